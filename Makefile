@@ -1,0 +1,42 @@
+# One virtual environment, made once; `make run` and `make test` are the whole interface.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PROMPT ?= The report says that Mira Okafor counted 42 herons at Lake Tuz. Who counted the herons?
+
+.PHONY: run test test-all lint docs native clean
+
+$(VENV)/.base: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.base
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test,lint]'
+	touch $@
+
+run: $(VENV)/.base
+	@$(BIN)/jamba run "$(PROMPT)"
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -m "not slow and not gpu and not peer"
+
+# Everything, peers included: builds llama-cpp-python (about five minutes) the first time.
+test-all: $(VENV)/.test
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[peers]'
+	$(BIN)/python -m pytest -m "not gpu"
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/python -m jambacli.docs --check
+
+docs: $(VENV)/.test
+	$(BIN)/python -m jambacli.docs
+
+# Rebuild the C++ libraries in place after editing them.
+native:
+	$(BIN)/python -m quant.native.build
+
+clean:
+	rm -rf build dist *.egg-info
+	find quant jambacli -name '*.so' -delete

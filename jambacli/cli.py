@@ -1,0 +1,68 @@
+"""The Typer app: one line a subcommand, and the one place where errors become exit codes; knows nothing of what they do."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from jambacli import __version__, ui
+from jambacli.commands import convert, show
+from jambacli.errors import JambaError
+
+app = typer.Typer(
+    name="jamba",
+    help="Run AI21's Jamba models locally: quantized, long-context, and never computing a prefix twice.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+app.command("show")(show.show)
+app.command("convert")(convert.convert)
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"jamba {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes on stderr.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Options before the subcommand."""
+    ui.set_quiet(quiet)
+
+
+def main() -> None:
+    """Run the app; a JambaError or OSError is one line on stderr, Ctrl-C is 130, a traceback only with --debug."""
+    debug = "--debug" in sys.argv
+    try:
+        app()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader (head, less) has gone: not an error. Keep the interpreter's last flush from complaining.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except (JambaError, OSError, MemoryError) as error:
+        if debug:
+            raise
+        text = " ".join(str(error).split()) or type(error).__name__
+        print(f"error: {text}", file=sys.stderr)
+        sys.exit(error.exit_code if isinstance(error, JambaError) else 1)
+    except Exception as error:
+        if debug:
+            raise
+        text = " ".join(str(error).split())
+        print(f"error: internal: {type(error).__name__}: {text}; run again with --debug and report it", file=sys.stderr)
+        sys.exit(1)

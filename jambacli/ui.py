@@ -1,0 +1,76 @@
+"""The console (always stderr), progress bars and tables; knows nothing of models. Text for pipes is print()ed by its owner."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_quiet = False
+
+
+def set_quiet(quiet: bool) -> None:
+    """Silence progress and notes for the rest of the process (``--quiet``); errors still show."""
+    global _quiet
+    _quiet = quiet
+
+
+@functools.cache
+def console() -> Console:
+    """The one rich console, on stderr."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def note(text: str) -> None:
+    """One line of information on stderr."""
+    if not _quiet:
+        print(text, file=sys.stderr, flush=True)
+
+
+def warn(text: str) -> None:
+    """One line of warning on stderr, also under ``--quiet``."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def progress(title: str, total: int | None, unit: str = "bytes") -> Iterator[Callable[[int], None]]:
+    """A bar with rate and time left; yields ``advance(n)``. Silent when stderr is no terminal or under ``--quiet``.
+
+    ``unit`` is "bytes" or the plural name of what is counted ("tokens").
+    """
+    if _quiet or not sys.stderr.isatty():
+        yield lambda n: None
+        return
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text(f"{speed:,.0f} {unit}/s" if speed else "")
+
+    middle: list[ProgressColumn] = (
+        [DownloadColumn(), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn(), Rate()]
+    )
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), *middle, TimeRemainingColumn(), console=console(), transient=True
+    ) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda n: bar.advance(task, n)

@@ -1,0 +1,54 @@
+"""The one parser and the one formatter of sizes, counts and durations; knows nothing of what they measure."""
+
+from __future__ import annotations
+
+import re
+
+from jambacli.errors import UsageError
+
+_SUFFIX = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+def parse_size(text: str, what: str = "size") -> int:
+    """A count as people write it: ``4096``, ``256k``, ``20G``, ``1.5GB``, ``8GiB``; suffixes are powers of 1024.
+
+    Raises UsageError on anything else, naming ``what``.
+    """
+    match = re.fullmatch(r"\s*(\d{1,18}(?:[_,]\d{3})*(?:\.\d{1,6})?)\s*([kmgt]?)(?:i?b)?\s*", text.lower())
+    if not match:
+        raise UsageError(f"{what} {text!r} is not a size; write it like 4096, 256k or 20G")
+    return int(float(match[1].replace("_", "").replace(",", "")) * _SUFFIX[match[2]])
+
+
+def format_bytes(n: float) -> str:
+    """Bytes in decimal units, three significant digits: ``31.2 GB``."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if abs(n) < 999.5 or unit == "TB":
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.3g} {unit}"
+        n /= 1000
+    raise AssertionError
+
+
+def format_count(n: float) -> str:
+    """A parameter count: ``51.6B``, ``930M``, ``65.5K``."""
+    for unit in ("", "K", "M", "B", "T"):
+        if abs(n) < 999.5 or unit == "T":
+            return f"{n:.3g}{unit}"
+        n /= 1000
+    raise AssertionError
+
+
+def format_seconds(s: float) -> str:
+    """A duration a person reads: ``0.8 s``, ``42 s``, ``3 min 20 s``, ``2 h 05 min``."""
+    if s < 10:
+        return f"{s:.1f} s"
+    if s < 90:
+        return f"{s:.0f} s"
+    if s < 5400:
+        return f"{int(s) // 60} min {int(s) % 60:02d} s"
+    return f"{int(s) // 3600} h {int(s) % 3600 // 60:02d} min"
+
+
+def format_context(n: int) -> str:
+    """A context length as commands take it: ``256k`` for 262144, plain digits where it is no multiple of 1024."""
+    return f"{n // 1024}k" if n >= 1024 and n % 1024 == 0 else str(n)

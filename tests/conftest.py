@@ -1,0 +1,26 @@
+"""Fixtures shared by every test: where the third-party data lies, and a home of its own for each test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with the real Jamba tokenizer and templates; skips where it is not beside the checkout."""
+    folder = REPO.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("../shared/data (the real Jamba tokenizer and templates) is not here")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No test reads or writes the user's own models and sessions."""
+    home = tmp_path / "jamba-home"
+    monkeypatch.setenv("JAMBA_HOME", str(home))
+    return home
