@@ -1,0 +1,218 @@
+"""The few operations a Jamba is made of, in plain torch: what they mean. Knows nothing of models, files or speed.
+
+Every other backend has these functions with these signatures and is tested against them. All arithmetic is float32
+(TF32 and reduced-precision matrix units are the caller's to switch off); every function runs on any device. States are
+updated in place, so that a sequence continues where the last call left it; feeding T tokens at once or one at a time is
+the same computation up to rounding.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import torch.nn.functional as F
+
+from quant.formats import QTensor
+
+# Rows of a quantized matrix are expanded to float32 this many bytes at a time: the vocabulary's matrix of a 3B model
+# would otherwise need 0.67 GB at once.
+_PANEL_BYTES = 32 << 20
+# The largest score matrix attention holds, in float32 values.
+_SCORE_VALUES = 8 << 20
+# Time steps whose discretized transition exp(dt * A) is held at once, in float32 values.
+_SCAN_VALUES = 4 << 20
+
+
+@functools.cache
+def _warn_foreign(name: str) -> None:
+    import warnings
+
+    warnings.warn(
+        f"{name} weights have no kernels here: they are expanded by the gguf package at every use, which is very slow",
+        stacklevel=4,
+    )
+
+
+def dequantize(w: QTensor) -> torch.Tensor:
+    """The values of a weight: float32 [*w.shape]. A float32 weight is a view, not a copy."""
+    if w.format.name == "f32":
+        return w.data.view(torch.float32).view(w.shape)
+    if w.format.name in ("f16", "bf16"):
+        dtype = torch.float16 if w.format.name == "f16" else torch.bfloat16
+        return w.data.view(dtype).view(w.shape).float()
+    if w.scale is not None:  # ExpertsInt8: one factor a row
+        return w.data.view(torch.int8).view(w.shape).float() * w.scale.view(*w.shape[:-1], 1)
+    if w.format.native:
+        from quant.decode import dequantize as decode
+
+        return decode(w.row_blocks(), w.format.name)
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize as decode_foreign
+
+    _warn_foreign(w.format.name)
+    kind = GGMLQuantizationType(w.format.ggml_type)
+    return torch.from_numpy(decode_foreign(w.row_blocks().cpu().numpy(), kind)).to(w.data.device)
+
+
+def select_rows(w: QTensor, start: int, stop: int) -> QTensor:
+    """Rows ``start:stop`` along the first dimension of a weight, as a view: a panel of a matrix, or some experts."""
+    per_row = w.data.numel() // w.shape[0]
+    return QTensor(
+        w.data[start * per_row : stop * per_row],
+        w.format,
+        (stop - start, *w.shape[1:]),
+        None if w.scale is None else w.scale.view(w.shape[0], -1)[start:stop].reshape(-1),
+    )
+
+
+def expert(w: QTensor, index: int) -> QTensor:
+    """The matrix [out, in] of one expert of a stacked weight [experts, out, in], as a view."""
+    one = select_rows(w, index, index + 1)
+    return QTensor(one.data, one.format, one.shape[1:], one.scale)
+
+
+def embed(ids: torch.Tensor, w: QTensor) -> torch.Tensor:
+    """Rows ``ids`` (int64 [T]) of the embedding w [vocab, hidden]: float32 [T, hidden]. Only those rows are decoded."""
+    rows = w.row_blocks()[ids]
+    scale = None if w.scale is None else w.scale[ids]
+    return dequantize(QTensor(rows.reshape(-1), w.format, (len(ids), w.shape[1]), scale))
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight along the last dimension; float32 in and out, any leading dimensions."""
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight
+
+
+def linear(x: torch.Tensor, w: QTensor) -> torch.Tensor:
+    """x @ w.T for x float32 [T, in] and w [out, in] in any format: float32 [T, out]."""
+    if w.format.name == "f32":
+        return x @ dequantize(w).T
+    n_out, n_in = w.shape
+    panel = max(1, _PANEL_BYTES // (n_in * 4))
+    out = x.new_empty(x.shape[0], n_out)
+    for start in range(0, n_out, panel):
+        stop = min(start + panel, n_out)
+        out[:, start:stop] = x @ dequantize(select_rows(w, start, stop)).T
+    return out
+
+
+def mlp(x: torch.Tensor, gate: QTensor, up: QTensor, down: QTensor) -> torch.Tensor:
+    """The gated feed-forward network down(silu(gate(x)) * up(x)): float32 [T, hidden] in and out."""
+    return linear(F.silu(linear(x, gate)) * linear(x, up), down)
+
+
+def experts(
+    x: torch.Tensor, router: torch.Tensor, gate: QTensor, up: QTensor, down: QTensor, top_k: int
+) -> torch.Tensor:
+    """The mixture of experts: each token's ``top_k`` most probable experts, summed with their probabilities.
+
+    x float32 [T, hidden]; router float32 [experts, hidden]; gate and up [experts, ffn, hidden], down [experts, hidden,
+    ffn]. The softmax runs over all experts and the chosen weights are NOT renormalised: that is how Jamba was trained.
+    """
+    probabilities = torch.softmax(x @ router.T, dim=-1)
+    weights, chosen = probabilities.topk(top_k, dim=-1)
+    out = torch.zeros_like(x)
+    for index in chosen.unique().tolist():
+        token, rank = torch.where(chosen == index)
+        y = mlp(x[token], expert(gate, index), expert(up, index), expert(down, index))
+        out.index_add_(0, token, y * weights[token, rank, None])
+    return out
+
+
+def causal_conv(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+    """silu(depthwise causal convolution + bias) over time.
+
+    x float32 [T, d_inner]; weight [d_inner, d_conv], the last tap for the current token; bias [d_inner]; state float32
+    [d_inner, d_conv - 1], the inputs just before x, oldest first: read, then replaced by those just before the next token.
+    Returns float32 [T, d_inner].
+    """
+    n_tokens, d_conv = x.shape[0], weight.shape[1]
+    history = torch.cat([state.T, x])  # [d_conv - 1 + T, d_inner]
+    y = bias.expand_as(x).clone()
+    for tap in range(d_conv):
+        y.addcmul_(history[tap : tap + n_tokens], weight[:, tap])
+    state.copy_(history[n_tokens:].T)
+    return F.silu(y)
+
+
+def selective_scan(
+    x: torch.Tensor,
+    dt: torch.Tensor,
+    dt_bias: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    D: torch.Tensor,
+    z: torch.Tensor,
+    state: torch.Tensor,
+) -> torch.Tensor:
+    """The state space recurrence of Mamba (Gu and Dao 2023, algorithm 2), with its gate.
+
+        dt = softplus(dt + dt_bias);  h = exp(dt * A) * h + dt * B * x;  y = (C . h + D * x) * silu(z)
+
+    x, dt, z float32 [T, d_inner]; dt_bias, D [d_inner]; A [d_inner, d_state], negative, as GGUF stores it; B, C
+    [T, d_state]; state float32 [d_inner, d_state], the h before the first token, left as the h after the last.
+    Returns float32 [T, d_inner].
+    """
+    n_tokens, d_inner = x.shape
+    dt = F.softplus(dt + dt_bias)
+    y = torch.empty_like(x)
+    steps = max(1, _SCAN_VALUES // (d_inner * A.shape[1]))
+    for start in range(0, n_tokens, steps):
+        part = slice(start, min(start + steps, n_tokens))
+        decay = torch.exp(dt[part, :, None] * A)
+        h = (dt[part] * x[part])[:, :, None] * B[part, None, :]  # what each token adds; becomes the states below
+        previous = state
+        for t in range(h.shape[0]):
+            previous = h[t].addcmul_(decay[t], previous)
+        state.copy_(previous)
+        y[part] = (h @ C[part, :, None])[:, :, 0]
+    return (y + D * x) * F.silu(z)
+
+
+def kv_values(cache: torch.Tensor, head_dim: int) -> torch.Tensor:
+    """Stored keys or values as float32 [..., head_dim]: the cache is f32, f16 or bf16 [..., head_dim], or uint8 of
+    q8_0 blocks [..., head_dim / 32 * 34]."""
+    if cache.dtype != torch.uint8:
+        return cache.float()
+    from quant.decode import dequantize as decode
+
+    return decode(cache.contiguous(), "q8_0")
+
+
+def kv_store(x: torch.Tensor, cache: torch.Tensor) -> None:
+    """Write float32 [T, n_kv_heads, head_dim] into a slice of the cache of the same T, in the cache's type."""
+    if cache.dtype != torch.uint8:
+        cache.copy_(x)
+        return
+    from quant.encode import quantize
+
+    cache.copy_(quantize(x.contiguous(), "q8_0"))
+
+
+def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, n_past: int) -> torch.Tensor:
+    """Causal grouped-query attention of T new tokens over the cache; no positional encoding, scale head_dim^-0.5.
+
+    q float32 [T, n_heads, head_dim]; k, v: the caches [n_past + T or more, n_kv_heads, row] as ``kv_values`` reads them, the
+    new tokens' own keys and values already stored at n_past..n_past+T-1. Query t sees keys 0..n_past+t. Query head h
+    reads kv head h // (n_heads / n_kv_heads). Returns float32 [T, n_heads * head_dim]; never holds a T x T matrix.
+    """
+    n_tokens, n_heads, head_dim = q.shape
+    n_kv_heads, total = k.shape[1], n_past + n_tokens
+    group = n_heads // n_kv_heads
+    out = torch.empty_like(q)
+    block = max(1, _SCORE_VALUES // (group * total))
+    key_position = torch.arange(total, device=q.device)
+    for head in range(n_kv_heads):
+        heads = slice(head * group, (head + 1) * group)
+        keys = kv_values(k[:total, head], head_dim)
+        values = kv_values(v[:total, head], head_dim)
+        for start in range(0, n_tokens, block):
+            part = slice(start, min(start + block, n_tokens))
+            seen = n_past + part.stop  # keys any query of this block sees
+            scores = (q[part, heads] * head_dim**-0.5) @ keys[:seen].T  # [block, group, seen]
+            query_position = torch.arange(n_past + start, seen, device=q.device)
+            scores.masked_fill_(key_position[None, None, :seen] > query_position[:, None, None], float("-inf"))
+            out[part, heads] = torch.softmax(scores, dim=-1) @ values[:seen]
+    return out.reshape(n_tokens, n_heads * head_dim)
