@@ -1,7 +1,7 @@
-"""Random Jamba checkpoints as transformers writes them, with a tokenizer beside; knows nothing of GGUF or of this program.
+"""Random Jamba checkpoints as transformers writes them, with a tokenizer; knows nothing of GGUF or of this program.
 
-``make_checkpoint`` writes a directory that ``from_pretrained`` loads; ``SHAPES`` names the layouts every test of loading,
-conversion and logits should pass: with and without experts, tied, any period and offset.
+``make_checkpoint`` writes a directory that ``from_pretrained`` loads; ``SHAPES`` names the layouts every test of
+loading, conversion and logits should pass: with and without experts, tied, any period and offset.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     "moe4": {},
     "dense": {"num_experts": 1, "num_experts_per_tok": 2},  # as the 3B's config says: top-2 of one
     "tied": {"num_experts": 1, "tie_word_embeddings": True},
-    "attention14_7": {"num_hidden_layers": 15, "attn_layer_period": 14, "attn_layer_offset": 7, "num_key_value_heads": 1},
+    "attention14_7": {"num_hidden_layers": 15, "attn_layer_period": 14, "attn_layer_offset": 7,
+                      "num_key_value_heads": 1},
     "attention4_1": {"num_hidden_layers": 6, "attn_layer_period": 4, "attn_layer_offset": 1},
     "attention_first": {"num_hidden_layers": 5, "attn_layer_period": 3, "attn_layer_offset": 0},
     "expert_every_layer": {
@@ -68,7 +69,10 @@ CHAT_TEMPLATE = (
 
 @functools.cache
 def tiny_tokenizer_model(vocab_size: int = 512, **options: Any) -> bytes:
-    """A SentencePiece BPE model with byte fallback, laid out as Jamba's: pad 0, bos 1, eos 2, unk 3, markers user-defined."""
+    """A SentencePiece BPE model with byte fallback, laid out as Jamba's: pad 0, bos 1, eos 2, unk 3, user-defined markers.
+
+    ``options`` (hashable) go to SentencePiece's trainer.
+    """
     import sentencepiece
 
     words = [
@@ -117,7 +121,7 @@ def tiny_tokenizer_model(vocab_size: int = 512, **options: Any) -> bytes:
 
 
 def write_tokenizer(folder: Path, model: Path | bytes | None = None) -> None:
-    """Put tokenizer.model and the JSON files around it into ``folder``; ``model`` is a file, its bytes, or a tiny one."""
+    """Put tokenizer.model (a file, its bytes, or a tiny one) and tokenizer_config.json into ``folder``."""
     if isinstance(model, Path):
         shutil.copyfile(model, folder / "tokenizer.model")
     else:
@@ -169,7 +173,7 @@ def make_checkpoint(
     max_shard_size: str = "50GB",
     **config: Any,
 ) -> Path:
-    """Write a random checkpoint of ``SHAPES[shape]`` (plus config overrides) in ``dtype`` with its tokenizer; returns ``folder``.
+    """Write a random checkpoint of ``SHAPES[shape]`` (config overrides in ``config``) with its tokenizer into ``folder``.
 
     ``tokenizer`` is the path or the bytes of a tokenizer.model (its size must not exceed ``vocab_size``); by default a
     tiny one of 512 pieces. ``max_shard_size="200KB"`` gives several files and an index.
