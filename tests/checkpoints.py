@@ -69,7 +69,7 @@ CHAT_TEMPLATE = (
 
 @functools.cache
 def tiny_tokenizer_model(vocab_size: int = 512, **options: Any) -> bytes:
-    """A SentencePiece BPE model with byte fallback, laid out as Jamba's: pad 0, bos 1, eos 2, unk 3, user-defined markers.
+    """A SentencePiece BPE model with byte fallback, laid out as Jamba's: pad 0, bos 1, eos 2, unk 3, then markers.
 
     ``options`` (hashable) go to SentencePiece's trainer.
     """
@@ -173,7 +173,7 @@ def make_checkpoint(
     max_shard_size: str = "50GB",
     **config: Any,
 ) -> Path:
-    """Write a random checkpoint of ``SHAPES[shape]`` (config overrides in ``config``) with its tokenizer into ``folder``.
+    """Write a random checkpoint of ``SHAPES[shape]`` (overrides in ``config``) with its tokenizer into ``folder``.
 
     ``tokenizer`` is the path or the bytes of a tokenizer.model (its size must not exceed ``vocab_size``); by default a
     tiny one of 512 pieces. ``max_shard_size="200KB"`` gives several files and an index.
