@@ -1,0 +1,41 @@
+"""The feed-forward half of a layer: one gated network or a few of many experts; knows nothing of files or speed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from jambacli.kernels import Ops
+from quant.formats import QTensor
+
+
+@dataclass(frozen=True)
+class MLP:
+    """down(silu(gate(x)) * up(x)). Shapes: gate and up [ffn, hidden], down [hidden, ffn]."""
+
+    gate: QTensor
+    up: QTensor
+    down: QTensor
+
+    def forward(self, x: torch.Tensor, ops: Ops) -> torch.Tensor:
+        """x float32 [T, hidden], already normed, to float32 [T, hidden]."""
+        return ops.mlp(x, self.gate, self.up, self.down)
+
+
+@dataclass(frozen=True)
+class MoE:
+    """The ``top_k`` experts a token's router finds most probable, weighted by those probabilities as they are.
+
+    Shapes: router float32 [experts, hidden]; gate and up [experts, ffn, hidden], down [experts, hidden, ffn].
+    """
+
+    router: torch.Tensor
+    gate: QTensor
+    up: QTensor
+    down: QTensor
+    top_k: int
+
+    def forward(self, x: torch.Tensor, ops: Ops) -> torch.Tensor:
+        """x float32 [T, hidden], already normed, to float32 [T, hidden]."""
+        return ops.experts(x, self.router, self.gate, self.up, self.down, self.top_k)

@@ -1,0 +1,244 @@
+"""What a sequence leaves behind: attention keys and values, and the Mamba layers' tensors. Knows nothing of weights or tokens.
+
+The two parts behave differently. Keys and values are append-only, so going back to an earlier position is free. A Mamba
+layer keeps only its latest convolution window and recurrent state, a fixed few megabytes that cannot be cut back; a
+``Checkpoint`` is a copy of that part at one position, and ``SequenceState.restore`` goes back to it. The layout is the
+same whichever backend computes, so a state made by one continues on another:
+
+    conv  float32 [n_mamba_layers, d_inner, d_conv - 1]     the last inputs of the convolution, oldest first
+    ssm   float32 [n_mamba_layers, d_inner, d_state]        the recurrent state h
+    k, v  per attention layer [tokens, n_kv_heads, row]     row: head_dim values, or head_dim / 32 * 34 bytes of q8_0
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from jambacli.errors import JambaError, UnsupportedError, UsageError
+from jambacli.model.config import JambaConfig
+
+KV_DTYPES: dict[str, torch.dtype] = {
+    "f32": torch.float32,
+    "f16": torch.float16,
+    "bf16": torch.bfloat16,
+    "q8_0": torch.uint8,
+}
+
+# The first allocation of a cache, in tokens; it doubles from there.
+_FIRST_TOKENS = 256
+
+
+class ContextFullError(JambaError):
+    """The tokens do not fit into the context the state was made for."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A copy of the Mamba part at ``position`` (tokens seen): enough to go back there, the KV being append-only.
+
+    ``conv`` and ``ssm`` are laid out as in ``SequenceState``. ``written`` says which state, and how much of its past, the
+    checkpoint belongs to.
+    """
+
+    position: int
+    conv: torch.Tensor
+    ssm: torch.Tensor
+    written: tuple[int, int] = field(repr=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes this checkpoint holds."""
+        return self.conv.nbytes + self.ssm.nbytes
+
+
+@dataclass(frozen=True)
+class MambaState:
+    """One Mamba layer's share, views into the state's stacked tensors: conv [d_inner, d_conv - 1], ssm [d_inner, d_state]."""
+
+    conv: torch.Tensor
+    ssm: torch.Tensor
+
+
+class KVCache:
+    """The keys and values of one attention layer: ``k`` and ``v`` [capacity, n_kv_heads, row], grown by doubling."""
+
+    def __init__(self, n_kv_heads: int, row: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.k = torch.empty(0, n_kv_heads, row, dtype=dtype, device=device)
+        self.v = torch.empty_like(self.k)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated (pages never written do not count as resident memory)."""
+        return self.k.nbytes + self.v.nbytes
+
+    def reserve(self, tokens: int, used: int, limit: int) -> None:
+        """Make room for ``tokens``, keeping the first ``used``; never more room than ``limit``."""
+        if tokens <= self.k.shape[0]:
+            return
+        capacity = min(max(tokens, 2 * self.k.shape[0], _FIRST_TOKENS), limit)
+        for name in ("k", "v"):
+            old = getattr(self, name)
+            new = old.new_empty(capacity, *old.shape[1:])
+            new[:used] = old[:used]
+            setattr(self, name, new)
+
+
+class SequenceState:
+    """The state of one sequence at ``position`` tokens, for a context of at most ``ctx``.
+
+    ``layers[i]`` is layer i's part: a MambaState or a KVCache. ``JambaModel.forward`` writes it in place. The first
+    ``kv_tokens`` keys and values are those of the tokens last written there: after ``restore`` they may reach beyond
+    ``position``, until the next tokens overwrite them.
+    """
+
+    _made = 0
+
+    def __init__(self, config: JambaConfig, ctx: int, kv_type: str = "f16", device: torch.device | str = "cpu") -> None:
+        if kv_type not in KV_DTYPES:
+            raise UsageError(f"KV type {kv_type!r} is not one of {', '.join(KV_DTYPES)}")
+        if ctx < 1:
+            raise UsageError(f"a context of {ctx} tokens is none; give at least 1")
+        row = config.head_dim
+        if kv_type == "q8_0" and any(config.layer_is_attention):
+            if row % 32:
+                raise UnsupportedError(
+                    f"KV type q8_0 needs heads of a multiple of 32 values; these have {row}: use f16"
+                )
+            row = row // 32 * 34
+        self.ctx = ctx
+        self.kv_type = kv_type
+        self.device = torch.device(device)
+        self.position = 0
+        self.kv_tokens = 0
+        #: Set while a forward pass is under way; still set afterwards when the pass was interrupted.
+        self.torn = False
+        self.conv = torch.zeros(config.n_mamba_layers, config.d_inner, config.d_conv - 1, device=self.device)
+        self.ssm = torch.zeros(config.n_mamba_layers, config.d_inner, config.d_state, device=self.device)
+        mamba = (MambaState(conv, ssm) for conv, ssm in zip(self.conv, self.ssm, strict=True))
+        self.layers: list[MambaState | KVCache] = [
+            KVCache(config.n_kv_heads, row, KV_DTYPES[kv_type], self.device) if is_attention else next(mamba)
+            for is_attention in config.layer_is_attention
+        ]
+        SequenceState._made += 1
+        self._id = SequenceState._made
+        # Every overwriting of old keys: (its number, first position overwritten), positions rising. See ``restorable``.
+        self._overwritten: list[tuple[int, int]] = []
+        self._n_overwritten = 0
+
+    @property
+    def caches(self) -> list[KVCache]:
+        """The attention layers' caches, in layer order."""
+        return [part for part in self.layers if isinstance(part, KVCache)]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated: the Mamba part and the caches with their spare room."""
+        return self.conv.nbytes + self.ssm.nbytes + sum(cache.nbytes for cache in self.caches)
+
+    def begin(self, tokens: int) -> None:
+        """Prepare for ``tokens`` more: room in the caches, and the state marked torn until ``commit``.
+
+        Raises ContextFullError when they do not fit, JambaError when an earlier pass was interrupted half-way.
+        """
+        if self.torn:
+            raise JambaError("the state was left half-way by an interrupted pass; restore a checkpoint first")
+        end = self.position + tokens
+        if end > self.ctx:
+            raise ContextFullError(
+                f"the context is full: {self.position} tokens are in it, {tokens} more do not fit into {self.ctx}; "
+                "use a larger --ctx"
+            )
+        self._reserve(end)
+        self.torn = True
+        self._overwrite(self.position)
+
+    def commit(self, tokens: int) -> None:
+        """The ``tokens`` announced by ``begin`` are in every layer's part."""
+        self.position += tokens
+        self.kv_tokens = self.position
+        self.torn = False
+
+    def snapshot(self) -> Checkpoint:
+        """A checkpoint of the present position."""
+        if self.torn:
+            raise JambaError("the state was left half-way by an interrupted pass; restore a checkpoint first")
+        return self.checkpoint(self.position, self.conv.clone(), self.ssm.clone())
+
+    def checkpoint(self, position: int, conv: torch.Tensor, ssm: torch.Tensor) -> Checkpoint:
+        """A checkpoint from tensors stored earlier (on disk, say), for the keys and values this state holds now."""
+        if conv.shape != self.conv.shape or ssm.shape != self.ssm.shape:
+            raise JambaError("this checkpoint was made by a model of another shape")
+        return Checkpoint(position, conv, ssm, (self._id, self._n_overwritten))
+
+    def restorable(self, checkpoint: Checkpoint) -> bool:
+        """Whether the keys and values below the checkpoint's position are still the ones it was taken with."""
+        owner, number = checkpoint.written
+        lost = any(n > number and first < checkpoint.position for n, first in self._overwritten)
+        return owner == self._id and checkpoint.position <= self.kv_tokens and not lost
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go back (or forward again) to the checkpoint's position, exactly as the state was when it was taken.
+
+        Raises JambaError when keys and values before that position have been overwritten by other tokens since.
+        """
+        if not self.restorable(checkpoint):
+            raise JambaError(
+                f"the checkpoint at token {checkpoint.position} no longer belongs to this state: "
+                "the tokens before it have been replaced since it was taken"
+            )
+        self.conv.copy_(checkpoint.conv)
+        self.ssm.copy_(checkpoint.ssm)
+        self.position = checkpoint.position
+        self.torn = False
+
+    def reset(self) -> None:
+        """Back to an empty sequence; allocated room is kept."""
+        self.conv.zero_()
+        self.ssm.zero_()
+        self.position = 0
+        self.torn = False
+
+    def kv(self, start: int, stop: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Keys and values of tokens ``start:stop``, one pair a layer, as views [stop - start, n_kv_heads, row]."""
+        if not 0 <= start <= stop <= self.kv_tokens:
+            raise JambaError(f"keys and values {start}:{stop} are not in the state, which holds {self.kv_tokens}")
+        for cache in self.caches:
+            yield cache.k[start:stop], cache.v[start:stop]
+
+    def load_kv(self, start: int, stop: int, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Write stored keys and values of tokens ``start:stop`` (as ``kv`` gave them); what followed is forgotten.
+
+        The Mamba part does not follow: restore a ``checkpoint`` made afterwards.
+        """
+        caches = self.caches
+        if len(pairs) != len(caches):
+            raise JambaError(f"{len(pairs)} layers of keys and values for a model with {len(caches)} attention layers")
+        if not 0 <= start <= min(stop, self.kv_tokens):
+            raise JambaError(f"keys and values {start}:{stop} leave a gap: the state holds {self.kv_tokens} tokens")
+        if stop > self.ctx:
+            raise ContextFullError(f"{stop} stored tokens do not fit into a context of {self.ctx}")
+        for cache, pair in zip(caches, pairs, strict=True):
+            if any(x.shape != (stop - start, *cache.k.shape[1:]) or x.dtype != cache.k.dtype for x in pair):
+                raise JambaError("these keys and values were made by another model or with another KV type")
+        self._reserve(stop)
+        self._overwrite(start)
+        for cache, (k, v) in zip(caches, pairs, strict=True):
+            cache.k[start:stop] = k
+            cache.v[start:stop] = v
+        self.kv_tokens = stop
+
+    def _reserve(self, tokens: int) -> None:
+        for cache in self.caches:
+            cache.reserve(tokens, self.kv_tokens, self.ctx)
+
+    def _overwrite(self, first: int) -> None:
+        """Tokens from ``first`` on are about to be replaced, if there are any: checkpoints beyond it are void."""
+        if first >= self.kv_tokens:
+            return
+        self.kv_tokens = first
+        self._n_overwritten += 1
+        self._overwritten = [(n, at) for n, at in self._overwritten if at < first]
+        self._overwritten.append((self._n_overwritten, first))
