@@ -196,7 +196,7 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, n_past: int) ->
 
     q float32 [T, n_heads, head_dim]; k, v: the caches [n_past + T or more, n_kv_heads, row] as ``kv_values`` reads
     them, the new tokens' own keys and values already stored at n_past..n_past+T-1. Query t sees keys 0..n_past+t; query
-    head h reads kv head h // (n_heads / n_kv_heads). Returns float32 [T, n_heads * head_dim]; never holds a T x T matrix.
+    head h reads kv head h // (n_heads / n_kv_heads). Returns float32 [T, n_heads * head_dim]; holds no T x T matrix.
     """
     n_tokens, n_heads, head_dim = q.shape
     n_kv_heads, total = k.shape[1], n_past + n_tokens

@@ -76,8 +76,8 @@ class JambaModel:
         """Append the tokens ``ids`` (int64 [T], T >= 1) to the sequence and return what may follow.
 
         Returns logits float32 [1, vocab] for "last", [T, vocab] for "all", None for "none". Any split of a sequence
-        into calls computes the same up to rounding, and the same split the same to the bit. Scratch memory grows with T,
-        so feed long prompts in pieces. Raises JambaError for ids outside the vocabulary, ContextFullError when they do
+        into calls computes the same up to rounding, and the same split the same to the bit. Scratch memory grows
+        with T: feed long prompts in pieces. Raises JambaError for ids outside the vocabulary, ContextFullError when they do
         not fit (nothing has happened then). A pass interrupted half-way leaves ``state.torn`` set.
         """
         n_tokens = len(ids)

@@ -25,7 +25,7 @@ GetTensor = Callable[[str], QTensor]
 
 
 def load_gguf(path: str | Path, *, ops: Ops | None = None) -> JambaModel:
-    """The model in a GGUF file (any part of a split one), its weights mapped, not read; ``ops``: ``choose_ops`` if None.
+    """The model in a GGUF file (any part of a split one), its weights mapped, not read. ``ops``: default ``choose_ops``.
 
     Raises JambaError for a file that cannot be opened, BadFileError for a damaged one or one with a missing or
     misshapen tensor (naming it), UnsupportedError for another architecture.

@@ -1,4 +1,4 @@
-"""What a sequence leaves behind: attention keys and values, and the Mamba layers' tensors. Knows nothing of weights or tokens.
+"""What a sequence leaves behind: attention keys and values, Mamba tensors. Knows nothing of weights, tokens or disks.
 
 The two parts behave differently. Keys and values are append-only, so going back to an earlier position is free. A Mamba
 layer keeps only its latest convolution window and recurrent state, a fixed few megabytes that cannot be cut back; a
@@ -39,8 +39,8 @@ class ContextFullError(JambaError):
 class Checkpoint:
     """A copy of the Mamba part at ``position`` (tokens seen): enough to go back there, the KV being append-only.
 
-    ``conv`` and ``ssm`` are laid out as in ``SequenceState``. ``written`` says which state, and how much of its past, the
-    checkpoint belongs to.
+    ``conv`` and ``ssm`` are laid out as in ``SequenceState``. ``written`` says which state, and how much of its past,
+    the checkpoint belongs to.
     """
 
     position: int
@@ -56,7 +56,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class MambaState:
-    """One Mamba layer's share, views into the state's stacked tensors: conv [d_inner, d_conv - 1], ssm [d_inner, d_state]."""
+    """One Mamba layer's share, views of the state's tensors: conv [d_inner, d_conv - 1], ssm [d_inner, d_state]."""
 
     conv: torch.Tensor
     ssm: torch.Tensor
