@@ -1,0 +1,225 @@
+"""Chat messages -> token ids through the model's own Jinja template, in a sandbox; knows nothing of models or sessions.
+
+A template is code from a file, so it runs in jinja2's immutable sandbox with bounded size. Markup inside a user's text
+must stay text: before rendering, every marker found in content is broken with a sentinel character, and the sentinel is
+taken out again when the pieces between the template's own markers are encoded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, NoReturn
+
+from jambacli.errors import BadFileError, JambaError, UsageError
+from jambacli.text.tokenizer import Tokenizer
+
+MAX_TEMPLATE = 1 << 20
+MAX_STEPS = 1_000_000
+# Unicode noncharacters: never part of real text, and never part of a vocabulary piece.
+_SENTINELS = [chr(c) for c in range(0xFDD0, 0xFDF0)]
+# Markup an assistant turn carries by right: templates look for it in the content of earlier turns.
+_ASSISTANT_OWN = {
+    *("<think>", "</think>", "<tool_call>", "</tool_call>"),
+    *("<tool_calls>", "</tool_calls>", "<citations>", "</citations>"),
+}
+
+Message = Mapping[str, Any]
+
+
+class ChatTemplate:
+    """A model's chat template, compiled once."""
+
+    def __init__(self, source: str, tokenizer: Tokenizer, path: object = "model") -> None:
+        """Compile ``source``. Raises BadFileError naming ``path`` when it is no valid template or absurdly large."""
+        import jinja2
+        import jinja2.sandbox
+        from jinja2.ext import Extension, loopcontrols
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        class Generation(Extension):
+            """``{% generation %}`` marks assistant text for training; here it only has to parse."""
+
+            tags = {"generation"}  # noqa: RUF012 - jinja2 declares it a plain set
+
+            def parse(self, parser: Any) -> Any:
+                line = next(parser.stream).lineno
+                body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+                return jinja2.nodes.Scope(body, lineno=line)
+
+        if len(source) > MAX_TEMPLATE:
+            raise BadFileError(
+                path, f"its chat template is {len(source):,} characters long; the limit is {MAX_TEMPLATE:,}"
+            )
+
+        class Sandbox(ImmutableSandboxedEnvironment):
+            """jinja2's own sandbox, with products bounded too: ``'x' * 10**10`` is no way to fill memory."""
+
+            intercepted_binops = frozenset(["*", "**"])
+
+            def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+                if not all(isinstance(v, int | float) and abs(v) < 1e6 for v in (left, right)):
+                    raise jinja2.sandbox.SecurityError(f"{operator} on other than small numbers")
+                return super().call_binop(context, operator, left, right)
+
+        environment = Sandbox(
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation], autoescape=False
+        )
+        environment.filters["tojson"] = _tojson
+        environment.globals["raise_exception"] = _raise
+        environment.globals["range"] = self._range
+        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        try:
+            self._template = environment.from_string(source)
+        except jinja2.TemplateError as error:
+            raise BadFileError(path, f"its chat template does not parse: {error}") from error
+        self.source = source
+        self._tokenizer = tokenizer
+        self._path = path
+        self._steps = 0
+
+    def _range(self, *bounds: int) -> range:
+        """``range`` with a budget for the whole rendering, so that nested loops end too."""
+        numbers = range(*bounds)
+        self._steps += len(numbers)
+        if self._steps > MAX_STEPS:
+            raise OverflowError(f"its loops count past {MAX_STEPS:,}")
+        return numbers
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        **variables: Any,
+    ) -> str:
+        """The text of a conversation, as transformers' apply_chat_template renders it (``tokenize=False``)."""
+        return self._render(messages, documents, tools, add_generation_prompt, variables)
+
+    def encode(
+        self,
+        messages: Sequence[Message],
+        *,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        **variables: Any,
+    ) -> list[int]:
+        """Token ids of a conversation: the template's own markers are single tokens, those inside content stay text.
+
+        bos comes first exactly once where the tokenizer asks for it, whether or not the template writes it.
+        """
+        sentinel = self._free_sentinel((messages, documents, tools, variables))
+        text = self._render(
+            [self._protect_message(m, sentinel) for m in messages],
+            self._protect(documents, sentinel),
+            self._protect(tools, sentinel),
+            add_generation_prompt,
+            {k: self._protect(v, sentinel) for k, v in variables.items()},
+        )
+        return self.encode_text(text, sentinel)
+
+    def encode_text(self, text: str, sentinel: str) -> list[int]:
+        """Token ids of rendered text in which ``sentinel`` breaks the markers that are content."""
+        ids: list[int] = []
+        tokenizer = self._tokenizer
+        pattern = tokenizer.marker_pattern("all")
+        start = 0
+        for match in pattern.finditer(text) if pattern else ():
+            token = tokenizer.marker_id(match[0])
+            if token is None:
+                continue
+            ids += tokenizer.encode(text[start : match.start()].replace(sentinel, ""))
+            ids.append(token)
+            start = match.end()
+        ids += tokenizer.encode(text[start:].replace(sentinel, ""))
+        if tokenizer.add_bos and tokenizer.bos_id is not None and ids[:1] != [tokenizer.bos_id]:
+            ids.insert(0, tokenizer.bos_id)
+        return ids
+
+    def _render(
+        self,
+        messages: Sequence[Message],
+        documents: Sequence[Mapping[str, Any]] | None,
+        tools: Sequence[Mapping[str, Any]] | None,
+        add_generation_prompt: bool,
+        variables: Mapping[str, Any],
+    ) -> str:
+        import jinja2
+
+        tokenizer = self._tokenizer
+        eos = next(iter(sorted(tokenizer.stop_ids)), None)
+        names = {
+            "bos_token": tokenizer.pieces[tokenizer.bos_id] if tokenizer.bos_id is not None else None,
+            "eos_token": tokenizer.pieces[eos] if eos is not None else None,
+        }
+        self._steps = 0
+        # None where nothing is given, as transformers passes it: templates test "is not none".
+        try:
+            return self._template.render(
+                messages=list(messages),
+                documents=list(documents) if documents is not None else None,
+                tools=list(tools) if tools is not None else None,
+                add_generation_prompt=add_generation_prompt,
+                **{**names, **variables},
+            )
+        except TemplateRefusal as error:
+            raise UsageError(f"the model's chat template refuses this conversation: {error}") from error
+        except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError, RecursionError) as error:
+            raise BadFileError(self._path, f"its chat template fails on this conversation: {error}") from error
+
+    def _protect_message(self, message: Message, sentinel: str) -> dict[str, Any]:
+        if message.get("role") != "assistant":
+            return {k: v if k == "role" else self._protect(v, sentinel) for k, v in message.items()}
+        return {k: v if k == "role" else self._protect(v, sentinel, _ASSISTANT_OWN) for k, v in message.items()}
+
+    def _protect(self, value: Any, sentinel: str, own: frozenset[str] | set[str] = frozenset()) -> Any:
+        if isinstance(value, str):
+            pattern = self._tokenizer.marker_pattern("all")
+            if pattern is None:
+                return value
+            known = self._tokenizer.marker_id
+
+            def broken(text: str) -> str:
+                return text if text in own or known(text) is None else text[0] + sentinel + text[1:]
+
+            return pattern.sub(lambda match: broken(match[0]), value)
+        if isinstance(value, Mapping):
+            return {self._protect(k, sentinel, own): self._protect(v, sentinel, own) for k, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._protect(v, sentinel, own) for v in value]
+        return value
+
+    @staticmethod
+    def _free_sentinel(value: Any) -> str:
+        used = json.dumps(value, ensure_ascii=False, default=str)
+        for sentinel in _SENTINELS:
+            if sentinel not in used:
+                return sentinel
+        raise UsageError("the text uses all of Unicode's noncharacters U+FDD0 to U+FDEF; remove one of them")
+
+
+class TemplateRefusal(JambaError):
+    """The template called raise_exception."""
+
+
+def _raise(message: str) -> NoReturn:
+    raise TemplateRefusal(str(message))
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON as transformers' templates expect it: no HTML escaping, non-ASCII kept."""
+    text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    if ensure_ascii:  # keep sentinels themselves, so that they can be taken out again
+        for sentinel in _SENTINELS:
+            text = text.replace(f"\\u{ord(sentinel):04x}", sentinel)
+    return text

@@ -1,0 +1,240 @@
+"""Text <-> token ids from a GGUF's own vocabulary; knows nothing of models, chat roles or where the metadata came from.
+
+Two vocabularies exist: SentencePiece BPE with byte fallback (``tokenizer.ggml.model`` "llama") and byte-level BPE
+("gpt2"). Both run on the tokenizers library. Pieces that look like markup (``<|eom|>``, ``<documents>``) are
+**markers**; they become single tokens only where the caller says so, so that a document that contains one stays text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from jambacli.errors import BadFileError, UnsupportedError
+from jambacli.text.merges import cached_merges
+from jambacli.text.streaming import StreamDecoder
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+Markers = Literal["none", "user", "all"]
+
+# Pre-tokenizer regexes by tokenizer.ggml.pre, as the models' own tokenizer.json files state them.
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_PRE = {
+    "default": _GPT2,
+    "gpt-2": _GPT2,
+    "llama-bpe": _LLAMA3,
+    "llama3": _LLAMA3,
+    "qwen2": _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}"),
+}
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's printable stand-ins for the 256 bytes (character -> byte)."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [b for b in range(256) if b not in plain]
+    return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(rest)}
+
+
+class Tokenizer:
+    """A model's tokenizer.
+
+    Attributes: ``pieces`` (list of str), ``types`` (list of int, GGUF token types), ``bos_id``, ``pad_id`` (int or None),
+    ``stop_ids`` (frozenset: the file's eos, eot and eom), ``add_bos``, ``template`` (str or None).
+    """
+
+    def __init__(self, metadata: Mapping[str, Any], source: object = "model", cache: Path | None = None) -> None:
+        """Build from GGUF metadata; BadFileError on an inconsistent vocabulary, UnsupportedError on another kind."""
+        self._source = source
+        self.kind = str(metadata.get("tokenizer.ggml.model", ""))
+        if self.kind not in ("llama", "gpt2"):
+            raise UnsupportedError(
+                f"{source}: tokenizer.ggml.model {self.kind!r} is not supported (llama and gpt2 are)"
+            )
+        pieces = metadata.get("tokenizer.ggml.tokens")
+        if not isinstance(pieces, list) or not pieces:
+            raise BadFileError(source, "tokenizer.ggml.tokens is missing or empty")
+        self.pieces: list[str] = pieces
+        n = len(pieces)
+        types = metadata.get("tokenizer.ggml.token_type")
+        self.types: list[int] = [NORMAL] * n if types is None else [int(t) for t in types]
+        scores = metadata.get("tokenizer.ggml.scores")
+        self._scores: list[float] = [0.0] * n if scores is None else [float(s) for s in scores]
+        if len(self.types) != n or len(self._scores) != n:
+            raise BadFileError(source, f"tokenizer.ggml token_type and scores must have {n} entries, as tokens has")
+        self._merges = metadata.get("tokenizer.ggml.merges")
+        self._pre = str(metadata.get("tokenizer.ggml.pre", "default"))
+        self._cache = cache
+        self.vocab_size = n
+        self.bos_id = self._special(metadata, "bos")
+        self.pad_id = self._special(metadata, "padding")
+        stops = (self._special(metadata, k) for k in ("eos", "eot", "eom"))
+        self.stop_ids = frozenset(i for i in stops if i is not None)
+        self.add_bos = bool(metadata.get("tokenizer.ggml.add_bos_token", self.kind == "llama"))
+        self.add_space_prefix = bool(metadata.get("tokenizer.ggml.add_space_prefix", False))
+        template = metadata.get("tokenizer.chat_template")
+        self.template = template if isinstance(template, str) and template.strip() else None
+        self._is_marker = [
+            t == CONTROL or (t == USER_DEFINED and len(p) > 2 and not p.isspace() and p.strip("▁ ") != "")
+            for p, t in zip(pieces, self.types, strict=True)
+        ]
+        self._marker_ids = {p: i for i, p in enumerate(pieces) if self._is_marker[i] and p}
+        self._bytes: list[bytes] | None = None
+        self._bpe: Any = None
+        self._patterns: dict[str, re.Pattern[str] | None] = {}
+
+    def _special(self, metadata: Mapping[str, Any], name: str) -> int | None:
+        value = metadata.get(f"tokenizer.ggml.{name}_token_id")
+        if value is None or int(value) == 0xFFFFFFFF:
+            return None
+        if not 0 <= int(value) < len(self.pieces):
+            raise BadFileError(self._source, f"tokenizer.ggml.{name}_token_id {value} is outside the vocabulary")
+        return int(value)
+
+    def marker_id(self, text: str) -> int | None:
+        """The id of a marker such as ``<|assistant|>`` or None where the vocabulary has no such single token."""
+        return self._marker_ids.get(text)
+
+    def is_marker(self, token: int) -> bool:
+        """Whether a token is markup (control or marker-like user-defined) rather than text."""
+        return self._is_marker[token]
+
+    def encode(self, text: str, markers: Markers = "none") -> list[int]:
+        """Token ids of ``text``, without bos.
+
+        ``markers`` says which markup in the text becomes single tokens: "none" (content: all of it stays text), "user"
+        (user-defined pieces only, as sentencepiece parses them) or "all" (rendered chat templates).
+        """
+        if not text:
+            return []
+        if self.add_space_prefix and self.kind == "llama":
+            text = " " + text
+        pattern = self.marker_pattern(markers)
+        if pattern is None:
+            return self._encode_plain(text)
+        ids: list[int] = []
+        start = 0
+        for match in pattern.finditer(text):
+            token = self._marker_ids.get(match[0])
+            if token is None or (markers == "user" and self.types[token] != USER_DEFINED):
+                continue
+            ids += self._encode_plain(text[start : match.start()])
+            ids.append(token)
+            start = match.end()
+        return ids + self._encode_plain(text[start:])
+
+    def decode(self, ids: Iterable[int], markers: bool = False) -> str:
+        """Text of ``ids``; markers are left out unless asked for; invalid UTF-8 becomes U+FFFD."""
+        stream = self.stream(markers)
+        return "".join(stream.push(i) for i in ids) + stream.flush()
+
+    def stream(self, markers: bool = False) -> StreamDecoder:
+        """A decoder to push tokens through one at a time; never emits half a character."""
+        return StreamDecoder(self.token_bytes, markers)
+
+    def token_bytes(self, token: int, markers: bool = False) -> bytes:
+        """The bytes a token stands for; b"" for markup unless ``markers``; raises IndexError outside the vocabulary."""
+        if self._bytes is None:
+            self._bytes = self._byte_table()
+        if token < 0:
+            raise IndexError(f"token {token} is negative")
+        if self._is_marker[token] and not markers:
+            return b""
+        return self._bytes[token]
+
+    def _byte_table(self) -> list[bytes]:
+        alphabet = _byte_alphabet()
+        table: list[bytes] = []
+        for piece, kind in zip(self.pieces, self.types, strict=True):
+            if kind == BYTE:
+                try:
+                    table.append(bytes([int(piece[3:5], 16)]))
+                except ValueError:
+                    raise BadFileError(self._source, f"byte token {piece!r} is not of the form <0xNN>") from None
+            elif self.kind == "gpt2" and kind == NORMAL and all(c in alphabet for c in piece):
+                table.append(bytes(alphabet[c] for c in piece))
+            else:
+                text = piece.replace("▁", " ") if self.kind == "llama" else piece
+                table.append(text.encode("utf-8", "surrogateescape"))
+        return table
+
+    def marker_pattern(self, markers: Markers) -> re.Pattern[str] | None:
+        """A regex whose matches may be markers (look them up with ``marker_id``); None where there are none to find."""
+        if markers == "none":
+            return None
+        if markers not in self._patterns:
+            wanted = [p for p, i in self._marker_ids.items() if markers == "all" or self.types[i] == USER_DEFINED]
+            # Angle-bracket markers are found by shape and looked up; a thousand alternatives would make '<' slow.
+            angled = [p for p in wanted if re.fullmatch(r"<[^<>]+>", p)]
+            other = sorted(set(wanted) - set(angled), key=lambda p: (-len(p), p))
+            parts = [re.escape(p) for p in other]
+            if angled:
+                parts.append(rf"<[^<>]{{1,{max(len(p) for p in angled) - 2}}}>")
+            self._patterns[markers] = re.compile("|".join(parts)) if parts else None
+        return self._patterns[markers]
+
+    def _encode_plain(self, text: str) -> list[int]:
+        if not text:
+            return []
+        if self._bpe is None:
+            self._bpe = self._build()
+        # A lone surrogate has no UTF-8; it is kept as U+FFFD rather than failing deep in the library.
+        text = text.encode("utf-8", "replace").decode("utf-8") if not text.isascii() else text
+        return list(self._bpe.encode(text, add_special_tokens=False).ids)
+
+    def _build(self) -> Any:
+        from tokenizers import AddedToken, models, normalizers, pre_tokenizers
+        from tokenizers import Tokenizer as Backend
+
+        # Undecodable pieces cannot be typed; give them a name nobody can type either, keeping ids in place.
+        names = [p if p.isprintable() or _utf8(p) else f"\x00undecodable{i}" for i, p in enumerate(self.pieces)]
+        vocab = {p: i for i, p in reversed(list(enumerate(names)))}
+        if self.kind == "llama":
+            mergeable = [
+                t in (NORMAL, UNUSED) or (t == USER_DEFINED and not m)
+                for t, m in zip(self.types, self._is_marker, strict=True)
+            ]
+            rules = cached_merges(names, self._scores, mergeable, self._cache)
+            merges = [(names[a], names[b]) for a, b in rules.tolist()]
+            unknown = next((p for p, t in zip(names, self.types, strict=True) if t == UNKNOWN), None)
+            backend = Backend(models.BPE(vocab=vocab, merges=merges, unk_token=unknown, byte_fallback=True))
+            backend.normalizer = normalizers.Replace(" ", "▁")
+        else:
+            if not isinstance(self._merges, list):
+                raise BadFileError(self._source, "tokenizer.ggml.merges is missing")
+            pairs = [tuple(m.split(" ", 1)) for m in self._merges]
+            known = [p for p in pairs if len(p) == 2 and p[0] in vocab and p[1] in vocab and p[0] + p[1] in vocab]
+            backend = Backend(models.BPE(vocab=vocab, merges=known, ignore_merges=self._pre in ("llama-bpe", "llama3")))
+            from tokenizers import Regex
+
+            backend.pre_tokenizer = pre_tokenizers.Sequence(
+                [
+                    pre_tokenizers.Split(Regex(_PRE.get(self._pre, _GPT2)), behavior="isolated"),
+                    pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+                ]
+            )
+        atoms = [
+            AddedToken(p.replace("▁", " ") if self.kind == "llama" else p, normalized=False)
+            for i, p in enumerate(names)
+            if self.types[i] == USER_DEFINED and not self._is_marker[i]
+        ]
+        self._atoms_keep_ids(backend, atoms)
+        return backend
+
+    def _atoms_keep_ids(self, backend: Any, atoms: list[Any]) -> None:
+        backend.add_tokens(atoms)
+        if backend.get_vocab_size(with_added_tokens=True) > len(self.pieces):
+            raise BadFileError(self._source, "a user-defined token does not map to its own id")
+
+
+def _utf8(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
