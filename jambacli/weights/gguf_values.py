@@ -1,0 +1,241 @@
+"""GGUF's metadata values: their types, and reading them from a mapped file in bulk; knows nothing of tensors or models.
+
+Value type ids, their widths and the length-prefixed strings are those of the GGUF specification, versions 2 and 3.
+Nothing is allocated before the bytes that a count or a length promises are known to be in the file.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jambacli.errors import BadFileError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+STRING = 8
+ARRAY = 9
+
+# Scalar types: id -> (our name, struct code, numpy dtype).
+SCALARS: dict[int, tuple[str, str, str]] = {
+    0: ("u8", "<B", "<u1"),
+    1: ("i8", "<b", "<i1"),
+    2: ("u16", "<H", "<u2"),
+    3: ("i16", "<h", "<i2"),
+    4: ("u32", "<I", "<u4"),
+    5: ("i32", "<i", "<i4"),
+    6: ("f32", "<f", "<f4"),
+    7: ("bool", "<?", "<u1"),
+    10: ("u64", "<Q", "<u8"),
+    11: ("i64", "<q", "<i8"),
+    12: ("f64", "<d", "<f8"),
+}
+TYPE_IDS: dict[str, int] = {name: id for id, (name, _, _) in SCALARS.items()} | {"str": STRING}
+TYPE_NAMES: dict[int, str] = {id: name for name, id in TYPE_IDS.items()}
+
+# No real file comes near these; past them a header is damage or an attack, and parsing it would only cost time.
+MAX_KEYS = 1 << 16
+MAX_KEY_BYTES = (1 << 16) - 1
+MAX_STRINGS = 1 << 24
+
+_U32 = struct.Struct("<I")
+_U64 = struct.Struct("<Q")
+_READERS = {id: struct.Struct(code) for id, (_, code, _) in SCALARS.items()}
+
+
+def shown(name: str, limit: int = 80) -> str:
+    """``name`` quoted for an error line: control characters escaped, cut to ``limit``."""
+    return ascii(name if len(name) <= limit else name[: limit - 3] + "...")
+
+
+class Cursor:
+    """A position in a mapped GGUF header; every read is checked against the file's end."""
+
+    def __init__(self, path: Path, buffer: mmap.mmap) -> None:
+        self.path = path
+        self.buffer = buffer
+        self.size = len(buffer)
+        self.pos = 0
+
+    def bad(self, problem: str) -> BadFileError:
+        """The error to raise: ``problem`` with the file's name."""
+        return BadFileError(self.path, problem)
+
+    def need(self, n: int, what: str) -> None:
+        """Raise BadFileError unless ``n`` more bytes are in the file."""
+        if n > self.size - self.pos:
+            raise self.bad(f"truncated or damaged: {what} runs past the end of the file")
+
+    def u32(self, what: str) -> int:
+        """The next four bytes, unsigned."""
+        self.need(4, what)
+        (value,) = _U32.unpack_from(self.buffer, self.pos)
+        self.pos += 4
+        return int(value)
+
+    def u64(self, what: str) -> int:
+        """The next eight bytes, unsigned."""
+        self.need(8, what)
+        (value,) = _U64.unpack_from(self.buffer, self.pos)
+        self.pos += 8
+        return int(value)
+
+    def raw_string(self, what: str, limit: int | None = None) -> bytes:
+        """A length-prefixed string's bytes; ``limit`` bounds the length beyond the file's own bound."""
+        n = self.u64(f"the length of {what}")
+        if limit is not None and n > limit:
+            raise self.bad(f"{what} claims {n} bytes, over the limit of {limit}")
+        self.need(n, what)
+        value = self.buffer[self.pos : self.pos + n]
+        self.pos += n
+        return value
+
+    def name(self, what: str) -> str:
+        """A length-prefixed key or tensor name: non-empty UTF-8."""
+        raw = self.raw_string(what, MAX_KEY_BYTES)
+        try:
+            text = raw.decode("utf-8")
+        except UnicodeDecodeError:
+            raise self.bad(f"{what} is not valid UTF-8: {raw[:40]!a}") from None
+        if not text:
+            raise self.bad(f"{what} is empty")
+        return text
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where one value lies: its type, and for arrays the element type and count (0 and 1 for a scalar)."""
+
+    type: int
+    element: int
+    count: int
+    start: int
+    end: int
+
+    @property
+    def type_name(self) -> str:
+        """The type as GGUFWriter.add takes it: ``u32``, ``str``, ``arr[f32]``."""
+        return f"arr[{TYPE_NAMES[self.element]}]" if self.type == ARRAY else TYPE_NAMES[self.type]
+
+
+def skip_value(cursor: Cursor, key: str) -> Entry:
+    """Check the value at the cursor (its type, counts, lengths, bools), step over it and say where it lies.
+
+    Raises BadFileError naming ``key``. Strings are not decoded here: that is Metadata's, on first use.
+    """
+    what = f"metadata key {shown(key)}"
+    type_id = cursor.u32(f"the type of {what}")
+    if type_id == ARRAY:
+        element = cursor.u32(f"the element type of {what}")
+        count = cursor.u64(f"the length of {what}")
+        start = cursor.pos
+        if element == ARRAY:
+            raise cursor.bad(f"{what} is an array of arrays, which GGUF readers do not support")
+        if element == STRING:
+            _skip_strings(cursor, count, what)
+        elif element in SCALARS:
+            cursor.need(count * _READERS[element].size, what)
+            cursor.pos += count * _READERS[element].size
+        else:
+            raise cursor.bad(f"{what} has the unknown element type {element}")
+    else:
+        element, count, start = 0, 1, cursor.pos
+        if type_id == STRING:
+            n = cursor.u64(f"the length of {what}")
+            cursor.need(n, what)
+            cursor.pos += n
+        elif type_id in SCALARS:
+            cursor.need(_READERS[type_id].size, what)
+            cursor.pos += _READERS[type_id].size
+        else:
+            raise cursor.bad(f"{what} has the unknown type {type_id}")
+    if 7 in (type_id, element) and cursor.buffer[start : cursor.pos].strip(b"\0\1"):
+        raise cursor.bad(f"{what} is a bool that is neither 0 nor 1")
+    return Entry(type_id, element, count, start, cursor.pos)
+
+
+def _skip_strings(cursor: Cursor, count: int, what: str) -> None:
+    if count > MAX_STRINGS:
+        raise cursor.bad(f"{what} claims {count} strings, over the limit of {MAX_STRINGS}")
+    cursor.need(8 * count, what)
+    unpack, buffer, pos = _U64.unpack_from, cursor.buffer, cursor.pos
+    try:
+        # The hot loop of opening a file: one hop a token, the end checked once after it. A wild length makes the next
+        # hop fall outside the buffer, which unpack_from refuses.
+        for _ in range(count):
+            pos += 8 + unpack(buffer, pos)[0]
+    except (struct.error, OverflowError, ValueError, IndexError):
+        pos = cursor.size + 1
+    if pos > cursor.size:
+        raise cursor.bad(f"truncated or damaged: a string of {what} runs past the end of the file")
+    cursor.pos = pos
+
+
+class Metadata(Mapping[str, Any]):
+    """A file's key-value pairs in file order, each decoded on first use.
+
+    Scalars come as int, float, bool or str; numeric arrays as numpy arrays (copies), string arrays as list[str].
+    Bytes that are not UTF-8 decode with surrogateescape, so that they can be written back unchanged.
+    """
+
+    def __init__(self, path: Path, buffer: mmap.mmap, entries: dict[str, Entry]) -> None:
+        self.path = path
+        self._buffer = buffer
+        self._entries = entries
+        self._decoded: dict[str, Any] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._entries
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in self._decoded:
+            self._decoded[key] = self._decode(self._entries[key])
+        return self._decoded[key]
+
+    def type_name(self, key: str) -> str:
+        """The value's type as ``GGUFWriter.add`` takes it: ``u32``, ``str``, ``arr[str]``; KeyError when absent."""
+        return self._entries[key].type_name
+
+    def count(self, key: str) -> int:
+        """An array's length without decoding it; 1 for a scalar; KeyError when absent."""
+        return self._entries[key].count
+
+    def raw(self, key: str) -> bytes:
+        """The value's bytes as they lie in the file (an array's without its element type and count)."""
+        entry = self._entries[key]
+        return self._buffer[entry.start : entry.end]
+
+    def _decode(self, entry: Entry) -> Any:
+        if entry.type == STRING:
+            return str(self._buffer[entry.start + 8 : entry.end], "utf-8", "surrogateescape")
+        if entry.type != ARRAY:
+            return _READERS[entry.type].unpack_from(self._buffer, entry.start)[0]
+        if entry.element == STRING:
+            return self._strings(entry)
+        return self._numbers(entry)
+
+    def _strings(self, entry: Entry) -> list[str]:
+        buffer = self._buffer[entry.start : entry.end]
+        unpack, pos, out = _U64.unpack_from, 0, []
+        for _ in range(entry.count):
+            start = pos + 8
+            pos = start + unpack(buffer, pos)[0]
+            out.append(str(buffer[start:pos], "utf-8", "surrogateescape"))
+        return out
+
+    def _numbers(self, entry: Entry) -> np.ndarray:
+        import numpy as np
+
+        values = np.frombuffer(self._buffer[entry.start : entry.end], SCALARS[entry.element][2])
+        return values.astype(bool) if entry.element == 7 else values
