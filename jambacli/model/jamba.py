@@ -77,8 +77,8 @@ class JambaModel:
 
         Returns logits float32 [1, vocab] for "last", [T, vocab] for "all", None for "none". Any split of a sequence
         into calls computes the same up to rounding, and the same split the same to the bit. Scratch memory grows
-        with T: feed long prompts in pieces. Raises JambaError for ids outside the vocabulary, ContextFullError when they do
-        not fit (nothing has happened then). A pass interrupted half-way leaves ``state.torn`` set.
+        with T: feed long prompts in pieces. Raises JambaError for ids outside the vocabulary, ContextFullError when
+        they do not fit (nothing has happened then). A pass interrupted half-way leaves ``state.torn`` set.
         """
         n_tokens = len(ids)
         if n_tokens == 0:

@@ -25,7 +25,7 @@ GetTensor = Callable[[str], QTensor]
 
 
 def load_gguf(path: str | Path, *, ops: Ops | None = None) -> JambaModel:
-    """The model in a GGUF file (any part of a split one), its weights mapped, not read. ``ops``: default ``choose_ops``.
+    """The model in a GGUF file (any part of a split one), its weights mapped, not read. ``ops`` as ``build``.
 
     Raises JambaError for a file that cannot be opened, BadFileError for a damaged one or one with a missing or
     misshapen tensor (naming it), UnsupportedError for another architecture.
@@ -40,7 +40,10 @@ def from_gguf(file: GGUFFile, *, ops: Ops | None = None) -> JambaModel:
 
 
 def build(config: JambaConfig, tensor: GetTensor, *, ops: Ops | None = None, source: Any = None) -> JambaModel:
-    """Assemble a model; ``tensor(name)`` gives each tensor of ``keys.expected_tensors(config)`` by its GGUF name."""
+    """Assemble a model; ``tensor(name)`` gives each tensor of ``keys.expected_tensors(config)`` by its GGUF name.
+
+    ``ops``: the backend, ``choose_ops()`` where it is None. ``source``: what the tensors are views of, kept alive.
+    """
     token_embd = tensor("token_embd.weight")
     return JambaModel(
         config=config,
