@@ -41,7 +41,7 @@ TYPE_NAMES: dict[int, str] = {id: name for name, id in TYPE_IDS.items()}
 # No real file comes near these; past them a header is damage or an attack, and parsing it would only cost time.
 MAX_KEYS = 1 << 16
 MAX_KEY_BYTES = (1 << 16) - 1
-MAX_STRINGS = 1 << 24
+MAX_STRINGS = 1 << 22
 
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
@@ -225,17 +225,35 @@ class Metadata(Mapping[str, Any]):
             return self._strings(entry)
         return self._numbers(entry)
 
+    def listed(self, key: str) -> list[Any]:
+        """An array's values as a list of python values, without importing numpy; KeyError when absent or no array."""
+        entry = self._entries[key]
+        if entry.type != ARRAY:
+            raise KeyError(key)
+        if entry.element == STRING:
+            return list(self[key])
+        return list(struct.unpack(f"<{entry.count}{SCALARS[entry.element][1][1]}", self.raw(key)))
+
     def _strings(self, entry: Entry) -> list[str]:
-        buffer = self._buffer[entry.start : entry.end]
-        unpack, pos, out = _U64.unpack_from, 0, []
-        for _ in range(entry.count):
-            start = pos + 8
-            pos = start + unpack(buffer, pos)[0]
-            out.append(str(buffer[start:pos], "utf-8", "surrogateescape"))
-        return out
+        raw = self._buffer[entry.start : entry.end]
+        try:
+            return _split_strings(raw, entry.count, "strict")
+        except UnicodeDecodeError:
+            return _split_strings(raw, entry.count, "surrogateescape")
 
     def _numbers(self, entry: Entry) -> np.ndarray:
         import numpy as np
 
         values = np.frombuffer(self._buffer[entry.start : entry.end], SCALARS[entry.element][2])
         return values.astype(bool) if entry.element == 7 else values
+
+
+def _split_strings(raw: bytes, count: int, errors: str) -> list[str]:
+    unpack, pos = _U64.unpack_from, 0
+    out: list[str] = []
+    append = out.append
+    for _ in range(count):
+        start = pos + 8
+        pos = start + unpack(raw, pos)[0]
+        append(raw[start:pos].decode("utf-8", errors))
+    return out
