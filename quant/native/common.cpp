@@ -1,8 +1,186 @@
-// What every entry point of this library shares: the version that Python checks before it calls anything else.
+// The library's C interface: rows of blocks in and out, shared among threads; knows nothing of any one format.
+#include "quant.h"
+
+#include <atomic>
+#include <cstring>
+#include <new>
+#include <thread>
+#include <vector>
+
 #if defined(_WIN32)
 #define EXPORT extern "C" __declspec(dllexport)
 #else
 #define EXPORT extern "C" __attribute__((visibility("default")))
 #endif
 
-EXPORT int quant_abi_version() { return 1; }
+namespace {
+
+using namespace quant;
+
+enum Result : int64_t { OK = 0, NO_CODEC = -1, BAD_SHAPE = -2, BAD_IMATRIX = -3, NO_MEMORY = -4 };
+
+// Floats a thread works on at a time: they and their blocks stay in its second-level cache, and a panel holds enough blocks
+// that the last, partly filled vector of them costs little.
+constexpr int64_t PANEL = 64 * 1024;
+
+struct Plan {
+    int64_t rows, n, panel_rows, panels;
+    int64_t row_bytes;
+    int threads;
+};
+
+bool make_plan(int ggml_type, int64_t rows, int64_t n, int threads, Plan *plan) {
+    int values, bytes;
+    if (!block_size(ggml_type, &values, &bytes) || rows < 0 || n <= 0 || n % values) return false;
+    plan->rows = rows;
+    plan->n = n;
+    plan->row_bytes = n / values * bytes;
+    plan->panel_rows = n >= PANEL ? 1 : PANEL / n;
+    // Few rows on many threads: smaller panels, so that nobody is left without work.
+    const int64_t share = (rows + threads - 1) / (threads < 1 ? 1 : threads);
+    if (plan->panel_rows > share && share > 0) plan->panel_rows = share;
+    plan->panels = (rows + plan->panel_rows - 1) / plan->panel_rows;
+    plan->threads = (int)(threads < plan->panels ? threads : plan->panels);
+    return true;
+}
+
+// work(first row, rows) on every panel, dealt out in order; the first panels are always finished.
+template <typename Work>
+void share_out(const Plan &plan, const Work &work) {
+    std::atomic<int64_t> next{0};
+    auto loop = [&] {
+        for (int64_t p; (p = next.fetch_add(1)) < plan.panels;) {
+            const int64_t first = p * plan.panel_rows;
+            const int64_t left = plan.rows - first;
+            if (!work(first, left < plan.panel_rows ? left : plan.panel_rows)) next.store(plan.panels);
+        }
+    };
+    std::vector<std::thread> helpers;
+    try {
+        for (int t = 1; t < plan.threads; ++t) helpers.emplace_back(loop);
+    } catch (...) {  // no more threads to be had: those that started, and this one, do it all
+    }
+    loop();
+    for (std::thread &t : helpers) t.join();
+}
+
+void widen(int type, const void *src, int64_t count, float *dst) {
+    const uint16_t *halves = static_cast<const uint16_t *>(src);
+    type == GGML_F16 ? panel_ops().widen_f16(halves, count, dst) : panel_ops().widen_bf16(halves, count, dst);
+}
+
+void narrow(int type, const float *src, int64_t count, void *dst) {
+    uint16_t *halves = static_cast<uint16_t *>(dst);
+    type == GGML_F16 ? panel_ops().narrow_f16(src, count, halves) : panel_ops().narrow_bf16(src, count, halves);
+}
+
+bool is_plain(int type) { return type == GGML_F32 || type == GGML_F16 || type == GGML_BF16; }
+int64_t plain_size(int type) { return type == GGML_F32 ? 4 : 2; }
+
+// Per-thread room for one panel; grows, never shrinks, and is freed with its thread.
+float *scratch(int64_t count) {
+    thread_local std::vector<float> room;
+    if ((int64_t)room.size() < count) room.resize((size_t)count);
+    return room.data();
+}
+
+void lower(std::atomic<int64_t> &lowest, int64_t value) {
+    int64_t seen = lowest.load();
+    while (value < seen && !lowest.compare_exchange_weak(seen, value)) {
+    }
+}
+
+}  // namespace
+
+EXPORT int quant_abi_version() { return 2; }
+
+// 1 when this build codes the type on this processor: bit 0 encodes, bit 1 decodes.
+EXPORT int quant_supports(int ggml_type) {
+    if (is_plain(ggml_type)) return 3;
+    return (find_encoder(ggml_type) ? 1 : 0) | (find_decoder(ggml_type) ? 2 : 0);
+}
+
+// src: [rows, n] of src_type (0 f32, 1 f16, 30 bf16), contiguous. imatrix: f32 [n] or null. dst: [rows, row bytes].
+// Returns 0; 1 + the first row that is not finite; or a negative Result. dst is undefined unless 0 is returned.
+EXPORT int64_t quant_encode(int ggml_type, int src_type, const void *src, int64_t rows, int64_t n, const float *imatrix, void *dst,
+                            int threads) {
+    Plan plan;
+    if (!is_plain(src_type) || !(quant_supports(ggml_type) & 1)) return NO_CODEC;
+    if (!make_plan(ggml_type, rows, n, threads, &plan)) return BAD_SHAPE;
+    if (imatrix) {
+        if (!panel_ops().all_finite(imatrix, n)) return BAD_IMATRIX;
+        for (int64_t j = 0; j < n; ++j)
+            if (imatrix[j] < 0) return BAD_IMATRIX;
+    }
+    const EncodeRows encode = is_plain(ggml_type) ? nullptr : find_encoder(ggml_type);
+    const uint8_t *in = static_cast<const uint8_t *>(src);
+    uint8_t *out = static_cast<uint8_t *>(dst);
+    std::atomic<int64_t> bad_row{INT64_MAX};
+    std::atomic<bool> out_of_memory{false};
+    share_out(plan, [&](int64_t first, int64_t count) {
+        try {
+            const int64_t total = count * n;
+            const uint8_t *from = in + first * n * plain_size(src_type);
+            const float *x = reinterpret_cast<const float *>(from);
+            if (src_type != GGML_F32) {
+                float *room = scratch(total);
+                widen(src_type, from, total, room);
+                x = room;
+            }
+            if (!panel_ops().all_finite(x, total)) {
+                int64_t row = 0;
+                while (panel_ops().all_finite(x + row * n, n)) ++row;
+                lower(bad_row, first + row);
+                return false;
+            }
+            uint8_t *to = out + first * plan.row_bytes;
+            if (encode) {
+                encode(x, count, n, imatrix, to);
+            } else if (ggml_type == src_type || ggml_type == GGML_F32) {
+                std::memcpy(to, ggml_type == src_type ? (const void *)from : x, (size_t)(count * plan.row_bytes));
+            } else {
+                narrow(ggml_type, x, total, to);
+            }
+        } catch (const std::bad_alloc &) {
+            out_of_memory = true;
+            return false;
+        }
+        return true;
+    });
+    if (out_of_memory) return NO_MEMORY;
+    return bad_row == INT64_MAX ? OK : 1 + bad_row;
+}
+
+// src: [rows, row bytes]. dst: [rows, n] of dst_type (0 f32, 1 f16, 30 bf16). Returns 0 or a negative Result.
+EXPORT int64_t quant_decode(int ggml_type, int dst_type, const void *src, int64_t rows, int64_t n, void *dst, int threads) {
+    Plan plan;
+    if (!is_plain(dst_type) || !(quant_supports(ggml_type) & 2)) return NO_CODEC;
+    if (!make_plan(ggml_type, rows, n, threads, &plan)) return BAD_SHAPE;
+    const DecodeRows decode = is_plain(ggml_type) ? nullptr : find_decoder(ggml_type);
+    const uint8_t *in = static_cast<const uint8_t *>(src);
+    uint8_t *out = static_cast<uint8_t *>(dst);
+    std::atomic<bool> out_of_memory{false};
+    share_out(plan, [&](int64_t first, int64_t count) {
+        try {
+            const int64_t total = count * n;
+            const uint8_t *from = in + first * plan.row_bytes;
+            uint8_t *to = out + first * n * plain_size(dst_type);
+            if (ggml_type == dst_type) {
+                std::memcpy(to, from, (size_t)(count * plan.row_bytes));
+                return true;
+            }
+            const float *x = reinterpret_cast<const float *>(from);
+            if (ggml_type != GGML_F32) {
+                float *target = dst_type == GGML_F32 ? reinterpret_cast<float *>(to) : scratch(total);
+                decode ? decode(from, count, n, target) : widen(ggml_type, from, total, target);
+                x = target;
+            }
+            if (dst_type != GGML_F32) narrow(dst_type, x, total, to);
+        } catch (const std::bad_alloc &) {
+            out_of_memory = true;
+            return false;
+        }
+        return true;
+    });
+    return out_of_memory ? NO_MEMORY : OK;
+}

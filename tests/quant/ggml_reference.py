@@ -1,6 +1,6 @@
 """ggml's own quantizer (libggml-python) as the reference of every byte test; knows nothing of this package's encoders.
 
-``quantize_chunk`` is one call of ``ggml_quantize_chunk``; ``sample_rows`` makes the kinds of rows every format is tested on.
+``quantize_chunk`` is one call of ``ggml_quantize_chunk``; ``sample_rows`` makes the rows every format is tested on.
 """
 
 from __future__ import annotations

@@ -1,0 +1,60 @@
+// Checking and converting panels of floats, once per instruction set; knows nothing of blocks.
+#include "lanes.h"
+#include "quant.h"
+
+namespace quant {
+namespace QUANT_ISA {
+namespace panels {
+
+typedef uint16_t vh __attribute__((vector_size(2 * QUANT_LANES)));
+
+// Runs op over whole vectors, then once more over a zero-padded copy of what is left.
+#define QUANT_PANEL(SRC_T, DST_T, EXPR)                                             \
+    int64_t i = 0;                                                                  \
+    for (; i + LANES <= count; i += LANES) {                                        \
+        SRC_T v;                                                                    \
+        std::memcpy(&v, src + i, sizeof v);                                         \
+        DST_T w = EXPR(v);                                                          \
+        std::memcpy(dst + i, &w, sizeof w);                                         \
+    }                                                                               \
+    if (i < count) {                                                                \
+        SRC_T v = {};                                                               \
+        std::memcpy(&v, src + i, (size_t)(count - i) * sizeof *src);                \
+        DST_T w = EXPR(v);                                                          \
+        std::memcpy(dst + i, &w, (size_t)(count - i) * sizeof *dst);                \
+    }
+
+LANE_FN vf half_to_float(vh h) { return from_half(__builtin_convertvector(h, vi)); }
+LANE_FN vf bfloat_to_float(vh h) { return unbits(__builtin_convertvector(h, vi) << 16); }
+LANE_FN vh float_to_half(vf x) { return __builtin_convertvector(to_half(x), vh); }
+// Round to nearest even on the bits, NaN kept and made quiet: ggml's own rule.
+LANE_FN vh float_to_bfloat(vf x) {
+    const vu u = (vu)bits(x);
+    const vi rounded = (vi)((u + (0x7fff + ((u >> 16) & 1))) >> 16);
+    const vi quiet = (vi)((u >> 16) | 64);
+    return __builtin_convertvector(select(gt(bits(absolute(x)), splat(0x7f800000)), quiet, rounded), vh);
+}
+
+static void widen_f16(const uint16_t *src, int64_t count, float *dst) { QUANT_PANEL(vh, vf, half_to_float) }
+static void widen_bf16(const uint16_t *src, int64_t count, float *dst) { QUANT_PANEL(vh, vf, bfloat_to_float) }
+static void narrow_f16(const float *src, int64_t count, uint16_t *dst) { QUANT_PANEL(vf, vh, float_to_half) }
+static void narrow_bf16(const float *src, int64_t count, uint16_t *dst) { QUANT_PANEL(vf, vh, float_to_bfloat) }
+
+static bool all_finite(const float *src, int64_t count) {
+    vi largest = {};
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) largest = greater(largest, bits(load(src + i)) & 0x7fffffff);
+    int32_t worst = 0;
+    for (int l = 0; l < LANES; ++l) worst = largest[l] > worst ? largest[l] : worst;
+    for (; i < count; ++i) {
+        int32_t u;
+        std::memcpy(&u, src + i, 4);
+        u &= 0x7fffffff;
+        worst = u > worst ? u : worst;
+    }
+    return worst < 0x7f800000;
+}
+
+}  // namespace panels
+}  // namespace QUANT_ISA
+}  // namespace quant
