@@ -184,7 +184,7 @@ class _Maker:
             # Mamba's own initialisation: softplus of it spreads over 0.001 .. 0.1, evenly in the logarithm.
             dt = torch.exp(torch.rand(shape, generator=self._random) * math.log(100) + math.log(1e-3))
             return dt + torch.log(-torch.expm1(-dt))
-        if kind == "ssm_d" or "norm" in kind:
+        if kind == "ssm_d" or "norm" in name:
             return 1 + 0.1 * self._normal(*shape)
         if kind == "ssm_conv1d.bias":
             return 0.1 * self._normal(*shape)
