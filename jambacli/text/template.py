@@ -17,13 +17,23 @@ from jambacli.text.tokenizer import Tokenizer
 
 MAX_TEMPLATE = 1 << 20
 MAX_STEPS = 1_000_000
-# Unicode noncharacters: never part of real text, and never part of a vocabulary piece.
-_SENTINELS = [chr(c) for c in range(0xFDD0, 0xFDF0)]
+# Unicode noncharacters, reserved for use inside a program: they mark places in a rendering, and in content they become
+# U+FFFD, so that no text can forge a mark.
+SENTINEL, FENCE_OPEN, FENCE_CLOSE = "\ufded", "\ufdee", "\ufdef"
+_RESERVED = {ord(c): "\ufffd" for c in (SENTINEL, FENCE_OPEN, FENCE_CLOSE)}
 # Markup an assistant turn carries by right: templates look for it in the content of earlier turns.
-_ASSISTANT_OWN = {
-    *("<think>", "</think>", "<tool_call>", "</tool_call>"),
-    *("<tool_calls>", "</tool_calls>", "<citations>", "</citations>"),
-}
+_ASSISTANT_OWN = frozenset(
+    [
+        "<think>",
+        "</think>",
+        "<tool_call>",
+        "</tool_call>",
+        "<tool_calls>",
+        "</tool_calls>",
+        "<citations>",
+        "</citations>",
+    ]
+)
 
 Message = Mapping[str, Any]
 
@@ -112,31 +122,30 @@ class ChatTemplate:
 
         bos comes first exactly once where the tokenizer asks for it, whether or not the template writes it.
         """
-        sentinel = self._free_sentinel((messages, documents, tools, variables))
         text = self._render(
-            [self._protect_message(m, sentinel) for m in messages],
-            self._protect(documents, sentinel),
-            self._protect(tools, sentinel),
+            [self.protect_message(m) for m in messages],
+            self.protect(documents),
+            self.protect(tools),
             add_generation_prompt,
-            {k: self._protect(v, sentinel) for k, v in variables.items()},
+            {k: self.protect(v) for k, v in variables.items()},
         )
-        return self.encode_text(text, sentinel)
+        return self.encode_text(text)
 
-    def encode_text(self, text: str, sentinel: str) -> list[int]:
-        """Token ids of rendered text in which ``sentinel`` breaks the markers that are content."""
+    def encode_text(self, text: str, *, start: bool = True) -> list[int]:
+        """Token ids of a rendering of protected messages; ``start``: it begins the sequence, so bos belongs there."""
         ids: list[int] = []
         tokenizer = self._tokenizer
         pattern = tokenizer.marker_pattern("all")
-        start = 0
+        at = 0
         for match in pattern.finditer(text) if pattern else ():
             token = tokenizer.marker_id(match[0])
             if token is None:
                 continue
-            ids += tokenizer.encode(text[start : match.start()].replace(sentinel, ""))
+            ids += tokenizer.encode(text[at : match.start()].replace(SENTINEL, ""))
             ids.append(token)
-            start = match.end()
-        ids += tokenizer.encode(text[start:].replace(sentinel, ""))
-        if tokenizer.add_bos and tokenizer.bos_id is not None and ids[:1] != [tokenizer.bos_id]:
+            at = match.end()
+        ids += tokenizer.encode(text[at:].replace(SENTINEL, ""))
+        if start and tokenizer.add_bos and tokenizer.bos_id is not None and ids[:1] != [tokenizer.bos_id]:
             ids.insert(0, tokenizer.bos_id)
         return ids
 
@@ -171,35 +180,29 @@ class ChatTemplate:
         except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError, RecursionError) as error:
             raise BadFileError(self._path, f"its chat template fails on this conversation: {error}") from error
 
-    def _protect_message(self, message: Message, sentinel: str) -> dict[str, Any]:
-        if message.get("role") != "assistant":
-            return {k: v if k == "role" else self._protect(v, sentinel) for k, v in message.items()}
-        return {k: v if k == "role" else self._protect(v, sentinel, _ASSISTANT_OWN) for k, v in message.items()}
+    def protect_message(self, message: Message) -> dict[str, Any]:
+        """A message whose text cannot pass for markup; an assistant's own markup (thoughts, tool calls) stays."""
+        own = _ASSISTANT_OWN if message.get("role") == "assistant" else frozenset()
+        return {k: v if k == "role" else self.protect(v, own) for k, v in message.items()}
 
-    def _protect(self, value: Any, sentinel: str, own: frozenset[str] | set[str] = frozenset()) -> Any:
+    def protect(self, value: Any, own: frozenset[str] = frozenset()) -> Any:
+        """``value`` with every marker inside its strings broken by the sentinel, but for those in ``own``."""
         if isinstance(value, str):
+            value = value.translate(_RESERVED)
             pattern = self._tokenizer.marker_pattern("all")
             if pattern is None:
                 return value
             known = self._tokenizer.marker_id
 
             def broken(text: str) -> str:
-                return text if text in own or known(text) is None else text[0] + sentinel + text[1:]
+                return text if text in own or known(text) is None else text[0] + SENTINEL + text[1:]
 
             return pattern.sub(lambda match: broken(match[0]), value)
         if isinstance(value, Mapping):
-            return {self._protect(k, sentinel, own): self._protect(v, sentinel, own) for k, v in value.items()}
+            return {self.protect(k, own): self.protect(v, own) for k, v in value.items()}
         if isinstance(value, list | tuple):
-            return [self._protect(v, sentinel, own) for v in value]
+            return [self.protect(v, own) for v in value]
         return value
-
-    @staticmethod
-    def _free_sentinel(value: Any) -> str:
-        used = json.dumps(value, ensure_ascii=False, default=str)
-        for sentinel in _SENTINELS:
-            if sentinel not in used:
-                return sentinel
-        raise UsageError("the text uses all of Unicode's noncharacters U+FDD0 to U+FDEF; remove one of them")
 
 
 class TemplateRefusal(JambaError):
@@ -219,7 +222,7 @@ def _tojson(
 ) -> str:
     """JSON as transformers' templates expect it: no HTML escaping, non-ASCII kept."""
     text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-    if ensure_ascii:  # keep sentinels themselves, so that they can be taken out again
-        for sentinel in _SENTINELS:
-            text = text.replace(f"\\u{ord(sentinel):04x}", sentinel)
+    if ensure_ascii:  # keep what has a meaning here, so that it can be found and taken out again
+        for code in _RESERVED:
+            text = text.replace(f"\\u{code:04x}", chr(code))
     return text

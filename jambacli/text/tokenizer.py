@@ -44,8 +44,8 @@ def _byte_alphabet() -> dict[str, int]:
 class Tokenizer:
     """A model's tokenizer.
 
-    Attributes: ``pieces`` (list of str), ``types`` (list of int, GGUF token types), ``bos_id``, ``pad_id`` (int or None),
-    ``stop_ids`` (frozenset: the file's eos, eot and eom), ``add_bos``, ``template`` (str or None).
+    Attributes: ``pieces`` (list of str), ``types`` (list of int, GGUF token types), ``bos_id``,
+    ``pad_id`` (int or None), ``stop_ids`` (frozenset: the file's eos, eot and eom), ``add_bos``, ``template`` (str or None).
     """
 
     def __init__(self, metadata: Mapping[str, Any], source: object = "model", cache: Path | None = None) -> None:

@@ -1,0 +1,85 @@
+"""The Python API: ``Jamba.load(...)``, sessions, logits. The command line uses the same; knows nothing of consoles."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jambacli.engine.sampling import Sampling, model_defaults
+from jambacli.engine.session import Session
+from jambacli.errors import JambaError
+from jambacli.files import jamba_home
+from jambacli.text.template import ChatTemplate
+from jambacli.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+    from jambacli.model.config import JambaConfig
+    from jambacli.model.jamba import JambaModel
+
+
+class Jamba:
+    """A loaded model with its tokenizer and chat template.
+
+    Attributes: ``name`` (str), ``model`` (JambaModel), ``config`` (JambaConfig), ``tokenizer`` (Tokenizer), ``metadata``
+    (the file's key-value pairs), ``sampling`` (the file's own defaults), ``load_seconds``.
+    """
+
+    def __init__(self, model: JambaModel, metadata: Mapping[str, Any], name: str = "model") -> None:
+        self.name = name
+        self.model = model
+        self.metadata = metadata
+        self.config: JambaConfig = model.config
+        self.sampling: Sampling = model_defaults(metadata)
+        self.load_seconds = 0.0
+
+    @classmethod
+    def load(cls, name: str | Path, *, threads: int | None = None) -> Jamba:
+        """Load a model by name or by the path of a GGUF file (any part of a split one).
+
+        Weights are mapped, not read. ``threads`` is for the whole process. Raises JambaError for an unknown name or a
+        file that is no sound Jamba GGUF.
+        """
+        from jambacli.hub.resolve import resolve_model
+        from jambacli.kernels import set_threads
+        from jambacli.model.loader import from_gguf
+        from jambacli.weights.gguf import GGUFFile
+
+        path = resolve_model(str(name))
+        start = time.perf_counter()
+        if threads is not None:
+            set_threads(threads)
+        file = GGUFFile.open(path)
+        loaded = cls(from_gguf(file), file.metadata, str(file.metadata.get("general.name") or path.stem))
+        loaded.load_seconds = time.perf_counter() - start
+        return loaded
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The file's own tokenizer."""
+        return Tokenizer(self.metadata, self.name, jamba_home() / "tokenizers")
+
+    @functools.cached_property
+    def template(self) -> ChatTemplate | None:
+        """The file's own chat template, None where it has none."""
+        source = self.tokenizer.template
+        return ChatTemplate(source, self.tokenizer, self.name) if source else None
+
+    def session(self, **options: Any) -> Session:
+        """A new conversation; options are those of Session (``ctx``, ``kv_type``, ``system``, ``sampling``)."""
+        return Session(self, **options)
+
+    def logits(self, token_ids: Sequence[int], *, chunk: int = 512, kv_type: str = "f32") -> torch.Tensor:
+        """Logits float32 [len(token_ids), n_vocab] of one sequence from its beginning, for evaluation."""
+        import torch
+
+        if not len(token_ids):
+            raise JambaError("there are no tokens to compute logits for")
+        ids = torch.as_tensor(token_ids, dtype=torch.int64)
+        state = self.model.new_state(len(ids), kv_type)
+        rows = [self.model.forward(part, state, logits="all") for part in ids.split(chunk)]
+        return torch.cat([r for r in rows if r is not None])

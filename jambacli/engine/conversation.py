@@ -1,0 +1,193 @@
+"""Messages -> the token ids of a whole conversation, stable from turn to turn; knows nothing of models or disks.
+
+A template renders every turn from scratch, and some move or drop what they rendered before: documents wander to the
+last user message, thoughts disappear. Here a conversation keeps its past where the model can reuse it:
+
+- an assistant turn keeps the ids that were generated; they are spliced in where its text was rendered,
+- documents and modes stay, as the system block they were rendered as, before the user message that introduced them,
+- thoughts are kept apart (``reasoning_content``), so a template that drops them drops nothing before them.
+
+The places where two renderings can part (before a user's text, after the documents, after the assistant's header) come
+back as ``boundaries``: that is where checkpoints belong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from jambacli.errors import JambaError
+from jambacli.text.template import FENCE_CLOSE, FENCE_OPEN, ChatTemplate
+from jambacli.text.tokenizer import Tokenizer
+
+THINK, THINK_END = "<think>", "</think>"
+
+
+@dataclass
+class Turn:
+    """One message. ``ids`` are an assistant's generated ids (visible part; ``thought_ids`` the part before it)."""
+
+    role: str
+    content: str
+    ids: list[int] | None = None
+    thoughts: str | None = None
+    thought_ids: list[int] | None = None
+    #: What documents and modes put before this user message: (characters before its content, the text).
+    pinned: tuple[int, str] | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def message(self) -> dict[str, Any]:
+        """The template's view of this turn."""
+        message: dict[str, Any] = {"role": self.role, "content": self.content, **self.extra}
+        return message if self.thoughts is None else {**message, "reasoning_content": self.thoughts}
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A conversation as ids, and the positions where checkpoints are worth having."""
+
+    ids: list[int]
+    boundaries: list[int]
+
+
+class Conversation:
+    """The turns of one chat and their stable rendering."""
+
+    def __init__(self, template: ChatTemplate, tokenizer: Tokenizer, system: str | None = None) -> None:
+        self.template = template
+        self.tokenizer = tokenizer
+        self.turns: list[Turn] = [Turn("system", system)] if system else []
+        self.variables: dict[str, Any] = {}
+
+    def add_user(
+        self,
+        text: str,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        knobs: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Append a user message; documents and knobs (the template's modes) are pinned before it."""
+        turn = Turn("user", text)
+        self.turns.append(turn)
+        if documents or knobs:
+            turn.pinned = self._pin(documents, knobs)
+
+    def add_assistant(self, ids: Sequence[int], thinking: bool = False) -> Turn:
+        """Append a reply by the ids that were generated (without the stop token), thoughts split off.
+
+        ``thinking``: the generation prompt had opened the thoughts already.
+        """
+        ids = list(ids)
+        tokenizer = self.tokenizer
+        begin, end = tokenizer.marker_id(THINK), tokenizer.marker_id(THINK_END)
+        thoughts: str | None = None
+        thought_ids: list[int] | None = None
+        if end is not None and (thinking or end in ids):
+            cut = ids.index(end) if end in ids else len(ids)
+            thought_ids, ids = ids[:cut], ids[cut + 1 :]
+            if thought_ids[:1] == [begin]:
+                thought_ids = thought_ids[1:]
+            thoughts = tokenizer.decode(thought_ids, markers=True).strip("\n")
+            # The template writes the line breaks around thoughts itself.
+            while ids and tokenizer.decode(ids[:1]) and not tokenizer.decode(ids[:1]).strip("\n"):
+                ids = ids[1:]
+        text = tokenizer.decode(ids, markers=True)
+        turn = Turn("assistant", text[1:] if text.startswith(" ") else text, ids, thoughts, thought_ids)
+        self.turns.append(turn)
+        return turn
+
+    def render(self, add_generation_prompt: bool = True) -> Rendered:
+        """The ids of the whole conversation. Raises JambaError when the template cannot place a turn."""
+        text = self._text(add_generation_prompt)
+        for i, turn in enumerate(self.turns):
+            if turn.pinned:
+                before, block = turn.pinned
+                at = text.find(_fence(i))
+                if at < before:
+                    raise JambaError("the chat template left out the message that introduced the documents")
+                text = text[: at - before] + block + text[at - before :]
+        return self._splice(text)
+
+    def _text(self, add_generation_prompt: bool = True, **options: Any) -> str:
+        """A rendering in which every turn's content stands between fences with its number."""
+        messages = []
+        for i, turn in enumerate(self.turns):
+            message = self.template.protect_message(turn.message())
+            message["content"] = f"{_fence(i)}{message['content']}{FENCE_CLOSE}"
+            if "reasoning_content" in message:
+                message["reasoning_content"] = f"{_fence(i, 't')}{message['reasoning_content']}{FENCE_CLOSE}"
+            messages.append(message)
+        return self.template.render(
+            messages, add_generation_prompt=add_generation_prompt, **{**self.variables, **options}
+        )
+
+    def _pin(
+        self, documents: Sequence[Mapping[str, Any]] | None, knobs: Mapping[str, Any] | None
+    ) -> tuple[int, str] | None:
+        """What documents and knobs add to the rendering of the last user message, and how far before its text."""
+        options: dict[str, Any] = {"documents": self.template.protect(documents)} if documents else {}
+        if knobs:
+            options["knobs"] = self.template.protect(knobs)
+        bare, full = self._text(), self._text(**options)
+        at = bare.find(_fence(len(self.turns) - 1))
+        added = len(full) - len(bare)
+        if added <= 0 or at < 0:
+            return None
+        shared = next((i for i in range(at) if bare[i] != full[i]), at)
+        if full[shared + added :] != bare[shared:]:
+            return None  # not a pure insertion: such a template takes its documents elsewhere
+        return at - shared, full[shared : shared + added]
+
+    def _splice(self, text: str) -> Rendered:
+        """Encode a fenced rendering, the kept ids in place of the assistant's text."""
+        ids: list[int] = []
+        boundaries: list[int] = []
+        encode = self.template.encode_text
+        pieces = text.split(FENCE_OPEN)
+        # pieces: text, "c3", content CLOSE text, "t4", thoughts CLOSE text, ...
+        plain = pieces[0]
+        for label, rest in zip(pieces[1::2], pieces[2::2], strict=True):
+            content, _, following = rest.partition(FENCE_CLOSE)
+            turn = self.turns[int(label[1:])]
+            kept = turn.ids if label[0] == "c" else turn.thought_ids
+            if kept is None:
+                # A user's text: encoded together with what surrounds it, as one rendering would be.
+                if turn.role == "user":
+                    ids += encode(self._up_to_marker(plain), start=not ids)
+                    boundaries.append(len(ids))
+                    plain = plain[len(self._up_to_marker(plain)) :]
+                plain += content + following
+                continue
+            ids += encode(self._header(plain), start=not ids)
+            boundaries.append(len(ids))
+            ids += kept
+            boundaries.append(len(ids))
+            plain = following
+        ids += encode(plain, start=not ids)
+        boundaries += self._inner_boundaries(ids)
+        boundaries.append(len(ids))
+        return Rendered(ids, sorted({b for b in boundaries if 0 < b <= len(ids)}))
+
+    def _up_to_marker(self, text: str) -> str:
+        """``text`` up to and with its last marker: tokens before there do not depend on what follows."""
+        pattern = self.tokenizer.marker_pattern("all")
+        ends = (
+            [m.end() for m in pattern.finditer(text) if self.tokenizer.marker_id(m[0]) is not None] if pattern else []
+        )
+        return text[: ends[-1]] if ends else ""
+
+    def _header(self, text: str) -> str:
+        """What was rendered before a reply, without the space history puts there and a generation prompt does not."""
+        head = self._up_to_marker(text)
+        return head if head and not text[len(head) :].strip(" ") else text
+
+    def _inner_boundaries(self, ids: Sequence[int]) -> list[int]:
+        """Right after documents (modes follow there) and right before thoughts begin (history drops them)."""
+        after, before = self.tokenizer.marker_id("</documents>"), self.tokenizer.marker_id(THINK)
+        found = [i + 1 for i, t in enumerate(ids) if t == after] if after is not None else []
+        return found + ([i for i, t in enumerate(ids) if t == before] if before is not None else [])
+
+
+def _fence(index: int, kind: str = "c") -> str:
+    """The mark before turn ``index``'s content ("c") or thoughts ("t")."""
+    return f"{FENCE_OPEN}{kind}{index}{FENCE_OPEN}"

@@ -1,0 +1,76 @@
+"""The decode loop: logits -> tokens until something ends it; knows nothing of text templates, consoles or disks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from jambacli.engine.sampling import Sampler
+from jambacli.engine.sequence import TokenSequence
+from jambacli.text.streaming import StopMatcher
+from jambacli.text.tokenizer import Tokenizer
+
+Finish = Literal["stop", "length", "context", "interrupted"]
+
+
+@dataclass
+class Generated:
+    """What a generation produced: ``ids`` without the stop token, the ``text`` shown, and why it ended."""
+
+    ids: list[int] = field(default_factory=list)
+    text: str = ""
+    finish: Finish = "interrupted"
+
+
+def generate(
+    sequence: TokenSequence,
+    sampler: Sampler,
+    tokenizer: Tokenizer,
+    *,
+    max_tokens: int | None = None,
+    stops: Sequence[str] = (),
+    stop_ids: frozenset[int] = frozenset(),
+    markers: bool = False,
+    result: Generated,
+) -> Iterator[str]:
+    """Yield text as tokens are drawn after ``sequence``, until a stop token, a stop string, ``max_tokens`` or the context.
+
+    ``sequence.logits`` must be known. ``result`` is kept up to date, so that a caller who stops early (Ctrl-C closes the
+    iterator) still has what was said. The last token drawn may not have been fed to the model yet.
+    """
+    stream, matcher = tokenizer.stream(markers), StopMatcher(stops)
+    logits = sequence.logits
+    assert logits is not None
+    while True:
+        if max_tokens is not None and len(result.ids) >= max_tokens:
+            result.finish = "length"
+            break
+        if len(sequence.tokens) >= sequence.ctx:
+            result.finish = "context"
+            break
+        token = sampler.sample(logits)
+        if token in stop_ids:
+            result.finish = "stop"
+            break
+        result.ids.append(token)
+        piece = matcher.push(stream.push(token))
+        result.text += piece
+        if piece:
+            yield piece
+        if matcher.stopped is not None:
+            result.finish = "stop"
+            _drop_unsaid(result, tokenizer, markers)
+            return
+        if max_tokens is None or len(result.ids) < max_tokens:
+            logits = sequence.step(token)
+    piece = matcher.push(stream.flush()) + matcher.flush()
+    result.text += piece
+    if piece:
+        yield piece
+
+
+def _drop_unsaid(result: Generated, tokenizer: Tokenizer, markers: bool) -> None:
+    """Forget the tokens of a stop string, so that the ids kept say what was shown."""
+    while result.ids and len(tokenizer.decode(result.ids, markers)) > len(result.text):
+        result.ids.pop()

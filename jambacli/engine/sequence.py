@@ -1,0 +1,173 @@
+"""One sequence of tokens in one state: extend it, go back in it, never compute a prefix twice. Knows nothing of text.
+
+Keys and values are append-only, so cutting back is free; the Mamba part goes back only to a checkpoint, a copy of it at
+some position. Checkpoints are taken where renderings of a conversation are known to diverge (``boundaries``) and at
+fixed steps of a long prefill. ``advance`` is the one operation behind a new turn, an edit, a regeneration and a branch:
+find how much of the wanted tokens is there, go to the nearest checkpoint below, replay what little lies between.
+"""
+
+from __future__ import annotations
+
+import bisect
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jambacli.errors import UsageError
+
+if TYPE_CHECKING:
+    from jambacli.model.jamba import JambaModel
+    from jambacli.model.state import Checkpoint, SequenceState
+
+PREFILL_CHUNK = 512
+# A checkpoint every so many tokens of a long prefill, wherever no boundary falls.
+CHECKPOINT_STEP = 4096
+CHECKPOINT_BUDGET = 256 << 20
+
+
+@dataclass
+class Counters:
+    """What a turn cost. Times in seconds; ``reused`` tokens were neither read nor computed again."""
+
+    reused: int = 0
+    prefilled: int = 0
+    prefill_seconds: float = 0.0
+    decoded: int = 0
+    decode_seconds: float = 0.0
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the longest common prefix of two token lists."""
+    n = min(len(a), len(b))
+    x, y = np.asarray(a[:n], dtype=np.int64), np.asarray(b[:n], dtype=np.int64)
+    differ = np.flatnonzero(x != y)
+    return int(differ[0]) if len(differ) else n
+
+
+class TokenSequence:
+    """The tokens fed to a model so far, the state they left, and checkpoints to go back to."""
+
+    def __init__(self, model: JambaModel, ctx: int, kv_type: str = "f16", chunk: int = PREFILL_CHUNK) -> None:
+        self.model = model
+        self.state: SequenceState = model.new_state(ctx, kv_type)
+        self.tokens: list[int] = []
+        self.chunk = chunk
+        self.counters = Counters()
+        self._checkpoints: dict[int, Checkpoint] = {}
+        self.logits: np.ndarray | None = None  # float32 [vocab] after the last token, None when not known
+
+    @property
+    def ctx(self) -> int:
+        """The most tokens this sequence may hold."""
+        return self.state.ctx
+
+    @property
+    def positions(self) -> list[int]:
+        """Where checkpoints are, ascending."""
+        return sorted(self._checkpoints)
+
+    def advance(
+        self,
+        ids: Sequence[int],
+        boundaries: Iterable[int] = (),
+        progress: Callable[[int], None] = lambda n: None,
+    ) -> np.ndarray:
+        """Make the sequence exactly ``ids`` and return the logits after it, float32 [vocab].
+
+        Only what follows the longest usable common prefix is computed; ``boundaries`` are positions at which to leave
+        a checkpoint. ``progress`` is told of every piece of tokens done. Raises UsageError for no tokens, ContextFullError
+        when they do not fit (the sequence is unchanged then).
+        """
+        if not ids:
+            raise UsageError("there are no tokens to read: the prompt is empty")
+        self._check_fits(len(ids))
+        start = self.rewind(common_prefix(self.tokens, ids), allow_end=len(ids))
+        self.counters.reused += start
+        if start < len(ids):
+            self._prefill(ids, start, sorted(set(boundaries)), progress)
+        assert self.logits is not None
+        return self.logits
+
+    def rewind(self, position: int, *, allow_end: int | None = None) -> int:
+        """Go back to the nearest usable point at or before ``position`` and return it.
+
+        ``allow_end``: the length of what is wanted. Being exactly there is only useful with known logits.
+        """
+        if position == len(self.tokens) == self.state.position and (position != allow_end or self.logits is not None):
+            return position
+        limit = position if allow_end is None or position < allow_end else position - 1
+        usable = [p for p in self._checkpoints if p <= limit and self.state.restorable(self._checkpoints[p])]
+        if usable:
+            at = max(usable)
+            self.state.restore(self._checkpoints[at])
+        else:
+            at = 0
+            self.state.reset()
+        del self.tokens[at:]
+        self.logits = None
+        return at
+
+    def checkpoint(self) -> None:
+        """Leave a checkpoint here; the ones that say least are thinned out when they exceed their budget."""
+        at = self.state.position
+        if at and at not in self._checkpoints:
+            self._checkpoints[at] = self.state.snapshot()
+            self._thin()
+
+    def step(self, token: int) -> np.ndarray:
+        """Append one token and return the logits after it, float32 [vocab]."""
+        import torch
+
+        start = time.perf_counter()
+        self._check_fits(len(self.tokens) + 1)
+        logits = self.model.forward(torch.tensor([token]), self.state, logits="last")
+        assert logits is not None
+        self.tokens.append(token)
+        self.logits = logits[0].cpu().numpy()
+        self.counters.decoded += 1
+        self.counters.decode_seconds += time.perf_counter() - start
+        return self.logits
+
+    def _check_fits(self, n: int) -> None:
+        from jambacli.model.state import ContextFullError
+
+        if n > self.ctx:
+            raise ContextFullError(f"{n:,} tokens do not fit in the context of {self.ctx:,}; use a larger --ctx")
+
+    def _prefill(self, ids: Sequence[int], start: int, boundaries: list[int], progress: Callable[[int], None]) -> None:
+        import torch
+
+        began = time.perf_counter()
+        # Checkpoints that later tokens will overwrite are of no more use.
+        self._checkpoints = {p: c for p, c in self._checkpoints.items() if p <= start}
+        wanted = torch.tensor(ids, dtype=torch.int64)
+        at = start
+        while at < len(ids):
+            stop = min(at + self.chunk, len(ids))
+            after = bisect.bisect_right(boundaries, at)
+            if after < len(boundaries) and boundaries[after] < stop:
+                stop = boundaries[after]
+            last = stop == len(ids)
+            logits = self.model.forward(wanted[at:stop], self.state, logits="last" if last else "none")
+            self.tokens += ids[at:stop]
+            self.counters.prefilled += stop - at
+            if stop in boundaries or (stop - max(self._checkpoints, default=0) >= CHECKPOINT_STEP):
+                self.checkpoint()
+            progress(stop - at)
+            at = stop
+        assert logits is not None
+        self.logits = logits[0].cpu().numpy()
+        self.counters.prefill_seconds += time.perf_counter() - began
+
+    def _thin(self) -> None:
+        """Drop checkpoints until they fit the budget: the one whose loss costs the fewest replayed tokens goes first.
+
+        The newest two always stay: they are what a regeneration and an edit of the last message go back to.
+        """
+        while len(self._checkpoints) > 3 and sum(c.nbytes for c in self._checkpoints.values()) > CHECKPOINT_BUDGET:
+            at = self.positions
+            gaps = {at[i]: at[i + 1] - (at[i - 1] if i else 0) for i in range(len(at) - 2)}
+            del self._checkpoints[min(gaps, key=lambda p: gaps[p])]
