@@ -12,6 +12,7 @@
 #include <immintrin.h>
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC's own AVX-512 headers
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 #endif
 
