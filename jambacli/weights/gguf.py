@@ -11,11 +11,10 @@ import itertools
 import mmap
 import re
 import stat
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jambacli.errors import BadFileError, JambaError, UnsupportedError
 from jambacli.weights.gguf_values import MAX_KEYS, Cursor, Entry, Metadata, shown, skip_value
@@ -169,24 +168,17 @@ class _Part:
 
 def _map(path: Path) -> mmap.mmap:
     try:
+        # Looked at before it is opened: opening a pipe would wait for its writer.
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+            raise JambaError(f"cannot read {path}: it is {kind}")
+        if status.st_size == 0:
+            raise BadFileError(path, "the file is empty, not a GGUF file")
         with path.open("rb") as file:
-            status = file_status(path)
-            if status.st_size == 0:
-                raise BadFileError(path, "the file is empty, not a GGUF file")
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
         raise JambaError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
-
-
-def file_status(path: Path) -> Any:
-    """``path``'s stat; JambaError unless it is an existing regular file."""
-    try:
-        status = path.stat()
-    except (OSError, ValueError) as error:
-        raise JambaError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
-    if not stat.S_ISREG(status.st_mode):
-        raise JambaError(f"cannot read {path}: it is {'a directory' if path.is_dir() else 'not a regular file'}")
-    return status
 
 
 def _read_version(cursor: Cursor) -> int:
@@ -302,8 +294,3 @@ def _open_parts(given: _Part, count: int) -> list[_Part]:
         raise
     given.close()
     return parts
-
-
-def metadata_path(metadata: Mapping[str, Any]) -> object:
-    """The file ``metadata`` came from, for error lines; "metadata" when it came from none."""
-    return getattr(metadata, "path", "metadata")

@@ -11,7 +11,7 @@ import errno
 import os
 import secrets
 import struct
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -46,7 +46,7 @@ class _Planned:
 class _Output:
     path: Path
     temporary: Path
-    fd: int
+    fd: int = -1
 
 
 class GGUFWriter:
@@ -135,6 +135,8 @@ class GGUFWriter:
         paths = self._part_paths(len(parts))
         for path in paths:
             refuse_existing(path, self._force)
+            if path.is_dir():
+                raise JambaError(f"cannot write {path}: it is a directory")
         try:
             for i, (path, tensors) in enumerate(zip(paths, parts, strict=True)):
                 self._begin_part(path, tensors, i, len(parts))
@@ -158,8 +160,12 @@ class GGUFWriter:
                 f"bytes {byte_offset} to {byte_offset + view.nbytes} are outside tensor {name!r} or repeated"
             )
         output = self._outputs[tensor.part]
-        with self._disk_errors(output.path):
-            _write_all(output.fd, view, tensor.offset + byte_offset)
+        try:
+            with self._disk_errors(output.path):
+                _write_all(output.fd, view, tensor.offset + byte_offset)
+        except BaseException:
+            self.abort()
+            raise
         tensor.written += view.nbytes
 
     def finish(self) -> None:
@@ -237,10 +243,12 @@ class GGUFWriter:
         size = max((_pad(t.offset + t.nbytes, self.alignment) for t in tensors), default=start)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
         with self._disk_errors(path, size):
-            fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
-            self._outputs.append(_Output(path, temporary, fd))
-            _preallocate(fd, size)
-            _write_all(fd, memoryview(header), 0)
+            # Listed before it exists, so that an interrupt at any point finds it to remove.
+            output = _Output(path, temporary)
+            self._outputs.append(output)
+            output.fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+            _preallocate(output.fd, size)
+            _write_all(output.fd, memoryview(header), 0)
 
     def _header(self, tensors: list[_Planned], index: int, count: int) -> bytes:
         values = dict(self._values) if index == 0 else {}
@@ -262,26 +270,26 @@ class GGUFWriter:
         return b"".join(out)
 
     def _rename(self) -> None:
-        renamed: list[_Output] = []
         try:
             for output in reversed(self._outputs):
                 with self._disk_errors(output.path):
                     output.temporary.replace(output.path)
-                renamed.append(output)
         except BaseException:
-            for output in renamed:
-                output.path.unlink(missing_ok=True)
+            # A set with parts missing is of no use; a single file, once renamed, is whole.
+            if len(self._outputs) > 1:
+                for output in self._outputs:
+                    if not output.temporary.exists():
+                        output.path.unlink(missing_ok=True)
             raise
         sync_directory(self.path.parent)
 
     @contextlib.contextmanager
-    def _disk_errors(self, path: Path, size: int | None = None) -> Any:
-        """Turn an OSError into one line naming ``path``; whoever called aborts."""
+    def _disk_errors(self, path: Path, size: int | None = None) -> Iterator[None]:
+        """Turn an OSError into one line naming ``path``; callers abort on the way out, which makes the line true."""
         try:
             yield
         except OSError as error:
             needed = f" ({format_bytes(size)} needed)" if size and error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-            self.abort()
             raise JambaError(
                 f"cannot write {path}: {error.strerror or error}{needed}; nothing was left behind"
             ) from error
