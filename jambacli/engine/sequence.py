@@ -9,8 +9,10 @@ find how much of the wanted tokens is there, go to the nearest checkpoint below,
 from __future__ import annotations
 
 import bisect
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,6 +28,15 @@ PREFILL_CHUNK = 512
 # A checkpoint every so many tokens of a long prefill, wherever no boundary falls.
 CHECKPOINT_STEP = 4096
 CHECKPOINT_BUDGET = 256 << 20
+
+
+#: Given how many tokens are about to be read, a context that yields "so many more are done" (see ``ui.progress``).
+Reading = Callable[[int], AbstractContextManager[Callable[[int], None]]]
+
+
+def silent(total: int) -> AbstractContextManager[Callable[[int], None]]:
+    """A Reading that shows nothing."""
+    return contextlib.nullcontext(lambda n: None)
 
 
 @dataclass
@@ -73,12 +84,12 @@ class TokenSequence:
         self,
         ids: Sequence[int],
         boundaries: Iterable[int] = (),
-        progress: Callable[[int], None] = lambda n: None,
+        reading: Reading = silent,
     ) -> np.ndarray:
         """Make the sequence exactly ``ids`` and return the logits after it, float32 [vocab].
 
         Only what follows the longest usable common prefix is computed; ``boundaries`` are positions at which to leave
-        a checkpoint. ``progress`` is told of every piece of tokens done. Raises UsageError for no tokens, ContextFullError
+        a checkpoint. ``reading`` shows progress. Raises UsageError for no tokens, ContextFullError
         when they do not fit (the sequence is unchanged then).
         """
         if not ids:
@@ -87,7 +98,8 @@ class TokenSequence:
         start = self.rewind(common_prefix(self.tokens, ids), allow_end=len(ids))
         self.counters.reused += start
         if start < len(ids):
-            self._prefill(ids, start, sorted(set(boundaries)), progress)
+            with reading(len(ids) - start) as progress:
+                self._prefill(ids, start, sorted(set(boundaries)), progress)
         assert self.logits is not None
         return self.logits
 

@@ -7,14 +7,14 @@ the rest, generate. An edit, a regeneration or a branch only changes what is ren
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from jambacli.engine.conversation import THINK, Conversation, Rendered
 from jambacli.engine.generate import Generated, generate
 from jambacli.engine.sampling import Sampler, Sampling
-from jambacli.engine.sequence import Counters, TokenSequence
+from jambacli.engine.sequence import Counters, Reading, TokenSequence, silent
 from jambacli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Session:
         knobs: Mapping[str, Any] | None = None,
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
-        progress: Callable[[int], None] = lambda n: None,
+        reading: Reading = silent,
         **sampling: Any,
     ) -> Iterator[str]:
         """Say ``text`` and yield the reply as it comes. ``documents``: mappings with "text" and perhaps "title".
@@ -98,7 +98,7 @@ class Session:
         except BaseException:
             self.conversation.turns.pop()
             raise
-        return self._reply(rendered, max_tokens, stop, progress, self.sampling.with_given(**sampling))
+        return self._reply(rendered, max_tokens, stop, reading, self.sampling.with_given(**sampling))
 
     def complete(
         self,
@@ -106,7 +106,7 @@ class Session:
         *,
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
-        progress: Callable[[int], None] = lambda n: None,
+        reading: Reading = silent,
         **sampling: Any,
     ) -> Iterator[str]:
         """Continue ``text`` without a template and yield what follows."""
@@ -115,14 +115,14 @@ class Session:
         if tokenizer.add_bos and tokenizer.bos_id is not None and ids[:1] != [tokenizer.bos_id]:
             ids.insert(0, tokenizer.bos_id)
         rendered = Rendered(ids, [len(ids)])
-        return self._generate(rendered, max_tokens, stop, progress, self.sampling.with_given(**sampling), Generated())
+        return self._generate(rendered, max_tokens, stop, reading, self.sampling.with_given(**sampling), Generated())
 
     def _reply(
         self,
         rendered: Rendered,
         max_tokens: int | None,
         stop: Sequence[str],
-        progress: Callable[[int], None],
+        reading: Reading,
         sampling: Sampling,
     ) -> Iterator[str]:
         result = Generated()
@@ -130,7 +130,7 @@ class Session:
         think = self.model.tokenizer.marker_id(THINK)
         thinking = think is not None and think in rendered.ids[-4:]
         try:
-            for piece in self._generate(rendered, max_tokens, stop, progress, sampling, result):
+            for piece in self._generate(rendered, max_tokens, stop, reading, sampling, result):
                 # The template writes a space after the assistant's header in history but not when generating.
                 shown = piece[1:] if first and piece.startswith(" ") else piece
                 first = False
@@ -144,7 +144,7 @@ class Session:
         rendered: Rendered,
         max_tokens: int | None,
         stop: Sequence[str],
-        progress: Callable[[int], None],
+        reading: Reading,
         sampling: Sampling,
         result: Generated,
     ) -> Iterator[str]:
@@ -154,7 +154,7 @@ class Session:
         self.stats = Stats(prompt_tokens=len(rendered.ids))
         tokenizer = self.model.tokenizer
         try:
-            sequence.advance(rendered.ids, rendered.boundaries, progress)
+            sequence.advance(rendered.ids, rendered.boundaries, reading)
             sampler = Sampler(sampling, rendered.ids)
             pieces = generate(
                 sequence,

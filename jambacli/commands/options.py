@@ -1,0 +1,99 @@
+"""The generation options, the same wherever text is generated; knows nothing of what is done with them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from jambacli.errors import JambaError, UsageError
+from jambacli.units import parse_size
+
+_SAMPLING = "Sampling"
+_RUNTIME = "Runtime"
+
+Temp = Annotated[float | None, typer.Option("--temp", help="Temperature; 0 is greedy.", rich_help_panel=_SAMPLING)]
+TopP = Annotated[
+    float | None, typer.Option("--top-p", help="Keep the likeliest of this mass.", rich_help_panel=_SAMPLING)
+]
+TopK = Annotated[int | None, typer.Option("--top-k", help="Keep the likeliest K; 0: all.", rich_help_panel=_SAMPLING)]
+MinP = Annotated[
+    float | None, typer.Option("--min-p", help="Drop what is below this share of the best.", rich_help_panel=_SAMPLING)
+]
+TypicalP = Annotated[
+    float | None, typer.Option("--typical-p", help="Keep the most typical of this mass.", rich_help_panel=_SAMPLING)
+]
+RepeatPenalty = Annotated[
+    float | None, typer.Option("--repeat-penalty", help="Divide repeated tokens' logits.", rich_help_panel=_SAMPLING)
+]
+PresencePenalty = Annotated[
+    float | None,
+    typer.Option("--presence-penalty", help="Subtract from tokens already said.", rich_help_panel=_SAMPLING),
+]
+FrequencyPenalty = Annotated[
+    float | None, typer.Option("--frequency-penalty", help="Subtract per repetition.", rich_help_panel=_SAMPLING)
+]
+PenaltyLastN = Annotated[
+    int | None,
+    typer.Option("--penalty-last-n", help="How far penalties look back; -1: all.", rich_help_panel=_SAMPLING),
+]
+LogitBias = Annotated[
+    list[str] | None, typer.Option("--logit-bias", help="TOKEN=BIAS, repeatable.", rich_help_panel=_SAMPLING)
+]
+Seed = Annotated[int | None, typer.Option("--seed", help="Same seed, same text.", rich_help_panel=_SAMPLING)]
+MaxTokens = Annotated[int | None, typer.Option("--max-tokens", "-n", min=1, help="Stop after this many tokens.")]
+Stop = Annotated[list[str] | None, typer.Option("--stop", help="Stop before this text, repeatable.")]
+Ctx = Annotated[
+    str | None,
+    typer.Option("--ctx", "-c", help="Context length, e.g. 256k; default: the model's.", rich_help_panel=_RUNTIME),
+]
+KvType = Annotated[
+    str, typer.Option("--kv-type", help="Keys and values as f16, bf16, f32 or q8_0.", rich_help_panel=_RUNTIME)
+]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", "-t", min=1, help="CPU threads; default: the cores.", rich_help_panel=_RUNTIME),
+]
+Stats = Annotated[bool, typer.Option("--stats", help="Rates, tokens and memory on stderr.", rich_help_panel=_RUNTIME)]
+
+MAX_INPUT = 256 << 20
+
+
+def sampling_options(**given: Any) -> dict[str, Any]:
+    """The sampling options that were given, under the names of ``engine.sampling.Sampling``."""
+    from jambacli.engine.sampling import parse_logit_bias
+
+    bias = given.pop("logit_bias", None)
+    chosen = {k: v for k, v in given.items() if v is not None}
+    return {**chosen, "logit_bias": parse_logit_bias(bias)} if bias else chosen
+
+
+def context(ctx: str | None) -> int | None:
+    """``--ctx`` as a number of tokens; UsageError when it is none."""
+    if ctx is None:
+        return None
+    tokens = parse_size(ctx, "--ctx")
+    if tokens < 1:
+        raise UsageError("--ctx must be at least 1")
+    return tokens
+
+
+def read_text(path: Path | None) -> str:
+    """A text file's content, or stdin's for ``-``; JambaError when it is not there, too large or no UTF-8 text."""
+    name = "standard input" if path is None or str(path) == "-" else str(path)
+    try:
+        if path is None or str(path) == "-":
+            data = sys.stdin.buffer.read(MAX_INPUT + 1)
+        else:
+            with path.open("rb") as file:
+                data = file.read(MAX_INPUT + 1)
+    except OSError as error:
+        raise JambaError(f"cannot read {name}: {error.strerror}") from error
+    if len(data) > MAX_INPUT:
+        raise JambaError(f"{name} is larger than {MAX_INPUT >> 20} MB of text; give a part of it")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise JambaError(f"{name} is not UTF-8 text (byte {error.start}); convert it first") from error
