@@ -59,7 +59,7 @@ class Checkpoint:
         self._files: dict[Path, FileIO] = {}
 
     @classmethod
-    def open(cls, folder: str | Path, check_config: Callable[[dict[str, Any]], None] | None = None) -> Checkpoint:
+    def open(cls, folder: str | Path, check_config: Callable[[dict[str, Any]], object] | None = None) -> Checkpoint:
         """Open ``folder``; ``check_config`` sees config.json before the weights are looked at, and may raise."""
         folder = Path(folder)
         if not folder.is_dir():

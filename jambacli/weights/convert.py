@@ -1,0 +1,215 @@
+"""Turns a Hugging Face Jamba checkpoint into a GGUF file, a panel at a time; knows nothing of downloads or arguments.
+
+Nothing is ever held but one panel of one matrix: bytes are read into a buffer, changed to the type asked for and
+written to their final offset. A checkpoint in its own type is copied as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jambacli import ui
+from jambacli.errors import BadFileError, JambaError, UnsupportedError, UsageError
+from jambacli.model.config import JambaConfig
+from jambacli.units import format_count
+from jambacli.weights import keys
+from jambacli.weights.chat_templates import chat_templates, template_metadata
+from jambacli.weights.checkpoint import DTYPE_BYTES, Checkpoint
+from jambacli.weights.model_card import general_metadata
+from jambacli.weights.names import Piece, Planned, plan
+from jambacli.weights.vocab import tokenizer_metadata
+from jambacli.weights.writer import GGUFWriter
+from quant.formats import Format, get_format
+
+if TYPE_CHECKING:
+    import torch
+
+TYPES = ("auto", "f32", "f16", "bf16", "q8_0")
+PANEL_BYTES = 16 << 20
+QUANTIZATION_VERSION = 2
+# llama.cpp's llama_ftype, the number general.file_type holds.
+_FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}
+_FORMAT_OF_DTYPE = {"F32": "f32", "F64": "f32", "F16": "f16", "BF16": "bf16"}
+_PERIODS = {
+    keys.ATTENTION_PERIOD: ("attn_layer_period", 8),
+    keys.ATTENTION_OFFSET: ("attn_layer_offset", 4),
+    keys.EXPERT_PERIOD: ("expert_layer_period", 2),
+    keys.EXPERT_OFFSET: ("expert_layer_offset", 1),
+}
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What ``convert`` wrote: the file's parts, their bytes together, the type, and how many tensors."""
+
+    paths: list[Path]
+    nbytes: int
+    type: str
+    tensors: int
+
+
+def check_config(values: Mapping[str, Any], source: object) -> JambaConfig:
+    """The typed config of a config.json; UnsupportedError, naming ``source``, for a model that is no plain Jamba."""
+    architectures = values.get("architectures") or ["JambaForCausalLM"]
+    if not isinstance(architectures, list) or "JambaForCausalLM" not in architectures:
+        named = architectures[0] if isinstance(architectures, list) else architectures
+        raise UnsupportedError(f"{source}: the architecture is {named}; only JambaForCausalLM can be converted")
+    if "model_type" not in values and "architectures" not in values:
+        raise UnsupportedError(f"{source}: neither model_type nor architectures says that this is a Jamba model")
+    if values.get("mamba_inner_layernorms") is False:
+        raise UnsupportedError(
+            f"{source}: mamba_inner_layernorms is false; Mamba layers without them are not supported"
+        )
+    quantized = values.get("quantization_config")
+    if quantized:
+        method = quantized.get("quant_method", "a quantizer") if isinstance(quantized, dict) else "a quantizer"
+        raise UnsupportedError(
+            f"{source}: the weights are quantized already (by {method}); convert the original bf16 checkpoint"
+        )
+    return JambaConfig.from_hf(values, source)
+
+
+def convert(
+    folder: Path,
+    output: Path,
+    *,
+    type: str = "auto",
+    split_max_size: int | None = None,
+    force: bool = False,
+    name: str | None = None,
+) -> Converted:
+    """Convert the checkpoint in ``folder`` to ``output`` (or its split parts, each of at most ``split_max_size`` bytes).
+
+    ``type`` is one of TYPES, "auto" being what most of the checkpoint's bytes are. Matrices become that type, except
+    those llama.cpp wants in f32 and, for q8_0, rows that are no multiple of 32, which become f16. ``name`` replaces
+    the model's name. On any error or interrupt nothing is left behind. Raises JambaError, of which BadFileError and
+    UnsupportedError name the file and what is wrong with it.
+    """
+    if type not in TYPES:
+        raise UsageError(f"type {type!r} is not one of {', '.join(TYPES)}")
+    source = folder / "config.json"
+    with Checkpoint.open(folder, lambda values: check_config(values, source)) as checkpoint:
+        config = JambaConfig.from_hf(checkpoint.config, source)
+        planned = plan(config, checkpoint.tensors, folder)
+        kind = _own_type(planned) if type == "auto" else type
+        with GGUFWriter(output, split_max_size=split_max_size, force=force) as writer:
+            for key, value, value_type in _metadata(folder, checkpoint.config, config, name, kind):
+                _add(writer, folder, key, value, value_type)
+            formats = {tensor.name: _format(tensor, kind) for tensor in planned}
+            for tensor in planned:
+                writer.plan_tensor(tensor.name, tensor.shape, formats[tensor.name])
+            writer.begin()
+            total = sum(piece.nbytes for tensor in planned for piece in tensor.pieces)
+            with ui.progress("Converting", total) as advance:
+                for tensor in planned:
+                    offset = 0
+                    for data, read in _encoded(checkpoint, tensor, formats[tensor.name]):
+                        writer.write_at(tensor.name, offset, data)
+                        offset += memoryview(data).nbytes
+                        advance(read)
+            writer.finish()
+            return Converted(writer.paths, sum(p.stat().st_size for p in writer.paths), kind, len(planned))
+
+
+def _own_type(planned: list[Planned]) -> str:
+    """The type most bytes of the matrices are stored in."""
+    sizes: dict[str, int] = {}
+    for tensor in planned:
+        for piece in () if tensor.keep_f32 else tensor.pieces:
+            kind = _FORMAT_OF_DTYPE[piece.tensor.dtype]
+            sizes[kind] = sizes.get(kind, 0) + piece.nbytes
+    return max(sizes, key=lambda kind: sizes[kind])
+
+
+def _format(tensor: Planned, kind: str) -> Format:
+    if tensor.keep_f32:
+        return get_format("f32")
+    fmt = get_format(kind)
+    return fmt if tensor.shape[-1] % fmt.block == 0 else get_format("f16")
+
+
+def _metadata(
+    folder: Path, values: Mapping[str, Any], config: JambaConfig, name: str | None, kind: str
+) -> Iterator[tuple[str, Any, str]]:
+    rows = keys.config_metadata(config)
+    yield rows[0]  # general.architecture comes first, by the specification's advice
+    yield from general_metadata(folder, values, name=name, size_label=format_count(config.params()))
+    yield keys.FILE_TYPE, _FILE_TYPES[kind], "u32"
+    yield "general.quantization_version", QUANTIZATION_VERSION, "u32"
+    yield from (row for row in rows[1:] if row[0] not in _PERIODS)
+    # The config's own word: the layers alone do not tell a period of 8 from one of 5 when there are 8 of them.
+    for key, (field, default) in _PERIODS.items():
+        yield key, values.get(field, default), "u32"
+    templates = chat_templates(folder)
+    yield from tokenizer_metadata(folder, values, config.vocab_size, templates.get("default"))
+    yield from template_metadata(templates)
+
+
+def _add(writer: GGUFWriter, folder: Path, key: str, value: Any, value_type: str) -> None:
+    try:
+        writer.add(key, value, value_type)
+    except UnicodeEncodeError:
+        raise BadFileError(folder, f"what should become {key} is not valid Unicode text") from None
+
+
+def _encoded(checkpoint: Checkpoint, tensor: Planned, fmt: Format) -> Iterator[tuple[Any, int]]:
+    """The tensor's bytes in ``fmt`` from first to last, in panels, each with the source bytes it took to read."""
+    if not tensor.pieces:
+        size = fmt.row_bytes(tensor.shape[-1])
+        for n in tensor.shape[:-1]:
+            size *= n
+        yield bytes(size), 0
+    buffer = bytearray(min(PANEL_BYTES, max((piece.nbytes for piece in tensor.pieces), default=0)))
+    for piece in tensor.pieces:
+        as_it_is = fmt.name.upper() == piece.tensor.dtype and not tensor.negated_exp
+        step = PANEL_BYTES if as_it_is else _panel_bytes(piece, tensor.shape[-1])
+        for start in range(0, piece.nbytes, step):
+            panel = memoryview(buffer)[: min(step, piece.nbytes - start)]
+            checkpoint.read_into(piece.tensor, piece.start + start, panel)
+            yield (panel if as_it_is else _change(panel, piece, tensor, fmt)), panel.nbytes
+
+
+def _panel_bytes(piece: Piece, width: int) -> int:
+    """Source bytes to change at once: whole rows where they fit, else a part of one that holds whole blocks."""
+    size = DTYPE_BYTES[piece.tensor.dtype]
+    row = width * size
+    return PANEL_BYTES // row * row if row <= PANEL_BYTES else PANEL_BYTES
+
+
+def _change(panel: memoryview, piece: Piece, tensor: Planned, fmt: Format) -> Any:
+    """One panel in ``fmt``: through f32, rounded to nearest even, as torch and ggml do."""
+    import torch
+
+    dtypes = {"F32": torch.float32, "F64": torch.float64, "F16": torch.float16, "BF16": torch.bfloat16}
+    values = torch.frombuffer(panel, dtype=dtypes[piece.tensor.dtype])
+    if fmt.name == "q8_0":
+        from quant import quantize
+
+        if values.dtype == torch.float64:
+            values = values.float()
+        width = tensor.shape[-1]
+        return _bytes(quantize(values.view(-1, width if values.numel() % width == 0 else fmt.block), fmt.name))
+    values = values.float()
+    if tensor.negated_exp:
+        values = -torch.exp(values)
+    if fmt.name == "f16":
+        return _bytes(_to_f16(values, tensor.name))
+    return _bytes(values if fmt.name == "f32" else values.to(torch.bfloat16))
+
+
+def _to_f16(values: torch.Tensor, name: str) -> torch.Tensor:
+    import torch
+
+    half = values.to(torch.float16)
+    if bool((torch.isinf(half) & torch.isfinite(values)).any()):
+        raise JambaError(f"tensor {name} has values beyond the range of f16 (65504); use --type bf16 or f32")
+    return half
+
+
+def _bytes(values: torch.Tensor) -> Any:
+    import torch
+
+    return values.contiguous().view(torch.uint8).numpy().reshape(-1)
