@@ -27,8 +27,8 @@ _RESULTS = {
 class NonFiniteRowError(ValueError):
     """The input has a NaN or an infinity; ``row`` is the first row that does."""
 
-    def __init__(self, row: int) -> None:
-        super().__init__(f"row {row} holds a NaN or an infinity")
+    def __init__(self, row: int, name: str | None = None) -> None:
+        super().__init__(f"{name or f'row {row}'} holds a NaN or an infinity")
         self.row = row
 
 

@@ -1,45 +1,182 @@
-// Q8_0: one block of 32 per vector step; knows nothing of threads.
-#include "lanes.h"
-#include "quant.h"
+// Q8_0, Q4_0, Q4_1, Q5_0, Q5_1 from values: the direct rounding, and the searches where there is an imatrix; knows
+// nothing of threads or files. GGUF's block layouts: f16 factor (and f16 least value), then levels.
+#pragma once
+
+#include "blocks32.h"
+#include "kq_search.h"
 
 namespace quant {
 namespace QUANT_ISA {
 namespace legacy {
 
-LANE_FN void put_half(uint8_t *p, float x) {
-    const uint16_t h = (uint16_t)to_half(splat(x))[0];
-    std::memcpy(p, &h, 2);
+LANE_FN vf reciprocal(vf d) { return select(eq(d, vf{}), vf{}, 1.0f / d); }
+
+// The low byte of a C cast to int8 of a value, as a signed int; what is out of int's range gives 0.
+LANE_FN vi to_byte(vf x) { return truncate(x) << 24 >> 24; }
+
+// ---- layouts ----
+
+// Levels 0..15.
+template <int HALVES>
+LANE_FN void put_four_bits(const vi *level, Bytes<HALVES, 4> &out) {
+    pack_nibbles(level, out.word);
 }
-LANE_FN float get_half(const uint8_t *p) {
-    uint16_t h;
-    std::memcpy(&h, p, 2);
-    return from_half(splat((int32_t)h))[0];
+
+// Levels 0..31: a word of the fifth bits first.
+template <int HALVES>
+LANE_FN void put_five_bits(vi *level, Bytes<HALVES, 5> &out) {
+    vi high = {};
+    for (int j = 0; j < 32; ++j) {
+        high |= ((level[j] >> 4) & 1) << j;
+        level[j] &= 15;
+    }
+    out.word[0] = high;
+    pack_nibbles(level, out.word + 1);
 }
+
+// ---- without an imatrix ----
 
 static void encode_q8_0(const float *x, int64_t rows, int64_t n, const float *, uint8_t *dst) {
-    for (int64_t b = 0; b < rows * n / 32; ++b, x += 32, dst += 34) {
-        float top = 0.0f;
+    encode_run<1, 8, false>(x, rows, n, nullptr, nullptr, dst, [](const Blocks32 &b, Bytes<1, 8> &out) {
+        vf most = {};
         for (int j = 0; j < 32; ++j) {
-            const float a = __builtin_fabsf(x[j]);
-            top = a > top ? a : top;
+            const vf size = absolute(b.x[j]);
+            most = select(lt(most, size), size, most);
         }
-        const float d = top / 127.0f;
-        const float inverse_d = d != 0.0f ? 1.0f / d : 0.0f;
-        put_half(dst, d);
-        for (int j = 0; j < 32; j += LANES) {
-            const vi q = round_away(load(x + j) * inverse_d);
-            for (int l = 0; l < LANES; ++l) dst[2 + j + l] = (uint8_t)q[l];
+        const vf d = most / 127.0f, per_d = reciprocal(d);
+        out.half[0] = to_half(d);
+        for (int k = 0; k < 8; ++k) {
+            vi q[4];
+            for (int i = 0; i < 4; ++i) q[i] = round_away(b.x[4 * k + i] * per_d);
+            out.word[k] = (q[0] & 255) | (q[1] & 255) << 8 | (q[2] & 255) << 16 | q[3] << 24;
         }
+    });
+}
+
+// Levels 0 .. 2 * TOP - 1 about a zero at TOP; the value of largest magnitude becomes level 0.
+template <int TOP>
+LANE_FN vi symmetric_levels(const Blocks32 &b, vi *level) {
+    vf most;
+    const vf d = peak_of(b.x, &most) / (float)-TOP, per_d = reciprocal(d);
+    for (int j = 0; j < 32; ++j) level[j] = lesser(to_byte(b.x[j] * per_d + (TOP + 0.5f)), splat(2 * TOP - 1)) & 255;
+    return to_half(d);
+}
+
+static void plain_q4_0(const float *x, int64_t rows, int64_t n, uint8_t *dst) {
+    encode_run<1, 4, false>(x, rows, n, nullptr, nullptr, dst, [](const Blocks32 &b, Bytes<1, 4> &out) {
+        vi level[32];
+        out.half[0] = symmetric_levels<8>(b, level);
+        put_four_bits(level, out);
+    });
+}
+
+static void plain_q5_0(const float *x, int64_t rows, int64_t n, uint8_t *dst) {
+    encode_run<1, 5, false>(x, rows, n, nullptr, nullptr, dst, [](const Blocks32 &b, Bytes<1, 5> &out) {
+        vi level[32];
+        out.half[0] = symmetric_levels<16>(b, level);
+        put_five_bits(level, out);
+    });
+}
+
+// Levels 0 .. TOP from the least value up.
+template <int TOP>
+LANE_FN void affine_levels(const Blocks32 &b, vi *level, vi *half) {
+    vf low = b.x[0], high = b.x[0];
+    for (int j = 1; j < 32; ++j) {
+        low = select(lt(b.x[j], low), b.x[j], low);
+        high = select(lt(high, b.x[j]), b.x[j], high);
+    }
+    const vf d = (high - low) / (float)TOP, per_d = reciprocal(d);
+    half[0] = to_half(d);
+    half[1] = to_half(low);
+    for (int j = 0; j < 32; ++j) {
+        const vi q = truncate((b.x[j] - low) * per_d + 0.5f) & 255;
+        level[j] = TOP == 15 ? lesser(q, splat(15)) : q;  // ggml bounds the four-bit ones only
     }
 }
 
-static void decode_q8_0(const uint8_t *src, int64_t rows, int64_t n, float *dst) {
-    for (int64_t b = 0; b < rows * n / 32; ++b, src += 34, dst += 32) {
-        const float d = get_half(src);
-        for (int j = 0; j < 32; ++j) dst[j] = (float)(int8_t)src[2 + j] * d;
-    }
+static void plain_q4_1(const float *x, int64_t rows, int64_t n, uint8_t *dst) {
+    encode_run<2, 4, false>(x, rows, n, nullptr, nullptr, dst, [](const Blocks32 &b, Bytes<2, 4> &out) {
+        vi level[32];
+        affine_levels<15>(b, level, out.half);
+        put_four_bits(level, out);
+    });
+}
+
+static void plain_q5_1(const float *x, int64_t rows, int64_t n, uint8_t *dst) {
+    encode_run<2, 5, false>(x, rows, n, nullptr, nullptr, dst, [](const Blocks32 &b, Bytes<2, 5> &out) {
+        vi level[32];
+        affine_levels<31>(b, level, out.half);
+        put_five_bits(level, out);
+    });
+}
+
+// ---- with an imatrix ----
+
+template <int TOP>
+LANE_FN vi searched_symmetric(const Blocks32 &b, vi *level) {
+    alignas(64) vf w[32];
+    weigh(b.x, b.importance, b.spread, w);
+    const kq::SymmetricFit fit = kq::fit_symmetric<32, TOP, true>(b.x, w);
+    for (int j = 0; j < 32; ++j) level[j] = kq::symmetric_level<TOP>(fit, b.x[j]);
+    return to_half(fit.scale);
+}
+
+template <int TOP>
+LANE_FN void searched_affine(const Blocks32 &b, vi *level, vi *half) {
+    alignas(64) vf w[32];
+    weigh(b.x, b.importance, b.spread, w);
+    kq::AffineFit fit;
+    kq::fit_affine<32, TOP, false, 1>(b.x, w, -0.9f, 0.05f, 36, &fit);
+    half[0] = to_half(fit.scale);
+    half[1] = to_half(-fit.offset);
+    for (int j = 0; j < 32; ++j) level[j] = kq::affine_level<TOP>(fit, b.x[j]);
+}
+
+static void encode_q4_0(const float *x, int64_t rows, int64_t n, const float *imatrix, uint8_t *dst) {
+    if (!imatrix) return plain_q4_0(x, rows, n, dst);
+    encode_weighted<1, 4>(x, rows, n, imatrix, dst, [](const Blocks32 &b, Bytes<1, 4> &out) {
+        vi level[32];
+        out.half[0] = searched_symmetric<8>(b, level);
+        put_four_bits(level, out);
+    });
+}
+
+static void encode_q5_0(const float *x, int64_t rows, int64_t n, const float *imatrix, uint8_t *dst) {
+    if (!imatrix) return plain_q5_0(x, rows, n, dst);
+    encode_weighted<1, 5>(x, rows, n, imatrix, dst, [](const Blocks32 &b, Bytes<1, 5> &out) {
+        vi level[32];
+        out.half[0] = searched_symmetric<16>(b, level);
+        put_five_bits(level, out);
+    });
+}
+
+static void encode_q4_1(const float *x, int64_t rows, int64_t n, const float *imatrix, uint8_t *dst) {
+    if (!imatrix) return plain_q4_1(x, rows, n, dst);
+    encode_weighted<2, 4>(x, rows, n, imatrix, dst, [](const Blocks32 &b, Bytes<2, 4> &out) {
+        vi level[32];
+        searched_affine<15>(b, level, out.half);
+        put_four_bits(level, out);
+    });
+}
+
+static void encode_q5_1(const float *x, int64_t rows, int64_t n, const float *imatrix, uint8_t *dst) {
+    if (!imatrix) return plain_q5_1(x, rows, n, dst);
+    encode_weighted<2, 5>(x, rows, n, imatrix, dst, [](const Blocks32 &b, Bytes<2, 5> &out) {
+        vi level[32];
+        searched_affine<31>(b, level, out.half);
+        put_five_bits(level, out);
+    });
 }
 
 }  // namespace legacy
 }  // namespace QUANT_ISA
 }  // namespace quant
+
+#define LEGACY_CODEC(NAME, format) \
+    { GGML_##NAME, QUANT_ISA::legacy::encode_##format, QUANT_ISA::legacy::decode_##format }
+#define LEGACY_CODECS                                                                                                \
+    {                                                                                                                \
+        LEGACY_CODEC(Q8_0, q8_0), LEGACY_CODEC(Q4_0, q4_0), LEGACY_CODEC(Q4_1, q4_1), LEGACY_CODEC(Q5_0, q5_0),      \
+            LEGACY_CODEC(Q5_1, q5_1), {-1, nullptr, nullptr}                                                         \
+    }

@@ -23,6 +23,7 @@ KINDS = (
     "subnormal",
     "tiny",
     "huge",
+    "extreme",
     "negative_zero",
     "ties",
     "one_sided",
@@ -97,6 +98,9 @@ def sample_rows(kind: str, rows: int, n: int, seed: int = 0) -> np.ndarray:
         return normal * (10.0 ** rng.uniform(-40, -4, (rows, 1))).astype(np.float32)
     if kind == "huge":
         return normal * (10.0 ** rng.uniform(3, 18, (rows, 1))).astype(np.float32)
+    if kind == "extreme":  # squares and differences overflow
+        values = np.clip(normal.astype(np.float64) * 10.0 ** rng.uniform(18, 38.4, (rows, 1)), -3.4e38, 3.4e38)
+        return values.astype(np.float32)
     if kind == "negative_zero":
         return np.where(
             rng.random((rows, n)) < 0.5, np.float32(-0.0), np.where(rng.random((rows, n)) < 0.9, 0.0, normal)
