@@ -8,8 +8,6 @@ the same computation up to rounding.
 
 from __future__ import annotations
 
-import functools
-
 import torch
 import torch.nn.functional as F
 
@@ -24,16 +22,6 @@ _SCORE_VALUES = 8 << 20
 _SCAN_VALUES = 4 << 20
 
 
-@functools.cache
-def _warn_foreign(name: str) -> None:
-    import warnings
-
-    warnings.warn(
-        f"{name} weights have no kernels here: they are expanded by the gguf package at every use, which is very slow",
-        stacklevel=4,
-    )
-
-
 def dequantize(w: QTensor) -> torch.Tensor:
     """The values of a weight: float32 [*w.shape]. A float32 weight is a view, not a copy."""
     if w.format.name == "f32":
@@ -43,16 +31,9 @@ def dequantize(w: QTensor) -> torch.Tensor:
         return w.data.view(dtype).view(w.shape).float()
     if w.scale is not None:  # ExpertsInt8: one factor a row
         return w.data.view(torch.int8).view(w.shape).float() * w.scale.view(*w.shape[:-1], 1)
-    if w.format.native:
-        from quant.decode import dequantize as decode
+    from quant.decode import dequantize as decode  # also formats without kernels, through the gguf package
 
-        return decode(w.row_blocks(), w.format.name)
-    from gguf import GGMLQuantizationType
-    from gguf.quants import dequantize as decode_foreign
-
-    _warn_foreign(w.format.name)
-    kind = GGMLQuantizationType(w.format.ggml_type)
-    return torch.from_numpy(decode_foreign(w.row_blocks().cpu().numpy(), kind)).to(w.data.device)
+    return decode(w.row_blocks(), w.format.name, threads=torch.get_num_threads())
 
 
 def select_rows(w: QTensor, start: int, stop: int) -> QTensor:
@@ -178,7 +159,7 @@ def kv_values(cache: torch.Tensor, head_dim: int) -> torch.Tensor:
         return cache.float()
     from quant.decode import dequantize as decode
 
-    return decode(cache.contiguous(), "q8_0")
+    return decode(cache.contiguous(), "q8_0", threads=torch.get_num_threads())
 
 
 def kv_store(x: torch.Tensor, cache: torch.Tensor) -> None:
@@ -188,7 +169,7 @@ def kv_store(x: torch.Tensor, cache: torch.Tensor) -> None:
         return
     from quant.encode import quantize
 
-    cache.copy_(quantize(x.contiguous(), "q8_0"))
+    cache.copy_(quantize(x.contiguous(), "q8_0", threads=torch.get_num_threads()))
 
 
 def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, n_past: int) -> torch.Tensor:
