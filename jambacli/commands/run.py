@@ -146,7 +146,7 @@ def _stream(pieces: Iterator[str], show: bool) -> tuple[str, bool]:
 
 def _figures(model: Jamba, session: Session) -> dict[str, Any]:
     """The figures of one reply, by name."""
-    import resource
+    from jambacli.evaluation.peaks import peak_memory
 
     s = session.stats
     return {
@@ -159,8 +159,7 @@ def _figures(model: Jamba, session: Session) -> dict[str, Any]:
         "first_token_seconds": round(s.first_token_seconds, 3),
         "prefill_tokens_per_second": round(s.prefilled_tokens / s.prefill_seconds, 2) if s.prefill_seconds else None,
         "decode_tokens_per_second": round(s.decoded_tokens / s.decode_seconds, 2) if s.decode_seconds else None,
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        * (1 if sys.platform == "darwin" else 1024),
+        "peak_memory_bytes": peak_memory(),
     }
 
 

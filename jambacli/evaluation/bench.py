@@ -1,0 +1,169 @@
+"""Measures prefill and decode rates as llama-bench defines them; knows nothing of consoles or tables.
+
+A ``Runner`` is anything that can be timed: this program's model, or a peer. Runners are measured in turn, repetition by
+repetition, so that a machine whose speed drifts treats them alike.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from jambacli.evaluation.peaks import peak_memory
+from jambacli.model.jamba import JambaModel
+
+
+@dataclass(frozen=True)
+class Case:
+    """One measurement: read ``n_prompt`` tokens, then generate ``n_gen``, with ``depth`` tokens in the context before."""
+
+    n_prompt: int
+    n_gen: int
+    depth: int = 0
+
+    @property
+    def name(self) -> str:
+        """llama-bench's name for it: ``pp512``, ``tg128``, ``pp512+tg128``, with ``@ d8192``."""
+        parts = ([f"pp{self.n_prompt}"] if self.n_prompt else []) + ([f"tg{self.n_gen}"] if self.n_gen else [])
+        return "+".join(parts) + (f" @ d{self.depth}" if self.depth else "")
+
+
+class Runner(Protocol):
+    """Something that runs a model: ``start`` empties the context and reads ``depth`` tokens; the others add to it."""
+
+    name: str
+
+    def start(self, depth: int, room: int) -> None:
+        """Begin a sequence with ``depth`` tokens, untimed, and room for ``room`` more."""
+
+    def prefill(self, tokens: int) -> float:
+        """Read ``tokens`` tokens in one go; seconds until the logits of the last are there."""
+
+    def decode(self, tokens: int) -> float:
+        """Generate ``tokens`` tokens one by one; seconds."""
+
+    def peak_memory(self) -> int:
+        """Peak resident bytes of the process so far."""
+
+
+@dataclass
+class Result:
+    """The repetitions of one case on one runner. Rates in tokens per second."""
+
+    case: Case
+    runner: str
+    rates: list[float] = field(default_factory=list)
+    first_token: list[float] = field(default_factory=list)
+    peak_memory: int = 0
+
+    @property
+    def rate(self) -> float:
+        """Median tokens per second."""
+        return statistics.median(self.rates)
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of the rates, 0 for a single one."""
+        return statistics.stdev(self.rates) if len(self.rates) > 1 else 0.0
+
+    @property
+    def first_token_seconds(self) -> float | None:
+        """Median seconds to the first token of a prompt; None for generation alone."""
+        return statistics.median(self.first_token) if self.first_token else None
+
+
+class ModelRunner:
+    """This program's model as a Runner."""
+
+    def __init__(self, model: JambaModel, kv_type: str = "f16", chunk: int = 512, name: str = "jamba") -> None:
+        import torch
+
+        self.name = name
+        self._model, self._kv_type, self._chunk = model, kv_type, chunk
+        self._random = torch.Generator().manual_seed(1)
+        self._state = model.new_state(1, kv_type)
+
+    def start(self, depth: int, room: int) -> None:
+        """See Runner."""
+        self._state = self._model.new_state(depth + room, self._kv_type)
+        if depth:
+            self.prefill(depth)
+
+    def prefill(self, tokens: int) -> float:
+        """See Runner."""
+        import torch
+
+        ids = torch.randint(0, self._model.config.vocab_size, (tokens,), generator=self._random)
+        began = time.perf_counter()
+        parts = ids.split(self._chunk)
+        for i, part in enumerate(parts):
+            self._model.forward(part, self._state, logits="last" if i == len(parts) - 1 else "none")
+        return time.perf_counter() - began
+
+    def decode(self, tokens: int) -> float:
+        """See Runner."""
+        import torch
+
+        ids = torch.randint(0, self._model.config.vocab_size, (tokens, 1), generator=self._random)
+        began = time.perf_counter()
+        for one in ids:
+            self._model.forward(one, self._state, logits="last")
+        return time.perf_counter() - began
+
+    def peak_memory(self) -> int:
+        """See Runner."""
+        return peak_memory()
+
+
+def measure(
+    runners: Sequence[Runner], cases: Sequence[Case], repetitions: int, done: Callable[[int], None] = lambda n: None
+) -> list[Result]:
+    """Run every case ``repetitions`` times on every runner, in turn; ``done(1)`` after each. Results by case, then runner.
+
+    A short untimed run goes first. At depth, repetitions follow one another in one context, so depth grows a little.
+    """
+    for runner in runners:
+        runner.start(0, 40)
+        runner.prefill(32)
+        runner.decode(4)
+    results = []
+    for case in cases:
+        row = [Result(case, runner.name) for runner in runners]
+        per_run = case.n_prompt + case.n_gen
+        if case.depth:
+            for runner in runners:
+                runner.start(case.depth, per_run * repetitions)
+        for _ in range(repetitions):
+            for runner, result in zip(runners, row, strict=True):
+                if not case.depth:
+                    runner.start(0, per_run)
+                seconds = runner.prefill(case.n_prompt) if case.n_prompt else 0.0
+                if case.n_prompt:
+                    result.first_token.append(seconds)
+                if case.n_gen:
+                    seconds += runner.decode(case.n_gen)
+                result.rates.append(per_run / seconds)
+                result.peak_memory = runner.peak_memory()
+                done(1)
+        results += row
+    return results
+
+
+def weight_bytes_per_token(model: JambaModel) -> float:
+    """Bytes of weights that one decode step reads: everything but the embedding table, and only the chosen experts."""
+    from quant.formats import QTensor
+
+    config = model.config
+    share = config.n_experts_used / max(config.n_experts, 1)
+    total = float(model.output.nbytes)
+    for layer in model.layers:
+        for part in (layer.mixer, layer.ffn):
+            for value in vars(part).values():
+                if isinstance(value, QTensor):
+                    total += value.nbytes * (share if len(value.shape) == 3 else 1)
+                elif hasattr(value, "nbytes"):
+                    total += value.nbytes
+    return total
