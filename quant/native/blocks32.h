@@ -10,7 +10,7 @@ namespace QUANT_ISA {
 struct Blocks32 {
     alignas(64) vf x[32];           // value i of each block
     alignas(64) vf importance[32];  // only read where there is an imatrix
-    vf spread;                      // the mean square of each block's row; only set where there is an imatrix
+    vf spread;                      // the mean square of each block's row, where the caller gave it
 };
 
 // The value of largest magnitude, the first of equals, and that magnitude.
@@ -78,7 +78,7 @@ LANE_FN void encode_run(const float *x, int64_t rows, int64_t n, const float *im
             values[l] = x + k * 32;
             if (WEIGHTED) {
                 importance[l] = imatrix + k % per_row * 32;
-                row_spread[l] = ((const float *)spread)[k / per_row];
+                row_spread[l] = spread ? ((const float *)spread)[k / per_row] : 0.0f;
             }
         }
         load_blocks(values, 32, b.x);

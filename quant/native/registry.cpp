@@ -12,9 +12,9 @@
 namespace quant {
 
 // One line a family. Missing families are not fatal to a lookup: the caller falls back to torch.
-extern const Codec legacy_base[], kq_base[];
+extern const Codec legacy_base[], iq4_base[], kq_base[];
 #ifdef QUANT_X86
-extern const Codec legacy_avx2[], legacy_avx512[], kq_avx2[], kq_avx512[];
+extern const Codec legacy_avx2[], legacy_avx512[], iq4_avx2[], iq4_avx512[], kq_avx2[], kq_avx512[];
 #endif
 
 extern const PanelOps panels_base;
@@ -24,10 +24,10 @@ extern const PanelOps panels_avx2, panels_avx512;
 
 namespace {
 
-const Codec *const BASE[] = {legacy_base, kq_base, nullptr};
+const Codec *const BASE[] = {legacy_base, iq4_base, kq_base, nullptr};
 #ifdef QUANT_X86
-const Codec *const AVX2[] = {legacy_avx2, kq_avx2, nullptr};
-const Codec *const AVX512[] = {legacy_avx512, kq_avx512, nullptr};
+const Codec *const AVX2[] = {legacy_avx2, iq4_avx2, kq_avx2, nullptr};
+const Codec *const AVX512[] = {legacy_avx512, iq4_avx512, kq_avx512, nullptr};
 #else
 const Codec *const AVX2[] = {nullptr};
 const Codec *const AVX512[] = {nullptr};
