@@ -52,7 +52,6 @@ def test_sizes_are_those_of_the_published_files() -> None:
         "q6_k": 42.3,
         "q5_k_m": 36.6,
         "q4_k_m": 31.2,
-        "q4_0": 29.6,
         "bf16": 103.2,
     }.items():
         assert synthetic_bytes(mini, quant) / 1e9 == pytest.approx(size, abs=0.11), quant
