@@ -12,6 +12,9 @@ namespace quant {
 namespace QUANT_ISA {
 namespace kq {
 
+// Sub-blocks searched together: as many as the registers hold.
+constexpr int STREAMS = LANES == 16 ? 4 : 2;
+
 struct Batch {
     alignas(64) vf x[SUPER];
     alignas(64) vf importance[SUPER];  // only read where there is an imatrix
@@ -96,16 +99,15 @@ static __attribute__((noinline)) void levels_of_32(Batch &b, vi *word) {
     AffineFit fit[8];
     SixBitScales scales;
     vi d_half, offset_half;
-    alignas(64) vf w[64];
+    alignas(64) vf w[32 * STREAMS];
     if (b.weighted) {
         vf weight[8], scale[8], offset[8];
         vi scale_level[8], offset_level[8];
         const vf spread = 2 * sum_of_squares(b.x, SUPER) / float(SUPER);
-        for (int j = 0; j < 8; j += 2) {
-            importance_weights<64>(b, 32 * j, spread, w);
-            weight[j] = sum_of(w, 32);
-            weight[j + 1] = sum_of(w + 32, 32);
-            fit_affine<32, TOP, false, 2>(b.x + 32 * j, w, -0.9f, 0.05f, 36, fit + j);
+        for (int j = 0; j < 8; j += STREAMS) {
+            importance_weights<32 * STREAMS>(b, 32 * j, spread, w);
+            for (int s = 0; s < STREAMS; ++s) weight[j + s] = sum_of(w + 32 * s, 32);
+            fit_affine<32, TOP, false, STREAMS>(b.x + 32 * j, w, -0.9f, 0.05f, 36, fit + j);
         }
         for (int j = 0; j < 8; ++j) scale[j] = fit[j].scale, offset[j] = fit[j].offset;
         d_half = to_half(fit_scales<8, 63>(scale, weight, scale_level));
@@ -118,14 +120,14 @@ static __attribute__((noinline)) void levels_of_32(Batch &b, vi *word) {
         }
     } else {
         vf top_scale = {}, top_offset = {};
-        for (int j = 0; j < 8; j += 2) {
-            for (int s = 0; s < 2; ++s) {
+        for (int j = 0; j < 8; j += STREAMS) {
+            for (int s = 0; s < STREAMS; ++s) {
                 const vf *x = b.x + 32 * (j + s);
                 const vf typical = square_root(sum_of_squares(x, 32) / 32.0f);
                 for (int i = 0; i < 32; ++i) w[32 * s + i] = typical + absolute(x[i]);
             }
             constexpr bool four = TOP == 15;
-            fit_affine<32, TOP, false, 2>(b.x + 32 * j, w, four ? -1.0f : -0.5f, 0.1f, four ? 20 : 15, fit + j);
+            fit_affine<32, TOP, false, STREAMS>(b.x + 32 * j, w, four ? -1.0f : -0.5f, 0.1f, four ? 20 : 15, fit + j);
         }
         for (int j = 0; j < 8; ++j) {
             top_scale = upper_or(fit[j].scale, top_scale);
@@ -188,16 +190,15 @@ struct Q2K : Q2KBlocks {
     static void encode(Batch &b, vi *word) {
         AffineFit fit[16];
         vi scale_byte[16], d_half, offset_half;
-        alignas(64) vf w[64];
+        alignas(64) vf w[16 * STREAMS];
         if (b.weighted) {
             vf weight[16], scale[16], offset[16];
             vi scale_level[16], offset_level[16];
             const vf spread = sum_of_squares(b.x, SUPER) / float(SUPER);
-            for (int j = 0; j < 16; j += 2) {
-                importance_weights<32>(b, 16 * j, spread, w);
-                weight[j] = sum_of(w, 16);
-                weight[j + 1] = sum_of(w + 16, 16);
-                fit_affine<16, 3, false, 2>(b.x + 16 * j, w, -0.9f, 0.05f, 36, fit + j);
+            for (int j = 0; j < 16; j += STREAMS) {
+                importance_weights<16 * STREAMS>(b, 16 * j, spread, w);
+                for (int s = 0; s < STREAMS; ++s) weight[j + s] = sum_of(w + 16 * s, 16);
+                fit_affine<16, 3, false, STREAMS>(b.x + 16 * j, w, -0.9f, 0.05f, 36, fit + j);
             }
             for (int j = 0; j < 16; ++j) scale[j] = fit[j].scale, offset[j] = fit[j].offset;
             d_half = to_half(fit_scales<16, 15>(scale, weight, scale_level));
@@ -205,9 +206,9 @@ struct Q2K : Q2KBlocks {
             for (int j = 0; j < 16; ++j) scale_byte[j] = (scale_level[j] | offset_level[j] << 4) & 255;
         } else {
             vf top_scale = {}, top_offset = {};
-            for (int j = 0; j < 16; j += 2) {
-                for (int i = 0; i < 32; ++i) w[i] = absolute(b.x[16 * j + i]);
-                fit_affine<16, 3, true, 2>(b.x + 16 * j, w, -0.5f, 0.1f, 15, fit + j);
+            for (int j = 0; j < 16; j += STREAMS) {
+                for (int i = 0; i < 16 * STREAMS; ++i) w[i] = absolute(b.x[16 * j + i]);
+                fit_affine<16, 3, true, STREAMS>(b.x + 16 * j, w, -0.5f, 0.1f, 15, fit + j);
             }
             for (int j = 0; j < 16; ++j) {
                 top_scale = upper_or(fit[j].scale, top_scale);

@@ -28,12 +28,21 @@ LANE_FN vf lower_or(vf a, vf b) { return a < b ? a : b; }
 LANE_FN vf upper_or(vf a, vf b) { return a > b ? a : b; }
 #endif
 
-// The integer nearest to v, as a float, kept within [LOW, HIGH]. EXACT also wraps as ggml's does where |v| > ROUNDABLE or v
-// is NaN; without it such a v gives the nearer bound.
-template <int LOW, int HIGH, bool EXACT>
+// How a level is made of a value: the integer nearest to it, kept within [LOW, HIGH].
+enum Rounding {
+    WRAPPED,  // and wrapped as ggml's nearest_int wraps where |value| > ROUNDABLE, or 0 where it is NaN
+    BOUNDED,  // for values known to be roundable
+    CAPPED,   // for values known not to round below LOW
+    RAISED,   // for values known not to round above HIGH
+    FREE,     // for values known to do neither
+};
+
+template <int LOW, int HIGH, Rounding HOW>
 LANE_FN vf level(vf v) {
-    if constexpr (EXACT) return to_float(clamp(nearest_int(v), LOW, HIGH));
-    vf y = lower_or(upper_or(v + ROUNDER, splat(ROUNDER + LOW)), splat(ROUNDER + HIGH));
+    if constexpr (HOW == WRAPPED) return to_float(clamp(nearest_int(v), LOW, HIGH));
+    vf y = v + ROUNDER;
+    if constexpr (HOW == BOUNDED || HOW == RAISED) y = upper_or(y, splat(ROUNDER + LOW));
+    if constexpr (HOW == BOUNDED || HOW == CAPPED) y = lower_or(y, splat(ROUNDER + HIGH));
     return y - ROUNDER;
 }
 
@@ -51,7 +60,7 @@ LANE_FN vi affine_level(const AffineFit &fit, vf x) {
     return clamp(nearest_int(fit.step * (x - fit.base)), 0, TOP);
 }
 
-template <int N, int TOP, bool EXACT, int STREAMS>
+template <int N, int TOP, Rounding HOW, int STREAMS>
 LANE_FN void affine_sums(const vf *x, const vf *w, const vf *step, const vf *base, vf *levels, vf *sum_l, vf *sum_l2,
                          vf *sum_xl) {
     vf s_step[STREAMS], s_base[STREAMS], l1[STREAMS] = {}, l2[STREAMS] = {}, xl[STREAMS] = {};
@@ -61,7 +70,7 @@ LANE_FN void affine_sums(const vf *x, const vf *w, const vf *step, const vf *bas
 #pragma GCC unroll 4
         for (int s = 0; s < STREAMS; ++s) {
             const int k = s * N + i;
-            const vf l = level<0, TOP, EXACT>(s_step[s] * (x[k] - s_base[s]));
+            const vf l = level<0, TOP, HOW>(s_step[s] * (x[k] - s_base[s]));
             levels[k] = l;
             const vf wl = w[k] * l;
             l1[s] += wl;
@@ -111,18 +120,27 @@ static __attribute__((noinline)) void fit_affine(const vf *x, const vf *w, float
         base[s] = select(gt(low, vf{}), vf{}, low);
         alive[s] = inverse(eq(high, base[s]));
     }
-    // The extremes bound every product of this try, so they tell whether the short rounding is the exact one.
+    // The extremes bound every product of this try, so they tell which rounding will do.
     const auto take_levels = [&](float top) {
-        bool plain = true;
+        bool plain = true, over = false, under = false;
         for (int s = 0; s < STREAMS; ++s) {
             const vf range = highest[s] - base[s];
             step[s] = select(alive[s], top / range, vf{});
-            plain &= roundable(step[s] * range) && roundable(step[s] * (lowest[s] - base[s]));
+            const vf first_value = step[s] * (lowest[s] - base[s]), last_value = step[s] * range;
+            plain &= roundable(first_value) && roundable(last_value);
+            under |= any(lt(first_value, splat(-0.5f)));
+            over |= any(ge(last_value, splat(TOP + 0.5f)));
         }
-        if (__builtin_expect(plain, 1))
-            affine_sums<N, TOP, false, STREAMS>(x, w, step, base, levels, sum_l, sum_l2, sum_xl);
+        if (__builtin_expect(!plain, 0))
+            affine_sums<N, TOP, WRAPPED, STREAMS>(x, w, step, base, levels, sum_l, sum_l2, sum_xl);
+        else if (over && under)
+            affine_sums<N, TOP, BOUNDED, STREAMS>(x, w, step, base, levels, sum_l, sum_l2, sum_xl);
+        else if (over)
+            affine_sums<N, TOP, CAPPED, STREAMS>(x, w, step, base, levels, sum_l, sum_l2, sum_xl);
+        else if (under)
+            affine_sums<N, TOP, RAISED, STREAMS>(x, w, step, base, levels, sum_l, sum_l2, sum_xl);
         else
-            affine_sums<N, TOP, true, STREAMS>(x, w, step, base, levels, sum_l, sum_l2, sum_xl);
+            affine_sums<N, TOP, FREE, STREAMS>(x, w, step, base, levels, sum_l, sum_l2, sum_xl);
     };
 
     take_levels(TOP);
@@ -203,7 +221,7 @@ static __attribute__((noinline)) SymmetricFit fit_symmetric(const vf *x, const v
         vf xl = {}, l2 = {};
 #pragma GCC unroll 16
         for (int i = 0; i < N; ++i) {
-            const vf l = level<-TOP, TOP - 1, !FINITE>(step * x[i]);
+            const vf l = level<-TOP, TOP - 1, FINITE ? BOUNDED : WRAPPED>(step * x[i]);
             xl += wx[i] * l;
             l2 += w[i] * l * l;
         }
@@ -242,7 +260,7 @@ static __attribute__((noinline)) void fit_descent(const vf *x, vf *levels, vf *s
         for (int i = s * N; i < (s + 1) * N; ++i) {
             w[i] = x[i] * x[i];
             wx[i] = w[i] * x[i];
-            const vf l = level<-TOP, TOP - 1, false>(step * x[i]);
+            const vf l = level<-TOP, TOP - 1, BOUNDED>(step * x[i]);
             levels[i] = l;
             wxl[i] = wx[i] * l;
             wll[i] = w[i] * l * l;
@@ -258,7 +276,7 @@ static __attribute__((noinline)) void fit_descent(const vf *x, vf *levels, vf *s
                 const int k = s * N + i;
                 const vf rest_xl = sum_xl[s] - wxl[k];
                 const vf rest_l2 = sum_l2[s] - wll[k];
-                const vf l = level<-TOP, TOP - 1, true>(x[k] * rest_l2 / rest_xl);
+                const vf l = level<-TOP, TOP - 1, WRAPPED>(x[k] * rest_l2 / rest_xl);
                 const vm moves = both(gt(rest_xl, vf{}), inverse(eq(l, levels[k])));
                 if (!any(moves)) continue;
                 const vf new_wxl = wx[k] * l, new_wll = w[k] * l * l;
