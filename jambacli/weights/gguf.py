@@ -100,6 +100,24 @@ class GGUFFile:
             view = self._views[info.part] = np.frombuffer(self._parts[info.part].buffer, np.uint8)
         return view[info.offset : info.offset + info.nbytes]
 
+    def advise(self, name: str, start: int, stop: int, *, needed: bool) -> None:
+        """Hint that bytes ``start`` to ``stop`` of a tensor will be read soon, or (``needed`` False) not again for long.
+
+        Reading ahead overlaps the disk with work; letting go keeps a pass over the whole file out of resident memory.
+        """
+        advice = getattr(mmap, "MADV_WILLNEED" if needed else "MADV_DONTNEED", None)
+        if advice is None:
+            return
+        info = self.tensors[name]
+        page = mmap.PAGESIZE
+        # Whole pages: rounded outwards to read, inwards to let go, where the neighbours may still be in use.
+        first = (info.offset + start) // page if needed else -(-(info.offset + start) // page)
+        last = -(-(info.offset + stop) // page) if needed else (info.offset + stop) // page
+        if last > first:
+            buffer = self._parts[info.part].buffer
+            with contextlib.suppress(OSError, ValueError):
+                buffer.madvise(advice, first * page, min(last * page, len(buffer)) - first * page)
+
     def qtensor(self, name: str) -> QTensor:
         """The tensor as a QTensor over the mapped bytes, uncopied. Imports torch; the tensor must not be written to."""
         import warnings

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import struct
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -37,7 +36,7 @@ class _Planned:
     shape: tuple[int, ...]
     format: Format
     nbytes: int
-    part: int = 0
+    part: int = 0  # where the caller wants it until begin(), then where it is
     offset: int = 0  # in the part's data section until begin(), then absolute
     written: int = 0
 
@@ -113,8 +112,11 @@ class GGUFWriter:
             raise ValueError(f"metadata key {key!r} is set already or is the writer's own")
         self._values[key] = encoded
 
-    def plan_tensor(self, name: str, shape: Sequence[int], fmt: str | Format) -> None:
-        """Declare the next tensor in file order: ``shape`` in torch order, ``fmt`` a name or a Format."""
+    def plan_tensor(self, name: str, shape: Sequence[int], fmt: str | Format, part: int = 0) -> None:
+        """Declare the next tensor in file order: ``shape`` in torch order, ``fmt`` a name or a Format.
+
+        ``part`` (from 0, never going down) puts it into that part of a split set, whatever split_max_size says.
+        """
         self._need("planning", "plan a tensor")
         fmt = get_format(fmt) if isinstance(fmt, str) else fmt
         dims = tuple(int(n) for n in shape)
@@ -125,7 +127,7 @@ class GGUFWriter:
         nbytes = fmt.row_bytes(dims[-1])
         for n in dims[:-1]:
             nbytes *= n
-        self._tensors[name] = _Planned(name, dims, fmt, nbytes)
+        self._tensors[name] = _Planned(name, dims, fmt, nbytes, part)
 
     def begin(self) -> None:
         """Lay the parts out, create and preallocate their temporary files and write the headers."""
@@ -218,9 +220,11 @@ class GGUFWriter:
         used = 0
         for tensor in self._tensors.values():
             padded = _pad(tensor.nbytes, self.alignment)
-            if self._split_max_size is not None and parts[-1] and used + padded > self._split_max_size:
+            limit = self._split_max_size
+            full = limit is not None and bool(parts[-1]) and used + padded > limit
+            while full or len(parts) <= tensor.part:
                 parts.append([])
-                used = 0
+                used, full = 0, False
             tensor.part, tensor.offset = len(parts) - 1, used
             parts[-1].append(tensor)
             used += padded
@@ -241,7 +245,7 @@ class GGUFWriter:
         for tensor in tensors:
             tensor.offset += start
         size = max((_pad(t.offset + t.nbytes, self.alignment) for t in tensors), default=start)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.part")
         with self._disk_errors(path, size):
             # Listed before it exists, so that an interrupt at any point finds it to remove.
             output = _Output(path, temporary)
