@@ -29,4 +29,18 @@ enum Isa : int { kScalar = 0, kAvx2 = 1, kAvx512 = 2, kVnni = 3, kBf16 = 4, kAmx
 // The level to run: the best this processor has, unless kernels_set_isa() has lowered it.
 Isa isa_level();
 
+// One weight matrix as it lies in its file, or a stack of them (experts), rows one after another. `type` is a GGML type id;
+// kI8 needs `scale`, one factor a row. library.py mirrors this struct and those of the decode steps.
+struct Matrix {
+    const uint8_t* data;
+    const float* scale;
+    int64_t rows;  // of one matrix of the stack
+    int64_t cols;
+    int64_t row_bytes;
+    int32_t type;
+    int32_t reserved;
+};
+
+enum Status : int { kOk = 0, kBadType = -1, kBadShape = -2, kNoMemory = -3 };
+
 }  // namespace jamba

@@ -31,14 +31,23 @@ def library() -> ctypes.CDLL | None:
             continue
         if version != ABI_VERSION:
             continue
-        lib.kernels_set_openmp.argtypes = [ctypes.c_void_p] * 3
-        lib.kernels_set_openmp.restype = None
+        _declare(lib)
         _use_torch_pool(lib)
         wanted = os.environ.get("JAMBA_CPU_ISA", "").strip().lower()
         if wanted in ISA_LEVELS:
             lib.kernels_set_isa(ISA_LEVELS[wanted])
         return lib
     return None
+
+
+def _declare(lib: ctypes.CDLL) -> None:
+    """The C signatures of the entry points (gemv.cpp, threads.cpp)."""
+    pointer, i64, i32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    lib.kernels_set_openmp.argtypes = [pointer, pointer, pointer]
+    lib.kernels_set_openmp.restype = None
+    lib.kernels_linear.argtypes = [pointer, pointer, i64, i64, pointer, i64, i32]
+    lib.kernels_read_bandwidth.argtypes = [pointer, i64, i32]
+    lib.kernels_read_bandwidth.restype = ctypes.c_double
 
 
 def available() -> bool:

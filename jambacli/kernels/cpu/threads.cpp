@@ -146,6 +146,7 @@ void Barrier::wait() {
     const uint32_t phase = phase_.load(std::memory_order_relaxed);
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
         arrived_.store(0, std::memory_order_relaxed);
+        next_.store(0, std::memory_order_relaxed);
         phase_.store(phase + 1, std::memory_order_release);
     } else {
         spin_until([&] { return phase_.load(std::memory_order_acquire) != phase; });

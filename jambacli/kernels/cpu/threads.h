@@ -18,8 +18,12 @@ class Barrier {
     explicit Barrier(int size) : size_(size) {}
     void wait();
 
+    // The next number of a counter that starts again from 0 after each wait().
+    int64_t next() { return next_.fetch_add(1, std::memory_order_relaxed); }
+
    private:
     const int size_;
+    alignas(64) std::atomic<int64_t> next_{0};
     alignas(64) std::atomic<int> arrived_{0};
     alignas(64) std::atomic<uint32_t> phase_{0};
 };
@@ -35,6 +39,21 @@ struct Team {
 
     void barrier() {
         if (size > 1) shared->wait();
+    }
+
+    // Shares n items out in chunks of `chunk`, each to whichever thread is free: body(begin, end). For work whose results
+    // do not depend on who does it; at most one such loop between two barriers.
+    template <class F>
+    void chunks(int64_t n, int64_t chunk, F&& body) {
+        if (size == 1) {
+            if (n > 0) body(int64_t{0}, n);
+            return;
+        }
+        for (;;) {
+            const int64_t begin = shared->next() * chunk;
+            if (begin >= n) return;
+            body(begin, begin + chunk < n ? begin + chunk : n);
+        }
     }
 
     // This thread's contiguous share of n items, cut at multiples of `unit`.

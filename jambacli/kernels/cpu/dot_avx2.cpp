@@ -1,0 +1,88 @@
+// Block products for AVX2: byte pairs multiplied and added twice over. Knows nothing of threads.
+//
+// Order of the arithmetic for one output, the same for any number of tokens: per 256 values eight vectors of int32 sums,
+// converted and scaled into two float accumulators; offsets into a third; one reduction at the end.
+#include "ops.h"
+#include "unpack_avx2.h"
+
+namespace jamba {
+namespace {
+
+constexpr int kPrefetch = 2048;  // bytes ahead in the row's stream; hardware prefetchers stop at each page
+constexpr int kTokens = 2;  // whose accumulators fit the registers
+
+template <int M>
+struct Tokens {
+    const int8_t* q[M];
+    const float* d[M];
+    const float* sums[M];
+};
+
+template <bool kSigned>
+inline __m256 dot32(__m256i weight, __m256i act) {
+    if constexpr (kSigned) {  // |w| times a with w's sign: a sum of two products stays within int16
+        act = _mm256_sign_epi8(act, weight);
+        weight = _mm256_abs_epi8(weight);
+    }
+    return _mm256_cvtepi32_ps(_mm256_madd_epi16(_mm256_maddubs_epi16(weight, act), _mm256_set1_epi16(1)));
+}
+
+template <class Fmt, int M>
+struct Sums {
+    __m256 even[M], odd[M], offset[M];
+
+    void clear() {
+        for (int t = 0; t < M; ++t) even[t] = odd[t] = offset[t] = _mm256_setzero_ps();
+    }
+
+    inline void step(const uint8_t* p, const Tokens<M>& a, int64_t b) {
+        Unpacked u;
+        Fmt::unpack(p, u);
+        for (int t = 0; t < M; ++t) {
+            const __m256 d = _mm256_loadu_ps(a.d[t] + 8 * b);
+            const int8_t* q = a.q[t] + 256 * b;
+            if constexpr (Fmt::kGroup == 32) {
+                const __m256 scale = _mm256_mul_ps(u.scale[0], d);
+                for (int k = 0; k < 8; ++k) {
+                    __m256& acc = k & 1 ? odd[t] : even[t];
+                    const __m256 one = _mm256_permutevar8x32_ps(scale, _mm256_set1_epi32(k));
+                    acc = _mm256_fmadd_ps(dot32<Fmt::kSigned>(u.w[k], load32(q + 32 * k)), one, acc);
+                }
+                if constexpr (Fmt::kOffset)
+                    offset[t] = _mm256_fnmadd_ps(u.offset[0], _mm256_loadu_ps(a.sums[t] + 8 * b), offset[t]);
+            } else {
+                for (int h = 0; h < 2; ++h) {
+                    const int first = 4 * h;
+                    const __m256i pairs = _mm256_setr_epi32(first, first, first + 1, first + 1, first + 2, first + 2,
+                                                            first + 3, first + 3);
+                    const __m256 scale = _mm256_mul_ps(u.scale[h], _mm256_permutevar8x32_ps(d, pairs));
+                    for (int j = 0; j < 4; ++j) {
+                        const int k = 4 * h + j;
+                        const __m256i two = _mm256_setr_epi32(2 * j, 2 * j, 2 * j, 2 * j, 2 * j + 1, 2 * j + 1, 2 * j + 1,
+                                                              2 * j + 1);
+                        __m256& acc = k & 1 ? odd[t] : even[t];
+                        acc = _mm256_fmadd_ps(dot32<Fmt::kSigned>(u.w[k], load32(q + 32 * k)),
+                                              _mm256_permutevar8x32_ps(scale, two), acc);
+                    }
+                    if constexpr (Fmt::kOffset)
+                        offset[t] = _mm256_fnmadd_ps(u.offset[h], _mm256_loadu_ps(a.sums[t] + 16 * b + 8 * h), offset[t]);
+                }
+            }
+        }
+    }
+
+    inline float total(int t) const {
+        const __m256 x = _mm256_add_ps(_mm256_add_ps(even[t], odd[t]), offset[t]);
+        __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+        s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+        return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+    }
+};
+
+#include "dot_rows.h"
+
+}  // namespace
+
+void fill_dot_avx2(Ops& ops) { fill_dot(ops); }
+
+}  // namespace jamba

@@ -1,0 +1,71 @@
+// The loops over rows and tokens that the SIMD block products share, and their table; included inside the anonymous
+// namespace of a file that defines Tokens, Sums, kPrefetch, kTokens and the formats. Knows nothing of registers.
+#pragma once
+
+template <class Fmt, int M>
+void gemv_tokens(const Rows& w, const Tokens<M>& a, int64_t r0, int64_t r1, float* const* y) {
+    const int64_t full = w.n / 256;
+    const int64_t rest = w.row_bytes - full * Fmt::kBytes;
+    uint8_t tail[Fmt::kBytes + 64];
+    if (rest) memset(tail, 0, sizeof tail);
+    for (int64_t r = r0; r < r1; ++r) {
+        const uint8_t* p = w.data + r * w.row_bytes;
+        Sums<Fmt, M> sums;
+        sums.clear();
+        for (int64_t b = 0; b < full; ++b, p += Fmt::kBytes) {
+            for (int line = 0; line < Fmt::kBytes; line += 64)
+                _mm_prefetch(reinterpret_cast<const char*>(p + kPrefetch + line), _MM_HINT_T0);
+            sums.step(p, a, b);
+        }
+        if (rest) {  // the last blocks, copied so that nothing past the row is read
+            memcpy(tail, p, static_cast<size_t>(rest));
+            sums.step(tail, a, full);
+        }
+        for (int t = 0; t < M; ++t) y[t][r] = w.scale ? sums.total(t) * w.scale[r] : sums.total(t);
+    }
+}
+
+template <class Fmt>
+void gemv(const Rows& w, const Act& act, const int32_t* tokens, int m, int64_t r0, int64_t r1, float* y, int64_t ldy) {
+    const float* sums = Fmt::kGroup == 16 ? act.sum16 : act.sum32;
+    const int64_t n_sums = act.padded / Fmt::kGroup;
+    const auto run = [&](auto count, int first, int64_t from, int64_t to) {
+        constexpr int M = decltype(count)::value;
+        Tokens<M> a;
+        float* out[M];
+        for (int i = 0; i < M; ++i) {
+            const int64_t token = tokens ? tokens[first + i] : first + i;
+            a.q[i] = act.q + token * act.padded;
+            a.d[i] = act.d + token * (act.padded / 32);
+            a.sums[i] = sums + token * n_sums;
+            out[i] = y + (first + i) * ldy;
+        }
+        gemv_tokens<Fmt, M>(w, a, from, to, out);
+    };
+    // A panel of rows is used for all tokens while it is in the nearest cache.
+    const int64_t panel = m > kTokens ? (w.row_bytes < 16384 ? 16384 / w.row_bytes : 1) : r1 - r0;
+    for (int64_t from = r0; from < r1; from += panel) {
+        const int64_t to = from + panel < r1 ? from + panel : r1;
+        int t = 0;
+        for (; t + kTokens <= m; t += kTokens) run(Constant<kTokens>{}, t, from, to);
+        if constexpr (kTokens > 2)
+            for (; t + 2 <= m; t += 2) run(Constant<2>{}, t, from, to);
+        for (; t < m; ++t) run(Constant<1>{}, t, from, to);
+    }
+}
+
+void fill_dot(Ops& ops) {
+    ops.gemv[kQ4_0] = gemv<Q4_0>;
+    ops.gemv[kQ4_1] = gemv<Q4_1>;
+    ops.gemv[kQ5_0] = gemv<Q5_0>;
+    ops.gemv[kQ5_1] = gemv<Q5_1>;
+    ops.gemv[kQ8_0] = gemv<Q8_0>;
+    ops.gemv[kQ2_K] = gemv<Q2_K>;
+    ops.gemv[kQ3_K] = gemv<Q3_K>;
+    ops.gemv[kQ4_K] = gemv<Q4_K>;
+    ops.gemv[kQ5_K] = gemv<Q5_K>;
+    ops.gemv[kQ6_K] = gemv<Q6_K>;
+    ops.gemv[kIQ4_NL] = gemv<IQ4_NL>;
+    ops.gemv[kIQ4_XS] = gemv<IQ4_XS>;
+    ops.gemv[kI8] = gemv<I8>;
+}

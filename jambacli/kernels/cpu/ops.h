@@ -1,0 +1,92 @@
+// The table of inner kernels that each instruction set fills, and the views they work on. Knows nothing of threads: a
+// kernel here does one thread's share. Everything is plain pointers; floats are float32.
+#pragma once
+
+#include "blocks.h"
+
+namespace jamba {
+
+// Rows of one weight matrix: `n` values a row in `row_bytes` bytes; `scale` has one factor a row for int8 rows, else null.
+struct Rows {
+    const uint8_t* data;
+    int64_t row_bytes;
+    int64_t n;
+    const float* scale;
+};
+
+// Activations of some tokens, as floats and as int8 with one factor per 32 values; what no weight needs may be null.
+// The quantized part is padded with zeros to a multiple of 256 values. sum32 and sum16 are factor times the sum of the
+// int8 values over each 32 and each 16: with them a format's offsets and minimums cost one multiplication a group.
+struct Act {
+    const float* f;  // [tokens, f_stride]
+    int64_t f_stride;
+    const int8_t* q;  // [tokens, padded]
+    const float* d;   // [tokens, padded / 32]
+    const float* sum32;
+    const float* sum16;  // [tokens, padded / 16]
+    int64_t padded;
+};
+
+constexpr int64_t kPad = 256;
+static inline int64_t pad_values(int64_t n) { return (n + kPad - 1) / kPad * kPad; }
+
+// y[i * ldy + r] = row r . activations of token (tokens ? tokens[i] : i), for i < m and r0 <= r < r1. Each value is
+// computed by the same operations whatever m, r0 and r1 are.
+using GemvFn = void (*)(const Rows& w, const Act& a, const int32_t* tokens, int m, int64_t r0, int64_t r1, float* y,
+                        int64_t ldy);
+
+template <int N>
+struct Constant {
+    static constexpr int value = N;
+};
+
+struct MambaShape {
+    int64_t d_inner, d_state, d_conv;
+};
+
+struct Ops {
+    GemvFn gemv[kTypes];  // null where the type is none of ours
+
+    // Quantizes n floats (a multiple of 32, or the padded end of a row) as Act describes.
+    void (*quantize)(const float* x, int64_t n, int8_t* q, float* d, float* sum32, float* sum16);
+    void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* out);
+    // out = silu(gate) * up; may be in place.
+    void (*silu_mul)(const float* gate, const float* up, int64_t n, float* out);
+    // x += y
+    void (*add)(float* x, const float* y, int64_t n);
+    // y += w * x
+    void (*add_scaled)(float* y, const float* x, float w, int64_t n);
+    // One token through channels [c0, c1): x [d_inner] in, silu(conv + bias) out; state [d_inner, d_conv - 1] moves on.
+    void (*conv_step)(const MambaShape& s, const float* x, const float* weight, const float* bias, float* state,
+                      int64_t c0, int64_t c1, float* out);
+    // One token through channels [c0, c1) of the state space: y = (C . h + D u) * silu(z), h moves on. dt is given
+    // before bias and softplus. y may be dt's own buffer.
+    void (*ssm_step)(const MambaShape& s, const float* u, const float* dt, const float* dt_bias, const float* A,
+                     const float* B, const float* C, const float* D, const float* z, float* state, int64_t c0,
+                     int64_t c1, float* y);
+    // exp(x - shift) in place; returns the sum.
+    float (*exp_sum)(float* x, float shift, int64_t n);
+    // `count` rows of n stored values of a KV type (kF32, kF16, kBF16, kQ8_0), `stride` bytes apart, to floats [count, n].
+    void (*kv_load)(const uint8_t* from, int32_t type, int64_t stride, int64_t count, int64_t n, float* out);
+    // out[h * ld_out + j] = q[h] . keys[j] for h < heads, j < n_keys.
+    void (*scores)(const float* q, int64_t ldq, int heads, const float* keys, int64_t n_keys, int64_t head_dim,
+                   float* out, int64_t ld_out);
+    // out[h] += sum over j of weights[h * ldw + j] * values[j], keys in order.
+    void (*weighted)(const float* weights, int64_t ldw, int heads, const float* values, int64_t n_keys, int64_t head_dim,
+                     float* out, int64_t ld_out);
+};
+
+// The kernels of the level in force.
+const Ops& ops();
+
+// Each fills what it has; the next level starts from the one below.
+void fill_vec_base(Ops& ops);
+void fill_vec_avx2(Ops& ops);
+void fill_vec_avx512(Ops& ops);
+void fill_dot_base(Ops& ops);
+void fill_dot_avx2(Ops& ops);
+void fill_dot_avx512(Ops& ops);
+void fill_dot_vnni(Ops& ops);
+void fill_dot_neon(Ops& ops);
+
+}  // namespace jamba

@@ -1,0 +1,67 @@
+// Scratch memory, activations and work sizes of the threaded kernels. Knows nothing of layers.
+#include "step.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+
+namespace jamba {
+
+uint8_t* scratch_block(size_t bytes) {
+    struct Block {
+        void* data = nullptr;
+        size_t size = 0;
+        ~Block() { std::free(data); }
+    };
+    static thread_local Block block;
+    if (bytes > block.size) {
+        std::free(block.data);
+        block.size = (bytes + 65535) / 65536 * 65536;
+        block.data = std::aligned_alloc(4096, block.size);
+        if (!block.data) block.size = 0;
+    }
+    return static_cast<uint8_t*>(block.data);
+}
+
+ActBuffer take_act(Scratch& scratch, int64_t m, int64_t n, bool quantized) {
+    ActBuffer a;
+    a.f_stride = pad_values(n);
+    a.f = scratch.take<float>(m * a.f_stride);
+    if (quantized) {
+        a.padded = pad_values(n);
+        a.q = scratch.take<int8_t>(m * a.padded);
+        a.d = scratch.take<float>(m * a.padded / 32);
+        a.sum32 = scratch.take<float>(m * a.padded / 32);
+        a.sum16 = scratch.take<float>(m * a.padded / 16);
+    }
+    return a;
+}
+
+void quantize_part(const Ops& ops, const ActBuffer& a, int64_t token, int64_t n, int64_t begin, int64_t end) {
+    float* f = a.f + token * a.f_stride;
+    if (end == n) {  // the padding behind the row belongs to whoever does its end
+        std::fill(f + n, f + a.padded, 0.0f);
+        end = a.padded;
+    }
+    const int64_t row = token * a.padded;
+    ops.quantize(f + begin, end - begin, a.q + row + begin, a.d + (row + begin) / 32, a.sum32 + (row + begin) / 32,
+                 a.sum16 + (row + begin) / 16);
+}
+
+int64_t chunk_rows(const Matrix& w, int64_t rows, int team_size) {
+    constexpr int64_t kChunkBytes = 128 << 10;
+    const int64_t by_bytes = kChunkBytes / std::max<int64_t>(1, w.row_bytes);
+    const int64_t by_team = rows / (4 * static_cast<int64_t>(team_size));
+    return std::max<int64_t>(1, std::min(by_bytes, by_team) / 32) * 32;
+}
+
+int check_matrix(const Matrix& w) {
+    const TypeInfo info = w.type >= 0 && w.type < kTypes ? type_info(w.type) : TypeInfo{0, 0};
+    if (!info.values) return kBadType;
+    if (w.rows <= 0 || w.cols <= 0 || w.cols % info.values || w.row_bytes != w.cols / info.values * info.bytes)
+        return kBadShape;
+    if (!w.data || (w.type == kI8) != (w.scale != nullptr)) return kBadShape;
+    return kOk;
+}
+
+}  // namespace jamba

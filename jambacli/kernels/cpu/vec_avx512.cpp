@@ -1,0 +1,13 @@
+// Element-wise kernels, float products and attention tiles for AVX-512, sixteen floats at a time. Knows
+// nothing beyond the table it fills.
+#include "attend_impl.h"
+#include "float_impl.h"
+#include "vec_impl.h"
+
+namespace jamba {
+void fill_vec_avx512(Ops& ops) {
+    fill_vec(ops);
+    fill_float(ops);
+    fill_attend(ops);
+}
+}  // namespace jamba
