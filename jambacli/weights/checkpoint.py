@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path, PurePosixPath
@@ -30,7 +30,7 @@ DTYPE_BYTES = {
     "I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8, "C64": 8,
 }  # fmt: skip
 _PART_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
-_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def _all_tensors(folder: Path) -> dict[str, StoredTensor]:
     files = sorted(folder.glob("*.safetensors"))
     own = [path for path in files if path.name.startswith("model")]
     if not files:
-        raise _no_weights(folder)
+        raise no_weights(folder, sorted(path.name for path in folder.iterdir()))
     tensors: dict[str, StoredTensor] = {}
     _require_all_parts(own or files)
     for path in own or files:
@@ -205,14 +205,15 @@ def _require_all_parts(files: list[Path]) -> None:
                     raise JambaError(f"{path.parent}: part {part} is missing; download the rest of the model")
 
 
-def _no_weights(folder: Path) -> JambaError:
-    pickled = next((path for pattern in _PICKLED for path in sorted(folder.glob(pattern))), None)
+def no_weights(where: object, names: Iterable[str]) -> JambaError:
+    """The error for a place whose files, ``names``, hold no safetensors: pickled weights are refused with the reason."""
+    pickled = next((name for name in names if name.endswith(_PICKLED) and name != "training_args.bin"), None)
     if pickled is not None:
         return UnsupportedError(
-            f"{folder}: the weights are pickled ({pickled.name}), and reading a pickle runs any code it holds; where "
-            "you trust it, AutoModelForCausalLM.from_pretrained(SRC).save_pretrained(DST) writes safetensors"
+            f"{where}: the weights are pickled ({pickled}), and reading a pickle runs any code it holds; where you trust "
+            "it, AutoModelForCausalLM.from_pretrained(SRC).save_pretrained(DST) writes safetensors"
         )
-    return JambaError(f"{folder}: there are no .safetensors weights here")
+    return JambaError(f"{where}: there are no .safetensors weights here")
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:

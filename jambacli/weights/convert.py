@@ -6,6 +6,7 @@ written to their final offset. A checkpoint in its own type is copied as it is.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from jambacli import ui
 from jambacli.errors import BadFileError, JambaError, UnsupportedError, UsageError
+from jambacli.files import refuse_existing
 from jambacli.model.config import JambaConfig
 from jambacli.units import format_count
 from jambacli.weights import keys
 from jambacli.weights.chat_templates import chat_templates, template_metadata
 from jambacli.weights.checkpoint import DTYPE_BYTES, Checkpoint
-from jambacli.weights.model_card import general_metadata
+from jambacli.weights.model_card import general_metadata, model_name
 from jambacli.weights.names import Piece, Planned, plan
 from jambacli.weights.vocab import tokenizer_metadata
 from jambacli.weights.writer import GGUFWriter
@@ -74,7 +76,7 @@ def check_config(values: Mapping[str, Any], source: object) -> JambaConfig:
 
 def convert(
     folder: Path,
-    output: Path,
+    output: Path | None = None,
     *,
     type: str = "auto",
     split_max_size: int | None = None,
@@ -83,10 +85,11 @@ def convert(
 ) -> Converted:
     """Convert the checkpoint in ``folder`` to ``output`` (or its split parts, each of at most ``split_max_size`` bytes).
 
-    ``type`` is one of TYPES, "auto" being what most of the checkpoint's bytes are. Matrices become that type, except
-    those llama.cpp wants in f32 and, for q8_0, rows that are no multiple of 32, which become f16. ``name`` replaces
-    the model's name. On any error or interrupt nothing is left behind. Raises JambaError, of which BadFileError and
-    UnsupportedError name the file and what is wrong with it.
+    Without ``output``, or with a directory, the file is named after model and type. ``type`` is one of TYPES, "auto"
+    being what most of the checkpoint's bytes are. Matrices become that type, except those llama.cpp wants in f32 and,
+    for q8_0, rows that are no multiple of 32, which become f16. ``name`` replaces the model's name. On any error or
+    interrupt nothing is left behind. Raises JambaError, of which BadFileError and UnsupportedError name the file and
+    what is wrong with it.
     """
     if type not in TYPES:
         raise UsageError(f"type {type!r} is not one of {', '.join(TYPES)}")
@@ -95,7 +98,8 @@ def convert(
         config = JambaConfig.from_hf(checkpoint.config, source)
         planned = plan(config, checkpoint.tensors, folder)
         kind = _own_type(planned) if type == "auto" else type
-        with GGUFWriter(output, split_max_size=split_max_size, force=force) as writer:
+        path = _output_path(output, name or model_name(folder, checkpoint.config), kind)
+        with GGUFWriter(path, split_max_size=split_max_size, force=force) as writer:
             for key, value, value_type in _metadata(folder, checkpoint.config, config, name, kind):
                 _add(writer, folder, key, value, value_type)
             formats = {tensor.name: _format(tensor, kind) for tensor in planned}
@@ -112,6 +116,25 @@ def convert(
                         advance(read)
             writer.finish()
             return Converted(writer.paths, sum(p.stat().st_size for p in writer.paths), kind, len(planned))
+
+
+def check_output(output: Path | None, split_max_size: int | None, force: bool) -> None:
+    """Raise what ``convert`` would for this output, before anything is downloaded or read."""
+    if split_max_size is not None and split_max_size < 1:
+        raise UsageError("--split-max-size must be at least 1 byte")
+    if output is None or output.is_dir():
+        return
+    if not output.parent.is_dir():
+        raise JambaError(f"cannot write {output}: there is no directory {output.parent}")
+    if split_max_size is None:
+        refuse_existing(output, force)
+
+
+def _output_path(output: Path | None, name: str, kind: str) -> Path:
+    if output is not None and not output.is_dir():
+        return output
+    stem = re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "model"
+    return (output or Path()) / f"{stem[:120]}-{kind.upper()}.gguf"
 
 
 def _own_type(planned: list[Planned]) -> str:

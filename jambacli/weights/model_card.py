@@ -39,7 +39,7 @@ def general_metadata(folder: Path, config: Mapping[str, Any], *, name: str | Non
     """
     card = read_card(folder / "README.md")
     repo = repo_id(folder, config)
-    title = name or _text(card.get("model_name")) or (repo.split("/")[1] if repo else folder.resolve().name)
+    title = name or _text(card.get("model_name")) or model_name(folder, config)
     rows: Rows = [
         ("general.type", "model", "str"),
         (keys.NAME, title, "str"),
@@ -63,6 +63,12 @@ def general_metadata(folder: Path, config: Mapping[str, Any], *, name: str | Non
         if values := _texts(card.get(field)):
             rows.append((key, values, "arr[str]"))
     return rows + _sampling(folder / "generation_config.json")
+
+
+def model_name(folder: Path, config: Mapping[str, Any]) -> str:
+    """The model's short name: its hub repository's, else its directory's."""
+    repo = repo_id(folder, config)
+    return repo.split("/")[1] if repo else folder.resolve().name or "model"
 
 
 def repo_id(folder: Path, config: Mapping[str, Any]) -> str | None:

@@ -98,7 +98,9 @@ def read_vocabulary(folder: Path, settings: Mapping[str, Any]) -> Vocabulary:
     vocab = _from_sentencepiece(model) if model is not None else _from_json(data, settings)  # type: ignore[arg-type]
     if model.normalizes if model is not None else data is not None and data.normalizes:
         ui.warn(f"{folder}: the tokenizer normalises its text first, which GGUF cannot say; some ids may differ")
-    added = list(data.added) if data is not None else []
+    added: list[AddedToken] = []
+    if data is not None:
+        added, vocab.add_bos = list(data.added), data.starts_with is not None
     _add_tokens(vocab, added + _added_elsewhere(folder, settings), folder)
     _add_tokens(vocab, _named_special(vocab, settings), folder)
     return vocab
@@ -126,7 +128,7 @@ def _from_sentencepiece(model: SentencePieceModel) -> Vocabulary:
 
 
 def _from_json(data: TokenizerJson, settings: Mapping[str, Any]) -> Vocabulary:
-    vocab = Vocabulary(data.kind, add_space_prefix=data.add_space_prefix, add_bos=data.starts_with is not None)
+    vocab = Vocabulary(data.kind, add_space_prefix=data.add_space_prefix)
     if data.pre is None:
         ui.warn("this byte-level tokenizer splits text in a way GGUF readers have no name for; some ids may differ")
     vocab.pre = data.pre or "default"

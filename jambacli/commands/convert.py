@@ -1,0 +1,54 @@
+"""``jamba convert``: a Hugging Face checkpoint in, a GGUF file out; knows nothing of how either is made."""
+
+from __future__ import annotations
+
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jambacli import ui
+from jambacli.units import format_bytes, format_seconds, parse_size
+
+
+class Type(StrEnum):
+    """What the matrices become; the rest is f32."""
+
+    auto = "auto"
+    f32 = "f32"
+    f16 = "f16"
+    bf16 = "bf16"
+    q8_0 = "q8_0"
+
+
+def convert(
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="A checkpoint directory, or a hub repository as OWNER/NAME.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The .gguf to write; default: NAME-TYPE.gguf, here.")
+    ] = None,
+    type: Annotated[Type, typer.Option("--type", help="Type of the matrices; auto: the checkpoint's own.")] = Type.auto,
+    split_max_size: Annotated[
+        str | None, typer.Option("--split-max-size", metavar="SIZE", help="Split into files of at most this, e.g. 10G.")
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="The model's name in the file.")] = None,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Replace the output if it exists.")] = False,
+) -> None:
+    """Convert a Hugging Face Jamba checkpoint to GGUF."""
+    from jambacli.hub.checkpoints import find_checkpoint
+    from jambacli.weights import convert as weights
+
+    limit = None if split_max_size is None else parse_size(split_max_size, "--split-max-size")
+    weights.check_output(output, limit, force)
+    folder = find_checkpoint(source)
+    start = time.monotonic()
+    done = weights.convert(folder, output, type=type.value, split_max_size=limit, force=force, name=name)
+    took = time.monotonic() - start
+    where = done.paths[0] if len(done.paths) == 1 else f"{done.paths[0]} and {len(done.paths) - 1} more parts"
+    ui.note(
+        f"wrote {where}: {done.type}, {done.tensors} tensors, {format_bytes(done.nbytes)} in {format_seconds(took)} "
+        f"({format_bytes(done.nbytes / max(took, 1e-3))}/s)"
+    )
