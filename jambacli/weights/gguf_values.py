@@ -234,6 +234,19 @@ class Metadata(Mapping[str, Any]):
             return list(self[key])
         return list(struct.unpack(f"<{entry.count}{SCALARS[entry.element][1][1]}", self.raw(key)))
 
+    def string_at(self, key: str, index: int) -> str:
+        """One string of a string array without decoding the others; KeyError or IndexError where there is none."""
+        entry = self._entries[key]
+        if entry.element != STRING:
+            raise KeyError(key)
+        if not 0 <= index < entry.count:
+            raise IndexError(index)
+        pos = entry.start
+        for _ in range(index):
+            pos += 8 + _U64.unpack_from(self._buffer, pos)[0]
+        end = pos + 8 + _U64.unpack_from(self._buffer, pos)[0]
+        return self._buffer[pos + 8 : end].decode("utf-8", "surrogateescape")
+
     def _strings(self, entry: Entry) -> list[str]:
         raw = self._buffer[entry.start : entry.end]
         try:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from jambacli.errors import BadFileError, UnsupportedError
 from jambacli.model.config import MAX_LAYERS, JambaConfig, period_and_offset
-from jambacli.weights.gguf_values import shown
+from jambacli.weights.gguf_values import Metadata, shown
 
 ARCHITECTURE = "general.architecture"
 ARCH = "jamba"
@@ -259,6 +259,8 @@ class _Keys:
     def value(self, key: str) -> Any:
         if key not in self.metadata:
             raise self.bad(f"metadata key {key} is missing")
+        if isinstance(self.metadata, Metadata) and self.metadata.type_name(key).startswith("arr["):
+            return self.metadata.listed(key)  # numpy would take longer to import than the rest takes to run
         return self.metadata[key]
 
     def count(self, key: str, *, least: int = 1, most: int = (1 << 31) - 1, default: int | None = None) -> int:

@@ -129,6 +129,12 @@ class GGUFWriter:
             nbytes *= n
         self._tensors[name] = _Planned(name, dims, fmt, nbytes, part)
 
+    def planned_size(self) -> int:
+        """Bytes of all parts together, headers included, as planned so far; nothing is created."""
+        parts = self._layout()
+        sizes = [_pad(len(self._header(tensors, i, len(parts))), self.alignment) for i, tensors in enumerate(parts)]
+        return sum(sizes) + sum(_pad(tensor.nbytes, self.alignment) for tensor in self._tensors.values())
+
     def begin(self) -> None:
         """Lay the parts out, create and preallocate their temporary files and write the headers."""
         self._need("planning", "begin")

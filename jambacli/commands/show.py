@@ -1,0 +1,64 @@
+"""``jamba show``: a model at a glance and what it costs here; knows nothing of how either is found out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from jambacli.commands import options as o
+from jambacli.errors import UsageError
+
+if TYPE_CHECKING:
+    from jambacli.evaluation.plan import Plan
+    from jambacli.weights.summary import Summary
+
+
+def show(
+    model: Annotated[str, typer.Argument(help="A name, a .gguf (any part of a split one) or a checkpoint directory.")],
+    ctx: Annotated[
+        str | None, typer.Option("--ctx", "-c", help="Plan memory for this context, e.g. 256k; default: the model's.")
+    ] = None,
+    kv_type: Annotated[str, typer.Option("--kv-type", help="Keys and values as f16, bf16, f32 or q8_0.")] = "f16",
+    as_json: Annotated[bool, typer.Option("--json", help="Everything as one JSON object.")] = False,
+) -> None:
+    """Show what a model is, layer by layer, and what a context length costs on this machine."""
+    from jambacli.evaluation.machine import devices
+    from jambacli.evaluation.plan import memory_plan
+    from jambacli.hub.resolve import resolve_model
+    from jambacli.model.config import KV_TYPES
+    from jambacli.weights.summary import summarize
+
+    tokens = o.context(ctx)
+    if kv_type not in KV_TYPES:
+        raise UsageError(f"--kv-type {kv_type!r} is not one of {', '.join(KV_TYPES)}")
+    summary = summarize(resolve_model(model))
+    plan = memory_plan(
+        summary.config,
+        summary.weight_bytes,
+        summary.expert_bytes,
+        tokens or summary.config.context_length,
+        kv_type,
+        devices(),
+    )
+    if as_json:
+        print(json.dumps(_as_json(summary, plan), indent=2))
+        return
+    from jambacli.commands.show_page import print_page
+
+    print_page(summary, plan)
+
+
+def _as_json(summary: Summary, plan: Plan) -> dict[str, Any]:
+    described = dataclasses.asdict(summary)
+    described["path"] = str(summary.path)
+    described["bits_per_weight"] = round(summary.bits_per_weight, 4)
+    described["parts"] = [{"name": name, "bytes": nbytes} for name, nbytes in summary.parts]
+    config = summary.config
+    described["config"] |= {
+        "state_bytes": config.state_bytes(),
+        "kv_bytes_per_token": config.kv_bytes_per_token(plan.kv_type),
+    }
+    return {**described, "plan": dataclasses.asdict(plan)}

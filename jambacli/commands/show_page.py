@@ -1,0 +1,252 @@
+"""The page that ``jamba show`` prints: rendering of a Summary and a Plan, nothing else; knows nothing of files."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from jambacli.evaluation.plan import Fit, Plan
+from jambacli.model.config import JambaConfig
+from jambacli.units import format_bytes, format_context, format_count, format_seconds
+from jambacli.weights.summary import Group, Summary, size_label
+
+# (attention, MoE) -> glyph, its stand-in where the terminal has no Unicode, colour, meaning.
+_LAYERS = {
+    (False, False): ("○", "m", "cyan", "Mamba"),
+    (False, True): ("●", "M", "cyan", "Mamba + experts"),
+    (True, False): ("◇", "a", "bold yellow", "attention"),
+    (True, True): ("◆", "A", "bold yellow", "attention + experts"),
+}
+_VERDICTS = {
+    "fits": ("green", "✓", "fits, {spare} to spare"),
+    "tight": ("yellow", "~", "tight: {short} more than is free now; close other programs"),
+    "experts in RAM": ("yellow", "~", "with {offload} of the experts in RAM"),
+    "from disk": ("red", "✗", "too small: weights would be re-read from disk, slowly"),
+    "too big": ("red", "✗", "too small by {short}"),
+}
+_MARGIN = 10
+
+
+def print_page(summary: Summary, plan: Plan) -> None:
+    """Print the whole page to standard output, in colour on a terminal, plain into a pipe."""
+    console = Console(highlight=False, markup=False, emoji=False)
+    page = _Page(console)
+    _head(page, summary)
+    _facts(page, summary)
+    _weights(page, summary)
+    _memory(page, summary, plan)
+
+
+class _Page:
+    """A console with this page's margins; falls back to ASCII where the output's encoding has no more."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.unicode = console.encoding.lower().replace("-", "").startswith("utf")
+        self.width = min(console.width, 110)
+
+    def print(self, content: Text | Table | str = "") -> None:
+        if isinstance(content, str):
+            content = Text(content)
+        if isinstance(content, Text) and not self.unicode:
+            content.plain = self.plain(content.plain)
+        self.console.print(content, soft_wrap=isinstance(content, Text))
+
+    def plain(self, text: str) -> str:
+        """``text`` in what the output can show."""
+        if self.unicode:
+            return text
+        return text.replace(" · ", ", ").encode(self.console.encoding, "replace").decode(self.console.encoding)
+
+    def row(self, label: str, text: str) -> None:
+        """A labelled line, wrapped under itself."""
+        lines = textwrap.wrap(self.plain(text), self.width - _MARGIN, break_on_hyphens=False) or [""]
+        for i, line in enumerate(lines):
+            self.print(Text.assemble((f"{label if i == 0 else '':<{_MARGIN}}", "dim"), line))
+
+    def table(self, header: bool = True) -> Table:
+        return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", show_header=header)
+
+    def bar(self, share: float, width: int = 12) -> str:
+        """A bar of ``share`` of ``width`` characters, in eighths; something always shows for something."""
+        eighths = max(round(share * width * 8), 1 if share > 0 else 0)
+        if not self.unicode:
+            return "#" * -(-eighths // 8)
+        return "█" * (eighths // 8) + ("", *"▏▎▍▌▋▊▉")[eighths % 8]
+
+
+def _head(page: _Page, s: Summary) -> None:
+    page.print(Text(s.name, style="bold"))
+    kind = f" · {s.file_type}" if s.file_type else ""
+    page.print(
+        f"{s.architecture} · {size_label(s.config)}{kind} · {format_bytes(s.file_bytes)} · "
+        f"{s.bits_per_weight:.2f} bits a weight"
+    )
+    words = {"license": "licence {}", "base_model": "from {}", "source": "source {}", "quantized_by": "quantized by {}"}
+    origin = [text.format(s.about[key]) for key, text in words.items() if key in s.about]
+    if origin:
+        page.print(Text(page.plain(" · ".join(origin)), style="dim"))
+    page.print()
+
+
+def _facts(page: _Page, s: Summary) -> None:
+    c = s.config
+    _strip(page, c)
+    page.row("sizes", _sizes(c))
+    page.row("context", f"{c.context_length:,} tokens ({format_context(c.context_length)})")
+    v = s.vocabulary
+    if v is not None:
+        special = [f"{t.role} {t.id} {t.piece}".rstrip() for t in v.special]
+        flags = {"adds bos": v.add_bos, "space prefix": v.add_space_prefix}
+        switches = [name for name, value in flags.items() if value]
+        page.row("tokens", " · ".join([f"{v.size:,} {v.kind}", *special, *switches]))
+    else:
+        page.row("tokens", "none")
+    if s.template is not None:
+        handles = f" · takes {', '.join(s.template.handles)}" if s.template.handles else ""
+        page.row("chat", f"{s.template.family} template{handles}")
+    else:
+        page.row("chat", "no template")
+    _files(page, s)
+    for note in s.notes:
+        page.row("note", note)
+    page.print()
+
+
+def _strip(page: _Page, c: JambaConfig) -> None:
+    """One glyph a layer, spaced by eights, with a legend of what occurs."""
+    kinds = list(zip(c.layer_is_attention, c.layer_is_moe, strict=True))
+    per_line = max(8, (page.width - _MARGIN) // 9 * 8)
+    for start in range(0, len(kinds), per_line):
+        line = Text(f"{'' if start else 'layers':<{_MARGIN}}", style="dim")
+        for i, kind in enumerate(kinds[start : start + per_line]):
+            glyph, ascii_glyph, style, _ = _LAYERS[kind]
+            line.append(f"{' ' if i and i % 8 == 0 else ''}{glyph if page.unicode else ascii_glyph}", style)
+        page.console.print(line, soft_wrap=True)
+    legend = Text(" " * _MARGIN)
+    for kind, (glyph, ascii_glyph, style, meaning) in _LAYERS.items():
+        if n := kinds.count(kind):
+            legend.append(glyph if page.unicode else ascii_glyph, style)
+            legend.append(f" {n} {meaning}   ", "dim")
+    page.console.print(legend, soft_wrap=True)
+
+
+def _sizes(c: JambaConfig) -> str:
+    parts = [f"hidden {c.hidden:,}", f"FFN {c.ffn:,}"]
+    if c.n_moe_layers:
+        parts.append(f"{c.n_experts} experts, {c.n_experts_used} used")
+    if c.n_attention_layers:
+        at = [i for i, attention in enumerate(c.layer_is_attention) if attention]
+        listed = f" (layers {', '.join(map(str, at))})" if len(at) <= 12 and len(at) < c.n_layers else ""
+        parts.append(f"{c.n_heads} heads of {c.head_dim}, {c.n_kv_heads} KV{listed}")
+    if c.n_mamba_layers:
+        parts.append(f"Mamba {c.d_inner:,} inner, {c.d_state} state, {c.d_conv} conv, {c.dt_rank} dt")
+    parts.append("embedding tied" if c.tied_embeddings else "embedding not tied")
+    return " · ".join(parts)
+
+
+def _files(page: _Page, s: Summary) -> None:
+    if len(s.parts) == 1:
+        page.row("file", f"{s.container} · {s.path}")
+        return
+    shown = [f"{name} {format_bytes(nbytes)}" for name, nbytes in s.parts[:8]]
+    if len(s.parts) > 8:
+        shown.append(f"and {len(s.parts) - 8} more")
+    page.row("files", f"{s.container} · {len(s.parts)} parts · " + " · ".join(shown))
+
+
+def _weights(page: _Page, s: Summary) -> None:
+    table = page.table()
+    for title, justify in [("weights", "left"), ("tensors", "right"), ("params", "right"), ("size", "right")]:
+        table.add_column(title, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    table.add_column("", no_wrap=True, style="cyan")
+    table.add_column("bits", justify="right", no_wrap=True)
+    table.add_column("types")
+    for group in s.groups:
+        table.add_row(
+            group.name,
+            str(group.tensors),
+            format_count(group.params),
+            format_bytes(group.nbytes),
+            page.bar(group.nbytes / s.weight_bytes),
+            f"{group.nbytes * 8 / group.params:.2f}",
+            _formats(page, group),
+        )
+    total = sum(group.tensors for group in s.groups)
+    table.add_row(
+        "all", str(total), format_count(s.params), format_bytes(s.weight_bytes), "", f"{s.bits_per_weight:.2f}", "",
+        style="bold",
+    )  # fmt: skip
+    page.print(table)
+    page.print()
+
+
+def _formats(page: _Page, group: Group) -> str:
+    ranked = sorted(group.formats.items(), key=lambda item: -item[1])
+    times = "×" if page.unicode else "x"
+    return ", ".join(f"{name} {times}{n}" for name, n in ranked) if len(ranked) > 1 else ranked[0][0]
+
+
+def _memory(page: _Page, s: Summary, plan: Plan) -> None:
+    per_token = s.config.kv_bytes_per_token(plan.kv_type)
+    others = " · ".join(f"{name} {format_bytes(nbytes)}" for name, nbytes in plan.kv.items() if name != plan.kv_type)
+    used = plan.kv[plan.kv_type]
+    rows: Iterable[tuple[str, int, str]] = (
+        ("weights", plan.weights, "mapped from the file"),
+        (f"KV {plan.kv_type}", used, f"{_per_token(per_token)} a token · {others}"),
+        ("Mamba", plan.state, "whatever the context"),
+        ("scratch", plan.scratch, "estimated"),
+    )
+    title = f"memory at {format_context(plan.ctx)} tokens of context"
+    if plan.ctx > s.config.context_length:
+        title += f", more than the model's {format_context(s.config.context_length)}"
+    page.print(Text(title, style="dim"))
+    table = page.table(header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(no_wrap=True, style="cyan")
+    table.add_column(style="dim")
+    for name, nbytes, remark in rows:
+        table.add_row(name, format_bytes(nbytes), page.bar(nbytes / plan.total), page.plain(remark))
+    table.add_row(Text("total", "bold"), Text(format_bytes(plan.total), "bold"))
+    page.print(table)
+    page.print()
+    for fit in plan.fits:
+        _device(page, plan, fit)
+
+
+def _per_token(nbytes: int) -> str:
+    return f"{nbytes / 1024:.4g} KiB" if nbytes >= 1024 else f"{nbytes} B"
+
+
+def _device(page: _Page, plan: Plan, fit: Fit) -> None:
+    device = fit.device
+    style, mark, words = _VERDICTS[fit.verdict]
+    verdict = words.format(
+        spare=format_bytes(fit.spare), short=format_bytes(-fit.spare), offload=format_bytes(fit.offload)
+    )
+    memory = "RAM" if device.kind == "cpu" else "memory"
+    page.print(
+        Text.assemble(
+            (f"{mark if page.unicode else '*'} ", style),
+            (device.name, "bold"),
+            f" · {format_bytes(device.total)} {memory}, {format_bytes(device.available)} free · ",
+            (verdict, style),
+        )
+    )
+    if fit.prefill_seconds is not None:
+        source = "measured here" if device.measured else f"estimated from {device.how}"
+        # With weights read again and again, or experts elsewhere, the device is not what decides.
+        takes = "takes about" if fit.verdict in ("fits", "tight") else "would take at least"
+        time = format_seconds(fit.prefill_seconds)
+        page.print(f"  reading {format_context(plan.ctx)} tokens {takes} {time} ({source})")
+    if fit.spare < 0:
+        best = [
+            f"{format_context(n)} in {name}" for name, n in fit.largest_ctx.items() if n and name in ("f16", "q8_0")
+        ]
+        if best:
+            page.print(f"  longest context that fits now: {', '.join(best)}")
