@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from jambacli import __version__, ui
-from jambacli.commands import convert, show
+from jambacli.commands import convert, quantize, show
 from jambacli.errors import JambaError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app = typer.Typer(
 
 app.command("show")(show.show)
 app.command("convert")(convert.convert)
+app.command("quantize")(quantize.quantize)
 
 
 def _version(value: bool) -> None:

@@ -77,6 +77,22 @@ class Plan:
         """Tensors whose rows the wanted format does not divide."""
         return tuple(c for c in self.choices if c.fallback_from)
 
+    @property
+    def idle_wishes(self) -> list[str]:
+        """What the user asked for that changes nothing, one phrase each: a pattern that finds no tensor, say."""
+        options = self.request.options
+        changing = [c.name for c in self.choices if not c.kept]
+        idle = [
+            f"--tensor-type {pattern.pattern}={fmt} finds no tensor that is quantized"
+            for pattern, fmt in options.tensor_types
+            if not any(pattern.search(name) for name in changing)
+        ]
+        tied = keys.OUTPUT not in self.source.tensors
+        if options.output and tied and (options.embedding or (options.pure and self.request.recipe.base not in FLOATS)):
+            why = "--embedding-type" if options.embedding else "--pure"
+            idle.append(f"--output-type has no effect: the embedding is the output here, and {why} decides")
+        return idle
+
 
 @dataclass(frozen=True)
 class Result:

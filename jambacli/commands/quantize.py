@@ -1,0 +1,227 @@
+"""``jamba quantize``: a GGUF in, a smaller one out, or the plan of it; knows nothing of formats, recipes or bytes."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from jambacli import ui
+from jambacli.errors import JambaError, UsageError
+from jambacli.units import format_bytes, format_seconds, parse_size
+
+if TYPE_CHECKING:
+    from jambacli.weights.panels import Error
+    from jambacli.weights.quantize import Plan, Result
+
+T = TypeVar("T")
+
+
+def quantize(
+    source: Annotated[Path, typer.Argument(metavar="IN.gguf", help="The model; any part of a split one.")],
+    output: Annotated[
+        Path | None, typer.Argument(metavar="[OUT.gguf]", help="Default: beside the input, named after the type.")
+    ] = None,
+    type: Annotated[
+        str,
+        typer.Option("--type", help="q4_k_m, q8_0, iq4_xs, experts_int8 ...; an unknown one lists them all."),
+    ] = "q4_k_m",
+    imatrix: Annotated[
+        Path | None, typer.Option("--imatrix", metavar="FILE", help="Importance matrix: GGUF, or the older .dat.")
+    ] = None,
+    tensor_type: Annotated[
+        list[str] | None,
+        typer.Option("--tensor-type", metavar="REGEX=TYPE", help="A type for the tensors it finds, repeatable."),
+    ] = None,
+    output_type: Annotated[str | None, typer.Option("--output-type", help="Type of the output matrix.")] = None,
+    embedding_type: Annotated[
+        str | None,
+        typer.Option("--embedding-type", "--token-embedding-type", help="Type of the token embedding."),
+    ] = None,
+    pure: Annotated[bool, typer.Option("--pure", help="The base type everywhere, no mixture.")] = False,
+    keep_split: Annotated[bool, typer.Option("--keep-split", help="As many parts as the input has.")] = False,
+    split_max_size: Annotated[
+        str | None, typer.Option("--split-max-size", metavar="SIZE", help="Split into files of at most this, e.g. 10G.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", "-t", min=1, help="CPU threads; default: the cores.")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="cpu, or a CUDA device: same bytes.")] = "cpu",
+    allow_requantize: Annotated[
+        bool, typer.Option("--allow-requantize", help="Also quantize what is quantized already.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only the table and the final size.")] = False,
+    report: Annotated[bool, typer.Option("--report", help="Each tensor's RMS and worst error, afterwards.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The table of --dry-run or --report as JSON.")] = False,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Replace the output if it exists.")] = False,
+) -> None:
+    """Quantize a GGUF file exactly as llama-quantize does, tensor for tensor and byte for byte."""
+    from jambacli.files import refuse_existing
+    from jambacli.weights import quantize as weights
+    from jambacli.weights.gguf import GGUFFile
+    from jambacli.weights.imatrix import read_imatrix
+    from quant import recipes
+
+    if source.is_dir():
+        raise UsageError(f"{source} is a directory; make a .gguf of a checkpoint with: jamba convert {source}")
+    recipe = _asked("--type", recipes.get_recipe, type)
+    options = recipes.Options(
+        tensor_types=[_asked("--tensor-type", recipes.parse_tensor_type, text) for text in tensor_type or ()],
+        output=None if output_type is None else _asked("--output-type", recipes.parse_format, output_type),
+        embedding=None if embedding_type is None else _asked("--embedding-type", recipes.parse_format, embedding_type),
+        pure=pure,
+        has_imatrix=imatrix is not None,
+    )
+    request = weights.Request(
+        recipe,
+        options,
+        None if imatrix is None else read_imatrix(imatrix),
+        keep_split=keep_split,
+        split_max_size=None if split_max_size is None else parse_size(split_max_size, "--split-max-size"),
+        threads=threads,
+        device=_device(device),
+        allow_requantize=allow_requantize,
+        report=report,
+        force=force,
+    )
+    with GGUFFile.open(source) as file:
+        plan = weights.plan(file, request)
+        _mention(plan)
+        if dry_run:
+            print(json.dumps(_plan_json(plan), indent=2) if as_json else "\n".join(_plan_lines(plan)))
+            return
+        target = weights.default_output(file.path, recipe) if output is None else output
+        if not keep_split and split_max_size is None:
+            refuse_existing(target, force)
+        start = time.monotonic()
+        result = weights.quantize(plan, target)
+        _tell(plan, result, time.monotonic() - start)
+    if report:
+        print(json.dumps(_report_json(plan, result), indent=2) if as_json else "\n".join(_report_lines(plan, result)))
+
+
+def _asked(option: str, parse: Callable[[str], T], text: str) -> T:
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise UsageError(f"{option}: {error}") from error
+
+
+def _device(name: str) -> str:
+    if name == "cpu":
+        return name
+    import torch
+
+    try:
+        kind = torch.device(name).type
+    except RuntimeError:
+        raise UsageError(f"--device {name!r} is not a device; use cpu, cuda or cuda:N") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise JambaError(f"--device {name}: torch finds no CUDA device here; use cpu")
+    return name
+
+
+def _mention(plan: Plan) -> None:
+    """What a person should know before it runs: what fell back, what had no effect, what the imatrix lacks."""
+    groups: dict[tuple[str, str, int], list[str]] = defaultdict(list)
+    for choice in plan.fallbacks:
+        groups[choice.fallback_from or "", choice.format, choice.tensor.row].append(choice.name)
+    for (wanted, got, row), names in groups.items():
+        what = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+        ui.note(f"note: rows of {row} do not fit {wanted}: {what} in {got} instead")
+    for wish in plan.idle_wishes:
+        ui.warn(wish)
+    if plan.unweighted:
+        some = ", ".join(plan.unweighted[:3]) + (" ..." if len(plan.unweighted) > 3 else "")
+        ui.note(f"note: the imatrix has no entry for {len(plan.unweighted)} tensors, done without: {some}")
+
+
+def _tell(plan: Plan, result: Result, took: float) -> None:
+    first, rest = result.paths[0], len(result.paths) - 1
+    where = f"{first} and {rest} more part{'s' if rest > 1 else ''}" if rest else str(first)
+    rate = sum(info.nbytes for info in plan.source.tensors.values()) / max(took, 1e-3)
+    ui.note(
+        f"wrote {where}: {plan.request.recipe.label}, {format_bytes(plan.size)}, {plan.bits_per_weight:.2f} bits per "
+        f"weight, in {format_seconds(took)} ({format_bytes(rate)}/s read)"
+    )
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return " x ".join(str(n) for n in shape)
+
+
+def _aligned(rows: Iterable[tuple[str, ...]], right: int) -> list[str]:
+    """Rows as text, columns padded; those from number ``right`` on flush right."""
+    table = list(rows)
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    return [
+        "  ".join(
+            cell.rjust(w) if i >= right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in table
+    ]
+
+
+def _plan_lines(plan: Plan) -> list[str]:
+    rows = [("tensor", "shape", "from", "to", "size")]
+    rows += [(c.name, _shape(c.tensor.shape), c.tensor.format, c.format, format_bytes(c.nbytes)) for c in plan.choices]
+    return [
+        *_aligned(rows, right=4),
+        "",
+        f"{plan.request.recipe.label}: {format_bytes(plan.size)} ({plan.size} bytes), {plan.bits_per_weight:.2f} bits per "
+        f"weight; the input has {format_bytes(plan.source.size)}",
+    ]
+
+
+def _plan_json(plan: Plan) -> dict[str, Any]:
+    return {
+        "type": plan.request.recipe.name,
+        "bytes": plan.size,
+        "bits_per_weight": round(plan.bits_per_weight, 4),
+        "weights": plan.weights,
+        "tensors": [
+            {
+                "name": c.name,
+                "shape": list(c.tensor.shape),
+                "from": c.tensor.format,
+                "to": c.format,
+                "bytes": c.nbytes,
+                "fallback_from": c.fallback_from,
+            }
+            for c in plan.choices
+        ],
+    }
+
+
+def _changed(plan: Plan, result: Result) -> list[tuple[str, str, Error]]:
+    formats = {c.name: c.format for c in plan.choices}
+    return [(name, formats[name], error) for name, error in result.errors.items()]
+
+
+def _report_lines(plan: Plan, result: Result) -> list[str]:
+    from jambacli.weights.panels import Error
+
+    rows = [("tensor", "to", "RMS error", "of RMS", "worst")]
+    total = Error()
+    for name, fmt, error in _changed(plan, result):
+        rows.append((name, fmt, f"{error.rms:.3e}", f"{error.relative:.3%}", f"{error.worst:.3e}"))
+        total.merge(error)
+    rows.append(("all of them", "", f"{total.rms:.3e}", f"{total.relative:.3%}", f"{total.worst:.3e}"))
+    return _aligned(rows, right=2)
+
+
+def _report_json(plan: Plan, result: Result) -> dict[str, Any]:
+    return {
+        "type": plan.request.recipe.name,
+        "bytes": plan.size,
+        "files": [str(path) for path in result.paths],
+        "tensors": [
+            {"name": name, "to": fmt, "rms": error.rms, "relative_rms": error.relative, "worst": error.worst}
+            for name, fmt, error in _changed(plan, result)
+        ],
+    }
