@@ -23,6 +23,26 @@ enum Result : int64_t { OK = 0, NO_CODEC = -1, BAD_SHAPE = -2, BAD_IMATRIX = -3,
 // that the last, partly filled vector of them costs little.
 constexpr int64_t PANEL = 64 * 1024;
 
+// IEEE rounding and subnormals while it lives, whatever the calling process has set: the bytes depend on them.
+class PlainFloats {
+#if defined(__SSE2__)
+    unsigned saved = __builtin_ia32_stmxcsr();
+
+  public:
+    PlainFloats() { __builtin_ia32_ldmxcsr(0x1f80); }
+    ~PlainFloats() { __builtin_ia32_ldmxcsr(saved); }
+#elif defined(__aarch64__)
+    uint64_t saved;
+
+  public:
+    PlainFloats() {
+        __asm__ volatile("mrs %0, fpcr" : "=r"(saved));
+        __asm__ volatile("msr fpcr, %0" : : "r"(uint64_t{0}));
+    }
+    ~PlainFloats() { __asm__ volatile("msr fpcr, %0" : : "r"(saved)); }
+#endif
+};
+
 struct Plan {
     int64_t rows, n, panel_rows, panels;
     int64_t row_bytes;
@@ -49,6 +69,7 @@ template <typename Work>
 void share_out(const Plan &plan, const Work &work) {
     std::atomic<int64_t> next{0};
     auto loop = [&] {
+        const PlainFloats mode;
         for (int64_t p; (p = next.fetch_add(1)) < plan.panels;) {
             const int64_t first = p * plan.panel_rows;
             const int64_t left = plan.rows - first;

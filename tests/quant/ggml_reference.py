@@ -29,7 +29,10 @@ KINDS = (
     "one_sided",
     "sparse",
     "mixed_scales",
+    "bits",
 )
+
+IMATRIX_KINDS = ("uneven", "zeros", "sparse", "ones", "extreme")
 
 
 @functools.cache
@@ -115,10 +118,22 @@ def sample_rows(kind: str, rows: int, n: int, seed: int = 0) -> np.ndarray:
     if kind == "mixed_scales":  # every stretch of 32 has a scale of its own
         scale = np.repeat((10.0 ** rng.uniform(-6, 3, (rows, (n + 31) // 32))).astype(np.float32), 32, axis=1)[:, :n]
         return normal * scale
+    if kind == "bits":  # any finite float32 at all
+        bits = rng.integers(0, 1 << 32, (rows, n), dtype=np.uint32)
+        return np.where(bits & 0x7F800000 == 0x7F800000, bits & 0x807FFFFF, bits).astype(np.uint32).view(np.float32)
     raise ValueError(kind)
 
 
-def sample_imatrix(n: int, seed: int = 0) -> np.ndarray:
-    """float32 [n] of positive, strongly uneven importance, as activations' mean squares are."""
+def sample_imatrix(n: int, seed: int = 0, kind: str = "uneven") -> np.ndarray:
+    """float32 [n] of importance: strongly uneven as activations' mean squares are, or an edge case of IMATRIX_KINDS."""
     rng = np.random.default_rng([seed, 77])
-    return (rng.standard_normal(n) ** 2 * 10.0 ** rng.uniform(-3, 2, n) + 1e-6).astype(np.float32)
+    uneven = (rng.standard_normal(n) ** 2 * 10.0 ** rng.uniform(-3, 2, n) + 1e-6).astype(np.float32)
+    if kind == "zeros":
+        return np.zeros(n, dtype=np.float32)
+    if kind == "sparse":
+        return np.where(rng.random(n) < 0.2, uneven, np.float32(0.0))
+    if kind == "ones":
+        return np.ones(n, dtype=np.float32)
+    if kind == "extreme":
+        return (10.0 ** rng.uniform(-38, 37, n)).astype(np.float32)
+    return uneven
