@@ -11,8 +11,6 @@ if TYPE_CHECKING:
 
     from quant.formats import QTensor
 
-    Linear = Callable[[torch.Tensor, QTensor], torch.Tensor]
-
 
 @dataclass(frozen=True)
 class Ops:
@@ -20,7 +18,7 @@ class Ops:
 
     name: str
     embed: Callable[[torch.Tensor, QTensor], torch.Tensor]
-    linear: Linear
+    linear: Callable[[torch.Tensor, QTensor], torch.Tensor]
     mlp: Callable[[torch.Tensor, QTensor, QTensor, QTensor], torch.Tensor]
     experts: Callable[[torch.Tensor, torch.Tensor, QTensor, QTensor, QTensor, int], torch.Tensor]
     rms_norm: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
@@ -48,6 +46,41 @@ def reference_ops() -> Ops:
     )
 
 
+def cpu_ops() -> Ops:
+    """The C++ library's operations (``kernels.cpu.available()`` must hold), torch's where it has none."""
+    from jambacli.kernels import reference as r
+    from jambacli.kernels.cpu import prefill as p
+
+    return Ops(
+        name="cpu",
+        embed=r.embed,
+        linear=p.linear,
+        mlp=p.mlp,
+        experts=p.experts,
+        rms_norm=r.rms_norm,
+        causal_conv=r.causal_conv,
+        selective_scan=r.selective_scan,
+        kv_store=r.kv_store,
+        attention=r.attention,
+    )
+
+
 def choose_ops() -> Ops:
     """The fastest operations for this machine's CPU: the C++ library's where it was built, torch's elsewhere."""
-    return reference_ops()
+    from jambacli.kernels import cpu
+
+    return cpu_ops() if cpu.available() else reference_ops()
+
+
+def set_threads(n: int | None = None) -> int:
+    """Compute on ``n`` threads from now on (None: as many as there are cores for this process); returns how many.
+
+    Torch's setting is the only one: the C++ kernels ask it at every call and run on torch's own pool.
+    """
+    import torch
+
+    from jambacli.kernels.cpu import default_threads
+
+    n = max(1, n or default_threads())
+    torch.set_num_threads(n)
+    return n
