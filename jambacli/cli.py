@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from jambacli import __version__, ui
-from jambacli.commands import convert, quantize, show
+from jambacli.commands import bench, convert, quantize, run, show
 from jambacli.errors import JambaError
 
 app = typer.Typer(
@@ -23,6 +23,8 @@ app = typer.Typer(
 app.command("show")(show.show)
 app.command("convert")(convert.convert)
 app.command("quantize")(quantize.quantize)
+app.command("run")(run.run)
+app.command("bench")(bench.bench)
 
 
 def _version(value: bool) -> None:

@@ -50,13 +50,17 @@ Ctx = Annotated[
     typer.Option("--ctx", "-c", help="Context length, e.g. 256k; default: the model's.", rich_help_panel=_RUNTIME),
 ]
 KvType = Annotated[
-    str, typer.Option("--kv-type", help="Keys and values as f16, bf16, f32 or q8_0.", rich_help_panel=_RUNTIME)
+    str | None, typer.Option("--kv-type", help="Keys and values as f16, bf16, f32 or q8_0.", rich_help_panel=_RUNTIME)
 ]
 Threads = Annotated[
     int | None,
     typer.Option("--threads", "-t", min=1, help="CPU threads; default: the cores.", rich_help_panel=_RUNTIME),
 ]
 Stats = Annotated[bool, typer.Option("--stats", help="Rates, tokens and memory on stderr.", rich_help_panel=_RUNTIME)]
+
+NoStore = Annotated[
+    bool, typer.Option("--no-store", help="Keep nothing of the text or its state on disk.", rich_help_panel=_RUNTIME)
+]
 
 MAX_INPUT = 256 << 20
 

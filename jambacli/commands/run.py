@@ -46,7 +46,8 @@ def run(
     max_tokens: o.MaxTokens = None,
     stop: o.Stop = None,
     ctx: o.Ctx = None,
-    kv_type: o.KvType = "f16",
+    kv_type: o.KvType = None,
+    no_store: o.NoStore = False,
     threads: o.Threads = None,
     stats: o.Stats = False,
 ) -> None:
@@ -70,15 +71,18 @@ def run(
 
     from jambacli.engine.api import Jamba
 
+    if name is None:
+        ui.note("no model given: using the demonstration model, whose random weights say nothing sensible")
     model = Jamba.load(name, threads=threads)
-    session = model.session(ctx=context, kv_type=kv_type, system=system)
+    session = model.session(ctx=context, kv_type=kv_type, system=system, store=not no_store)
     raw = raw or model.template is None
     if raw and system:
         raise UsageError("--system needs the chat template; leave out --raw, or put it into the prompt")
 
     say = session.complete if raw else session.send
     pieces = say(prompt, max_tokens=max_tokens, stop=stop or (), reading=_reading, **sampling)
-    text, interrupted = _stream(pieces, show=not as_json)
+    with session:
+        text, interrupted = _stream(pieces, show=not as_json)
     figures = _figures(model, session)
     if as_json:
         print(json.dumps({"model": model.name, "text": text, **figures}, ensure_ascii=False))

@@ -25,12 +25,16 @@ if TYPE_CHECKING:
 class Jamba:
     """A loaded model with its tokenizer and chat template.
 
-    Attributes: ``name`` (str), ``model`` (JambaModel), ``config`` (JambaConfig), ``tokenizer`` (Tokenizer), ``metadata``
-    (the file's key-value pairs), ``sampling`` (the file's own defaults), ``load_seconds``.
+    Attributes: ``name`` (str), ``path`` (of the first file, or None), ``model`` (JambaModel), ``config`` (JambaConfig),
+    ``tokenizer`` (Tokenizer), ``template`` (ChatTemplate or None), ``fingerprint`` (str), ``metadata`` (the file's
+    key-value pairs), ``sampling`` (the file's own defaults), ``load_seconds``.
     """
 
-    def __init__(self, model: JambaModel, metadata: Mapping[str, Any], name: str = "model") -> None:
+    def __init__(
+        self, model: JambaModel, metadata: Mapping[str, Any], name: str = "model", path: Path | None = None
+    ) -> None:
         self.name = name
+        self.path = path
         self.model = model
         self.metadata = metadata
         self.config: JambaConfig = model.config
@@ -38,23 +42,28 @@ class Jamba:
         self.load_seconds = 0.0
 
     @classmethod
-    def load(cls, name: str | Path, *, threads: int | None = None) -> Jamba:
+    def load(cls, name: str | Path | None = None, *, threads: int | None = None) -> Jamba:
         """Load a model by name or by the path of a GGUF file (any part of a split one).
 
-        Weights are mapped, not read. ``threads`` is for the whole process. Raises JambaError for an unknown name or a
-        file that is no sound Jamba GGUF.
+        None is the demonstration model: tiny, random, always there. Weights are mapped, not read. ``threads`` is for
+        the whole process. Raises JambaError for an unknown name or a file that is no sound Jamba GGUF.
         """
         from jambacli.hub.resolve import resolve_model
         from jambacli.kernels import set_threads
         from jambacli.model.loader import from_gguf
         from jambacli.weights.gguf import GGUFFile
 
-        path = resolve_model(str(name))
+        if name is None:
+            from jambacli.evaluation.demo import demo_model
+
+            path = demo_model()
+        else:
+            path = resolve_model(str(name))
         start = time.perf_counter()
         if threads is not None:
             set_threads(threads)
         file = GGUFFile.open(path)
-        loaded = cls(from_gguf(file), file.metadata, str(file.metadata.get("general.name") or path.stem))
+        loaded = cls(from_gguf(file), file.metadata, str(file.metadata.get("general.name") or path.stem), path)
         loaded.load_seconds = time.perf_counter() - start
         return loaded
 
@@ -68,6 +77,17 @@ class Jamba:
         """The file's own chat template, None where it has none."""
         source = self.tokenizer.template
         return ChatTemplate(source, self.tokenizer, self.name) if source else None
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """What identifies the weights: stored states belong to it."""
+        from jambacli.engine.fingerprint import fingerprint
+        from jambacli.weights.gguf import GGUFFile
+
+        source = self.model.source
+        if not isinstance(source, GGUFFile):
+            raise JambaError(f"{self.name} comes from no file: its state cannot be stored")
+        return fingerprint(source)
 
     def session(self, **options: Any) -> Session:
         """A new conversation; options are those of Session (``ctx``, ``kv_type``, ``system``, ``sampling``)."""

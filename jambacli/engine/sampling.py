@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jambacli.errors import UsageError
+from jambacli.errors import JambaError, UsageError
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,18 @@ class Sampler:
         self.options = options
         self._random = np.random.default_rng(options.seed)
         self._seen = list(seen)
+
+    @property
+    def random_state(self) -> dict[str, Any]:
+        """The random generator's state, as JSON can hold it; set it to go on with a generation in another process."""
+        return dict(self._random.bit_generator.state)
+
+    @random_state.setter
+    def random_state(self, value: Mapping[str, Any]) -> None:
+        try:
+            self._random.bit_generator.state = dict(value)
+        except (TypeError, ValueError, KeyError) as error:
+            raise JambaError("the saved state of the random generator is damaged; start the reply anew") from error
 
     def sample(self, logits: np.ndarray) -> int:
         """The next token for ``logits``, float32 [vocab], which are not changed; remembers it for the penalties."""

@@ -21,6 +21,7 @@ import numpy as np
 from jambacli.errors import UsageError
 
 if TYPE_CHECKING:
+    from jambacli.engine.persist import Persistence
     from jambacli.model.jamba import JambaModel
     from jambacli.model.state import Checkpoint, SequenceState
 
@@ -67,7 +68,13 @@ class TokenSequence:
         self.tokens: list[int] = []
         self.chunk = chunk
         self.counters = Counters()
-        self._checkpoints: dict[int, Checkpoint] = {}
+        self._stored = 0
+        #: Copies of the Mamba part by position, to go back to.
+        self.checkpoints: dict[int, Checkpoint] = {}
+        #: Logits float32 [vocab] after some of those positions: being exactly there again then costs nothing.
+        self.known: dict[int, np.ndarray] = {}
+        #: Where prefixes are kept between processes, None for nowhere.
+        self.persistence: Persistence | None = None
         self.logits: np.ndarray | None = None  # float32 [vocab] after the last token, None when not known
 
     @property
@@ -78,7 +85,7 @@ class TokenSequence:
     @property
     def positions(self) -> list[int]:
         """Where checkpoints are, ascending."""
-        return sorted(self._checkpoints)
+        return sorted(self.checkpoints)
 
     def advance(
         self,
@@ -96,6 +103,9 @@ class TokenSequence:
             raise UsageError("there are no tokens to read: the prompt is empty")
         self._check_fits(len(ids))
         start = self.rewind(common_prefix(self.tokens, ids), allow_end=len(ids))
+        if self.persistence is not None and start < len(ids):
+            self.persistence.load_longest(self, ids, start)
+            start = len(self.tokens)
         self.counters.reused += start
         if start < len(ids):
             with reading(len(ids) - start) as progress:
@@ -110,24 +120,47 @@ class TokenSequence:
         """
         if position == len(self.tokens) == self.state.position and (position != allow_end or self.logits is not None):
             return position
-        limit = position if allow_end is None or position < allow_end else position - 1
-        usable = [p for p in self._checkpoints if p <= limit and self.state.restorable(self._checkpoints[p])]
-        if usable:
-            at = max(usable)
-            self.state.restore(self._checkpoints[at])
+        usable = [
+            p
+            for p, checkpoint in self.checkpoints.items()
+            if p <= position and (p != allow_end or p in self.known) and self.state.restorable(checkpoint)
+        ]
+        at = max(usable, default=0)
+        if at:
+            self.state.restore(self.checkpoints[at])
         else:
-            at = 0
             self.state.reset()
         del self.tokens[at:]
-        self.logits = None
+        # What lies beyond belongs to tokens that are forgotten.
+        self.checkpoints = {p: c for p, c in self.checkpoints.items() if p <= at}
+        self.known = {p: x for p, x in self.known.items() if p <= at}
+        self.logits = self.known.get(at)
+        if self.persistence is not None:
+            self.persistence.truncated(at)
         return at
+
+    def adopt(self, tokens: list[int], checkpoint: Checkpoint, logits: np.ndarray | None) -> None:
+        """The state has been loaded from elsewhere and now stands at ``checkpoint``, after ``tokens``."""
+        self.tokens = tokens
+        self.checkpoints = {checkpoint.position: checkpoint}
+        self.known = {} if logits is None else {checkpoint.position: logits}
+        self.logits = logits
+
+    def reset(self) -> None:
+        """Back to no tokens at all."""
+        self.state.reset()
+        self.tokens, self.checkpoints, self.known, self.logits = [], {}, {}, None
+        if self.persistence is not None:
+            self.persistence.truncated(0)
 
     def checkpoint(self) -> None:
         """Leave a checkpoint here; the ones that say least are thinned out when they exceed their budget."""
         at = self.state.position
-        if at and at not in self._checkpoints:
-            self._checkpoints[at] = self.state.snapshot()
+        if at and at not in self.checkpoints:
+            self.checkpoints[at] = self.state.snapshot()
             self._thin()
+        if at and self.logits is not None:
+            self.known[at] = self.logits
 
     def step(self, token: int) -> np.ndarray:
         """Append one token and return the logits after it, float32 [vocab]."""
@@ -153,8 +186,8 @@ class TokenSequence:
         import torch
 
         began = time.perf_counter()
-        # Checkpoints that later tokens will overwrite are of no more use.
-        self._checkpoints = {p: c for p, c in self._checkpoints.items() if p <= start}
+        self._stored = start
+        self.logits = None
         wanted = torch.tensor(ids, dtype=torch.int64)
         at = start
         while at < len(ids):
@@ -166,12 +199,18 @@ class TokenSequence:
             logits = self.model.forward(wanted[at:stop], self.state, logits="last" if last else "none")
             self.tokens += ids[at:stop]
             self.counters.prefilled += stop - at
-            if stop in boundaries or (stop - max(self._checkpoints, default=0) >= CHECKPOINT_STEP):
+            if stop in boundaries or (stop - max(self.checkpoints, default=0) >= CHECKPOINT_STEP):
                 self.checkpoint()
+                if self.persistence is not None and stop - self._stored >= CHECKPOINT_STEP:
+                    # A long read is kept as it goes: interrupted, it need not be begun again.
+                    self.persistence.commit(self, durable=False)
+                    self._stored = stop
             progress(stop - at)
             at = stop
         assert logits is not None
         self.logits = logits[0].cpu().numpy()
+        if len(ids) in self.checkpoints:
+            self.known[len(ids)] = self.logits
         self.counters.prefill_seconds += time.perf_counter() - began
 
     def _thin(self) -> None:
@@ -179,7 +218,9 @@ class TokenSequence:
 
         The newest two always stay: they are what a regeneration and an edit of the last message go back to.
         """
-        while len(self._checkpoints) > 3 and sum(c.nbytes for c in self._checkpoints.values()) > CHECKPOINT_BUDGET:
+        while len(self.checkpoints) > 3 and sum(c.nbytes for c in self.checkpoints.values()) > CHECKPOINT_BUDGET:
             at = self.positions
             gaps = {at[i]: at[i + 1] - (at[i - 1] if i else 0) for i in range(len(at) - 2)}
-            del self._checkpoints[min(gaps, key=lambda p: gaps[p])]
+            least = min(gaps, key=lambda p: gaps[p])
+            del self.checkpoints[least]
+            self.known.pop(least, None)

@@ -1,7 +1,7 @@
-"""A chat with one model: messages in, text out, the state kept between turns; knows nothing of terminals.
+"""A chat with one model: messages in, text out, the state kept between turns and processes; knows nothing of terminals.
 
-Every turn is the same operation: render the whole conversation, keep the longest prefix the sequence already holds, read
-the rest, generate. An edit, a regeneration or a branch only changes what is rendered.
+Every turn is the same operation: render the whole conversation, keep the longest prefix the sequence or the store already
+holds, read the rest, generate. An edit, a regeneration or a branch only changes what is rendered.
 """
 
 from __future__ import annotations
@@ -9,13 +9,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from jambacli.engine.conversation import THINK, Conversation, Rendered
+from jambacli.engine import saved as files
+from jambacli.engine.conversation import THINK, Conversation, Rendered, Turn
 from jambacli.engine.generate import Generated, generate
+from jambacli.engine.persist import Persistence, text_hash
 from jambacli.engine.sampling import Sampler, Sampling
 from jambacli.engine.sequence import Counters, Reading, TokenSequence, silent
-from jambacli.errors import UsageError
+from jambacli.engine.store import Prefix, PrefixStore
+from jambacli.errors import JambaError, UsageError
 
 if TYPE_CHECKING:
     from jambacli.engine.api import Jamba
@@ -45,21 +48,59 @@ class Session:
         model: Jamba,
         *,
         ctx: int | None = None,
-        kv_type: str = "f16",
+        kv_type: str | None = None,
         system: str | None = None,
         sampling: Sampling | None = None,
+        store: bool = True,
+        name: str | None = None,
+        resume: str | None = None,
+        read_only: bool = False,
     ) -> None:
         """``ctx``: the most tokens the session may hold, the model's own context length by default (memory grows with
-        use). Raises UsageError for a context the model was not made for."""
+        use). ``store``: keep prefixes on disk, so that no process computes them twice. ``name``: save every turn under
+        that name. ``resume``: go on where the session of that name stopped (and save under it, unless ``read_only``).
+
+        Raises UsageError for a context the model was not made for, JambaError for a session that is open elsewhere or
+        was made with another model or KV type.
+        """
         limit = model.config.context_length
         if ctx is not None and ctx > limit > 0:
             raise UsageError(f"--ctx {ctx:,} is more than the {limit:,} tokens {model.name} was made for")
+        if (name or resume) and not store:
+            raise UsageError("a named session needs the store; leave out the name, or the wish to store nothing")
         self.model = model
+        self.name = resume or name
+        self.parent: str | None = None
         self.sampling = sampling or model.sampling
-        self.sequence = TokenSequence(model.model, ctx or limit, kv_type)
         self.stats = Stats()
         self._system = system
         self._conversation: Conversation | None = None
+        self._created = time.time()
+        self._prompt: list[int] = []
+        self._reply_ids: list[int] = []
+        self._chat = True
+        self._finish = ""
+        self._random_state: dict[str, Any] | None = None
+        self._lock: IO[bytes] | None = None
+        self._read_only = read_only
+        if self.name and not read_only:
+            self._lock = files.acquire(self.name)
+        try:
+            saved = files.read(resume) if resume else None
+            if saved is not None:
+                self._check_same(saved, kv_type)
+                ctx = ctx or saved.ctx
+            elif name and files.exists(name):
+                raise UsageError(f"there is a session {name!r} already; resume it, or choose another name")
+            kv_type = kv_type or (saved.kv_type if saved else "f16")
+            self.sequence = TokenSequence(model.model, ctx or limit, kv_type)
+            if store:
+                self.sequence.persistence = Persistence(PrefixStore(), f"{model.fingerprint}-{kv_type}")
+            if saved is not None:
+                self._take_up(saved)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def state(self) -> SequenceState:
@@ -92,13 +133,28 @@ class Session:
         Keyword arguments of Sampling (``temperature=0`` ...) override the session's. The reply so far is kept when the
         iterator is closed early.
         """
+        self._check_writable()
         self.conversation.add_user(text, documents, knobs)
-        try:
-            rendered = self.conversation.render()
-        except BaseException:
-            self.conversation.turns.pop()
-            raise
-        return self._reply(rendered, max_tokens, stop, reading, self.sampling.with_given(**sampling))
+        if self.sequence.persistence is not None:
+            self.sequence.persistence.documents += [text_hash(str(d.get("text", ""))) for d in documents or ()]
+        return self._answer(max_tokens, stop, reading, sampling)
+
+    def answer(
+        self,
+        *,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        reading: Reading = silent,
+        **sampling: Any,
+    ) -> Iterator[str]:
+        """Reply to the conversation as it stands, its last turn being the user's: after an edit or to regenerate."""
+        self._check_writable()
+        turns = self.conversation.turns
+        while turns and turns[-1].role == "assistant":
+            turns.pop()
+        if not turns or turns[-1].role != "user":
+            raise UsageError("there is nothing to answer yet")
+        return self._answer(max_tokens, stop, reading, sampling)
 
     def complete(
         self,
@@ -110,34 +166,129 @@ class Session:
         **sampling: Any,
     ) -> Iterator[str]:
         """Continue ``text`` without a template and yield what follows."""
+        self._check_writable()
         tokenizer = self.model.tokenizer
         ids = tokenizer.encode(text, markers="all")
         if tokenizer.add_bos and tokenizer.bos_id is not None and ids[:1] != [tokenizer.bos_id]:
             ids.insert(0, tokenizer.bos_id)
-        rendered = Rendered(ids, [len(ids)])
-        return self._generate(rendered, max_tokens, stop, reading, self.sampling.with_given(**sampling), Generated())
+        self._chat = False
+        options = self.sampling.with_given(**sampling)
+        return self._generate(Rendered(ids, [len(ids)]), max_tokens, stop, reading, options, Generated())
 
-    def _reply(
-        self,
-        rendered: Rendered,
-        max_tokens: int | None,
-        stop: Sequence[str],
-        reading: Reading,
-        sampling: Sampling,
+    def extend(
+        self, *, max_tokens: int | None = None, stop: Sequence[str] = (), reading: Reading = silent, **sampling: Any
     ) -> Iterator[str]:
-        result = Generated()
-        first = True
-        think = self.model.tokenizer.marker_id(THINK)
-        thinking = think is not None and think in rendered.ids[-4:]
+        """Go on with the last reply where it was cut off, to the bit as if it had never stopped."""
+        self._check_writable()
+        if not self._prompt:
+            raise UsageError("there is no reply to go on with yet")
+        before = list(self._reply_ids)
+        rendered = Rendered(self._prompt + before, [len(self._prompt)])
+        options, result = self.sampling.with_given(**sampling), Generated(ids=list(before))
+        if not self._chat:
+            return self._generate(rendered, max_tokens, stop, reading, options, result, skip=len(before))
+        turns = self.conversation.turns
+        if turns and turns[-1].role == "assistant":
+            turns.pop()
+        pieces = self._generate(rendered, max_tokens, stop, reading, options, result, skip=len(before))
+        return self._kept(pieces, result, first=not before)
+
+    def save(self, name: str | None = None) -> None:
+        """Save the session now, under ``name`` from here on if one is given; returns once it is on disk.
+
+        Raises JambaError when the name is in use by another process.
+        """
+        if self.sequence.persistence is None:
+            raise UsageError("this session stores nothing on disk; it cannot be saved")
+        if name is not None and name != self.name:
+            lock = files.acquire(name)
+            if self._lock is not None:
+                self._lock.close()
+            self.parent, self.name, self._lock, self._read_only = self.name, name, lock, False
+        if self.name is None:
+            self.name = files.generated_name()
+            self._lock = files.acquire(self.name)
+        self._commit()
+        self.sequence.persistence.close()
+
+    def close(self) -> None:
+        """Wait for what is being written and give the session's name free."""
+        sequence = getattr(self, "sequence", None)
+        if sequence is not None and sequence.persistence is not None:
+            sequence.persistence.close()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _check_writable(self) -> None:
+        if self._read_only:
+            raise UsageError(f"session {self.name!r} is open read-only; branch it under another name to go on")
+
+    def _check_same(self, saved: files.SavedSession, kv_type: str | None) -> None:
+        if saved.fingerprint != self.model.fingerprint:
+            raise JambaError(
+                f"session {saved.name!r} was made with {saved.model} ({saved.model_path}), not with {self.model.name} "
+                f"({self.model.path}): open it with that file, or start another session"
+            )
+        if kv_type is not None and kv_type != saved.kv_type:
+            raise JambaError(
+                f"session {saved.name!r} keeps its keys and values as {saved.kv_type}, not {kv_type}: "
+                f"leave out --kv-type, or start another session"
+            )
+
+    def _take_up(self, saved: files.SavedSession) -> None:
+        """Stand where a saved session stopped: its turns, and the longest of its own prefixes that is still stored."""
+        self._created, self.parent, self._chat = saved.created, saved.parent, saved.chat
+        self._prompt, self._reply_ids, self._finish = list(saved.prompt), list(saved.reply), saved.finish
+        self._random_state = saved.random_state
+        if saved.chat:
+            self._system = saved.system
+            self.conversation.turns = [_turn(t) for t in saved.turns]
+        persistence = self.sequence.persistence
+        assert persistence is not None
+        persistence.documents = list(saved.documents)
+        tokens = saved.tokens
+        for prefix in sorted(saved.prefixes, key=lambda p: -p.position):
+            if prefix.position <= len(tokens) and persistence.load(self.sequence, prefix, tokens[: prefix.position]):
+                # The shorter ones stay reachable: an edit goes back to one of them.
+                persistence.remember([p for p in saved.prefixes if p.position < prefix.position])
+                return
+
+    def _answer(
+        self, max_tokens: int | None, stop: Sequence[str], reading: Reading, sampling: Mapping[str, Any]
+    ) -> Iterator[str]:
         try:
-            for piece in self._generate(rendered, max_tokens, stop, reading, sampling, result):
+            rendered = self.conversation.render()
+            options = self.sampling.with_given(**sampling)
+        except BaseException:
+            self.conversation.turns.pop()
+            raise
+        self._chat = True
+        result = Generated()
+        return self._kept(self._generate(rendered, max_tokens, stop, reading, options, result), result, first=True)
+
+    def _kept(self, pieces: Iterator[str], result: Generated, first: bool) -> Iterator[str]:
+        """Pass the pieces on and keep the reply as a turn, however it ends."""
+        think = self.model.tokenizer.marker_id(THINK)
+        try:
+            for piece in pieces:
                 # The template writes a space after the assistant's header in history but not when generating.
                 shown = piece[1:] if first and piece.startswith(" ") else piece
                 first = False
                 if shown:
                     yield shown
         finally:
-            self.conversation.add_assistant(result.ids, thinking)
+            pieces.close()  # type: ignore[attr-defined]
+            thinking = think is not None and think in self._prompt[-4:]
+            if self._prompt:
+                self.conversation.add_assistant(result.ids, thinking)
+                self._commit()
 
     def _generate(
         self,
@@ -147,20 +298,26 @@ class Session:
         reading: Reading,
         sampling: Sampling,
         result: Generated,
+        skip: int = 0,
     ) -> Iterator[str]:
+        """Read what is new of ``rendered``, then generate; ``skip`` of its tokens at the end are the reply so far."""
         began = time.perf_counter()
         sequence = self.sequence
         sequence.counters = Counters()
         self.stats = Stats(prompt_tokens=len(rendered.ids))
         tokenizer = self.model.tokenizer
+        self._prompt = []
+        sampler = Sampler(sampling, rendered.ids)
+        if skip and self._random_state is not None:
+            sampler.random_state = self._random_state
         try:
             sequence.advance(rendered.ids, rendered.boundaries, reading)
-            sampler = Sampler(sampling, rendered.ids)
+            self._prompt = rendered.ids[: len(rendered.ids) - skip]
             pieces = generate(
                 sequence,
                 sampler,
                 tokenizer,
-                max_tokens=max_tokens,
+                max_tokens=None if max_tokens is None else max_tokens + skip,
                 stops=stop,
                 stop_ids=tokenizer.stop_ids,
                 markers=False,
@@ -170,16 +327,60 @@ class Session:
                 if not self.stats.first_token_seconds:
                     self.stats.first_token_seconds = time.perf_counter() - began
                 yield piece
-            sequence.checkpoint()
         finally:
+            self._reply_ids, self._finish, self._random_state = result.ids, result.finish, sampler.random_state
             c = sequence.counters
             self.stats = replace(
                 self.stats,
                 reused_tokens=c.reused,
                 prefilled_tokens=c.prefilled,
                 prefill_seconds=c.prefill_seconds,
-                generated_tokens=len(result.ids),
+                generated_tokens=len(result.ids) - skip,
                 decoded_tokens=c.decoded,
                 decode_seconds=c.decode_seconds,
                 finish=result.finish,
             )
+            if not sequence.state.torn:
+                sequence.checkpoint()
+                if not self._chat:
+                    self._commit()
+
+    def _commit(self) -> None:
+        """Store the sequence and, under a name, the session that leads to it; returns before it is written."""
+        persistence = self.sequence.persistence
+        if persistence is None or self._read_only or self.sequence.state.torn:
+            return
+        if self.name is None:
+            persistence.commit(self.sequence)
+            return
+        turns = [files.turn_to_json(t) for t in self.conversation.turns] if self._chat else []
+        saved = files.SavedSession(
+            name=self.name,
+            model=self.model.name,
+            model_path=str(self.model.path),
+            fingerprint=self.model.fingerprint,
+            kv_type=self.state.kv_type,
+            ctx=self.sequence.ctx,
+            created=self._created,
+            updated=time.time(),
+            system=self._system,
+            parent=self.parent,
+            chat=self._chat,
+            turns=turns,
+            prompt=list(self._prompt),
+            reply=list(self._reply_ids),
+            finish=self._finish,
+            random_state=self._random_state,
+            documents=list(persistence.documents),
+        )
+
+        def done(prefixes: list[Prefix]) -> None:
+            saved.prefixes = prefixes
+            files.write(saved)
+
+        persistence.commit(self.sequence, done)
+
+
+def _turn(value: Mapping[str, Any]) -> Turn:
+    pinned = value.get("pinned")
+    return Turn(**{**value, "pinned": (int(pinned[0]), str(pinned[1])) if pinned else None})

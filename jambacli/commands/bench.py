@@ -1,0 +1,215 @@
+"""``jamba bench``: prefill and decode rates of a file or of a synthetic model, as a table; knows nothing of how they run."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import itertools
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from jambacli import ui
+from jambacli.errors import UsageError
+from jambacli.units import format_bytes, format_count, parse_size
+
+if TYPE_CHECKING:
+    from jambacli.engine.api import Jamba
+    from jambacli.evaluation.bench import Case, Runner
+
+_COMPARE = ("llama.cpp",)
+
+
+def bench(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="A name or a .gguf; left out: synthetic.")
+    ] = None,
+    shape: Annotated[
+        str | None,
+        typer.Option("--shape", help="jamba-mini, jamba-3b, jamba-large, moe or a config.json, synthesized."),
+    ] = None,
+    quant: Annotated[str | None, typer.Option("--quant", help="Type of the synthetic weights, e.g. q4_k_m.")] = None,
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="Prompt lengths, comma-separated; 0: none.")] = "512",
+    generate: Annotated[
+        str, typer.Option("--generate", "-n", help="Generated lengths, comma-separated; 0: none.")
+    ] = "128",
+    both: Annotated[str, typer.Option("--pg", help="Prompt+generation pairs such as 512+128, comma-separated.")] = "",
+    depth: Annotated[str, typer.Option("--depth", "-d", help="Tokens already in the context, comma-separated.")] = "0",
+    threads: Annotated[
+        str, typer.Option("--threads", "-t", help="Thread counts, comma-separated; default: the cores.")
+    ] = "",
+    kv_type: Annotated[str, typer.Option("--kv-type", help="KV types, comma-separated: f16, bf16, f32, q8_0.")] = "f16",
+    repetitions: Annotated[int, typer.Option("--repetitions", "-r", min=1, help="Runs of each measurement.")] = 5,
+    chunk: Annotated[int, typer.Option("--chunk", min=1, help="Tokens read in one piece.")] = 512,
+    compare: Annotated[
+        str | None, typer.Option("--compare", help="Measure the same file in turn with: llama.cpp.")
+    ] = None,
+    output: Annotated[str, typer.Option("--output", "-o", help="md, json or csv, on stdout.")] = "md",
+) -> None:
+    """Measure tokens per second, time to first token, memory, and the share of what this machine can do."""
+    if output not in ("md", "json", "csv"):
+        raise UsageError(f"--output {output!r} is none of md, json, csv")
+    if compare is not None and compare not in _COMPARE:
+        raise UsageError(f"--compare {compare!r} is not known; known: {', '.join(_COMPARE)}")
+    if name is not None and (shape or quant):
+        raise UsageError("give a MODEL, or --shape and --quant for a synthetic one, not both")
+    cases = _cases(prompt, generate, both, depth)
+    thread_counts = _numbers(threads, "--threads") or [0]
+    if any(t < 1 for t in thread_counts) and threads:
+        raise UsageError("--threads must be at least 1")
+    rows: list[dict[str, Any]] = []
+    with _model(name, shape or "jamba-3b", quant or "q4_k_m", needs_file=compare is not None) as (model, path):
+        for count, kv in itertools.product(thread_counts, [k.strip() for k in kv_type.split(",") if k.strip()]):
+            rows += _measure(model, path if compare else None, cases, count, kv, repetitions, chunk)
+    print({"md": _markdown, "json": _json, "csv": _csv}[output](rows))
+
+
+def _numbers(text: str, what: str) -> list[int]:
+    return [parse_size(part, what) for part in text.split(",") if part.strip()]
+
+
+def _cases(prompt: str, generate: str, both: str, depth: str) -> list[Case]:
+    from jambacli.evaluation.bench import Case
+
+    pairs = [(p, 0) for p in _numbers(prompt, "--prompt") if p] + [
+        (0, n) for n in _numbers(generate, "--generate") if n
+    ]
+    for pair in filter(None, both.split(",")):
+        p, plus, n = pair.partition("+")
+        if not plus:
+            raise UsageError(f"--pg {pair!r} is not a pair such as 512+128")
+        pairs.append((parse_size(p, "--pg"), parse_size(n, "--pg")))
+    cases = [Case(p, n, d) for d in _numbers(depth, "--depth") or [0] for p, n in pairs if p + n]
+    if not cases:
+        raise UsageError("there is nothing to measure: give -p or -n a length")
+    return cases
+
+
+@contextlib.contextmanager
+def _model(name: str | None, shape: str, quant: str, needs_file: bool) -> Iterator[tuple[Jamba, Path | None]]:
+    """The model to measure, and its file where a peer has to read it too (a temporary one for a synthetic model)."""
+    from jambacli.engine.api import Jamba
+    from jambacli.evaluation.synthetic import shape_config, synthetic_model, write_gguf
+
+    if name is not None:
+        from jambacli.hub.resolve import resolve_model
+
+        yield Jamba.load(name), resolve_model(name)
+        return
+    config, label = shape_config(shape), f"synthetic {Path(shape).stem if '/' in shape else shape} {quant.lower()}"
+    if not needs_file:
+        ui.note(f"making {label} in memory ...")
+        yield Jamba(synthetic_model(config, quant), {}, label), None
+        return
+    with tempfile.TemporaryDirectory(prefix="jamba-bench-") as folder:
+        path = Path(folder) / "synthetic.gguf"
+        ui.note(f"writing {label} to a temporary file ...")
+        write_gguf(path, config, quant)
+        model = Jamba.load(path)
+        model.name = label
+        yield model, path
+
+
+def _measure(
+    model: Jamba, peer_file: Path | None, cases: list[Case], threads: int, kv_type: str, repetitions: int, chunk: int
+) -> list[dict[str, Any]]:
+    from jambacli import kernels
+    from jambacli.evaluation.bench import ModelRunner, measure, weight_bytes_per_token
+    from jambacli.evaluation.peaks import matrix_rate, read_bandwidth
+    from jambacli.evaluation.peer_llama_cpp import LlamaCppRunner
+
+    used = kernels.set_threads(threads or None)
+    runners: list[Runner] = [ModelRunner(model.model, kv_type, chunk)]
+    peer = LlamaCppRunner(peer_file, used, kv_type) if peer_file else None
+    if peer is not None:
+        runners.append(peer)
+        if peer.handicap:
+            ui.warn(f"llama.cpp: {peer.handicap}")
+    try:
+        with ui.progress("Measuring", len(cases) * repetitions * len(runners), "runs") as done:
+            results = measure(runners, cases, repetitions, done)
+    finally:
+        if peer is not None:
+            peer.close()
+    bandwidth, (gemm, rate) = read_bandwidth(), matrix_rate()
+    touched, flops = weight_bytes_per_token(model.model), 2 * model.config.active_params()
+    rows = []
+    for result in results:
+        ours = next(r for r in results if r.case == result.case and r.runner == runners[0].name)
+        case = result.case
+        rows.append(
+            {
+                "model": model.name,
+                "params": model.config.params(),
+                "backend": result.runner,
+                "threads": used,
+                "kv_type": kv_type,
+                "test": case.name,
+                "tokens_per_second": result.rate,
+                "spread": result.spread,
+                "first_token_seconds": result.first_token_seconds,
+                "peak_memory_bytes": result.peak_memory,
+                "bandwidth_share": result.rate * touched / bandwidth if not case.n_prompt else None,
+                "matrix_share": result.rate * flops / rate if not case.n_gen else None,
+                "ratio": ours.rate / result.rate if peer is not None and result is not ours else None,
+                "read_bandwidth_bytes_per_second": bandwidth,
+                "matrix_rate_flops": rate,
+                "matrix_type": gemm,
+                "repetitions": result.rates,
+            }
+        )
+    return rows
+
+
+_COLUMNS = ["model", "params", "backend", "threads", "kv", "test", "tokens/s", "first token", "peak memory"]
+_SHARES = ["of bandwidth", "of matrix rate", "jamba / it"]
+
+
+def _markdown(rows: list[dict[str, Any]]) -> str:
+    """The table people paste."""
+
+    def percent(x: float | None) -> str:
+        return "" if x is None else f"{x:.0%}"
+
+    lines = ["| " + " | ".join(_COLUMNS + _SHARES) + " |", "|" + " --- |" * 6 + " ---: |" * 6]
+    for r in rows:
+        cells = [
+            r["model"],
+            format_count(r["params"]),
+            r["backend"],
+            str(r["threads"]),
+            r["kv_type"],
+            r["test"],
+            f"{r['tokens_per_second']:.2f} ± {r['spread']:.2f}",
+            "" if r["first_token_seconds"] is None else f"{r['first_token_seconds']:.2f} s",
+            format_bytes(r["peak_memory_bytes"]),
+            percent(r["bandwidth_share"]),
+            percent(r["matrix_share"]),
+            "" if r["ratio"] is None else f"{r['ratio']:.2f}x",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    first = rows[0]
+    lines.append("")
+    lines.append(
+        f"This machine reads {format_bytes(first['read_bandwidth_bytes_per_second'])}/s and multiplies "
+        f"{first['matrix_type']} matrices at {first['matrix_rate_flops'] / 1e9:,.0f} GFLOP/s with {first['threads']} threads."
+    )
+    return "\n".join(lines)
+
+
+def _json(rows: list[dict[str, Any]]) -> str:
+    return json.dumps(rows, indent=1)
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    out = io.StringIO()
+    names = [k for k in rows[0] if k != "repetitions"]
+    writer = csv.DictWriter(out, names, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue().rstrip("\n")

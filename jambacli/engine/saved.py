@@ -1,0 +1,192 @@
+"""Sessions on disk: one JSON file each, replaced whole, locked while open; knows nothing of models or of the store.
+
+sessions/NAME.json    the turns, the tokens, and which stored prefixes they were left with
+sessions/NAME.lock    held by the process that has it open
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from jambacli.engine.store import Prefix
+from jambacli.errors import BadFileError, JambaError, UsageError
+from jambacli.files import atomic_write, jamba_home
+
+_VERSION = 1
+_MAX_FILE = 256 << 20
+
+
+@dataclass
+class SavedSession:
+    """What a session file holds. ``prompt`` and ``reply`` are token ids; ``turns`` are those of a Conversation."""
+
+    name: str
+    model: str
+    model_path: str
+    fingerprint: str
+    kv_type: str
+    ctx: int
+    created: float
+    updated: float
+    system: str | None = None
+    parent: str | None = None
+    chat: bool = True
+    turns: list[dict[str, Any]] = field(default_factory=list)
+    prompt: list[int] = field(default_factory=list)
+    reply: list[int] = field(default_factory=list)
+    finish: str = ""
+    random_state: dict[str, Any] | None = None
+    documents: list[str] = field(default_factory=list)
+    prefixes: list[Prefix] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> list[int]:
+        """Every token of the session so far."""
+        return self.prompt + self.reply
+
+
+def check_name(name: str) -> str:
+    """``name`` if it can name a session: letters, digits, dot, dash, underscore, at most 64; UsageError otherwise."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}", name):
+        raise UsageError(
+            f"session name {name[:80]!a} is not usable; take up to 64 letters, digits, dots, dashes or underscores"
+        )
+    return name
+
+
+def generated_name() -> str:
+    """A name for a session that was given none."""
+    return time.strftime("chat-%Y%m%d-%H%M%S") + f"-{os.getpid() % 10000:04d}"
+
+
+def sessions_folder() -> Path:
+    """``JAMBA_HOME/sessions``, made for the user alone."""
+    folder = jamba_home() / "sessions"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with contextlib.suppress(OSError):
+        folder.chmod(0o700)
+    return folder
+
+
+def session_path(name: str) -> Path:
+    """Where the session of that name is."""
+    return sessions_folder() / f"{check_name(name)}.json"
+
+
+def exists(name: str) -> bool:
+    """Whether there is a session of that name."""
+    return session_path(name).exists()
+
+
+def write(saved: SavedSession, path: Path | None = None) -> None:
+    """Replace the session's file: the old one or the new one survives a kill or a power cut, nothing between."""
+    value = {f.name: getattr(saved, f.name) for f in fields(saved)}
+    value |= {"version": _VERSION, "prompt": _packed(saved.prompt), "reply": _packed(saved.reply)}
+    value["prefixes"] = [p.to_json() for p in saved.prefixes]
+    value["turns"] = [{**t, **{k: _packed(t[k]) for k in ("ids", "thought_ids") if t.get(k)}} for t in saved.turns]
+    with atomic_write(path or session_path(saved.name)) as file:
+        file.write(json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+
+
+def read(name: str) -> SavedSession:
+    """The session of that name. Raises JambaError when there is none, BadFileError when its file is damaged."""
+    path = session_path(name)
+    if not path.exists():
+        near = ", ".join(s for s in names() if s[:1] == name[:1]) or "none yet"
+        raise JambaError(f"there is no session {name!r}; `jamba sessions list` shows them ({near})")
+    return read_file(path)
+
+
+def read_file(path: Path) -> SavedSession:
+    """The session in a file. Raises BadFileError naming it when it is damaged or of another version."""
+    try:
+        if path.stat().st_size > _MAX_FILE:
+            raise BadFileError(path, "is too large for a session file")
+        value = json.loads(path.read_bytes().decode("utf-8", "surrogatepass"))
+    except OSError as error:
+        raise JambaError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise BadFileError(path, "is damaged (no valid JSON); delete it, or restore a copy") from error
+    if not isinstance(value, dict) or value.get("version") != _VERSION:
+        raise BadFileError(path, "is no session file of this program's version")
+    try:
+        known = {f.name: value[f.name] for f in fields(SavedSession) if f.name in value}
+        prefixes = [p for p in map(Prefix.from_json, value["prefixes"]) if p is not None]
+        turns = [{**t, **{k: _unpacked(t[k]) for k in ("ids", "thought_ids") if t.get(k)}} for t in value["turns"]]
+        known |= {"prompt": _unpacked(value["prompt"]), "reply": _unpacked(value["reply"])}
+        return SavedSession(**{**known, "prefixes": prefixes, "turns": turns})
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadFileError(path, f"is damaged ({error}); delete it, or restore a copy") from error
+
+
+def names() -> list[str]:
+    """The names of all sessions, most recently used first."""
+    files = [p for p in sessions_folder().glob("*.json") if not p.name.startswith(".")]
+    return [p.stem for p in sorted(files, key=lambda p: -p.stat().st_mtime)]
+
+
+def remove(name: str) -> None:
+    """Delete a session (its prefixes stay in the store until they are evicted). JambaError when open or not there."""
+    read_path = session_path(name)
+    if not read_path.exists():
+        raise JambaError(f"there is no session {name!r}; `jamba sessions list` shows them")
+    with opened(name):
+        read_path.unlink()
+    session_path(name).with_suffix(".lock").unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def opened(name: str) -> Iterator[None]:
+    """Hold a session for this process alone; JambaError when another one has it."""
+    lock = acquire(name)
+    try:
+        yield
+    finally:
+        lock.close()
+
+
+def acquire(name: str) -> IO[bytes]:
+    """Lock a session for this process until the returned file is closed. JambaError naming the process that has it."""
+    path = session_path(name).with_suffix(".lock")
+    file = path.open("a+b")
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        return file  # no fcntl on this platform: one process at a time is the user's own care
+    except OSError as error:
+        file.seek(0)
+        owner = file.read(20).decode("ascii", "replace").strip() or "unknown"
+        file.close()
+        raise JambaError(
+            f"session {name!r} is open in another process ({owner}); close it there, or use --read-only to look at it"
+        ) from error
+    file.truncate(0)
+    file.write(f"{os.getpid()}".encode())
+    file.flush()
+    return file
+
+
+def turn_to_json(turn: Any) -> dict[str, Any]:
+    """A Conversation's turn as a JSON object."""
+    return {k: v for k, v in asdict(turn).items() if v not in (None, {})}
+
+
+def _packed(ids: Sequence[int]) -> str:
+    return base64.b64encode(np.asarray(ids, dtype="<i4").tobytes()).decode()
+
+
+def _unpacked(text: str) -> list[int]:
+    return np.frombuffer(base64.b64decode(text, validate=True), dtype="<i4").tolist()
