@@ -65,8 +65,10 @@ def cards() -> list[Card]:
 
 def _load() -> ctypes.CDLL | None:
     for name in _LIBRARIES.get(sys.platform, []):
-        with contextlib.suppress(OSError):
-            return ctypes.CDLL(name)
+        with contextlib.suppress(OSError, AttributeError):  # absent, or from before NVML's second version
+            library = ctypes.CDLL(name)
+            _ = library.nvmlInit_v2, library.nvmlDeviceGetCount_v2, library.nvmlDeviceGetHandleByIndex_v2
+            return library
     return None
 
 
