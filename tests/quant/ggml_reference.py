@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,7 @@ def library() -> ctypes.CDLL:
     found = sorted(p for p in folder.rglob("*ggml-base*") if p.suffix in (".so", ".dylib", ".dll"))
     if not found:
         pytest.skip("libggml-python carries no ggml-base library here")
-    lib = ctypes.CDLL(str(found[0]))
+    lib = _load_apart(found[0])
     lib.ggml_quantize_chunk.restype = ctypes.c_size_t
     lib.ggml_quantize_chunk.argtypes = [
         ctypes.c_int,
@@ -55,6 +56,19 @@ def library() -> ctypes.CDLL:
         ctypes.c_void_p,
     ]
     return lib
+
+
+def _load_apart(path: Path) -> ctypes.CDLL:
+    """The library in a linker namespace of its own: llama_cpp's libggml-base has the same name and must not become it."""
+    own_namespace, now = -1, 2  # LM_ID_NEWLM, RTLD_NOW
+    dlmopen = getattr(ctypes.CDLL(None), "dlmopen", None) if sys.platform == "linux" else None
+    if dlmopen is not None:
+        dlmopen.restype = ctypes.c_void_p
+        dlmopen.argtypes = [ctypes.c_long, ctypes.c_char_p, ctypes.c_int]
+        handle = dlmopen(own_namespace, str(path).encode(), now)
+        if handle:
+            return ctypes.CDLL(str(path), handle=handle)
+    return ctypes.CDLL(str(path))
 
 
 def quantize_chunk(values: np.ndarray, fmt: str, imatrix: np.ndarray | None = None) -> np.ndarray:
