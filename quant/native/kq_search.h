@@ -129,7 +129,8 @@ static __attribute__((noinline)) void fit_affine(const vf *x, const vf *w, float
             const vf first_value = step[s] * (lowest[s] - base[s]), last_value = step[s] * range;
             plain &= roundable(first_value) && roundable(last_value);
             under |= any(lt(first_value, splat(-0.5f)));
-            over |= any(ge(last_value, splat(TOP + 0.5f)));
+            // A base that has moved past the highest value turns the order of the two around.
+            over |= any(either(ge(last_value, splat(TOP + 0.5f)), ge(first_value, splat(TOP + 0.5f))));
         }
         if (__builtin_expect(!plain, 0))
             affine_sums<N, TOP, WRAPPED, STREAMS>(x, w, step, base, levels, sum_l, sum_l2, sum_xl);
@@ -208,6 +209,18 @@ LANE_FN vf largest(const vf *x, vm *alive) {
     return value;
 }
 
+template <int N, int TOP, Rounding HOW>
+LANE_FN void symmetric_sums(const vf *x, const vf *w, const vf *wx, vf step, vf *sum_xl, vf *sum_l2) {
+    vf xl = {}, l2 = {};
+#pragma GCC unroll 16
+    for (int i = 0; i < N; ++i) {
+        const vf l = level<-TOP, TOP - 1, HOW>(step * x[i]);
+        xl += wx[i] * l;
+        l2 += w[i] * l * l;
+    }
+    *sum_xl = xl, *sum_l2 = l2;
+}
+
 // Tries 19 steps around -TOP / largest and keeps the least-squares scale of most explained weight.
 // x: [N]; w: [N] weights. FINITE promises that x is: products are then bounded, since the largest is not negligible.
 template <int N, int TOP, bool FINITE>
@@ -215,30 +228,32 @@ static __attribute__((noinline)) SymmetricFit fit_symmetric(const vf *x, const v
     alignas(64) vf wx[N];
     SymmetricFit fit;
     const vf peak = largest<N>(x, &fit.alive);
-    for (int i = 0; i < N; ++i) wx[i] = w[i] * x[i];
-
-    const auto sums = [&](vf step, vf *sum_xl, vf *sum_l2) {
-        vf xl = {}, l2 = {};
-#pragma GCC unroll 16
-        for (int i = 0; i < N; ++i) {
-            const vf l = level<-TOP, TOP - 1, FINITE ? BOUNDED : WRAPPED>(step * x[i]);
-            xl += wx[i] * l;
-            l2 += w[i] * l * l;
-        }
-        *sum_xl = xl, *sum_l2 = l2;
-    };
+    const vf longest = -(TOP + 0.1f * 9) / peak;
+    vf farthest = {};  // the most that any try asks of a level on the far side of zero from the largest value
+    for (int i = 0; i < N; ++i) {
+        wx[i] = w[i] * x[i];
+        farthest = upper_or(longest * x[i], farthest);
+    }
+    const bool over = any(both(fit.alive, ge(farthest, splat(TOP - 0.5f))));
 
     vf sum_xl, sum_l2;
     fit.step = float(-TOP) / peak;
-    sums(fit.step, &sum_xl, &sum_l2);
+    symmetric_sums<N, TOP, FINITE ? BOUNDED : WRAPPED>(x, w, wx, fit.step, &sum_xl, &sum_l2);
     fit.scale = select(eq(sum_l2, vf{}), vf{}, sum_xl / sum_l2);
     vf best = fit.scale * sum_xl;
     for (int k = -9; k <= 9; ++k) {
         if (k == 0) continue;
         const vf step = -(TOP + 0.1f * k) / peak;
-        sums(step, &sum_xl, &sum_l2);
+        // Up to k = 4 not even the largest value rounds below -TOP.
+        if constexpr (!FINITE)
+            symmetric_sums<N, TOP, WRAPPED>(x, w, wx, step, &sum_xl, &sum_l2);
+        else if (k > 4)
+            symmetric_sums<N, TOP, BOUNDED>(x, w, wx, step, &sum_xl, &sum_l2);
+        else if (over)
+            symmetric_sums<N, TOP, CAPPED>(x, w, wx, step, &sum_xl, &sum_l2);
+        else
+            symmetric_sums<N, TOP, FREE>(x, w, wx, step, &sum_xl, &sum_l2);
         const vm better = both(gt(sum_l2, vf{}), gt(sum_xl * sum_xl, best * sum_l2));
-        if (!any(better)) continue;
         const vf scale = sum_xl / sum_l2;
         fit.step = select(better, step, fit.step);
         fit.scale = select(better, scale, fit.scale);
@@ -271,19 +286,26 @@ static __attribute__((noinline)) void fit_descent(const vf *x, vf *levels, vf *s
     for (int round = 0; round < 5; ++round) {
         vm changed = none();
         for (int i = 0; i < N; ++i) {
+            vf rest_xl[STREAMS], rest_l2[STREAMS], l[STREAMS];
+            vm moves[STREAMS], moved = none();
 #pragma GCC unroll 4
             for (int s = 0; s < STREAMS; ++s) {
                 const int k = s * N + i;
-                const vf rest_xl = sum_xl[s] - wxl[k];
-                const vf rest_l2 = sum_l2[s] - wll[k];
-                const vf l = level<-TOP, TOP - 1, WRAPPED>(x[k] * rest_l2 / rest_xl);
-                const vm moves = both(gt(rest_xl, vf{}), inverse(eq(l, levels[k])));
-                if (!any(moves)) continue;
-                const vf new_wxl = wx[k] * l, new_wll = w[k] * l * l;
-                const vf new_xl = rest_xl + new_wxl, new_l2 = rest_l2 + new_wll;
-                const vm better = both(both(moves, gt(new_l2, vf{})),
+                rest_xl[s] = sum_xl[s] - wxl[k];
+                rest_l2[s] = sum_l2[s] - wll[k];
+                l[s] = level<-TOP, TOP - 1, WRAPPED>(x[k] * rest_l2[s] / rest_xl[s]);
+                moves[s] = both(gt(rest_xl[s], vf{}), inverse(eq(l[s], levels[k])));
+                moved = either(moved, moves[s]);
+            }
+            if (!any(moved)) continue;
+#pragma GCC unroll 4
+            for (int s = 0; s < STREAMS; ++s) {
+                const int k = s * N + i;
+                const vf new_wxl = wx[k] * l[s], new_wll = w[k] * l[s] * l[s];
+                const vf new_xl = rest_xl[s] + new_wxl, new_l2 = rest_l2[s] + new_wll;
+                const vm better = both(both(moves[s], gt(new_l2, vf{})),
                                        gt(new_xl * new_xl * sum_l2[s], sum_xl[s] * sum_xl[s] * new_l2));
-                levels[k] = select(better, l, levels[k]);
+                levels[k] = select(better, l[s], levels[k]);
                 wxl[k] = select(better, new_wxl, wxl[k]);
                 wll[k] = select(better, new_wll, wll[k]);
                 sum_xl[s] = select(better, new_xl, sum_xl[s]);
