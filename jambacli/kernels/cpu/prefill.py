@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from ctypes import c_int, c_int64, c_void_p
+from ctypes import c_float, c_int, c_int64, c_void_p
 
 import torch
 
@@ -33,6 +33,16 @@ _SIGNATURES = {
     ],
     "prefill_gated": [c_void_p] * 3 + [c_int64] * 3 + [c_void_p] * 4 + [c_int64, c_void_p, c_int64, c_int],
     "prefill_element_bytes": [c_int],
+    "prefill_conv": [c_void_p, c_int64, *[c_void_p] * 4, *[c_int64] * 4, c_int],
+    "prefill_scan": [c_void_p, c_int64] * 2
+    + [c_void_p] * 2
+    + [c_void_p, c_int64] * 2
+    + [c_void_p]
+    + [c_void_p, c_int64, c_void_p]
+    + [c_void_p]
+    + [c_int64] * 4
+    + [c_int],
+    "prefill_rms_norm": [c_void_p, c_int64, c_void_p, c_float, c_void_p, c_int64, c_int64, c_int],
     "prefill_dequantize": [c_int, c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int64, c_int],
 }
 _CHUNK = 32  # values of a row that are decoded together
@@ -60,6 +70,11 @@ def _rows(x: torch.Tensor) -> torch.Tensor:
     """x as float32 rows whose values lie side by side; rows may be any distance apart."""
     x = x.float()
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def _writable(state: torch.Tensor) -> None:
+    if state.dtype != torch.float32 or not state.is_contiguous():
+        raise ValueError(f"a state is contiguous float32, not {state.dtype} with strides {state.stride()}")
 
 
 def _scale(w: QTensor) -> torch.Tensor | None:
@@ -172,3 +187,88 @@ def experts(
     counts = torch.bincount(chosen.flatten(), minlength=router.shape[0])
     offsets = [0, *torch.cumsum(counts, 0).tolist()]
     return _gated(x, matrices, offsets, by_expert // top_k, weights.flatten()[by_expert].contiguous())
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight along the last dimension; float32 in and out, any leading dimensions."""
+    shape = x.shape
+    x, weight = _rows(x.reshape(-1, shape[-1])), weight.float().contiguous()
+    out = torch.empty(x.shape)
+    n_rows, n = x.shape
+    _library().prefill_rms_norm(
+        x.data_ptr(), x.stride(0), weight.data_ptr(), eps, out.data_ptr(), n_rows, n, torch.get_num_threads()
+    )
+    return out.view(shape)
+
+
+def causal_conv(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+    """silu(depthwise causal convolution + bias) over time.
+
+    x float32 [T, d_inner]; weight [d_inner, d_conv], the last tap for the current token; bias [d_inner]; state float32
+    [d_inner, d_conv - 1], the inputs just before x, oldest first: read, then replaced by those before the next token.
+    Returns float32 [T, d_inner].
+    """
+    x, weight, bias = _rows(x), weight.float().contiguous(), bias.float().contiguous()
+    _writable(state)
+    n_tokens, d_inner = x.shape
+    y = torch.empty(n_tokens, d_inner)
+    _library().prefill_conv(
+        x.data_ptr(),
+        x.stride(0),
+        weight.data_ptr(),
+        bias.data_ptr(),
+        state.data_ptr(),
+        y.data_ptr(),
+        d_inner,
+        n_tokens,
+        d_inner,
+        weight.shape[1],
+        torch.get_num_threads(),
+    )
+    return y
+
+
+def selective_scan(
+    x: torch.Tensor,
+    dt: torch.Tensor,
+    dt_bias: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    D: torch.Tensor,
+    z: torch.Tensor,
+    state: torch.Tensor,
+) -> torch.Tensor:
+    """The state space recurrence of Mamba with its gate; shapes and formula as ``reference.selective_scan``.
+
+    One pass over the tokens with the states in registers. The result does not depend on how tokens are cut into calls,
+    to the bit, nor on the number of threads.
+    """
+    x, dt, B, C, z = (_rows(v) for v in (x, dt, B, C, z))
+    dt_bias, A, D = (v.float().contiguous() for v in (dt_bias, A, D))
+    _writable(state)
+    n_tokens, d_inner = x.shape
+    y = torch.empty(n_tokens, d_inner)
+    _library().prefill_scan(
+        x.data_ptr(),
+        x.stride(0),
+        dt.data_ptr(),
+        dt.stride(0),
+        dt_bias.data_ptr(),
+        A.data_ptr(),
+        B.data_ptr(),
+        B.stride(0),
+        C.data_ptr(),
+        C.stride(0),
+        D.data_ptr(),
+        z.data_ptr(),
+        z.stride(0),
+        state.data_ptr(),
+        y.data_ptr(),
+        d_inner,
+        n_tokens,
+        d_inner,
+        A.shape[1],
+        torch.get_num_threads(),
+    )
+    return y

@@ -4,38 +4,16 @@
 // Blocks go to whichever thread is free. Every product is computed wholly inside one block, in an order of k that depends
 // on nothing but the shape of the weight, so neither threads nor the number of rows changes a result.
 #include <atomic>
-#include <cstdlib>
 #include <new>
 
 #include "prefill.h"
+#include "scratch.h"
 #include "threads.h"
 
 namespace jamba {
 namespace {
 
-// Memory that a thread keeps between calls, so that no call pays for fresh pages.
-class Scratch {
-   public:
-    ~Scratch() { std::free(data_); }
-    void* get(int64_t bytes) {
-        if (bytes > size_) {
-            std::free(data_);
-            size_ = round_up(bytes, 1 << 16);
-            data_ = std::aligned_alloc(4096, static_cast<size_t>(size_));
-            if (!data_) {
-                size_ = 0;
-                throw std::bad_alloc();
-            }
-        }
-        return data_;
-    }
-
-   private:
-    void* data_ = nullptr;
-    int64_t size_ = 0;
-};
-
-thread_local Scratch packed_inputs, packed_gated, panel, products;
+thread_local Buffer packed_inputs, packed_gated, panel, products;
 
 struct Weight {
     int type;
