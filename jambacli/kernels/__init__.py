@@ -57,9 +57,9 @@ def cpu_ops() -> Ops:
         linear=p.linear,
         mlp=p.mlp,
         experts=p.experts,
-        rms_norm=r.rms_norm,
-        causal_conv=r.causal_conv,
-        selective_scan=r.selective_scan,
+        rms_norm=p.rms_norm,
+        causal_conv=p.causal_conv,
+        selective_scan=p.selective_scan,
         kv_store=r.kv_store,
         attention=r.attention,
     )
