@@ -83,7 +83,7 @@ def quantize(
             else:
                 _encode_torch(target, piece, column_weights, into)
         except native.NonFiniteRowError as error:
-            raise native.NonFiniteRowError(first + error.row, _row_name(first + error.row, tensor.shape)) from None
+            raise native.NonFiniteRowError(first + error.row, row_name(first + error.row, tensor.shape)) from None
     return out.view(*tensor.shape[:-1], row_bytes)
 
 
@@ -164,7 +164,7 @@ def torch_encoder(target: Format) -> TorchEncoder:
     return legacy.ENCODERS[name]
 
 
-def _row_name(row: int, shape: tuple[int, ...]) -> str:
+def row_name(row: int, shape: tuple[int, ...]) -> str:
     """``row 7`` of a matrix, ``row [2, 7]`` of a stack of them."""
     if len(shape) <= 2:
         return f"row {row}"

@@ -13,7 +13,7 @@ import os
 import warnings
 from pathlib import Path
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 ISA_NAMES = ("base", "avx2", "avx512")
 
 _RESULTS = {
@@ -58,6 +58,8 @@ def _declare(lib: ctypes.CDLL) -> None:
     lib.quant_set_isa.restype = i32
     lib.quant_encode.argtypes = [i32, i32, address, i64, i64, address, address, i32]
     lib.quant_encode.restype = i64
+    lib.quant_encode_rowwise_int8.argtypes = [i32, address, i64, i64, address, address, i32]
+    lib.quant_encode_rowwise_int8.restype = i64
     lib.quant_decode.argtypes = [i32, i32, address, i64, i64, address, i32]
     lib.quant_decode.restype = i64
 
@@ -114,6 +116,16 @@ def encode(
 def decode(ggml_type: int, dst_type: int, src: int, rows: int, n: int, dst: int, threads: int | None = None) -> None:
     """Decode ``rows`` rows of blocks at ``src`` into ``n`` values each, of type ``dst_type`` (0, 1, 30), at ``dst``."""
     _check(_library().quant_decode(ggml_type, dst_type, src, rows, n, dst, threads or default_threads()))
+
+
+def encode_rowwise_int8(
+    src_type: int, src: int, rows: int, n: int, levels: int, scale: int, threads: int | None = None
+) -> None:
+    """ExpertsInt8: rows of ``n`` values at ``src`` to int8 [rows, n] at ``levels`` and float32 [rows] at ``scale``.
+
+    ``src_type`` and the errors are those of ``encode``.
+    """
+    _check(_library().quant_encode_rowwise_int8(src_type, src, rows, n, levels, scale, threads or default_threads()))
 
 
 def _library() -> ctypes.CDLL:

@@ -111,9 +111,42 @@ void lower(std::atomic<int64_t> &lowest, int64_t value) {
     }
 }
 
+// work(source panel, the same as floats, first row, rows) for every panel of `src`; 0, 1 + a row that is not finite, or NO_MEMORY.
+template <typename Work>
+int64_t from_panels(const Plan &plan, int src_type, const void *src, const Work &work) {
+    const uint8_t *in = static_cast<const uint8_t *>(src);
+    std::atomic<int64_t> bad_row{INT64_MAX};
+    std::atomic<bool> out_of_memory{false};
+    share_out(plan, [&](int64_t first, int64_t count) {
+        try {
+            const int64_t total = count * plan.n;
+            const uint8_t *from = in + first * plan.n * plain_size(src_type);
+            const float *x = reinterpret_cast<const float *>(from);
+            if (src_type != GGML_F32) {
+                float *room = scratch(total);
+                widen(src_type, from, total, room);
+                x = room;
+            }
+            if (!panel_ops().all_finite(x, total)) {
+                int64_t row = 0;
+                while (panel_ops().all_finite(x + row * plan.n, plan.n)) ++row;
+                lower(bad_row, first + row);
+                return false;
+            }
+            work(from, x, first, count);
+        } catch (const std::bad_alloc &) {
+            out_of_memory = true;
+            return false;
+        }
+        return true;
+    });
+    if (out_of_memory) return NO_MEMORY;
+    return bad_row == INT64_MAX ? OK : 1 + bad_row;
+}
+
 }  // namespace
 
-EXPORT int quant_abi_version() { return 2; }
+EXPORT int quant_abi_version() { return 3; }
 
 // 1 when this build codes the type on this processor: bit 0 encodes, bit 1 decodes.
 EXPORT int quant_supports(int ggml_type) {
@@ -134,42 +167,29 @@ EXPORT int64_t quant_encode(int ggml_type, int src_type, const void *src, int64_
             if (imatrix[j] < 0) return BAD_IMATRIX;
     }
     const EncodeRows encode = is_plain(ggml_type) ? nullptr : find_encoder(ggml_type);
-    const uint8_t *in = static_cast<const uint8_t *>(src);
     uint8_t *out = static_cast<uint8_t *>(dst);
-    std::atomic<int64_t> bad_row{INT64_MAX};
-    std::atomic<bool> out_of_memory{false};
-    share_out(plan, [&](int64_t first, int64_t count) {
-        try {
-            const int64_t total = count * n;
-            const uint8_t *from = in + first * n * plain_size(src_type);
-            const float *x = reinterpret_cast<const float *>(from);
-            if (src_type != GGML_F32) {
-                float *room = scratch(total);
-                widen(src_type, from, total, room);
-                x = room;
-            }
-            if (!panel_ops().all_finite(x, total)) {
-                int64_t row = 0;
-                while (panel_ops().all_finite(x + row * n, n)) ++row;
-                lower(bad_row, first + row);
-                return false;
-            }
-            uint8_t *to = out + first * plan.row_bytes;
-            if (encode) {
-                encode(x, count, n, imatrix, to);
-            } else if (ggml_type == src_type || ggml_type == GGML_F32) {
-                std::memcpy(to, ggml_type == src_type ? (const void *)from : x, (size_t)(count * plan.row_bytes));
-            } else {
-                narrow(ggml_type, x, total, to);
-            }
-        } catch (const std::bad_alloc &) {
-            out_of_memory = true;
-            return false;
+    return from_panels(plan, src_type, src, [&](const void *from, const float *x, int64_t first, int64_t count) {
+        uint8_t *to = out + first * plan.row_bytes;
+        if (encode) {
+            encode(x, count, n, imatrix, to);
+        } else if (ggml_type == src_type || ggml_type == GGML_F32) {
+            std::memcpy(to, ggml_type == src_type ? from : x, (size_t)(count * plan.row_bytes));
+        } else {
+            narrow(ggml_type, x, count * n, to);
         }
-        return true;
     });
-    if (out_of_memory) return NO_MEMORY;
-    return bad_row == INT64_MAX ? OK : 1 + bad_row;
+}
+
+// src: [rows, n] of src_type, contiguous. levels: [rows, n]. scale: [rows]. Returns as quant_encode does.
+EXPORT int64_t quant_encode_rowwise_int8(int src_type, const void *src, int64_t rows, int64_t n, int8_t *levels, float *scale,
+                                         int threads) {
+    Plan plan;
+    if (!is_plain(src_type)) return NO_CODEC;
+    if (!make_plan(GGML_F32, rows, n, threads, &plan)) return BAD_SHAPE;
+    const auto encode = panel_ops().rowwise_int8;
+    return from_panels(plan, src_type, src, [&](const void *, const float *x, int64_t first, int64_t count) {
+        encode(x, count, n, levels + first * n, scale + first);
+    });
 }
 
 // src: [rows, row bytes]. dst: [rows, n] of dst_type (0 f32, 1 f16, 30 bf16). Returns 0 or a negative Result.

@@ -1,4 +1,6 @@
 // Checking and converting panels of floats, once per instruction set; knows nothing of blocks.
+#pragma once
+
 #include "lanes.h"
 #include "quant.h"
 

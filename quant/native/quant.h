@@ -53,6 +53,8 @@ struct PanelOps {
     void (*narrow_f16)(const float *src, int64_t count, uint16_t *dst);
     void (*narrow_bf16)(const float *src, int64_t count, uint16_t *dst);
     bool (*all_finite)(const float *src, int64_t count);
+    // ExpertsInt8: x [rows, n] finite -> levels [rows, n] and scale [rows].
+    void (*rowwise_int8)(const float *x, int64_t rows, int64_t n, int8_t *levels, float *scale);
 };
 
 enum Isa : int { ISA_BASE = 0, ISA_AVX2 = 1, ISA_AVX512 = 2 };
