@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import textwrap
 from collections.abc import Iterable
 
@@ -35,10 +36,14 @@ def print_page(summary: Summary, plan: Plan) -> None:
     """Print the whole page to standard output, in colour on a terminal, plain into a pipe."""
     console = Console(highlight=False, markup=False, emoji=False)
     page = _Page(console)
-    _head(page, summary)
-    _facts(page, summary)
-    _weights(page, summary)
-    _memory(page, summary, plan)
+    # Rendered whole and written once: a reader that leaves early is then main's to handle, not rich's.
+    with console.capture() as captured:
+        _head(page, summary)
+        _facts(page, summary)
+        _weights(page, summary)
+        _memory(page, summary, plan)
+    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
+    sys.stdout.flush()
 
 
 class _Page:
@@ -64,7 +69,9 @@ class _Page:
 
     def row(self, label: str, text: str) -> None:
         """A labelled line, wrapped under itself."""
-        lines = textwrap.wrap(self.plain(text), self.width - _MARGIN, break_on_hyphens=False) or [""]
+        lines = textwrap.wrap(
+            self.plain(text), self.width - _MARGIN, break_long_words=False, break_on_hyphens=False
+        ) or [""]
         for i, line in enumerate(lines):
             self.print(Text.assemble((f"{label if i == 0 else '':<{_MARGIN}}", "dim"), line))
 
@@ -122,7 +129,7 @@ def _strip(page: _Page, c: JambaConfig) -> None:
     kinds = list(zip(c.layer_is_attention, c.layer_is_moe, strict=True))
     per_line = max(8, (page.width - _MARGIN) // 9 * 8)
     for start in range(0, len(kinds), per_line):
-        line = Text(f"{'' if start else 'layers':<{_MARGIN}}", style="dim")
+        line = Text.assemble((f"{'' if start else 'layers':<{_MARGIN}}", "dim"))
         for i, kind in enumerate(kinds[start : start + per_line]):
             glyph, ascii_glyph, style, _ = _LAYERS[kind]
             line.append(f"{' ' if i and i % 8 == 0 else ''}{glyph if page.unicode else ascii_glyph}", style)

@@ -196,6 +196,18 @@ def test_the_command_itself(tmp_path: Path) -> None:
     assert run(str(path), "--ctx", "lots").returncode == 2
 
 
+def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
+    path = model(tmp_path / "m.gguf")
+    child = subprocess.Popen(
+        [sys.executable, "-m", "jambacli", "show", str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert child.stdout is not None and child.stderr is not None
+    child.stdout.close()
+    assert child.stderr.read() == b""
+    child.wait()
+    child.stderr.close()
+
+
 def test_showing_imports_nothing_slow(tmp_path: Path) -> None:
     path = model(tmp_path / "m.gguf")
     code = (
