@@ -16,6 +16,15 @@ struct Tokens {
     const int8_t* q[M];
     const float* d[M];
     const float* sums[M];
+
+    Tokens(const Act& act, const int32_t* tokens, int first, int group) {
+        for (int i = 0; i < M; ++i) {
+            const int64_t token = tokens ? tokens[first + i] : first + i;
+            q[i] = act.q + token * act.padded;
+            d[i] = (group == 32 ? act.d + token * (act.padded / 32) : act.d16 + token * (act.padded / 16));
+            sums[i] = (group == 32 ? act.sum32 : act.sum16) + token * (act.padded / group);
+        }
+    }
 };
 
 template <bool kSigned>
@@ -39,10 +48,9 @@ struct Sums {
         Unpacked u;
         Fmt::unpack(p, u);
         for (int t = 0; t < M; ++t) {
-            const __m256 d = _mm256_loadu_ps(a.d[t] + 8 * b);
             const int8_t* q = a.q[t] + 256 * b;
             if constexpr (Fmt::kGroup == 32) {
-                const __m256 scale = _mm256_mul_ps(u.scale[0], d);
+                const __m256 scale = _mm256_mul_ps(u.scale[0], _mm256_loadu_ps(a.d[t] + 8 * b));
                 for (int k = 0; k < 8; ++k) {
                     __m256& acc = k & 1 ? odd[t] : even[t];
                     const __m256 one = _mm256_permutevar8x32_ps(scale, _mm256_set1_epi32(k));
@@ -52,10 +60,7 @@ struct Sums {
                     offset[t] = _mm256_fnmadd_ps(u.offset[0], _mm256_loadu_ps(a.sums[t] + 8 * b), offset[t]);
             } else {
                 for (int h = 0; h < 2; ++h) {
-                    const int first = 4 * h;
-                    const __m256i pairs = _mm256_setr_epi32(first, first, first + 1, first + 1, first + 2, first + 2,
-                                                            first + 3, first + 3);
-                    const __m256 scale = _mm256_mul_ps(u.scale[h], _mm256_permutevar8x32_ps(d, pairs));
+                    const __m256 scale = _mm256_mul_ps(u.scale[h], _mm256_loadu_ps(a.d[t] + 16 * b + 8 * h));
                     for (int j = 0; j < 4; ++j) {
                         const int k = 4 * h + j;
                         const __m256i two = _mm256_setr_epi32(2 * j, 2 * j, 2 * j, 2 * j, 2 * j + 1, 2 * j + 1, 2 * j + 1,

@@ -27,19 +27,11 @@ void gemv_tokens(const Rows& w, const Tokens<M>& a, int64_t r0, int64_t r1, floa
 
 template <class Fmt>
 void gemv(const Rows& w, const Act& act, const int32_t* tokens, int m, int64_t r0, int64_t r1, float* y, int64_t ldy) {
-    const float* sums = Fmt::kGroup == 16 ? act.sum16 : act.sum32;
-    const int64_t n_sums = act.padded / Fmt::kGroup;
     const auto run = [&](auto count, int first, int64_t from, int64_t to) {
         constexpr int M = decltype(count)::value;
-        Tokens<M> a;
+        const Tokens<M> a(act, tokens, first, Fmt::kGroup);
         float* out[M];
-        for (int i = 0; i < M; ++i) {
-            const int64_t token = tokens ? tokens[first + i] : first + i;
-            a.q[i] = act.q + token * act.padded;
-            a.d[i] = act.d + token * (act.padded / 32);
-            a.sums[i] = sums + token * n_sums;
-            out[i] = y + (first + i) * ldy;
-        }
+        for (int i = 0; i < M; ++i) out[i] = y + (first + i) * ldy;
         gemv_tokens<Fmt, M>(w, a, from, to, out);
     };
     // A panel of rows is used for all tokens while it is in the nearest cache.

@@ -1,5 +1,7 @@
 // Block products for AVX-512 with VNNI. Knows nothing beyond the table it fills.
-#define JAMBA_VNNI 1
+namespace {
+constexpr bool kFullBytes = true;
+}
 #include "dot_impl_avx512.h"
 
 namespace jamba {

@@ -31,8 +31,7 @@ void linear(const Matrix& w, const float* x, int64_t m, int64_t ldx, float* y, i
                     std::memcpy(row + begin, x + t * ldx + begin, static_cast<size_t>(last - begin) * sizeof(float));
                 const int64_t from = std::max(begin, last);
                 std::memset(row + from, 0, static_cast<size_t>(end - from) * sizeof(float));
-                const int64_t at = t * a.padded + begin;
-                k.quantize(row + begin, end - begin, a.q + at, a.d + at / 32, a.sum32 + at / 32, a.sum16 + at / 16);
+                k.quantize(row, begin, end, a.row(t));
             }
             team.barrier();
         } else {

@@ -15,16 +15,25 @@ struct Rows {
 };
 
 // Activations of some tokens, as floats and as int8 with one factor per 32 values; what no weight needs may be null.
-// The quantized part is padded with zeros to a multiple of 256 values. sum32 and sum16 are factor times the sum of the
-// int8 values over each 32 and each 16: with them a format's offsets and minimums cost one multiplication a group.
+// The quantized part is padded with zeros to a multiple of 256 values. Sums are factor times the sum of the int8 values
+// over a group: with them a format's offsets and minimums cost one multiplication a group. The same numbers are laid out
+// as each width of vector wants them.
 struct Act {
     const float* f;  // [tokens, f_stride]
     int64_t f_stride;
-    const int8_t* q;  // [tokens, padded]
-    const float* d;   // [tokens, padded / 32]
-    const float* sum32;
+    const int8_t* q;     // [tokens, padded]
+    const float* d;      // [tokens, padded / 32]: the factors
+    const float* sum32;  // [tokens, padded / 32]
+    const float* d16;    // [tokens, padded / 16]: each factor twice
     const float* sum16;  // [tokens, padded / 16]
+    const float* pairs;  // [tokens, padded / 256, 16]: factors 0-3, sums 0-3, factors 4-7, sums 4-7 of groups of 32
     int64_t padded;
+};
+
+// Where quantized activations are written: the arrays of Act from one group of 32 on.
+struct Quantized {
+    int8_t* q;
+    float *d, *sum32, *d16, *sum16, *pairs;
 };
 
 constexpr int64_t kPad = 256;
@@ -47,8 +56,8 @@ struct MambaShape {
 struct Ops {
     GemvFn gemv[kTypes];  // null where the type is none of ours
 
-    // Quantizes n floats (a multiple of 32, or the padded end of a row) as Act describes.
-    void (*quantize)(const float* x, int64_t n, int8_t* q, float* d, float* sum32, float* sum16);
+    // Quantizes values [begin, end) of a row of floats into the row's arrays; both are multiples of 32.
+    void (*quantize)(const float* row, int64_t begin, int64_t end, const Quantized& out);
     void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* out);
     // out = silu(gate) * up; may be in place.
     void (*silu_mul)(const float* gate, const float* up, int64_t n, float* out);

@@ -29,10 +29,12 @@ ActBuffer take_act(Scratch& scratch, int64_t m, int64_t n, bool quantized) {
     a.f = scratch.take<float>(m * a.f_stride);
     if (quantized) {
         a.padded = pad_values(n);
-        a.q = scratch.take<int8_t>(m * a.padded);
-        a.d = scratch.take<float>(m * a.padded / 32);
-        a.sum32 = scratch.take<float>(m * a.padded / 32);
-        a.sum16 = scratch.take<float>(m * a.padded / 16);
+        a.q.q = scratch.take<int8_t>(m * a.padded);
+        a.q.d = scratch.take<float>(m * a.padded / 32);
+        a.q.sum32 = scratch.take<float>(m * a.padded / 32);
+        a.q.d16 = scratch.take<float>(m * a.padded / 16);
+        a.q.sum16 = scratch.take<float>(m * a.padded / 16);
+        a.q.pairs = scratch.take<float>(m * a.padded / 16);
     }
     return a;
 }
@@ -43,9 +45,7 @@ void quantize_part(const Ops& ops, const ActBuffer& a, int64_t token, int64_t n,
         std::fill(f + n, f + a.padded, 0.0f);
         end = a.padded;
     }
-    const int64_t row = token * a.padded;
-    ops.quantize(f + begin, end - begin, a.q + row + begin, a.d + (row + begin) / 32, a.sum32 + (row + begin) / 32,
-                 a.sum16 + (row + begin) / 16);
+    ops.quantize(f, begin, end, a.row(token));
 }
 
 int64_t chunk_rows(const Matrix& w, int64_t rows, int team_size) {

@@ -34,11 +34,15 @@ uint8_t* scratch_block(size_t bytes);
 struct ActBuffer {
     float* f = nullptr;
     int64_t f_stride = 0;
-    int8_t* q = nullptr;
-    float *d = nullptr, *sum32 = nullptr, *sum16 = nullptr;
+    Quantized q{};
     int64_t padded = 0;
 
-    Act view() const { return {f, f_stride, q, d, sum32, sum16, padded}; }
+    Act view() const { return {f, f_stride, q.q, q.d, q.sum32, q.d16, q.sum16, q.pairs, padded}; }
+    // The arrays of one token.
+    Quantized row(int64_t token) const {
+        const int64_t by32 = token * (padded / 32), by16 = token * (padded / 16);
+        return {q.q + token * padded, q.d + by32, q.sum32 + by32, q.d16 + by16, q.sum16 + by16, q.pairs + by16};
+    }
 };
 
 // Room for the activations of m tokens of n values; the int8 form only where `quantized`.

@@ -8,10 +8,10 @@
 namespace jamba {
 namespace {
 
-void quantize(const float* x, int64_t n, int8_t* q, float* d, float* sum32, float* sum16) {
+void quantize(const float* row, int64_t begin, int64_t end, const Quantized& out) {
     constexpr int kVectors = 32 / kLanes;
-    for (int64_t b = 0; b < n / 32; ++b) {
-        const float* p = x + 32 * b;
+    for (int64_t b = begin / 32; b < end / 32; ++b) {
+        const float* p = row + 32 * b;
         vf most{};
         for (int i = 0; i < kVectors; ++i) most = vmax(most, vabs(load(p + i * kLanes)));
         const float top = hmax(most);
@@ -19,11 +19,13 @@ void quantize(const float* x, int64_t n, int8_t* q, float* d, float* sum32, floa
         const float factor = top / 127.0f;
         float sums[2] = {0.0f, 0.0f};  // of whole numbers: exact in any order
         for (int i = 0; i < kVectors; ++i)
-            sums[i * kLanes / 16] += hsum(store_i8(q + 32 * b + i * kLanes, load(p + i * kLanes) * inverse));
-        d[b] = factor;
-        sum32[b] = factor * (sums[0] + sums[1]);
-        sum16[2 * b] = factor * sums[0];
-        sum16[2 * b + 1] = factor * sums[1];
+            sums[i * kLanes / 16] += hsum(store_i8(out.q + 32 * b + i * kLanes, load(p + i * kLanes) * inverse));
+        const float both = factor * (sums[0] + sums[1]);
+        const int64_t at = b / 4 * 8 + b % 4;
+        out.d[b] = out.d16[2 * b] = out.d16[2 * b + 1] = out.pairs[at] = factor;
+        out.sum32[b] = out.pairs[at + 4] = both;
+        out.sum16[2 * b] = factor * sums[0];
+        out.sum16[2 * b + 1] = factor * sums[1];
     }
 }
 
