@@ -103,7 +103,10 @@ class Checkpoint:
             if len(self._files) >= MAX_OPEN_FILES:
                 self._files.pop(next(iter(self._files))).close()
             try:
-                self._files[path] = path.open("rb", buffering=0)
+                file = path.open("rb", buffering=0)
+                self._files[path] = file
+                if hasattr(os, "posix_fadvise"):
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
             except OSError as error:
                 raise JambaError(f"cannot read {path}: {error.strerror or error}") from error
         return self._files[path]

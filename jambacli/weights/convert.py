@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import torch
 
 TYPES = ("auto", "f32", "f16", "bf16", "q8_0")
-PANEL_BYTES = 16 << 20
+PANEL_BYTES = 4 << 20  # small enough that a panel changes type inside the cache
 QUANTIZATION_VERSION = 2
 # llama.cpp's llama_ftype, the number general.file_type holds.
 _FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}
@@ -106,16 +106,28 @@ def convert(
             for tensor in planned:
                 writer.plan_tensor(tensor.name, tensor.shape, formats[tensor.name])
             writer.begin()
-            total = sum(piece.nbytes for tensor in planned for piece in tensor.pieces)
-            with ui.progress("Converting", total) as advance:
-                for tensor in planned:
-                    offset = 0
-                    for data, read in _encoded(checkpoint, tensor, formats[tensor.name]):
-                        writer.write_at(tensor.name, offset, data)
-                        offset += memoryview(data).nbytes
-                        advance(read)
+            _write(checkpoint, planned, formats, writer)
             writer.finish()
             return Converted(writer.paths, sum(p.stat().st_size for p in writer.paths), kind, len(planned))
+
+
+def _write(checkpoint: Checkpoint, planned: list[Planned], formats: Mapping[str, Format], writer: GGUFWriter) -> None:
+    import torch
+
+    total = sum(piece.nbytes for tensor in planned for piece in tensor.pieces)
+    threads = torch.get_num_threads()
+    # Panels are small: waiting for a second thread at each of them costs more than it gives, on a busy machine far more.
+    torch.set_num_threads(1)
+    try:
+        with ui.progress("Converting", total) as advance:
+            for tensor in planned:
+                offset = 0
+                for data, read in _encoded(checkpoint, tensor, formats[tensor.name]):
+                    writer.write_at(tensor.name, offset, data)
+                    offset += memoryview(data).nbytes
+                    advance(read)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def check_output(output: Path | None, split_max_size: int | None, force: bool) -> None:
@@ -227,7 +239,9 @@ def _to_f16(values: torch.Tensor, name: str) -> torch.Tensor:
     import torch
 
     half = values.to(torch.float16)
-    if bool((torch.isinf(half) & torch.isfinite(values)).any()):
+    largest = torch.stack(torch.aminmax(values)).abs().max()
+    # Written so that a NaN among the values, which hides the largest, leads to the slower look too.
+    if not bool(largest < 65520) and bool((torch.isinf(half) & torch.isfinite(values)).any()):
         raise JambaError(f"tensor {name} has values beyond the range of f16 (65504); use --type bf16 or f32")
     return half
 
