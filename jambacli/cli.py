@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from jambacli import __version__, ui
-from jambacli.commands import bench, convert, quantize, run, show
+from jambacli.commands import bench, cache, chat, convert, quantize, run, sessions, show
 from jambacli.errors import JambaError
 
 app = typer.Typer(
@@ -24,7 +24,10 @@ app.command("show")(show.show)
 app.command("convert")(convert.convert)
 app.command("quantize")(quantize.quantize)
 app.command("run")(run.run)
+app.command("chat")(chat.chat)
 app.command("bench")(bench.bench)
+app.add_typer(sessions.app, name="sessions")
+app.add_typer(cache.app, name="cache")
 
 
 def _version(value: bool) -> None:

@@ -39,6 +39,12 @@ def warn(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
+def thought(text: str) -> None:
+    """A piece of a model's thoughts: dimmed, on stderr, only where a person watches."""
+    if not _quiet and sys.stderr.isatty():
+        print(f"\x1b[2m{text}\x1b[0m", end="", file=sys.stderr, flush=True)
+
+
 @contextlib.contextmanager
 def progress(title: str, total: int | None, unit: str = "bytes") -> Iterator[Callable[[int], None]]:
     """A bar with rate and time left; yields ``advance(n)``. Silent when stderr is no terminal or under ``--quiet``.

@@ -131,11 +131,16 @@ def _reading(total: int) -> AbstractContextManager[Callable[[int], None]]:
 
 def _stream(pieces: Iterator[str], show: bool) -> tuple[str, bool]:
     """Print the answer as it comes; the text alone goes to stdout. Returns it and whether Ctrl-C ended it."""
+    from jambacli.engine.generate import Thought
+
     said: list[str] = []
     interrupted = False
     out = sys.stdout.buffer
     try:
         for piece in pieces:
+            if isinstance(piece, Thought):
+                ui.thought(piece)
+                continue
             said.append(piece)
             if show:
                 out.write(piece.encode("utf-8", "replace"))

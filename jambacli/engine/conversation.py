@@ -60,6 +60,10 @@ class Conversation:
         self.turns: list[Turn] = [Turn("system", system)] if system else []
         self.variables: dict[str, Any] = {}
 
+    def set_system(self, text: str) -> None:
+        """Put a system message first."""
+        self.turns.insert(0, Turn("system", text))
+
     def add_user(
         self,
         text: str,

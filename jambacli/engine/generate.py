@@ -14,13 +14,23 @@ from jambacli.text.tokenizer import Tokenizer
 Finish = Literal["stop", "length", "context", "interrupted"]
 
 
+class Thought(str):
+    """A piece of text the model thinks before it answers."""
+
+    __slots__ = ()
+
+
 @dataclass
 class Generated:
-    """What a generation produced: ``ids`` without the stop token, the ``text`` shown, and why it ended."""
+    """What a generation produced: ``ids`` without the stop token, the ``text`` shown, and why it ended.
+
+    ``thinking`` says whether the text now being generated is a thought; set it where the prompt has opened one.
+    """
 
     ids: list[int] = field(default_factory=list)
     text: str = ""
     finish: Finish = "interrupted"
+    thinking: bool = False
 
 
 def generate(
@@ -31,15 +41,18 @@ def generate(
     max_tokens: int | None = None,
     stops: Sequence[str] = (),
     stop_ids: frozenset[int] = frozenset(),
-    markers: bool = False,
+    thought_marks: tuple[int | None, int | None] = (None, None),
     result: Generated,
 ) -> Iterator[str]:
     """Yield text as tokens are drawn after ``sequence``, until a stop token, a stop string, ``max_tokens`` or the context.
 
     ``sequence.logits`` must be known. ``result`` is kept up to date, so that a caller who stops early (Ctrl-C closes the
-    iterator) still has what was said. The last token drawn may not have been fed to the model yet.
+    iterator) still has what was said. The last token drawn may not have been fed to the model yet. What stands between
+    the ``thought_marks`` (begin, end) comes as ``Thought`` and is searched for no stop strings.
     """
-    stream, matcher = tokenizer.stream(markers), StopMatcher(stops)
+    stream, matcher = tokenizer.stream(), StopMatcher(stops)
+    begin, end = thought_marks
+    after_thought, visible = False, len(result.text)
     logits = sequence.logits
     assert logits is not None
     while True:
@@ -54,13 +67,24 @@ def generate(
             result.finish = "stop"
             break
         result.ids.append(token)
-        piece = matcher.push(stream.push(token))
-        result.text += piece
-        if piece:
-            yield piece
+        if token in (begin, end):
+            result.thinking, after_thought = token == begin, token == end
+        elif result.thinking:
+            if thought := stream.push(token):
+                yield Thought(thought)
+        else:
+            said = stream.push(token)
+            if after_thought:  # line breaks between thoughts and answer are the template's
+                said = said.lstrip("\n")
+                after_thought = not said
+            visible += len(said)
+            piece = matcher.push(said)
+            result.text += piece
+            if piece:
+                yield piece
         if matcher.stopped is not None:
             result.finish = "stop"
-            _drop_unsaid(result, tokenizer, markers)
+            _drop_unsaid(result, tokenizer, visible - len(result.text))
             return
         if max_tokens is None or len(result.ids) < max_tokens:
             logits = sequence.step(token)
@@ -70,7 +94,7 @@ def generate(
         yield piece
 
 
-def _drop_unsaid(result: Generated, tokenizer: Tokenizer, markers: bool) -> None:
-    """Forget the tokens of a stop string, so that the ids kept say what was shown."""
-    while result.ids and len(tokenizer.decode(result.ids, markers)) > len(result.text):
-        result.ids.pop()
+def _drop_unsaid(result: Generated, tokenizer: Tokenizer, unsaid: int) -> None:
+    """Forget the tokens of a stop string, ``unsaid`` characters, so that the ids kept say no more than was shown."""
+    while result.ids and unsaid > 0:
+        unsaid -= len(tokenizer.decode([result.ids.pop()]))

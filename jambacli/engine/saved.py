@@ -89,14 +89,24 @@ def exists(name: str) -> bool:
     return session_path(name).exists()
 
 
-def write(saved: SavedSession, path: Path | None = None) -> None:
+def is_generated(name: str) -> bool:
+    """Whether a name was made by ``generated_name``."""
+    return re.fullmatch(r"chat-\d{8}-\d{6}-\d{4}", name) is not None
+
+
+def write(saved: SavedSession) -> None:
     """Replace the session's file: the old one or the new one survives a kill or a power cut, nothing between."""
+    with atomic_write(session_path(saved.name)) as file:
+        file.write(to_json(saved))
+
+
+def to_json(saved: SavedSession) -> bytes:
+    """A session as the bytes of its file."""
     value = {f.name: getattr(saved, f.name) for f in fields(saved)}
     value |= {"version": _VERSION, "prompt": _packed(saved.prompt), "reply": _packed(saved.reply)}
     value["prefixes"] = [p.to_json() for p in saved.prefixes]
     value["turns"] = [{**t, **{k: _packed(t[k]) for k in ("ids", "thought_ids") if t.get(k)}} for t in saved.turns]
-    with atomic_write(path or session_path(saved.name)) as file:
-        file.write(json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+    return json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 
 def read(name: str) -> SavedSession:
@@ -134,6 +144,20 @@ def names() -> list[str]:
     """The names of all sessions, most recently used first."""
     files = [p for p in sessions_folder().glob("*.json") if not p.name.startswith(".")]
     return [p.stem for p in sorted(files, key=lambda p: -p.stat().st_mtime)]
+
+
+def family(name: str) -> list[str]:
+    """The sessions that were branched from the same beginning as ``name``, it included, oldest first."""
+    known = {n: read(n) for n in names()}
+
+    def root(n: str) -> str:
+        seen = {n}
+        while n in known and known[n].parent and known[n].parent not in seen:
+            n = known[n].parent or n
+            seen.add(n)
+        return n
+
+    return sorted((n for n in known if root(n) == root(name)), key=lambda n: known[n].created)
 
 
 def remove(name: str) -> None:

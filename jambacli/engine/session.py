@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import IO, TYPE_CHECKING, Any
 
 from jambacli.engine import saved as files
-from jambacli.engine.conversation import THINK, Conversation, Rendered, Turn
-from jambacli.engine.generate import Generated, generate
+from jambacli.engine.conversation import THINK, THINK_END, Conversation, Rendered, Turn
+from jambacli.engine.generate import Generated, Thought, generate
 from jambacli.engine.persist import Persistence, text_hash
 from jambacli.engine.sampling import Sampler, Sampling
 from jambacli.engine.sequence import Counters, Reading, TokenSequence, silent
@@ -130,8 +130,8 @@ class Session:
     ) -> Iterator[str]:
         """Say ``text`` and yield the reply as it comes. ``documents``: mappings with "text" and perhaps "title".
 
-        Keyword arguments of Sampling (``temperature=0`` ...) override the session's. The reply so far is kept when the
-        iterator is closed early.
+        A model that thinks first yields its thoughts as ``Thought``, a kind of str. Keyword arguments of Sampling
+        (``temperature=0`` ...) override the session's. The reply so far is kept when the iterator is closed early.
         """
         self._check_writable()
         self.conversation.add_user(text, documents, knobs)
@@ -208,7 +208,7 @@ class Session:
         if self.name is None:
             self.name = files.generated_name()
             self._lock = files.acquire(self.name)
-        self._commit()
+        self.commit()
         self.sequence.persistence.close()
 
     def close(self) -> None:
@@ -275,9 +275,11 @@ class Session:
 
     def _kept(self, pieces: Iterator[str], result: Generated, first: bool) -> Iterator[str]:
         """Pass the pieces on and keep the reply as a turn, however it ends."""
-        think = self.model.tokenizer.marker_id(THINK)
         try:
             for piece in pieces:
+                if isinstance(piece, Thought):
+                    yield piece
+                    continue
                 # The template writes a space after the assistant's header in history but not when generating.
                 shown = piece[1:] if first and piece.startswith(" ") else piece
                 first = False
@@ -285,10 +287,9 @@ class Session:
                     yield shown
         finally:
             pieces.close()  # type: ignore[attr-defined]
-            thinking = think is not None and think in self._prompt[-4:]
             if self._prompt:
-                self.conversation.add_assistant(result.ids, thinking)
-                self._commit()
+                self.conversation.add_assistant(result.ids, self._thinking(self._prompt, 0))
+                self.commit()
 
     def _generate(
         self,
@@ -313,6 +314,7 @@ class Session:
         try:
             sequence.advance(rendered.ids, rendered.boundaries, reading)
             self._prompt = rendered.ids[: len(rendered.ids) - skip]
+            result.thinking = self._chat and self._thinking(rendered.ids, skip)
             pieces = generate(
                 sequence,
                 sampler,
@@ -320,7 +322,7 @@ class Session:
                 max_tokens=None if max_tokens is None else max_tokens + skip,
                 stops=stop,
                 stop_ids=tokenizer.stop_ids,
-                markers=False,
+                thought_marks=(tokenizer.marker_id(THINK), tokenizer.marker_id(THINK_END)),
                 result=result,
             )
             for piece in pieces:
@@ -343,9 +345,17 @@ class Session:
             if not sequence.state.torn:
                 sequence.checkpoint()
                 if not self._chat:
-                    self._commit()
+                    self.commit()
 
-    def _commit(self) -> None:
+    def _thinking(self, ids: Sequence[int], reply: int) -> bool:
+        """Whether the text after ``ids``, whose last ``reply`` tokens are a reply, is a thought."""
+        tokenizer = self.model.tokenizer
+        marks = {tokenizer.marker_id(THINK): True, tokenizer.marker_id(THINK_END): False}
+        # A prompt opens thoughts at its very end (a line break may follow); earlier turns' thoughts do not count.
+        recent = ids[len(ids) - reply - 4 :]
+        return next((marks[t] for t in reversed(recent) if t in marks), False)
+
+    def commit(self) -> None:
         """Store the sequence and, under a name, the session that leads to it; returns before it is written."""
         persistence = self.sequence.persistence
         if persistence is None or self._read_only or self.sequence.state.torn:

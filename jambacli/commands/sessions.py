@@ -1,0 +1,116 @@
+"""``jamba sessions``: list, show, remove, export and import chats; knows nothing of how they are made."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from jambacli import ui
+from jambacli.errors import UsageError
+
+app = typer.Typer(help="The chats kept on this machine.", no_args_is_help=True)
+
+Json = Annotated[bool, typer.Option("--json", help="For programs.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A session's name.")]
+
+
+@app.command("list")
+def list_(as_json: Json = False) -> None:
+    """All sessions, the most recently used first."""
+    from jambacli.engine import saved
+
+    rows: list[dict[str, Any]] = []
+    for name in saved.names():
+        s = saved.read(name)
+        turns = sum(t.get("role") == "user" for t in s.turns)
+        rows.append(
+            {
+                "name": name,
+                "model": s.model,
+                "turns": turns,
+                "tokens": len(s.tokens),
+                "kv_type": s.kv_type,
+                "updated": s.updated,
+            }
+        )
+    if as_json:
+        print(json.dumps(rows, ensure_ascii=False))
+        return
+    if not rows:
+        ui.note("no sessions yet; `jamba chat --session NAME` begins one")
+        return
+    width = max(len(r["name"]) for r in rows)
+    for r in rows:
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(r["updated"]))
+        print(f"{r['name']:<{width}}  {r['turns']:>4} turns  {r['tokens']:>8,} tokens  {when}  {r['model']}")
+
+
+@app.command()
+def show(name: Name, as_json: Json = False) -> None:
+    """The text of a session."""
+    from jambacli.engine import saved
+
+    s = saved.read(name)
+    if as_json:
+        keep = ("role", "content", "thoughts")
+        turns = [{k: t[k] for k in keep if k in t} for t in s.turns]
+        print(
+            json.dumps(
+                {"name": name, "model": s.model, "kv_type": s.kv_type, "ctx": s.ctx, "turns": turns}, ensure_ascii=False
+            )
+        )
+        return
+    for turn in s.turns:
+        print(f"[{turn['role']}]\n{turn.get('content', '')}\n")
+
+
+@app.command()
+def rm(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Sessions to remove.")] = None,
+    unnamed: Annotated[bool, typer.Option("--unnamed", help="All that were given no name.")] = False,
+) -> None:
+    """Remove sessions. What the store keeps of them goes when its room is needed, or with `jamba cache clear`."""
+    from jambacli.engine import saved
+
+    chosen = list(names or [])
+    if unnamed:
+        chosen += [n for n in saved.names() if saved.is_generated(n)]
+    if not chosen and not unnamed:
+        raise UsageError("name the sessions to remove, or say --unnamed")
+    for name in chosen:
+        saved.remove(name)
+        ui.note(f"removed {name}")
+
+
+@app.command()
+def export(
+    name: Name,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The archive; default: NAME.jamba-session.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    text_only: Annotated[
+        bool, typer.Option("--text-only", help="Without the state: small, re-read when used.")
+    ] = False,
+) -> None:
+    """Write a session, its state included, to one file that `import` reads on another machine."""
+    from jambacli.engine import archive
+
+    path = output or Path(f"{name}.jamba-session")
+    size = archive.export(name, path, force=force, with_state=not text_only)
+    ui.note(f"{path}: {size:,} bytes")
+
+
+@app.command("import")
+def import_(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="An archive made by export.")],
+    name: Annotated[str | None, typer.Option("--name", help="Another name for it here.")] = None,
+) -> None:
+    """Take in a session made by `export`."""
+    from jambacli.engine import archive
+
+    ui.note(f"imported as {archive.import_(path, name)}")

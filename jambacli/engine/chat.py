@@ -1,0 +1,275 @@
+"""What can be done in a chat besides talking: regenerate, edit, undo, branch, attach, load; knows nothing of terminals.
+
+Every action changes the turns of a Session and, where a reply follows, returns it as a stream. What is reused and what is
+read again follows by itself from the session's one operation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jambacli.engine import saved
+from jambacli.engine.conversation import Conversation
+from jambacli.engine.sequence import Reading, silent
+from jambacli.engine.session import Session
+from jambacli.errors import JambaError, UsageError
+
+if TYPE_CHECKING:
+    from jambacli.engine.api import Jamba
+
+HELP = {
+    "/help": "this list",
+    "/regenerate": "another reply to the last message",
+    "/edit [N] TEXT": "say the last (or the Nth) message differently; what followed it is dropped",
+    "/undo": "take back the last message and its reply",
+    "/continue": "go on with a reply that was cut off",
+    "/branch NAME": "go on under another name; the present one stays as it is",
+    "/branches": "the branches of this chat",
+    "/system TEXT": "set the system message",
+    "/file PATH": "attach a text file to the next message",
+    "/save NAME": "keep this chat under a name",
+    "/load NAME": "go on with another chat",
+    "/think": "show or fold the model's thoughts",
+    "/stats": "figures of the last reply and the context",
+    "/clear": "start over, with the same system message",
+    "/exit": "leave (Ctrl-D does too)",
+}
+
+
+@dataclass
+class Outcome:
+    """What an input led to: a reply to stream, or lines to show, or the end."""
+
+    reply: Iterator[str] | None = None
+    lines: list[str] = field(default_factory=list)
+    leave: bool = False
+
+
+class Chat:
+    """A session and the commands on it. ``options`` are those of a new Session; ``generation`` those of a reply."""
+
+    def __init__(
+        self,
+        model: Jamba,
+        *,
+        options: dict[str, Any],
+        generation: dict[str, Any],
+        read_file: Callable[[Path], str],
+        name: str | None = None,
+        overflow: bool = False,
+        reading: Reading = silent,
+    ) -> None:
+        """``name``: resume the session of that name, or begin it. ``overflow``: drop the oldest turns at the limit."""
+        self.model = model
+        self.show_thoughts = True
+        self._options, self._generation = options, generation
+        self._read_file = read_file
+        self._overflow = overflow
+        self._reading = reading
+        self._attached: list[dict[str, str]] = []
+        self.session = self._open(name)
+        _ = self.session.conversation  # a model without a template is refused now, not at the first message
+
+    def handle(self, text: str) -> Outcome:
+        """One input of the user: a message, or a command. Raises JambaError with nothing changed."""
+        word, _, rest = text.strip().partition(" ")
+        if not text.strip():
+            return Outcome()
+        if not word.startswith("/") or "/" in word[1:]:
+            return Outcome(reply=self._say(text))
+        actions: dict[str, Callable[[str], Outcome]] = {
+            "/help": self._help,
+            "/regenerate": self._regenerate,
+            "/edit": self._edit,
+            "/undo": self._undo,
+            "/continue": self._continue,
+            "/branch": self._branch,
+            "/branches": self._branches,
+            "/system": self._system,
+            "/file": self._file,
+            "/save": self._save,
+            "/load": self._load,
+            "/think": self._think,
+            "/stats": self._stats,
+            "/clear": self._clear,
+            "/exit": lambda _: Outcome(leave=True),
+            "/quit": lambda _: Outcome(leave=True),
+        }
+        action = actions.get(word)
+        if action is None:
+            raise UsageError(f"there is no command {word}; /help lists them (a message may start with a space)")
+        return action(rest.strip())
+
+    def close(self) -> None:
+        """Save what is being saved and release the session."""
+        self.session.close()
+
+    @property
+    def used(self) -> int:
+        """Tokens in the context."""
+        return len(self.session.sequence.tokens)
+
+    def _open(self, name: str | None) -> Session:
+        stored = self._options.get("store", True)
+        if name is not None and saved.exists(name):
+            return Session(self.model, **{**self._options, "resume": name})
+        if stored and not self._options.get("read_only"):
+            return Session(self.model, **{**self._options, "name": name or saved.generated_name()})
+        if name is not None:
+            raise JambaError(f"there is no session {name!r} to read; `jamba sessions list` shows them")
+        return Session(self.model, **self._options)
+
+    def _say(self, text: str) -> Iterator[str]:
+        before = len(self.session.conversation.turns)
+        documents, self._attached = self._attached, []
+        try:
+            yield from self._fitting(
+                lambda: self.session.send(text, documents=documents or None, reading=self._reading, **self._generation),
+                before,
+            )
+        except (JambaError, KeyboardInterrupt):
+            if len(self.session.conversation.turns) == before + 1:  # no reply came: the message was not said
+                del self.session.conversation.turns[before:]
+                self._attached = documents
+            raise
+
+    def _fitting(self, start: Callable[[], Iterator[str]], before: int) -> Iterator[str]:
+        """A reply; where the context is full, the oldest turns go first, or the user is told what can be done."""
+        from jambacli.model.state import ContextFullError
+
+        conversation = self.session.conversation
+        while True:
+            with contextlib.closing(start()) as pieces:  # type: ignore[type-var]
+                try:
+                    yield from pieces
+                    return
+                except ContextFullError as error:
+                    del conversation.turns[before:]
+                    if not self._overflow:
+                        raise JambaError(
+                            f"{error}; or take turns back with /undo, start over with /clear, "
+                            "or run with --overflow to drop the oldest turns"
+                        ) from error
+                    dropped = _drop_oldest(conversation)
+                    if not dropped:
+                        raise
+                    before -= dropped
+
+    def _help(self, _: str) -> Outcome:
+        return Outcome(lines=[f"{name:<16} {what}" for name, what in HELP.items()])
+
+    def _regenerate(self, _: str) -> Outcome:
+        if not any(t.role == "user" for t in self.session.conversation.turns):
+            raise UsageError("there is no message to answer again yet")
+        return Outcome(reply=self.session.answer(reading=self._reading, **self._generation))
+
+    def _edit(self, rest: str) -> Outcome:
+        turns = self.session.conversation.turns
+        asked = [i for i, t in enumerate(turns) if t.role == "user"]
+        first, _, more = rest.partition(" ")
+        number = int(first) if first.isdigit() and more.strip() else len(asked)
+        text = more.strip() if first.isdigit() and more.strip() else rest
+        if not asked or not 1 <= number <= len(asked):
+            raise UsageError(f"there is no message {number} to edit; there are {len(asked)}")
+        if not text:
+            raise UsageError("/edit needs the new text: /edit TEXT, or /edit N TEXT for the Nth message")
+        at = asked[number - 1]
+        turns[at].content = text
+        del turns[at + 1 :]
+        return Outcome(reply=self.session.answer(reading=self._reading, **self._generation))
+
+    def _undo(self, _: str) -> Outcome:
+        turns = self.session.conversation.turns
+        asked = [i for i, t in enumerate(turns) if t.role == "user"]
+        if not asked:
+            raise UsageError("there is nothing to take back")
+        text = turns[asked[-1]].content
+        del turns[asked[-1] :]
+        self.session.commit()
+        return Outcome(lines=[f"taken back: {_short(text)}"])
+
+    def _continue(self, _: str) -> Outcome:
+        return Outcome(reply=self.session.extend(reading=self._reading, **self._generation))
+
+    def _branch(self, name: str) -> Outcome:
+        if not name:
+            raise UsageError("/branch needs a name")
+        old = self.session.name
+        self._save(name)
+        return Outcome(lines=[f"now on {name}; {old} stays as it is"])
+
+    def _branches(self, _: str) -> Outcome:
+        family = saved.family(self.session.name or "")
+        return Outcome(lines=[("* " if n == self.session.name else "  ") + n for n in family])
+
+    def _system(self, text: str) -> Outcome:
+        turns = self.session.conversation.turns
+        if turns and turns[0].role == "system":
+            del turns[0]
+        if text:
+            self.session.conversation.set_system(text)
+        self.session.commit()
+        return Outcome(lines=["the system message is " + (f"now: {_short(text)}" if text else "gone")])
+
+    def _file(self, path: str) -> Outcome:
+        if not path:
+            raise UsageError("/file needs the path of a text file")
+        text = self._read_file(Path(path).expanduser())
+        self._attached.append({"title": Path(path).name, "text": text})
+        count = len(self.model.tokenizer.encode(text))
+        return Outcome(lines=[f"{Path(path).name} ({count:,} tokens) goes with the next message"])
+
+    def _save(self, name: str) -> Outcome:
+        if name and name != self.session.name and saved.exists(name):
+            raise UsageError(f"there is a session {name!r} already; choose another name")
+        self.session.save(name or None)
+        return Outcome(lines=[f"saved as {self.session.name}"])
+
+    def _load(self, name: str) -> Outcome:
+        if not name or not saved.exists(name):
+            raise UsageError(f"there is no session {name!r}; there are: {', '.join(saved.names()[:20]) or 'none yet'}")
+        session = self._open(name)
+        self.session.close()
+        self.session = session
+        return Outcome(lines=[f"on {name}: {len(session.conversation.turns)} turns, {self.used:,} tokens"])
+
+    def _think(self, _: str) -> Outcome:
+        self.show_thoughts = not self.show_thoughts
+        return Outcome(lines=["thoughts are " + ("shown" if self.show_thoughts else "folded")])
+
+    def _stats(self, _: str) -> Outcome:
+        s = self.session.stats
+        lines = [
+            f"context {self.used:,} of {self.session.sequence.ctx:,} tokens",
+            f"last    {s.reused_tokens:,} reused, {s.prefilled_tokens:,} read, {s.generated_tokens:,} written ({s.finish})",
+        ]
+        if s.decode_seconds:
+            lines.append(f"decode  {s.decoded_tokens / s.decode_seconds:.1f} tokens/s")
+        return Outcome(lines=lines)
+
+    def _clear(self, _: str) -> Outcome:
+        turns = self.session.conversation.turns
+        turns[:] = [t for t in turns[:1] if t.role == "system"]
+        self.session.commit()
+        return Outcome(lines=["started over"])
+
+
+def _drop_oldest(conversation: Conversation) -> int:
+    """Drop the oldest exchange but the system message; how many turns went, 0 when only the latest is left."""
+    turns = conversation.turns
+    first = 1 if turns and turns[0].role == "system" else 0
+    following = [i for i in range(first + 1, len(turns)) if turns[i].role == "user"]
+    stop = following[0] if following else len(turns)
+    if stop == first:
+        return 0
+    del turns[first:stop]
+    return stop - first
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 60 else line[:57] + "..."

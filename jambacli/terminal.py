@@ -1,0 +1,203 @@
+"""The chat's terminal: a multi-line prompt with history, Markdown that streams, dimmed thoughts; knows no models.
+
+Finished blocks of Markdown (paragraphs, lists, code) are printed for good as they end; only the block being written is
+redrawn, so a long answer never flickers or scrolls back.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from jambacli.engine.chat import HELP, Chat
+from jambacli.engine.generate import Thought
+from jambacli.errors import JambaError
+from jambacli.files import jamba_home
+from jambacli.units import format_context
+
+_REDRAW_SECONDS = 0.08
+
+
+def blocks(text: str) -> tuple[list[str], str]:
+    """Split Markdown into the blocks that are finished and the one still being written.
+
+    A blank line ends a block, but not inside a code fence.
+    """
+    done: list[str] = []
+    current: list[str] = []
+    fence = ""
+    lines = text.split("\n")
+    for i, line in enumerate(lines):
+        last = i == len(lines) - 1
+        mark = re.match(r" {0,3}(`{3,}|~{3,})", line)
+        if mark and not fence:
+            fence = mark[1]
+        elif mark and fence and line.strip().startswith(fence) and not line.strip().strip(fence[0]):
+            fence = ""
+        if not line.strip() and not fence and not last:
+            if any(part.strip() for part in current):
+                done.append("\n".join(current))
+            current = []
+        else:
+            current.append(line)
+    return done, "\n".join(current)
+
+
+class Screen:
+    """Shows replies and notes on a terminal."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self.console = Console(highlight=False)
+
+    def reply(self, pieces: Iterable[str], show_thoughts: bool) -> None:
+        """Show a reply as it comes. Ctrl-C ends it and keeps what was said."""
+        try:
+            self._stream(iter(pieces), show_thoughts)
+        except KeyboardInterrupt:
+            self.note("[stopped; what was said is kept]")
+        finally:
+            close = getattr(pieces, "close", None)
+            if close is not None:
+                close()
+
+    def note(self, text: str) -> None:
+        """A dimmed line."""
+        self.console.print(text, style="dim", markup=False)
+
+    def error(self, error: Exception) -> None:
+        """What went wrong, in one line."""
+        self.console.print(f"error: {' '.join(str(error).split())}", style="red", markup=False)
+
+    def _stream(self, pieces: Iterator[str], show_thoughts: bool) -> None:
+        from rich.live import Live
+        from rich.markdown import Markdown
+
+        thought_tokens = 0
+        pending = ""
+        drawn = 0.0
+        with Live(console=self.console, auto_refresh=False, transient=True, vertical_overflow="crop") as live:
+            for piece in pieces:
+                if isinstance(piece, Thought):
+                    thought_tokens += 1
+                    if show_thoughts:
+                        self._thought(live, piece)
+                    else:
+                        live.update(
+                            f"[dim]thinking ... {thought_tokens} tokens (/think shows them)[/dim]", refresh=True
+                        )
+                    continue
+                if thought_tokens:
+                    self._end_thoughts(live, show_thoughts, thought_tokens)
+                    thought_tokens = 0
+                pending += piece
+                done, pending = blocks(pending)
+                for block in done:
+                    live.update("")
+                    live.console.print(Markdown(block), "")
+                if done or time.monotonic() - drawn > _REDRAW_SECONDS:
+                    live.update(Markdown(self._tail(pending)), refresh=True)
+                    drawn = time.monotonic()
+            live.update("", refresh=True)
+            if thought_tokens:
+                self._end_thoughts(live, show_thoughts, thought_tokens)
+        if pending.strip():
+            self.console.print(Markdown(pending))
+
+    def _tail(self, text: str) -> str:
+        """The last screenful of an unfinished block: a live region cannot be taller than the terminal."""
+        return "\n".join(text.split("\n")[-max(self.console.height - 4, 4) :])
+
+    _thought_line = ""
+
+    def _thought(self, live: Any, piece: str) -> None:
+        from rich.text import Text
+
+        self._thought_line += piece
+        *lines, self._thought_line = self._thought_line.split("\n")
+        for line in lines:
+            live.console.print(Text(line, style="dim italic"))
+        live.update(Text(self._thought_line, style="dim italic"), refresh=True)
+
+    def _end_thoughts(self, live: Any, shown: bool, tokens: int) -> None:
+        from rich.text import Text
+
+        live.update("", refresh=True)
+        if shown and self._thought_line.strip():
+            live.console.print(Text(self._thought_line, style="dim italic"))
+        if not shown:
+            live.console.print(Text(f"[thought for {tokens} tokens]", style="dim italic"))
+        self._thought_line = ""
+
+
+def talk(chat: Chat, keep_history: bool) -> None:
+    """The interactive chat: read, answer, until /exit or Ctrl-D."""
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.completion import WordCompleter
+    from prompt_toolkit.history import FileHistory, InMemoryHistory
+    from prompt_toolkit.key_binding import KeyBindings
+    from prompt_toolkit.patch_stdout import patch_stdout
+
+    screen = Screen()
+    keys = KeyBindings()
+
+    @keys.add("escape", "enter")
+    @keys.add("c-j")
+    def _newline(event: Any) -> None:
+        event.current_buffer.insert_text("\n")
+
+    @keys.add("enter")
+    def _send(event: Any) -> None:
+        buffer = event.current_buffer
+        if buffer.document.char_before_cursor == "\\":  # a backslash at the end goes on in the next line
+            buffer.delete_before_cursor()
+            buffer.insert_text("\n")
+        else:
+            buffer.validate_and_handle()
+
+    home = jamba_home()
+    if keep_history:
+        home.mkdir(parents=True, exist_ok=True)
+    prompt: PromptSession[str] = PromptSession(
+        history=FileHistory(str(home / "history")) if keep_history else InMemoryHistory(),
+        completer=WordCompleter([name.split()[0] for name in HELP], sentence=True),
+        complete_while_typing=False,
+        key_bindings=keys,
+        multiline=True,
+        prompt_continuation="... ",
+    )
+    screen.note(f"{chat.model.name} - /help lists what can be done, Alt-Enter starts a new line, Ctrl-D leaves")
+    while True:
+        try:
+            with patch_stdout():
+                text = prompt.prompt(">>> ", bottom_toolbar=lambda: status_line(chat))
+        except KeyboardInterrupt:
+            continue
+        except EOFError:
+            return
+        try:
+            outcome = chat.handle(text)
+            for line in outcome.lines:
+                screen.note(line)
+            if outcome.reply is not None:
+                screen.reply(outcome.reply, chat.show_thoughts)
+                if chat.session.stats.finish in ("length", "context"):
+                    screen.note(f"[cut off: {chat.session.stats.finish}; /continue goes on]")
+            if outcome.leave:
+                return
+        except JambaError as error:
+            screen.error(error)
+
+
+def status_line(chat: Chat) -> str:
+    """Session, context used, tokens reused: the line under the prompt."""
+    s, session = chat.session.stats, chat.session
+    parts = [session.name or "not stored", f"context {chat.used:,} of {format_context(session.sequence.ctx)}"]
+    if s.prompt_tokens:
+        parts.append(f"last: {s.reused_tokens:,} reused, {s.prefilled_tokens:,} read, {s.generated_tokens:,} written")
+    if s.decode_seconds:
+        parts.append(f"{s.decoded_tokens / s.decode_seconds:.1f} tokens/s")
+    return " | ".join(parts)
