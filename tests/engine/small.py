@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any
 
 from jambacli.engine.api import Jamba
@@ -20,6 +21,8 @@ TEMPLATE = (
     "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
 )
 
+CORPUS = ["the quick brown fox jumps over the lazy dog. herons counted at the lake: 42."] * 3
+
 SHAPE = {
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -35,14 +38,48 @@ SHAPE = {
 }
 
 
+def small_file(folder: Path, quant: str) -> Path:
+    """The same model as a GGUF file in a type whose rows fit it (256 wide, so that K-quants do)."""
+    from jambacli.evaluation.synthetic import synthetic_tensors
+    from jambacli.model.config import JambaConfig
+    from jambacli.weights import keys
+    from jambacli.weights.writer import GGUFWriter
+
+    metadata, _ = byte_level_metadata(CORPUS, vocab_size=400)
+    shape = {**SHAPE, "hidden_size": 256, "intermediate_size": 256, "mamba_dt_rank": 32}
+    config = JambaConfig.from_hf({**shape, "vocab_size": len(metadata["tokenizer.ggml.tokens"])}, "small")
+    tensors = dict(synthetic_tensors(config, quant))
+    path = folder / f"small-{quant}.gguf"
+    kinds = {str: "str", bool: "bool", int: "u32"}
+    with GGUFWriter(path) as writer:
+        for key, value, kind in keys.config_metadata(config):
+            writer.add(key, value, kind)
+        writer.add("general.name", f"small {quant}", "str")
+        writer.add("tokenizer.chat_template", TEMPLATE, "str")
+        for key, value in metadata.items():
+            kind = (
+                "arr[i32]"
+                if key.endswith("token_type")
+                else "arr[str]"
+                if isinstance(value, list)
+                else kinds[type(value)]
+            )
+            writer.add(key, value, kind)
+        for name, tensor in tensors.items():
+            writer.plan_tensor(name, tensor.shape, tensor.format)
+        writer.begin()
+        for name, tensor in tensors.items():
+            writer.write_tensor(name, tensor.data.numpy())
+    return path
+
+
 @functools.cache
 def small_model(template: str | None = TEMPLATE) -> Jamba:
     """A random-weight Jamba of a few hundred thousand parameters, in float32."""
     from jambacli.evaluation.synthetic import synthetic_model
     from jambacli.model.config import JambaConfig
 
-    corpus = ["the quick brown fox jumps over the lazy dog. herons counted at the lake: 42."] * 3
-    metadata, _ = byte_level_metadata(corpus, vocab_size=400)
+    metadata, _ = byte_level_metadata(CORPUS, vocab_size=400)
     config = JambaConfig.from_hf({**SHAPE, "vocab_size": len(metadata["tokenizer.ggml.tokens"])}, "small")
     extra: dict[str, Any] = {"tokenizer.chat_template": template} if template else {}
     return Jamba(synthetic_model(config, "f32"), {**metadata, **extra, "general.name": "small"}, "small")

@@ -50,7 +50,12 @@ def cases() -> list:
         (
             "several",
             Sampling(temperature=1.3, top_k=40, top_p=0.9, min_p=0.02),
-            [lp.TopKLogitsWarper(40), lp.TopPLogitsWarper(0.9), lp.MinPLogitsWarper(0.02), lp.TemperatureLogitsWarper(1.3)],
+            [
+                lp.TopKLogitsWarper(40),
+                lp.TopPLogitsWarper(0.9),
+                lp.MinPLogitsWarper(0.02),
+                lp.TemperatureLogitsWarper(1.3),
+            ],
         ),
     ]
 
@@ -114,7 +119,8 @@ def test_a_bad_bias_is_a_usage_error(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("temperature", -1), ("top_p", 1.5), ("min_p", float("nan")), ("top_k", -2), ("repeat_penalty", 0)]
+    ("field", "value"),
+    [("temperature", -1), ("top_p", 1.5), ("min_p", float("nan")), ("top_k", -2), ("repeat_penalty", 0)],
 )
 def test_values_out_of_range_are_named(field: str, value: float) -> None:
     with pytest.raises(UsageError, match="--"):

@@ -97,7 +97,7 @@ def test_a_full_context_is_refused_and_changes_nothing() -> None:
     with pytest.raises(JambaError, match="context"):
         seq.advance(ids(60) + ids(10, 1))
     assert seq.tokens == before
-    seq.advance(before + [11])
+    seq.advance([*before, 11])
     with pytest.raises(UsageError):
         seq.advance([])
 

@@ -1,0 +1,307 @@
+"""Chats that never start over: exact resumption in new processes, replay counts, edits, kills, refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jambacli.engine import saved
+from jambacli.engine.api import Jamba
+from jambacli.engine.generate import Thought
+from jambacli.engine.session import Session
+from jambacli.errors import JambaError, UsageError
+from tests.engine.small import small_file
+
+GREEDY = {"temperature": 0.0}
+
+
+@pytest.fixture(scope="module", params=["f32", "q8_0", "q4_k_m"])
+def quantized(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_file(tmp_path_factory.mktemp("models"), request.param)
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_file(tmp_path_factory.mktemp("models"), "f32")
+
+
+@pytest.fixture
+def model(model_file: Path) -> Jamba:
+    return Jamba.load(model_file)
+
+
+def say(session: Session, text: str, n: int = 12, **options: object) -> str:
+    return "".join(session.send(text, max_tokens=n, **{**GREEDY, **options}))
+
+
+_WORKER = """
+import sys, json, hashlib
+from jambacli import Jamba
+path, name, n, resume, seed = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4] == "1", int(sys.argv[5])
+model = Jamba.load(path, threads=2)
+hashes = []
+with model.session(resume=name) if resume else model.session(name=name) as session:
+    step = session.sequence.step
+    def spy(token):
+        logits = step(token)
+        hashes.append(hashlib.sha256(logits.tobytes()).hexdigest())
+        return logits
+    session.sequence.step = spy
+    never = {t: float("-inf") for t in model.tokenizer.stop_ids}
+    options = dict(max_tokens=n, temperature=1.0, top_p=1.0, seed=seed, logit_bias=never)
+    pieces = session.extend(**options) if resume else session.complete("the quick brown fox", **options)
+    for _ in pieces: pass
+    print(json.dumps({"ids": session._reply_ids, "hashes": hashes, "prefilled": session.stats.prefilled_tokens}))
+"""
+
+
+def generate_in_new_process(path: Path, name: str, n: int, resume: bool, home: Path) -> dict:
+    done = subprocess.run(
+        [sys.executable, "-c", _WORKER, str(path), name, str(n), "1" if resume else "0", "7"],
+        env={**os.environ, "JAMBA_HOME": str(home)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+def test_stopping_and_resuming_in_new_processes_is_exact_to_the_bit(quantized: Path, tmp_path: Path) -> None:
+    straight = generate_in_new_process(quantized, "straight", 200, False, tmp_path / "a")
+    parts = [generate_in_new_process(quantized, "parts", 20, i > 0, tmp_path / "b") for i in range(10)]
+    assert parts[-1]["ids"] == straight["ids"]
+    assert [h for part in parts for h in part["hashes"]] == straight["hashes"][: sum(len(p["hashes"]) for p in parts)]
+    assert sum(len(p["hashes"]) for p in parts) >= 189
+
+
+def test_resuming_in_one_process_is_exact(model: Jamba, model_file: Path) -> None:
+    options = {
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "seed": 3,
+        "logit_bias": {t: float("-inf") for t in model.tokenizer.stop_ids},
+    }
+    with model.session(name="straight") as session:
+        list(session.complete("the lazy dog", max_tokens=40, **options))
+        expected = list(session._reply_ids)
+    with model.session(name="parts") as session:
+        list(session.complete("the lazy dog", max_tokens=10, **options))
+    for _ in range(3):
+        with Jamba.load(model_file).session(resume="parts") as session:
+            list(session.extend(max_tokens=10, **options))
+            found = list(session._reply_ids)
+            assert session.stats.prefilled_tokens <= 1  # the last token drawn had not been fed
+    assert found == expected
+
+
+def test_an_appended_turn_reads_only_what_is_new(model: Jamba) -> None:
+    with model.session(store=False) as session:
+        say(session, "How many herons were counted at the lake?")
+        before = len(session.sequence.tokens)
+        say(session, "And who counted them?")
+        s = session.stats
+        assert s.reused_tokens == before
+        assert s.reused_tokens + s.prefilled_tokens == s.prompt_tokens
+
+
+def test_regenerating_replays_at_most_eight_tokens(model: Jamba) -> None:
+    with model.session(store=False) as session:
+        say(session, "How many herons were counted at the lake? " * 5)
+        first = [t.content for t in session.conversation.turns if t.role == "assistant"]
+        again = "".join(session.answer(max_tokens=12, **GREEDY))
+        assert session.stats.prefilled_tokens <= 8
+        assert [again] == [c.lstrip(" ") if c.startswith(" ") else c for c in first]
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_edits_replay_from_the_edit_on(model: Jamba, model_file: Path, fresh: bool) -> None:
+    session = model.session(name=f"edits-{fresh}")
+    for i in range(8):
+        say(session, f"Question {i}: how many herons were counted at the lake on day {i}?", 6)
+    turns = session.conversation.turns
+    if fresh:
+        session.close()
+        session = Jamba.load(model_file).session(resume=f"edits-{fresh}")
+        turns = session.conversation.turns
+    turns[-2].content = "Quite another last question?"
+    list(session.answer(max_tokens=4, **GREEDY))
+    new = len(model.tokenizer.encode("Quite another last question?"))
+    header = len(model.tokenizer.encode("user\n")) + len(model.tokenizer.encode("assistant\n")) + 4
+    assert session.stats.prefilled_tokens <= new + 8 + header
+    at = 4  # the third question
+    turns[at].content = "What was the third question?"
+    del turns[at + 1 :]
+    list(session.answer(max_tokens=4, **GREEDY))
+    new = len(model.tokenizer.encode("What was the third question?"))
+    assert session.stats.prefilled_tokens <= new + 8 + header
+    session.close()
+
+
+def test_a_new_process_gives_the_same_figures_and_text(model: Jamba, model_file: Path) -> None:
+    with model.session(store=False) as one:
+        say(one, "First the herons.")
+        expected = say(one, "Then the lake.")
+        figures = one.stats
+    with model.session(name="two") as two:
+        say(two, "First the herons.")
+    with Jamba.load(model_file).session(resume="two") as again:
+        assert say(again, "Then the lake.") == expected
+        assert (again.stats.reused_tokens, again.stats.prefilled_tokens) == (
+            figures.reused_tokens,
+            figures.prefilled_tokens,
+        )
+        assert [t.content for t in again.conversation.turns if t.role == "user"] == [
+            "First the herons.",
+            "Then the lake.",
+        ]
+
+
+def test_documents_are_read_once(model: Jamba, model_file: Path) -> None:
+    documents = [{"text": "Mira counted 42 herons at the lake. " * 30}]
+    with model.session() as first:
+        list(first.send("Who?", documents=documents, max_tokens=4, **GREEDY))
+    with Jamba.load(model_file).session() as second:
+        list(second.send("How many were there then?", documents=documents, max_tokens=4, **GREEDY))
+        question = len(model.tokenizer.encode("How many were there then?"))
+        assert second.stats.prefilled_tokens <= question + 64
+        # A mode stands after the documents: they are not read again for it.
+    with Jamba.load(model_file).session() as third:
+        list(third.send("Who?", documents=documents, knobs={"mode": "cite", "is_set": True}, max_tokens=4, **GREEDY))
+        assert third.stats.prefilled_tokens <= 64
+
+
+def test_an_interrupted_reply_is_kept(model: Jamba) -> None:
+    with model.session(name="cut") as session:
+        pieces = session.send("Tell me of herons.", max_tokens=50, temperature=0, stop=[])
+        for i, _ in enumerate(pieces):
+            if i == 5:
+                pieces.close()
+                break
+        turn = session.conversation.turns[-1]
+        assert turn.role == "assistant" and turn.ids
+        say(session, "Go on.")
+        assert session.stats.reused_tokens >= len(session._prompt) - 40
+    assert [t["role"] for t in saved.read("cut").turns] == ["user", "assistant", "user", "assistant"]
+
+
+def test_states_of_others_are_refused_by_name(model: Jamba, tmp_path: Path) -> None:
+    with model.session(name="mine") as session:
+        say(session, "Hello.")
+    other = Jamba.load(small_file(tmp_path, "q8_0"))
+    with pytest.raises(JambaError, match=r"'mine' was made with small.*not with"):
+        other.session(resume="mine")
+    with pytest.raises(JambaError, match="keys and values as f16, not q8_0"):
+        model.session(resume="mine", kv_type="q8_0")
+    with pytest.raises(JambaError, match="no session 'nobody'"):
+        model.session(resume="nobody")
+    with pytest.raises(UsageError, match="already"):
+        model.session(name="mine")
+    with pytest.raises(UsageError, match="not usable"):
+        model.session(name="../mine")
+
+
+def test_a_session_in_use_is_refused_but_can_be_read(model: Jamba, model_file: Path) -> None:
+    with model.session(name="busy") as session:
+        say(session, "Hello.")
+        session.sequence.persistence.flush()
+        with pytest.raises(JambaError, match="open in another process"):
+            Jamba.load(model_file).session(resume="busy")
+        with Jamba.load(model_file).session(resume="busy", read_only=True) as reader:
+            assert len(reader.conversation.turns) == 2
+            with pytest.raises(UsageError, match="read-only"):
+                say(reader, "More.")
+
+
+def test_no_store_leaves_nothing_on_disk(model: Jamba, own_home: Path) -> None:
+    with model.session(store=False) as session:
+        say(session, "A secret.")
+    written = [p for p in own_home.rglob("*") if p.is_file()] if own_home.exists() else []
+    assert all("merges" in p.name or p.name == "fingerprints.json" for p in written)
+
+
+def test_snapshots_go_back_and_forth(model: Jamba) -> None:
+    with model.session(store=False) as session:
+        list(session.complete("the quick brown", max_tokens=5, **GREEDY))
+        state = session.state.snapshot()
+        position = session.state.position
+        before = session.sequence.step(30).copy()
+        session.state.restore(state)
+        del session.sequence.tokens[position:]
+        assert np.array_equal(session.sequence.step(30), before)
+
+
+_CHATTER = """
+import sys
+from jambacli import Jamba
+from jambacli.engine import saved
+model = Jamba.load(sys.argv[1], threads=1)
+options = {"resume": "k"} if saved.exists("k") else {"name": "k"}
+with model.session(**options) as session:
+    print("ready", len(session.conversation.turns), flush=True)
+    for i in range(1000):
+        for _ in session.send(f"message {i}", max_tokens=3, temperature=0): pass
+        print("turn", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_a_session_opens_at_a_committed_turn(model_file: Path, tmp_path: Path) -> None:
+    home, turns = tmp_path / "home", 0
+    for i in range(12):
+        worker = subprocess.Popen(
+            [sys.executable, "-c", _CHATTER, str(model_file)],
+            env={**os.environ, "JAMBA_HOME": str(home)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert worker.stdout is not None
+        word, _, count = worker.stdout.readline().strip().partition(" ")
+        assert word == "ready"
+        assert int(count) >= turns - 2, "a committed turn was lost"
+        deadline, said = time.monotonic() + 0.15 * (i % 5) + 0.05, 0
+        while time.monotonic() < deadline:
+            if worker.stdout.readline() == "turn\n":
+                said += 1
+        os.kill(worker.pid, signal.SIGKILL)
+        rest = worker.communicate()[0]
+        turns = int(count) + 2 * (said + rest.count("turn"))
+        # The last turn printed may still have been on its way to the disk.
+        turns = max(int(count), turns - 2)
+
+
+def test_thoughts_come_apart_from_the_answer(model_file: Path) -> None:
+    model = Jamba.load(model_file)
+    think, end = model.tokenizer.marker_id("<think>"), model.tokenizer.marker_id("</think>")
+    script = iter([think, *model.tokenizer.encode("hm the fox"), end, *model.tokenizer.encode("\n\nthe dog")])
+    with model.session(store=False) as session:
+        pieces = session.send("Who?", max_tokens=100, temperature=0)
+        from jambacli.engine import generate as module
+
+        class Scripted:
+            def __init__(self, *_: object) -> None:
+                self.random_state: dict = {}
+
+            def sample(self, logits: object) -> int:
+                return next(script, next(iter(model.tokenizer.stop_ids)))
+
+        import jambacli.engine.session as session_module
+
+        original, session_module.Sampler = session_module.Sampler, Scripted  # type: ignore[misc]
+        try:
+            said = list(pieces)
+        finally:
+            session_module.Sampler = original  # type: ignore[misc]
+    assert module.Thought is Thought
+    assert "".join(p for p in said if isinstance(p, Thought)) == "hm the fox"
+    assert "".join(p for p in said if not isinstance(p, Thought)) == "the dog"
+    turn = session.conversation.turns[-1]
+    assert (turn.thoughts, turn.content) == ("hm the fox", "the dog")
