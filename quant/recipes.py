@@ -79,11 +79,11 @@ class Choice:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensor in its new format (ExpertsInt8's row scales not included)."""
+        """Bytes of the tensor in its new format, ExpertsInt8's four a row for the scale included."""
         rows = 1
         for n in self.tensor.shape[:-1]:
             rows *= n
-        return rows * FORMATS[self.format].row_bytes(self.tensor.row)
+        return rows * (FORMATS[self.format].row_bytes(self.tensor.row) + (4 if self.format == "i8" else 0))
 
 
 @dataclass(frozen=True)

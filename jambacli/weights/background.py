@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,16 @@ if TYPE_CHECKING:
     from jambacli.weights.writer import GGUFWriter
 
 BUFFERS = 4
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Bytes ``start`` to ``stop`` of a buffer, to be written at ``offset`` of tensor ``name``."""
+
+    name: str
+    offset: int
+    start: int
+    stop: int
 
 
 class BackgroundWriter:
@@ -31,7 +42,7 @@ class BackgroundWriter:
         self._free: queue.SimpleQueue[np.ndarray] = queue.SimpleQueue()
         for _ in range(BUFFERS):
             self._free.put(np.empty(buffer_bytes, np.uint8))
-        self._work: queue.SimpleQueue[tuple[str, int, np.ndarray, int, int] | None] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[tuple[np.ndarray, Sequence[Piece], int] | None] = queue.SimpleQueue()
         self._error: BaseException | None = None
         self._stop = False
         self._thread = threading.Thread(target=self._run, name="gguf-writer", daemon=True)
@@ -41,16 +52,17 @@ class BackgroundWriter:
         self._raise()
         return self._free.get()
 
-    def write(self, name: str, offset: int, buffer: np.ndarray, nbytes: int, cost: int) -> None:
-        """Write the first ``nbytes`` of a taken buffer at ``offset`` of tensor ``name``; the buffer is given up."""
-        self._work.put((name, offset, buffer, nbytes, cost))
+    def write(self, buffer: np.ndarray, pieces: Sequence[Piece], cost: int) -> None:
+        """Write what ``pieces`` say of a taken buffer, which is given up."""
+        self._work.put((buffer, pieces, cost))
 
     def _run(self) -> None:
         while (item := self._work.get()) is not None:
-            name, offset, buffer, nbytes, cost = item
+            buffer, pieces, cost = item
             try:
                 if not self._stop:
-                    self._writer.write_at(name, offset, buffer[:nbytes])
+                    for piece in pieces:
+                        self._writer.write_at(piece.name, piece.offset, buffer[piece.start : piece.stop])
                     self._wrote(cost)
             except BaseException as error:
                 self._error, self._stop = error, True

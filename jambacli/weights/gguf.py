@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from jambacli.errors import BadFileError, JambaError, UnsupportedError
+from jambacli.weights.experts_int8 import scale_name
 from jambacli.weights.gguf_values import MAX_KEYS, Cursor, Entry, Metadata, shown, skip_value
 from quant.formats import BY_GGML_TYPE, Format
 
@@ -119,7 +120,10 @@ class GGUFFile:
                 buffer.madvise(advice, first * page, min(last * page, len(buffer)) - first * page)
 
     def qtensor(self, name: str) -> QTensor:
-        """The tensor as a QTensor over the mapped bytes, uncopied. Imports torch; the tensor must not be written to."""
+        """The tensor as a QTensor over the mapped bytes, uncopied; ExpertsInt8's (i8) with the row scales beside it.
+
+        Imports torch; the tensor must not be written to. BadFileError where the scales do not fit.
+        """
         import warnings
 
         import torch
@@ -130,7 +134,13 @@ class GGUFFile:
         with warnings.catch_warnings():
             # torch has no read-only tensors and says so; nothing here writes to weights.
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            return QTensor(torch.from_numpy(self.data(name)), info.format, info.shape)
+            scale = None
+            if info.format.name == "i8" and (beside := scale_name(name)) in self.tensors:
+                found = self.tensors[beside]
+                if found.format.name != "f32" or found.shape != info.shape[:-1]:
+                    raise BadFileError(self.path, f"tensor {beside} is not F32 {list(info.shape[:-1])}, a scale a row")
+                scale = torch.from_numpy(self.data(beside).view("<f4")).view(found.shape)
+            return QTensor(torch.from_numpy(self.data(name)), info.format, info.shape, scale)
 
     def close(self) -> None:
         """Unmap the parts; views handed out keep theirs mapped until they are gone."""

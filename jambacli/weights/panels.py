@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from quant import native
-from quant.formats import Format
+from quant.formats import Format, get_format
 from quant.scales import overflowed_row
 
 if TYPE_CHECKING:
     import numpy as np
 
 FLOATS = ("f32", "f16", "bf16")
+_TYPE_IDS = {"f32": 0, "f16": 1, "bf16": 30}
 
 
 class BadRowError(ValueError):
@@ -26,6 +27,21 @@ class BadRowError(ValueError):
     def __init__(self, row: int, problem: str) -> None:
         super().__init__(f"row {row} {problem}")
         self.row, self.problem = row, problem
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Whole rows of ``n`` values: uint8 [bytes] in ``format``, and for ExpertsInt8 (i8) float32 [rows] ``scales``."""
+
+    data: np.ndarray
+    format: Format
+    n: int
+    scales: np.ndarray | None = None
+
+    @property
+    def count(self) -> int:
+        """How many rows."""
+        return int(self.data.size // self.format.row_bytes(self.n))
 
 
 @dataclass
@@ -74,92 +90,94 @@ class Encoder:
     def __init__(self, *, threads: int | None = None, device: str = "cpu") -> None:
         self.threads = threads or native.default_threads()
         self.device = device
-        self._on_cpu = device == "cpu"
+        self._native = device == "cpu" and native.library() is not None
 
-    def encode(
-        self, source: np.ndarray, have: Format, want: Format, n: int, weights: np.ndarray | None, out: np.ndarray
-    ) -> None:
-        """Encode whole rows of ``n`` values: uint8 ``source`` in format ``have`` into uint8 ``out`` in format ``want``.
+    def encode(self, rows: Rows, out: Rows, weights: np.ndarray | None = None) -> None:
+        """Fill ``out``, whose format is the one wanted, from ``rows``; what is in that format already is copied.
 
-        ``weights``: importance of the columns, float32 [n], or None. Rows already in ``want`` are copied. Raises
-        BadRowError for a row with a NaN or an infinity, in the source or in what became of it.
+        ``weights``: importance of the columns, float32 [n], or None. Raises BadRowError for a row with a NaN or an
+        infinity, in the source or in what became of it.
         """
-        if have.name not in FLOATS:
-            if have == want:
-                self._finite(source, have, n, "holds a block with an infinite or NaN scale")
-                out[:] = source
-                return
-            source, have = self._widened(source, have, n)
+        if rows.format.name not in FLOATS and rows.format == out.format:
+            _check_finite(rows, "holds a block with an infinite or NaN scale")
+            out.data[:] = rows.data
+            if rows.scales is not None and out.scales is not None:
+                out.scales[:] = rows.scales
+            return
+        if rows.format.name not in FLOATS:
+            rows = Rows(self.decode(rows).reshape(-1).view("uint8"), get_format("f32"), rows.n)
         try:
-            if self._on_cpu and native.can_encode(want.ggml_type):
-                self._encode_native(source, have, want, n, weights, out)
+            if out.scales is not None:
+                self._encode_int8(rows, out)
+            elif self._native and native.can_encode(out.format.ggml_type):
+                self._encode_native(rows, out, weights)
             else:
-                self._encode_torch(source, have, want, n, weights, out)
+                self._encode_torch(rows, out, weights)
         except native.NonFiniteRowError as error:
             raise BadRowError(error.row, "holds a NaN or an infinity") from None
-        if want != have:
-            self._finite(out, want, n, f"has weights too large for {want.name}")
+        if out.format != rows.format:
+            _check_finite(out, f"has weights too large for {out.format.name}")
 
-    def decode(self, blocks: np.ndarray, fmt: Format, n: int) -> np.ndarray:
-        """The values of whole rows of ``n``: float32 [rows, n], a new array."""
+    def decode(self, rows: Rows) -> np.ndarray:
+        """The values: float32 [rows, n], a new array."""
         import numpy as np
 
-        rows = blocks.size // fmt.row_bytes(n)
-        if native.can_decode(fmt.ggml_type):
-            out = np.empty((rows, n), np.float32)
-            native.decode(fmt.ggml_type, 0, _address(blocks), rows, n, _address(out), self.threads)
+        if rows.scales is not None:
+            return np.multiply(rows.data.view(np.int8).reshape(-1, rows.n), rows.scales[:, None], dtype=np.float32)
+        if native.can_decode(rows.format.ggml_type):
+            out = np.empty((rows.count, rows.n), np.float32)
+            source, target = _address(rows.data), _address(out)
+            native.decode(rows.format.ggml_type, 0, source, rows.count, rows.n, target, self.threads)
             return out
         from quant import dequantize
 
-        values = dequantize(_tensor(blocks).view(rows, -1), fmt.name, threads=self.threads)
+        values = dequantize(_tensor(rows.data).view(rows.count, -1), rows.format.name, threads=self.threads)
         return np.asarray(values.numpy())
 
-    def _widened(self, source: np.ndarray, have: Format, n: int) -> tuple[np.ndarray, Format]:
-        from quant.formats import get_format
+    def _encode_native(self, rows: Rows, out: Rows, weights: np.ndarray | None) -> None:
+        columns = None if weights is None else _address(weights)
+        source, target = _address(rows.data), _address(out.data)
+        have = _TYPE_IDS[rows.format.name]
+        native.encode(out.format.ggml_type, have, source, rows.count, rows.n, columns, target, self.threads)
 
-        return _bytes(self.decode(source, have, n)), get_format("f32")
-
-    def _encode_native(
-        self, source: np.ndarray, have: Format, want: Format, n: int, weights: np.ndarray | None, out: np.ndarray
-    ) -> None:
-        rows = source.size // have.row_bytes(n)
-        native.encode(
-            want.ggml_type,
-            have.ggml_type,
-            _address(source),
-            rows,
-            n,
-            None if weights is None else _address(weights),
-            _address(out),
-            self.threads,
-        )
-
-    def _encode_torch(
-        self, source: np.ndarray, have: Format, want: Format, n: int, weights: np.ndarray | None, out: np.ndarray
-    ) -> None:
+    def _encode_torch(self, rows: Rows, out: Rows, weights: np.ndarray | None) -> None:
         import torch
 
         from quant import quantize
 
-        dtype = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[have.name]
-        values = _tensor(source).view(dtype).view(-1, n).to(self.device)
         columns = None if weights is None else torch.from_numpy(weights).to(self.device)
-        out[:] = quantize(values, want.name, columns, threads=self.threads).view(-1).cpu().numpy()
+        blocks = quantize(self._values(rows), out.format.name, columns, threads=self.threads)
+        out.data[:] = blocks.view(-1).cpu().numpy()
 
-    def _finite(self, blocks: np.ndarray, fmt: Format, n: int, problem: str) -> None:
-        row = overflowed_row(blocks.reshape(-1, fmt.row_bytes(n)), fmt.name)
-        if row is not None:
-            raise BadRowError(row, problem)
+    def _encode_int8(self, rows: Rows, out: Rows) -> None:
+        assert out.scales is not None
+        if self._native:
+            levels, scales = _address(out.data), _address(out.scales)
+            have = _TYPE_IDS[rows.format.name]
+            native.encode_rowwise_int8(have, _address(rows.data), rows.count, rows.n, levels, scales, self.threads)
+            return
+        from quant import experts_int8
+
+        found, steps = experts_int8.encode(self._values(rows), threads=self.threads)
+        out.data[:] = found.view(-1).cpu().numpy().view("uint8")
+        out.scales[:] = steps.cpu().numpy()
+
+    def _values(self, rows: Rows) -> Any:
+        """The rows of a float format as a torch tensor [rows, n] on the device."""
+        import torch
+
+        dtype = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[rows.format.name]
+        return _tensor(rows.data).view(dtype).view(-1, rows.n).to(self.device)
+
+
+def _check_finite(rows: Rows, problem: str) -> None:
+    row = overflowed_row(rows.data.reshape(rows.count, -1), rows.format.name)
+    if row is not None:
+        raise BadRowError(row, problem)
 
 
 def _address(array: np.ndarray) -> int:
     return int(array.ctypes.data)
-
-
-def _bytes(array: np.ndarray) -> np.ndarray:
-    import numpy as np
-
-    return array.reshape(-1).view(np.uint8)
 
 
 def _tensor(array: np.ndarray) -> Any:

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 from jambacli import ui
 from jambacli.errors import BadFileError, JambaError, UnsupportedError, UsageError
 from jambacli.weights import keys
-from jambacli.weights.background import BackgroundWriter
-from jambacli.weights.experts_int8 import EXPERTS_INT8, EXPERTS_TYPE
+from jambacli.weights.background import BackgroundWriter, Piece
+from jambacli.weights.experts_int8 import EXPERTS_INT8, EXPERTS_TYPE, scale_name
 from jambacli.weights.gguf import SPLIT_NAME, GGUFFile
-from jambacli.weights.panels import FLOATS, BadRowError, Encoder, Error
+from jambacli.weights.panels import FLOATS, BadRowError, Encoder, Error, Rows
 from jambacli.weights.writer import GGUFWriter
 from quant import recipes
 from quant.formats import Format, get_format
@@ -165,7 +165,7 @@ def quantize(plan: Plan, output: Path) -> Result:
         writer.begin()
         title = f"Quantizing to {request.recipe.label}"
         total = sum(p.stop - p.start for p in panels)
-        largest = max(p.out_bytes for p in panels)
+        largest = max(p.buffer_bytes for p in panels)
         with ui.progress(title, total) as advance, BackgroundWriter(writer, largest, advance) as out:
             for panel in panels[:_AHEAD]:
                 source.advise(panel.name, panel.start, panel.stop, needed=True)
@@ -175,7 +175,7 @@ def quantize(plan: Plan, output: Path) -> Result:
                     source.advise(ahead.name, ahead.start, ahead.stop, needed=True)
                 buffer = out.take()
                 error = _encode(source, encoder, panel, buffer, request.report)
-                out.write(panel.name, panel.offset, buffer, panel.out_bytes, panel.stop - panel.start)
+                out.write(buffer, panel.pieces(), panel.stop - panel.start)
                 source.advise(panel.name, panel.start, panel.stop, needed=False)
                 if error:
                     errors.setdefault(panel.name, Error()).merge(error)
@@ -185,21 +185,51 @@ def quantize(plan: Plan, output: Path) -> Result:
 
 @dataclass(frozen=True)
 class _Panel:
-    """Some rows of one tensor: bytes ``start`` to ``stop`` of the source, to be written at ``offset`` of the output."""
+    """Some rows of one tensor: ``rows`` of them from ``first``, and the columns' importance, float32 [n] or None."""
 
     choice: Choice
     have: Format
     want: Format
-    first_row: int
-    start: int
-    stop: int
-    offset: int
-    out_bytes: int
+    first: int
+    rows: int
     weights: np.ndarray | None
 
     @property
     def name(self) -> str:
         return self.choice.name
+
+    @property
+    def n(self) -> int:
+        return self.choice.tensor.row
+
+    @property
+    def start(self) -> int:
+        """Where the rows start in the source tensor, bytes; ``stop`` is where they end."""
+        return self.first * self.have.row_bytes(self.n)
+
+    @property
+    def stop(self) -> int:
+        return (self.first + self.rows) * self.have.row_bytes(self.n)
+
+    @property
+    def out_bytes(self) -> int:
+        return self.rows * self.want.row_bytes(self.n)
+
+    @property
+    def scales_start(self) -> int:
+        """Where the buffer holds ExpertsInt8's scales, after the levels."""
+        return -(-self.out_bytes // 4) * 4
+
+    @property
+    def buffer_bytes(self) -> int:
+        return self.scales_start + 4 * self.rows if self.want.name == "i8" else self.out_bytes
+
+    def pieces(self) -> list[Piece]:
+        """What of the filled buffer goes where."""
+        pieces = [Piece(self.name, self.first * self.want.row_bytes(self.n), 0, self.out_bytes)]
+        if self.want.name == "i8":
+            pieces.append(Piece(scale_name(self.name), 4 * self.first, self.scales_start, self.buffer_bytes))
+        return pieces
 
 
 def _panels(plan: Plan) -> Iterator[_Panel]:
@@ -208,43 +238,39 @@ def _panels(plan: Plan) -> Iterator[_Panel]:
     for choice in plan.choices:
         shape = choice.tensor.shape
         have, want = get_format(choice.tensor.format), get_format(choice.format)
-        n, rows = shape[-1], _count(shape[:-1])
+        rows, step = _count(shape[:-1]), max(1, PANEL_VALUES // shape[-1])
         weights = imatrix.weights_for(choice.name, shape) if imatrix and have != want else None
-        stretch = rows // len(weights) if weights is not None and weights.ndim == 2 else rows
-        step = max(1, PANEL_VALUES // n)
+        # Experts have columns weighted each for itself: a panel ends where its expert does.
+        stretch = rows if weights is None or weights.ndim == 1 else shape[-2]
         for base in range(0, rows, stretch):
-            columns = weights[base // stretch] if weights is not None and weights.ndim == 2 else weights
+            columns = weights if weights is None or weights.ndim == 1 else weights[base // stretch]
             for first in range(base, base + stretch, step):
-                count = min(step, base + stretch - first)
-                yield _Panel(
-                    choice,
-                    have,
-                    want,
-                    first,
-                    start=first * have.row_bytes(n),
-                    stop=(first + count) * have.row_bytes(n),
-                    offset=first * want.row_bytes(n),
-                    out_bytes=count * want.row_bytes(n),
-                    weights=columns,
-                )
+                yield _Panel(choice, have, want, first, min(step, base + stretch - first), columns)
 
 
 def _encode(source: GGUFFile, encoder: Encoder, panel: _Panel, buffer: np.ndarray, report: bool) -> Error | None:
-    n = panel.choice.tensor.shape[-1]
-    data = source.data(panel.name)[panel.start : panel.stop]
-    out = buffer[: panel.out_bytes]
+    rows = Rows(source.data(panel.name)[panel.start : panel.stop], panel.have, panel.n, _source_scales(source, panel))
+    scales = buffer[panel.scales_start : panel.buffer_bytes].view("<f4") if panel.want.name == "i8" else None
+    out = Rows(buffer[: panel.out_bytes], panel.want, panel.n, scales)
     try:
-        encoder.encode(data, panel.have, panel.want, n, panel.weights, out)
+        encoder.encode(rows, out, panel.weights)
     except BadRowError as error:
-        where = _row_name(panel.first_row + error.row, panel.choice.tensor.shape)
+        where = _row_name(panel.first + error.row, panel.choice.tensor.shape)
         raise BadFileError(source.path, f"tensor {panel.name}: {where} {error.problem}; nothing was written") from None
     except ValueError as error:
         raise JambaError(f"{source.path}: tensor {panel.name}: {error}") from error
     if not report or panel.have == panel.want:
         return None
     lost = Error()
-    lost.add(encoder.decode(data, panel.have, n), encoder.decode(out, panel.want, n))
+    lost.add(encoder.decode(rows), encoder.decode(out))
     return lost
+
+
+def _source_scales(source: GGUFFile, panel: _Panel) -> np.ndarray | None:
+    """The row scales of a panel that is ExpertsInt8 already."""
+    if panel.have.name != "i8":
+        return None
+    return source.data(scale_name(panel.name)).view("<f4")[panel.first : panel.first + panel.rows]
 
 
 def _source_tensors(source: GGUFFile, keep_split: bool) -> list[recipes.Tensor]:
@@ -254,12 +280,17 @@ def _source_tensors(source: GGUFFile, keep_split: bool) -> list[recipes.Tensor]:
         names = sorted(infos, key=lambda name: (infos[name].part, infos[name].offset))
     else:
         names = recipes.visiting_order(infos)
+    # ExpertsInt8's scales go with their stacks, or away with them.
+    scales = {scale_name(name) for name, info in infos.items() if info.format.name == "i8"}
+    names = [name for name in names if name not in scales]
     return [recipes.Tensor(name, infos[name].shape, infos[name].format.name) for name in names]
 
 
 def _check_requantizing(source: GGUFFile, choices: list[Choice], allowed: bool) -> None:
     for choice in choices:
         have = choice.tensor.format
+        if have == "i8" and not _has_scales(source, choice):
+            raise BadFileError(source.path, f"tensor {choice.name} is i8 without F32 row scales beside it")
         if choice.format == have or have in FLOATS:
             continue
         if not allowed:
@@ -267,8 +298,14 @@ def _check_requantizing(source: GGUFFile, choices: list[Choice], allowed: bool) 
                 f"{source.path}: {choice.name} is {have} already, and quantizing again loses more than quantizing the "
                 "original once; use --allow-requantize to do it all the same"
             )
-        if have.startswith("i") and have[1:].isdigit():
+        if have in ("i16", "i32", "i64", "f64"):
             raise UnsupportedError(f"{source.path}: {choice.name} is {have}, which holds no weights to quantize")
+
+
+def _has_scales(source: GGUFFile, choice: Choice) -> bool:
+    """Whether an I8 tensor has ExpertsInt8's row scales beside it."""
+    scales = source.tensors.get(scale_name(choice.name))
+    return scales is not None and scales.format.name == "f32" and scales.shape == choice.tensor.shape[:-1]
 
 
 def _describe(writer: GGUFWriter, plan: Plan) -> None:
@@ -293,6 +330,8 @@ def _describe(writer: GGUFWriter, plan: Plan) -> None:
     for choice in plan.choices:
         part = plan.source.tensors[choice.name].part if plan.request.keep_split else 0
         writer.plan_tensor(choice.name, choice.tensor.shape, choice.format, part)
+        if choice.format == "i8":
+            writer.plan_tensor(scale_name(choice.name), choice.tensor.shape[:-1], "f32", part)
 
 
 def _cut(text: str) -> str:
