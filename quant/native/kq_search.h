@@ -209,16 +209,21 @@ LANE_FN vf largest(const vf *x, vm *alive) {
     return value;
 }
 
-template <int N, int TOP, Rounding HOW>
-LANE_FN void symmetric_sums(const vf *x, const vf *w, const vf *wx, vf step, vf *sum_xl, vf *sum_l2) {
-    vf xl = {}, l2 = {};
-#pragma GCC unroll 16
+// The sums that TRIES steps give, each in its own order; together to share the loads and hide the latency.
+template <int N, int TOP, Rounding HOW, int TRIES>
+LANE_FN void symmetric_sums(const vf *x, const vf *w, const vf *wx, const vf *step, vf *sum_xl, vf *sum_l2) {
+    vf t_step[TRIES], xl[TRIES] = {}, l2[TRIES] = {};
+    for (int t = 0; t < TRIES; ++t) t_step[t] = step[t];
+#pragma GCC unroll 8
     for (int i = 0; i < N; ++i) {
-        const vf l = level<-TOP, TOP - 1, HOW>(step * x[i]);
-        xl += wx[i] * l;
-        l2 += w[i] * l * l;
+#pragma GCC unroll 3
+        for (int t = 0; t < TRIES; ++t) {
+            const vf l = level<-TOP, TOP - 1, HOW>(t_step[t] * x[i]);
+            xl[t] += wx[i] * l;
+            l2[t] += w[i] * l * l;
+        }
     }
-    *sum_xl = xl, *sum_l2 = l2;
+    for (int t = 0; t < TRIES; ++t) sum_xl[t] = xl[t], sum_l2[t] = l2[t];
 }
 
 // Tries 19 steps around -TOP / largest and keeps the least-squares scale of most explained weight.
@@ -236,28 +241,30 @@ static __attribute__((noinline)) SymmetricFit fit_symmetric(const vf *x, const v
     }
     const bool over = any(both(fit.alive, ge(farthest, splat(TOP - 0.5f))));
 
-    vf sum_xl, sum_l2;
+    constexpr int TRIES = 3;
+    vf step[TRIES], sum_xl[TRIES], sum_l2[TRIES];
     fit.step = float(-TOP) / peak;
-    symmetric_sums<N, TOP, FINITE ? BOUNDED : WRAPPED>(x, w, wx, fit.step, &sum_xl, &sum_l2);
-    fit.scale = select(eq(sum_l2, vf{}), vf{}, sum_xl / sum_l2);
-    vf best = fit.scale * sum_xl;
-    for (int k = -9; k <= 9; ++k) {
-        if (k == 0) continue;
-        const vf step = -(TOP + 0.1f * k) / peak;
+    symmetric_sums<N, TOP, FINITE ? BOUNDED : WRAPPED, 1>(x, w, wx, &fit.step, sum_xl, sum_l2);
+    fit.scale = select(eq(sum_l2[0], vf{}), vf{}, sum_xl[0] / sum_l2[0]);
+    vf best = fit.scale * sum_xl[0];
+    for (int k = -9; k <= 9; k += k == -3 ? 4 : TRIES) {  // not 0 again
+        for (int t = 0; t < TRIES; ++t) step[t] = -(TOP + 0.1f * (k + t)) / peak;
         // Up to k = 4 not even the largest value rounds below -TOP.
         if constexpr (!FINITE)
-            symmetric_sums<N, TOP, WRAPPED>(x, w, wx, step, &sum_xl, &sum_l2);
-        else if (k > 4)
-            symmetric_sums<N, TOP, BOUNDED>(x, w, wx, step, &sum_xl, &sum_l2);
+            symmetric_sums<N, TOP, WRAPPED, TRIES>(x, w, wx, step, sum_xl, sum_l2);
+        else if (k + TRIES - 1 > 4)
+            symmetric_sums<N, TOP, BOUNDED, TRIES>(x, w, wx, step, sum_xl, sum_l2);
         else if (over)
-            symmetric_sums<N, TOP, CAPPED>(x, w, wx, step, &sum_xl, &sum_l2);
+            symmetric_sums<N, TOP, CAPPED, TRIES>(x, w, wx, step, sum_xl, sum_l2);
         else
-            symmetric_sums<N, TOP, FREE>(x, w, wx, step, &sum_xl, &sum_l2);
-        const vm better = both(gt(sum_l2, vf{}), gt(sum_xl * sum_xl, best * sum_l2));
-        const vf scale = sum_xl / sum_l2;
-        fit.step = select(better, step, fit.step);
-        fit.scale = select(better, scale, fit.scale);
-        best = select(better, scale * sum_xl, best);
+            symmetric_sums<N, TOP, FREE, TRIES>(x, w, wx, step, sum_xl, sum_l2);
+        for (int t = 0; t < TRIES; ++t) {
+            const vm better = both(gt(sum_l2[t], vf{}), gt(sum_xl[t] * sum_xl[t], best * sum_l2[t]));
+            const vf scale = sum_xl[t] / sum_l2[t];
+            fit.step = select(better, step[t], fit.step);
+            fit.scale = select(better, scale, fit.scale);
+            best = select(better, scale * sum_xl[t], best);
+        }
     }
     fit.scale = select(fit.alive, fit.scale, vf{});
     return fit;
