@@ -42,7 +42,7 @@ def byte_level_metadata(corpus: list[str], vocab_size: int = 600) -> tuple[dict[
         ]
     )
     reference.decoder = decoders.ByteLevel()
-    markers = ["<|im_start|>", "<|im_end|>", "<think>", "</think>"]
+    markers = ["<|im_start|>", "<|im_end|>", "<think>", "</think>", "<documents>", "</documents>"]
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=markers,
