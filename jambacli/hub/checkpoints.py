@@ -15,6 +15,7 @@ from jambacli import ui
 from jambacli.errors import JambaError, UsageError
 from jambacli.weights.checkpoint import INDEX, no_weights, read_json
 from jambacli.weights.convert import check_config
+from jambacli.weights.gguf_values import shown
 
 _REPO = re.compile(r"(?:(?:https?://)?(?:huggingface\.co|hf\.co)/)?(?P<id>[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96})/?")
 _BESIDE_THE_WEIGHTS = [
@@ -39,16 +40,20 @@ def find_checkpoint(source: str) -> Path:
     Raises UsageError for a name that is neither, JambaError where the hub cannot or will not hand it over.
     """
     path = Path(source).expanduser()
-    if path.is_dir():
+    try:
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except (OSError, ValueError):  # too long, or with a zero byte: no file has that name
+        is_folder = is_file = False
+    if is_folder:
         return path
-    if path.is_file():
+    if is_file:
         hint = "it is a GGUF file already; jamba quantize changes its type" if path.suffix == ".gguf" else (
             "convert takes the directory it lies in"
         )  # fmt: skip
         raise UsageError(f"{source} is a file: {hint}")
     match = _REPO.fullmatch(source)
     if match is None or source.startswith((".", "/", "~")):
-        raise UsageError(f"{source}: no such directory, and not a hub repository like ai21labs/AI21-Jamba2-3B")
+        raise UsageError(f"{shown(source)}: no such directory, and not a hub repository like ai21labs/AI21-Jamba2-3B")
     return fetch_checkpoint(match["id"])
 
 
@@ -90,6 +95,8 @@ def _one_line_errors(repo: str) -> Iterator[None]:
             f"{repo}: no such directory here and no such repository on the hub (if it is private, `hf auth login` first)"
         ) from error
     except errors.LocalEntryNotFoundError as error:
+        if isinstance(error.__cause__, errors.HfHubHTTPError):
+            raise _answered(repo, error.__cause__) from error
         raise JambaError(
             f"{repo}: not in the hub's cache, and the hub cannot be reached (offline?); "
             "give a directory, or try again when online"
@@ -99,6 +106,13 @@ def _one_line_errors(repo: str) -> Iterator[None]:
     except errors.OfflineModeIsEnabled as error:
         raise JambaError(f"{repo}: the hub library is in offline mode; unset HF_HUB_OFFLINE to download") from error
     except errors.HfHubHTTPError as error:
-        raise JambaError(f"{repo}: the hub answered with an error: {' '.join(str(error).split())[:200]}") from error
-    except OSError as error:
-        raise JambaError(f"{repo}: downloading failed: {error.strerror or error}; run it again to resume") from error
+        raise _answered(repo, error) from error
+    except JambaError:
+        raise
+    except Exception as error:  # the library lets its HTTP client's own exceptions through
+        what = getattr(error, "strerror", None) or " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise JambaError(f"{repo}: downloading failed: {what}; run it again to resume") from error
+
+
+def _answered(repo: str, error: Exception) -> JambaError:
+    return JambaError(f"{repo}: the hub answered with an error: {' '.join(str(error).split())[:200]}")

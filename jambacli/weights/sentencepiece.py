@@ -56,8 +56,6 @@ def read_sentencepiece(path: Path) -> SentencePieceModel:
         model = _parse(data, path)
     except (_Damaged, struct.error) as error:
         raise BadFileError(path, f"not a SentencePiece model, or a damaged one: {error}") from None
-    if not model.pieces:
-        raise BadFileError(path, "not a SentencePiece model: it has no pieces")
     return model
 
 
@@ -75,6 +73,8 @@ def _parse(data: bytes, path: Path) -> SentencePieceModel:
             kind = _trainer(model, data, value)
         elif number == 3 and isinstance(value, slice):
             _normalizer(model, data, value)
+    if not model.pieces:
+        raise BadFileError(path, "not a SentencePiece model: it has no pieces")
     if kind != _BPE:
         raise UnsupportedError(f"{path}: this is a SentencePiece {_KINDS.get(kind, kind)} model; only BPE is supported")
     return model
