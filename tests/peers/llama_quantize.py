@@ -68,7 +68,7 @@ def quantize(
     """
     import llama_cpp
 
-    _quiet()
+    silence()
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype, params.nthread = FILE_TYPES[file_type], threads
     for name, value in options.items():
@@ -107,11 +107,11 @@ def quantize(
 _silencer: Any = None
 
 
-def _quiet() -> None:
+def silence() -> None:
     """Its log goes to stderr by default, a line a tensor."""
     global _silencer
     import llama_cpp
 
     if _silencer is None:
         _silencer = llama_cpp.llama_log_callback(lambda level, text, data: None)
-        llama_cpp.llama_log_set(_silencer, None)
+    llama_cpp.llama_log_set(_silencer, None)
