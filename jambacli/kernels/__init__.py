@@ -61,7 +61,7 @@ def cpu_ops() -> Ops:
         causal_conv=p.causal_conv,
         selective_scan=p.selective_scan,
         kv_store=r.kv_store,
-        attention=r.attention,
+        attention=p.attention,
     )
 
 

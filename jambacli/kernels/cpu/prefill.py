@@ -43,6 +43,7 @@ _SIGNATURES = {
     + [c_int64] * 4
     + [c_int],
     "prefill_rms_norm": [c_void_p, c_int64, c_void_p, c_float, c_void_p, c_int64, c_int64, c_int],
+    "prefill_attention": [c_void_p, *[c_int64] * 6, c_void_p, c_void_p, c_int, c_int64, c_int64, c_void_p, c_int],
     "prefill_dequantize": [c_int, c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int64, c_int],
 }
 _CHUNK = 32  # values of a row that are decoded together
@@ -272,3 +273,39 @@ def selective_scan(
         torch.get_num_threads(),
     )
     return y
+
+
+_KV_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 30, torch.uint8: 8}  # GGML type ids; bytes are q8_0
+
+
+def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, n_past: int) -> torch.Tensor:
+    """Causal grouped-query attention of T new tokens over the cache; shapes and meaning as ``reference.attention``.
+
+    Over an f32 cache everything is float32; over the others keys, queries, values and weights are rounded to bf16 where
+    the processor multiplies that fast, and sums are float32.
+    """
+    n_tokens, n_heads, head_dim = q.shape
+    q = q.float()
+    if q.stride(2) != 1 or q.stride(1) != head_dim:
+        q = q.contiguous()
+    if k.stride(2) != 1 or k.stride() != v.stride() or k.dtype != v.dtype or k.dtype not in _KV_TYPES:
+        raise ValueError(f"no attention over a cache of {k.dtype} with strides {k.stride()} and {v.stride()}")
+    out = torch.empty(n_tokens, n_heads * head_dim)
+    status = _library().prefill_attention(
+        q.data_ptr(),
+        q.stride(0),
+        n_tokens,
+        n_heads,
+        k.shape[1],
+        head_dim,
+        n_past,
+        k.data_ptr(),
+        v.data_ptr(),
+        _KV_TYPES[k.dtype],
+        k.stride(0) * k.element_size(),
+        k.stride(1) * k.element_size(),
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    _check(status, f"attention with a head_dim of {head_dim}")
+    return out

@@ -1,12 +1,11 @@
 // bf16 panels on AVX-512: decoding blocks to bf16, packing pairs, and the product by vdpbf16ps. AMX uses all but the
 // product. Knows nothing of threads or blocking.
+#include "prefill_bf16.h"
 #include "prefill_tiles.h"
 #include "unpack_avx512.h"
 
 namespace jamba {
 namespace {
-
-inline __m512i to_bf16(vf high, vf low) { return (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low); }
 
 // One chunk of 32 values: bytes to scale * byte - offset.
 template <class Format, int c>
@@ -90,12 +89,6 @@ void pack_bf16(const float* const* rows, int64_t k, void* out) {
 }
 
 void gate_bf16(const float* g, const float* u, int64_t n_groups, int64_t m_groups, void* out, int64_t stride) {
-    alignas(64) uint16_t order[32];  // words of two rows to pairs
-    for (uint16_t m = 0; m < 16; ++m) {
-        order[2 * m] = m;
-        order[2 * m + 1] = static_cast<uint16_t>(16 + m);
-    }
-    const __m512i pairs = _mm512_load_si512(order);
     for (int64_t mg = 0; mg < m_groups; ++mg) {
         uint16_t* to = static_cast<uint16_t*>(out) + mg * stride;
         for (int64_t ng = 0; ng < n_groups; ++ng) {
@@ -103,7 +96,7 @@ void gate_bf16(const float* g, const float* u, int64_t n_groups, int64_t m_group
             for (int i = 0; i < 16; i += 2, to += 32) {
                 const vf low = siluv(load(g + tile + 16 * i)) * load(u + tile + 16 * i);
                 const vf high = siluv(load(g + tile + 16 * i + 16)) * load(u + tile + 16 * i + 16);
-                _mm512_storeu_si512(to, _mm512_permutexvar_epi16(pairs, to_bf16(high, low)));
+                _mm512_storeu_si512(to, pair_rows(low, high));
             }
         }
     }

@@ -72,7 +72,7 @@ inline void transpose_tile(const float* src, float* dst, int64_t stride) {
 }
 #endif
 
-void store_tiles(const float* c, int64_t n_groups, int64_t m_groups, int64_t n_valid, int64_t m_valid, const Output& to) {
+inline void store_tiles(const float* c, int64_t n_groups, int64_t m_groups, int64_t n_valid, int64_t m_valid, const Output& to) {
     alignas(64) float turned[kTile];
     for (int64_t mg = 0; mg < m_groups && mg * 16 < m_valid; ++mg) {
         const int64_t n_rows = m_valid - mg * 16 < 16 ? m_valid - mg * 16 : 16;
