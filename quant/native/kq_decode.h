@@ -1,7 +1,7 @@
 // K-quant blocks to values, one block after another; knows nothing of how the levels were found.
 //
-// Each value is scale * level (- offset), in the order of operations of ggml and of the gguf package. The loops are plain:
-// they run over contiguous bytes and the compiler makes vectors of them.
+// Each value is scale * level (- offset), in the order of operations of ggml and of the gguf package; here a vector is LANES
+// neighbouring values of one sub-block.
 #pragma once
 
 #include "lanes.h"
@@ -17,6 +17,25 @@ LANE_FN float half_at(const uint8_t *p) {
     uint16_t h;
     std::memcpy(&h, p, 2);
     return from_half(splat((int32_t)h))[0];
+}
+
+// LANES bytes, one a lane.
+LANE_FN vi bytes_at(const uint8_t *p) {
+#if QUANT_LANES == 16
+    return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
+#elif QUANT_LANES == 8
+    return (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
+#elif defined(__SSE2__)
+    int32_t four;
+    std::memcpy(&four, p, sizeof four);
+    const __m128i zero = _mm_setzero_si128();
+    return (vi)_mm_unpacklo_epi16(_mm_unpacklo_epi8(_mm_cvtsi32_si128(four), zero), zero);
+#else
+    typedef uint8_t vb __attribute__((vector_size(QUANT_LANES)));
+    vb b;
+    std::memcpy(&b, p, sizeof b);
+    return __builtin_convertvector(b, vi);
+#endif
 }
 
 // Scale and offset j of the twelve bytes that Q4_K and Q5_K keep them in, six bits each.
@@ -39,7 +58,7 @@ struct Q2KBlocks {
             const float scale = d * (float)(block[j] & 15), shift = offset * (float)(block[j] >> 4);
             const uint8_t *q = levels + 32 * (j / 8) + 16 * (j % 2);
             const int at = j % 8 / 2 * 2;
-            for (int i = 0; i < 16; ++i) y[16 * j + i] = scale * (float)(q[i] >> at & 3) - shift;
+            for (int i = 0; i < 16; i += LANES) store(y + 16 * j + i, scale * to_float(bytes_at(q + i) >> at & 3) - shift);
         }
     }
 };
@@ -54,7 +73,10 @@ struct Q3KBlocks {
             const float scale = d * (float)((low_bits | high_bits << 4) - 32);
             const uint8_t *q = levels + 32 * (j / 8) + 16 * (j % 2), *h = high + 16 * (j % 2);
             const int at = j % 8 / 2 * 2, bit = j / 2;
-            for (int i = 0; i < 16; ++i) y[16 * j + i] = scale * (float)((q[i] >> at & 3) + (h[i] >> bit & 1) * 4 - 4);
+            for (int i = 0; i < 16; i += LANES) {
+                const vi level = (bytes_at(q + i) >> at & 3) | (bytes_at(h + i) >> bit & 1) << 2;
+                store(y + 16 * j + i, scale * to_float(level - 4));
+            }
         }
     }
 };
@@ -69,7 +91,7 @@ struct Q4KBlocks {
             const float scale = d * (float)s, shift = offset * (float)o;
             const uint8_t *q = block + 16 + 32 * (j / 2);
             const int at = j % 2 * 4;
-            for (int i = 0; i < 32; ++i) y[32 * j + i] = scale * (float)(q[i] >> at & 15) - shift;
+            for (int i = 0; i < 32; i += LANES) store(y + 32 * j + i, scale * to_float(bytes_at(q + i) >> at & 15) - shift);
         }
     }
 };
@@ -85,8 +107,9 @@ struct Q5KBlocks {
             const float scale = d * (float)s, shift = offset * (float)o;
             const uint8_t *q = block + 48 + 32 * (j / 2);
             const int at = j % 2 * 4;
-            for (int i = 0; i < 32; ++i) {
-                y[32 * j + i] = scale * (float)((q[i] >> at & 15) | (high[i] >> j & 1) << 4) - shift;
+            for (int i = 0; i < 32; i += LANES) {
+                const vi level = (bytes_at(q + i) >> at & 15) | (bytes_at(high + i) >> j & 1) << 4;
+                store(y + 32 * j + i, scale * to_float(level) - shift);
             }
         }
     }
@@ -102,8 +125,9 @@ struct Q6KBlocks {
             const uint8_t *low = block + 64 * (j / 8) + 32 * (part % 2) + 16 * (j % 2);
             const uint8_t *high = block + 128 + 32 * (j / 8) + 16 * (j % 2);
             const int at = part / 2 * 4, high_at = part * 2;
-            for (int i = 0; i < 16; ++i) {
-                y[16 * j + i] = scale * (float)(((low[i] >> at & 15) | (high[i] >> high_at & 3) << 4) - 32);
+            for (int i = 0; i < 16; i += LANES) {
+                const vi level = (bytes_at(low + i) >> at & 15) | (bytes_at(high + i) >> high_at & 3) << 4;
+                store(y + 16 * j + i, scale * to_float(level - 32));
             }
         }
     }
