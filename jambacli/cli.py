@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
 from typing import Annotated
 
@@ -51,6 +53,10 @@ def options(
 def main() -> None:
     """Run the app; a JambaError or OSError is one line on stderr, Ctrl-C is 130, a traceback only with --debug."""
     debug = "--debug" in sys.argv
+    for name in ("SIGTERM", "SIGHUP"):
+        with contextlib.suppress(AttributeError, ValueError):  # not on this platform, or not in the main thread
+            # Leave through the stack, so that temporary files are removed on the way.
+            signal.signal(getattr(signal, name), lambda number, frame: sys.exit(128 + number))
     try:
         app()
     except KeyboardInterrupt:

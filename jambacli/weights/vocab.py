@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jambacli import ui
-from jambacli.errors import BadFileError, JambaError
+from jambacli.errors import BadFileError, JambaError, UnsupportedError
 from jambacli.weights import keys
 from jambacli.weights.checkpoint import read_json
 from jambacli.weights.gguf_values import shown
@@ -20,6 +20,7 @@ from jambacli.weights.sentencepiece import SentencePieceModel, read_sentencepiec
 from jambacli.weights.tokenizer_json import AddedToken, TokenizerJson, read_tokenizer_json
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+MAX_ROWS = 1 << 22
 ADDED_SCORE, UNUSED_SCORE, UNMERGED_SCORE = -1000.0, -10000.0, -1e9
 EOM_ID = "tokenizer.ggml.eom_token_id"
 # What ends a turn in the chat formats Jambas speak, for checkpoints that name no such id.
@@ -201,6 +202,8 @@ def _append_unused(vocab: Vocabulary) -> None:
 
 def _fit(vocab: Vocabulary, rows: int, folder: Path) -> None:
     """Fill the vocabulary up to the embedding's rows; BadFileError where it has more, or a piece twice."""
+    if rows > MAX_ROWS:
+        raise UnsupportedError(f"{folder}: the embedding has {rows} rows; at most {MAX_ROWS} are supported")
     if len(vocab.pieces) > rows:
         raise BadFileError(folder, f"the tokenizer has {len(vocab.pieces)} pieces, but the embedding only {rows} rows")
     while len(vocab.pieces) < rows:
