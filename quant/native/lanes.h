@@ -84,8 +84,16 @@ LANE_FN vm ge(vf a, vf b) { return le(b, a); }
 LANE_FN vm gt(vi a, vi b) { return lt(b, a); }
 
 LANE_FN vf absolute(vf x) { return unbits(bits(x) & 0x7fffffff); }
+#if QUANT_LANES == 16
+LANE_FN vi lesser(vi a, vi b) { return (vi)_mm512_min_epi32((__m512i)a, (__m512i)b); }
+LANE_FN vi greater(vi a, vi b) { return (vi)_mm512_max_epi32((__m512i)a, (__m512i)b); }
+#elif QUANT_LANES == 8
+LANE_FN vi lesser(vi a, vi b) { return (vi)_mm256_min_epi32((__m256i)a, (__m256i)b); }
+LANE_FN vi greater(vi a, vi b) { return (vi)_mm256_max_epi32((__m256i)a, (__m256i)b); }
+#else
 LANE_FN vi lesser(vi a, vi b) { return select(lt(a, b), a, b); }
 LANE_FN vi greater(vi a, vi b) { return select(lt(a, b), b, a); }
+#endif
 LANE_FN vi clamp(vi x, int low, int high) { return lesser(greater(x, splat(low)), splat(high)); }
 
 // Round half to even through the float adder, as ggml's nearest_int does; wraps like it does beyond 2^22.
@@ -153,23 +161,30 @@ LANE_FN vf load(const float *p) {
 }
 LANE_FN void store(float *p, vf v) { std::memcpy(p, &v, sizeof v); }
 
-// out[i] lane l = in[l] lane i: log2(LANES) rounds that swap ever nearer neighbours.
-LANE_FN void transpose(vf *v) {
-    const vi lane = [] {
-        vi l = {};
-        for (int i = 0; i < LANES; ++i) l[i] = i;
-        return l;
-    }();
-    for (int step = LANES / 2; step > 0; step /= 2) {
-        const vi low = (lane & step) == 0 ? lane : lane - step + LANES;
-        const vi high = (lane & step) == 0 ? lane + step : lane + LANES;
-        for (int i = 0; i < LANES; ++i) {
-            if (i & step) continue;
-            const vf a = v[i], b = v[i + step];
-            v[i] = __builtin_shuffle(a, b, low);
-            v[i + step] = __builtin_shuffle(a, b, high);
-        }
+// Swaps the halves of neighbours STEP apart: lane l of v[i] and lane l ^ STEP of v[i ^ STEP] where their bits differ.
+template <int STEP>
+LANE_FN void exchange(vf *v) {
+    vi low = {}, high = {};
+#pragma GCC unroll 16
+    for (int l = 0; l < LANES; ++l) {
+        low[l] = l & STEP ? l - STEP + LANES : l;
+        high[l] = l & STEP ? l + LANES : l + STEP;
     }
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; ++i) {
+        if (i & STEP) continue;
+        const vf a = v[i], b = v[i + STEP];
+        v[i] = __builtin_shuffle(a, b, low);
+        v[i + STEP] = __builtin_shuffle(a, b, high);
+    }
+}
+
+// out[i] lane l = in[l] lane i.
+LANE_FN void transpose(vf *v) {
+    if constexpr (LANES >= 16) exchange<8>(v);
+    if constexpr (LANES >= 8) exchange<4>(v);
+    exchange<2>(v);
+    exchange<1>(v);
 }
 
 // The same `count` values (a multiple of LANES) of LANES blocks: out[j] lane l = block[l][j].

@@ -36,21 +36,52 @@ LANE_FN void put_five_bits(vi *level, Bytes<HALVES, 5> &out) {
 
 // ---- without an imatrix ----
 
+// 32 levels from -128 to 127 as bytes.
+LANE_FN void put_bytes(const vi *q, uint8_t *to) {
+#if QUANT_LANES == 16
+    for (int k = 0; k < 2; ++k) _mm_storeu_si128((__m128i *)to + k, _mm512_cvtepi32_epi8((__m512i)q[k]));
+#elif QUANT_LANES == 8
+    const __m256i low = _mm256_packs_epi32((__m256i)q[0], (__m256i)q[1]);
+    const __m256i high = _mm256_packs_epi32((__m256i)q[2], (__m256i)q[3]);
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);  // packing works within 128 bits
+    const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), order);
+    _mm256_storeu_si256((__m256i *)to, bytes);
+#else
+    for (int j = 0; j < 32; ++j) to[j] = (uint8_t)((const int32_t *)q)[j];
+#endif
+}
+
+// The one format with nothing to search or pack: blocks lie along the vectors, only their factors are found LANES at a time.
 static void encode_q8_0(const float *x, int64_t rows, int64_t n, const float *, uint8_t *dst) {
-    encode_run<1, 8, false>(x, rows, n, nullptr, nullptr, dst, [](const Blocks32 &b, Bytes<1, 8> &out) {
-        vf most = {};
-        for (int j = 0; j < 32; ++j) {
-            const vf size = absolute(b.x[j]);
-            most = select(lt(most, size), size, most);
+    const int64_t blocks = rows * n / 32;
+    for (int64_t first = 0; first < blocks; first += LANES, x += LANES * 32) {
+        const int count = blocks - first < LANES ? (int)(blocks - first) : LANES;
+        vf most[LANES];
+        for (int l = 0; l < LANES; ++l) {
+            const float *block = x + (l < count ? l : count - 1) * 32;
+            vi top = bits(absolute(load(block)));
+            for (int j = LANES; j < 32; j += LANES) top = greater(top, bits(absolute(load(block + j))));
+            most[l] = unbits(top);
         }
-        const vf d = most / 127.0f, per_d = reciprocal(d);
-        out.half[0] = to_half(d);
-        for (int k = 0; k < 8; ++k) {
-            vi q[4];
-            for (int i = 0; i < 4; ++i) q[i] = round_away(b.x[4 * k + i] * per_d);
-            out.word[k] = (q[0] & 255) | (q[1] & 255) << 8 | (q[2] & 255) << 16 | q[3] << 24;
+        transpose(most);
+        vi top = bits(most[0]);  // of magnitudes: their bits are in the order of their values
+        for (int i = 1; i < LANES; ++i) top = greater(top, bits(most[i]));
+
+        const vf d = unbits(top) / 127.0f;
+        alignas(64) float per_d[LANES];
+        alignas(64) int32_t half[LANES];
+        // Where 1 / d overflows, ggml's levels come from infinities and NaNs cast to bytes: zeros.
+        const vf inverse_d = reciprocal(d);
+        store(per_d, select(lt(inverse_d, splat(__builtin_inff())), inverse_d, vf{}));
+        const vi halves = to_half(d);
+        std::memcpy(half, &halves, sizeof half);
+        for (int l = 0; l < count; ++l, dst += 34) {
+            std::memcpy(dst, &half[l], 2);
+            vi level[32 / LANES];
+            for (int k = 0; k < 32 / LANES; ++k) level[k] = round_away(load(x + l * 32 + k * LANES) * per_d[l]);
+            put_bytes(level, dst + 2);
         }
-    });
+    }
 }
 
 // Levels 0 .. 2 * TOP - 1 about a zero at TOP; the value of largest magnitude becomes level 0.

@@ -43,18 +43,21 @@ static void narrow_f16(const float *src, int64_t count, uint16_t *dst) { QUANT_P
 static void narrow_bf16(const float *src, int64_t count, uint16_t *dst) { QUANT_PANEL(vf, vh, float_to_bfloat) }
 
 static bool all_finite(const float *src, int64_t count) {
-    vi largest = {};
+    const int32_t infinity = 0x7f800000;
+    vi largest[4] = {};
     int64_t i = 0;
-    for (; i + LANES <= count; i += LANES) largest = greater(largest, bits(load(src + i)) & 0x7fffffff);
-    int32_t worst = 0;
-    for (int l = 0; l < LANES; ++l) worst = largest[l] > worst ? largest[l] : worst;
-    for (; i < count; ++i) {
-        int32_t u;
-        std::memcpy(&u, src + i, 4);
-        u &= 0x7fffffff;
-        worst = u > worst ? u : worst;
+    for (; i + 4 * LANES <= count; i += 4 * LANES)
+        for (int k = 0; k < 4; ++k)
+            largest[k] = greater(largest[k], bits(absolute(load(src + i + k * LANES))));
+    for (; i < count; i += LANES) {
+        vf v = {};
+        std::memcpy(&v, src + i, (size_t)(count - i < LANES ? count - i : LANES) * sizeof *src);
+        largest[0] = greater(largest[0], bits(absolute(v)));
     }
-    return worst < 0x7f800000;
+    for (int k = 1; k < 4; ++k) largest[0] = greater(largest[0], largest[k]);
+    bool finite = true;
+    for (int l = 0; l < LANES; ++l) finite &= largest[0][l] < infinity;
+    return finite;
 }
 
 }  // namespace panels
