@@ -51,30 +51,31 @@ def options(
 
 
 def main() -> None:
-    """Run the app; a JambaError or OSError is one line on stderr, Ctrl-C is 130, a traceback only with --debug."""
+    """Run the app and leave with its exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+
+    An error is one line on stderr; a traceback only with --debug.
+    """
     debug = "--debug" in sys.argv
-    for name in ("SIGTERM", "SIGHUP"):
-        with contextlib.suppress(AttributeError, ValueError):  # not on this platform, or not in the main thread
-            # Leave through the stack, so that temporary files are removed on the way.
-            signal.signal(getattr(signal, name), lambda number, frame: sys.exit(128 + number))
     try:
-        app()
-    except KeyboardInterrupt:
+        sys.exit(app(standalone_mode=False) or 0)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(2)
+    except click.ClickException as error:
+        _fail(error.format_message(), error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:
-        # The reader (head, less) has gone: not an error. Keep the interpreter's last flush from complaining.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except (JambaError, OSError, MemoryError) as error:
         if debug:
             raise
-        text = " ".join(str(error).split()) or type(error).__name__
-        print(f"error: {text}", file=sys.stderr)
-        sys.exit(error.exit_code if isinstance(error, JambaError) else 1)
+        _fail(str(error) or type(error).__name__, error.exit_code if isinstance(error, JambaError) else 1)
     except Exception as error:
         if debug:
             raise
-        text = " ".join(str(error).split())
-        print(f"error: internal: {type(error).__name__}: {text}; run again with --debug and report it", file=sys.stderr)
-        sys.exit(1)
+        _fail(f"internal: {type(error).__name__}: {error}; run again with --debug and report it", 1)
+
+
+def _fail(text: str, code: int) -> NoReturn:
+    print(f"error: {' '.join(text.split())}", file=sys.stderr)
+    sys.exit(code)

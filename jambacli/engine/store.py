@@ -16,7 +16,6 @@ import contextlib
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -304,7 +303,7 @@ class PrefixStore:
 
 def _write(path: Path, data: bytes | memoryview, durable: bool) -> None:
     """Write under a temporary name and rename: a killed process leaves the old file, the new one, or an orphan."""
-    part = path.with_name(f".{os.getpid()}.{secrets.token_hex(4)}.part")
+    part = path.with_name(f".{os.getpid()}.{os.urandom(4).hex()}.part")
     fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with os.fdopen(fd, "wb") as file:

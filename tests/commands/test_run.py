@@ -1,0 +1,125 @@
+"""``jamba run`` as a user types it: prompts from everywhere, pure stdout, exit codes, figures."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.engine.small import small_file
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(small_file(tmp_path_factory.mktemp("models"), "q8_0"))
+
+
+def jamba(*arguments: str, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-m", "jambacli", *arguments],
+        input=stdin,
+        stdin=subprocess.DEVNULL if stdin is None else None,
+        capture_output=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_the_text_alone_goes_to_stdout_and_equals_the_decoded_tokens(model: str) -> None:
+    from jambacli import Jamba
+
+    prompt = "Count the herons 🙂 שלום"
+    done = jamba("run", model, prompt, "--temp", "0", "-n", "30", "--stats")
+    assert done.returncode == 0
+    session = Jamba.load(model).session(store=False)
+    expected = "".join(session.send(prompt, max_tokens=30, temperature=0))
+    assert done.stdout == expected.encode()
+    assert b"prefill" in done.stderr and b"tokens/s" in done.stderr
+
+
+def test_the_prompt_comes_from_argument_file_and_stdin_together(model: str, tmp_path: Path) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_text("from the file", encoding="utf-8")
+    done = jamba("run", model, "say:", "-f", str(file), "--json", "-n", "2", "--temp", "0", stdin=b"from the pipe")
+    together = json.loads(done.stdout)
+    alone = jamba("run", model, "say:\n\nfrom the file\n\nfrom the pipe", "--json", "-n", "2", "--temp", "0")
+    assert together["prompt_tokens"] == json.loads(alone.stdout)["prompt_tokens"]
+    assert together["text"] == json.loads(alone.stdout)["text"]
+    assert together["generated_tokens"] == 2 and together["finish"] == "length"
+
+
+def test_raw_continues_and_a_seed_reproduces(model: str) -> None:
+    options = ("run", model, "the quick", "--raw", "--temp", "1", "-n", "20", "--no-store")
+    first, again = jamba(*options, "--seed", "5"), jamba(*options, "--seed", "5")
+    other = jamba(*options, "--seed", "6")
+    assert first.stdout == again.stdout != other.stdout
+
+
+def test_the_second_run_reads_nothing_again(model: str) -> None:
+    options = ("run", model, "How many herons? " * 20, "--json", "-n", "2")
+    first, second = (json.loads(jamba(*options).stdout) for _ in range(2))
+    assert first["reused_tokens"] < 10
+    assert second["prefilled_tokens"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["run", "nowhere.gguf", "hi"], 1, "nowhere.gguf"),
+        (["run", "MODEL", "hi", "--ctx", "many"], 2, "--ctx"),
+        (["run", "MODEL", "hi", "--ctx", "300m"], 2, "--ctx"),
+        (["run", "MODEL", "hi", "--temp", "-1"], 2, "--temp"),
+        (["run", "MODEL", "hi", "--kv-type", "q3"], 2, "q3"),
+        (["run", "MODEL"], 2, "no prompt"),
+        (["run", "MODEL", "-f", "no-such-file"], 1, "no-such-file"),
+        (["run", "MODEL", "hi " * 50, "--ctx", "16"], 1, "context"),
+        (["bench", "MODEL", "--compare", "ollama"], 2, "ollama"),
+        (["bench", "--shape", "jamba-huge"], 2, "jamba-huge"),
+    ],
+)
+def test_mistakes_get_one_line_and_the_right_code(model: str, arguments: list[str], code: int, words: str) -> None:
+    done = jamba(*[model if a == "MODEL" else a for a in arguments])
+    error = done.stderr.decode().strip().splitlines()
+    assert done.returncode == code, error
+    assert words in error[-1] and error[-1].startswith("error:")
+    assert done.stdout == b"" and "Traceback" not in done.stderr.decode()
+
+
+def test_ctrl_c_keeps_what_was_said(model: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jambacli", "run", model, "go on", "-n", "100000", "--no-store"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stdout is not None
+    first = process.stdout.read(1)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=60)
+    assert process.returncode in (0, 130)
+    assert first + rest
+
+
+def test_with_no_model_the_demonstration_model_answers_and_says_what_it_is() -> None:
+    done = jamba("run", "hello", "-n", "3")
+    assert done.returncode == 0
+    assert b"demonstration" in done.stderr
+
+
+def test_bench_prints_a_table_json_and_csv(model: str) -> None:
+    options = ("bench", model, "-p", "32", "-n", "4", "-r", "2", "-d", "0,16")
+    table = jamba(*options).stdout.decode()
+    assert all(name in table for name in ("pp32", "tg4", "pp32 @ d16", "tg4 @ d16"))
+    rows = json.loads(jamba(*options, "-o", "json").stdout)
+    assert [r["test"] for r in rows] == ["pp32", "tg4", "pp32 @ d16", "tg4 @ d16"]
+    assert all(len(r["repetitions"]) == 2 and r["tokens_per_second"] > 0 for r in rows)
+    text = jamba(*options, "-o", "csv").stdout.decode().splitlines()
+    assert len(text) == 5 and text[0].startswith("model,")
