@@ -1,7 +1,21 @@
 """The C++ kernels for CPUs, through ctypes; knows nothing of models, files or torch tensors beyond their addresses.
 
 ``available()`` says whether the library was built; without it every caller uses ``kernels.reference``. Kernels run on
-torch's own OpenMP pool, so there is one pool in the process.
+torch's own OpenMP pool, so there is one pool in the process. ``JAMBA_CPU_ISA`` lowers the instruction set.
+
+Few tokens (``steps``, 1 to ``steps.MOST_TOKENS``): a model is a list of steps, made once,
+
+    program = Program([MambaStep(attn_norm, eps, in_proj=..., ...), MlpStep(ffn_norm, eps, gate=..., up=..., down=...),
+                       ..., AttentionStep(...), ExpertsStep(...), ..., LogitsStep(output_norm, eps, output)])
+
+a sequence's tensors are bound to it (again whenever a KV cache has been reallocated), and one call decodes:
+
+    binding = program.bind([(conv, ssm), None, ..., (k, v), None, ..., None])    # one entry a step
+    x = embed(ids, token_embd)                                                   # float32 [m, hidden]
+    program.run(x, n_past, binding, logits)                                      # logits float32 [n, vocab], last n tokens
+
+Results are bit-identical whatever the number of threads, and whether tokens come one or several at a time. ``linear`` and
+``run_single`` do one product or one step. Many tokens at once: ``prefill``.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ void linear(const Matrix& w, const float* x, int64_t m, int64_t ldx, float* y, i
             a.f = const_cast<float*>(x);
             a.f_stride = ldx;
         }
-        team.chunks(w.rows, chunk_rows(w, w.rows, team.size), [&](int64_t r0, int64_t r1) {
+        team.chunks(w.rows, chunk_rows(w.row_bytes, w.rows, team.size, 4), [&](int64_t r0, int64_t r1) {
             k.gemv[w.type](rows_of(w), a.view(), nullptr, static_cast<int>(m), r0, r1, y, ldy);
         });
     });

@@ -41,11 +41,14 @@ def library() -> ctypes.CDLL | None:
 
 
 def _declare(lib: ctypes.CDLL) -> None:
-    """The C signatures of the entry points (gemv.cpp, threads.cpp)."""
+    """The C signatures of the entry points (decode.cpp, embed.cpp, gemv.cpp, threads.cpp)."""
     pointer, i64, i32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     lib.kernels_set_openmp.argtypes = [pointer, pointer, pointer]
     lib.kernels_set_openmp.restype = None
     lib.kernels_linear.argtypes = [pointer, pointer, i64, i64, pointer, i64, i32]
+    lib.kernels_embed.argtypes = [pointer, pointer, i64, pointer]
+    lib.kernels_check_step.argtypes = [i64, pointer]
+    lib.kernels_decode.argtypes = [pointer, i64, pointer, pointer, pointer, i64, i64, pointer, i64, i32]
     lib.kernels_read_bandwidth.argtypes = [pointer, i64, i32]
     lib.kernels_read_bandwidth.restype = ctypes.c_double
 

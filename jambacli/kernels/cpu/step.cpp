@@ -48,11 +48,11 @@ void quantize_part(const Ops& ops, const ActBuffer& a, int64_t token, int64_t n,
     ops.quantize(f, begin, end, a.row(token));
 }
 
-int64_t chunk_rows(const Matrix& w, int64_t rows, int team_size) {
+int64_t chunk_rows(int64_t row_bytes, int64_t rows, int team_size, int64_t unit) {
     constexpr int64_t kChunkBytes = 128 << 10;
-    const int64_t by_bytes = kChunkBytes / std::max<int64_t>(1, w.row_bytes);
+    const int64_t by_bytes = kChunkBytes / std::max<int64_t>(1, row_bytes);
     const int64_t by_team = rows / (4 * static_cast<int64_t>(team_size));
-    return std::max<int64_t>(1, std::min(by_bytes, by_team) / 32) * 32;
+    return std::max<int64_t>(1, std::min(by_bytes, by_team) / unit) * unit;
 }
 
 int check_matrix(const Matrix& w) {

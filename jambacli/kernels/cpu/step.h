@@ -57,8 +57,14 @@ inline Rows rows_of(const Matrix& w, int64_t index = 0) {
     return {w.data + index * w.rows * w.row_bytes, w.row_bytes, w.cols, w.scale ? w.scale + index * w.rows : nullptr};
 }
 
-// Rows a thread takes at a time: about 128 KB of weights, a multiple of 32, yet some for everyone.
-int64_t chunk_rows(const Matrix& w, int64_t rows, int team_size);
+// The same from row `first` on.
+inline Rows rows_from(const Matrix& w, int64_t first) {
+    return {w.data + first * w.row_bytes, w.row_bytes, w.cols, w.scale ? w.scale + first : nullptr};
+}
+
+// Rows a thread takes at a time: about 128 KB of weights, a multiple of `unit`, yet some for everyone. `row_bytes` is what
+// one row costs to read.
+int64_t chunk_rows(int64_t row_bytes, int64_t rows, int team_size, int64_t unit);
 
 // kOk, or why this matrix cannot be multiplied here.
 int check_matrix(const Matrix& w);

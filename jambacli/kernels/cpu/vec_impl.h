@@ -63,7 +63,10 @@ void add(float* x, const float* y, int64_t n) {
 void add_scaled(float* y, const float* x, float w, int64_t n) {
     int64_t i = 0;
     for (; i + kLanes <= n; i += kLanes) store(y + i, fma(load(x + i), set1(w), load(y + i)));
-    for (; i < n; ++i) y[i] += w * x[i];
+    if (i < n) {  // fused as above: a value must not depend on where a thread's share ends
+        const int rest = static_cast<int>(n - i);
+        store_few(y + i, fma(load_few(x + i, rest), set1(w), load_few(y + i, rest)), rest);
+    }
 }
 
 void conv_step(const MambaShape& s, const float* x, const float* weight, const float* bias, float* state, int64_t c0,
