@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
+import click
 import typer
 
 from jambacli import __version__, ui
@@ -56,6 +56,10 @@ def main() -> None:
     An error is one line on stderr; a traceback only with --debug.
     """
     debug = "--debug" in sys.argv
+    for name in ("SIGTERM", "SIGHUP"):
+        with contextlib.suppress(AttributeError, ValueError):  # not on this platform, or not in the main thread
+            # Leave through the stack, so that temporary files are removed on the way.
+            signal.signal(getattr(signal, name), lambda number, frame: sys.exit(128 + number))
     try:
         sys.exit(app(standalone_mode=False) or 0)
     except click.exceptions.NoArgsIsHelpError as error:
