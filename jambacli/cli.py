@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
-import click
 import typer
 
 from jambacli import __version__, ui
 from jambacli.commands import bench, cache, chat, convert, quantize, run, sessions, show
 from jambacli.errors import JambaError
+
+# Click's base of every command line error; typer brings its own copy of click or not, by version.
+_CommandLineError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 app = typer.Typer(
     name="jamba",
@@ -62,12 +64,12 @@ def main() -> None:
             signal.signal(getattr(signal, name), lambda number, frame: sys.exit(128 + number))
     try:
         sys.exit(app(standalone_mode=False) or 0)
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        sys.exit(2)
-    except click.ClickException as error:
+    except _CommandLineError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+            sys.exit(2)
         _fail(error.format_message(), error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except (JambaError, OSError, MemoryError) as error:
