@@ -51,7 +51,7 @@ def quantize(
     threads: Annotated[
         int | None, typer.Option("--threads", "-t", min=1, help="CPU threads; default: the cores.")
     ] = None,
-    device: Annotated[str, typer.Option("--device", help="cpu, or a CUDA device: same bytes.")] = "cpu",
+    device: Annotated[str, typer.Option("--device", help="cpu, or a CUDA device: cuda, cuda:1.")] = "cpu",
     allow_requantize: Annotated[
         bool, typer.Option("--allow-requantize", help="Also quantize what is quantized already.")
     ] = False,
@@ -99,7 +99,11 @@ def quantize(
         if not keep_split and split_max_size is None:
             refuse_existing(target, force)
         start = time.monotonic()
-        result = weights.quantize(plan, target)
+        try:
+            result = weights.quantize(plan, target)
+        except KeyboardInterrupt:
+            ui.warn(f"interrupted; {target} was not written")
+            raise
         _tell(plan, result, time.monotonic() - start)
     if report:
         print(json.dumps(_report_json(plan, result), indent=2) if as_json else "\n".join(_report_lines(plan, result)))

@@ -140,8 +140,8 @@ def test_without_the_c_library_torch_writes_the_same_file(
     source: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, other = tmp_path / "native.gguf", tmp_path / "torch.gguf"
-    # The torch searches are slow on a CPU: one small tensor in a K-quant will do.
-    arguments = ("--type", kind, "--tensor-type", "attn_k=q4_k")
+    # The torch searches are slow on a CPU: the simpler formats will do here.
+    arguments = ("--type", kind, "--tensor-type", "attn=q5_1")
     assert run(source, one, *arguments, monkeypatch=monkeypatch) == 0
     monkeypatch.setattr(native, "library", lambda: None)
     assert run(source, other, *arguments, monkeypatch=monkeypatch) == 0
@@ -465,7 +465,7 @@ def test_an_interrupt_leaves_what_was_there(
 
     monkeypatch.setattr(panels.Encoder, "encode", interrupted)
     assert run(source, target, "--force", monkeypatch=monkeypatch) == 130
-    assert "Traceback" not in capsys.readouterr().err
+    assert f"warning: interrupted; {target} was not written" in capsys.readouterr().err
     assert target.read_bytes() == b"precious"
     assert list(tmp_path.iterdir()) == [target]
 
