@@ -47,21 +47,35 @@ def reference_ops() -> Ops:
 
 
 def cpu_ops() -> Ops:
-    """The C++ library's operations (``kernels.cpu.available()`` must hold), torch's where it has none."""
-    from jambacli.kernels import reference as r
-    from jambacli.kernels.cpu import prefill as p
+    """The C++ library's operations (``kernels.cpu.available()`` must hold); for formats it lacks, torch's.
+
+    A few rows are multiplied with the blocks as they are, many with blocks expanded once for all of them. A whole model
+    on a few tokens goes faster still through ``kernels.cpu.steps``, which ``model.decode`` uses.
+    """
+    from jambacli.kernels import reference
+    from jambacli.kernels.cpu import prefill, steps
+    from jambacli.kernels.cpu.structs import NATIVE_TYPES
+
+    def embed(ids: torch.Tensor, w: QTensor) -> torch.Tensor:
+        native = w.format.ggml_type in NATIVE_TYPES
+        return steps.embed(ids, w) if native else reference.embed(ids, w)
+
+    def linear(x: torch.Tensor, w: QTensor) -> torch.Tensor:
+        if x.shape[0] <= steps.MOST_TOKENS and w.format.ggml_type in NATIVE_TYPES:
+            return steps.linear(x.contiguous(), w)
+        return prefill.linear(x, w)
 
     return Ops(
         name="cpu",
-        embed=r.embed,
-        linear=p.linear,
-        mlp=p.mlp,
-        experts=p.experts,
-        rms_norm=p.rms_norm,
-        causal_conv=p.causal_conv,
-        selective_scan=p.selective_scan,
-        kv_store=r.kv_store,
-        attention=p.attention,
+        embed=embed,
+        linear=linear,
+        mlp=prefill.mlp,
+        experts=prefill.experts,
+        rms_norm=prefill.rms_norm,
+        causal_conv=prefill.causal_conv,
+        selective_scan=prefill.selective_scan,
+        kv_store=reference.kv_store,
+        attention=prefill.attention,
     )
 
 

@@ -8,7 +8,7 @@ logits = output(rms_norm(x))                                            ffn: one
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -20,6 +20,9 @@ from jambacli.model.mamba import Mamba
 from jambacli.model.moe import MLP, MoE
 from jambacli.model.state import KVCache, MambaState, SequenceState
 from quant.formats import QTensor
+
+if TYPE_CHECKING:
+    from jambacli.model.decode import Decoder
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,8 @@ class JambaModel:
     output_norm: torch.Tensor
     output: QTensor
     ops: Ops
+    #: Runs a few tokens in one call where the backend can; what it computes is what the layers say.
+    decoder: Decoder | None = None
     #: Keeps what the weights are views of (a mapped file) open as long as the model lives.
     source: Any = None
 
@@ -87,12 +92,16 @@ class JambaModel:
         if low < 0 or high >= self.config.vocab_size:
             raise JambaError(f"token {low if low < 0 else high} is not in the vocabulary of {self.config.vocab_size}")
         state.begin(n_tokens)
+        n_logits = {"last": 1, "all": n_tokens, "none": 0}[logits]
         x = self.ops.embed(ids, self.token_embd)
+        if self.decoder is not None and n_tokens <= self.decoder.most_tokens:
+            out = self.decoder.run(x, state, n_logits)
+            state.commit(n_tokens)
+            return out if n_logits else None
         for layer, part in zip(self.layers, state.layers, strict=True):
             x = layer.forward(x, part, state.position, self.ops)
         state.commit(n_tokens)
-        if logits == "none":
+        if n_logits == 0:
             return None
-        if logits == "last":
-            x = x[-1:]
-        return self.ops.linear(self.ops.rms_norm(x, self.output_norm, self.config.rms_eps), self.output)
+        x = self.ops.rms_norm(x[n_tokens - n_logits :], self.output_norm, self.config.rms_eps)
+        return self.ops.linear(x, self.output)

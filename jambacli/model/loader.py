@@ -44,16 +44,17 @@ def build(config: JambaConfig, tensor: GetTensor, *, ops: Ops | None = None, sou
 
     ``ops``: the backend, ``choose_ops()`` where it is None. ``source``: what the tensors are views of, kept alive.
     """
+    ops = ops or choose_ops()
     token_embd = tensor("token_embd.weight")
-    return JambaModel(
-        config=config,
-        token_embd=token_embd,
-        layers=tuple(_layer(config, i, tensor) for i in range(config.n_layers)),
-        output_norm=_values(tensor("output_norm.weight")),
-        output=token_embd if config.tied_embeddings else tensor("output.weight"),
-        ops=ops or choose_ops(),
-        source=source,
-    )
+    layers = tuple(_layer(config, i, tensor) for i in range(config.n_layers))
+    output_norm = _values(tensor("output_norm.weight"))
+    output = token_embd if config.tied_embeddings else tensor("output.weight")
+    decoder = None
+    if ops.name == "cpu":
+        from jambacli.model.decode import make_decoder
+
+        decoder = make_decoder(layers, output_norm, output, config.rms_eps)
+    return JambaModel(config, token_embd, layers, output_norm, output, ops, decoder, source)
 
 
 def _values(w: QTensor) -> torch.Tensor:

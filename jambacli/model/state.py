@@ -74,16 +74,17 @@ class KVCache:
         """Bytes allocated (pages never written do not count as resident memory)."""
         return self.k.nbytes + self.v.nbytes
 
-    def reserve(self, tokens: int, used: int, limit: int) -> None:
-        """Make room for ``tokens``, keeping the first ``used``; never more room than ``limit``."""
+    def reserve(self, tokens: int, used: int, limit: int) -> bool:
+        """Make room for ``tokens``, keeping the first ``used``; never more than ``limit``. True when the cache moved."""
         if tokens <= self.k.shape[0]:
-            return
+            return False
         capacity = min(max(tokens, 2 * self.k.shape[0], _FIRST_TOKENS), limit)
         for name in ("k", "v"):
             old = getattr(self, name)
             new = old.new_empty(capacity, *old.shape[1:])
             new[:used] = old[:used]
             setattr(self, name, new)
+        return True
 
 
 class SequenceState:
@@ -113,6 +114,8 @@ class SequenceState:
         self.device = torch.device(device)
         self.position = 0
         self.kv_tokens = 0
+        #: How often a cache has moved to grow: whoever keeps addresses of them looks here.
+        self.moves = 0
         #: Set while a forward pass is under way; still set afterwards when the pass was interrupted.
         self.torn = False
         self.conv = torch.zeros(config.n_mamba_layers, config.d_inner, config.d_conv - 1, device=self.device)
@@ -231,8 +234,8 @@ class SequenceState:
         self.kv_tokens = stop
 
     def _reserve(self, tokens: int) -> None:
-        for cache in self.caches:
-            cache.reserve(tokens, self.kv_tokens, self.ctx)
+        moved = [cache.reserve(tokens, self.kv_tokens, self.ctx) for cache in self.caches]
+        self.moves += any(moved)
 
     def _overwrite(self, first: int) -> None:
         """Tokens from ``first`` on are about to be replaced, if there are any: checkpoints beyond it are void."""
