@@ -1,0 +1,114 @@
+"""The whole model for a few tokens as one call into the C++ library; knows nothing of files, text or of prefill.
+
+Decoding a token is a few hundred small products: taking them one by one through Python costs as much as computing them.
+So the layers' steps are listed once, and the library runs the list. What they compute is what ``Layer.forward`` says.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from jambacli.kernels.cpu import steps
+from jambacli.kernels.cpu.structs import NATIVE_TYPES
+from jambacli.model.attention import Attention
+from jambacli.model.moe import MLP
+from jambacli.model.state import KV_DTYPES, KVCache, SequenceState
+from quant.formats import QTensor
+
+if TYPE_CHECKING:
+    from jambacli.model.jamba import Layer
+
+
+class Decoder:
+    """A model's layers and output as lists of steps, one list for each KV type in use."""
+
+    #: Tokens up to which this beats the operations made for many.
+    most_tokens = steps.MOST_TOKENS
+
+    def __init__(self, layers: Sequence[Layer], output_norm: torch.Tensor, output: QTensor, eps: float) -> None:
+        self._layers = layers
+        self._logits = steps.LogitsStep(output_norm, eps, output)
+        self._programs: dict[str, steps.Program] = {}
+        self._bindings: weakref.WeakKeyDictionary[SequenceState, tuple[int, steps.Binding]] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    def run(self, x: torch.Tensor, state: SequenceState, n_logits: int) -> torch.Tensor:
+        """Append the tokens embedded as x float32 [T, hidden] (overwritten); logits float32 [n_logits, vocab]."""
+        program = self._programs.get(state.kv_type)
+        if program is None:
+            program = self._programs[state.kv_type] = self._program(KV_DTYPES[state.kv_type])
+        moves, binding = self._bindings.get(state, (-1, None))
+        if binding is None or moves != state.moves:
+            binding = program.bind(_parts(state))
+            self._bindings[state] = state.moves, binding
+        logits = torch.empty(n_logits, program.n_out)
+        program.run(x, state.position, binding, logits)
+        return logits
+
+    def _program(self, kv_dtype: torch.dtype) -> steps.Program:
+        listed: list[steps.Step] = []
+        for layer in self._layers:
+            listed += [_mixer_step(layer, kv_dtype), _ffn_step(layer)]
+        return steps.Program([*listed, self._logits])
+
+
+def make_decoder(layers: Sequence[Layer], output_norm: torch.Tensor, output: QTensor, eps: float) -> Decoder | None:
+    """A decoder, or None where a weight's format has no C++ kernel (then the operations do it one by one)."""
+    weights = [output, *(w for layer in layers for part in (layer.mixer, layer.ffn) for w in vars(part).values())]
+    if any(isinstance(w, QTensor) and w.format.ggml_type not in NATIVE_TYPES for w in weights):
+        return None
+    return Decoder(layers, output_norm, output, eps)
+
+
+def _parts(state: SequenceState) -> list[tuple[torch.Tensor, torch.Tensor] | None]:
+    """What each step keeps of a sequence: mixers and feed-forward networks in turn, then the logits."""
+    parts: list[tuple[torch.Tensor, torch.Tensor] | None] = []
+    for part in state.layers:
+        parts += [(part.k, part.v) if isinstance(part, KVCache) else (part.conv, part.ssm), None]
+    return [*parts, None]
+
+
+def _mixer_step(layer: Layer, kv_dtype: torch.dtype) -> steps.Step:
+    m = layer.mixer
+    if isinstance(m, Attention):
+        return steps.AttentionStep(
+            layer.attn_norm,
+            layer.eps,
+            q=m.q,
+            k=m.k,
+            v=m.v,
+            out=m.output,
+            n_heads=m.n_heads,
+            n_kv_heads=m.n_kv_heads,
+            kv_dtype=kv_dtype,
+        )
+    return steps.MambaStep(
+        layer.attn_norm,
+        layer.eps,
+        in_proj=m.ssm_in,
+        conv_weight=m.conv_weight,
+        conv_bias=m.conv_bias,
+        x_proj=m.ssm_x,
+        dt_norm=m.dt_norm,
+        b_norm=m.b_norm,
+        c_norm=m.c_norm,
+        dt_proj=m.ssm_dt,
+        dt_bias=m.dt_bias,
+        A=m.A,
+        D=m.D,
+        out_proj=m.ssm_out,
+    )
+
+
+def _ffn_step(layer: Layer) -> steps.Step:
+    f = layer.ffn
+    if isinstance(f, MLP):
+        return steps.MlpStep(layer.ffn_norm, layer.eps, gate=f.gate, up=f.up, down=f.down)
+    return steps.ExpertsStep(
+        layer.ffn_norm, layer.eps, router=f.router, gate=f.gate, up=f.up, down=f.down, top_k=f.top_k
+    )
