@@ -1,4 +1,4 @@
-"""Tiny models gain nothing from threads, and lose much on a busy machine: one thread, except where a test asks for more."""
+"""Both backends for the tests of this folder, on one thread: tiny models gain nothing from more, least on a busy machine."""
 
 from __future__ import annotations
 
@@ -6,6 +6,18 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+
+from jambacli.kernels import Ops, cpu, cpu_ops, reference_ops
+
+
+@pytest.fixture(scope="module", params=["reference", "cpu"])
+def ops(request: pytest.FixtureRequest) -> Ops:
+    """Plain torch, then the C++ library (skipped where it was not built)."""
+    if request.param == "reference":
+        return reference_ops()
+    if not cpu.available():
+        pytest.skip("the C++ kernels were not built")
+    return cpu_ops()
 
 
 @pytest.fixture(autouse=True, scope="package")

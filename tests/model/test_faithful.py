@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import pytest
 import torch
 
-from jambacli.model.jamba import JambaModel
+from jambacli.kernels import Ops
 from tests.checkpoints import random_model
 from tests.model.hf import FAITHFUL, from_transformers, position_errors, truth
 
@@ -15,15 +16,17 @@ POSITIONS = 512
 
 
 @functools.cache
-def case(name: str, tokens: int) -> tuple[JambaModel, torch.Tensor, torch.Tensor]:
+def case(name: str, tokens: int) -> tuple[Any, torch.Tensor, torch.Tensor]:
+    """The transformers model, tokens, and its logits after each of them."""
     shape, changes = FAITHFUL[name]
     hf = random_model(shape, seed=1, **changes)
     ids = torch.randint(0, 512, (tokens,), generator=torch.Generator().manual_seed(5))
-    return from_transformers(hf), ids, truth(hf, ids)
+    return hf, ids, truth(hf, ids)
 
 
-def check(name: str, tokens: int) -> None:
-    model, ids, expected = case(name, tokens)
+def check(name: str, tokens: int, ops: Ops) -> None:
+    hf, ids, expected = case(name, tokens)
+    model = from_transformers(hf, ops)
     got = model.forward(ids, model.new_state(tokens, "f32"), logits="all")
     assert got is not None
     for error in position_errors(got, expected):
@@ -33,20 +36,21 @@ def check(name: str, tokens: int) -> None:
 
 
 @pytest.mark.parametrize("name", FAITHFUL)
-def test_logits_equal_transformers(name: str) -> None:
-    check(name, 96)
+def test_logits_equal_transformers(name: str, ops: Ops) -> None:
+    check(name, 96, ops)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAITHFUL)
-def test_logits_equal_transformers_over_512_positions(name: str) -> None:
-    check(name, POSITIONS)
+def test_logits_equal_transformers_over_512_positions(name: str, ops: Ops) -> None:
+    check(name, POSITIONS, ops)
 
 
 @pytest.mark.parametrize("pieces", [[1] * 96, [2] * 48, [64, 32], [31, 1, 7, 57], [95, 1], [1, 95]], ids=str)
 @pytest.mark.parametrize("name", ["16 experts, top 2", "attention 4/1", "odd sizes"])
-def test_any_split_of_a_sequence_gives_the_same_logits(name: str, pieces: list[int]) -> None:
-    model, ids, expected = case(name, 96)
+def test_any_split_of_a_sequence_gives_the_same_logits(name: str, pieces: list[int], ops: Ops) -> None:
+    hf, ids, expected = case(name, 96)
+    model = from_transformers(hf, ops)
     state = model.new_state(96, "f32")
     got = []
     for piece in ids.split(pieces):
@@ -57,8 +61,9 @@ def test_any_split_of_a_sequence_gives_the_same_logits(name: str, pieces: list[i
         assert error.max() < 1e-4
 
 
-def test_which_logits_are_returned() -> None:
-    model, ids, expected = case("attention 4/1", 96)
+def test_which_logits_are_returned(ops: Ops) -> None:
+    hf, ids, expected = case("attention 4/1", 96)
+    model = from_transformers(hf, ops)
     last = model.forward(ids, model.new_state(96, "f32"), logits="last")
     assert last is not None
     assert last.shape == (1, 512)

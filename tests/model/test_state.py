@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from jambacli.errors import JambaError, UnsupportedError, UsageError
+from jambacli.kernels import Ops
 from jambacli.model.config import JambaConfig
 from jambacli.model.jamba import JambaModel
 from jambacli.model.state import ContextFullError, SequenceState
@@ -16,8 +17,8 @@ from tests.model.hf import from_transformers
 
 
 @pytest.fixture(scope="module")
-def model() -> JambaModel:
-    return from_transformers(random_model("moe4", seed=3))
+def model(ops: Ops) -> JambaModel:
+    return from_transformers(random_model("moe4", seed=3), ops)
 
 
 def ids(n: int, seed: int = 0) -> torch.Tensor:
@@ -123,8 +124,8 @@ def test_ids_outside_the_vocabulary_are_refused(model: JambaModel, bad: int) -> 
 
 
 def test_interrupted_pass_must_be_restored(model: JambaModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokens = ids(30)
-    straight = run(model, model.new_state(64), tokens, [20, 10])
+    tokens = ids(50)
+    straight = run(model, model.new_state(64), tokens, [20, 30])
     state = model.new_state(64)
     run(model, state, tokens[:20], [20])
     checkpoint = state.snapshot()
@@ -148,7 +149,7 @@ def test_interrupted_pass_must_be_restored(model: JambaModel, monkeypatch: pytes
     with pytest.raises(JambaError, match="interrupted"):
         state.snapshot()
     state.restore(checkpoint)
-    assert torch.equal(run(model, state, tokens[20:], [10]), straight[20:])
+    assert torch.equal(run(model, state, tokens[20:], [30]), straight[20:])
 
 
 def config(**changes: Any) -> JambaConfig:
@@ -197,9 +198,9 @@ def test_foreign_keys_are_refused(model: JambaModel) -> None:
         state.checkpoint(3, torch.zeros(1, 2, 3), state.ssm)
 
 
-def test_a_model_without_attention_keeps_no_keys() -> None:
+def test_a_model_without_attention_keeps_no_keys(ops: Ops) -> None:
     hf = random_model("moe4", seed=1, num_hidden_layers=3, attn_layer_period=8, attn_layer_offset=4)
-    model = from_transformers(hf)
+    model = from_transformers(hf, ops)
     tokens = ids(12)
     straight = run(model, model.new_state(20), tokens, [7, 5])
     old = model.new_state(20)
