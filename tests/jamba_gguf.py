@@ -95,6 +95,8 @@ def stays_f32(name: str, dims: tuple[int, ...]) -> bool:
 def weights(name: str, dims: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     """Weights as trained ones are spread: near normal, rows of different scale, a few far out."""
     values = rng.standard_normal(dims, dtype=np.float32)
+    if name.endswith("ssm_a"):
+        return np.asarray(-np.exp(values))  # decay rates: any other sign would blow the state up
     if len(dims) > 1:
         values *= np.exp(0.5 * rng.standard_normal((*dims[:-1], 1), dtype=np.float32)) / np.sqrt(dims[-1])
         values[rng.random(dims, dtype=np.float32) < 1e-3] *= 8
