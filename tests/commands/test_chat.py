@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.test_run import jamba
+from tests.commands.cli_runner import jamba
 from tests.engine.small import small_file
 
 

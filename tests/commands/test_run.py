@@ -12,23 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands.cli_runner import jamba
 from tests.engine.small import small_file
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(small_file(tmp_path_factory.mktemp("models"), "q8_0"))
-
-
-def jamba(*arguments: str, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
-        [sys.executable, "-m", "jambacli", *arguments],
-        input=stdin,
-        stdin=subprocess.DEVNULL if stdin is None else None,
-        capture_output=True,
-        timeout=300,
-        check=False,
-    )
 
 
 def test_the_text_alone_goes_to_stdout_and_equals_the_decoded_tokens(model: str) -> None:
@@ -89,6 +79,14 @@ def test_mistakes_get_one_line_and_the_right_code(model: str, arguments: list[st
     assert done.returncode == code, error
     assert words in error[-1] and error[-1].startswith("error:")
     assert done.stdout == b"" and "Traceback" not in done.stderr.decode()
+
+
+def test_a_pipe_gets_the_text_in_a_process_of_its_own(model: str) -> None:
+    arguments = ["run", model, "Count the herons", "--temp", "0", "-n", "10"]
+    done = subprocess.run(
+        [sys.executable, "-m", "jambacli", *arguments], stdin=subprocess.DEVNULL, capture_output=True, check=True
+    )
+    assert done.stdout == jamba(*arguments).stdout
 
 
 def test_ctrl_c_keeps_what_was_said(model: str) -> None:
