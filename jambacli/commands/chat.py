@@ -65,12 +65,9 @@ def chat(
     if session is not None and no_store:
         raise UsageError("--session and --no-store exclude one another: a named session is kept on disk")
 
-    from jambacli.engine.api import Jamba
     from jambacli.engine.chat import Chat
 
-    if name is None:
-        ui.note("no model given: using the demonstration model, whose random weights say nothing sensible")
-    model = Jamba.load(name, threads=threads)
+    model = o.load_model(name, threads)
     options: dict[str, Any] = {"ctx": context, "kv_type": kv_type, "store": not no_store}
     options |= {"system": system} if system else {}
     options |= {"read_only": True} if read_only else {}

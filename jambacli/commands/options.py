@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from jambacli import ui
 from jambacli.errors import JambaError, UsageError
 from jambacli.units import parse_size
+
+if TYPE_CHECKING:
+    from jambacli.engine.api import Jamba
 
 _SAMPLING = "Sampling"
 _RUNTIME = "Runtime"
@@ -63,6 +67,21 @@ NoStore = Annotated[
 ]
 
 MAX_INPUT = 256 << 20
+
+
+def load_model(name: str | None, threads: int | None) -> Jamba:
+    """The model of that name; without one the last used or the demonstration model, and a note that says which."""
+    from jambacli.engine.api import Jamba
+    from jambacli.hub.resolve import last_used
+
+    if name is None:
+        path = last_used()
+        ui.note(
+            f"no model given: using {path}, the last used"
+            if path
+            else "no model given: using the demonstration model, whose random weights say nothing sensible"
+        )
+    return Jamba.load(name, threads=threads)
 
 
 def sampling_options(**given: Any) -> dict[str, Any]:

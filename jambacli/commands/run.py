@@ -69,11 +69,7 @@ def run(
     name, words = _model_and_prompt(first, second)
     prompt = _prompt(words, file)
 
-    from jambacli.engine.api import Jamba
-
-    if name is None:
-        ui.note("no model given: using the demonstration model, whose random weights say nothing sensible")
-    model = Jamba.load(name, threads=threads)
+    model = o.load_model(name, threads)
     session = model.session(ctx=context, kv_type=kv_type, system=system, store=not no_store)
     raw = raw or model.template is None
     if raw and system:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from collections.abc import Mapping, Sequence
@@ -45,26 +46,31 @@ class Jamba:
     def load(cls, name: str | Path | None = None, *, threads: int | None = None) -> Jamba:
         """Load a model by name or by the path of a GGUF file (any part of a split one).
 
-        None is the demonstration model: tiny, random, always there. Weights are mapped, not read. ``threads`` is for
-        the whole process. Raises JambaError for an unknown name or a file that is no sound Jamba GGUF.
+        None is the model used last, else the demonstration model: tiny, random, always there. Weights are mapped, not
+        read. ``threads`` is for the whole process. Raises JambaError for an unknown name or a file that is no sound
+        Jamba GGUF.
         """
-        from jambacli.hub.resolve import resolve_model
+        from jambacli.hub.resolve import last_used, remember_used, resolve_model
         from jambacli.kernels import set_threads
         from jambacli.model.loader import from_gguf
         from jambacli.weights.gguf import GGUFFile
 
-        if name is None:
+        known = last_used() if name is None else resolve_model(str(name))
+        if known is None:
             from jambacli.evaluation.demo import demo_model
 
             path = demo_model()
         else:
-            path = resolve_model(str(name))
+            path = known
         start = time.perf_counter()
         if threads is not None:
             set_threads(threads)
         file = GGUFFile.open(path)
         loaded = cls(from_gguf(file), file.metadata, str(file.metadata.get("general.name") or path.stem), path)
         loaded.load_seconds = time.perf_counter() - start
+        if name is not None:
+            with contextlib.suppress(JambaError, OSError):  # a home that cannot be written loads models all the same
+                remember_used(str(name))
         return loaded
 
     @functools.cached_property
