@@ -69,6 +69,9 @@ const PanelOps* panel_ops(int type);
 // Per instruction set; those of sets this build has no code for are absent.
 extern const PanelOps kPanelsF32Scalar, kPanelsF32Avx2, kPanelsF32Avx512, kPanelsF32Neon, kPanelsBf16, kPanelsAmx;
 
+// Decoders to bf16 panels, for processors with AVX512_BF16.
+DecodeRow bf16_decoder(int type);
+
 // Asks the kernel for AMX's registers, once; false where it refuses.
 bool amx_usable();
 void enter_amx();

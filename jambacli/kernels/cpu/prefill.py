@@ -64,7 +64,7 @@ def _check(status: int, what: str) -> None:
     if status == -2:
         raise MemoryError(f"no memory for the scratch space of {what}")
     if status:
-        raise ValueError(f"{what}: rows of this format and length have no kernel")
+        raise ValueError(f"{what}: no kernel for this format or size")
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:
@@ -213,7 +213,7 @@ def causal_conv(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, state
     _writable(state)
     n_tokens, d_inner = x.shape
     y = torch.empty(n_tokens, d_inner)
-    _library().prefill_conv(
+    status = _library().prefill_conv(
         x.data_ptr(),
         x.stride(0),
         weight.data_ptr(),
@@ -226,6 +226,7 @@ def causal_conv(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, state
         weight.shape[1],
         torch.get_num_threads(),
     )
+    _check(status, f"a convolution over {weight.shape[1]} tokens")
     return y
 
 

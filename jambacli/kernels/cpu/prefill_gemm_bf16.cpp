@@ -1,80 +1,9 @@
-// bf16 panels on AVX-512: decoding blocks to bf16, packing pairs, and the product by vdpbf16ps. AMX uses all but the
-// product. Knows nothing of threads or blocking.
+// bf16 panels on AVX-512: packing pairs, the gate, and the product by vdpbf16ps. AMX uses all but the product. Knows nothing of threads or blocking.
 #include "prefill_bf16.h"
 #include "prefill_tiles.h"
-#include "unpack_avx512.h"
 
 namespace jamba {
 namespace {
-
-// One chunk of 32 values: bytes to scale * byte - offset.
-template <class Format, int c>
-inline void decode_chunk(const Unpacked& u, void* out) {
-    const __m256i values = c % 2 ? _mm512_extracti64x4_epi64(u.w[c / 2], 1) : _mm512_castsi512_si256(u.w[c / 2]);
-    const __m128i parts[2] = {_mm256_castsi256_si128(values), _mm256_extracti128_si256(values, 1)};
-    __m512 x[2];
-    for (int half = 0; half < 2; ++half) {
-        const __m512i group = _mm512_set1_epi32(Format::kGroup == 32 ? c : 2 * c + half);
-        const __m512 scale = _mm512_permutexvar_ps(group, u.scale);
-        x[half] = _mm512_cvtepi32_ps(Format::kSigned ? _mm512_cvtepi8_epi32(parts[half]) : _mm512_cvtepu8_epi32(parts[half]));
-        x[half] = Format::kOffset ? _mm512_fmsub_ps(x[half], scale, _mm512_permutexvar_ps(group, u.offset))
-                                  : _mm512_mul_ps(x[half], scale);
-    }
-    _mm512_storeu_si512(out, to_bf16((vf)x[1], (vf)x[0]));
-}
-
-template <class Format>
-void decode_blocks(const uint8_t* row, int64_t first, int64_t n, float factor, void* out, int64_t step) {
-    const uint8_t* p = row + first / 256 * Format::kBytes;
-    uint16_t* y = static_cast<uint16_t*>(out);
-    Unpacked u;
-    for (; n >= 256; n -= 256, p += Format::kBytes, y += 8 * step) {
-        Format::unpack(p, u);
-        if (factor != 1.0f) u.scale = _mm512_mul_ps(u.scale, _mm512_set1_ps(factor));
-        decode_chunk<Format, 0>(u, y);
-        decode_chunk<Format, 1>(u, y + step);
-        decode_chunk<Format, 2>(u, y + 2 * step);
-        decode_chunk<Format, 3>(u, y + 3 * step);
-        decode_chunk<Format, 4>(u, y + 4 * step);
-        decode_chunk<Format, 5>(u, y + 5 * step);
-        decode_chunk<Format, 6>(u, y + 6 * step);
-        decode_chunk<Format, 7>(u, y + 7 * step);
-    }
-    if (n > 0) {  // the row ends inside 256 values: unpack a copy, for the file may end with the row
-        alignas(64) uint8_t bytes[Format::kBytes] = {};
-        alignas(64) uint16_t values[256];
-        std::memcpy(bytes, p, static_cast<size_t>(n * Format::kBytes / 256));
-        decode_blocks<Format>(bytes, 0, 256, factor, values, kChunk);
-        for (int64_t c = 0; c * kChunk < n; ++c) std::memcpy(y + c * step, values + c * kChunk, kChunk * 2);
-    }
-}
-
-void decode_bf16(const uint8_t* row, int64_t first, int64_t n, float, void* out, int64_t step) {
-    const uint8_t* p = row + first * 2;
-    uint16_t* y = static_cast<uint16_t*>(out);
-    for (; n >= kChunk; n -= kChunk, p += 2 * kChunk, y += step) _mm512_storeu_si512(y, _mm512_loadu_si512(p));
-    if (n > 0) _mm512_storeu_si512(y, _mm512_maskz_loadu_epi16((1u << n) - 1, p));
-}
-
-DecodeRow bf16_decoder(int type) {
-    switch (type) {
-        case kBF16: return decode_bf16;
-        case kI8: return decode_blocks<I8>;
-        case kQ4_0: return decode_blocks<Q4_0>;
-        case kQ4_1: return decode_blocks<Q4_1>;
-        case kQ5_0: return decode_blocks<Q5_0>;
-        case kQ5_1: return decode_blocks<Q5_1>;
-        case kQ8_0: return decode_blocks<Q8_0>;
-        case kQ2_K: return decode_blocks<Q2_K>;
-        case kQ3_K: return decode_blocks<Q3_K>;
-        case kQ4_K: return decode_blocks<Q4_K>;
-        case kQ5_K: return decode_blocks<Q5_K>;
-        case kQ6_K: return decode_blocks<Q6_K>;
-        case kIQ4_NL: return decode_blocks<IQ4_NL>;
-        case kIQ4_XS: return decode_blocks<IQ4_XS>;
-        default: return nullptr;
-    }
-}
 
 void pack_bf16(const float* const* rows, int64_t k, void* out) {
     __m512i* panel = static_cast<__m512i*>(out);

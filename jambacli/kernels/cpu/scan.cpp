@@ -27,14 +27,17 @@ const ScanOps& scan_ops() {
 }  // namespace
 }  // namespace jamba
 
-// silu(causal depthwise convolution + bias) of x f32 [tokens, d_inner] (ConvArgs in scan.h).
-EXPORT void prefill_conv(const float* x, int64_t x_stride, const float* weight, const float* bias, float* state, float* y,
+// silu(causal depthwise convolution + bias) of x f32 [tokens, d_inner] (ConvArgs in scan.h). Returns 0, or -1 for more than
+// 16 taps.
+EXPORT int prefill_conv(const float* x, int64_t x_stride, const float* weight, const float* bias, float* state, float* y,
                          int64_t y_stride, int64_t tokens, int64_t d_inner, int64_t d_conv, int threads) {
+    if (d_conv < 1 || d_conv > 16) return -1;
     const jamba::ConvArgs a{x, x_stride, weight, bias, state, y, y_stride, tokens, d_conv};
     const jamba::ScanOps& ops = jamba::scan_ops();
     jamba::parallel_for(threads, d_inner, ops.lanes, [&](int64_t begin, int64_t end) {
         ops.conv(a, begin, end, static_cast<float*>(jamba::scratch.get(jamba::conv_scratch(a, end - begin) * 4)));
     });
+    return 0;
 }
 
 // The selective scan (ScanArgs in scan.h) over x, dt, z f32 [tokens, d_inner] and B, C [tokens, d_state].

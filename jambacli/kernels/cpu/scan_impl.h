@@ -21,8 +21,10 @@ void scan_group(const ScanArgs& a, int64_t c, int64_t width, int64_t t0, int64_t
     const int64_t n = kStates ? kStates : a.d_state;
     const vf bias = load_part(a.dt_bias + c, width), D = load_part(a.D + c, width);
     vf held[kHeld];
-    if (kStates)
+    if (kStates) {
+#pragma GCC unroll 16
         for (int i = 0; i < kHeld; ++i) held[i] = load(state + i * kLanes);
+    }
     for (int64_t t = t0; t < t1; ++t) {
         const float *x = a.x + t * a.x_stride + c, *dt = a.dt + t * a.dt_stride + c, *z = a.z + t * a.z_stride + c;
         float* y = a.y + t * a.y_stride + c;
@@ -35,6 +37,7 @@ void scan_group(const ScanArgs& a, int64_t c, int64_t width, int64_t t0, int64_t
         const vf scaled = step * kLog2e, add = step * input;
         vf sum{};
         if (kStates) {
+#pragma GCC unroll 16
             for (int i = 0; i < kHeld; ++i) {
                 held[i] = fma(exp2v(scaled * load(A + i * kLanes)), held[i], add * set1(B[i]));
                 sum = fma(held[i], set1(C[i]), sum);
@@ -48,8 +51,10 @@ void scan_group(const ScanArgs& a, int64_t c, int64_t width, int64_t t0, int64_t
         }
         store_part(y, fma(D, input, sum) * siluv(load_part(z, width)), width);
     }
-    if (kStates)
+    if (kStates) {
+#pragma GCC unroll 16
         for (int i = 0; i < kHeld; ++i) store(state + i * kLanes, held[i]);
+    }
 }
 
 // [channels, n] to or from vectors [channels / kLanes][n][kLanes]; missing channels read as zero.
