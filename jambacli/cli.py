@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from jambacli import __version__, ui
-from jambacli.commands import bench, cache, chat, convert, list_models, quantize, rm, run, sessions, show
+from jambacli.commands import bench, cache, chat, convert, list_models, pull, quantize, rm, run, sessions, show
 from jambacli.errors import JambaError
 
 # Click's base of every command line error; typer brings its own copy of click or not, by version.
@@ -24,6 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+app.command("pull")(pull.pull)
 app.command("list")(list_models.list_models)
 app.command("show")(show.show)
 app.command("rm")(rm.rm)

@@ -80,3 +80,33 @@ def progress(title: str, total: int | None, unit: str = "bytes") -> Iterator[Cal
     ) as bar:
         task = bar.add_task(title, total=total)
         yield lambda n: bar.advance(task, n)
+
+
+@contextlib.contextmanager
+def transfers(title: str, total: int, done: int = 0) -> Iterator[Callable[[str, int, int], Callable[[int], None]]]:
+    """A bar for the whole of ``total`` bytes, ``done`` of them here before, and one for each file at work.
+
+    Yields ``begin(name, size, done)``, which opens a file's bar and returns its ``advance(n)``; a file that is complete
+    leaves. Silent when stderr is no terminal or under ``--quiet``.
+    """
+    if _quiet or not sys.stderr.isatty():
+        yield lambda name, size, done: lambda n: None
+        return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = [BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()]
+    with Progress(TextColumn("{task.description}"), *columns, console=console(), transient=True) as bars:
+        whole = bars.add_task(title, total=total, completed=done)
+
+        def begin(name: str, size: int, done: int) -> Callable[[int], None]:
+            bar = bars.add_task(name, total=size, completed=done)
+
+            def advance(n: int) -> None:
+                bars.advance(bar, n)
+                bars.advance(whole, n)
+                if bars.tasks[bars.task_ids.index(bar)].finished:
+                    bars.update(bar, visible=False)
+
+            return advance
+
+        yield begin
