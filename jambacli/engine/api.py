@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,8 +45,9 @@ class Jamba:
 
     @classmethod
     def load(cls, name: str | Path | None = None, *, threads: int | None = None) -> Jamba:
-        """Load a model by name or by the path of a GGUF file (any part of a split one).
+        """Load a model by name, by the path of a GGUF file (any part of a split one) or of a Hugging Face checkpoint.
 
+        A checkpoint directory is converted once, in its own precision, and kept under ``JAMBA_HOME/converted``.
         None is the model used last, else the demonstration model: tiny, random, always there. Weights are mapped, not
         read. ``threads`` is for the whole process. Raises JambaError for an unknown name or a file that is no sound
         Jamba GGUF.
@@ -62,6 +64,8 @@ class Jamba:
             path = demo_model()
         else:
             path = known
+        if path.is_dir():
+            path = _converted(path)
         start = time.perf_counter()
         if threads is not None:
             set_threads(threads)
@@ -109,3 +113,19 @@ class Jamba:
         state = self.model.new_state(len(ids), kv_type)
         rows = [self.model.forward(part, state, logits="all") for part in ids.split(chunk)]
         return torch.cat([r for r in rows if r is not None])
+
+
+def _converted(folder: Path) -> Path:
+    """The GGUF made of a checkpoint directory: made now, or before from the same files."""
+    from jambacli import ui
+    from jambacli.weights.convert import convert
+
+    files = [folder / "config.json", *sorted(folder.glob("*.safetensors")), *sorted(folder.glob("tokenizer*"))]
+    facts = [f"{p.resolve()}:{p.stat().st_size}:{p.stat().st_mtime_ns}" for p in files if p.is_file()]
+    name = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:24]
+    path = jamba_home() / "converted" / f"{name}.gguf"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        ui.note(f"converting {folder} once, to {path}")
+        convert(folder, path, name=folder.name)
+    return path
