@@ -1,13 +1,17 @@
 """Turns a Hugging Face Jamba checkpoint into a GGUF file, a panel at a time; knows nothing of downloads or arguments.
 
-Nothing is ever held but one panel of one matrix: bytes are read into a buffer, changed to the type asked for and
-written to their final offset. A checkpoint in its own type is copied as it is.
+Nothing is ever held but a few panels of a matrix: bytes are read into a buffer, changed to the type asked for and
+written to their final offset, while the next ones are being read. A checkpoint in its own type is copied as it is.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
 
 TYPES = ("auto", "f32", "f16", "bf16", "q8_0")
 PANEL_BYTES = 4 << 20  # small enough that a panel changes type inside the cache
+READ_AHEAD = 3  # panels
 QUANTIZATION_VERSION = 2
 # llama.cpp's llama_ftype, the number general.file_type holds.
 _FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}
@@ -119,13 +124,20 @@ def _write(checkpoint: Checkpoint, planned: list[Planned], formats: Mapping[str,
     # Panels are small: waiting for a second thread at each of them costs more than it gives, on a busy machine far more.
     torch.set_num_threads(1)
     try:
-        with ui.progress("Converting", total) as advance:
+        with (
+            ui.progress("Converting", total) as advance,
+            contextlib.closing(_read_ahead(checkpoint, _panels(planned, formats))) as panels,
+        ):
+            offsets = dict.fromkeys(formats, 0)
             for tensor in planned:
-                offset = 0
-                for data, read in _encoded(checkpoint, tensor, formats[tensor.name]):
-                    writer.write_at(tensor.name, offset, data)
-                    offset += memoryview(data).nbytes
-                    advance(read)
+                if not tensor.pieces:
+                    writer.write_tensor(tensor.name, bytes(formats[tensor.name].row_bytes(math.prod(tensor.shape))))
+            for panel, data in panels:
+                name = panel.tensor.name
+                out = data if panel.as_it_is else _change(data, panel, formats[name])
+                writer.write_at(name, offsets[name], out)
+                offsets[name] += memoryview(out).nbytes
+                advance(panel.nbytes)
     finally:
         torch.set_num_threads(threads)
 
@@ -190,48 +202,71 @@ def _add(writer: GGUFWriter, folder: Path, key: str, value: Any, value_type: str
         raise BadFileError(folder, f"what should become {key} is not valid Unicode text") from None
 
 
-def _encoded(checkpoint: Checkpoint, tensor: Planned, fmt: Format) -> Iterator[tuple[Any, int]]:
-    """The tensor's bytes in ``fmt`` from first to last, in panels, each with the source bytes it took to read."""
-    if not tensor.pieces:
-        size = fmt.row_bytes(tensor.shape[-1])
-        for n in tensor.shape[:-1]:
-            size *= n
-        yield bytes(size), 0
-    buffer = bytearray(min(PANEL_BYTES, max((piece.nbytes for piece in tensor.pieces), default=0)))
-    for piece in tensor.pieces:
-        as_it_is = fmt.name.upper() == piece.tensor.dtype and not tensor.negated_exp
-        step = PANEL_BYTES if as_it_is else _panel_bytes(piece, tensor.shape[-1])
-        for start in range(0, piece.nbytes, step):
-            panel = memoryview(buffer)[: min(step, piece.nbytes - start)]
-            checkpoint.read_into(piece.tensor, piece.start + start, panel)
-            yield (panel if as_it_is else _change(panel, piece, tensor, fmt)), panel.nbytes
+@dataclass(frozen=True)
+class _Panel:
+    """A run of one piece's bytes to read at once; ``as_it_is``: they are written unchanged."""
+
+    tensor: Planned
+    piece: Piece
+    start: int
+    nbytes: int
+    as_it_is: bool
+
+
+def _panels(planned: list[Planned], formats: Mapping[str, Format]) -> Iterator[_Panel]:
+    """Every panel of every tensor, each tensor's from first to last."""
+    for tensor in planned:
+        for piece in tensor.pieces:
+            as_it_is = formats[tensor.name].name.upper() == piece.tensor.dtype and not tensor.negated_exp
+            step = PANEL_BYTES if as_it_is else _panel_bytes(piece, tensor.shape[-1])
+            for start in range(0, piece.nbytes, step):
+                yield _Panel(tensor, piece, piece.start + start, min(step, piece.nbytes - start), as_it_is)
+
+
+def _read_ahead(checkpoint: Checkpoint, panels: Iterator[_Panel]) -> Generator[tuple[_Panel, memoryview]]:
+    """Each panel with its bytes, valid until the next one is asked for; a thread reads the ones after it meanwhile."""
+    buffers = [memoryview(bytearray(PANEL_BYTES)) for _ in range(READ_AHEAD + 1)]
+    with ThreadPoolExecutor(1) as pool:
+        waiting: deque[tuple[_Panel, memoryview, Future[None]]] = deque()
+        for i, panel in enumerate(panels):
+            data = buffers[i % len(buffers)][: panel.nbytes]
+            waiting.append((panel, data, pool.submit(checkpoint.read_into, panel.piece.tensor, panel.start, data)))
+            if len(waiting) == len(buffers):
+                yield _arrived(waiting)
+        while waiting:
+            yield _arrived(waiting)
+
+
+def _arrived(waiting: deque[tuple[_Panel, memoryview, Future[None]]]) -> tuple[_Panel, memoryview]:
+    panel, data, read = waiting.popleft()
+    read.result()
+    return panel, data
 
 
 def _panel_bytes(piece: Piece, width: int) -> int:
     """Source bytes to change at once: whole rows where they fit, else a part of one that holds whole blocks."""
-    size = DTYPE_BYTES[piece.tensor.dtype]
-    row = width * size
+    row = width * DTYPE_BYTES[piece.tensor.dtype]
     return PANEL_BYTES // row * row if row <= PANEL_BYTES else PANEL_BYTES
 
 
-def _change(panel: memoryview, piece: Piece, tensor: Planned, fmt: Format) -> Any:
+def _change(data: memoryview, panel: _Panel, fmt: Format) -> Any:
     """One panel in ``fmt``: through f32, rounded to nearest even, as torch and ggml do."""
     import torch
 
     dtypes = {"F32": torch.float32, "F64": torch.float64, "F16": torch.float16, "BF16": torch.bfloat16}
-    values = torch.frombuffer(panel, dtype=dtypes[piece.tensor.dtype])
+    values = torch.frombuffer(data, dtype=dtypes[panel.piece.tensor.dtype])
     if fmt.name == "q8_0":
         from quant import quantize
 
         if values.dtype == torch.float64:
             values = values.float()
-        width = tensor.shape[-1]
+        width = panel.tensor.shape[-1]
         return _bytes(quantize(values.view(-1, width if values.numel() % width == 0 else fmt.block), fmt.name))
     values = values.float()
-    if tensor.negated_exp:
+    if panel.tensor.negated_exp:
         values = -torch.exp(values)
     if fmt.name == "f16":
-        return _bytes(_to_f16(values, tensor.name))
+        return _bytes(_to_f16(values, panel.tensor.name))
     return _bytes(values if fmt.name == "f32" else values.to(torch.bfloat16))
 
 
