@@ -166,6 +166,8 @@ def _ask(repo: str, revision: str | None, path: str | None, call: Callable[[], T
             what = "asks to slow down" if status == 429 else "has an error"
             why = f"the hub {what} ({status})"
             wait = download.wait_before(attempt, headers)
+        except PermissionError as error:
+            raise JambaError(f"{repo}: the hub library cannot read its own files: {error}") from error
         except ValueError as error:  # the library's own check of names, or an answer that is no JSON
             raise JambaError(f"{repo}: {' '.join(str(error).split())[:200]}") from error
         except Exception as error:  # the library lets its HTTP client's own exceptions through

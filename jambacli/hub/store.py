@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import time
 import urllib.parse
 from collections.abc import Iterator, Sequence
@@ -111,8 +112,8 @@ class Store:
             for name in ("manifests", "blobs", "locks"):
                 (self.root / name).mkdir(mode=0o700, parents=True, exist_ok=True)
             for name in ("manifests", "blobs", "locks"):
-                if not os.access(self.root / name, os.W_OK | os.X_OK):
-                    raise PermissionError(13, "no permission to write")
+                with tempfile.TemporaryFile(dir=self.root / name):
+                    pass
         except OSError as error:
             raise self._unwritable(error) from error
 

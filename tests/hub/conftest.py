@@ -50,6 +50,13 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.glob(f"{stem}-*.gguf"))}
 
 
+@pytest.fixture(scope="session")
+def large(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A model of some megabytes: more than the head that is looked at first."""
+    shape = Shape(layers=2, hidden=256, ffn=512, experts=4, attention=(1,), vocab=64)
+    return jamba_gguf.write(tmp_path_factory.mktemp("large") / "large.gguf", shape, seed=9).read_bytes()
+
+
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
     """A hub and an Ollama registry; this process, and those it starts, know no other."""

@@ -42,7 +42,8 @@ class Repo:
 @dataclass
 class Trouble:
     """What goes wrong: ``answers`` are sent instead of the next ones asked for (status, headers); ``cut`` says after how
-    many bytes of a body the connection breaks (None: it does not); ``stall`` is set to hold bodies back after half."""
+    many bytes of a body the connection breaks (None: it does not); ``stalls`` bodies stop halfway until ``released``;
+    ``hold`` is after how many bytes the next body stops likewise, with ``holding`` set when it has."""
 
     answers: list[tuple[int, dict[str, str]]] = field(default_factory=list)
     on: str = ""
@@ -50,6 +51,8 @@ class Trouble:
     corrupt: bool = False
     ranges: bool = True
     stalls: int = 0
+    hold: int | None = None
+    holding: threading.Event = field(default_factory=threading.Event)
     released: threading.Event = field(default_factory=threading.Event)
 
 
@@ -182,12 +185,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "GET":
             return
-        cut = trouble.cut(len(body)) if status in (200, 206) and b"rfilename" not in body else None
-        if trouble.stalls and len(body) > 1000:
+        cut = trouble.cut(len(body)) if status in (200, 206) and b"rfilename" not in body and len(body) > 1000 else None
+        if len(body) > 1000 and status in (200, 206) and (trouble.stalls or trouble.hold is not None):
             with self.served.lock:
-                trouble.stalls -= 1
-            self.wfile.write(body[: len(body) // 2])
+                stop = len(body) // 2 if trouble.hold is None else min(trouble.hold, len(body))
+                trouble.stalls, trouble.hold = max(0, trouble.stalls - 1), None
+            self.wfile.write(body[:stop])
             self.wfile.flush()
+            trouble.holding.set()
             trouble.released.wait(60)
             self.close_connection = True
             return

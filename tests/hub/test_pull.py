@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -204,10 +205,8 @@ def test_a_listing_without_sizes_is_completed(hub: Server, models: dict[str, byt
 def test_users_own_aliases(hub: Server, models: dict[str, bytes], own_home: Path) -> None:
     own_home.mkdir()
     own = own_home / "aliases.json"
-    own.write_text(
-        '{"aliases": {"mine": "%s:Q8_0", "jamba:3b": "mine", "loop": "loop:2", "loop:2": "loop"},'
-        ' "models": {"acme:tiny": {"gguf": ["%s"], "quant": "q4_0"}}}' % (REPO, REPO)
-    )
+    aliases = {"mine": f"{REPO}:Q8_0", "jamba:3b": "mine", "loop": "loop:2", "loop:2": "loop"}
+    own.write_text(json.dumps({"aliases": aliases, "models": {"acme:tiny": {"gguf": [REPO], "quant": "q4_0"}}}))
     for name, kind in (("mine", "Q8_0"), ("jamba:3b", "Q8_0"), ("acme:tiny", "Q4_0"), ("acme:tiny-f32", "F32")):
         entry = get(name)
         assert (entry.name, file_of(entry)) == (name, models[kind])
