@@ -3,6 +3,10 @@
 
 #include "iq4_search.h"
 
+#if defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
 namespace quant {
 namespace QUANT_ISA {
 namespace iq4 {
@@ -96,13 +100,26 @@ LANE_FN float half_at(const uint8_t *p) {
     return from_half(splat((int32_t)h))[0];
 }
 
+// Byte i is table[index[i]], index 0..15.
+LANE_FN Bytes16 look_up_bytes(Bytes16 table, Bytes16 index) {
+#if defined(__SSSE3__)
+    return (Bytes16)_mm_shuffle_epi8((__m128i)table, (__m128i)index);
+#elif defined(__aarch64__)
+    return (Bytes16)vqtbl1q_s8((int8x16_t)table, (uint8x16_t)index);
+#else
+    Bytes16 out;
+    for (int i = 0; i < 16; ++i) out[i] = table[index[i]];
+    return out;
+#endif
+}
+
 // 16 bytes of two levels each: the low ones times d to dst[0..15], the high ones to dst[16..31].
 LANE_FN void grid_values(const uint8_t *levels, float d, float *dst) {
     const Bytes16 grid = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
     Bytes16 pairs;
     std::memcpy(&pairs, levels, 16);
-    const Floats16 low = __builtin_convertvector(__builtin_shuffle(grid, pairs & 15), Floats16) * d;
-    const Floats16 high = __builtin_convertvector(__builtin_shuffle(grid, (pairs >> 4) & 15), Floats16) * d;
+    const Floats16 low = __builtin_convertvector(look_up_bytes(grid, pairs & 15), Floats16) * d;
+    const Floats16 high = __builtin_convertvector(look_up_bytes(grid, (pairs >> 4) & 15), Floats16) * d;
     std::memcpy(dst, &low, sizeof low);
     std::memcpy(dst + 16, &high, sizeof high);
 }

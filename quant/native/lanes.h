@@ -73,9 +73,15 @@ LANE_FN vm both(vm a, vm b) { return a & b; }
 LANE_FN vm either(vm a, vm b) { return a | b; }
 LANE_FN vm inverse(vm a) { return ~a; }
 LANE_FN bool any(vm m) {
+#if QUANT_LANES == 8 && defined(__AVX2__)
+    return _mm256_movemask_ps((__m256)m) != 0;
+#elif QUANT_LANES == 4 && defined(__SSE2__)
+    return _mm_movemask_ps((__m128)m) != 0;
+#else
     int32_t seen = 0;
     for (int l = 0; l < LANES; ++l) seen |= m[l];
     return seen != 0;
+#endif
 }
 LANE_FN vm none() { return vi{}; }
 #endif
@@ -132,7 +138,12 @@ LANE_FN vi to_half(vf x) {
     // Subnormal halves: adding 0.5 makes the float adder round at the right place.
     vi small = bits(unbits(magnitude) + 0.5f) - 0x3f000000;
     vi half = select(lt(magnitude, splat(0x38800000)), small, normal);
-    return sign | select(gt(magnitude, splat(0x7f800000)), splat(0x7e00), half);
+#if defined(__SSE2__)
+    const int quiet_nan = 0x7e00;
+#else
+    const int quiet_nan = 0xfe00;  // x86's own NaNs, which ggml's bytes show, are negative; other processors' are not
+#endif
+    return sign | select(gt(magnitude, splat(0x7f800000)), splat(quiet_nan), half);
 #endif
 }
 
@@ -161,6 +172,18 @@ LANE_FN vf load(const float *p) {
 }
 LANE_FN void store(float *p, vf v) { std::memcpy(p, &v, sizeof v); }
 
+// Lane l is lane index[l] of a, then b; index is a constant.
+LANE_FN vf shuffle(vf a, vf b, vi index) {
+#if defined(__clang__)
+    vf out = {};
+#pragma unroll
+    for (int l = 0; l < LANES; ++l) out[l] = index[l] < LANES ? a[index[l]] : b[index[l] - LANES];
+    return out;
+#else
+    return __builtin_shuffle(a, b, index);
+#endif
+}
+
 // Swaps the halves of neighbours STEP apart: lane l of v[i] and lane l ^ STEP of v[i ^ STEP] where their bits differ.
 template <int STEP>
 LANE_FN void exchange(vf *v) {
@@ -174,8 +197,8 @@ LANE_FN void exchange(vf *v) {
     for (int i = 0; i < LANES; ++i) {
         if (i & STEP) continue;
         const vf a = v[i], b = v[i + STEP];
-        v[i] = __builtin_shuffle(a, b, low);
-        v[i + STEP] = __builtin_shuffle(a, b, high);
+        v[i] = shuffle(a, b, low);
+        v[i + STEP] = shuffle(a, b, high);
     }
 }
 

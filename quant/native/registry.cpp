@@ -7,6 +7,7 @@
 
 #if defined(__x86_64__) || defined(_M_X64)
 #define QUANT_X86 1
+#include <cpuid.h>
 #endif
 
 namespace quant {
@@ -34,14 +35,20 @@ const Codec *const AVX512[] = {nullptr};
 #endif
 const Codec *const *const BY_ISA[] = {BASE, AVX2, AVX512};
 
+// The best instruction set that the processor has and the system saves the registers of. Asked of the processor itself:
+// compilers' own tests for some of these are young.
 int detect() {
 #ifdef QUANT_X86
-    __builtin_cpu_init();
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    if (avx2 && avx512) return ISA_AVX512;
-    if (avx2) return ISA_AVX2;
+    unsigned eax, ebx, ecx, edx, saved, unused;
+    if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx)) return ISA_BASE;
+    const unsigned fma = 1u << 12, osxsave = 1u << 27, avx = 1u << 28, f16c = 1u << 29;
+    if ((ecx & (fma | osxsave | avx | f16c)) != (fma | osxsave | avx | f16c)) return ISA_BASE;
+    __asm__ volatile("xgetbv" : "=a"(saved), "=d"(unused) : "c"(0));
+    if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return ISA_BASE;
+    const unsigned avx2 = 1u << 5, avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;  // F, DQ, BW, VL
+    const unsigned ymm = 0x06, zmm = 0xe6;
+    if ((saved & zmm) == zmm && (ebx & avx2) && (ebx & avx512) == avx512) return ISA_AVX512;
+    if ((saved & ymm) == ymm && (ebx & avx2)) return ISA_AVX2;
 #endif
     return ISA_BASE;
 }
