@@ -1,4 +1,4 @@
-"""Block formats: bytes <-> values. Usable alone: ``from quant import quantize, dequantize``. Knows nothing of models or files."""
+"""Block formats: bytes <-> values, alone: ``from quant import quantize, dequantize``. Knows nothing of models or files."""
 
 from __future__ import annotations
 
