@@ -54,7 +54,7 @@ void mamba_step(Team* team, const Run& run, const MambaStep& s, const StepState&
     const int64_t in_chunk = chunk_rows(2 * s.in.row_bytes, d_inner, team->size, 32);
     team->chunks(d_inner, in_chunk, [&](int64_t c0, int64_t c1) {
         k.gemv[s.in.type](rows_of(s.in), input.view(), nullptr, tokens, c0, c1, u.f, u.f_stride);
-        k.gemv[s.in.type](rows_from(s.in, d_inner), input.view(), nullptr, tokens, c0, c1, z, d_inner);
+        k.gemv[s.in.type](rows_of(s.in, 0, d_inner), input.view(), nullptr, tokens, c0, c1, z, d_inner);
         for (int64_t t = 0; t < m; ++t) {
             float* row = u.f + t * u.f_stride;
             k.conv_step(shape, row, s.conv_weight, s.conv_bias, state.conv, c0, c1, row);

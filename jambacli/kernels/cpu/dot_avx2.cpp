@@ -44,9 +44,17 @@ struct Sums {
         for (int t = 0; t < M; ++t) even[t] = odd[t] = offset[t] = _mm256_setzero_ps();
     }
 
-    inline void step(const uint8_t* p, const Tokens<M>& a, int64_t b) {
+    // Adds 256 values: p in the row, block `b` of the activations. kPart: only the first `blocks` 32 of them are the
+    // row's; what follows has activations of zero, and a factor that is not finite must not meet them.
+    template <bool kPart>
+    inline void step(const uint8_t* p, const Tokens<M>& a, int64_t b, int blocks) {
         Unpacked u;
         Fmt::unpack(p, u);
+        if constexpr (kPart && Fmt::kGroup == 32) {
+            const __m256i ours = _mm256_cmpgt_epi32(_mm256_set1_epi32(blocks), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+            u.scale[0] = _mm256_and_ps(u.scale[0], _mm256_castsi256_ps(ours));
+            if constexpr (Fmt::kOffset) u.offset[0] = _mm256_and_ps(u.offset[0], _mm256_castsi256_ps(ours));
+        }
         for (int t = 0; t < M; ++t) {
             const int8_t* q = a.q[t] + 256 * b;
             if constexpr (Fmt::kGroup == 32) {

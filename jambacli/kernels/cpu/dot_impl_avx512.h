@@ -71,10 +71,16 @@ struct Sums {
         for (int t = 0; t < M; ++t) even[t] = odd[t] = offset[t] = _mm512_setzero_ps();
     }
 
-    // Adds 256 values: p in the row, block `b` of the activations.
-    inline void step(const uint8_t* p, const Tokens<M>& a, int64_t b) {
+    // Adds 256 values: p in the row, block `b` of the activations. kPart: only the first `blocks` 32 of them are the
+    // row's; what follows has activations of zero, and a factor that is not finite must not meet them.
+    template <bool kPart>
+    inline void step(const uint8_t* p, const Tokens<M>& a, int64_t b, int blocks) {
         Unpacked u;
         Fmt::unpack(p, u);
+        if constexpr (kPart && Fmt::kGroup == 32) {
+            const __m512i group = _mm512_setr_epi32(0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 6, 7, 4, 5, 6, 7);
+            u.scale = _mm512_maskz_mov_ps(_mm512_cmplt_epi32_mask(group, _mm512_set1_epi32(blocks)), u.scale);
+        }
         if constexpr (kFullBytes && Fmt::kSigned)  // as bytes + 128, taken off again as an offset
             for (int k = 0; k < 4; ++k) u.w[k] = _mm512_xor_si512(u.w[k], bytes(0x80));
         for (int t = 0; t < M; ++t) {

@@ -6,8 +6,8 @@ template <class Fmt, int M>
 void gemv_tokens(const Rows& w, const Tokens<M>& a, int64_t r0, int64_t r1, float* const* y) {
     const int64_t full = w.n / 256;
     const int64_t rest = w.row_bytes - full * Fmt::kBytes;
-    uint8_t tail[Fmt::kBytes + 64];
-    if (rest) memset(tail, 0, sizeof tail);
+    const int rest_blocks = static_cast<int>((w.n % 256 + 31) / 32);
+    uint8_t tail[Fmt::kBytes];
     for (int64_t r = r0; r < r1; ++r) {
         const uint8_t* p = w.data + r * w.row_bytes;
         Sums<Fmt, M> sums;
@@ -15,11 +15,15 @@ void gemv_tokens(const Rows& w, const Tokens<M>& a, int64_t r0, int64_t r1, floa
         for (int64_t b = 0; b < full; ++b, p += Fmt::kBytes) {
             for (int line = 0; line < Fmt::kBytes; line += 64)
                 _mm_prefetch(reinterpret_cast<const char*>(p + kPrefetch + line), _MM_HINT_T0);
-            sums.step(p, a, b);
+            sums.template step<false>(p, a, b, 8);
         }
-        if (rest) {  // the last blocks, copied so that nothing past the row is read
-            memcpy(tail, p, static_cast<size_t>(rest));
-            sums.step(tail, a, full);
+        if (rest) {  // the last blocks; behind them lie the next row's, which meet activations of zero
+            if (p + Fmt::kBytes > w.end) {
+                memset(tail, 0, sizeof tail);
+                memcpy(tail, p, static_cast<size_t>(rest));
+                p = tail;
+            }
+            sums.template step<true>(p, a, full, rest_blocks);
         }
         for (int t = 0; t < M; ++t) y[t][r] = w.scale ? sums.total(t) * w.scale[r] : sums.total(t);
     }

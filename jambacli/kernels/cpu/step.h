@@ -53,13 +53,11 @@ ActBuffer take_act(Scratch& scratch, int64_t m, int64_t n, bool quantized);
 void quantize_part(const Ops& ops, const ActBuffer& a, int64_t token, int64_t n, int64_t begin, int64_t end);
 
 inline bool wants_int8(const Matrix& w) { return !is_float_type(w.type); }
-inline Rows rows_of(const Matrix& w, int64_t index = 0) {
-    return {w.data + index * w.rows * w.row_bytes, w.row_bytes, w.cols, w.scale ? w.scale + index * w.rows : nullptr};
-}
-
-// The same from row `first` on.
-inline Rows rows_from(const Matrix& w, int64_t first) {
-    return {w.data + first * w.row_bytes, w.row_bytes, w.cols, w.scale ? w.scale + first : nullptr};
+// Matrix `index` of a stack, from row `first` on.
+inline Rows rows_of(const Matrix& w, int64_t index = 0, int64_t first = 0) {
+    const uint8_t* data = w.data + index * w.rows * w.row_bytes;
+    return {data + first * w.row_bytes, data + w.rows * w.row_bytes, w.row_bytes, w.cols,
+            w.scale ? w.scale + index * w.rows + first : nullptr};
 }
 
 // Rows a thread takes at a time: about 128 KB of weights, a multiple of `unit`, yet some for everyone. `row_bytes` is what
