@@ -68,7 +68,7 @@ def _pull(name: str, request: Request, yes: bool) -> Entry:
             raise
         from jambacli.hub.make import make
 
-        return make(name, needed, request)
+        return make(name, needed, request, lambda fit: _decide(fit, yes))
 
 
 def _decide(fit: Fit, yes: bool) -> None:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jambacli import ui
@@ -18,19 +19,21 @@ from jambacli.hub.checkpoints import _BESIDE_THE_WEIGHTS
 from jambacli.hub.download import Remote
 from jambacli.hub.huggingface import Listed, Listing
 from jambacli.hub.names import Hub, canonical_quant, parse_name, sound_path, with_quant
-from jambacli.hub.preview import forget
-from jambacli.hub.pull import NeedsConversion, Request
+from jambacli.hub.preview import Fit, forget
+from jambacli.hub.pull import NeedsConversion, Request, fit
 from jambacli.hub.store import Entry, Store, StoredFile, set_id
+from jambacli.model.config import JambaConfig
 from jambacli.weights.checkpoint import no_weights, read_json
 from jambacli.weights.convert import TYPES, check_config
 
 _DIRECT = set(TYPES) - {"auto"}
 
 
-def make(text: str, needed: NeedsConversion, request: Request) -> Entry:
+def make(text: str, needed: NeedsConversion, request: Request, decide: Callable[[Fit], None]) -> Entry:
     """Pull the checkpoint ``needed.repo`` and register it as a GGUF of type ``needed.quant`` under ``text``'s name.
 
-    Needs the disk for the checkpoint, the same once more, and the result. JambaError, one line, for what goes wrong.
+    ``decide`` sees how it will fit before the weights are fetched. It needs the disk for the checkpoint, the same once
+    more, and the result. JambaError, one line, for what goes wrong.
     """
     from quant import recipes
 
@@ -53,7 +56,13 @@ def make(text: str, needed: NeedsConversion, request: Request) -> Entry:
         known = next((e for e in store.entries() if e.set_id == made and store.complete(e)), None)
         if known is None:
             forget(folder)
-            checkpoint = _checkpoint(store, listing, remotes, source)
+
+            def judged(config: JambaConfig, left: int) -> None:
+                weights, experts = _estimate(config, kind)
+                size = sum(remote.size for remote in remotes)
+                decide(fit(name.text, config, weights, experts, size=size, left=left, others=(), request=request))
+
+            checkpoint = _checkpoint(store, listing, remotes, source, judged)
             path = _convert(store, checkpoint, folder, needed.repo, kind)
             with ui.progress("Hashing", path.stat().st_size) as advance:
                 digest = download.file_digests(path, path.stat().st_size, advance)[0].removeprefix("sha256:")
@@ -81,25 +90,50 @@ def _wanted(listing: Listing) -> list[Listed]:
     return sorted(beside, key=lambda f: f.path != "config.json") + sorted(weights, key=lambda f: f.path)
 
 
-def _checkpoint(store: Store, listing: Listing, remotes: Sequence[Remote], key: str) -> Path:
+def _checkpoint(
+    store: Store, listing: Listing, remotes: Sequence[Remote], key: str, judged: Callable[[JambaConfig, int], None]
+) -> Path:
     """The checkpoint's directory: the hub's cache where all of it is there, else fetched into the store."""
+    total = sum(remote.size for remote in remotes)
     cached = [huggingface.cached_file(listing, r.name) for r in remotes]
-    if all(c is not None and c.stat().st_size == r.size for c, r in zip(cached, remotes, strict=True)) and cached[0]:
+    if cached[0] and all(c is not None and c.stat().st_size == r.size for c, r in zip(cached, remotes, strict=True)):
+        store.need_disk(total + total * 3 // 4, f"making a GGUF of {listing.repo}")
+        judged(_config(listing, cached[0]), 0)
         return cached[0].parent
     folder = store.folder(key)
     targets = [folder / remote.name for remote in remotes]
     done = [download.fetched_bytes(t, r.size) for t, r in zip(targets, remotes, strict=True)]
-    total = sum(remote.size for remote in remotes)
+    left = total - sum(done)
     # The download, the same again converted, and at most three quarters of it quantized.
-    store.need_disk(total - sum(done) + total + total * 3 // 4, f"making a GGUF of {listing.repo}")
-    ui.note(f"fetching {listing.repo}")
-    with download.open_client() as client, ui.transfers(f"Pulling {listing.repo}", total, sum(done)) as begin:
-        for remote, target, have in zip(remotes, targets, done, strict=True):
-            if not target.exists():
-                download.fetch(client, remote, target, begin(remote.name, remote.size, have))
-            if remote.name == "config.json":
-                check_config(read_json(target), f"{listing.repo}/config.json")
+    store.need_disk(left + total + total * 3 // 4, f"making a GGUF of {listing.repo}")
+    with download.open_client() as client:
+        if not targets[0].exists():
+            download.fetch(client, remotes[0], targets[0], lambda n: None)
+            done[0] = remotes[0].size
+        judged(_config(listing, targets[0]), left)
+        with ui.transfers(f"Pulling {listing.repo}", total, sum(done)) as begin:
+            for remote, target, have in zip(remotes, targets, done, strict=True):
+                if not target.exists():
+                    download.fetch(client, remote, target, begin(remote.name, remote.size, have))
     return folder
+
+
+def _config(listing: Listing, path: Path) -> JambaConfig:
+    """The checkpoint's config, refused here if it is another architecture's."""
+    source = f"{listing.repo}/config.json"
+    values = read_json(path)
+    check_config(values, source)
+    return JambaConfig.from_hf(values, source)
+
+
+def _estimate(config: JambaConfig, kind: str) -> tuple[int, int]:
+    """About how many bytes of weights ``kind`` makes of it, and how many of those are experts'."""
+    digits = re.search(r"\d+", kind)
+    bits = float(digits[0]) if digits else 8.0
+    # Scales and the tensors that stay finer add to the bits of a type's name.
+    per_weight = bits if bits >= 16 else bits + (0.9 if bits < 8 else 0.5)
+    experts = 3 * config.n_experts * config.ffn * config.hidden * config.n_moe_layers
+    return int(config.params() * per_weight / 8), int(experts * per_weight / 8)
 
 
 def _convert(store: Store, checkpoint: Path, folder: Path, repo: str, kind: str) -> Path:

@@ -19,6 +19,7 @@ from jambacli.weights.gguf import MAGIC
 
 if TYPE_CHECKING:
     from jambacli.evaluation.machine import Device
+    from jambacli.model.config import JambaConfig
     from jambacli.weights.summary import Summary
 
 _FIRST_HEAD = 1 << 21
@@ -75,30 +76,33 @@ def preview(names: Sequence[str], sizes: Sequence[int], head: Callable[[int, int
 
 def judge(
     name: str,
-    summary: Summary,
+    config: JambaConfig,
+    weights: int,
+    experts: int,
+    *,
     size: int,
     left: int,
-    *,
     ctx: int | None,
     kv_type: str,
     devices: Sequence[Device],
     same: Sequence[Other],
     known: Sequence[Other],
 ) -> Fit:
-    """Whether a model fits, and which of ``same`` (its other types) and of the ``known`` models does where it does not.
+    """Whether a model of ``weights`` bytes (``experts`` of them the experts') fits, and what would where it does not.
 
-    ``ctx`` None is the longest context that fits, the model's own at most.
+    ``size`` is of its files, ``left`` what of them is still to come. ``ctx`` None is the longest context that fits, the
+    model's own at most. What fits is looked for in ``same``, its other types, and among the ``known`` models.
     """
-    share = summary.expert_bytes / summary.weight_bytes
-    longest_ctx = summary.config.context_length
+    share = experts / weights
+    longest_ctx = config.context_length
 
     def planned(nbytes: int, tokens: int) -> Plan:
-        return memory_plan(summary.config, nbytes, int(share * nbytes), tokens, kv_type, devices)
+        return memory_plan(config, nbytes, int(share * nbytes), tokens, kv_type, devices)
 
-    plan = planned(summary.weight_bytes, ctx or longest_ctx)
+    plan = planned(weights, ctx or longest_ctx)
     longest = max((fit.largest_ctx[kv_type] for fit in plan.fits), default=0)
     if ctx is None and not _good(plan) and longest:
-        plan = planned(summary.weight_bytes, longest)
+        plan = planned(weights, longest)
     if _good(plan):
         return Fit(name, size, left, plan, True, longest, ())
     smaller = [o for o in same if o.size < size and _good(planned(o.size, ctx or 4096))]

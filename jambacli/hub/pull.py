@@ -25,7 +25,11 @@ from jambacli.hub.store import Entry, Store, StoredFile, set_id
 from jambacli.units import format_bytes
 
 if TYPE_CHECKING:
+    from jambacli.model.config import JambaConfig
     from jambacli.weights.summary import Summary
+
+# Offered where another model is too big.
+_SMALL_MODEL = 4e9
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,9 @@ def obtain(store: Store, name: str, found: Found, request: Request, decide: Call
                 except (BadFileError, UnsupportedError) as error:
                     previews.forget(folder)
                     raise JambaError(f"{name} is no model that runs here: {error}; nothing was kept") from error
-                decide(_fit(name, seen, size, left, found, request))
+                weights, experts = seen.weight_bytes, seen.expert_bytes
+                others = found.others
+                decide(fit(name, seen.config, weights, experts, size=size, left=left, others=others, request=request))
             digests = _fetch_all(client, name, found.remotes, targets)
         summary = _sound(targets[0], folder)
         files = [
@@ -203,24 +209,37 @@ def _on_ollama(source: Ollama) -> Found:
     return Found(described, [remote], [own] if own else [], "", [])
 
 
-def _fit(name: str, seen: Summary, size: int, left: int, found: Found, request: Request) -> Fit:
+def fit(
+    name: str,
+    config: JambaConfig,
+    weights: int,
+    experts: int,
+    *,
+    size: int,
+    left: int,
+    others: Sequence[Other],
+    request: Request,
+) -> Fit:
+    """How a model sits on this machine with what ``request`` wants of it (see ``preview.judge``)."""
     from jambacli.evaluation.machine import devices
 
     known = [
         Other(f"{model.name}-{quant.lower()}" if quant != model.quant else model.name, nbytes)
         for model in load_table().models.values()
         for quant, nbytes in model.sizes.items()
-        if nbytes < 4e9
+        if nbytes < _SMALL_MODEL
     ]
     return previews.judge(
         name,
-        seen,
-        size,
-        left,
+        config,
+        weights,
+        experts,
+        size=size,
+        left=left,
         ctx=request.ctx,
         kv_type=request.kv_type,
         devices=devices(),
-        same=found.others,
+        same=others,
         known=known,
     )
 
