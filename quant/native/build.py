@@ -8,7 +8,9 @@ set's flags and left out on other processors; which of them runs is decided at r
 
 from __future__ import annotations
 
+import os
 import platform
+import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -50,6 +52,13 @@ class BuildNative(build_ext):
         jobs = [(s, f) for s in sorted(folder.glob("*.cpp")) if (f := _flags_for(s)) is not None]
         output = Path(self.get_ext_fullpath(ext.name))
         output.parent.mkdir(parents=True, exist_ok=True)
+        # An in-place install (pip install -e) runs this again for every extra: what is up to date is only copied.
+        built = folder / output.name
+        inputs = [*folder.glob("*.cpp"), *folder.glob("*.h"), Path(__file__)]
+        if built.exists() and built.stat().st_mtime > max(p.stat().st_mtime for p in inputs):
+            if output.resolve() != built.resolve():
+                shutil.copy2(built, output)
+            return
         compiler: Any = self.compiler
         headers = [str(h) for h in folder.glob("*.h")]
 
@@ -64,7 +73,7 @@ class BuildNative(build_ext):
             )
 
         try:
-            with ThreadPoolExecutor() as pool:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
                 objects = [name for names in pool.map(compile_one, jobs) for name in names]
             # Linked under a temporary name and renamed: a process that has the old library mapped keeps it whole.
             part = output.with_suffix(".part")
