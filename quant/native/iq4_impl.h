@@ -1,11 +1,8 @@
 // IQ4_NL and IQ4_XS, from values and back; knows nothing of threads or files.
 #pragma once
 
+#include "bytes16.h"
 #include "iq4_search.h"
-
-#if defined(__aarch64__)
-#include <arm_neon.h>
-#endif
 
 namespace quant {
 namespace QUANT_ISA {
@@ -91,37 +88,12 @@ static void encode_xs(const float *x, int64_t rows, int64_t n, const float *imat
 
 // ---- back to values ----
 
-typedef int8_t Bytes16 __attribute__((vector_size(16)));
-typedef float Floats16 __attribute__((vector_size(64)));
-
-LANE_FN float half_at(const uint8_t *p) {
-    uint16_t h;
-    std::memcpy(&h, p, 2);
-    return from_half(splat((int32_t)h))[0];
-}
-
-// Byte i is table[index[i]], index 0..15.
-LANE_FN Bytes16 look_up_bytes(Bytes16 table, Bytes16 index) {
-#if defined(__SSSE3__)
-    return (Bytes16)_mm_shuffle_epi8((__m128i)table, (__m128i)index);
-#elif defined(__aarch64__)
-    return (Bytes16)vqtbl1q_s8((int8x16_t)table, (uint8x16_t)index);
-#else
-    Bytes16 out;
-    for (int i = 0; i < 16; ++i) out[i] = table[index[i]];
-    return out;
-#endif
-}
-
 // 16 bytes of two levels each: the low ones times d to dst[0..15], the high ones to dst[16..31].
 LANE_FN void grid_values(const uint8_t *levels, float d, float *dst) {
     const Bytes16 grid = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
-    Bytes16 pairs;
-    std::memcpy(&pairs, levels, 16);
-    const Floats16 low = __builtin_convertvector(look_up_bytes(grid, pairs & 15), Floats16) * d;
-    const Floats16 high = __builtin_convertvector(look_up_bytes(grid, (pairs >> 4) & 15), Floats16) * d;
-    std::memcpy(dst, &low, sizeof low);
-    std::memcpy(dst + 16, &high, sizeof high);
+    const Bytes16 pairs = load_bytes(levels);
+    store_scaled(look_up_bytes(grid, low_nibbles(pairs)), d, dst);
+    store_scaled(look_up_bytes(grid, high_nibbles(pairs)), d, dst + 16);
 }
 
 static void decode_nl(const uint8_t *src, int64_t rows, int64_t n, float *dst) {
