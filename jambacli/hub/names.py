@@ -244,7 +244,14 @@ def _ollama(text: str) -> Name:
 
 
 def _nearest(full: str, table: Table) -> str:
+    """The names that were perhaps meant, and all there are."""
     names = table.names()
-    near = difflib.get_close_matches(full, names, 3, 0.6)
+    family, _, tag = full.partition(":")
+    families = sorted({name.partition(":")[0] for name in names if ":" in name})
+    near = [f"{f}:{tag}" for f in difflib.get_close_matches(family, families, 1, 0.6) if _short(f"{f}:{tag}", table, 0)]
+    base, _, quant = full.rpartition("-")
+    if not near and QUANT.fullmatch(quant):
+        near = [f"{name}-{quant}" for name in difflib.get_close_matches(base, names, 3, 0.6)]
+    near = near or difflib.get_close_matches(full, names, 3, 0.6)
     head = f"did you mean {' or '.join(near)}? " if near else ""
     return f"{head}There are {', '.join(names)}, each also with a type behind it (jamba:3b-q8_0), and OWNER/REPO of the hub"

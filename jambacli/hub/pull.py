@@ -149,6 +149,9 @@ def _find(name: Name, request: Request) -> Found:
     repo = name.weights
     if repo is not None and (first is None or isinstance(first, choose.NoSuchGGUF)):
         _offer_conversion(name, repo, request, first)
+    if isinstance(first, choose.NoSuchGGUF) and name.model and name.quant and repo:
+        make = f"jamba pull {name.model.name} --quant {name.quant.lower()}"
+        raise choose.NoSuchGGUF(f"{first}; or make it of the checkpoint with: {make}", first.types)
     raise first or JambaError(f"{name.text}: no repository is known to have it")
 
 

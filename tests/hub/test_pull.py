@@ -228,8 +228,10 @@ def test_what_there_is_is_listed(hub: Server, models: dict[str, bytes]) -> None:
         ("a/many/m-Q8-0.gguf", "did you mean m-Q8_0.gguf"),
         ("a/two:Q8_0", "could be any of a-Q8_0.gguf, b-Q8_0.gguf"),
         ("a/none", "no GGUF files at all"),
-        ("jamba:3b-q3_k_s", "no GGUF of type Q3_K_S"),
+        ("jamba:3b-q3_k_s", "no GGUF of type Q3_K_S; it has .*jamba pull jamba:2-3b --quant q3_k_s"),
         ("jamba:4b", "did you mean jamba:3b"),
+        ("jamab:q4_0", "did you mean jamba:q4_0"),
+        ("jamba:minni-q4_0", "did you mean jamba:mini-q4_0"),
     ):
         with pytest.raises(JambaError, match=message):
             get(name)
