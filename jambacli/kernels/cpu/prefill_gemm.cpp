@@ -210,6 +210,7 @@ EXPORT int prefill_linear(int type, const uint8_t* w, const float* scale, int64_
                           int64_t x_stride, int64_t m, float* out, int64_t out_stride, int threads) {
     const jamba::Weight weight{type, w, scale, n, k};
     if (!weight.valid()) return -1;
+    if (m == 0) return 0;
     try {
         jamba::linear(weight, x, x_stride, m, out, out_stride, threads);
     } catch (const std::bad_alloc&) {
@@ -232,6 +233,7 @@ EXPORT int prefill_gated(const int* types, const uint8_t* const* data, const flo
                          order,
                          weights};
     if (!g.gate.valid() || !g.up.valid() || !g.down.valid()) return -1;
+    if (offsets[experts] == 0) return 0;
     try {
         jamba::gated(g, x, x_stride, out, out_stride, threads);
     } catch (const std::bad_alloc&) {

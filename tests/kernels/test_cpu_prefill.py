@@ -1,0 +1,178 @@
+"""Products of many tokens with block-quantized weights against the gguf package's values in float64, on every ISA."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from jambacli.kernels import reference
+from jambacli.kernels.cpu import prefill
+from quant.formats import FORMATS, QTensor
+from tests.kernels.blocks import NATIVE, as_f32, isa, random_weight, values
+
+__all__ = ["isa"]  # a fixture
+
+# Products in f32 panels are exact to rounding. bf16 has eight bits: each factor is off by at most 2^-9 of itself, and
+# the errors of a sum are independent.
+EXACT, ROUNDED = 2e-6, 4e-3
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def uses_bf16(isa: str, *names: str) -> bool:
+    return isa in ("amx", "bf16") and not {"f32", "f16"} & set(names)
+
+
+def distance(got: torch.Tensor, expected: torch.Tensor) -> float:
+    assert got.shape == expected.shape and got.dtype == torch.float32
+    return float((got.double() - expected.double()).norm() / expected.double().norm())
+
+
+def product_error(got: torch.Tensor, x: torch.Tensor, w: torch.Tensor) -> float:
+    """Against x @ w.T in float64, in units of what the terms of a sum add up to when their signs are random: a sum that
+    happens to cancel says nothing about the rounding of its terms."""
+    x, w = x.double(), w.double()
+    assert got.shape == (x.shape[0], w.shape[0]) and got.dtype == torch.float32
+    return float(((got.double() - x @ w.T).square().mean() / (x.square() @ w.T.square()).mean()).sqrt())
+
+
+def shapes_of(name: str) -> list[tuple[int, int]]:
+    """Odd and even row counts; rows of whole super-blocks, of a few blocks, of no whole chunk, as the format allows."""
+    common = [(70, 768), (33, 256), (16, 1280)]
+    return common + {32: [(48, 160), (5, 32)], 1: [(48, 160), (7, 100), (1, 33), (40, 513)]}.get(
+        FORMATS[name].block, []
+    )
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_panels_hold_the_formats_values(isa: str, name: str) -> None:
+    for shape in shapes_of(name):
+        w = random_weight(name, shape)
+        got, expected = prefill.dequantize(w), values(w)
+        if uses_bf16(isa, name):
+            # scale * q - offset is rounded once before it is rounded to bf16, gguf's is rounded twice: ties may differ
+            assert got.dtype == torch.bfloat16
+            assert (got == expected.bfloat16()).float().mean() > 0.999
+            tolerance = expected.abs() * 2**-8 + expected.abs().max() * 1e-6
+            assert bool(((got.float() - expected).abs() <= tolerance).all())
+        else:
+            assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_linear(isa: str, name: str) -> None:
+    for shape in shapes_of(name):
+        w = random_weight(name, shape)
+        for tokens in (1, 16, 50):
+            x = torch.randn(tokens, shape[1])
+            limit = ROUNDED if uses_bf16(isa, name) else EXACT
+            assert product_error(prefill.linear(x, w), x, values(w)) < limit, (shape, tokens)
+
+
+def test_linear_of_more_tokens_than_a_panel_serves(isa: str) -> None:
+    w, x = random_weight("q8_0", (40, 64)), torch.randn(2100, 64)
+    limit = ROUNDED if uses_bf16(isa, "q8_0") else EXACT
+    assert product_error(prefill.linear(x, w), x, values(w)) < limit
+
+
+def test_linear_of_no_tokens(isa: str) -> None:
+    assert prefill.linear(torch.randn(0, 64), random_weight("q8_0", (40, 64))).shape == (0, 40)
+
+
+def test_a_token_does_not_depend_on_its_company_or_on_threads(isa: str) -> None:
+    w, x = random_weight("q4_k", (200, 1024)), torch.randn(100, 1024)
+    whole = prefill.linear(x, w)
+    assert torch.equal(prefill.linear(x[17:60], w), whole[17:60])
+    threads = torch.get_num_threads()
+    try:
+        for n in (1, 2, 5):
+            torch.set_num_threads(n)
+            assert torch.equal(prefill.linear(x, w), whole)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_linear_of_part_of_a_wider_tensor(isa: str) -> None:
+    w, wide = random_weight("q6_k", (48, 256)), torch.randn(20, 600)
+    for x in (wide[:, 100:356], wide[::2, :256], torch.randn(256, 20).T, wide[:, :256].double()):
+        assert torch.equal(prefill.linear(x, w), prefill.linear(x.float().contiguous(), w))
+
+
+def test_values_that_are_not_numbers_stay_in_their_row(isa: str) -> None:
+    w, x = random_weight("q4_k", (40, 256)), torch.randn(20, 256)
+    clean = prefill.linear(x, w)
+    x[3, 7], x[18, 200] = float("nan"), float("inf")
+    got = prefill.linear(x, w)
+    kept = [i for i in range(20) if i not in (3, 18)]
+    assert torch.equal(got[kept], clean[kept])
+    assert bool(got[3].isnan().all()) and not bool(got[18].isfinite().any())
+
+
+def test_a_format_without_kernels_goes_through_gguf() -> None:
+    w = QTensor(torch.randint(0, 16, (4 * 66,), dtype=torch.uint8), FORMATS["iq2_xxs"], (4, 256))
+    x = torch.randn(3, 256)
+    with pytest.warns(UserWarning, match="iq2_xxs"):
+        got = prefill.linear(x, w)
+    assert torch.equal(got, reference.linear(x, w))
+
+
+MIXES = [("q4_k", "q4_k", "q6_k"), ("i8", "i8", "i8"), ("f32", "f32", "f32"), ("q8_0", "f16", "q4_0"), ("bf16",) * 3]
+
+
+@pytest.mark.parametrize("mix", MIXES, ids="-".join)
+def test_gated_network(isa: str, mix: tuple[str, str, str]) -> None:
+    hidden, ffn = 256, 768
+    shapes = [(ffn, hidden), (ffn, hidden), (hidden, ffn)]
+    matrices = [random_weight(name, shape, seed=i) for i, (name, shape) in enumerate(zip(mix, shapes, strict=True))]
+    for tokens in (1, 37):
+        x = torch.randn(tokens, hidden)
+        gate, up, down = (values(w).double() for w in matrices)
+        expected = (torch.nn.functional.silu(x.double() @ gate.T) * (x.double() @ up.T)) @ down.T
+        limit = 2 * ROUNDED if uses_bf16(isa, *mix) else EXACT
+        assert distance(prefill.mlp(x, *matrices), expected) < limit
+
+
+def test_gated_network_of_odd_sizes(isa: str) -> None:
+    x, hidden, ffn = torch.randn(21, 50), 50, 71
+    matrices = [random_weight("f16", s, seed=i) for i, s in enumerate([(ffn, hidden), (ffn, hidden), (hidden, ffn)])]
+    assert distance(prefill.mlp(x, *matrices), reference.mlp(x, *(as_f32(w) for w in matrices))) < EXACT
+
+
+@pytest.mark.parametrize(("n_experts", "top_k"), [(5, 1), (8, 2), (6, 4), (3, 3)])
+def test_experts(isa: str, n_experts: int, top_k: int) -> None:
+    hidden, ffn = 256, 512
+    shapes = [(n_experts, ffn, hidden), (n_experts, ffn, hidden), (n_experts, hidden, ffn)]
+    matrices = [
+        random_weight(name, shape, seed=i)
+        for i, (name, shape) in enumerate(zip(("q4_k", "q4_k", "q6_k"), shapes, strict=True))
+    ]
+    exact = [as_f32(w) for w in matrices]
+    router = torch.randn(n_experts, hidden) * 0.1
+    for tokens in (1, 5, 90):
+        x = torch.randn(tokens, hidden)
+        expected = reference.experts(x, router, *exact, top_k)
+        limit = 2 * ROUNDED if uses_bf16(isa, "q4_k") else EXACT
+        assert distance(prefill.experts(x, router, *matrices, top_k), expected) < limit
+
+
+def test_experts_nobody_chose_are_not_read(isa: str) -> None:
+    n_experts, hidden, ffn = 4, 64, 96
+    shapes = [(n_experts, ffn, hidden), (n_experts, ffn, hidden), (n_experts, hidden, ffn)]
+    matrices = [random_weight("f32", shape, seed=i) for i, shape in enumerate(shapes)]
+    x = torch.randn(30, hidden).abs()
+    router = torch.stack([torch.full((hidden,), v) for v in (0.01, -9.0, 0.02, -9.0)])
+    expected = reference.experts(x, router, *matrices, 2)
+    for w in matrices:
+        w.data.view(torch.float32).view(n_experts, -1)[[1, 3]] = float("nan")
+    assert distance(prefill.experts(x, router, *matrices, 2), expected) < EXACT
+
+
+def test_rms_norm(isa: str) -> None:
+    x, weight = torch.randn(5, 7, 100) * 30, torch.randn(100)
+    for part in (x, x[:, 2], x[..., :64]):
+        w = weight[: part.shape[-1]]
+        got = prefill.rms_norm(part, w, 1e-6)
+        assert distance(got, reference.rms_norm(part.double(), w.double(), 1e-6)) < 1e-6
