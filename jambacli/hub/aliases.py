@@ -10,7 +10,6 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +51,7 @@ class Table:
 
 def load_table() -> Table:
     """Both tables as one. BadFileError, naming the entry, where the user's is not sound."""
-    models, aliases = _parse(resources.files(__package__).joinpath(FILE).read_text(encoding="utf-8"), FILE)
+    models, aliases = _parse(Path(__file__).with_name(FILE).read_text(encoding="utf-8"), FILE)
     own = jamba_home() / FILE
     if own.is_file():
         try:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from jambacli.hub.huggingface import Listed, Listing, NotOnHub
-from jambacli.hub.names import QUANT, Hub, canonical_quant, sound_path
+from jambacli.hub.names import QUANT, Hub, canonical_quant
+from jambacli.hub.paths import sound_path
 from jambacli.units import format_bytes
 from jambacli.weights.gguf import SPLIT_NAME
 

@@ -18,7 +18,7 @@ from jambacli import ui
 from jambacli.errors import JambaError
 from jambacli.hub import download
 from jambacli.hub.download import Remote, Unreachable
-from jambacli.hub.names import sound_path
+from jambacli.hub.paths import sound_path
 
 T = TypeVar("T")
 _HUB_PAGE = "https://huggingface.co"

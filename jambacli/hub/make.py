@@ -18,7 +18,8 @@ from jambacli.hub import download, huggingface
 from jambacli.hub.checkpoints import _BESIDE_THE_WEIGHTS
 from jambacli.hub.download import Remote
 from jambacli.hub.huggingface import Listed, Listing
-from jambacli.hub.names import Hub, canonical_quant, parse_name, sound_path, with_quant
+from jambacli.hub.names import Hub, canonical_quant, parse_name, with_quant
+from jambacli.hub.paths import sound_path
 from jambacli.hub.preview import Fit, forget
 from jambacli.hub.pull import NeedsConversion, Request, fit
 from jambacli.hub.store import Entry, Store, StoredFile, set_id

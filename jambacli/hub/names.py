@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from jambacli.errors import UsageError
 from jambacli.hub.aliases import REPO, SHORT, Model, Table, load_table
+from jambacli.hub.paths import sound_path
 
 MAX_NAME = 400
 QUANT = re.compile(r"(?:UD-)?(?:I?Q\d(?:_\w+)?|TQ\d_\d|F16|F32|BF16|FP16|FP32|MXFP4\w*|EXPERTS_INT8)", re.I | re.ASCII)
@@ -112,16 +113,6 @@ def canonical_quant(text: str) -> str:
 def sound_revision(text: str) -> bool:
     """Whether ``text`` can be a git revision: nothing that a path could climb out with."""
     return bool(_REVISION.fullmatch(text)) and all(part.strip(".") for part in text.split("/"))
-
-
-def sound_path(text: str) -> bool:
-    """Whether ``text`` is a plain relative path of a repository: no climbing out, no drive, no control characters."""
-    return (
-        0 < len(text) <= 500
-        and text.isprintable()
-        and not any(c in text for c in '\\:*?"<>|')
-        and all(part.strip(". ") and len(part.encode("utf-8", "replace")) <= 240 for part in text.split("/"))
-    )
 
 
 def looks_like_name(text: str) -> bool:

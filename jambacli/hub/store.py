@@ -25,7 +25,7 @@ from typing import Any
 from jambacli import ui
 from jambacli.errors import JambaError
 from jambacli.files import atomic_write, jamba_home
-from jambacli.hub.names import sound_path
+from jambacli.hub.paths import sound_path
 
 _SET = re.compile(r"(?:sha256|git|set|made)-[0-9a-f]{40,64}")
 _MAX_MANIFEST = 1 << 20

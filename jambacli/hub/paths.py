@@ -1,0 +1,13 @@
+"""Which relative paths from listings and manifests are safe to write under a folder of ours; knows nothing of who sent them."""
+
+from __future__ import annotations
+
+
+def sound_path(text: str) -> bool:
+    """Whether ``text`` is a plain relative path of a repository: no climbing out, no drive, no control characters."""
+    return (
+        0 < len(text) <= 500
+        and text.isprintable()
+        and not any(c in text for c in '\\:*?"<>|')
+        and all(part.strip(". ") and len(part.encode("utf-8", "replace")) <= 240 for part in text.split("/"))
+    )
