@@ -262,7 +262,7 @@ class Program:
         self._decode = lib.kernels_decode
         self.steps = tuple(steps)
         self._array = (_Step * len(self.steps))(
-            *((s.kind, ctypes.addressof(s.struct)) for s in self.steps),
+            *(_Step(s.kind, ctypes.addressof(s.struct)) for s in self.steps),
         )
         last = self.steps[-1] if self.steps else None
         self.n_out = last.n_out if isinstance(last, LogitsStep) else 0
