@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import gguf
@@ -31,8 +32,9 @@ _FACTORS = {
 }
 
 
+@functools.cache
 def random_weight(name: str, shape: tuple[int, ...], *, seed: int = 0, size: float = 0.1) -> QTensor:
-    """Random bytes, but for the factors: values are at most about ``size``."""
+    """Random bytes, but for the factors: values are at most about ``size``. Cached: not to be written to."""
     generator = torch.Generator().manual_seed(seed)
     fmt, n = FORMATS[name], math.prod(shape)
     if name in ("f32", "f16", "bf16"):
@@ -52,6 +54,16 @@ def random_weight(name: str, shape: tuple[int, ...], *, seed: int = 0, size: flo
 
 def values(w: QTensor) -> torch.Tensor:
     """The weight as float32 [*shape], decoded by the gguf package (int8 rows by hand: GGUF has no such tensors)."""
+    key = (w.data.data_ptr(), w.format.name, w.shape)
+    if key not in _decoded:
+        _decoded[key] = (w, _decode(w))  # the weight is kept too, so that its address stays its own
+    return _decoded[key][1]
+
+
+_decoded: dict[tuple[int, str, tuple[int, ...]], tuple[QTensor, torch.Tensor]] = {}
+
+
+def _decode(w: QTensor) -> torch.Tensor:
     if w.scale is not None:
         return w.data.view(torch.int8).view(w.shape).float() * w.scale.view(*w.shape[:-1], 1)
     kind = gguf.GGMLQuantizationType(w.format.ggml_type)

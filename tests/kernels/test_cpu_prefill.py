@@ -126,48 +126,50 @@ MIXES = [("q4_k", "q4_k", "q6_k"), ("i8", "i8", "i8"), ("f32", "f32", "f32"), ("
 def test_gated_network(isa: str, mix: tuple[str, str, str]) -> None:
     hidden, ffn = 256, 768
     shapes = [(ffn, hidden), (ffn, hidden), (hidden, ffn)]
-    matrices = [random_weight(name, shape, seed=i) for i, (name, shape) in enumerate(zip(mix, shapes, strict=True))]
+    gate, up, down = (
+        random_weight(name, shape, seed=i) for i, (name, shape) in enumerate(zip(mix, shapes, strict=True))
+    )
     for tokens in (1, 37):
         x = torch.randn(tokens, hidden)
-        gate, up, down = (values(w).double() for w in matrices)
-        expected = (torch.nn.functional.silu(x.double() @ gate.T) * (x.double() @ up.T)) @ down.T
+        opened = torch.nn.functional.silu(x.double() @ values(gate).double().T)
+        expected = (opened * (x.double() @ values(up).double().T)) @ values(down).double().T
         limit = 2 * ROUNDED if uses_bf16(isa, *mix) else EXACT
-        assert distance(prefill.mlp(x, *matrices), expected) < limit
+        assert distance(prefill.mlp(x, gate, up, down), expected) < limit
 
 
 def test_gated_network_of_odd_sizes(isa: str) -> None:
     x, hidden, ffn = torch.randn(21, 50), 50, 71
-    matrices = [random_weight("f16", s, seed=i) for i, s in enumerate([(ffn, hidden), (ffn, hidden), (hidden, ffn)])]
-    assert distance(prefill.mlp(x, *matrices), reference.mlp(x, *(as_f32(w) for w in matrices))) < EXACT
+    gate, up, down = (random_weight("f16", s) for s in [(ffn, hidden), (ffn, hidden), (hidden, ffn)])
+    expected = reference.mlp(x, as_f32(gate), as_f32(up), as_f32(down))
+    assert distance(prefill.mlp(x, gate, up, down), expected) < EXACT
+
+
+def stacked(n_experts: int, hidden: int, ffn: int, gate: str, down: str) -> tuple[QTensor, QTensor, QTensor]:
+    """gate, up and down of all experts."""
+    wide = (n_experts, ffn, hidden)
+    return random_weight(gate, wide, seed=1), random_weight(gate, wide), random_weight(down, (n_experts, hidden, ffn))
 
 
 @pytest.mark.parametrize(("n_experts", "top_k"), [(5, 1), (8, 2), (6, 4), (3, 3)])
 def test_experts(isa: str, n_experts: int, top_k: int) -> None:
-    hidden, ffn = 256, 512
-    shapes = [(n_experts, ffn, hidden), (n_experts, ffn, hidden), (n_experts, hidden, ffn)]
-    matrices = [
-        random_weight(name, shape, seed=i)
-        for i, (name, shape) in enumerate(zip(("q4_k", "q4_k", "q6_k"), shapes, strict=True))
-    ]
-    exact = [as_f32(w) for w in matrices]
-    router = torch.randn(n_experts, hidden) * 0.1
+    gate, up, down = stacked(n_experts, 256, 512, "q4_k", "q6_k")
+    router = torch.randn(n_experts, 256) * 0.1
     for tokens in (1, 5, 90):
-        x = torch.randn(tokens, hidden)
-        expected = reference.experts(x, router, *exact, top_k)
+        x = torch.randn(tokens, 256)
+        expected = reference.experts(x, router, as_f32(gate), as_f32(up), as_f32(down), top_k)
         limit = 2 * ROUNDED if uses_bf16(isa, "q4_k") else EXACT
-        assert distance(prefill.experts(x, router, *matrices, top_k), expected) < limit
+        assert distance(prefill.experts(x, router, gate, up, down, top_k), expected) < limit
 
 
 def test_experts_nobody_chose_are_not_read(isa: str) -> None:
-    n_experts, hidden, ffn = 4, 64, 96
-    shapes = [(n_experts, ffn, hidden), (n_experts, ffn, hidden), (n_experts, hidden, ffn)]
-    matrices = [random_weight("f32", shape, seed=i) for i, shape in enumerate(shapes)]
-    x = torch.randn(30, hidden).abs()
-    router = torch.stack([torch.full((hidden,), v) for v in (0.01, -9.0, 0.02, -9.0)])
-    expected = reference.experts(x, router, *matrices, 2)
-    for w in matrices:
-        w.data.view(torch.float32).view(n_experts, -1)[[1, 3]] = float("nan")
-    assert distance(prefill.experts(x, router, *matrices, 2), expected) < EXACT
+    clean = stacked(4, 64, 96, "f32", "f32")
+    gate, up, down = (QTensor(w.data.clone(), w.format, w.shape) for w in clean)
+    x = torch.randn(30, 64).abs()
+    router = torch.stack([torch.full((64,), v) for v in (0.01, -9.0, 0.02, -9.0)])
+    expected = reference.experts(x, router, gate, up, down, 2)
+    for w in (gate, up, down):
+        w.data.view(torch.float32).view(4, -1)[[1, 3]] = float("nan")
+    assert distance(prefill.experts(x, router, gate, up, down, 2), expected) < EXACT
 
 
 def test_rms_norm(isa: str) -> None:
