@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import jambacli  # noqa: F401  (before torch: it sets how torch's threads wait)
+
 REPO = Path(__file__).resolve().parent.parent
 
 

@@ -109,7 +109,7 @@ EXPORT int kernels_decode(const jamba::Step* steps, int64_t n_steps, const jamba
     if (m <= 0) return kOk;
     const Run run{&ops(), x, y, m, n_past, logits, std::min(n_logits, m), std::max(1, threads)};
     for (int64_t i = 0; i < n_steps; ++i)
-        if (steps[i].kind == kAttentionStep && n_past + m > states[i].capacity) return kBadStep;
+        if (steps[i].kind == kAttentionStep && n_past + m > states[i].capacity) return kNoRoom;
     size_t bytes = 0;
     for (int64_t i = 0; i < n_steps; ++i) one_step(nullptr, run, steps[i], states[i], Scratch{}, &bytes);
     uint8_t* base = scratch_block(bytes);

@@ -41,6 +41,6 @@ struct Matrix {
     int32_t reserved;
 };
 
-enum Status : int { kOk = 0, kBadType = -1, kBadShape = -2, kNoMemory = -3, kBadStep = -4 };
+enum Status : int { kOk = 0, kBadType = -1, kBadShape = -2, kNoMemory = -3, kBadStep = -4, kNoRoom = -5 };
 
 }  // namespace jamba

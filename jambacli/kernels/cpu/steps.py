@@ -340,6 +340,8 @@ def linear(x: torch.Tensor, w: QTensor) -> torch.Tensor:
     assert lib is not None
     m, n_in = x.shape
     n_out = w.shape[0]
+    if n_in != w.shape[1]:
+        raise ValueError(f"rows of {w.shape[1]} values cannot be multiplied with {n_in} values")
     out = torch.empty(m, n_out)
     status = lib.kernels_linear(
         ctypes.byref(matrix(w)), address(x), m, n_in, out.data_ptr(), n_out, torch.get_num_threads()

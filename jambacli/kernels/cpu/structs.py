@@ -18,6 +18,7 @@ _ERRORS = {
     -2: "a weight's size does not fit its shape",
     -3: "not enough memory for the kernels' scratch",
     -4: "the shapes of a layer's weights do not fit each other",
+    -5: "the cache has no room for these tokens",
 }
 # GGML type ids that the kernels multiply directly (kTypes in blocks.h).
 NATIVE_TYPES = frozenset({0, 1, 2, 3, 6, 7, 8, 10, 11, 12, 13, 14, 20, 23, 24, 30})

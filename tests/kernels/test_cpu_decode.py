@@ -1,0 +1,233 @@
+"""Products of a few tokens on every instruction set this machine has, against sums over the gguf package's values."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from jambacli.kernels import cpu
+from quant.formats import QTensor, get_format
+from tests.kernels.blocks import NATIVE, random_weight, values
+
+pytestmark = pytest.mark.skipif(not cpu.available(), reason="the C++ kernels were not built here")
+
+FLOATS = ("f32", "f16", "bf16")
+BLOCKS_32 = tuple(name for name in NATIVE if get_format(name).block == 32)
+BLOCKS_256 = tuple(name for name in NATIVE if get_format(name).block == 256)
+REPO = Path(__file__).resolve().parents[2]
+LEVELS = [
+    name for name in ("scalar", "avx2", "avx512", "vnni", "neon") if cpu.available() and cpu.set_isa(name) == name
+]
+if cpu.available():
+    cpu.set_isa(None)
+
+
+@pytest.fixture(params=LEVELS)
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each instruction set in turn."""
+    yield cpu.set_isa(request.param)
+    cpu.set_isa(None)
+
+
+def weight(fmt: str, *shape: int) -> tuple[QTensor, torch.Tensor]:
+    """A random weight and its exact values, float64."""
+    w = random_weight(fmt, shape)
+    return w, values(w).double()
+
+
+def run_linear(x: torch.Tensor, w: QTensor, threads: int) -> torch.Tensor:
+    """steps.linear on a given number of threads."""
+    from jambacli.kernels.cpu import steps
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return steps.linear(x, w)
+    finally:
+        torch.set_num_threads(before)
+
+
+def tokens(m: int, n: int) -> torch.Tensor:
+    """Activations with outliers, as real ones have."""
+    generator = torch.Generator().manual_seed(m * 100003 + n)
+    x = torch.randn(m, n, generator=generator)
+    return x * (1 + 20 * (torch.rand(m, n, generator=generator) < 0.01))
+
+
+def lengths(fmt: str) -> list[int]:
+    if fmt in BLOCKS_256:
+        return [256, 1280]
+    return [32, 160, 288, 1024] if fmt in BLOCKS_32 else [1, 33, 300, 1024]
+
+
+@pytest.mark.parametrize("fmt", NATIVE)
+def test_products_stay_within_the_rounding_of_int8_activations(isa: str, fmt: str) -> None:
+    """Every output within what rounding each 32 activations to 8 bits can cost; float weights lose nothing at all."""
+    for n in lengths(fmt):
+        w, exact = weight(fmt, 37, n)
+        x = tokens(17, n)
+        y = run_linear(x, w, 2).double()
+        expected = x.double() @ exact.T
+        rounding = 1e-6 * (x.double().abs() @ exact.abs().T)
+        if fmt not in FLOATS:
+            padded = torch.nn.functional.pad(x.double().abs(), (0, -n % 32)).view(17, -1, 32)
+            step = (padded.amax(-1, keepdim=True) / 127).expand_as(padded).reshape(17, -1)[:, :n]
+            rounding = 20 * rounding + (step / 2) @ exact.abs().T
+        assert ((y - expected).abs() <= rounding).all(), (fmt, n)
+
+
+@pytest.mark.parametrize("fmt", (*BLOCKS_32, *BLOCKS_256))
+def test_error_is_no_larger_than_with_ggml_s_activations(isa: str, fmt: str) -> None:
+    """ggml rounds activations to Q8_0 (an f16 factor per 32) or, for K-quants, with one factor per 256 values."""
+    n, m = 1024, 16
+    w, exact = weight(fmt, 64, n)
+    x = tokens(m, n).double()
+    group = 256 if fmt in BLOCKS_256 else 32
+    groups = x.view(m, -1, group)
+    step = groups.abs().amax(-1, keepdim=True) / 127
+    theirs = (groups / step).round() * (step if group == 256 else step.half().double())
+    expected = x @ exact.T
+    their_error = (theirs.reshape(m, n) @ exact.T - expected).norm()
+    our_error = (run_linear(x.float(), w, 1).double() - expected).norm()
+    assert our_error <= 1.02 * their_error
+
+
+@pytest.mark.parametrize("fmt", NATIVE)
+def test_bits_do_not_depend_on_threads_or_company(isa: str, fmt: str) -> None:
+    """One token alone on one thread gives the bits it gives among 19 on three threads."""
+    n = 768 if fmt in BLOCKS_256 else 352
+    w, _ = weight(fmt, 101, n)
+    x = tokens(19, n)
+    together = run_linear(x, w, 3)
+    for t in range(19):
+        assert torch.equal(run_linear(x[t : t + 1].contiguous(), w, 1)[0], together[t])
+
+
+@pytest.mark.parametrize("fmt", NATIVE)
+def test_embedding_rows_are_the_exact_values(fmt: str) -> None:
+    from jambacli.kernels.cpu import steps
+
+    for n in lengths(fmt):
+        w, exact = weight(fmt, 9, n)
+        ids = torch.tensor([8, 0, 3, 3])
+        assert torch.equal(steps.embed(ids, w), exact[ids].float())
+        with pytest.raises(ValueError, match="shape"):
+            steps.embed(torch.tensor([9]), w)
+        with pytest.raises(ValueError, match="shape"):
+            steps.embed(torch.tensor([-1]), w)
+
+
+@pytest.mark.parametrize("fmt", BLOCKS_32)
+def test_a_broken_row_spoils_only_itself(isa: str, fmt: str) -> None:
+    """Rows that are no multiple of 256 are read beyond their end: a NaN factor there must not leak in."""
+    w, _ = weight(fmt, 12, 160)
+    row_bytes = w.format.row_bytes(160)
+    data = w.data.clone()
+    for block in range(5):
+        at = 6 * row_bytes + block * w.format.block_bytes
+        data[at : at + 2] = torch.tensor([0xFF, 0x7F], dtype=torch.uint8)  # an f16 NaN
+    x = tokens(3, 160)
+    y = run_linear(x, QTensor(data, w.format, w.shape), 1)
+    assert torch.isnan(y[:, 6]).all()
+    kept = [r for r in range(12) if r != 6]
+    assert torch.equal(y[:, kept], run_linear(x, w, 1)[:, kept])
+
+
+def test_zero_and_extreme_activations(isa: str) -> None:
+    w, exact = weight("q4_k", 8, 256)
+    assert torch.equal(run_linear(torch.zeros(1, 256), w, 1), torch.zeros(1, 8))
+    x = tokens(1, 256)
+    for factor in (1e-30, 1e30):
+        y = run_linear(x * factor, w, 1).double() / factor
+        assert torch.allclose(y, x.double() @ exact.T, rtol=0, atol=0.05 * y.abs().max().item())
+
+
+_GUARDED = """
+import ctypes, mmap, sys
+import numpy as np, torch
+sys.path.insert(0, {repo!r})
+from jambacli.kernels import cpu
+from jambacli.kernels.cpu import steps
+from quant.formats import QTensor
+from tests.kernels.blocks import NATIVE, random_weight
+
+page = mmap.PAGESIZE
+libc = ctypes.CDLL(None, use_errno=True)
+for fmt in NATIVE:
+    for n in (256, 1280) if fmt in {large!r} else (32, 160, 416):
+        w = random_weight(fmt, (5, n))
+        size = w.data.numel()
+        pages = -(-size // page)
+        area = mmap.mmap(-1, (pages + 1) * page)
+        whole = np.frombuffer(area, np.uint8)
+        whole[pages * page - size : pages * page] = w.data.numpy()
+        assert libc.mprotect(ctypes.c_void_p(whole.ctypes.data + pages * page), ctypes.c_size_t(page), 0) == 0
+        data = torch.from_numpy(whole)[pages * page - size : pages * page]
+        at_the_edge = QTensor(data, w.format, w.shape, w.scale)
+        x = torch.randn(5, n)
+        for level in {levels!r}:
+            cpu.set_isa(level)
+            assert torch.equal(steps.linear(x, at_the_edge), steps.linear(x, w)), (fmt, n, level)
+        steps.embed(torch.arange(5), at_the_edge)
+print("nothing read past the end")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="guard pages are made with Linux's mprotect")
+def test_nothing_is_read_past_the_end_of_a_weight() -> None:
+    """Weights that end where a page ends, with an unreadable page behind: as the last tensor of a mapped file may lie."""
+    code = _GUARDED.format(repo=str(REPO), levels=LEVELS, large=BLOCKS_256)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "nothing read past the end" in done.stdout, done.stderr
+
+
+def test_wrong_shapes_and_formats_are_refused() -> None:
+    from jambacli.kernels.cpu import steps
+
+    w, _ = weight("q4_k", 8, 256)
+    with pytest.raises(ValueError, match="format"):
+        steps.linear(torch.zeros(1, 256), QTensor(w.data, get_format("iq3_s"), (8, 256)))
+    with pytest.raises(ValueError, match="contiguous float32"):
+        steps.linear(torch.zeros(1, 256, dtype=torch.float64), w)
+    with pytest.raises(ValueError, match="contiguous float32"):
+        steps.linear(torch.zeros(256, 2).T, w)
+    with pytest.raises(ValueError, match="values"):
+        steps.linear(torch.zeros(1, 128), w)
+
+
+@pytest.mark.parametrize("pool", ("torch", "own"))
+def test_teams_wait_for_each_other(pool: str) -> None:
+    """No thread passes a barrier early, in either pool, with more threads than cores too."""
+    code = f"""
+import sys; sys.path.insert(0, {str(REPO)!r})
+from jambacli.kernels import cpu
+lib = cpu.library()
+sizes = [lib.kernels_check_team(threads, 200) for threads in (1, 2, 3, 7)]
+assert sizes == [1, 2, 3, 7], sizes
+"""
+    env = dict(os.environ, JAMBA_CPU_POOL=pool)
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_environment_lowers_the_instruction_set() -> None:
+    code = f"import sys; sys.path.insert(0, {str(REPO)!r}); from jambacli.kernels import cpu; print(cpu.cpu_features())"
+    env = dict(os.environ, JAMBA_CPU_ISA="scalar")
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert "'isa': 'scalar'" in done.stdout
+
+
+def test_read_bandwidth_is_a_plausible_rate() -> None:
+    lib = cpu.library()
+    assert lib is not None
+    buffer = np.ones(1 << 24, dtype=np.uint8)
+    rate = lib.kernels_read_bandwidth(ctypes.c_void_p(buffer.ctypes.data), buffer.nbytes, 1)
+    assert 1e7 < rate < 1e13

@@ -1,0 +1,240 @@
+"""Decode steps of a model against ``kernels.reference``, on every instruction set this machine has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from jambacli.kernels import cpu, reference
+from quant.formats import QTensor
+from tests.kernels.blocks import random_weight
+from tests.kernels.test_cpu_decode import isa  # noqa: F401
+
+pytestmark = pytest.mark.skipif(not cpu.available(), reason="the C++ kernels were not built here")
+
+EPS = 1e-6
+HIDDEN, M = 256, 5
+# Relative error of a whole step: float32 rounding, or int8 activations in its two to four products in a row.
+BOUND = {"f32": 3e-6, "bf16": 3e-6, "q8_0": 3e-2, "q4_k": 3e-2, "i8": 3e-2}
+
+
+def values(*shape: int, seed: int = 0, low: float | None = None) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed + sum(shape))
+    if low is None:
+        return torch.randn(*shape, generator=generator)
+    return low + torch.rand(*shape, generator=generator)
+
+
+def error(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+def check_step(step: Any, expected: torch.Tensor, fmt: str, x: torch.Tensor, parts: list[Any], n_past: int = 0) -> None:
+    """The step's output and states: near the reference, and the same bits in one call or in five, on 1 or 3 threads.
+
+    parts: three equal copies of the sequence's tensors (None for a step without).
+    """
+    from jambacli.kernels.cpu import steps
+
+    out = steps.run_single(step, x, n_past, part=parts[0], threads=3)
+    assert error(out, expected) < BOUND[fmt]
+    for t in range(len(x)):
+        one = steps.run_single(step, x[t : t + 1].contiguous(), n_past + t, part=parts[1], threads=1)
+        assert torch.equal(one[0], out[t])
+    program = steps.Program([step])
+    stream = x.clone()
+    program.run(stream, n_past, program.bind([parts[2]]), threads=2)
+    assert torch.allclose(stream, x + out, rtol=1e-6, atol=1e-6)
+    if parts[0] is not None:
+        for first, *others in zip(*parts, strict=True):
+            assert all(torch.equal(first, other) for other in others)
+
+
+@pytest.mark.parametrize("fmt", BOUND)
+def test_mlp(isa: str, fmt: str) -> None:  # noqa: F811
+    from jambacli.kernels.cpu.steps import MlpStep
+
+    ffn = 768
+    gate, up, down = (
+        random_weight(fmt, s, seed=i) for i, s in enumerate([(ffn, HIDDEN), (ffn, HIDDEN), (HIDDEN, ffn)])
+    )
+    norm, x = values(HIDDEN, low=0.5), values(M, HIDDEN)
+    expected = reference.mlp(reference.rms_norm(x, norm, EPS), gate, up, down)
+    check_step(MlpStep(norm, EPS, gate=gate, up=up, down=down), expected, fmt, x, [None] * 3)
+
+
+@pytest.mark.parametrize("top_k", (1, 2, 4))
+@pytest.mark.parametrize("fmt", BOUND)
+def test_experts(isa: str, fmt: str, top_k: int) -> None:  # noqa: F811
+    from jambacli.kernels.cpu.steps import ExpertsStep
+
+    ffn, n = 512, 8
+    gate, up, down = (
+        random_weight(fmt, s, seed=i) for i, s in enumerate([(n, ffn, HIDDEN), (n, ffn, HIDDEN), (n, HIDDEN, ffn)])
+    )
+    norm, x, router = values(HIDDEN, low=0.5), values(M, HIDDEN), values(n, HIDDEN, seed=1) * 0.2
+    expected = reference.experts(reference.rms_norm(x, norm, EPS), router, gate, up, down, top_k)
+    step = ExpertsStep(norm, EPS, router=router, gate=gate, up=up, down=down, top_k=top_k)
+    check_step(step, expected, fmt, x, [None] * 3)
+
+
+@dataclass
+class MambaCase:
+    """A Mamba layer's weights and what the reference makes of them."""
+
+    weights: dict[str, Any]
+    d_inner: int
+    rank: int
+
+    def reference(self, x: torch.Tensor, norm: torch.Tensor, conv: torch.Tensor, ssm: torch.Tensor) -> torch.Tensor:
+        w, n = self.weights, ssm.shape[1]
+        projected = reference.linear(reference.rms_norm(x, norm, EPS), w["in_proj"])
+        u = reference.causal_conv(projected[:, : self.d_inner], w["conv_weight"], w["conv_bias"], conv)
+        dt, b, c = reference.linear(u, w["x_proj"]).split([self.rank, n, n], dim=1)
+        y = reference.selective_scan(
+            u,
+            reference.linear(reference.rms_norm(dt, w["dt_norm"], EPS), w["dt_proj"]),
+            w["dt_bias"],
+            w["A"],
+            reference.rms_norm(b, w["b_norm"], EPS),
+            reference.rms_norm(c, w["c_norm"], EPS),
+            w["D"],
+            projected[:, self.d_inner :],
+            ssm,
+        )
+        return reference.linear(y, w["out_proj"])
+
+
+def mamba_case(fmt: str, d_state: int, d_conv: int) -> MambaCase:
+    d, rank = 512, 256 if fmt == "q4_k" else 160
+    return MambaCase(
+        {
+            "in_proj": random_weight(fmt, (2 * d, HIDDEN)),
+            "conv_weight": values(d, d_conv) * 0.4,
+            "conv_bias": values(d) * 0.1,
+            "x_proj": random_weight(fmt, (rank + 2 * d_state, d)),
+            "dt_norm": values(rank, low=0.5),
+            "b_norm": values(d_state, low=0.5),
+            "c_norm": values(d_state, seed=1, low=0.5),
+            "dt_proj": random_weight(fmt, (d, rank)),
+            "dt_bias": values(d, seed=2) * 3 - 3,
+            "A": -16 * values(d, d_state, low=0.01),
+            "D": values(d, seed=3),
+            "out_proj": random_weight(fmt, (HIDDEN, d)),
+        },
+        d,
+        rank,
+    )
+
+
+@pytest.mark.parametrize(("d_state", "d_conv"), [(16, 4), (8, 3), (5, 2), (24, 4)])
+@pytest.mark.parametrize("fmt", BOUND)
+def test_mamba(isa: str, fmt: str, d_state: int, d_conv: int) -> None:  # noqa: F811
+    from jambacli.kernels.cpu.steps import MambaStep
+
+    case = mamba_case(fmt, d_state, d_conv)
+    norm, x = values(HIDDEN, low=0.5), values(M, HIDDEN)
+    conv, ssm = values(case.d_inner, d_conv - 1), values(case.d_inner, d_state, seed=4)
+    parts = [(conv.clone(), ssm.clone()) for _ in range(3)]
+    expected = case.reference(x, norm, conv, ssm)
+    check_step(MambaStep(norm, EPS, **case.weights), expected, fmt, x, parts)
+    assert error(parts[0][0], conv) < BOUND[fmt]
+    assert error(parts[0][1], ssm) < BOUND[fmt]
+
+
+def attention_weights(fmt: str, n_heads: int, n_kv: int, dim: int) -> dict[str, QTensor]:
+    shapes = {"q": (n_heads * dim, HIDDEN), "k": (n_kv * dim, HIDDEN), "v": (n_kv * dim, HIDDEN)}
+    made = {name: random_weight(fmt, shape, seed=i) for i, (name, shape) in enumerate(shapes.items())}
+    return {**made, "out": random_weight(fmt, (HIDDEN, n_heads * dim), seed=3)}
+
+
+def cache(kv: torch.dtype, capacity: int, n_kv: int, dim: int, n_past: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random past keys and values in a cache whose unused end is poison."""
+    from tests.quant.ggml_reference import quantize_chunk
+
+    made = []
+    for seed in (5, 6):
+        past = values(n_past, n_kv, dim, seed=seed)
+        if kv == torch.uint8:
+            c = torch.full((capacity, n_kv, dim // 32 * 34), 0xFF, dtype=kv)
+            if n_past:
+                blocks = quantize_chunk(past.reshape(-1, dim).numpy(), "q8_0")
+                c[:n_past] = torch.from_numpy(blocks).view(n_past, n_kv, -1)
+        else:
+            c = torch.full((capacity, n_kv, dim), float("nan"), dtype=kv)
+            c[:n_past] = past
+        made.append(c)
+    return made[0], made[1]
+
+
+@pytest.mark.parametrize("kv", (torch.float32, torch.float16, torch.bfloat16, torch.uint8), ids=str)
+@pytest.mark.parametrize(("n_heads", "n_kv", "dim"), [(8, 2, 32), (5, 1, 128), (4, 4, 96)])
+def test_attention(isa: str, kv: torch.dtype, n_heads: int, n_kv: int, dim: int) -> None:  # noqa: F811
+    """Around the boundaries of the fixed chunks of keys; the cache's room beyond the sequence is never looked at."""
+    from jambacli.kernels.cpu.steps import AttentionStep
+
+    w = attention_weights("f32", n_heads, n_kv, dim)
+    norm, x = values(HIDDEN, low=0.5), values(M, HIDDEN)
+    step = AttentionStep(norm, EPS, n_heads=n_heads, n_kv_heads=n_kv, kv_dtype=kv, **w)
+    for n_past in (0, 1, 253, 256, 700):
+        h = reference.rms_norm(x, norm, EPS)
+        k, v = cache(kv, n_past + M, n_kv, dim, n_past)
+        for name, c in (("k", k), ("v", v)):
+            reference.kv_store(reference.linear(h, w[name]).view(M, n_kv, dim), c[n_past : n_past + M])
+        q = reference.linear(h, w["q"]).view(M, n_heads, dim)
+        expected = reference.linear(reference.attention(q, k, v, n_past), w["out"])
+        parts = [cache(kv, n_past + M + extra, n_kv, dim, n_past) for extra in (0, 0, 0)]
+        # New keys are rounded to the cache's type from values that differ in their last bits: f32 compares to the bit's
+        # neighbourhood, the others to one rounding of a few of them.
+        fmt = "f32" if kv == torch.float32 else "q8_0"
+        check_step(step, expected, fmt, x, parts, n_past)
+
+
+def test_attention_does_not_depend_on_the_size_of_the_context(isa: str) -> None:  # noqa: F811
+    from jambacli.kernels.cpu.steps import AttentionStep, run_single
+
+    step = AttentionStep(
+        None, EPS, n_heads=4, n_kv_heads=2, kv_dtype=torch.float16, **attention_weights("q8_0", 4, 2, 64)
+    )
+    x = values(1, HIDDEN)
+    outs = [run_single(step, x, 600, part=cache(torch.float16, room, 2, 64, 600)) for room in (601, 1024, 5000)]
+    assert torch.equal(outs[0], outs[1])
+    assert torch.equal(outs[0], outs[2])
+
+
+def test_logits_of_the_last_tokens_only() -> None:
+    from jambacli.kernels.cpu.steps import LogitsStep, MlpStep, Program
+
+    gate, up, down = (random_weight("q8_0", s) for s in [(512, HIDDEN), (512, HIDDEN), (HIDDEN, 512)])
+    output, norm, x = random_weight("q6_k", (1000, HIDDEN)), values(HIDDEN, low=0.5), values(M, HIDDEN)
+    program = Program([MlpStep(norm, EPS, gate=gate, up=up, down=down), LogitsStep(norm, EPS, output)])
+    logits = torch.full((2, 1000), float("nan"))
+    stream = x.clone()
+    program.run(stream, 0, program.bind([None, None]), logits)
+    assert error(logits, reference.linear(reference.rms_norm(stream[-2:], norm, EPS), output)) < 2e-2
+    nothing = x.clone()
+    program.run(nothing, 0, program.bind([None, None]))
+    assert torch.equal(nothing, stream)
+
+
+def test_misfits_are_refused() -> None:
+    from jambacli.kernels.cpu.steps import AttentionStep, ExpertsStep, MlpStep, Program
+
+    gate, up, down = (random_weight("q8_0", s) for s in [(512, HIDDEN), (512, HIDDEN), (HIDDEN, 512)])
+    with pytest.raises(ValueError, match="fit"):
+        MlpStep(None, EPS, gate=gate, up=down, down=down)
+    with pytest.raises(ValueError, match="experts"):
+        ExpertsStep(None, EPS, router=values(4, HIDDEN), gate=gate, up=up, down=down, top_k=2)
+    w = attention_weights("f32", 4, 2, 32)
+    with pytest.raises(ValueError, match="fit"):
+        AttentionStep(None, EPS, n_heads=4, n_kv_heads=3, kv_dtype=torch.float16, **w)
+    step = AttentionStep(None, EPS, n_heads=4, n_kv_heads=2, kv_dtype=torch.float16, **w)
+    program = Program([step])
+    with pytest.raises(ValueError, match="KV type"):
+        program.bind([cache(torch.float32, 8, 2, 32, 0)])
+    binding = program.bind([cache(torch.float16, 8, 2, 32, 0)])
+    with pytest.raises(ValueError, match="room"):
+        program.run(values(2, HIDDEN), 7, binding)
