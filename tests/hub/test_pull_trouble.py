@@ -188,6 +188,7 @@ def test_the_token_stays_with_the_hub(hub: Server, models: dict[str, bytes], mon
     """A redirect to another host, as the hub's are, does not carry the token there."""
     import http.server
     import threading
+import time
 
     seen: list[str | None] = []
 
@@ -385,6 +386,10 @@ def test_a_pull_is_safe_from_rm(big: Server, large: bytes) -> None:
     big.trouble.hold = 1 << 20
     client = start("pull", BIG, "--yes")
     assert big.trouble.holding.wait(60)
+    # What the server has sent may still be on its way to the client's disk.
+    deadline = time.monotonic() + 60
+    while part_size(Store().root) == 0 and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert Store().remove_unfinished() == 0
     assert part_size(Store().root) > 0
     client.kill()
