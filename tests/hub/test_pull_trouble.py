@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -188,7 +189,6 @@ def test_the_token_stays_with_the_hub(hub: Server, models: dict[str, bytes], mon
     """A redirect to another host, as the hub's are, does not carry the token there."""
     import http.server
     import threading
-import time
 
     seen: list[str | None] = []
 
