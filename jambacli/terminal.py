@@ -52,13 +52,19 @@ class Screen:
         from rich.console import Console
 
         self.console = Console(highlight=False)
+        self._shown = False
 
     def reply(self, pieces: Iterable[str], show_thoughts: bool) -> None:
         """Show a reply as it comes. Ctrl-C ends it and keeps what was said."""
+        self._shown = False
         try:
             self._stream(iter(pieces), show_thoughts)
         except KeyboardInterrupt:
-            self.note("[stopped; what was said is kept]")
+            self.note(
+                "[stopped; what was said is kept]"
+                if self._shown
+                else "[stopped before a reply; arrow up brings the message back]"
+            )
         finally:
             close = getattr(pieces, "close", None)
             if close is not None:
@@ -81,6 +87,7 @@ class Screen:
         drawn = 0.0
         with Live(console=self.console, auto_refresh=False, transient=True, vertical_overflow="crop") as live:
             for piece in pieces:
+                self._shown = True
                 if isinstance(piece, Thought):
                     thought_tokens += 1
                     if show_thoughts:

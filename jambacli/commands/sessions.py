@@ -24,8 +24,7 @@ def list_(as_json: Json = False) -> None:
     from jambacli.engine import saved
 
     rows: list[dict[str, Any]] = []
-    for name in saved.names():
-        s = saved.read(name)
+    for name, s in saved.readable():
         turns = sum(t.get("role") == "user" for t in s.turns)
         rows.append(
             {

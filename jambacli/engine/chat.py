@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jambacli import ui
 from jambacli.engine import saved
-from jambacli.engine.conversation import Conversation
+from jambacli.engine.conversation import Conversation, Turn
 from jambacli.engine.sequence import Reading, silent
 from jambacli.engine.session import Session
 from jambacli.errors import JambaError, UsageError
@@ -40,6 +41,10 @@ HELP = {
 }
 
 
+# Tokens that --overflow keeps free for a reply of no stated length.
+_ROOM = 512
+
+
 @dataclass
 class Outcome:
     """What an input led to: a reply to stream, or lines to show, or the end."""
@@ -62,9 +67,14 @@ class Chat:
         name: str | None = None,
         overflow: bool = False,
         reading: Reading = silent,
+        tell: Callable[[str], None] = ui.note,
     ) -> None:
-        """``name``: resume the session of that name, or begin it. ``overflow``: drop the oldest turns at the limit."""
+        """``name``: resume the session of that name, or begin it. ``overflow``: drop the oldest turns at the limit.
+
+        ``tell`` shows a line that belongs to no reply.
+        """
         self.model = model
+        self.tell = tell
         self.show_thoughts = True
         self._options, self._generation = options, generation
         self._read_file = read_file
@@ -124,40 +134,66 @@ class Chat:
         return Session(self.model, **self._options)
 
     def _say(self, text: str) -> Iterator[str]:
-        before = len(self.session.conversation.turns)
         documents, self._attached = self._attached, []
+        before = list(self.session.conversation.turns)
         try:
-            yield from self._fitting(
-                lambda: self.session.send(text, documents=documents or None, reading=self._reading, **self._generation),
-                before,
-            )
+            yield from self._answered(before, lambda **room: self._send(text, documents, **room), asked=False)
         except (JambaError, KeyboardInterrupt):
-            if len(self.session.conversation.turns) == before + 1:  # no reply came: the message was not said
-                del self.session.conversation.turns[before:]
+            if (
+                self.session.conversation.turns == before
+            ):  # the message was not said: what came with it waits for the next
                 self._attached = documents
             raise
 
-    def _fitting(self, start: Callable[[], Iterator[str]], before: int) -> Iterator[str]:
-        """A reply; where the context is full, the oldest turns go first, or the user is told what can be done."""
+    def _send(self, text: str, documents: list[dict[str, str]], **room: int) -> Iterator[str]:
+        return self.session.send(text, documents=documents or None, reading=self._reading, **self._generation, **room)
+
+    def _answer(self, before: list[Turn]) -> Iterator[str]:
+        """A reply to turns that have been changed; ``before`` is what they were."""
+
+        def start(**room: int) -> Iterator[str]:
+            return self.session.answer(reading=self._reading, **self._generation, **room)
+
+        return self._answered(before, start, asked=True)
+
+    def _answered(self, before: list[Turn], start: Callable[..., Iterator[str]], asked: bool) -> Iterator[str]:
+        """The reply that ``start`` begins; where none comes, the turns are what they were ``before``.
+
+        Where the context is full, the oldest turns go first, or the user is told what can be done. ``asked``: the message
+        to answer is a turn already, which must stay.
+        """
         from jambacli.model.state import ContextFullError
 
-        conversation = self.session.conversation
-        while True:
-            with contextlib.closing(start()) as pieces:  # type: ignore[type-var]
+        conversation, ctx = self.session.conversation, self.session.sequence.ctx
+        room = min(self._generation.get("max_tokens") or _ROOM, ctx // 8) if self._overflow else 0
+        standing, dropped = list(conversation.turns), 0
+        try:
+            while True:
                 try:
-                    yield from pieces
+                    with contextlib.closing(start(reserve=room)) as pieces:  # type: ignore[type-var]
+                        yield from pieces
                     return
                 except ContextFullError as error:
-                    del conversation.turns[before:]
+                    conversation.turns[:] = standing
                     if not self._overflow:
                         raise JambaError(
-                            f"{error}; or take turns back with /undo, start over with /clear, "
+                            f"{error}, take turns back with /undo, start over with /clear, "
                             "or run with --overflow to drop the oldest turns"
                         ) from error
-                    dropped = _drop_oldest(conversation)
-                    if not dropped:
+                    gone = _drop_oldest(conversation, keep_last=asked)
+                    if not gone and not room:
                         raise
-                    before -= dropped
+                    # All that follows is read again, so make room for more than one turn at once.
+                    room = ctx // 4 if gone else 0
+                    standing, dropped = list(conversation.turns), dropped + gone
+        except (JambaError, KeyboardInterrupt):
+            turns = conversation.turns
+            if not turns or turns[-1].role != "assistant" or any(turns[-1] is t for t in before):
+                turns[:] = before
+            raise
+        finally:
+            if dropped and conversation.turns != before:
+                self.tell(f"[the context was full: the oldest {dropped} turns went]")
 
     def _help(self, _: str) -> Outcome:
         return Outcome(lines=[f"{name:<16} {what}" for name, what in HELP.items()])
@@ -165,7 +201,7 @@ class Chat:
     def _regenerate(self, _: str) -> Outcome:
         if not any(t.role == "user" for t in self.session.conversation.turns):
             raise UsageError("there is no message to answer again yet")
-        return Outcome(reply=self.session.answer(reading=self._reading, **self._generation))
+        return Outcome(reply=self._answer(list(self.session.conversation.turns)))
 
     def _edit(self, rest: str) -> Outcome:
         turns = self.session.conversation.turns
@@ -177,10 +213,9 @@ class Chat:
             raise UsageError(f"there is no message {number} to edit; there are {len(asked)}")
         if not text:
             raise UsageError("/edit needs the new text: /edit TEXT, or /edit N TEXT for the Nth message")
-        at = asked[number - 1]
-        turns[at].content = text
-        del turns[at + 1 :]
-        return Outcome(reply=self.session.answer(reading=self._reading, **self._generation))
+        at, before = asked[number - 1], list(turns)
+        turns[at:] = [replace(turns[at], content=text)]
+        return Outcome(reply=self._answer(before))
 
     def _undo(self, _: str) -> Outcome:
         turns = self.session.conversation.turns
@@ -189,7 +224,7 @@ class Chat:
             raise UsageError("there is nothing to take back")
         text = turns[asked[-1]].content
         del turns[asked[-1] :]
-        self.session.commit()
+        self.session.changed()
         return Outcome(lines=[f"taken back: {_short(text)}"])
 
     def _continue(self, _: str) -> Outcome:
@@ -232,6 +267,8 @@ class Chat:
     def _load(self, name: str) -> Outcome:
         if not name or not saved.exists(name):
             raise UsageError(f"there is no session {name!r}; there are: {', '.join(saved.names()[:20]) or 'none yet'}")
+        if name == self.session.name:
+            return Outcome(lines=[f"{name} is the chat you are in"])
         session = self._open(name)
         self.session.close()
         self.session = session
@@ -254,18 +291,19 @@ class Chat:
     def _clear(self, _: str) -> Outcome:
         turns = self.session.conversation.turns
         turns[:] = [t for t in turns[:1] if t.role == "system"]
-        self.session.commit()
+        self.session.changed()
         return Outcome(lines=["started over"])
 
 
-def _drop_oldest(conversation: Conversation) -> int:
-    """Drop the oldest exchange but the system message; how many turns went, 0 when only the latest is left."""
+def _drop_oldest(conversation: Conversation, keep_last: bool) -> int:
+    """Drop the oldest exchange but the system message; how many turns went, 0 where there is none to drop.
+
+    ``keep_last``: the last message of the user waits for its answer.
+    """
     turns = conversation.turns
     first = 1 if turns and turns[0].role == "system" else 0
     following = [i for i in range(first + 1, len(turns)) if turns[i].role == "user"]
-    stop = following[0] if following else len(turns)
-    if stop == first:
-        return 0
+    stop = following[0] if following else first if keep_last else len(turns)
     del turns[first:stop]
     return stop - first
 

@@ -22,6 +22,8 @@ from jambacli.text.template import FENCE_CLOSE, FENCE_OPEN, ChatTemplate
 from jambacli.text.tokenizer import Tokenizer
 
 THINK, THINK_END = "<think>", "</think>"
+# Characters of a message that are enough to see whether its beginning runs into the header before it.
+_LOOK_AHEAD = 64
 
 
 @dataclass
@@ -157,9 +159,10 @@ class Conversation:
             if kept is None:
                 # A user's text: encoded together with what surrounds it, as one rendering would be.
                 if turn.role == "user":
-                    ids += encode(self._up_to_marker(plain), start=not ids)
-                    boundaries.append(len(ids))
-                    plain = plain[len(self._up_to_marker(plain)) :]
+                    head = self._up_to_marker(plain)
+                    ids += encode(head, start=not ids)
+                    plain = plain[len(head) :]
+                    boundaries.append(len(ids) + self._steady(plain, content))
                 plain += content + following
                 continue
             ids += encode(self._header(plain), start=not ids)
@@ -179,6 +182,13 @@ class Conversation:
             [m.end() for m in pattern.finditer(text) if self.tokenizer.marker_id(m[0]) is not None] if pattern else []
         )
         return text[: ends[-1]] if ends else ""
+
+    def _steady(self, text: str, following: str) -> int:
+        """How many tokens of ``text`` stay the same before almost any other ``following``: its own count, or 0 where they
+        run together with this one."""
+        encode = self.template.encode_text
+        alone, together = encode(text, start=False), encode(text + following[:_LOOK_AHEAD], start=False)
+        return len(alone) if together[: len(alone)] == alone else 0
 
     def _header(self, text: str) -> str:
         """What was rendered before a reply, without the space history puts there and a generation prompt does not."""

@@ -19,12 +19,14 @@ from typing import IO, Any
 
 import numpy as np
 
+from jambacli import ui
 from jambacli.engine.store import Prefix
 from jambacli.errors import BadFileError, JambaError, UsageError
 from jambacli.files import atomic_write, jamba_home
 
 _VERSION = 1
 _MAX_FILE = 256 << 20
+_TURN_FIELDS = frozenset(["role", "content", "ids", "thoughts", "thought_ids", "pinned", "extra"])
 
 
 @dataclass
@@ -132,6 +134,7 @@ def read_file(path: Path) -> SavedSession:
         raise BadFileError(path, "is no session file of this program's version")
     try:
         known = {f.name: value[f.name] for f in fields(SavedSession) if f.name in value}
+        _check_types(known)
         prefixes = [p for p in map(Prefix.from_json, value["prefixes"]) if p is not None]
         turns = [{**t, **{k: _unpacked(t[k]) for k in ("ids", "thought_ids") if t.get(k)}} for t in value["turns"]]
         known |= {"prompt": _unpacked(value["prompt"]), "reply": _unpacked(value["reply"])}
@@ -140,15 +143,48 @@ def read_file(path: Path) -> SavedSession:
         raise BadFileError(path, f"is damaged ({error}); delete it, or restore a copy") from error
 
 
+def _check_types(value: dict[str, Any]) -> None:
+    """Raise ValueError naming the first field that is not what it must be; the file may come from anyone."""
+    text, number = (str,), (int, float)
+    types: dict[str, tuple[type, ...]] = dict.fromkeys(("name", "model", "model_path", "fingerprint", "kv_type"), text)
+    types |= {"ctx": (int,), "created": number, "updated": number, "chat": (bool,), "finish": text}
+    types |= {"system": (str, type(None)), "parent": (str, type(None)), "random_state": (dict, type(None))}
+    types |= dict.fromkeys(("turns", "documents", "prefixes"), (list,))
+    wrong = [k for k, wanted in types.items() if k in value and not isinstance(value[k], wanted)]
+    if wrong:
+        raise ValueError(f"field {wrong[0]!r} is no {types[wrong[0]][0].__name__}")
+    if value["ctx"] < 1 or not all(isinstance(d, str) for d in value.get("documents", [])):
+        raise ValueError("field 'ctx' or 'documents' is out of range")
+    for turn in value.get("turns", []):
+        if not isinstance(turn, dict) or not turn.keys() <= _TURN_FIELDS:
+            raise ValueError("a turn is no turn")
+        if not all(isinstance(turn.get(k, ""), str) for k in ("role", "content", "thoughts")) or "role" not in turn:
+            raise ValueError("a turn has no role, or no text")
+        pinned = turn.get("pinned")
+        if pinned is not None and not (isinstance(pinned, list) and [type(x) for x in pinned] == [int, str]):
+            raise ValueError("a turn's documents are none")
+        if not isinstance(turn.get("extra", {}), dict):
+            raise ValueError("a turn's extras are none")
+
+
 def names() -> list[str]:
     """The names of all sessions, most recently used first."""
     files = [p for p in sessions_folder().glob("*.json") if not p.name.startswith(".")]
     return [p.stem for p in sorted(files, key=lambda p: -p.stat().st_mtime)]
 
 
+def readable() -> Iterator[tuple[str, SavedSession]]:
+    """Every session that can be read, most recently used first; of the others it is said why not."""
+    for name in names():
+        try:
+            yield name, read(name)
+        except JambaError as error:
+            ui.warn(str(error))
+
+
 def family(name: str) -> list[str]:
     """The sessions that were branched from the same beginning as ``name``, it included, oldest first."""
-    known = {n: read(n) for n in names()}
+    known = dict(readable())
 
     def root(n: str) -> str:
         seen = {n}
@@ -167,7 +203,6 @@ def remove(name: str) -> None:
         raise JambaError(f"there is no session {name!r}; `jamba sessions list` shows them")
     with opened(name):
         read_path.unlink()
-    session_path(name).with_suffix(".lock").unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -177,7 +212,7 @@ def opened(name: str) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.close()
+        release(name, lock)
 
 
 def acquire(name: str) -> IO[bytes]:
@@ -188,6 +223,9 @@ def acquire(name: str) -> IO[bytes]:
         import fcntl
 
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not path.exists() or not os.path.samestat(path.stat(), os.fstat(file.fileno())):
+            file.close()
+            return acquire(name)  # the session was removed just now, and its lock file with it
     except ImportError:
         return file  # no fcntl on this platform: one process at a time is the user's own care
     except OSError as error:
@@ -201,6 +239,13 @@ def acquire(name: str) -> IO[bytes]:
     file.write(f"{os.getpid()}".encode())
     file.flush()
     return file
+
+
+def release(name: str, lock: IO[bytes]) -> None:
+    """Give a session free; where nothing was saved under its name, no trace of it stays."""
+    if not session_path(name).exists():
+        session_path(name).with_suffix(".lock").unlink(missing_ok=True)
+    lock.close()
 
 
 def turn_to_json(turn: Any) -> dict[str, Any]:

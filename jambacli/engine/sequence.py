@@ -92,16 +92,17 @@ class TokenSequence:
         ids: Sequence[int],
         boundaries: Iterable[int] = (),
         reading: Reading = silent,
+        reserve: int = 0,
     ) -> np.ndarray:
         """Make the sequence exactly ``ids`` and return the logits after it, float32 [vocab].
 
         Only what follows the longest usable common prefix is computed; ``boundaries`` are positions at which to leave
         a checkpoint. ``reading`` shows progress. Raises UsageError for no tokens, ContextFullError
-        when they do not fit (the sequence is unchanged then).
+        when they and ``reserve`` more do not fit (the sequence is unchanged then).
         """
         if not ids:
             raise UsageError("there are no tokens to read: the prompt is empty")
-        self._check_fits(len(ids))
+        self._check_fits(len(ids), reserve)
         start = self.rewind(common_prefix(self.tokens, ids), allow_end=len(ids))
         if self.persistence is not None and start < len(ids):
             self.persistence.load_longest(self, ids, start)
@@ -176,10 +177,10 @@ class TokenSequence:
         self.counters.decode_seconds += time.perf_counter() - start
         return self.logits
 
-    def _check_fits(self, n: int) -> None:
+    def _check_fits(self, n: int, reserve: int = 0) -> None:
         from jambacli.model.state import ContextFullError
 
-        if n > self.ctx:
+        if n + reserve > self.ctx:
             raise ContextFullError(f"{n:,} tokens do not fit in the context of {self.ctx:,}; use a larger --ctx")
 
     def _prefill(self, ids: Sequence[int], start: int, boundaries: list[int], progress: Callable[[int], None]) -> None:

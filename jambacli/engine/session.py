@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from jambacli.engine.api import Jamba
     from jambacli.model.state import SequenceState
 
+#: How the last reply ended where its turn is no longer part of the conversation.
+_TAKEN_BACK = "taken back"
+
 
 @dataclass
 class Stats:
@@ -125,6 +128,7 @@ class Session:
         knobs: Mapping[str, Any] | None = None,
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
+        reserve: int = 0,
         reading: Reading = silent,
         **sampling: Any,
     ) -> Iterator[str]:
@@ -132,18 +136,21 @@ class Session:
 
         A model that thinks first yields its thoughts as ``Thought``, a kind of str. Keyword arguments of Sampling
         (``temperature=0`` ...) override the session's. The reply so far is kept when the iterator is closed early.
+        Raises ContextFullError (when the iterator starts) where the context has no room for the conversation and
+        ``reserve`` tokens of a reply.
         """
         self._check_writable()
         self.conversation.add_user(text, documents, knobs)
         if self.sequence.persistence is not None:
             self.sequence.persistence.documents += [text_hash(str(d.get("text", ""))) for d in documents or ()]
-        return self._answer(max_tokens, stop, reading, sampling)
+        return self._answer(max_tokens, stop, reserve, reading, sampling)
 
     def answer(
         self,
         *,
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
+        reserve: int = 0,
         reading: Reading = silent,
         **sampling: Any,
     ) -> Iterator[str]:
@@ -154,7 +161,7 @@ class Session:
             turns.pop()
         if not turns or turns[-1].role != "user":
             raise UsageError("there is nothing to answer yet")
-        return self._answer(max_tokens, stop, reading, sampling)
+        return self._answer(max_tokens, stop, reserve, reading, sampling)
 
     def complete(
         self,
@@ -180,18 +187,32 @@ class Session:
     ) -> Iterator[str]:
         """Go on with the last reply where it was cut off, to the bit as if it had never stopped."""
         self._check_writable()
-        if not self._prompt:
-            raise UsageError("there is no reply to go on with yet")
+        if not self._prompt or self._finish == _TAKEN_BACK:
+            raise UsageError("there is no reply to go on with")
         before = list(self._reply_ids)
         rendered = Rendered(self._prompt + before, [len(self._prompt)])
         options, result = self.sampling.with_given(**sampling), Generated(ids=list(before))
         if not self._chat:
             return self._generate(rendered, max_tokens, stop, reading, options, result, skip=len(before))
-        turns = self.conversation.turns
-        if turns and turns[-1].role == "assistant":
-            turns.pop()
-        pieces = self._generate(rendered, max_tokens, stop, reading, options, result, skip=len(before))
-        return self._kept(pieces, result, first=not before)
+        return self._extend_turn(
+            self._generate(rendered, max_tokens, stop, reading, options, result, skip=len(before)), result
+        )
+
+    def _extend_turn(self, pieces: Iterator[str], result: Generated) -> Iterator[str]:
+        """Replace the last turn, a reply, by a longer one; it stays where none comes."""
+        turns, prompt, reply, finish = self.conversation.turns, self._prompt, self._reply_ids, self._finish
+        last = turns.pop() if turns and turns[-1].role == "assistant" else None
+        try:
+            yield from self._kept(pieces, result, first=not result.ids)
+        finally:
+            if not self._prompt:  # interrupted before anything could be added
+                self._prompt, self._reply_ids, self._finish = prompt, reply, finish
+                turns += [last] if last else []
+
+    def changed(self) -> None:
+        """Turns were taken back or replaced: the last reply is none to go on with any more. Saves the session so."""
+        self._finish = _TAKEN_BACK
+        self.commit()
 
     def save(self, name: str | None = None) -> None:
         """Save the session now, under ``name`` from here on if one is given; returns once it is on disk.
@@ -203,7 +224,7 @@ class Session:
         if name is not None and name != self.name:
             lock = files.acquire(name)
             if self._lock is not None:
-                self._lock.close()
+                files.release(self.name or "", self._lock)
             self.parent, self.name, self._lock, self._read_only = self.name, name, lock, False
         if self.name is None:
             self.name = files.generated_name()
@@ -217,7 +238,7 @@ class Session:
         if sequence is not None and sequence.persistence is not None:
             sequence.persistence.close()
         if self._lock is not None:
-            self._lock.close()
+            files.release(self.name or "", self._lock)
             self._lock = None
 
     def __enter__(self) -> Session:
@@ -261,7 +282,7 @@ class Session:
                 return
 
     def _answer(
-        self, max_tokens: int | None, stop: Sequence[str], reading: Reading, sampling: Mapping[str, Any]
+        self, max_tokens: int | None, stop: Sequence[str], reserve: int, reading: Reading, sampling: Mapping[str, Any]
     ) -> Iterator[str]:
         try:
             rendered = self.conversation.render()
@@ -271,7 +292,8 @@ class Session:
             raise
         self._chat = True
         result = Generated()
-        return self._kept(self._generate(rendered, max_tokens, stop, reading, options, result), result, first=True)
+        pieces = self._generate(rendered, max_tokens, stop, reading, options, result, reserve=reserve)
+        return self._kept(pieces, result, first=True)
 
     def _kept(self, pieces: Iterator[str], result: Generated, first: bool) -> Iterator[str]:
         """Pass the pieces on and keep the reply as a turn, however it ends."""
@@ -300,6 +322,7 @@ class Session:
         sampling: Sampling,
         result: Generated,
         skip: int = 0,
+        reserve: int = 0,
     ) -> Iterator[str]:
         """Read what is new of ``rendered``, then generate; ``skip`` of its tokens at the end are the reply so far."""
         began = time.perf_counter()
@@ -312,7 +335,7 @@ class Session:
         if skip and self._random_state is not None:
             sampler.random_state = self._random_state
         try:
-            sequence.advance(rendered.ids, rendered.boundaries, reading)
+            sequence.advance(rendered.ids, rendered.boundaries, reading, reserve)
             self._prompt = rendered.ids[: len(rendered.ids) - skip]
             result.thinking = self._chat and self._thinking(rendered.ids, skip)
             pieces = generate(

@@ -38,18 +38,18 @@ SHAPE = {
 }
 
 
-def small_file(folder: Path, quant: str) -> Path:
-    """The same model as a GGUF file in a type whose rows fit it (256 wide, so that K-quants do)."""
+def small_file(folder: Path, quant: str, experts: int = 4) -> Path:
+    """The same model as a GGUF file in a type whose rows fit it (256 wide, so that K-quants do); 1 expert: dense."""
     from jambacli.evaluation.synthetic import synthetic_tensors
     from jambacli.model.config import JambaConfig
     from jambacli.weights import keys
     from jambacli.weights.writer import GGUFWriter
 
     metadata, _ = byte_level_metadata(CORPUS, vocab_size=400)
-    shape = {**SHAPE, "hidden_size": 256, "intermediate_size": 256, "mamba_dt_rank": 32}
+    shape = {**SHAPE, "hidden_size": 256, "intermediate_size": 256, "mamba_dt_rank": 32, "num_experts": experts}
     config = JambaConfig.from_hf({**shape, "vocab_size": len(metadata["tokenizer.ggml.tokens"])}, "small")
     tensors = dict(synthetic_tensors(config, quant))
-    path = folder / f"small-{quant}.gguf"
+    path = folder / f"small-{experts}-{quant}.gguf"
     kinds = {str: "str", bool: "bool", int: "u32"}
     with GGUFWriter(path) as writer:
         for key, value, kind in keys.config_metadata(config):
