@@ -19,11 +19,16 @@ void score_heads(const float* q, int64_t ldq, const float* keys, int64_t n_keys,
             const vf k = load(key + i);
             for (int h = 0; h < H; ++h) acc[h] = fma(load(q + h * ldq + i), k, acc[h]);
         }
-        for (int h = 0; h < H; ++h) {
-            float rest = 0.0f;
-            for (int64_t r = i; r < head_dim; ++r) rest += q[h * ldq + r] * key[r];
-            out[h * ld_out + j] = hsum(acc[h]) + rest;
-        }
+        if constexpr (H == 4)
+            hsum4(acc, out + j, ld_out);
+        else
+            for (int h = 0; h < H; ++h) out[h * ld_out + j] = hsum(acc[h]);
+        if (i < head_dim)
+            for (int h = 0; h < H; ++h) {
+                float rest = 0.0f;
+                for (int64_t r = i; r < head_dim; ++r) rest += q[h * ldq + r] * key[r];
+                out[h * ld_out + j] += rest;
+            }
     }
 }
 

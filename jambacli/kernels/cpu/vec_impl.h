@@ -167,7 +167,12 @@ void kv_row(const uint8_t* from, int32_t type, int64_t n, float* out) {
 }
 
 void kv_load(const uint8_t* from, int32_t type, int64_t stride, int64_t count, int64_t n, float* out) {
-    for (int64_t j = 0; j < count; ++j) kv_row(from + j * stride, type, n, out + j * n);
+    const int64_t bytes = type == kQ8_0 ? n / 32 * 34 : type == kF32 ? 4 * n : 2 * n;
+    constexpr int64_t kAhead = 16;  // rows; those of other heads lie between them, and hardware prefetchers lose the way
+    for (int64_t j = 0; j < count; ++j) {
+        for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(from + (j + kAhead) * stride + line);
+        kv_row(from + j * stride, type, n, out + j * n);
+    }
 }
 
 void fill_vec(Ops& ops) {
