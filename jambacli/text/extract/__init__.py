@@ -1,0 +1,1 @@
+"""Files -> text with page or line numbers, one module a kind; knows nothing of models, prompts or consoles."""

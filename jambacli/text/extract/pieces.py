@@ -1,0 +1,80 @@
+"""What every extractor yields: pieces of text with the page or line they came from; knows nothing of file formats."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+# A part of a text without pages: about a page. Citations name a part, so it must not be long.
+PART_CHARS = 4000
+#: The most text taken from one file, in characters: some 16 million tokens, far more than any context.
+MAX_TEXT = 64 << 20
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text of one file from ``first`` to ``last`` (pages, lines or paragraphs, counted from 1)."""
+
+    text: str
+    first: int
+    last: int
+
+
+#: A line's number, its text, and whether it goes on with the line before it (one that was too long for a part).
+_Line = tuple[int, str, bool]
+
+
+def parts_of_lines(lines: Iterable[tuple[int, str]], size: int = PART_CHARS) -> Iterator[Piece]:
+    """Numbered lines as pieces of at most ``size`` characters, cut at a blank line where one is near, else at a line end.
+
+    A line longer than ``size`` is cut at a space, or in mid-word where it has none.
+    """
+    held: list[_Line] = []
+    length = 0
+    for number, line in lines:
+        for i, text in enumerate(_cut(line, size)):
+            if held and length + len(text) + 1 > size:
+                cut = _blank(held)
+                if piece := _piece(held[:cut]):
+                    yield piece
+                held = held[cut:]
+                length = sum(len(line[1]) + 1 for line in held)
+                if held and length + len(text) + 1 > size:
+                    if piece := _piece(held):
+                        yield piece
+                    held, length = [], 0
+            held.append((number, text, i > 0))
+            length += len(text) + 1
+    if piece := _piece(held):
+        yield piece
+
+
+def _cut(line: str, size: int) -> Iterator[str]:
+    at = 0
+    while len(line) - at > size:
+        space = line.rfind(" ", at + size // 2, at + size)
+        stop = space + 1 if space >= 0 else at + size
+        yield line[at:stop]
+        at = stop
+    yield line[at:]
+
+
+def _blank(held: list[_Line]) -> int:
+    """Where to cut: after the last blank line of the second half, else at the end."""
+    for i in range(len(held) - 1, len(held) // 2, -1):
+        if not held[i][1].strip():
+            return i + 1
+    return len(held)
+
+
+def _piece(held: list[_Line]) -> Piece | None:
+    while held and not held[0][1].strip():
+        held = held[1:]
+    while held and not held[-1][1].strip():
+        held = held[:-1]
+    if not held:
+        return None
+    text = held[0][1]
+    for _, line, goes_on in held[1:]:
+        text += line if goes_on else "\n" + line
+    return Piece(text, held[0][0], held[-1][0])

@@ -1,0 +1,129 @@
+"""Bytes -> text whatever their encoding, and what to say of bytes that are none; knows nothing of pages or prompts."""
+
+from __future__ import annotations
+
+import codecs
+import re
+
+from jambacli.errors import BadFileError, JambaError
+
+# How files of other kinds begin, and what to say of them.
+_MAGIC: list[tuple[bytes, str]] = [
+    (b"\x89PNG", "a PNG image; read its text with an OCR program first"),
+    (b"\xff\xd8\xff", "a JPEG image; read its text with an OCR program first"),
+    (b"GIF8", "a GIF image; read its text with an OCR program first"),
+    (b"II*\x00", "a TIFF image; read its text with an OCR program first"),
+    (b"MM\x00*", "a TIFF image; read its text with an OCR program first"),
+    (b"GGUF", "a model; give it with --model"),
+    (b"\x7fELF", "a program"),
+    (b"MZ", "a program"),
+    (b"\x1f\x8b", "compressed with gzip; unpack it first"),
+    (b"BZh", "compressed with bzip2; unpack it first"),
+    (b"\xfd7zXZ\x00", "compressed with xz; unpack it first"),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd; unpack it first"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive; unpack it first"),
+    (b"Rar!", "a RAR archive; unpack it first"),
+    (b"SQLite format 3\x00", "a database; export it as .csv"),
+    (b"{\\rtf", "an RTF text; save it as .docx, .pdf or .txt"),
+    (b"%!PS", "a PostScript file; convert it with ps2pdf"),
+]
+_BOMS = [
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+]
+_SAMPLE = 256 << 10
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
+
+
+def foreign(data: bytes) -> str | None:
+    """What a file that begins with ``data`` is, if it is known and no text; None otherwise."""
+    return next((what for magic, what in _MAGIC if data.startswith(magic)), None)
+
+
+def decode(data: bytes, name: str) -> tuple[str, str | None]:
+    """The text of ``data`` with ``\\n`` line ends, and a remark where its encoding had to be guessed.
+
+    Raises BadFileError, naming ``name``, when it is empty, binary or in no encoding that can be told.
+    """
+    if not data.strip():
+        raise BadFileError(name, "is empty; there is nothing to read in it")
+    if (what := foreign(data)) is not None:
+        raise BadFileError(name, f"is {what}")
+    text, remark = _decoded(data, name)
+    sample = text[:_SAMPLE]
+    if len(_CONTROL.findall(sample)) > len(sample) // 20:
+        raise BadFileError(name, "is binary, not text; convert it to text, .pdf or .docx first")
+    text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\x00", "")
+    if not text.strip():
+        raise BadFileError(name, "is empty; there is nothing to read in it")
+    return text, remark
+
+
+def _decoded(data: bytes, name: str) -> tuple[str, str | None]:
+    for bom, encoding in _BOMS:
+        if data.startswith(bom):
+            try:
+                return data[len(bom) :].decode(encoding), None
+            except UnicodeDecodeError:
+                text = data[len(bom) :].decode(encoding, "replace")
+                return text, f"it says it is {encoding.upper()} but is damaged; unreadable characters became U+FFFD"
+    if b"\x00" in data[:_SAMPLE]:
+        return _without_mark(data, name), "it has no byte order mark; it was read as UTF-16"
+    try:
+        return data.decode("utf-8"), None
+    except UnicodeDecodeError:
+        pass
+    mixed = _mixed(data)
+    return mixed if mixed is not None else _guessed(data, name)
+
+
+def _without_mark(data: bytes, name: str) -> str:
+    """UTF-16 without a byte order mark: every other byte of most texts is zero."""
+    sample = data[:_SAMPLE]
+    even, odd = sample[0::2].count(0), sample[1::2].count(0)
+    encoding = "utf-16-le" if odd > 4 * even else "utf-16-be" if even > 4 * odd else None
+    if encoding is not None and 3 * max(even, odd) > len(sample) // 2:
+        try:
+            return data.decode(encoding)
+        except UnicodeDecodeError:
+            pass
+    raise BadFileError(name, "is binary, not text; convert it to text, .pdf or .docx first")
+
+
+def _mixed(data: bytes) -> tuple[str, str] | None:
+    """UTF-8 with some lines in another encoding (logs, mails, concatenated files); None where UTF-8 is the exception."""
+    lines = data.split(b"\n")
+    sound, other = 0, 0
+    out: list[str] = []
+    for line in lines:
+        try:
+            text = line.decode("utf-8")
+            sound += not text.isascii()
+        except UnicodeDecodeError:
+            text = line.decode("cp1252", "replace")
+            other += 1
+        out.append(text)
+    if sound == 0 or other > sound:
+        return None
+    noun = "line is" if other == 1 else "lines are"
+    return "\n".join(out), f"{other:,} {noun} not UTF-8 like the rest; read as Windows-1252"
+
+
+def _guessed(data: bytes, name: str) -> tuple[str, str]:
+    try:
+        from charset_normalizer import from_bytes
+    except ImportError as error:
+        raise JambaError(
+            f"{name} is not UTF-8; convert it (iconv -f ENCODING -t UTF-8), or let its encoding be guessed: "
+            "pip install 'jambacli[docs]'"
+        ) from error
+    best = from_bytes(data[:_SAMPLE]).best()
+    if best is None:
+        raise BadFileError(
+            name, "is in no encoding that can be told, or no text; convert it: iconv -f ENCODING -t UTF-8"
+        )
+    text = data.decode(best.encoding, "replace")
+    return text, f"it is not UTF-8; read as {best.encoding} (if that is wrong, convert it with iconv)"
