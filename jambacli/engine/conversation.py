@@ -14,8 +14,10 @@ back as ``boundaries``: that is where checkpoints belong.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import numpy as np
 
 from jambacli.errors import JambaError
 from jambacli.text.template import FENCE_CLOSE, FENCE_OPEN, ChatTemplate
@@ -24,6 +26,9 @@ from jambacli.text.tokenizer import Tokenizer
 THINK, THINK_END = "<think>", "</think>"
 # Characters of a message that are enough to see whether its beginning runs into the header before it.
 _LOOK_AHEAD = 64
+# How a document begins where Jamba's template, or this program, writes it.
+DOCUMENT_HEAD = "\n\n## Document ID:"
+_DOCUMENT_STEP = 512
 
 
 @dataclass
@@ -37,6 +42,8 @@ class Turn:
     thought_ids: list[int] | None = None
     #: What documents and modes put before this user message: (characters before its content, the text).
     pinned: tuple[int, str] | None = None
+    #: Documents as plain text at the beginning of this user message, where the template has no place for them.
+    plain: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     def message(self) -> dict[str, Any]:
@@ -47,10 +54,14 @@ class Turn:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A conversation as ids, and the positions where checkpoints are worth having."""
+    """A conversation as ids, and the positions where checkpoints are worth having.
+
+    ``documents_end``: the position after the last documents in it, 0 where there are none.
+    """
 
     ids: list[int]
     boundaries: list[int]
+    documents_end: int = 0
 
 
 class Conversation:
@@ -61,6 +72,7 @@ class Conversation:
         self.tokenizer = tokenizer
         self.turns: list[Turn] = [Turn("system", system)] if system else []
         self.variables: dict[str, Any] = {}
+        self._latest: tuple[str, list[Turn], Rendered] | None = None
 
     def set_system(self, text: str) -> None:
         """Put a system message first."""
@@ -72,11 +84,22 @@ class Conversation:
         documents: Sequence[Mapping[str, Any]] | None = None,
         knobs: Mapping[str, Any] | None = None,
     ) -> None:
-        """Append a user message; documents and knobs (the template's modes) are pinned before it."""
+        """Append a user message; documents and knobs (the template's modes) are pinned before it.
+
+        Documents that the template has no place for go into the message, before its text; such knobs are left out.
+        """
         turn = Turn("user", text)
         self.turns.append(turn)
+        if documents and self._pin(documents, None) is None:
+            turn.plain, documents = plain_documents(documents), None
         if documents or knobs:
             turn.pinned = self._pin(documents, knobs)
+
+    def takes(self, **knobs: Any) -> bool:
+        """Whether the template renders these knobs, before a user message like any other."""
+        probe = Conversation(self.template, self.tokenizer)
+        probe.turns.append(Turn("user", "?"))
+        return probe._pin(None, knobs) is not None
 
     def add_assistant(self, ids: Sequence[int], thinking: bool = False) -> Turn:
         """Append a reply by the ids that were generated (without the stop token), thoughts split off.
@@ -112,7 +135,9 @@ class Conversation:
                 if at < before:
                     raise JambaError("the chat template left out the message that introduced the documents")
                 text = text[: at - before] + block + text[at - before :]
-        return self._splice(text)
+        if self._latest is None or self._latest[:2] != (text, self.turns):
+            self._latest = text, [replace(t) for t in self.turns], self._splice(text)
+        return self._latest[2]
 
     def _text(self, add_generation_prompt: bool = True, **options: Any) -> str:
         """A rendering in which every turn's content stands between fences with its number."""
@@ -120,6 +145,8 @@ class Conversation:
         for i, turn in enumerate(self.turns):
             message = self.template.protect_message(turn.message())
             message["content"] = f"{_fence(i)}{message['content']}{FENCE_CLOSE}"
+            if turn.plain:
+                message["content"] = f"{_fence(i, 'd')}{self.template.protect(turn.plain)}{FENCE_CLOSE}{message['content']}"
             if "reasoning_content" in message:
                 message["reasoning_content"] = f"{_fence(i, 't')}{message['reasoning_content']}{FENCE_CLOSE}"
             messages.append(message)
@@ -148,6 +175,7 @@ class Conversation:
         """Encode a fenced rendering, the kept ids in place of the assistant's text."""
         ids: list[int] = []
         boundaries: list[int] = []
+        documents_end = 0
         encode = self.template.encode_text
         pieces = text.split(FENCE_OPEN)
         # pieces: text, "c3", content CLOSE text, "t4", thoughts CLOSE text, ...
@@ -155,7 +183,7 @@ class Conversation:
         for label, rest in zip(pieces[1::2], pieces[2::2], strict=True):
             content, _, following = rest.partition(FENCE_CLOSE)
             turn = self.turns[int(label[1:])]
-            kept = turn.ids if label[0] == "c" else turn.thought_ids
+            kept = turn.thought_ids if label[0] == "t" else turn.ids
             if kept is None:
                 # A user's text: encoded together with what surrounds it, as one rendering would be.
                 if turn.role == "user":
@@ -164,6 +192,10 @@ class Conversation:
                     plain = plain[len(head) :]
                     boundaries.append(len(ids) + self._steady(plain, content))
                 plain += content + following
+                if label[0] == "d":  # a seam in the tokens, so that another question begins after the same ones
+                    ids += encode(plain, start=not ids)
+                    documents_end, plain = len(ids), ""
+                    boundaries.append(documents_end)
                 continue
             ids += encode(self._header(plain), start=not ids)
             boundaries.append(len(ids))
@@ -171,9 +203,10 @@ class Conversation:
             boundaries.append(len(ids))
             plain = following
         ids += encode(plain, start=not ids)
-        boundaries += self._inner_boundaries(ids)
-        boundaries.append(len(ids))
-        return Rendered(ids, sorted({b for b in boundaries if 0 < b <= len(ids)}))
+        inner, end = self._inner_boundaries(ids)
+        documents_end = max(documents_end, end)
+        boundaries += [*inner, *self._document_starts(ids[:documents_end]), len(ids)]
+        return Rendered(ids, sorted({b for b in boundaries if 0 < b <= len(ids)}), documents_end)
 
     def _up_to_marker(self, text: str) -> str:
         """``text`` up to and with its last marker: tokens before there do not depend on what follows."""
@@ -195,11 +228,36 @@ class Conversation:
         head = self._up_to_marker(text)
         return head if head and not text[len(head) :].strip(" ") else text
 
-    def _inner_boundaries(self, ids: Sequence[int]) -> list[int]:
-        """Right after documents (modes follow there) and right before thoughts begin (history drops them)."""
+    def _inner_boundaries(self, ids: Sequence[int]) -> tuple[list[int], int]:
+        """Right after documents (modes follow there) and right before thoughts begin (history drops them); and where the
+        last documents end."""
         after, before = self.tokenizer.marker_id("</documents>"), self.tokenizer.marker_id(THINK)
         found = [i + 1 for i, t in enumerate(ids) if t == after] if after is not None else []
-        return found + ([i for i, t in enumerate(ids) if t == before] if before is not None else [])
+        thoughts = [i for i, t in enumerate(ids) if t == before] if before is not None else []
+        return found + thoughts, max(found, default=0)
+
+    def _document_starts(self, ids: Sequence[int]) -> list[int]:
+        """Where documents begin, no closer than a twenty-fourth of the whole: other documents may follow the same first."""
+        head = self.tokenizer.encode(DOCUMENT_HEAD.strip())
+        if not head or not ids:
+            return []
+        step = max(_DOCUMENT_STEP, len(ids) // 24)
+        data = np.asarray(ids, dtype=np.int64)
+        starts = np.flatnonzero(data[: len(data) - len(head) + 1] == head[0])
+        found: list[int] = []
+        for at in starts.tolist():
+            if at - (found[-1] if found else 0) >= step and ids[at : at + len(head)] == head:
+                found.append(at)
+        return found
+
+
+def plain_documents(documents: Sequence[Mapping[str, Any]]) -> str:
+    """Documents as the text that Jamba's own template makes of them, for templates and models without one."""
+    parts = ["# Documents\n\nYou can use the following documents for reference:"]
+    for i, document in enumerate(documents):
+        title = f"\nTitle: {document['title']}" if document.get("title") else ""
+        parts.append(f"{DOCUMENT_HEAD} {i}{title}\nText: {document.get('text', '')}")
+    return "".join(parts) + "\n\n"
 
 
 def _fence(index: int, kind: str = "c") -> str:

@@ -185,6 +185,8 @@ class Persistence:
         with store.writing():
             for name, data in batch.blobs.items():
                 store.put_blob(data, name, durable=batch.durable)
+            if batch.durable:
+                store.sync(batch.blobs)
             for prefix in batch.prefixes:
                 store.put_prefix(self.space, prefix)
             if batch.done is not None:

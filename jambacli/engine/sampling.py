@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -23,6 +23,7 @@ class Sampling:
     ``temperature`` 0 is greedy. ``top_k`` 0, ``top_p`` 1, ``min_p`` 0, ``typical_p`` 1, ``repeat_penalty`` 1,
     ``presence_penalty`` 0 and ``frequency_penalty`` 0 are neutral; penalties look at the last ``penalty_last_n`` tokens
     (-1: all). ``logit_bias`` adds to single tokens' logits. ``seed`` None draws a fresh one.
+    ``schema``, a JSON schema, allows only text that is a JSON document of it (see ``engine.schema``).
     """
 
     temperature: float = 0.4
@@ -36,6 +37,7 @@ class Sampling:
     penalty_last_n: int = 64
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
+    schema: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         """Raises UsageError naming the option and its range."""
@@ -90,12 +92,23 @@ def model_defaults(metadata: Mapping[str, Any]) -> Sampling:
     return chosen
 
 
+class Constraint(Protocol):
+    """Says which tokens may come next."""
+
+    def allowed(self) -> np.ndarray | None:
+        """Bool [vocab], or None where any token may come."""
+
+    def accept(self, token: int) -> None:
+        """Take note of the token that was chosen."""
+
+
 class Sampler:
     """Draws tokens one after another; the same seed and logits give the same tokens."""
 
-    def __init__(self, options: Sampling, seen: Iterable[int] = ()) -> None:
-        """``seen``: the tokens already in the context, which penalties look back on."""
+    def __init__(self, options: Sampling, seen: Iterable[int] = (), constraint: Constraint | None = None) -> None:
+        """``seen``: the tokens already in the context, which penalties look back on. ``constraint``: which may come."""
         self.options = options
+        self.constraint = constraint
         self._random = np.random.default_rng(options.seed)
         self._seen = list(seen)
 

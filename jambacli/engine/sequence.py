@@ -110,7 +110,13 @@ class TokenSequence:
         self.counters.reused += start
         if start < len(ids):
             with reading(len(ids) - start) as progress:
-                self._prefill(ids, start, sorted(set(boundaries)), progress)
+                try:
+                    self._prefill(ids, start, sorted(set(boundaries)), progress)
+                except BaseException:
+                    # Interrupted, a long read is kept up to its last checkpoint: it need not be begun again.
+                    if self.persistence is not None and self.checkpoints:
+                        self.persistence.commit(self)
+                    raise
         assert self.logits is not None
         return self.logits
 

@@ -16,7 +16,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from jambacli import ui
-from jambacli.files import jamba_home
+from jambacli.files import jamba_home, sync_directory
 from jambacli.units import parse_size
 
 DEFAULT_BUDGET = 20 * 10**9
@@ -100,6 +100,8 @@ class PrefixStore:
         self.root = root or jamba_home() / "prefixes"
         self.budget = budget_from_environment() if budget is None else budget
         self._warned: set[str] = set()
+        # Bytes that may be written before the blobs are counted again.
+        self._slack = 0
         for folder in (self.root, self.root / "blobs", self.root / "index"):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with contextlib.suppress(OSError):
@@ -119,6 +121,12 @@ class PrefixStore:
         except FileNotFoundError:
             path.parent.mkdir(exist_ok=True, mode=0o700)
             _write(path, data, durable)
+            self._slack -= len(data)
+
+    def sync(self, names: Iterable[str]) -> None:
+        """Make the names of blobs just written survive a power cut too (their contents do if written durably)."""
+        for folder in {self._blob(name).parent for name in names}:
+            sync_directory(folder)
 
     def has_blob(self, name: str) -> bool:
         """Whether a blob of that name is there (sound or not)."""
@@ -171,8 +179,14 @@ class PrefixStore:
 
         ``keep`` gives the names of blobs that something else (a session) refers to: they go only after all the others.
         """
-        if self._blob_bytes() <= self.budget:
+        if self._slack > 0:
             return 0
+        total = self._blob_bytes()
+        # Other processes write too: count again long before all that is left is used up.
+        self._slack = (self.budget - total) // 4
+        if total <= self.budget:
+            return 0
+        target = self.budget - self.budget // 20  # room for a while, so that not every write evicts
         with self._locked(exclusive=True):
             blobs = self._blobs()
             total = before = sum(size for _, size, _ in blobs.values())
@@ -191,7 +205,7 @@ class PrefixStore:
             for name in [n for n in blobs if n not in count and n not in kept]:
                 total -= remove(name)
             for path, _, prefix in prefixes:
-                if total <= self.budget:
+                if total <= target:
                     break
                 path.unlink(missing_ok=True)
                 for name in set(prefix.blobs):
@@ -199,7 +213,7 @@ class PrefixStore:
                     if not count[name] and name in blobs and name not in kept:
                         total -= remove(name)
             for name in sorted(blobs, key=lambda n: blobs[n][2]):
-                if total <= self.budget:
+                if total <= target:
                     break
                 total -= remove(name)
             return before - total

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,10 +128,19 @@ def synthetic_tensors(config: JambaConfig, quant: str, *, seed: int = 0) -> Iter
         yield name, maker.tensor(choice)
 
 
-def write_gguf(path: str | Path, config: JambaConfig, quant: str, *, seed: int = 0, force: bool = False) -> None:
-    """Write the same random model as a GGUF without a vocabulary, for programs that want a file.
+def write_gguf(
+    path: str | Path,
+    config: JambaConfig,
+    quant: str,
+    *,
+    seed: int = 0,
+    force: bool = False,
+    vocabulary: Iterable[tuple[str, Any, str]] = ((keys.TOKENIZER_MODEL, "none", "str"),),
+) -> None:
+    """Write the same random model as a GGUF, for programs that want a file; without a vocabulary unless one is given.
 
-    Raises as ``synthetic_model`` and ``GGUFWriter`` do.
+    ``vocabulary``: the tokenizer's (key, value, kind), as ``GGUFWriter.add`` takes them. Raises as ``synthetic_model`` and
+    ``GGUFWriter`` do.
     """
     from jambacli.weights.writer import GGUFWriter
 
@@ -142,7 +151,8 @@ def write_gguf(path: str | Path, config: JambaConfig, quant: str, *, seed: int =
         writer.add(keys.NAME, "synthetic", "str")
         writer.add(keys.FILE_TYPE, 0 if quant.lower() == "f32" else get_recipe(quant).file_type, "u32")
         writer.add("jamba.vocab_size", config.vocab_size, "u32")
-        writer.add(keys.TOKENIZER_MODEL, "none", "str")
+        for key, value, kind in vocabulary:
+            writer.add(key, value, kind)
         for choice in chosen.values():
             writer.plan_tensor(choice.name, choice.tensor.shape, choice.format)
         writer.begin()

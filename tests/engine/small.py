@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,33 +39,35 @@ SHAPE = {
 }
 
 
-def small_file(folder: Path, quant: str, experts: int = 4) -> Path:
-    """The same model as a GGUF file in a type whose rows fit it (256 wide, so that K-quants do); 1 expert: dense."""
+def small_file(
+    folder: Path,
+    quant: str,
+    experts: int = 4,
+    vocabulary: Mapping[str, Any] | None = None,
+    template: str = TEMPLATE,
+) -> Path:
+    """The same model as a GGUF file in a type whose rows fit it (256 wide, so that K-quants do); 1 expert: dense.
+
+    ``vocabulary``: another tokenizer's metadata.
+    """
     from jambacli.evaluation.synthetic import synthetic_tensors
     from jambacli.model.config import JambaConfig
     from jambacli.weights import keys
     from jambacli.weights.writer import GGUFWriter
 
-    metadata, _ = byte_level_metadata(CORPUS, vocab_size=400)
+    metadata = {**(vocabulary or byte_level_metadata(CORPUS, vocab_size=400)[0]), "tokenizer.chat_template": template}
     shape = {**SHAPE, "hidden_size": 256, "intermediate_size": 256, "mamba_dt_rank": 32, "num_experts": experts}
     config = JambaConfig.from_hf({**shape, "vocab_size": len(metadata["tokenizer.ggml.tokens"])}, "small")
     tensors = dict(synthetic_tensors(config, quant))
     path = folder / f"small-{experts}-{quant}.gguf"
     kinds = {str: "str", bool: "bool", int: "u32"}
+    lists = {"tokenizer.ggml.token_type": "arr[i32]", "tokenizer.ggml.scores": "arr[f32]"}
     with GGUFWriter(path) as writer:
         for key, value, kind in keys.config_metadata(config):
             writer.add(key, value, kind)
         writer.add("general.name", f"small {quant}", "str")
-        writer.add("tokenizer.chat_template", TEMPLATE, "str")
         for key, value in metadata.items():
-            kind = (
-                "arr[i32]"
-                if key.endswith("token_type")
-                else "arr[str]"
-                if isinstance(value, list)
-                else kinds[type(value)]
-            )
-            writer.add(key, value, kind)
+            writer.add(key, value, lists.get(key, "arr[str]") if isinstance(value, list) else kinds[type(value)])
         for name, tensor in tensors.items():
             writer.plan_tensor(name, tensor.shape, tensor.format)
         writer.begin()
