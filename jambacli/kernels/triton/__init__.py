@@ -1,0 +1,44 @@
+"""The model's operations as Triton kernels for CUDA cards, and whether they can run here; knows nothing of models.
+
+Importing this package does not import triton: ``why_not`` says in one line what is missing, None when nothing is.
+"""
+
+from __future__ import annotations
+
+#: The oldest Triton and card these kernels are compiled for in the tests.
+OLDEST_TRITON = (3, 2)
+OLDEST_CAPABILITY = (7, 5)
+
+
+def why_not(index: int = 0) -> str | None:
+    """Why the Triton kernels cannot run on card ``index``; None where they can. Torch has found the card already."""
+    import torch
+
+    from jambacli.kernels.triton.launch import interpreted
+
+    version = triton_version()
+    if version is None:
+        return "triton is not installed (pip install 'jambacli[cuda]')"
+    if version < OLDEST_TRITON:
+        return f"triton {version[0]}.{version[1]} is too old; {OLDEST_TRITON[0]}.{OLDEST_TRITON[1]} or newer is needed"
+    if interpreted():
+        return None
+    have = torch.cuda.get_device_capability(index)
+    if have < OLDEST_CAPABILITY:
+        least = f"{OLDEST_CAPABILITY[0]}.{OLDEST_CAPABILITY[1]}"
+        return f"the card's compute capability is {have[0]}.{have[1]}; the kernels need {least} or newer"
+    return None
+
+
+def triton_version() -> tuple[int, int] | None:
+    """The installed Triton's version (major, minor), None where there is none."""
+    import importlib.metadata
+    import importlib.util
+
+    if importlib.util.find_spec("triton") is None:
+        return None
+    try:
+        major, minor = importlib.metadata.version("triton").split(".")[:2]
+        return int(major), int("".join(c for c in minor if c.isdigit()) or 0)
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        return 99, 0  # a build of its own, without a release's name

@@ -1,0 +1,69 @@
+"""Packed weights as plain matrices, whole or some rows of them; knows nothing of who multiplies with them."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from jambacli.kernels.triton.launch import cdiv, constants, interpreted, power_of_two
+from jambacli.kernels.triton.repack import Packed
+from jambacli.kernels.triton.tiles import values
+
+
+@triton.jit
+def _dequant_kernel(
+    q, h, s, d, ids, out, n_rows, first, R, K,
+    G: tl.constexpr, LEVELS: tl.constexpr, HIGH: tl.constexpr, ZERO: tl.constexpr, SCALES: tl.constexpr,
+    PICK: tl.constexpr, BN: tl.constexpr, BG: tl.constexpr,
+):  # fmt: skip
+    """Rows ``first + r`` (or ``ids[r]``) for r below n_rows, as out [n_rows, K]."""
+    r = tl.program_id(0) * BN + tl.arange(0, BN)
+    g = tl.program_id(1) * BG + tl.arange(0, BG)
+    rows = first + r.to(tl.int64)
+    if PICK:
+        rows = tl.load(ids + r, mask=r < n_rows, other=0).to(tl.int64)
+    inside = (g < G)[:, None] & (r < n_rows)[None, :]
+    lo, hi = values(q, h, s, d, rows, g, inside, R, G, LEVELS, HIGH, ZERO, SCALES)
+    column = g[:, None, None] * 32 + tl.arange(0, 16)[None, None, :]
+    at = out + r.to(tl.int64)[None, :, None] * K + column
+    tl.store(at, lo.to(out.dtype.element_ty), mask=inside[:, :, None] & (column < K))
+    tl.store(at + 16, hi.to(out.dtype.element_ty), mask=inside[:, :, None] & (column + 16 < K))
+
+
+def _launch(w: Packed, out: torch.Tensor, ids: torch.Tensor | None, first: int) -> torch.Tensor:
+    n_rows, k = out.shape
+    bg = min(64, power_of_two(w.groups))
+    bn = min(64, power_of_two(n_rows)) if interpreted() else max(1, min(128 // bg, power_of_two(n_rows)) * 2)
+    grid = (cdiv(n_rows, bn), cdiv(w.groups, bg))
+    _dequant_kernel[grid](
+        *w.planes(),
+        w.q if ids is None else ids,
+        out,
+        n_rows,
+        first,
+        w.rows,
+        k,
+        **constants(w),
+        PICK=ids is not None,
+        BN=bn,
+        BG=bg,
+    )
+    return out
+
+
+def dequantize(
+    w: Packed, dtype: torch.dtype, first: int = 0, n_rows: int | None = None, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Rows ``first`` to ``first + n_rows`` (all of them by default) as ``dtype`` [n_rows, row], into ``out`` if given."""
+    assert w.q is not None
+    n_rows = w.rows - first if n_rows is None else n_rows
+    if out is None:
+        out = torch.empty(n_rows, w.shape[-1], dtype=dtype, device=w.q.device)
+    return _launch(w, out, None, first)
+
+
+def embed(ids: torch.Tensor, w: Packed) -> torch.Tensor:
+    """Rows ``ids`` (int64 [T], on the weight's device) as float32 [T, row]."""
+    assert w.q is not None
+    return _launch(w, torch.empty(len(ids), w.shape[-1], device=w.q.device), ids, 0)

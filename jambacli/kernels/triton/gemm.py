@@ -1,0 +1,159 @@
+"""A few dozen rows times a packed matrix, or many rows each times its own expert's; knows nothing of routing or layers.
+
+The weights are turned into bf16 (fp16, f32) in registers on their way into the matrix units, so that they are read once,
+in their own format. For hundreds of rows a matrix, expanding it once and leaving the product to cuBLAS is faster:
+that is ``dequant`` and torch, and ``ops`` decides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from jambacli.kernels.triton.gemv import silu
+from jambacli.kernels.triton.launch import cdiv, constants, interpreted, power_of_two, triton_dtype
+from jambacli.kernels.triton.repack import Packed
+from jambacli.kernels.triton.tiles import values
+
+BLOCK_ROWS = 16
+
+
+@triton.jit
+def _operand(
+    q, h, s, d, rows, g, inside, R,
+    G: tl.constexpr, LEVELS: tl.constexpr, HIGH: tl.constexpr, ZERO: tl.constexpr, SCALES: tl.constexpr,
+    DOT: tl.constexpr, BN: tl.constexpr, BG: tl.constexpr,
+):  # fmt: skip
+    """A tile of weights as two right-hand operands [BG * 16, BN]: the first and the second halves of its groups."""
+    lo, hi = values(q, h, s, d, rows, g, inside, R, G, LEVELS, HIGH, ZERO, SCALES)
+    lo = tl.reshape(tl.permute(lo.to(DOT), (0, 2, 1)), (BG * 16, BN))
+    return lo, tl.reshape(tl.permute(hi.to(DOT), (0, 2, 1)), (BG * 16, BN))
+
+
+@triton.jit
+def _gemm_kernel(
+    x, out, source, bounds, q, h, s, d, q2, h2, s2, d2, M, N, R, K, x_stride,
+    G: tl.constexpr, LEVELS: tl.constexpr, HIGH: tl.constexpr, ZERO: tl.constexpr, SCALES: tl.constexpr,
+    E: tl.constexpr, EP: tl.constexpr, GATED: tl.constexpr, DOT: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BG: tl.constexpr,
+):  # fmt: skip
+    """out[m] = w x[m], or with E experts out[m] = w[expert of m] x[source[m]]; gated: silu(w x) * (w2 x).
+
+    bounds int32 [2, EP] (experts' numbers padded to EP): the first row after each expert, and the first tile of rows.
+    """
+    tile = tl.program_id(1)
+    first, stop, expert = tile * BM, M, 0
+    if E > 0:
+        each = tl.arange(0, EP)
+        ends = tl.load(bounds + each)
+        tiles = tl.load(bounds + EP + each)
+        expert = tl.sum((tiles <= tile).to(tl.int32)) - 1
+        stop = tl.sum(tl.where(each == expert, ends, 0))
+        begin = tl.sum(tl.where(each == expert - 1, ends, 0))
+        first = begin + (tile - tl.sum(tl.where(each == expert, tiles, 0))) * BM
+    if first < stop:
+        m = first + tl.arange(0, BM)
+        m_in = m < stop
+        row = tl.program_id(0) * BN + tl.arange(0, BN)
+        rows = row.to(tl.int64) + tl.cast(expert, tl.int64) * N
+        from_row = m.to(tl.int64)
+        if E > 0:
+            from_row = tl.load(source + m, mask=m_in, other=0).to(tl.int64)
+        at_row = x + from_row[:, None] * x_stride
+        c = tl.arange(0, BG * 16)
+        total = tl.zeros((BM, BN), tl.float32)
+        total2 = tl.zeros((BM, BN), tl.float32)
+        for start in range(0, G, BG):
+            g = start + tl.arange(0, BG)
+            inside = (g < G)[:, None] & (row < N)[None, :]
+            column = (start + c // 16) * 32 + c % 16
+            x_lo = tl.load(at_row + column[None, :], mask=m_in[:, None] & (column < K)[None, :], other=0).to(DOT)
+            column += 16
+            x_hi = tl.load(at_row + column[None, :], mask=m_in[:, None] & (column < K)[None, :], other=0).to(DOT)
+            lo, hi = _operand(q, h, s, d, rows, g, inside, R, G, LEVELS, HIGH, ZERO, SCALES, DOT, BN, BG)
+            total = tl.dot(x_lo, lo, total, input_precision="ieee")
+            total = tl.dot(x_hi, hi, total, input_precision="ieee")
+            if GATED:
+                lo, hi = _operand(q2, h2, s2, d2, rows, g, inside, R, G, LEVELS, HIGH, ZERO, SCALES, DOT, BN, BG)
+                total2 = tl.dot(x_lo, lo, total2, input_precision="ieee")
+                total2 = tl.dot(x_hi, hi, total2, input_precision="ieee")
+        if GATED:
+            total = silu(total) * total2
+        at = out + m.to(tl.int64)[:, None] * N + row[None, :]
+        tl.store(at, total, mask=m_in[:, None] & (row < N)[None, :])
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Which rows go through which expert: rows sorted by expert, all on the device, the host knows nothing of them.
+
+    ``source`` int64 [M]: the row of x that sorted row m stands for. ``bounds`` int32 [2, EP]: for each expert the row
+    after its last, and its first tile of ``BLOCK_ROWS`` rows. ``tiles``: at least as many tiles as there can be.
+    """
+
+    source: torch.Tensor
+    bounds: torch.Tensor
+    experts: int
+    tiles: int
+
+
+def group_rows(expert: torch.Tensor, source: torch.Tensor, n_experts: int) -> Groups:
+    """Groups of rows whose experts, int64 [M], are in ascending order."""
+    m = len(expert)
+    padded = power_of_two(n_experts)
+    index = torch.arange(padded, device=expert.device)
+    ends = torch.searchsorted(expert, index, right=True)
+    counts = torch.diff(ends, prepend=ends.new_zeros(1))
+    tiles = (counts + BLOCK_ROWS - 1) // BLOCK_ROWS
+    first_tile = torch.cumsum(tiles, 0) - tiles
+    # Padding experts have no rows; their first tile lies beyond all, so that no tile is theirs.
+    first_tile = torch.where(index < n_experts, first_tile, m + n_experts)
+    bounds = torch.stack([ends, first_tile]).to(torch.int32)
+    return Groups(source, bounds, n_experts, min(m, cdiv(m, BLOCK_ROWS) + n_experts))
+
+
+def gemm(
+    x: torch.Tensor,
+    w: Packed,
+    *,
+    up: Packed | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+    groups: Groups | None = None,
+) -> torch.Tensor:
+    """x [M, in] times w [out, in], multiplied as ``dtype`` and summed in float32: float32 [M, out].
+
+    ``up``, of w's shape and format: silu(w x) * (up x). ``groups``: w is a stack [experts, out, in], and sorted row m of
+    the result is x[source[m]] times its expert's matrix. x is contiguous along its rows.
+    """
+    n, k = w.shape[-2:]
+    m = x.shape[0] if groups is None else len(groups.source)
+    out = torch.empty(m, n, device=x.device)
+    bn, bg = (min(64, power_of_two(n)), 4) if interpreted() else (32, 4 if w.groups >= 4 else power_of_two(w.groups))
+    bn = max(16, bn)
+    tiles = cdiv(m, BLOCK_ROWS) if groups is None else groups.tiles
+    _gemm_kernel[cdiv(n, bn), tiles](
+        x,
+        out,
+        x if groups is None else groups.source,
+        x if groups is None else groups.bounds,
+        *w.planes(),
+        *(w if up is None else up).planes(),
+        m,
+        n,
+        w.rows,
+        k,
+        x.stride(0),
+        **constants(w),
+        E=0 if groups is None else groups.experts,
+        EP=1 if groups is None else groups.bounds.shape[1],
+        GATED=up is not None,
+        DOT=triton_dtype(dtype),
+        BM=BLOCK_ROWS,
+        BN=bn,
+        BG=bg,
+        num_warps=4,
+    )
+    return out

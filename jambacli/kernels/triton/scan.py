@@ -1,0 +1,195 @@
+"""The selective scan of a Mamba layer: many tokens in chunks, or one; knows nothing of what surrounds it.
+
+A recurrence of T steps is cut into chunks that run side by side. The first pass finds what a chunk adds to a state of zeros
+and by how much it lets an earlier state decay (exp(A * sum of dt), so one number a channel); a short second pass
+strings the chunks together; the third runs each chunk from its true state and writes the outputs. A short sequence is
+one chunk, and then only the third pass runs. The chunk's length depends on the number of tokens alone.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from jambacli.kernels.triton.gemv import load_x, silu
+from jambacli.kernels.triton.launch import cdiv, constants, gemv_tile, interpreted, power_of_two
+from jambacli.kernels.triton.repack import Packed
+from jambacli.kernels.triton.tiles import dots, row_factor
+
+#: Tokens in a chunk; sequences up to twice as long are one chunk.
+CHUNK = 128
+
+
+@triton.jit
+def softplus(x):
+    """log(1 + exp(x)), x itself where that is all of it (torch's threshold)."""
+    return tl.where(x > 20.0, x, tl.log(1.0 + tl.exp(tl.minimum(x, 20.0))))
+
+
+@triton.jit
+def _chunk_kernel(
+    x, dt, dt_bias, A, B, C, D, z, start, end, decay, out, T, CH, x_stride, dt_stride, b_stride, c_stride, z_stride,
+    chunk, N: tl.constexpr, NP: tl.constexpr, BC: tl.constexpr, OUTPUTS: tl.constexpr,
+):  # fmt: skip
+    """One chunk of BC channels. OUTPUTS: from start[chunk], writes out (and end of the last chunk's state); else from
+    zeros, writes end[chunk] and decay[chunk], the sum of dt."""
+    c = tl.program_id(0) * BC + tl.arange(0, BC)
+    n = tl.arange(0, NP)
+    number = tl.program_id(1)
+    c_in, n_in = c < CH, n < N
+    both = c_in[:, None] & n_in[None, :]
+    cell = c[:, None] * N + n[None, :]
+    states = number.to(tl.int64) * CH * N
+    a = tl.load(A + cell, mask=both, other=0)
+    bias = tl.load(dt_bias + c, mask=c_in, other=0)
+    h = tl.zeros((BC, NP), tl.float32)
+    d = tl.zeros((BC,), tl.float32)
+    if OUTPUTS:
+        h = tl.load(start + states + cell, mask=both, other=0)
+        d = tl.load(D + c, mask=c_in, other=0)
+    elapsed = tl.zeros((BC,), tl.float32)
+    first = number.to(tl.int64) * chunk
+    steps = tl.minimum(chunk, T - number * chunk)
+    for i in range(0, steps):
+        t = first + i
+        xt = tl.load(x + t * x_stride + c, mask=c_in, other=0)
+        step = softplus(tl.load(dt + t * dt_stride + c, mask=c_in, other=0) + bias)
+        b = tl.load(B + t * b_stride + n, mask=n_in, other=0)
+        h = tl.exp(step[:, None] * a) * h + (step * xt)[:, None] * b[None, :]
+        if OUTPUTS:
+            y = tl.sum(h * tl.load(C + t * c_stride + n, mask=n_in, other=0)[None, :], 1) + d * xt
+            gate = tl.load(z + t * z_stride + c, mask=c_in, other=0)
+            tl.store(out + t * CH + c, y * silu(gate), mask=c_in)
+        else:
+            elapsed += step
+    if OUTPUTS:
+        if first + steps == T:
+            tl.store(end + cell, h, mask=both)
+    else:
+        tl.store(end + states + cell, h, mask=both)
+        tl.store(decay + number.to(tl.int64) * CH + c, elapsed, mask=c_in)
+
+
+@triton.jit
+def _join_kernel(A, state, end, decay, chunks, CH, N: tl.constexpr, NP: tl.constexpr, BC: tl.constexpr):
+    """end[chunk], what each chunk added, becomes the state that each chunk starts from; ``state`` is the first one's."""
+    c = tl.program_id(0) * BC + tl.arange(0, BC)
+    n = tl.arange(0, NP)
+    both = (c < CH)[:, None] & (n < N)[None, :]
+    cell = c[:, None] * N + n[None, :]
+    a = tl.load(A + cell, mask=both, other=0)
+    h = tl.load(state + cell, mask=both, other=0)
+    for number in range(0, chunks):
+        at = end + tl.cast(number, tl.int64) * CH * N + cell
+        added = tl.load(at, mask=both, other=0)
+        elapsed = tl.load(decay + tl.cast(number, tl.int64) * CH + c, mask=c < CH, other=0)
+        tl.store(at, h, mask=both)
+        h = tl.exp(elapsed[:, None] * a) * h + added
+
+
+def selective_scan(
+    x: torch.Tensor,
+    dt: torch.Tensor,
+    dt_bias: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    D: torch.Tensor,
+    z: torch.Tensor,
+    state: torch.Tensor,
+    *,
+    chunk: int = CHUNK,
+) -> torch.Tensor:
+    """See ``reference.selective_scan``; x, dt, B, C and z may be slices of wider rows."""
+    n_tokens, d_inner = x.shape
+    d_state = A.shape[1]
+    out = torch.empty(n_tokens, d_inner, device=x.device)
+    chunk = chunk if n_tokens > 2 * chunk else n_tokens
+    chunks = cdiv(n_tokens, chunk)
+    bc = min(128, power_of_two(d_inner)) if interpreted() else 64
+    sizes = {"N": d_state, "NP": power_of_two(d_state), "BC": bc}
+    programs = cdiv(d_inner, bc)
+    start, decay = state, state
+    strides = x.stride(0), dt.stride(0), B.stride(0), C.stride(0), z.stride(0)
+    warps = max(1, bc // 32)
+    if chunks > 1:
+        start = torch.empty(chunks, d_inner, d_state, device=x.device)
+        decay = torch.empty(chunks, d_inner, device=x.device)
+        _chunk_kernel[programs, chunks](
+            x, dt, dt_bias, A, B, C, D, z, start, start, decay, out, n_tokens, d_inner, *strides, chunk,
+            **sizes, OUTPUTS=False, num_warps=warps,
+        )  # fmt: skip
+        _join_kernel[(programs,)](A, state, start, decay, chunks, d_inner, **sizes, num_warps=warps)
+    _chunk_kernel[programs, chunks](
+        x, dt, dt_bias, A, B, C, D, z, start, state, decay, out, n_tokens, d_inner, *strides, chunk,
+        **sizes, OUTPUTS=True, num_warps=warps,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _norm_of(x, weight, n, eps, N: tl.constexpr):
+    """The RMS norm of N values (N at most n's length): float32 [n]."""
+    value = tl.load(x + n, mask=n < N, other=0)
+    scale = 1.0 / tl.sqrt(tl.sum(value * value, 0) / N + eps)
+    return value * scale * tl.load(weight + n, mask=n < N, other=0)
+
+
+@triton.jit
+def _step_kernel(
+    x, dtbc, dt_norm, b_norm, c_norm, eps, q, h, s, d, dt_bias, A, D, z, state, out, CH, R,
+    K: tl.constexpr, G: tl.constexpr, LEVELS: tl.constexpr, HIGH: tl.constexpr, ZERO: tl.constexpr,
+    SCALES: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, BN: tl.constexpr, BG: tl.constexpr,
+):  # fmt: skip
+    """One token of BN channels: the three norms, dt's projection, the recurrence and the gate."""
+    c = tl.program_id(0) * BN + tl.arange(0, BN)
+    c_in, rows = c < CH, c.to(tl.int64)
+    total = tl.zeros((BG, BN), tl.float32)
+    squares = tl.zeros((BG,), tl.float32)
+    for start in range(0, G, BG):
+        g = start + tl.arange(0, BG)
+        inside = (g < G)[:, None] & c_in[None, :]
+        lo, hi, more = load_x(dtbc, dt_norm, g, K, True)
+        squares += more
+        total += dots(lo, hi, q, h, s, d, rows, g, inside, R, G, LEVELS, HIGH, ZERO, SCALES)
+    dt = tl.sum(total, 0) * row_factor(d, rows, c_in, SCALES) / tl.sqrt(tl.sum(squares, 0) / K + eps)
+    dt = softplus(dt + tl.load(dt_bias + c, mask=c_in, other=0))
+    n = tl.arange(0, NP)
+    b = _norm_of(dtbc + K, b_norm, n, eps, N)
+    c_values = _norm_of(dtbc + K + N, c_norm, n, eps, N)
+    both = c_in[:, None] & (n < N)[None, :]
+    cell = c[:, None] * N + n[None, :]
+    xt = tl.load(x + c, mask=c_in, other=0)
+    decay = tl.exp(dt[:, None] * tl.load(A + cell, mask=both, other=0))
+    new = decay * tl.load(state + cell, mask=both, other=0) + (dt * xt)[:, None] * b[None, :]
+    tl.store(state + cell, new, mask=both)
+    y = tl.sum(new * c_values[None, :], 1) + tl.load(D + c, mask=c_in, other=0) * xt
+    tl.store(out + c, y * silu(tl.load(z + c, mask=c_in, other=0)), mask=c_in)
+
+
+def scan_step(
+    x: torch.Tensor,
+    dtbc: torch.Tensor,
+    norms: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    eps: float,
+    dt_proj: Packed,
+    dt_bias: torch.Tensor,
+    A: torch.Tensor,
+    D: torch.Tensor,
+    z: torch.Tensor,
+    state: torch.Tensor,
+    out: torch.Tensor,
+) -> None:
+    """One token from the convolution's output to out_proj's input, in one kernel.
+
+    x, z, out float32 [d_inner]; dtbc float32 [dt_rank + 2 * d_state], x_proj's output; ``norms`` dt's, B's and C's
+    weights; dt_proj [d_inner, dt_rank]; the rest as in ``reference.selective_scan``.
+    """
+    d_inner, d_state = A.shape
+    tile = gemv_tile(dt_proj, d_inner)
+    _step_kernel[(cdiv(d_inner, tile.rows),)](
+        x, dtbc, *norms, eps, *dt_proj.planes(), dt_bias, A, D, z, state, out, d_inner, dt_proj.rows,
+        K=dt_proj.shape[1], **constants(dt_proj), N=d_state, NP=power_of_two(d_state), BN=tile.rows, BG=tile.groups,
+        num_warps=tile.warps,
+    )  # fmt: skip
