@@ -146,7 +146,9 @@ class Conversation:
             message = self.template.protect_message(turn.message())
             message["content"] = f"{_fence(i)}{message['content']}{FENCE_CLOSE}"
             if turn.plain:
-                message["content"] = f"{_fence(i, 'd')}{self.template.protect(turn.plain)}{FENCE_CLOSE}{message['content']}"
+                message["content"] = (
+                    f"{_fence(i, 'd')}{self.template.protect(turn.plain)}{FENCE_CLOSE}{message['content']}"
+                )
             if "reasoning_content" in message:
                 message["reasoning_content"] = f"{_fence(i, 't')}{message['reasoning_content']}{FENCE_CLOSE}"
             messages.append(message)
@@ -258,6 +260,19 @@ def plain_documents(documents: Sequence[Mapping[str, Any]]) -> str:
         title = f"\nTitle: {document['title']}" if document.get("title") else ""
         parts.append(f"{DOCUMENT_HEAD} {i}{title}\nText: {document.get('text', '')}")
     return "".join(parts) + "\n\n"
+
+
+def render_plain(tokenizer: Tokenizer, text: str, documents: Sequence[Mapping[str, Any]] | None = None) -> Rendered:
+    """``text`` as it is, its markers single tokens, for a model without a template; documents, all text, before it."""
+    ids: list[int] = []
+    if documents:
+        ids = tokenizer.encode(plain_documents(documents))
+    end = len(ids)
+    ids += tokenizer.encode(text, markers="all")
+    if tokenizer.add_bos and tokenizer.bos_id is not None and ids[:1] != [tokenizer.bos_id]:
+        ids.insert(0, tokenizer.bos_id)
+        end += end > 0
+    return Rendered(ids, sorted({end, len(ids)} - {0}), end)
 
 
 def _fence(index: int, kind: str = "c") -> str:

@@ -8,9 +8,10 @@ from typing import Literal
 
 from jambacli.engine.sampling import Sampler
 from jambacli.engine.sequence import TokenSequence
-from jambacli.text.streaming import StopMatcher
+from jambacli.text.streaming import StopMatcher, StreamDecoder
 from jambacli.text.tokenizer import Tokenizer
 
+CITATIONS, CITATIONS_END = "<citations>", "</citations>"
 Finish = Literal["stop", "length", "context", "interrupted"]
 
 
@@ -50,7 +51,9 @@ def generate(
     iterator) still has what was said. The last token drawn may not have been fed to the model yet. What stands between
     the ``thought_marks`` (begin, end) comes as ``Thought`` and is searched for no stop strings.
     """
-    stream, matcher = tokenizer.stream(), StopMatcher(stops)
+    # Jamba's markup of the documents it used is for the reader; all other markup is not.
+    shown = {tokenizer.marker_id(CITATIONS), tokenizer.marker_id(CITATIONS_END)}
+    stream, matcher = StreamDecoder(lambda t, _: tokenizer.token_bytes(t, t in shown)), StopMatcher(stops)
     begin, end = thought_marks
     after_thought, visible = False, len(result.text)
     logits = sequence.logits

@@ -98,8 +98,8 @@ class Constraint(Protocol):
     def allowed(self) -> np.ndarray | None:
         """Bool [vocab], or None where any token may come."""
 
-    def accept(self, token: int) -> None:
-        """Take note of the token that was chosen."""
+    def accept(self, token: int) -> int:
+        """Take note of the token that was chosen; returns it, or the one to take instead."""
 
 
 class Sampler:
@@ -128,7 +128,14 @@ class Sampler:
         """The next token for ``logits``, float32 [vocab], which are not changed; remembers it for the penalties."""
         o = self.options
         x = self._adjusted(logits)
+        allowed = self.constraint.allowed() if self.constraint is not None else None
+        if allowed is not None:
+            x[~allowed[: len(x)]] = -np.inf
+            if not np.isfinite(x.max()):  # a bias of -inf, say, against all that may come
+                x = np.where(allowed[: len(x)], np.float32(0), np.float32(-np.inf))
         token = int(np.argmax(x)) if o.temperature == 0 else self._draw(x)
+        if self.constraint is not None:
+            token = self.constraint.accept(token)
         self._seen.append(token)
         return token
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import IO, TYPE_CHECKING, Any
 
 from jambacli.engine import saved as files
-from jambacli.engine.conversation import THINK, THINK_END, Conversation, Rendered, Turn
+from jambacli.engine.conversation import THINK, THINK_END, Conversation, Rendered, Turn, render_plain
 from jambacli.engine.generate import Generated, Thought, generate
 from jambacli.engine.persist import Persistence, text_hash
 from jambacli.engine.sampling import Sampler, Sampling
@@ -22,6 +22,7 @@ from jambacli.errors import JambaError, UsageError
 
 if TYPE_CHECKING:
     from jambacli.engine.api import Jamba
+    from jambacli.engine.schema import SchemaConstraint
     from jambacli.model.state import SequenceState
 
 #: How the last reply ended where its turn is no longer part of the conversation.
@@ -30,7 +31,10 @@ _TAKEN_BACK = "taken back"
 
 @dataclass
 class Stats:
-    """One reply in figures; seconds and tokens. ``first_token_seconds`` counts from the call to the first text."""
+    """One reply in figures; seconds and tokens. ``first_token_seconds`` counts from the call to the first text.
+
+    The prompt's first ``document_tokens`` lead to the end of its documents; so many of them had to be read (again).
+    """
 
     prompt_tokens: int = 0
     reused_tokens: int = 0
@@ -41,6 +45,8 @@ class Stats:
     decoded_tokens: int = 0
     first_token_seconds: float = 0.0
     finish: str = ""
+    document_tokens: int = 0
+    replayed_document_tokens: int = 0
 
 
 class Session:
@@ -141,8 +147,7 @@ class Session:
         """
         self._check_writable()
         self.conversation.add_user(text, documents, knobs)
-        if self.sequence.persistence is not None:
-            self.sequence.persistence.documents += [text_hash(str(d.get("text", ""))) for d in documents or ()]
+        self._remember(documents)
         return self._answer(max_tokens, stop, reserve, reading, sampling)
 
     def answer(
@@ -167,20 +172,19 @@ class Session:
         self,
         text: str,
         *,
+        documents: Sequence[Mapping[str, Any]] | None = None,
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
         reading: Reading = silent,
         **sampling: Any,
     ) -> Iterator[str]:
-        """Continue ``text`` without a template and yield what follows."""
+        """Continue ``text``, with ``documents`` before it as plain text, without a template and yield what follows."""
         self._check_writable()
-        tokenizer = self.model.tokenizer
-        ids = tokenizer.encode(text, markers="all")
-        if tokenizer.add_bos and tokenizer.bos_id is not None and ids[:1] != [tokenizer.bos_id]:
-            ids.insert(0, tokenizer.bos_id)
         self._chat = False
+        self._remember(documents)
         options = self.sampling.with_given(**sampling)
-        return self._generate(Rendered(ids, [len(ids)]), max_tokens, stop, reading, options, Generated())
+        rendered = render_plain(self.model.tokenizer, text, documents)
+        return self._generate(rendered, max_tokens, stop, reading, options, Generated())
 
     def extend(
         self, *, max_tokens: int | None = None, stop: Sequence[str] = (), reading: Reading = silent, **sampling: Any
@@ -328,22 +332,27 @@ class Session:
         began = time.perf_counter()
         sequence = self.sequence
         sequence.counters = Counters()
-        self.stats = Stats(prompt_tokens=len(rendered.ids))
+        self.stats = Stats(prompt_tokens=len(rendered.ids), document_tokens=rendered.documents_end)
         tokenizer = self.model.tokenizer
         self._prompt = []
-        sampler = Sampler(sampling, rendered.ids)
+        constraint = self._constraint(sampling)
+        sampler = Sampler(sampling, rendered.ids, constraint)
         if skip and self._random_state is not None:
             sampler.random_state = self._random_state
         try:
             sequence.advance(rendered.ids, rendered.boundaries, reading, reserve)
             self._prompt = rendered.ids[: len(rendered.ids) - skip]
             result.thinking = self._chat and self._thinking(rendered.ids, skip)
+            if constraint is not None:
+                room = sequence.ctx - len(rendered.ids)
+                opened = self._chat and self._thinking(self._prompt, 0)
+                constraint.begin(room if max_tokens is None else min(room, max_tokens), opened, result.ids)
             pieces = generate(
                 sequence,
                 sampler,
                 tokenizer,
                 max_tokens=None if max_tokens is None else max_tokens + skip,
-                stops=stop,
+                stops=() if constraint is not None else stop,
                 stop_ids=tokenizer.stop_ids,
                 thought_marks=(tokenizer.marker_id(THINK), tokenizer.marker_id(THINK_END)),
                 result=result,
@@ -352,6 +361,11 @@ class Session:
                 if not self.stats.first_token_seconds:
                     self.stats.first_token_seconds = time.perf_counter() - began
                 yield piece
+            if constraint is not None and not constraint.finished:
+                raise JambaError(
+                    f"the JSON was not finished within {len(result.ids):,} tokens: raise --max-tokens (or --ctx), or give "
+                    "the schema's strings a maxLength and its arrays a maxItems"
+                )
         finally:
             self._reply_ids, self._finish, self._random_state = result.ids, result.finish, sampler.random_state
             c = sequence.counters
@@ -360,6 +374,7 @@ class Session:
                 reused_tokens=c.reused,
                 prefilled_tokens=c.prefilled,
                 prefill_seconds=c.prefill_seconds,
+                replayed_document_tokens=max(0, min(c.prefilled, rendered.documents_end - c.reused)),
                 generated_tokens=len(result.ids) - skip,
                 decoded_tokens=c.decoded,
                 decode_seconds=c.decode_seconds,
@@ -369,6 +384,21 @@ class Session:
                 sequence.checkpoint()
                 if not self._chat:
                     self.commit()
+
+    def _remember(self, documents: Sequence[Mapping[str, Any]] | None) -> None:
+        """Note which documents the sequence holds, so that they can be cleared from the store."""
+        if self.sequence.persistence is not None:
+            self.sequence.persistence.documents += [text_hash(str(d.get("text", ""))) for d in documents or ()]
+
+    def _constraint(self, sampling: Sampling) -> SchemaConstraint | None:
+        """What holds the reply to the sampling's schema, None where it has none."""
+        if sampling.schema is None:
+            return None
+        from jambacli.engine.schema import SchemaConstraint
+
+        tokenizer = self.model.tokenizer
+        marks = (tokenizer.marker_id(THINK), tokenizer.marker_id(THINK_END))
+        return SchemaConstraint(tokenizer, sampling.schema, self.model.config.vocab_size, marks)
 
     def _thinking(self, ids: Sequence[int], reply: int) -> bool:
         """Whether the text after ``ids``, whose last ``reply`` tokens are a reply, is a thought."""
