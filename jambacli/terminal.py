@@ -54,17 +54,19 @@ class Screen:
         self.console = Console(highlight=False)
         self._shown = False
 
-    def reply(self, pieces: Iterable[str], show_thoughts: bool) -> None:
-        """Show a reply as it comes. Ctrl-C ends it and keeps what was said."""
+    def reply(self, pieces: Iterable[str], show_thoughts: bool) -> bool:
+        """Show a reply as it comes. Ctrl-C ends it and keeps what was said; whether that happened."""
         self._shown = False
         try:
             self._stream(iter(pieces), show_thoughts)
+            return False
         except KeyboardInterrupt:
             self.note(
                 "[stopped; what was said is kept]"
                 if self._shown
                 else "[stopped before a reply; arrow up brings the message back]"
             )
+            return True
         finally:
             close = getattr(pieces, "close", None)
             if close is not None:
@@ -140,8 +142,8 @@ class Screen:
         self._thought_line = ""
 
 
-def talk(chat: Chat, keep_history: bool) -> None:
-    """The interactive chat: read, answer, until /exit or Ctrl-D."""
+def talk(chat: Chat, keep_history: bool, stats: bool = False) -> None:
+    """The interactive chat: read, answer, until /exit or Ctrl-D. ``stats``: a line of figures after every reply."""
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import WordCompleter
     from prompt_toolkit.history import FileHistory, InMemoryHistory
@@ -176,35 +178,65 @@ def talk(chat: Chat, keep_history: bool) -> None:
         multiline=True,
         prompt_continuation="... ",
     )
-    screen.note(f"{chat.model.name} - /help lists what can be done, Alt-Enter starts a new line, Ctrl-D leaves")
+    screen.note(f"{chat.model.name} - /help lists the commands, Alt-Enter begins a new line, Ctrl-D leaves")
+    if turns := chat.messages:
+        screen.note(f"going on with {chat.session.name}: {turns} messages, {chat.used:,} tokens; last: {chat.last}")
+    interrupted = False
     while True:
         try:
             with patch_stdout():
                 text = prompt.prompt(">>> ", bottom_toolbar=lambda: status_line(chat))
+                number = chat.to_edit(text)
+                if number is not None:  # /edit without a text: the message itself comes up to be changed
+                    again = prompt.prompt(
+                        "edit ", default=chat.message(number), bottom_toolbar=lambda: status_line(chat)
+                    )
+                    text = f"/edit {number} {again}"
         except KeyboardInterrupt:
+            if interrupted:
+                return
+            interrupted = True
+            screen.note("[Ctrl-C again leaves]")
             continue
         except EOFError:
             return
+        interrupted = False
         try:
             outcome = chat.handle(text)
             for line in outcome.lines:
                 screen.note(line)
             if outcome.reply is not None:
-                screen.reply(outcome.reply, chat.show_thoughts)
-                if chat.session.stats.finish in ("length", "context"):
-                    screen.note(f"[cut off: {chat.session.stats.finish}; /continue goes on]")
+                interrupted = screen.reply(outcome.reply, chat.show_thoughts)
+                if ending := ending_line(chat):
+                    screen.note(ending)
+                screen.note(f"[{figures(chat)}]" if stats else "")
             if outcome.leave:
                 return
         except JambaError as error:
             screen.error(error)
 
 
+def ending_line(chat: Chat) -> str:
+    """What to say of a reply that did not end by itself, nothing of one that did."""
+    s, session = chat.session.stats, chat.session
+    if s.finish == "length":
+        return f"[cut off after {s.generated_tokens:,} tokens; /continue goes on]"
+    if s.finish == "context":
+        return f"[the context of {session.sequence.ctx:,} tokens is full; /undo, /clear or chat --overflow make room]"
+    return ""
+
+
+def figures(chat: Chat) -> str:
+    """What the last reply cost, in tokens and tokens a second."""
+    s = chat.session.stats
+    text = f"{s.reused_tokens:,} reused, {s.prefilled_tokens:,} read, {s.generated_tokens:,} written"
+    return text + (f", {s.decoded_tokens / s.decode_seconds:.1f} tokens/s" if s.decode_seconds else "")
+
+
 def status_line(chat: Chat) -> str:
-    """Session, context used, tokens reused: the line under the prompt."""
+    """Session, context used, what the last reply cost: the line under the prompt."""
     s, session = chat.session.stats, chat.session
     parts = [session.name or "not stored", f"context {chat.used:,} of {format_context(session.sequence.ctx)}"]
     if s.prompt_tokens:
-        parts.append(f"last: {s.reused_tokens:,} reused, {s.prefilled_tokens:,} read, {s.generated_tokens:,} written")
-    if s.decode_seconds:
-        parts.append(f"{s.decoded_tokens / s.decode_seconds:.1f} tokens/s")
+        parts.append(f"last: {figures(chat)}")
     return " | ".join(parts)

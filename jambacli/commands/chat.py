@@ -84,7 +84,7 @@ def chat(
         if sys.stdin.isatty() and sys.stdout.isatty():
             from jambacli.terminal import talk as talk_in_terminal
 
-            talk_in_terminal(talk, keep_history=not no_store)
+            talk_in_terminal(talk, keep_history=not no_store, stats=stats)
         else:
             _piped(talk, stats)
     finally:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from jambacli import ui
 from jambacli.engine import saved
 from jambacli.engine.conversation import Conversation, Turn
-from jambacli.engine.sequence import Reading, silent
+from jambacli.engine.sequence import Reading, common_prefix, silent
 from jambacli.engine.session import Session
 from jambacli.errors import JambaError, UsageError
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 HELP = {
     "/help": "this list",
     "/regenerate": "another reply to the last message",
-    "/edit [N] TEXT": "say the last (or the Nth) message differently; what followed it is dropped",
+    "/edit [N] TEXT": "say the last (or Nth) message differently, dropping what followed",
     "/undo": "take back the last message and its reply",
     "/continue": "go on with a reply that was cut off",
     "/branch NAME": "go on under another name; the present one stays as it is",
@@ -76,6 +76,8 @@ class Chat:
         self.model = model
         self.tell = tell
         self.show_thoughts = True
+        # Tokens of the context that still count after turns were taken back; None: all.
+        self._standing: int | None = None
         self._options, self._generation = options, generation
         self._read_file = read_file
         self._overflow = overflow
@@ -120,8 +122,36 @@ class Chat:
 
     @property
     def used(self) -> int:
-        """Tokens in the context."""
-        return len(self.session.sequence.tokens)
+        """Tokens of the conversation in the context."""
+        held = len(self.session.sequence.tokens)
+        return held if self._standing is None else min(held, self._standing)
+
+    @property
+    def messages(self) -> int:
+        """How many messages the user has sent."""
+        return len(self._asked())
+
+    @property
+    def last(self) -> str:
+        """The beginning of the user's last message."""
+        return _short(self.message(self.messages))
+
+    def message(self, number: int) -> str:
+        """The user's message of that number, from 1. Raises UsageError where there is none."""
+        asked = self._asked()
+        if not 1 <= number <= len(asked):
+            raise UsageError(f"there is no message {number} to edit; there are {len(asked)}")
+        return self.session.conversation.turns[asked[number - 1]].content
+
+    def to_edit(self, text: str) -> int | None:
+        """The number of the message that "/edit" or "/edit N" without a new text means, None for any other input."""
+        word, _, rest = text.strip().partition(" ")
+        number = int(rest) if rest.strip().isdigit() else 0 if rest.strip() else self.messages
+        return number if word == "/edit" and 1 <= number <= self.messages else None
+
+    def _asked(self) -> list[int]:
+        """Which turns are the user's messages."""
+        return [i for i, t in enumerate(self.session.conversation.turns) if t.role == "user"]
 
     def _open(self, name: str | None) -> Session:
         stored = self._options.get("store", True)
@@ -165,6 +195,7 @@ class Chat:
         from jambacli.model.state import ContextFullError
 
         conversation, ctx = self.session.conversation, self.session.sequence.ctx
+        self._standing = None
         room = min(self._generation.get("max_tokens") or _ROOM, ctx // 8) if self._overflow else 0
         standing, dropped = list(conversation.turns), 0
         try:
@@ -195,17 +226,26 @@ class Chat:
             if dropped and conversation.turns != before:
                 self.tell(f"[the context was full: the oldest {dropped} turns went]")
 
+    def _changed(self) -> None:
+        """Turns were taken back: count what is left of the context, and save."""
+        conversation = self.session.conversation
+        ids = conversation.render(add_generation_prompt=False).ids if conversation.turns else []
+        self._standing = common_prefix(self.session.sequence.tokens, ids)
+        self.session.changed()
+
     def _help(self, _: str) -> Outcome:
         return Outcome(lines=[f"{name:<16} {what}" for name, what in HELP.items()])
 
     def _regenerate(self, _: str) -> Outcome:
-        if not any(t.role == "user" for t in self.session.conversation.turns):
+        if not self._asked():
             raise UsageError("there is no message to answer again yet")
+        seed = self._generation.get("seed")
+        if seed is not None:  # the same seed would say the same again
+            self._generation["seed"] = seed + 1
         return Outcome(reply=self._answer(list(self.session.conversation.turns)))
 
     def _edit(self, rest: str) -> Outcome:
-        turns = self.session.conversation.turns
-        asked = [i for i, t in enumerate(turns) if t.role == "user"]
+        turns, asked = self.session.conversation.turns, self._asked()
         first, _, more = rest.partition(" ")
         number = int(first) if first.isdigit() and more.strip() else len(asked)
         text = more.strip() if first.isdigit() and more.strip() else rest
@@ -218,13 +258,12 @@ class Chat:
         return Outcome(reply=self._answer(before))
 
     def _undo(self, _: str) -> Outcome:
-        turns = self.session.conversation.turns
-        asked = [i for i, t in enumerate(turns) if t.role == "user"]
+        turns, asked = self.session.conversation.turns, self._asked()
         if not asked:
             raise UsageError("there is nothing to take back")
         text = turns[asked[-1]].content
         del turns[asked[-1] :]
-        self.session.changed()
+        self._changed()
         return Outcome(lines=[f"taken back: {_short(text)}"])
 
     def _continue(self, _: str) -> Outcome:
@@ -271,7 +310,7 @@ class Chat:
             return Outcome(lines=[f"{name} is the chat you are in"])
         session = self._open(name)
         self.session.close()
-        self.session = session
+        self.session, self._standing = session, None
         return Outcome(lines=[f"on {name}: {len(session.conversation.turns)} turns, {self.used:,} tokens"])
 
     def _think(self, _: str) -> Outcome:
@@ -280,18 +319,23 @@ class Chat:
 
     def _stats(self, _: str) -> Outcome:
         s = self.session.stats
-        lines = [
-            f"context {self.used:,} of {self.session.sequence.ctx:,} tokens",
-            f"last    {s.reused_tokens:,} reused, {s.prefilled_tokens:,} read, {s.generated_tokens:,} written ({s.finish})",
-        ]
+        lines = [f"context  {self.used:,} of {self.session.sequence.ctx:,} tokens, {self.messages} messages"]
+        if s.prompt_tokens:
+            lines.append(
+                f"last     {s.prompt_tokens:,} tokens: {s.reused_tokens:,} reused, {s.prefilled_tokens:,} read; "
+                f"{s.generated_tokens:,} written ({s.finish})"
+            )
+            lines.append(f"first    token after {s.first_token_seconds:.2f} s")
+        if s.prefill_seconds:
+            lines.append(f"reading  {s.prefilled_tokens / s.prefill_seconds:,.0f} tokens/s")
         if s.decode_seconds:
-            lines.append(f"decode  {s.decoded_tokens / s.decode_seconds:.1f} tokens/s")
+            lines.append(f"writing  {s.decoded_tokens / s.decode_seconds:,.1f} tokens/s")
         return Outcome(lines=lines)
 
     def _clear(self, _: str) -> Outcome:
         turns = self.session.conversation.turns
         turns[:] = [t for t in turns[:1] if t.role == "system"]
-        self.session.changed()
+        self._changed()
         return Outcome(lines=["started over"])
 
 

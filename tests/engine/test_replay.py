@@ -81,8 +81,11 @@ def test_what_each_turn_reads_again(path: Path, model: Jamba) -> None:
     assert found[27]["reused"] >= 3 * 15
 
 
-def test_reopening_gives_the_same_figures(path: Path, model: Jamba) -> None:
+def test_reopening_gives_the_same_figures(
+    path: Path, model: Jamba, own_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     straight = chat(path, "straight", *EARLY, *LATE)
+    monkeypatch.setenv("JAMBA_HOME", str(own_home / "another"))  # where nothing is known of that chat
     chat(path, "parts", *EARLY)
     parts = [figure for line in LATE for figure in chat(path, "parts", line)]
     assert parts == straight[24:]
@@ -91,11 +94,11 @@ def test_reopening_gives_the_same_figures(path: Path, model: Jamba) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_new_processes_give_the_same_figures(path: Path, model: Jamba, own_home: Path) -> None:
-    def process(session: str, *lines: str) -> list[Figures]:
+    def process(home: str, *lines: str) -> list[Figures]:
         done = subprocess.run(
-            [sys.executable, "-m", "jambacli", *arguments(path, session)],
+            [sys.executable, "-m", "jambacli", *arguments(path, "s")],
             input="".join(f"{line}\n" for line in lines),
-            env={**os.environ, "JAMBA_HOME": str(own_home)},
+            env={**os.environ, "JAMBA_HOME": str(own_home / home)},
             capture_output=True,
             text=True,
             check=False,
@@ -159,7 +162,7 @@ def test_stripped_thoughts_cost_only_the_last_reply(
 
     previous = ""
     for i in range(4):
-        message = f"Tell me of the {400 * i} herons that Mira counted. " * (1 + 40 * i)
+        message = f"Tell me of the {400 * i} herons that Mira counted. " * (1 + 10 * i)
         answer = f"There were {i} of them, " + "and more, " * 10
         found = say(session, message, "Well, I should count them first. " * 30, answer)
         if i:
@@ -168,10 +171,10 @@ def test_stripped_thoughts_cost_only_the_last_reply(
         previous = answer
         if reopened:
             session.close()
-            session = Jamba.load(reasoning).session(resume="think")
+            session = model.session(resume="think")
     session.close()
     # Regenerating and editing keep their bounds under this template too.
-    with Jamba.load(reasoning).session(resume="think") as session:
+    with model.session(resume="think") as session:
         _Scripted.script = iter([end, stop])
         list(session.answer())
         assert session.stats.prefilled_tokens <= 8

@@ -1,0 +1,115 @@
+"""Replies by a JSON schema: valid whatever the model says, finished within the tokens there are, errors in one line."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jsonschema
+import pytest
+
+from jambacli.engine.api import Jamba
+from jambacli.errors import JambaError, UsageError
+from tests.engine.schemas import random_schema
+from tests.engine.small import small_model
+
+
+def reply(model: Jamba, schema: dict[str, Any], seed: int, max_tokens: int | None = 1500, **options: Any) -> str:
+    with model.session(ctx=4096, store=False) as session:
+        return "".join(
+            session.send("Go.", schema=schema, seed=seed, temperature=1.5, top_p=1.0, max_tokens=max_tokens, **options)
+        )
+
+
+def check(count: int, first: int = 0) -> None:
+    model = small_model()
+    for seed in range(first, first + count):
+        schema = random_schema(seed)
+        text = reply(model, schema, seed)
+        try:
+            jsonschema.validate(json.loads(text), schema)
+        except (ValueError, jsonschema.ValidationError) as error:
+            pytest.fail(f"schema {seed} {json.dumps(schema)}: {text!r}: {error}")
+
+
+def test_random_schemas_are_followed_by_a_random_model() -> None:
+    check(25)
+
+
+@pytest.mark.slow
+def test_two_hundred_random_schemas_are_followed_by_a_random_model() -> None:
+    check(200, first=1000)
+
+
+@pytest.mark.parametrize("max_tokens", [8, 12, 20, 40, 80])
+def test_a_document_ends_validly_within_the_tokens_there_are(max_tokens: int) -> None:
+    """Strings and arrays without bounds: a random model would never end them."""
+    schema = {
+        "type": "object",
+        "properties": {
+            "a": {
+                "type": "array",
+                "items": {"type": "object", "properties": {"s": {"type": "string"}}, "required": ["s"]},
+            },
+            "b": {"type": "string"},
+        },
+        "additionalProperties": False,
+    }
+    model = small_model()
+    for seed in range(6):
+        text = reply(model, schema, seed, max_tokens)
+        jsonschema.validate(json.loads(text), schema)
+        assert len(model.tokenizer.encode(text)) <= 2 * max_tokens + 8
+
+
+def test_too_few_tokens_for_any_document_is_one_clear_line() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"a_rather_long_name": {"type": "integer"}},
+        "required": ["a_rather_long_name"],
+    }
+    with pytest.raises(JambaError, match="too few for any document.*--max-tokens") as failure:
+        reply(small_model(), schema, 0, 5)
+    assert "\n" not in str(failure.value)
+
+
+def test_numbers_end() -> None:
+    model = small_model()
+    for seed in range(10):
+        schema = {"type": "array", "items": {"type": "number"}, "minItems": 3, "maxItems": 3}
+        values = json.loads(reply(model, schema, seed))
+        assert len(values) == 3 and all(abs(v) < 1e120 for v in values)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "nonsense"},
+        {"type": "string", "pattern": "("},
+        {"allOf": [{"const": 1}, {"const": 2}]},
+        {"$ref": "#/nowhere"},
+        {"enum": []},
+    ],
+)
+def test_schemas_nothing_follows_are_refused_in_one_line(schema: dict[str, Any]) -> None:
+    with pytest.raises((UsageError, JambaError)) as failure:
+        reply(small_model(), schema, 0)
+    assert "\n" not in str(failure.value) and len(str(failure.value)) < 500
+
+
+def test_a_cut_off_reply_goes_on_within_its_schema() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"s": {"type": "string", "minLength": 40, "maxLength": 60}},
+        "required": ["s"],
+    }
+    model = small_model()
+    with model.session(ctx=2048, store=False) as session:
+        options: dict[str, Any] = {"schema": schema, "seed": 3, "temperature": 1.5, "top_p": 1.0}
+        pieces = session.send("Go.", max_tokens=300, **options)
+        first = next(pieces)
+        pieces.close()  # type: ignore[attr-defined]
+        rest = "".join(session.extend(max_tokens=300, **options))
+        turn = session.conversation.turns[-1]
+        assert turn.content.startswith(first) and turn.content.endswith(rest)
+        jsonschema.validate(json.loads(turn.content), schema)
