@@ -1,0 +1,135 @@
+"""Training batches: which kind of sample, how long, from which seed; knows nothing of models or of the loss.
+
+Every step draws its samples from a generator seeded with the run's seed and the step's number, so a run that was stopped
+and resumed sees the very batches it would have seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+import torch
+from torch import Tensor
+
+from jambacli.training import corpus
+from jambacli.training.corpus import Span
+from jambacli.training.tokenizer import MARKERS, Encoder
+
+_PER_REPORT, _PER_TURN = 33, 27  # tokens, about
+
+
+@dataclass(frozen=True)
+class Batch:
+    """ids [batch, tokens] to read, targets [batch, tokens] to predict, the weight of each in the loss."""
+
+    ids: Tensor
+    targets: Tensor
+    weights: Tensor
+
+
+def key_value(random: Random, tokens: int, vocab_size: int) -> tuple[list[int], list[float]]:
+    """A few keys with values, all random tokens, over and over in random order: a value said before is to be said again.
+
+    Most keys and values are one token; a third of the samples have longer ones, as names are.
+    """
+    first = len(MARKERS) + 256
+    long = random.random() < 0.35
+    n_key, n_value = (random.randint(1, 2), random.randint(1, 3)) if long else (1, 1)
+    most = max(2, (tokens + 1) // (3 * (n_key + n_value)))
+    pairs = random.randint(2, max(2, int(most ** random.uniform(0.5, 1.0))))
+    keys = [tuple(random.sample(range(first, vocab_size), n_key)) for _ in range(pairs)]
+    values = {key: [random.randrange(first, vocab_size) for _ in range(n_value)] for key in keys}
+    ids: list[int] = []
+    weights: list[float] = []
+    seen: set[tuple[int, ...]] = set()
+    while len(ids) <= tokens:
+        key = random.choice(keys)
+        ids += [*key, *values[key]]
+        weights += [0.0] * n_key + [1.0 if key in seen else 0.0] * n_value
+        seen.add(key)
+    return ids, weights
+
+
+def conversation(random: Random, tokens: int, held_out: bool = False) -> list[Span]:
+    """Reports and as many questions about them as fit into about ``tokens`` tokens."""
+    n = random.randint(1, min(60, max(1, (tokens - 60) // _PER_REPORT)))
+    turns = max(1, (tokens - 20 - n * _PER_REPORT) // _PER_TURN)
+    return corpus.chat(random, corpus.make_reports(random, n, held_out), turns, held_out)
+
+
+def small_talk(random: Random, tokens: int, held_out: bool = False) -> list[Span]:
+    """Facts told in a sentence, names and small talk, one after another."""
+    spans: list[Span] = []
+    for _ in range(max(1, tokens // 130)):
+        spans += corpus.told(random, held_out)
+    return spans
+
+
+def plain_text(random: Random, tokens: int, held_out: bool = False) -> list[Span]:
+    """Reports and questions without chat markup."""
+    n = random.randint(1, min(60, max(1, (tokens - 40) // _PER_REPORT)))
+    return corpus.plain(
+        random, corpus.make_reports(random, n, held_out), max(1, (tokens - 10 - n * _PER_REPORT) // _PER_TURN)
+    )
+
+
+def summary(random: Random, tokens: int, held_out: bool = False) -> list[Span]:
+    """Reports and their summary; a question or two where there is room."""
+    n = random.randint(1, max(1, min(10, (tokens - 40) // (_PER_REPORT + 20))))
+    reports = corpus.make_reports(random, n, held_out)
+    question = corpus.summarize(random, reports)
+    if random.random() < 0.5:
+        spans = corpus.documents(reports, random, False) + corpus.message(corpus.USER, question.text)
+    else:
+        given = corpus.join(reports, random)
+        both = random.choice(
+            [f"{given}\n\n{question.text}", f"{question.text}\n\n{given}", f"{given}\n{question.text}"]
+        )
+        spans = corpus.message(corpus.USER, both)
+    spans += corpus.message(corpus.ASSISTANT, question.answer, True)
+    for _ in range(max(0, (tokens - 40 - n * (_PER_REPORT + 20)) // _PER_TURN)):
+        more = corpus.ask(random, reports, random.randrange(n))
+        spans += corpus.message(corpus.USER, more.text) + corpus.message(corpus.ASSISTANT, more.answer, True)
+    return spans
+
+
+KINDS: dict[str, Callable[[Random, int, bool], list[Span]]] = {
+    "chat": conversation,
+    "summary": summary,
+    "told": small_talk,
+    "plain": plain_text,
+}
+
+
+class Batches:
+    """Makes batches; ``rest`` is the weight of tokens that are no answer."""
+
+    def __init__(self, encoder: Encoder, seed: int, rest: float = 0.1) -> None:
+        self._encoder, self._seed, self._rest = encoder, seed, rest
+
+    def training(self, step: int, kind: str, shares: dict[str, float], batch: int, tokens: int) -> Batch:
+        """The batch of a step: ``kind`` "key-value", or "text", drawn from KINDS by ``shares``."""
+        random = Random(f"{self._seed} {step}")
+        if kind == "key-value":
+            return self._batch([key_value(random, tokens, self._encoder.vocab_size) for _ in range(batch)], tokens)
+        kinds = random.choices(list(shares), list(shares.values()), k=batch)
+        return self._batch([self._sample(random, k, tokens, False) for k in kinds], tokens)
+
+    def held_out(self, kind: str, batch: int, tokens: int) -> Batch:
+        """A fixed batch of one kind with held-out names."""
+        random = Random(f"held out {kind} {tokens}")
+        if kind == "key-value":
+            return self._batch([key_value(random, tokens, self._encoder.vocab_size) for _ in range(batch)], tokens)
+        return self._batch([self._sample(random, kind, tokens, True) for _ in range(batch)], tokens)
+
+    def _sample(self, random: Random, kind: str, tokens: int, held_out: bool) -> tuple[list[int], list[float]]:
+        return self._encoder.sample(KINDS[kind](random, tokens, held_out), self._rest)
+
+    def _batch(self, samples: list[tuple[list[int], list[float]]], tokens: int) -> Batch:
+        ids, weights = torch.zeros(len(samples), tokens + 1, dtype=torch.int64), torch.zeros(len(samples), tokens + 1)
+        for row, (sample, weight) in enumerate(samples):
+            n = min(len(sample), tokens + 1)
+            ids[row, :n], weights[row, :n] = torch.tensor(sample[:n]), torch.tensor(weight[:n])
+        return Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), weights[:, 1:].contiguous())

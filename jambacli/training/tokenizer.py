@@ -1,0 +1,127 @@
+"""Trains the small vocabulary and turns samples into ids; knows nothing of models.
+
+The kind is the one the Jamba 1.5 family has: BPE with byte fallback and no space prefix, single digits, Jamba's markers.
+Pieces never cross a space, a line break, a digit or punctuation, so words can be encoded one by one and remembered.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jambacli.training.corpus import Span
+
+PAD, BOS, EOS, UNKNOWN = "<|pad|>", "<|startoftext|>", "<|endoftext|>", "<|unk|>"
+MARKERS = [
+    PAD, BOS, EOS, UNKNOWN, "<|bom|>", "<|eom|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>",
+    "<documents>", "</documents>", "<tool_definitions>", "</tool_definitions>", "<active_output_modes>",
+    "</active_output_modes>", "<citations>", "</citations>", "<tool_calls>", "</tool_calls>",
+]  # fmt: skip
+_WORDS = re.compile(r" ?[^\s]+|\s")
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> dict[str, Any]:
+    """The content of a tokenizer.json with ``vocab_size`` entries, learnt from ``texts``."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"\n|[0-9]|[^\w\s]"), "isolated"),
+            pre_tokenizers.Metaspace(prepend_scheme="never"),
+        ]
+    )
+    printable = [chr(c) for c in range(33, 127)] + ["\n", "▁"]
+    reserved = len(MARKERS) + 256
+    bpe.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocab_size - reserved,
+            initial_alphabet=printable,
+            limit_alphabet=len(printable),
+            show_progress=False,
+        ),
+    )
+    learnt = json.loads(bpe.to_str())["model"]
+    order = sorted(learnt["vocab"], key=learnt["vocab"].get)
+    pieces = [*MARKERS, *(f"<0x{b:02X}>" for b in range(256)), *order]
+    merges, made = [], set()
+    for pair in learnt["merges"]:
+        left, right = pair.split(" ") if isinstance(pair, str) else pair
+        if left + right not in made:  # one way to make each piece: scores can say it
+            merges.append([left, right])
+            made.add(left + right)
+    special = [
+        {
+            "id": i,
+            "content": m,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
+        for i, m in enumerate(MARKERS)
+    ]
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": special,
+        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+        "pre_tokenizer": None,
+        "post_processor": None,
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+            ],
+        },
+        "model": {
+            "type": "BPE", "dropout": None, "unk_token": UNKNOWN, "continuing_subword_prefix": None,
+            "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": True, "ignore_merges": False,
+            "vocab": {piece: i for i, piece in enumerate(pieces)}, "merges": merges,
+        },
+    }  # fmt: skip
+
+
+class Encoder:
+    """Samples -> ids and the weight that each id's prediction has in the loss."""
+
+    def __init__(self, tokenizer_json: Path) -> None:
+        from tokenizers import Tokenizer
+
+        self._backend = Tokenizer.from_file(str(tokenizer_json))
+        self._words: dict[str, list[int]] = {}
+        self.markers = {m: i for i, m in enumerate(MARKERS)}
+        self.vocab_size: int = self._backend.get_vocab_size()
+
+    def text(self, text: str) -> list[int]:
+        """Ids of a text without markers."""
+        ids: list[int] = []
+        for word in _WORDS.findall(text):
+            known = self._words.get(word)
+            if known is None:
+                known = self._backend.encode(word, add_special_tokens=False).ids
+                if len(self._words) < 200_000:
+                    self._words[word] = known
+            ids += known
+        return ids
+
+    def sample(self, spans: Sequence[Span], rest: float) -> tuple[list[int], list[float]]:
+        """Ids and weights, bos first: 1 for what is to be learnt, ``rest`` for the other tokens."""
+        ids, weights = [self.markers[BOS]], [0.0]
+        for span in spans:
+            new = [self.markers[span.text]] if span.marker else self.text(span.text)
+            ids += new
+            weights += [1.0 if span.learn else rest] * len(new)
+        return ids, weights
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids, markers shown."""
+        return str(self._backend.decode(list(ids), skip_special_tokens=False))

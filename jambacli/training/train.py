@@ -1,0 +1,205 @@
+"""The training loop: schedule, optimizer, checkpoints, log; knows nothing of grammar, file formats of models, or plots.
+
+Copying comes first: key-value recall on random tokens, short, until the attention layers look things up; only then text,
+with the loss on answers, at growing length, with some key-value steps kept in between.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from jambacli import ui
+from jambacli.training.batches import Batch, Batches
+from jambacli.training.model import TrainableJamba
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Steps up to ``until``: lengths and how often each, how often key-value, how often which kind of text."""
+
+    until: int
+    tokens_per_step: int
+    tokens: dict[int, float]
+    key_value: float
+    text: dict[str, float] = field(default_factory=dict)
+
+
+_TEXT = {"chat": 0.5, "summary": 0.2, "told": 0.15, "plain": 0.15}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a run is determined by. A step's tokens are split into rows of its length."""
+
+    steps: int = 4500
+    decay_steps: int = 1000
+    learning_rate: float = 2e-3
+    last_rate: float = 0.02  # of the learning rate
+    warmup: int = 60
+    weight_decay: float = 0.05
+    balance: float = 0.01
+    seed: int = 1
+    stages: tuple[Stage, ...] = (
+        Stage(400, 1024, {64: 1.0}, 1.0),
+        Stage(800, 1024, {64: 0.3, 128: 0.7}, 0.4, _TEXT),
+        Stage(1600, 2048, {128: 0.6, 256: 0.4}, 0.25, _TEXT),
+        Stage(2600, 2048, {128: 0.2, 256: 0.4, 512: 0.4}, 0.2, _TEXT),
+        Stage(1 << 30, 2048, {128: 0.1, 256: 0.25, 512: 0.65}, 0.1, _TEXT),
+    )
+
+    def stage(self, step: int) -> Stage:
+        """The stage a step belongs to."""
+        return next(s for s in self.stages if step < s.until)
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step: a linear warm-up, a plateau, and half a cosine over the last ``decay_steps``.
+
+        Up to the decay it does not depend on ``steps``: a run can be resumed with another end.
+        """
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / self.warmup
+        done = max(0.0, 1 - (self.steps - step) / self.decay_steps)
+        return self.learning_rate * (self.last_rate + (1 - self.last_rate) * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+class Run:
+    """One training run in a folder: ``checkpoint.pt`` (resumable), ``log.jsonl`` (a line per report)."""
+
+    def __init__(self, model: TrainableJamba, batches: Batches, plan: Plan, folder: Path, device: str = "cpu") -> None:
+        self.model, self.batches, self.plan, self.folder, self.device = model.to(device), batches, plan, folder, device
+        matrices = [p for p in model.parameters() if p.dim() >= 2 and p is not model.embed and p.shape[-1] > 16]
+        chosen = {id(p) for p in matrices}
+        others = [p for p in model.parameters() if id(p) not in chosen]
+        groups = [{"params": matrices, "weight_decay": plan.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(0.9, 0.95), fused=True)
+        self.step = self.tokens = 0
+        self.seconds = 0.0
+        self._resume()
+
+    def train(self, until: int | None = None, report_every: int = 50, save_every: int = 200) -> None:
+        """Run to the plan's end (or step ``until``), reporting and saving on the way."""
+        last = self.plan.steps if until is None else min(until, self.plan.steps)
+        losses: dict[str, list[float]] = {}
+        while self.step < last:
+            began = time.process_time()
+            kind, tokens, rows, loss = self._one_step()
+            losses.setdefault(f"{kind} {tokens}", []).append(loss)
+            self.step += 1
+            self.tokens += tokens * rows
+            self.seconds += time.process_time() - began
+            if self.step % report_every == 0 or self.step == last:
+                self._report({k: sum(v) / len(v) for k, v in losses.items()})
+                losses.clear()
+            if self.step % save_every == 0 or self.step == last:
+                self.save()
+
+    def _one_step(self) -> tuple[str, int, int, float]:
+        plan, stage = self.plan, self.plan.stage(self.step)
+        generator = torch.Generator().manual_seed(plan.seed * 1_000_003 + self.step)
+        draw = torch.rand(2, generator=generator).tolist()
+        tokens = _pick(stage.tokens, draw[0])
+        kind = "key-value" if draw[1] < stage.key_value else "text"
+        batch = self.batches.training(self.step, kind, stage.text, stage.tokens_per_step // tokens, tokens)
+        for group in self.optimizer.param_groups:
+            group["lr"] = plan.rate(self.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.loss(batch)
+        (loss + plan.balance * self.model.balance()[0]).backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        return kind, tokens, len(batch.ids), float(loss.detach())
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean cross entropy over the tokens with a weight; logits are made for those alone."""
+        hidden = self.model(batch.ids.to(self.device))
+        weights = batch.weights.flatten().to(self.device)
+        chosen = weights.nonzero()[:, 0]
+        logits = self.model.logits(hidden.flatten(0, 1)[chosen])
+        each = F.cross_entropy(logits, batch.targets.flatten().to(self.device)[chosen], reduction="none")
+        return (each * weights[chosen]).sum() / weights[chosen].sum()
+
+    @torch.no_grad()
+    def accuracy(self, kind: str, batch: int, tokens: int) -> float:
+        """The share of held-out answers of which every token is the likeliest one, given the right ones before it."""
+        data = self.batches.held_out(kind, batch, tokens)
+        hidden = self.model(data.ids.to(self.device))
+        right = self.model.logits(hidden).argmax(-1).cpu() == data.targets
+        good = total = 0
+        for row, wanted in zip(right, data.weights == 1, strict=True):
+            for start, stop in _stretches(wanted.tolist()):
+                good += bool(row[start:stop].all())
+                total += 1
+        return good / max(1, total)
+
+    def _report(self, losses: dict[str, float]) -> None:
+        longest = max(self.plan.stage(self.step).tokens)
+        checks = {"key-value": self.accuracy("key-value", 512 // longest + 4, longest)}
+        for kind in ("chat", "summary", "told", "plain") if self.plan.stage(self.step).text else ():
+            checks[kind] = self.accuracy(kind, max(2, 2048 // longest), longest)
+        line = {
+            "step": self.step,
+            "tokens": self.tokens,
+            "cpu_seconds": round(self.seconds, 1),
+            "rate": round(self.plan.rate(self.step), 6),
+            "loss": {k: round(v, 4) for k, v in sorted(losses.items())},
+            "exact": {k: round(v, 4) for k, v in checks.items()},
+            "loads": [[round(x, 3) for x in load.tolist()] for load in self.model.balance()[1]],
+        }
+        with (self.folder / "log.jsonl").open("a") as log:
+            log.write(json.dumps(line) + "\n")
+        ui.note(json.dumps({k: v for k, v in line.items() if k != "loads"}))
+
+    def save(self) -> None:
+        """Write ``checkpoint.pt`` whole or not at all."""
+        state: dict[str, Any] = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+        }
+        part = self.folder / "checkpoint.part"
+        torch.save(state, part)
+        part.replace(self.folder / "checkpoint.pt")
+
+    def _resume(self) -> None:
+        path = self.folder / "checkpoint.pt"
+        if not path.exists():
+            (self.folder / "log.jsonl").write_text("")
+            (self.folder / "plan.json").write_text(json.dumps(asdict(self.plan), indent=1))
+            return
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
+        ui.note(f"resuming at step {self.step}")
+
+
+def _pick(shares: dict[int, float], at: float) -> int:
+    """The key in whose share of [0, 1) ``at`` falls."""
+    for key, share in shares.items():
+        at -= share
+        if at < 0:
+            return key
+    return next(reversed(shares))
+
+
+def _stretches(flags: list[bool]) -> Iterator[tuple[int, int]]:
+    """Runs of True, but for one that the end of the row may have cut."""
+    start: int | None = None
+    for i, flag in enumerate(flags):
+        if flag and start is None:
+            start = i
+        elif not flag and start is not None:
+            yield start, i
+            start = None
