@@ -69,8 +69,8 @@ def lengths(fmt: str) -> list[int]:
 
 
 @pytest.mark.parametrize("fmt", NATIVE)
-def test_products_stay_within_the_rounding_of_int8_activations(isa: str, fmt: str) -> None:
-    """Every output within what rounding each 32 activations to 8 bits can cost; float weights lose nothing at all."""
+def test_products_stay_within_the_rounding_of_activations(isa: str, fmt: str) -> None:
+    """Every output within what rounding each 32 activations to 15 bits can cost; float weights lose nothing at all."""
     for n in lengths(fmt):
         w, exact = weight(fmt, 37, n)
         x = tokens(17, n)
@@ -79,13 +79,13 @@ def test_products_stay_within_the_rounding_of_int8_activations(isa: str, fmt: st
         rounding = 1e-6 * (x.double().abs() @ exact.abs().T)
         if fmt not in FLOATS:
             padded = torch.nn.functional.pad(x.double().abs(), (0, -n % 32)).view(17, -1, 32)
-            step = (padded.amax(-1, keepdim=True) / 127).expand_as(padded).reshape(17, -1)[:, :n]
+            step = (padded.amax(-1, keepdim=True) / (127 * 128)).expand_as(padded).reshape(17, -1)[:, :n]
             rounding = 20 * rounding + (step / 2) @ exact.abs().T
         assert ((y - expected).abs() <= rounding).all(), (fmt, n)
 
 
 @pytest.mark.parametrize("fmt", (*BLOCKS_32, *BLOCKS_256))
-def test_error_is_no_larger_than_with_ggml_s_activations(isa: str, fmt: str) -> None:
+def test_error_is_a_fraction_of_that_with_ggml_s_activations(isa: str, fmt: str) -> None:
     """ggml rounds activations to Q8_0 (an f16 factor per 32) or, for K-quants, with one factor per 256 values."""
     n, m = 1024, 16
     w, exact = weight(fmt, 64, n)
@@ -97,7 +97,7 @@ def test_error_is_no_larger_than_with_ggml_s_activations(isa: str, fmt: str) -> 
     expected = x @ exact.T
     their_error = (theirs.reshape(m, n) @ exact.T - expected).norm()
     our_error = (run_linear(x.float(), w, 1).double() - expected).norm()
-    assert our_error <= 1.02 * their_error
+    assert our_error <= 0.02 * their_error
 
 
 @pytest.mark.parametrize("fmt", NATIVE)

@@ -13,7 +13,7 @@ constexpr int kTokens = 2;  // whose accumulators fit the registers
 
 template <int M>
 struct Tokens {
-    const int8_t* q[M];
+    const int8_t *q[M], *fine[M];
     const float* d[M];
     const float* sums[M];
 
@@ -21,19 +21,24 @@ struct Tokens {
         for (int i = 0; i < M; ++i) {
             const int64_t token = tokens ? tokens[first + i] : first + i;
             q[i] = act.q + token * act.padded;
+            fine[i] = act.fine + token * act.padded;
             d[i] = (group == 32 ? act.d + token * (act.padded / 32) : act.d16 + token * (act.padded / 16));
             sums[i] = (group == 32 ? act.sum32 : act.sum16) + token * (act.padded / group);
         }
     }
 };
 
+// The products of 32 weights with 128 * act + fine, summed in fours, as floats: below 2^24, so exact.
 template <bool kSigned>
-inline __m256 dot32(__m256i weight, __m256i act) {
+inline __m256 dot32(__m256i weight, __m256i act, __m256i fine) {
     if constexpr (kSigned) {  // |w| times a with w's sign: a sum of two products stays within int16
         act = _mm256_sign_epi8(act, weight);
+        fine = _mm256_sign_epi8(fine, weight);
         weight = _mm256_abs_epi8(weight);
     }
-    return _mm256_cvtepi32_ps(_mm256_madd_epi16(_mm256_maddubs_epi16(weight, act), _mm256_set1_epi16(1)));
+    const __m256i coarse = _mm256_madd_epi16(_mm256_maddubs_epi16(weight, act), _mm256_set1_epi16(128));
+    return _mm256_cvtepi32_ps(
+        _mm256_add_epi32(coarse, _mm256_madd_epi16(_mm256_maddubs_epi16(weight, fine), _mm256_set1_epi16(1))));
 }
 
 template <class Fmt, int M>
@@ -56,13 +61,14 @@ struct Sums {
             if constexpr (Fmt::kOffset) u.offset[0] = _mm256_and_ps(u.offset[0], _mm256_castsi256_ps(ours));
         }
         for (int t = 0; t < M; ++t) {
-            const int8_t* q = a.q[t] + 256 * b;
+            const int8_t *q = a.q[t] + 256 * b, *fine = a.fine[t] + 256 * b;
             if constexpr (Fmt::kGroup == 32) {
                 const __m256 scale = _mm256_mul_ps(u.scale[0], _mm256_loadu_ps(a.d[t] + 8 * b));
                 for (int k = 0; k < 8; ++k) {
                     __m256& acc = k & 1 ? odd[t] : even[t];
                     const __m256 one = _mm256_permutevar8x32_ps(scale, _mm256_set1_epi32(k));
-                    acc = _mm256_fmadd_ps(dot32<Fmt::kSigned>(u.w[k], load32(q + 32 * k)), one, acc);
+                    acc = _mm256_fmadd_ps(dot32<Fmt::kSigned>(u.w[k], load32(q + 32 * k), load32(fine + 32 * k)), one,
+                                          acc);
                 }
                 if constexpr (Fmt::kOffset)
                     offset[t] = _mm256_fnmadd_ps(u.offset[0], _mm256_loadu_ps(a.sums[t] + 8 * b), offset[t]);
@@ -74,7 +80,7 @@ struct Sums {
                         const __m256i two = _mm256_setr_epi32(2 * j, 2 * j, 2 * j, 2 * j, 2 * j + 1, 2 * j + 1, 2 * j + 1,
                                                               2 * j + 1);
                         __m256& acc = k & 1 ? odd[t] : even[t];
-                        acc = _mm256_fmadd_ps(dot32<Fmt::kSigned>(u.w[k], load32(q + 32 * k)),
+                        acc = _mm256_fmadd_ps(dot32<Fmt::kSigned>(u.w[k], load32(q + 32 * k), load32(fine + 32 * k)),
                                               _mm256_permutevar8x32_ps(scale, two), acc);
                     }
                     if constexpr (Fmt::kOffset)

@@ -1,5 +1,6 @@
-// Products of block-quantized rows with int8 activations, 64 bytes at a time; included by dot_avx512.cpp (multiply-add of
-// byte pairs) and dot_vnni.cpp (one instruction for four products), which set kFullBytes first. Knows nothing of threads.
+// Products of block-quantized rows with activations in two int8 each, 64 bytes at a time; included by dot_avx512.cpp
+// (multiply-add of byte pairs) and dot_vnni.cpp (one instruction for four products), which set kFullBytes first. Knows
+// nothing of threads.
 //
 // Order of the arithmetic for one output, the same for any number of tokens: per 256 values four vectors of int32 sums,
 // converted and scaled into two float accumulators; offsets into a third; one reduction at the end.
@@ -14,12 +15,15 @@ namespace {
 constexpr int kPrefetch = 2048;  // bytes ahead in the row's stream; hardware prefetchers stop at each page
 constexpr int kTokens = 4;       // whose accumulators fit the registers beside an unpacked block
 
-// The products of unsigned bytes with signed ones, summed in fours, as floats.
-inline __m512 dot4(__m512i u, __m512i s) {
+// The products of unsigned bytes with 128 * s + fine, summed in fours, as floats: below 2^24, so exact.
+inline __m512 dot4(__m512i u, __m512i s, __m512i fine) {
 #if defined(__AVX512VNNI__)
-    return _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(_mm512_setzero_si512(), u, s));
+    const __m512i coarse = _mm512_dpbusd_epi32(_mm512_setzero_si512(), u, s);
+    return _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(_mm512_slli_epi32(coarse, 7), u, fine));
 #else
-    return _mm512_cvtepi32_ps(_mm512_madd_epi16(_mm512_maddubs_epi16(u, s), _mm512_set1_epi16(1)));
+    const __m512i coarse = _mm512_madd_epi16(_mm512_maddubs_epi16(u, s), _mm512_set1_epi16(128));
+    return _mm512_cvtepi32_ps(
+        _mm512_add_epi32(coarse, _mm512_madd_epi16(_mm512_maddubs_epi16(u, fine), _mm512_set1_epi16(1))));
 #endif
 }
 
@@ -48,7 +52,7 @@ inline __m512 lane_factors(bool odd) {
 
 template <int M>
 struct Tokens {
-    const int8_t* q[M];
+    const int8_t *q[M], *fine[M];
     const float* factors[M];  // groups of 32: Act::pairs; of 16: Act::d16
     const float* sums[M];     // groups of 16: Act::sum16
 
@@ -56,6 +60,7 @@ struct Tokens {
         for (int i = 0; i < M; ++i) {
             const int64_t token = tokens ? tokens[first + i] : first + i;
             q[i] = act.q + token * act.padded;
+            fine[i] = act.fine + token * act.padded;
             factors[i] = (group == 32 ? act.pairs : act.d16) + token * (act.padded / 16);
             sums[i] = act.sum16 + token * (act.padded / 16);
         }
@@ -87,15 +92,17 @@ struct Sums {
             const __m512 factors = _mm512_loadu_ps(a.factors[t] + 16 * b);
             const __m512 scale = _mm512_mul_ps(u.scale, factors);
             for (int k = 0; k < 4; ++k) {
-                __m512i act = load64(a.q[t] + 256 * b + 64 * k);
+                __m512i act = load64(a.q[t] + 256 * b + 64 * k), fine = load64(a.fine[t] + 256 * b + 64 * k);
                 __m512i weight = u.w[k];
                 if constexpr (!kFullBytes && Fmt::kSigned) {  // |w| times a with w's sign: a sum of two stays within int16
-                    act = _mm512_mask_sub_epi8(act, _mm512_movepi8_mask(weight), _mm512_setzero_si512(), act);
+                    const __mmask64 negative = _mm512_movepi8_mask(weight);
+                    act = _mm512_mask_sub_epi8(act, negative, _mm512_setzero_si512(), act);
+                    fine = _mm512_mask_sub_epi8(fine, negative, _mm512_setzero_si512(), fine);
                     weight = _mm512_abs_epi8(weight);
                 }
                 const __m512 by = _mm512_permutexvar_ps(lane_groups<Fmt::kGroup>(k), scale);
                 __m512& acc = k & 1 ? odd[t] : even[t];
-                acc = _mm512_fmadd_ps(dot4(weight, act), by, acc);
+                acc = _mm512_fmadd_ps(dot4(weight, act, fine), by, acc);
             }
             if constexpr (kOffset && Fmt::kGroup == 32)  // meant for the lanes that hold offsets
                 offset[t] = _mm512_fmadd_ps(u.scale, factors, offset[t]);

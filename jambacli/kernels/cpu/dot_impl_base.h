@@ -1,4 +1,4 @@
-// Products of block-quantized rows with int8 activations through unpack_base.h: slow and plain. Included by dot_base.cpp
+// Products of block-quantized rows with activations in two int8 each through unpack_base.h: slow and plain. Included by dot_base.cpp
 // and, with the dot-product instruction, by dot_neon.cpp. Knows nothing of threads.
 #pragma once
 
@@ -44,11 +44,14 @@ void base_gemv(const Rows& w, const Act& act, const int32_t* tokens, int m, int6
                 unpack(b == full ? tail : p, v);
                 for (int t = 0; t < count; ++t) {
                     const int64_t token = tokens ? tokens[first + t] : first + t;
-                    const int8_t* q = act.q + token * act.padded + 256 * b;
+                    const int64_t at = token * act.padded + 256 * b;
+                    const int8_t *q = act.q + at, *fine = act.fine + at;
                     const float* d = act.d + token * (act.padded / 32) + 8 * b;
                     const float* sums = act.sum16 + token * (act.padded / 16) + 16 * b;
                     for (int g = 0; g < 16; ++g)
-                        acc[t] += v.scale[g] * d[g / 2] * static_cast<float>(dot16(v.w + 16 * g, q + 16 * g)) -
+                        acc[t] += v.scale[g] * d[g / 2] *
+                                      static_cast<float>(128 * dot16(v.w + 16 * g, q + 16 * g) +
+                                                         dot16(v.w + 16 * g, fine + 16 * g)) -
                                   v.offset[g] * sums[g];
                 }
             }

@@ -15,14 +15,17 @@ struct Rows {
     const float* scale;
 };
 
-// Activations of some tokens, as floats and as int8 with one factor per 32 values; what no weight needs may be null.
-// The quantized part is padded with zeros to a multiple of 256 values. Sums are factor times the sum of the int8 values
-// over a group: with them a format's offsets and minimums cost one multiplication a group. The same numbers are laid out
-// as each width of vector wants them.
+// Activations of some tokens, as floats and as whole numbers with one factor per 32 values, each number 128 * q + fine:
+// two int8 that the byte products take one after the other. The second costs little beside reading the weights, and with
+// it the rounding of activations no longer shows beside that of the weights (q alone is what ggml computes with).
+// What no weight needs may be null. The quantized part is padded with zeros to a multiple of 256 values. Sums are factor
+// times the sum of the whole numbers over a group: with them a format's offsets and minimums cost one multiplication a
+// group. The same numbers are laid out as each width of vector wants them.
 struct Act {
     const float* f;  // [tokens, f_stride]
     int64_t f_stride;
-    const int8_t* q;     // [tokens, padded]
+    const int8_t* q;     // [tokens, padded], -127 to 127
+    const int8_t* fine;  // [tokens, padded], -64 to 64
     const float* d;      // [tokens, padded / 32]: the factors
     const float* sum32;  // [tokens, padded / 32]
     const float* d16;    // [tokens, padded / 16]: each factor twice
@@ -33,7 +36,7 @@ struct Act {
 
 // Where quantized activations are written: the arrays of Act from one group of 32 on.
 struct Quantized {
-    int8_t* q;
+    int8_t *q, *fine;
     float *d, *sum32, *d16, *sum16, *pairs;
 };
 

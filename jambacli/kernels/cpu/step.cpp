@@ -30,6 +30,7 @@ ActBuffer take_act(Scratch& scratch, int64_t m, int64_t n, bool quantized) {
     if (quantized) {
         a.padded = pad_values(n);
         a.q.q = scratch.take<int8_t>(m * a.padded);
+        a.q.fine = scratch.take<int8_t>(m * a.padded);
         a.q.d = scratch.take<float>(m * a.padded / 32);
         a.q.sum32 = scratch.take<float>(m * a.padded / 32);
         a.q.d16 = scratch.take<float>(m * a.padded / 16);

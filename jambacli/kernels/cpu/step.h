@@ -37,11 +37,12 @@ struct ActBuffer {
     Quantized q{};
     int64_t padded = 0;
 
-    Act view() const { return {f, f_stride, q.q, q.d, q.sum32, q.d16, q.sum16, q.pairs, padded}; }
+    Act view() const { return {f, f_stride, q.q, q.fine, q.d, q.sum32, q.d16, q.sum16, q.pairs, padded}; }
     // The arrays of one token.
     Quantized row(int64_t token) const {
         const int64_t by32 = token * (padded / 32), by16 = token * (padded / 16);
-        return {q.q + token * padded, q.d + by32, q.sum32 + by32, q.d16 + by16, q.sum16 + by16, q.pairs + by16};
+        return {q.q + token * padded, q.fine + token * padded, q.d + by32,      q.sum32 + by32,
+                q.d16 + by16,         q.sum16 + by16,           q.pairs + by16};
     }
 };
 

@@ -16,10 +16,14 @@ void quantize(const float* row, int64_t begin, int64_t end, const Quantized& out
         for (int i = 0; i < kVectors; ++i) most = vmax(most, vabs(load(p + i * kLanes)));
         const float top = hmax(most);
         const vf inverse = set1(top > 0.0f ? 127.0f / top : 0.0f);
-        const float factor = top / 127.0f;
+        const float factor = top / (127.0f * 128.0f);
         float sums[2] = {0.0f, 0.0f};  // of whole numbers: exact in any order
-        for (int i = 0; i < kVectors; ++i)
-            sums[i * kLanes / 16] += hsum(store_i8(out.q + 32 * b + i * kLanes, load(p + i * kLanes) * inverse));
+        for (int i = 0; i < kVectors; ++i) {
+            const vf exact = load(p + i * kLanes) * inverse;
+            const vf coarse = store_i8(out.q + 32 * b + i * kLanes, exact);
+            const vf fine = store_i8(out.fine + 32 * b + i * kLanes, (exact - coarse) * 128.0f);
+            sums[i * kLanes / 16] += hsum(coarse * 128.0f + fine);
+        }
         const float both = factor * (sums[0] + sums[1]);
         const int64_t at = b / 4 * 8 + b % 4;
         out.d[b] = out.d16[2 * b] = out.d16[2 * b + 1] = out.pairs[at] = factor;
