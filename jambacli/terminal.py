@@ -13,8 +13,8 @@ from typing import Any
 
 from jambacli.engine.chat import HELP, Chat
 from jambacli.engine.generate import Thought
+from jambacli.engine.saved import sessions_folder
 from jambacli.errors import JambaError
-from jambacli.files import jamba_home
 from jambacli.units import format_context
 
 _REDRAW_SECONDS = 0.08
@@ -167,11 +167,9 @@ def talk(chat: Chat, keep_history: bool, stats: bool = False) -> None:
         else:
             buffer.validate_and_handle()
 
-    home = jamba_home()
-    if keep_history:
-        home.mkdir(parents=True, exist_ok=True)
+    # What was typed is as private as the sessions: it lies in their folder, which is the user's alone.
     prompt: PromptSession[str] = PromptSession(
-        history=FileHistory(str(home / "history")) if keep_history else InMemoryHistory(),
+        history=FileHistory(str(sessions_folder() / ".history")) if keep_history else InMemoryHistory(),
         completer=WordCompleter([name.split()[0] for name in HELP], sentence=True),
         complete_while_typing=False,
         key_bindings=keys,

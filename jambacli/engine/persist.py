@@ -66,8 +66,11 @@ class Persistence:
         """Store the sequence as it is: new segments, checkpoints not yet stored, the logits at its end.
 
         Returns once everything is copied; ``done`` is called from the writing thread, with every prefix that leads
-        here, when all of it is written (and synced, if ``durable``).
+        here, when all of it is written (and synced, if ``durable``). A durable commit waits for the one before, so that
+        a kill costs no more than the last; the write had a whole turn's time until then.
         """
+        if durable:
+            self.flush()
         state, n = sequence.state, len(sequence.tokens)
         blobs: dict[str, bytes] = {}
 
@@ -131,7 +134,6 @@ class Persistence:
         0 leaves the sequence as it was, or empty where a stored prefix turned out to be damaged half-way. The whole of
         ``ids`` is only of use where the logits after it are stored too.
         """
-        self.flush()
         for prefix in self.store.find(self.space, ids, above):
             if prefix.position == len(ids) and prefix.logits is None:
                 continue

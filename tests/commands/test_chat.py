@@ -117,3 +117,112 @@ def test_unnamed_chats_are_kept_until_cleaned(model: str) -> None:
     assert only["name"].startswith("chat-")
     assert jamba("sessions", "rm", "--unnamed").returncode == 0
     assert json.loads(jamba("sessions", "list", "--json").stdout) == []
+
+
+def shown(session: str) -> list[dict[str, str]]:
+    turns: list[dict[str, str]] = json.loads(jamba("sessions", "show", session, "--json").stdout)["turns"]
+    return turns
+
+
+def test_what_was_taken_back_is_not_gone_on_with(model: str) -> None:
+    figures, _, err = chat(model, "One.", "Two.", "/undo", "/continue", "/stats")
+    assert err.count("error: there is no reply to go on with") == 1
+    # What is left counts, not what the model still holds.
+    used = int(re.findall(r"context  (\d+) of", err)[-1])
+    assert figures[0]["prompt"] <= used <= figures[0]["prompt"] + 8 < figures[1]["prompt"]
+    assert [t["content"] for t in shown("t") if t["role"] == "user"] == ["One."]
+
+
+def test_a_reply_that_cannot_be_made_changes_nothing(model: str) -> None:
+    long = "herons at the lake " * 30
+    _, _, err = chat(model, "One.", "Two.", f"/edit 1 {long}", options=("--ctx", "160"))
+    assert "do not fit in the context of 160" in err
+    assert [t["content"] for t in shown("t") if t["role"] == "user"] == ["One.", "Two."]
+    assert len(shown("t")) == 4
+
+
+def test_overflow_leaves_room_for_the_reply(model: str) -> None:
+    long = "herons at the lake " * 6
+    figures, _, err = chat(model, *[long] * 6, options=("--ctx", "200", "--overflow", "-n", "20"))
+    assert len(figures) == 6 and "finish context" not in err
+    assert "the context was full: the oldest" in err and "error" not in err
+    assert [t["role"] for t in shown("t")][:1] == ["user"]
+
+
+def test_regenerating_with_a_seed_says_something_else(model: str) -> None:
+    options = ("--temp", "2", "--seed", "5", "-n", "30")
+    chat(model, "One.", options=options)
+    first = shown("t")[1]["content"]
+    chat(model, "One.", "/regenerate", session="u", options=options)
+    second = shown("u")[1]["content"]
+    chat(model, "One.", "/regenerate", session="v", options=options)
+    assert second != first and shown("v")[1]["content"] == second  # another reply, the same one every time
+
+
+def test_a_damaged_session_file_hides_no_other(model: str, own_home: Path) -> None:
+    chat(model, "Hello.", session="sound")
+    chat(model, "Hello.", session="broken")
+    (own_home / "sessions" / "broken.json").write_bytes(b'{"version": 1, "turns": 7')
+    done = jamba("sessions", "list", "--json")
+    assert done.returncode == 0 and [s["name"] for s in json.loads(done.stdout)] == ["sound"]
+    assert done.stderr.count(b"broken.json") == 1
+    refused = jamba("chat", model, "--session", "broken", stdin=b"")
+    assert refused.returncode == 1 and b"broken.json: is damaged" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("ctx", "many"),
+        ("turns", [7]),
+        ("turns", [{"role": "user", "content": 3}]),
+        ("random_state", 5),
+        ("prompt", "!"),
+    ],
+)
+def test_a_forged_session_file_is_refused_in_one_line(model: str, own_home: Path, field: str, value: object) -> None:
+    chat(model, "Hello.")
+    path = own_home / "sessions" / "t.json"
+    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), field: value}), "utf-8")
+    done = jamba("chat", model, "--session", "t", stdin=b"Hello.\n")
+    assert done.returncode == 1
+    assert done.stderr.count(b"error:") == 1 and b"t.json: is damaged" in done.stderr and b"internal" not in done.stderr
+
+
+def test_states_of_others_are_refused_by_name(model: str, tmp_path: Path) -> None:
+    chat(model, "Hello.")
+    other = str(small_file(tmp_path, "q8_0"))
+    for arguments, told in (
+        ((other,), b"'t' was made with small"),
+        ((model, "--kv-type", "q8_0"), b"as f16, not q8_0"),
+    ):
+        done = jamba("chat", *arguments, "--session", "t", stdin=b"Hello.\n")
+        assert done.returncode == 1 and told in done.stderr and done.stdout == b""
+
+
+def test_damage_in_the_store_is_said_once_and_made_good(model: str, own_home: Path) -> None:
+    (_, second), _, _ = chat(model, "One.", "Two.")
+    for blob in (own_home / "prefixes" / "blobs").rglob("*"):
+        if blob.is_file() and blob.stat().st_size > 4096:
+            data = bytearray(blob.read_bytes())
+            data[100] ^= 1
+            blob.write_bytes(data)
+    (third,), _, err = chat(model, "Three.")
+    assert third["reused"] < second["prompt"] and third["generated"] > 0
+    said = [line for line in err.splitlines() if "was damaged" in line]
+    assert said and len(said) == len(set(said))
+    (fourth,), _, err = chat(model, "Four.")
+    assert "damaged" not in err and fourth["reused"] >= third["prompt"]
+
+
+def test_no_store_leaves_nothing(model: str, own_home: Path) -> None:
+    figures, _, _ = chat(model, "A secret.", "Another.", session="", options=("--no-store",))
+    assert len(figures) == 2
+    assert not (own_home / "prefixes").exists() and not list((own_home / "sessions").glob("*.json"))
+    for path in own_home.rglob("*"):
+        assert not path.is_file() or b"secret" not in path.read_bytes()
+
+
+def test_a_chat_without_a_turn_leaves_no_trace(model: str, own_home: Path) -> None:
+    chat(model, "/help", session="")
+    assert list((own_home / "sessions").iterdir()) == []

@@ -98,13 +98,15 @@ def test_a_segment_is_written_once(tmp_path: Path) -> None:
     assert sizes.count(kv) == 3
 
 
-def test_size_on_disk_is_what_the_config_says(tmp_path: Path) -> None:
-    sequence = persistent(tmp_path, "f16")
-    sequence.advance(ids(1000), boundaries=[1000])
+@pytest.mark.parametrize("kv_type", ["f16", "q8_0", "f32"])
+def test_size_on_disk_is_what_the_config_says(tmp_path: Path, kv_type: str) -> None:
+    sequence = persistent(tmp_path, kv_type)
+    sequence.advance(ids(1000), boundaries=[400, 700, 1000])
     commit(sequence)
     config = small_model().config
     total = sum(p.stat().st_size for p in (tmp_path / "blobs").rglob("*") if p.is_file())
-    assert total == 1000 * config.kv_bytes_per_token("f16") + config.state_bytes() + 4 * config.vocab_size
+    # Every token once, three checkpoints, the logits at the end.
+    assert total == 1000 * config.kv_bytes_per_token(kv_type) + 3 * config.state_bytes() + 4 * config.vocab_size
 
 
 def test_spaces_do_not_mix(tmp_path: Path) -> None:
