@@ -215,9 +215,9 @@ class _Number:
                 self._escaped = c == "\\" and not self._escaped
                 self._length = 0
             elif c in "0123456789.+-" or (self._length and c in "eE"):
-                self._length += 1
+                self._length += not (self._exponent and c in "+-")
                 if c in "eE":
-                    self._exponent, self._length = True, _NUMBER - 3  # a sign and two digits are left
+                    self._exponent, self._length = True, _NUMBER - 2  # two digits are left
             else:
                 self._in_string, self._escaped = c == '"', False
                 self._length, self._exponent = 0, False

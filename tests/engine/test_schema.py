@@ -68,7 +68,7 @@ def test_too_few_tokens_for_any_document_is_one_clear_line() -> None:
         "properties": {"a_rather_long_name": {"type": "integer"}},
         "required": ["a_rather_long_name"],
     }
-    with pytest.raises(JambaError, match="too few for any document.*--max-tokens") as failure:
+    with pytest.raises(JambaError, match=r"too few for any document.*--max-tokens") as failure:
         reply(small_model(), schema, 0, 5)
     assert "\n" not in str(failure.value)
 

@@ -1,0 +1,229 @@
+"""Documents first, then a question or an instruction: what goes to the model, and what its citations point back to.
+
+Every page (or part of a text) is one of the model's documents, titled with its file and page, whether citations are asked
+for or not: the same files are the same tokens, so a second question, with or without citations, reads only itself. Knows
+nothing of files, consoles or of how a long text is divided into passes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from jambacli.engine.conversation import render_plain
+from jambacli.engine.generate import CITATIONS, CITATIONS_END, Thought
+from jambacli.engine.sequence import Reading, silent
+from jambacli.engine.session import Session
+from jambacli.errors import UsageError
+from jambacli.text.documents import Document
+from jambacli.text.streaming import StopMatcher
+
+if TYPE_CHECKING:
+    from jambacli.engine.api import Jamba
+
+#: Tokens kept free for a reply of no stated length, where the context is large enough.
+REPLY = 1024
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where something stands: a file and its pages, lines or paragraphs ``first`` to ``last``; the whole file without."""
+
+    file: str
+    unit: str | None = None
+    first: int = 0
+    last: int = 0
+
+    def __str__(self) -> str:
+        if self.unit is None:
+            return self.file
+        span = f"{self.unit} {self.first}" if self.first == self.last else f"{self.unit}s {self.first}-{self.last}"
+        return f"{self.file}, {span}"
+
+    def to_json(self) -> dict[str, Any]:
+        """``{"file", "page": 3}`` or ``{"file", "lines": [1, 80]}``."""
+        if self.unit is None:
+            return {"file": self.file}
+        if self.first == self.last:
+            return {"file": self.file, self.unit: self.first}
+        return {"file": self.file, f"{self.unit}s": [self.first, self.last]}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One of the model's documents: a title, a text, and the places it comes from."""
+
+    title: str
+    text: str
+    sources: tuple[Source, ...]
+
+    def as_document(self) -> dict[str, str]:
+        """The template's view."""
+        return {"title": self.title, "text": self.text}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to do with the documents. ``schema``: the reply is JSON of that schema. ``citations``: it names documents."""
+
+    text: str
+    citations: bool = False
+    schema: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.citations and self.schema is not None:
+            raise UsageError("--citations and --schema exclude one another; give the schema a field for the source")
+
+
+def entries_of(documents: Iterable[Document]) -> list[Entry]:
+    """Every part of every document, in order."""
+    return [
+        Entry(
+            document.title(part),
+            part.text,
+            (
+                Source(document.name, document.unit, part.first, part.last)
+                if document.where(part)
+                else Source(document.name),
+            ),
+        )
+        for document in documents
+        for part in document.parts
+    ]
+
+
+class Reader:
+    """Puts documents and a task before a model, in a session of its own, and streams the reply."""
+
+    def __init__(
+        self,
+        model: Jamba,
+        *,
+        options: Mapping[str, Any] | None = None,
+        generation: Mapping[str, Any] | None = None,
+        reading: Reading = silent,
+    ) -> None:
+        """``options`` are those of a Session, ``generation`` those of a reply (``max_tokens``, ``temperature`` ...)."""
+        self.model = model
+        self.options = dict(options or {})
+        self.generation = dict(generation or {})
+        self.reading = reading
+        self.ctx = int(self.options.get("ctx") or model.config.context_length)
+        self.session: Session | None = None
+
+    def reserve(self, max_tokens: int | None = None) -> int:
+        """Tokens to keep free for the reply."""
+        return min(max_tokens or self.generation.get("max_tokens") or REPLY, max(1, self.ctx // 4))
+
+    def prompt(self, entries: Sequence[Entry], task: Task) -> list[int]:
+        """The tokens of the whole prompt; ``stream`` then does not tokenize it again."""
+        session = self._opened()
+        documents = [e.as_document() for e in entries]
+        if self.model.template is None:
+            text = f"{self.instruction(task)}\n\nAnswer:"
+            return render_plain(self.model.tokenizer, text, documents).ids
+        session.conversation.turns.clear()
+        session.conversation.add_user(self.instruction(task), documents, self.knobs(task))
+        return session.conversation.render().ids
+
+    def stream(self, entries: Sequence[Entry], task: Task, **generation: Any) -> Iterator[str]:
+        """The reply in pieces, thoughts as ``Thought``; what the citations say is part of it (see ``Cited``)."""
+        session = self._opened()
+        documents = [e.as_document() for e in entries]
+        given = {**self.generation, "reading": self.reading, **generation}
+        if task.schema is not None:
+            given["schema"] = task.schema
+        if self.model.template is None:
+            return session.complete(f"{self.instruction(task)}\n\nAnswer:", documents=documents, **given)
+        session.conversation.turns.clear()
+        return session.send(self.instruction(task), documents=documents, knobs=self.knobs(task), **given)
+
+    def knobs(self, task: Task) -> dict[str, Any] | None:
+        """The template's own modes for the task, None where it has none."""
+        if self.model.template is None:
+            return None
+        knobs: dict[str, Any] = {}
+        if task.citations and self._takes("citation_mode", "fast"):
+            knobs["citation_mode"] = "fast"
+        if task.schema is not None and self._takes("response_format", "json_object"):
+            knobs["response_format"] = "json_object"
+        return {"is_set": True, **knobs} if knobs else None
+
+    def instruction(self, task: Task) -> str:
+        """What is said after the documents: the task, and in words what the template has no mode for."""
+        text = task.text
+        if task.citations and not self._takes("citation_mode", "fast"):
+            text += (
+                "\n\nAfter the answer, list the IDs of the documents it is based on, like this: "
+                f"{CITATIONS}[2, 5]{CITATIONS_END}"
+            )
+        if task.schema is not None:
+            text += f"\n\nReply in JSON that follows this schema: {json.dumps(task.schema, ensure_ascii=False)}"
+        return text
+
+    def close(self) -> None:
+        """Wait until what was read is stored."""
+        if self.session is not None:
+            self.session.close()
+            self.session = None
+
+    def _opened(self) -> Session:
+        if self.session is None:
+            self.session = Session(self.model, **self.options)
+        return self.session
+
+    def _takes(self, knob: str, value: str) -> bool:
+        template = self.model.template
+        if template is None:
+            return False
+        known: dict[str, bool] = self.__dict__.setdefault("_modes", {})
+        if knob not in known:
+            conversation = self._opened().conversation
+            known[knob] = conversation.takes(is_set=True, **{knob: value})
+        return known[knob]
+
+
+@dataclass
+class Cited:
+    """Splits a reply into the answer, which passes through, and the numbers of the documents it names."""
+
+    numbers: list[int] = field(default_factory=list)
+    #: Whether the model wrote a section of citations at all.
+    given: bool = False
+
+    def answer(self, pieces: Iterable[str]) -> Iterator[str]:
+        """The pieces without the section of citations; ``numbers`` are known when they end."""
+        matcher, tail = StopMatcher([CITATIONS]), ""
+        blank = ""  # white space is held back: none should stand between the answer and the section
+        try:
+            for piece in pieces:
+                if isinstance(piece, Thought):
+                    yield piece
+                    continue
+                if matcher.stopped is not None:
+                    tail += piece
+                    continue
+                before = len(matcher.held)
+                said = matcher.push(piece)
+                if matcher.stopped is not None:
+                    tail = piece[len(said) - before + len(CITATIONS) :]
+                    said = said.rstrip()
+                text = blank + said
+                kept = text.rstrip()
+                blank = text[len(kept) :] if matcher.stopped is None else ""
+                if kept:
+                    yield kept
+            if matcher.stopped is None and (rest := blank + matcher.flush()):
+                yield rest
+        finally:
+            self.given = matcher.stopped is not None
+            self.numbers = [int(n) for n in re.findall(r"\d{1,6}", tail.partition(CITATIONS_END)[0])]
+            getattr(pieces, "close", lambda: None)()
+
+    def sources(self, entries: Sequence[Entry]) -> list[Source]:
+        """What the numbers stand for, each place once, in the order named; numbers of no document are left out."""
+        named = [s for n in self.numbers if n < len(entries) for s in entries[n].sources]
+        return list(dict.fromkeys(named))
