@@ -14,13 +14,13 @@ def why_not(index: int = 0) -> str | None:
     """Why the Triton kernels cannot run on card ``index``; None where they can. Torch has found the card already."""
     import torch
 
-    from jambacli.kernels.triton.launch import interpreted
-
     version = triton_version()
     if version is None:
         return "triton is not installed (pip install 'jambacli[cuda]')"
     if version < OLDEST_TRITON:
         return f"triton {version[0]}.{version[1]} is too old; {OLDEST_TRITON[0]}.{OLDEST_TRITON[1]} or newer is needed"
+    from jambacli.kernels.triton.interpret import interpreted
+
     if interpreted():
         return None
     have = torch.cuda.get_device_capability(index)

@@ -6,7 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
-from jambacli.kernels.triton.launch import cdiv, constants, interpreted, power_of_two
+from jambacli.kernels.triton.interpret import interpreted
+from jambacli.kernels.triton.launch import cdiv, constants, power_of_two
 from jambacli.kernels.triton.repack import Packed
 from jambacli.kernels.triton.tiles import values
 

@@ -13,8 +13,9 @@ import torch
 import triton
 import triton.language as tl
 
-from jambacli.kernels.triton.gemv import silu
-from jambacli.kernels.triton.launch import cdiv, constants, interpreted, power_of_two, triton_dtype
+from jambacli.kernels.triton.gemv import dot, silu
+from jambacli.kernels.triton.interpret import interpreted
+from jambacli.kernels.triton.launch import cdiv, constants, power_of_two, triton_dtype
 from jambacli.kernels.triton.repack import Packed
 from jambacli.kernels.triton.tiles import values
 
@@ -74,12 +75,12 @@ def _gemm_kernel(
             column += 16
             x_hi = tl.load(at_row + column[None, :], mask=m_in[:, None] & (column < K)[None, :], other=0).to(DOT)
             lo, hi = _operand(q, h, s, d, rows, g, inside, R, G, LEVELS, HIGH, ZERO, SCALES, DOT, BN, BG)
-            total = tl.dot(x_lo, lo, total, input_precision="ieee")
-            total = tl.dot(x_hi, hi, total, input_precision="ieee")
+            total = dot(x_lo, lo, total)
+            total = dot(x_hi, hi, total)
             if GATED:
                 lo, hi = _operand(q2, h2, s2, d2, rows, g, inside, R, G, LEVELS, HIGH, ZERO, SCALES, DOT, BN, BG)
-                total2 = tl.dot(x_lo, lo, total2, input_precision="ieee")
-                total2 = tl.dot(x_hi, hi, total2, input_precision="ieee")
+                total2 = dot(x_lo, lo, total2)
+                total2 = dot(x_hi, hi, total2)
         if GATED:
             total = silu(total) * total2
         at = out + m.to(tl.int64)[:, None] * N + row[None, :]

@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
+from jambacli.kernels.triton.interpret import WIDEN
 from jambacli.kernels.triton.launch import Tile, cdiv, constants, gemv_tile
 from jambacli.kernels.triton.repack import Packed
 from jambacli.kernels.triton.tiles import dots, row_factor
@@ -34,6 +35,14 @@ def load_x(x, norm, g, K, NORM: tl.constexpr):
 def silu(x):
     """x * sigmoid(x)."""
     return x / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def dot(a, b, total):
+    """total + a b on the matrix units, summed in float32."""
+    if WIDEN:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), total, input_precision="ieee")
+    return tl.dot(a, b, total, input_precision="ieee")
 
 
 @triton.jit

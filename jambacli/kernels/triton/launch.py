@@ -5,10 +5,10 @@ Tile sizes are chosen by shape alone, never by what else runs, so that a sum is 
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from jambacli.kernels.triton.interpret import interpreted
 from jambacli.kernels.triton.repack import NIBBLES, Packed
 
 if TYPE_CHECKING:
@@ -22,11 +22,6 @@ class Tile:
     rows: int
     groups: int
     warps: int
-
-
-def interpreted() -> bool:
-    """Whether Triton's interpreter runs the kernels (TRITON_INTERPRET=1): on the CPU, slowly, in numpy."""
-    return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0", "false", "off")
 
 
 def power_of_two(n: int) -> int:

@@ -13,7 +13,8 @@ import triton
 import triton.language as tl
 
 from jambacli.kernels.triton.gemv import load_x, silu
-from jambacli.kernels.triton.launch import cdiv, constants, gemv_tile, interpreted, power_of_two
+from jambacli.kernels.triton.interpret import interpreted
+from jambacli.kernels.triton.launch import cdiv, constants, gemv_tile, power_of_two
 from jambacli.kernels.triton.repack import Packed
 from jambacli.kernels.triton.tiles import dots, row_factor
 

@@ -1,0 +1,218 @@
+"""Attention over a key-value cache in f32, f16, bf16 or q8_0: one token over many, and many through torch.
+
+Knows nothing of layers. Decoding splits the keys into runs of ``SPLIT`` positions, whatever the context's limit, so that a
+token's value does not depend on it: each run gives a partial sum with its softmax's maximum and total, and a second
+kernel adds the runs up in order. Positions are read on the device, so that one CUDA graph serves every step.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+
+from jambacli.kernels import reference
+from jambacli.kernels.triton.gemv import dot
+from jambacli.kernels.triton.launch import cdiv, power_of_two
+
+#: Keys in a run.
+SPLIT = 256
+# The largest mask of queries by keys made where torch has no fused attention for the case.
+_MASK_VALUES = 1 << 26
+
+
+@triton.jit
+def _cache_rows(cache, at, head_row, j, inside, Q8: tl.constexpr):
+    """Values j of the rows that begin ``at``, float32 [rows, values]; q8_0 rows are blocks of a float16 and 32 bytes."""
+    if Q8:
+        block = at[:, None] + head_row + (j // 32 * 34)[None, :]
+        factor = tl.load((cache + block).to(tl.pointer_type(tl.float16)), mask=inside, other=0).to(tl.float32)
+        level = tl.load(cache + block + (2 + j % 32)[None, :], mask=inside, other=0).to(tl.int8, bitcast=True)
+        return factor * level.to(tl.float32)
+    return tl.load(cache + at[:, None] + head_row + j[None, :], mask=inside, other=0).to(tl.float32)
+
+
+@triton.jit
+def _split_kernel(
+    q, k, v, position, part, top, total, token_stride, head_stride, n_splits, scale,
+    GROUP: tl.constexpr, GP: tl.constexpr, DIM: tl.constexpr, DP: tl.constexpr, Q8: tl.constexpr,
+    DOT: tl.constexpr, SPLIT: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """Run ``program_id(1)`` of kv head ``program_id(0)``: part [heads, runs, DIM], top and total [heads, runs]."""
+    head, run = tl.program_id(0), tl.program_id(1)
+    seen = tl.load(position).to(tl.int32) + 1
+    if run * SPLIT < seen:
+        i = tl.arange(0, GP)
+        j = tl.arange(0, DP)
+        heads = head * GROUP + i
+        queries = tl.load(q + heads[:, None] * DIM + j[None, :], mask=(i < GROUP)[:, None] & (j < DIM)[None, :], other=0)
+        queries = (queries * scale).to(DOT)
+        most = tl.full((GP,), float("-inf"), tl.float32)
+        mass = tl.zeros((GP,), tl.float32)
+        sums = tl.zeros((GP, DP), tl.float32)
+        for start in range(0, SPLIT, BK):
+            if run * SPLIT + start < seen:
+                key = run * SPLIT + start + tl.arange(0, BK)
+                inside = (key < seen)[:, None] & (j < DIM)[None, :]
+                at = key.to(tl.int64) * token_stride
+                keys = _cache_rows(k, at, head * head_stride, j, inside, Q8).to(DOT)
+                scores = dot(queries, tl.trans(keys), tl.zeros((GP, BK), tl.float32))
+                scores = tl.where((key < seen)[None, :], scores, float("-inf"))
+                new = tl.maximum(most, tl.max(scores, 1))
+                p = tl.exp(scores - new[:, None])
+                shrink = tl.exp(most - new)
+                mass = mass * shrink + tl.sum(p, 1)
+                values = _cache_rows(v, at, head * head_stride, j, inside, Q8).to(DOT)
+                sums = dot(p.to(DOT), values, sums * shrink[:, None])
+                most = new
+        row = heads.to(tl.int64) * n_splits + run
+        tl.store(part + row[:, None] * DIM + j[None, :], sums, mask=(i < GROUP)[:, None] & (j < DIM)[None, :])
+        tl.store(top + row, most, mask=i < GROUP)
+        tl.store(total + row, mass, mask=i < GROUP)
+
+
+@triton.jit
+def _join_kernel(
+    part, top, total, position, out, n_splits,
+    DIM: tl.constexpr, BD: tl.constexpr, SPLIT: tl.constexpr, BS: tl.constexpr,
+):  # fmt: skip
+    """out [heads, DIM] of all runs up to the position, in order."""
+    head = tl.program_id(0)
+    j = tl.program_id(1) * BD + tl.arange(0, BD)
+    runs = tl.load(position).to(tl.int32) // SPLIT + 1
+    row = head.to(tl.int64) * n_splits
+    most = float("-inf")
+    mass = 0.0
+    sums = tl.zeros((BD,), tl.float32)
+    for start in range(0, runs, BS):
+        s = start + tl.arange(0, BS)
+        tops = tl.load(top + row + s, mask=s < runs, other=float("-inf"))
+        new = tl.maximum(most, tl.max(tops, 0))
+        weight = tl.exp(tops - new)
+        shrink = tl.exp(most - new)
+        mass = mass * shrink + tl.sum(weight * tl.load(total + row + s, mask=s < runs, other=0), 0)
+        at = part + (row + s)[:, None] * DIM + j[None, :]
+        values = tl.load(at, mask=(s < runs)[:, None] & (j < DIM)[None, :], other=0)
+        sums = sums * shrink + tl.sum(values * weight[:, None], 0)
+        most = new
+    tl.store(out + head * DIM + j, sums / mass, mask=j < DIM)
+
+
+@triton.jit
+def _append_kernel(
+    k_new, v_new, k, v, position, token_stride, head_stride, CAPACITY,
+    DIM: tl.constexpr, DP: tl.constexpr, Q8: tl.constexpr,
+):  # fmt: skip
+    """Keys and values [heads, DIM] of one token into the caches at its position."""
+    head = tl.program_id(0)
+    at = tl.load(position).to(tl.int64)
+    source, cache = k_new, k
+    if tl.program_id(1) == 1:
+        source, cache = v_new, v
+    row = cache + at * token_stride + head * head_stride
+    if at < CAPACITY:
+        if Q8:
+            # ggml's rounding: the factor of the largest magnitude over 127, halves away from zero.
+            block = tl.arange(0, DP // 32)
+            lane = tl.arange(0, 32)
+            j = block[:, None] * 32 + lane[None, :]
+            value = tl.load(source + head * DIM + j, mask=j < DIM, other=0)
+            d = tl.div_rn(tl.max(tl.abs(value), 1), 127.0)
+            inverse = tl.where(d == 0.0, 0.0, tl.div_rn(1.0, tl.where(d == 0.0, 1.0, d)))
+            scaled = value * inverse[:, None]
+            level = (scaled + tl.where(scaled < 0, -0.49999997, 0.49999997)).to(tl.int32)
+            begin = row + block * 34
+            tl.store(begin.to(tl.pointer_type(tl.float16)), d.to(tl.float16), mask=block * 32 < DIM)
+            tl.store(begin[:, None] + 2 + lane[None, :], level.to(tl.uint8), mask=j < DIM)
+        else:
+            j = tl.arange(0, DP)
+            value = tl.load(source + head * DIM + j, mask=j < DIM, other=0)
+            tl.store(row + j, value.to(cache.dtype.element_ty), mask=j < DIM)
+
+
+def append(
+    k_new: torch.Tensor, v_new: torch.Tensor, k: torch.Tensor, v: torch.Tensor, position: torch.Tensor, head_dim: int
+) -> None:
+    """Store one token's keys and values, float32 [n_kv_heads * head_dim], at ``position`` (int32 [1] on the device)."""
+    n_kv_heads = k.shape[1]
+    _append_kernel[n_kv_heads, 2](
+        k_new, v_new, k, v, position, k.stride(0), k.stride(1), k.shape[0],
+        DIM=head_dim, DP=max(32, power_of_two(head_dim)), Q8=k.dtype == torch.uint8, num_warps=1,
+    )  # fmt: skip
+
+
+class DecodeScratch:
+    """What one decode step's attention keeps between its two kernels, for caches of ``capacity`` tokens."""
+
+    def __init__(self, n_heads: int, head_dim: int, capacity: int, device: torch.device) -> None:
+        self.n_splits = max(1, cdiv(capacity, SPLIT))
+        self.part = torch.empty(n_heads, self.n_splits, head_dim, device=device)
+        self.top = torch.empty(n_heads, self.n_splits, device=device)
+        self.total = torch.empty(n_heads, self.n_splits, device=device)
+
+
+def decode(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    position: torch.Tensor,
+    scratch: DecodeScratch,
+    out: torch.Tensor,
+    dtype: torch.dtype,
+) -> None:
+    """One token's attention: q float32 [n_heads, head_dim] over keys 0 .. position, to ``out`` of q's shape.
+
+    k, v as ``reference.attention`` reads them; position int32 [1] on the device; products as ``dtype``, sums float32.
+    Runs that no key has reached do nothing, so ``scratch`` may be made for the whole cache.
+    """
+    from jambacli.kernels.triton.launch import triton_dtype
+
+    n_heads, head_dim = q.shape
+    n_kv_heads = k.shape[1]
+    group = n_heads // n_kv_heads
+    dp = max(32, power_of_two(head_dim))
+    _split_kernel[n_kv_heads, scratch.n_splits](
+        q, k, v, position, scratch.part, scratch.top, scratch.total, k.stride(0), k.stride(1), scratch.n_splits,
+        head_dim**-0.5, GROUP=group, GP=max(16, power_of_two(group)), DIM=head_dim, DP=dp, Q8=k.dtype == torch.uint8,
+        DOT=triton_dtype(dtype), SPLIT=SPLIT, BK=64, num_warps=4,
+    )  # fmt: skip
+    bd = min(32, dp)
+    _join_kernel[n_heads, cdiv(head_dim, bd)](
+        scratch.part, scratch.top, scratch.total, position, out, scratch.n_splits,
+        DIM=head_dim, BD=bd, SPLIT=SPLIT, BS=64, num_warps=2,
+    )  # fmt: skip
+
+
+def prefill(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, n_past: int, dtype: torch.dtype) -> torch.Tensor:
+    """Many tokens through torch's fused attention: see ``reference.attention``. Products as ``dtype``."""
+    n_tokens, n_heads, head_dim = q.shape
+    total, n_kv_heads = n_past + n_tokens, k.shape[1]
+    queries = q.to(dtype).transpose(0, 1)[None]  # [1, heads, T, dim]
+
+    def expand(cache: torch.Tensor) -> torch.Tensor:
+        values = cache[:total] if cache.dtype == dtype else reference.kv_values(cache[:total], head_dim).to(dtype)
+        return values.transpose(0, 1)[None]
+
+    keys, values = expand(k), expand(v)
+    gqa = n_heads != n_kv_heads
+    if n_past == 0:
+        out = F.scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=gqa)
+    elif q.is_cuda and torch.cuda.get_device_capability(q.device) >= (8, 0) and dtype != torch.float32:
+        from torch.nn.attention.bias import causal_lower_right
+
+        bias = causal_lower_right(n_tokens, total)
+        out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, enable_gqa=gqa)
+    else:
+        # A mask makes torch read it for every head: bounded pieces of queries, each over the keys that it sees.
+        pieces = []
+        block = max(1, _MASK_VALUES // total)
+        for start in range(0, n_tokens, block):
+            part = queries[:, :, start : start + block]
+            seen = n_past + start + part.shape[2]
+            limit = torch.arange(n_past + start, seen, device=q.device)[:, None]
+            mask = torch.arange(seen, device=q.device)[None, :] <= limit
+            sub = keys[:, :, :seen], values[:, :, :seen]
+            pieces.append(F.scaled_dot_product_attention(part, *sub, attn_mask=mask, enable_gqa=gqa))
+        out = torch.cat(pieces, 2)
+    return out[0].transpose(0, 1).float().reshape(n_tokens, n_heads * head_dim)

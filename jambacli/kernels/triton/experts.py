@@ -1,0 +1,164 @@
+"""A token's experts in three kernels, and many tokens' experts in groups; knows nothing of layers or of who asks.
+
+Decoding: the router's sixteen sums are a matrix-vector product like any other; every program after it takes the
+softmax and the choice again from those few numbers, which is cheaper than a kernel that does it once; gate, up and silu are one
+kernel over the chosen experts' rows, and down, the weighting, the sum and the residual are another.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from jambacli.kernels.triton.gemm import gemm, group_rows
+from jambacli.kernels.triton.gemv import load_x, silu
+from jambacli.kernels.triton.launch import cdiv, constants, gemv_tile, power_of_two
+from jambacli.kernels.triton.repack import Packed
+from jambacli.kernels.triton.tiles import dots, row_factor
+
+
+@triton.jit
+def _chosen(logits, rank, E: tl.constexpr, EP: tl.constexpr):
+    """The expert of that rank by probability, and its probability among all E: int32 and float32."""
+    e = tl.arange(0, EP)
+    score = tl.load(logits + e, mask=e < E, other=float("-inf"))
+    p = tl.exp(score - tl.max(score, 0))
+    p = tl.where(e < E, p / tl.sum(p, 0), -1.0)
+    left = p
+    for _ in range(0, rank):
+        left = tl.where(e == tl.argmax(left, 0), -1.0, left)
+    best = tl.argmax(left, 0)
+    return best, tl.sum(tl.where(e == best, p, 0.0), 0)
+
+
+@triton.jit
+def _up_kernel(
+    x, norm, eps, logits, out, q, h, s, d, q2, h2, s2, d2, N, R, K,
+    G: tl.constexpr, LEVELS: tl.constexpr, HIGH: tl.constexpr, ZERO: tl.constexpr, SCALES: tl.constexpr,
+    E: tl.constexpr, EP: tl.constexpr, NORM: tl.constexpr, BN: tl.constexpr, BG: tl.constexpr,
+):  # fmt: skip
+    """out[rank] = silu(gate x) * (up x) of the expert of each rank; x goes through the norm first."""
+    rank = tl.program_id(1)
+    expert, _ = _chosen(logits, rank, E, EP)
+    row = tl.program_id(0) * BN + tl.arange(0, BN)
+    row_in, rows = row < N, row.to(tl.int64) + expert.to(tl.int64) * N
+    total = tl.zeros((BG, BN), tl.float32)
+    total2 = tl.zeros((BG, BN), tl.float32)
+    squares = tl.zeros((BG,), tl.float32)
+    for start in range(0, G, BG):
+        g = start + tl.arange(0, BG)
+        inside = (g < G)[:, None] & row_in[None, :]
+        lo, hi, more = load_x(x, norm, g, K, NORM)
+        squares += more
+        total += dots(lo, hi, q, h, s, d, rows, g, inside, R, G, LEVELS, HIGH, ZERO, SCALES)
+        total2 += dots(lo, hi, q2, h2, s2, d2, rows, g, inside, R, G, LEVELS, HIGH, ZERO, SCALES)
+    gate = tl.sum(total, 0) * row_factor(d, rows, row_in, SCALES)
+    up = tl.sum(total2, 0) * row_factor(d2, rows, row_in, SCALES)
+    if NORM:
+        scale = 1.0 / tl.sqrt(tl.sum(squares, 0) / K + eps)
+        gate *= scale
+        up *= scale
+    tl.store(out + rank * N + row, silu(gate) * up, mask=row_in)
+
+
+@triton.jit
+def _down_kernel(
+    x, logits, residual, out, q, h, s, d, N, R, K,
+    G: tl.constexpr, LEVELS: tl.constexpr, HIGH: tl.constexpr, ZERO: tl.constexpr, SCALES: tl.constexpr,
+    E: tl.constexpr, EP: tl.constexpr, TOP: tl.constexpr, RESIDUAL: tl.constexpr, BN: tl.constexpr, BG: tl.constexpr,
+):  # fmt: skip
+    """out = (residual +) the sum over ranks of probability * down x[rank]."""
+    row = tl.program_id(0) * BN + tl.arange(0, BN)
+    row_in = row < N
+    y = tl.zeros((BN,), tl.float32)
+    for rank in range(0, TOP):
+        expert, probability = _chosen(logits, rank, E, EP)
+        rows = row.to(tl.int64) + expert.to(tl.int64) * N
+        total = tl.zeros((BG, BN), tl.float32)
+        for start in range(0, G, BG):
+            g = start + tl.arange(0, BG)
+            inside = (g < G)[:, None] & row_in[None, :]
+            lo, hi, _ = load_x(x + rank * K, x, g, K, False)
+            total += dots(lo, hi, q, h, s, d, rows, g, inside, R, G, LEVELS, HIGH, ZERO, SCALES)
+        y += probability * tl.sum(total, 0) * row_factor(d, rows, row_in, SCALES)
+    if RESIDUAL:
+        y += tl.load(residual + row, mask=row_in, other=0)
+    tl.store(out + row, y, mask=row_in)
+
+
+def one_token(
+    x: torch.Tensor,
+    logits: torch.Tensor,
+    gate: Packed,
+    up: Packed,
+    down: Packed,
+    top_k: int,
+    *,
+    norm: torch.Tensor | None = None,
+    eps: float = 0.0,
+    residual: torch.Tensor | None = None,
+    hidden: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """One token's experts after the router: x float32 [hidden], logits float32 [experts], to float32 [hidden].
+
+    ``norm``: x goes through that RMS norm first. ``residual`` is added. gate and up must share a format.
+    ``hidden`` float32 [top_k, ffn] is scratch.
+    """
+    n_experts, ffn, width = gate.shape
+    if hidden is None:
+        hidden = torch.empty(top_k, ffn, device=x.device)
+    if out is None:
+        out = torch.empty_like(x)
+    choice = {"E": n_experts, "EP": power_of_two(n_experts)}
+    tile = gemv_tile(gate, ffn, gated=True)
+    _up_kernel[cdiv(ffn, tile.rows), top_k](
+        x, x if norm is None else norm, eps, logits, hidden, *gate.planes(), *up.planes(), ffn, gate.rows, width,
+        **constants(gate), **choice, NORM=norm is not None, BN=tile.rows, BG=tile.groups, num_warps=tile.warps,
+    )  # fmt: skip
+    tile = gemv_tile(down, width)
+    _down_kernel[(cdiv(width, tile.rows),)](
+        hidden, logits, out if residual is None else residual, out, *down.planes(), width, down.rows, ffn,
+        **constants(down), **choice, TOP=top_k, RESIDUAL=residual is not None, BN=tile.rows, BG=tile.groups,
+        num_warps=tile.warps,
+    )  # fmt: skip
+    return out
+
+
+def choose(x: torch.Tensor, router: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Probabilities float32 [T, top_k] among all experts and the experts' numbers int64 [T, top_k]."""
+    return torch.softmax(x @ router.T, dim=-1).topk(top_k, dim=-1)
+
+
+def sort_by_expert(chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """chosen int64 [T, top_k] -> experts ascending [T * top_k], each one's token, and where each (token, rank) went."""
+    top_k = chosen.shape[1]
+    expert, order = chosen.flatten().sort(stable=True)
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order), device=order.device)
+    return expert, order // top_k, place
+
+
+def weigh(y: torch.Tensor, place: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Sorted rows y [T * top_k, hidden] back to tokens: each one's rows times its weights, added in rank's order."""
+    return (y[place].view(*weights.shape, -1) * weights[..., None]).sum(1)
+
+
+def many_tokens(
+    x: torch.Tensor,
+    router: torch.Tensor,
+    gate: Packed,
+    up: Packed,
+    down: Packed,
+    top_k: int,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """Every expert's tokens in one grouped product each for gate and up, and down; the host waits for nothing."""
+    weights, chosen = choose(x, router, top_k)
+    expert, token, place = sort_by_expert(chosen)
+    groups = group_rows(expert, token, router.shape[0])
+    h = gemm(x, gate, up=up, dtype=dtype, groups=groups)
+    rows = torch.arange(len(token), device=x.device)
+    y = gemm(h, down, dtype=dtype, groups=group_rows(expert, rows, router.shape[0]))
+    return weigh(y, place, weights)

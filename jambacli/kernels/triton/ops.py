@@ -1,0 +1,168 @@
+"""The operations of ``kernels.Ops`` on a CUDA card; knows nothing of layers, plans or graphs.
+
+One row goes through the matrix-vector kernels, a few dozen through the matrix kernel that expands weights in registers, and
+more through weights expanded once into bf16 (fp16 where the card has no bf16) and cuBLAS. Weights are ``Packed``, but
+for experts that a placement plan left in the computer's memory: those are plain blocks, and ``host`` computes them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from jambacli.kernels import Ops, reference
+from jambacli.kernels.triton import attention as attend
+from jambacli.kernels.triton import conv, dequant, experts, gemm, gemv, norm, scan
+from jambacli.kernels.triton.launch import as_packed
+from jambacli.kernels.triton.repack import Packed, select
+
+if TYPE_CHECKING:
+    from quant.formats import QTensor
+
+#: Rows up to which weights are expanded in registers, not in memory; of an expert's rows, on average.
+FEW_ROWS = 64
+# A panel of an expanded matrix, in values: bounds the scratch memory (the output matrix of Mini would take 0.5 GB).
+_PANEL_VALUES = 1 << 27
+
+
+class HostExperts(Protocol):
+    """Computes a layer's experts whose weights stayed in the computer's memory."""
+
+    def __call__(
+        self, x: torch.Tensor, router: torch.Tensor, gate: QTensor, up: QTensor, down: QTensor, top_k: int
+    ) -> torch.Tensor:
+        """See ``reference.experts``; x and the result are on the card."""
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """What matrix units multiply on this device: bfloat16, or float16 where a card (Turing) has none."""
+    if device.type != "cuda":
+        return torch.bfloat16
+    return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+
+
+def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x float32 [T, in] times weight [out, in] in its own type: float32 [T, out].
+
+    In float16 each row is scaled to a largest value of 1 first: trained Jambas' activations exceed what it holds.
+    """
+    dtype = weight.dtype
+    if dtype == torch.float16:
+        largest = x.abs().amax(1, keepdim=True).clamp_(min=1e-20)
+        return _multiply((x / largest).to(dtype), weight) * largest
+    return _multiply(x.to(dtype), weight)
+
+
+def _multiply(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    if x.is_cuda and x.dtype != torch.float32:
+        try:
+            return torch.mm(x, weight.T, out_dtype=torch.float32)
+        except (TypeError, RuntimeError):  # a torch or a card without products into float32
+            pass
+    return (x @ weight.T).float()
+
+
+class TritonOps:
+    """The operations with their compute type, and who computes experts in the computer's memory."""
+
+    def __init__(self, dtype: torch.dtype, host: HostExperts | None = None) -> None:
+        self.dtype = dtype
+        self._host = host
+
+    def embed(self, ids: torch.Tensor, w: QTensor) -> torch.Tensor:
+        """See ``reference.embed``; ids may be anywhere."""
+        packed = as_packed(w)
+        return dequant.embed(ids.to(packed.data.device), packed)
+
+    def linear(self, x: torch.Tensor, w: QTensor) -> torch.Tensor:
+        """See ``reference.linear``."""
+        packed = as_packed(w)
+        if x.shape[0] == 1:
+            return gemv.gemv(x, packed)
+        if x.shape[0] <= FEW_ROWS and self.dtype != torch.float16:
+            return gemm.gemm(x, packed, dtype=self.dtype)
+        n_out, n_in = packed.shape
+        panel = max(1, _PANEL_VALUES // n_in)
+        if n_out <= panel:
+            return product(x, dequant.dequantize(packed, self.dtype))
+        out = torch.empty(x.shape[0], n_out, device=x.device)
+        for first in range(0, n_out, panel):
+            n = min(panel, n_out - first)
+            out[:, first : first + n] = product(x, dequant.dequantize(packed, self.dtype, first, n))
+        return out
+
+    def mlp(self, x: torch.Tensor, gate: QTensor, up: QTensor, down: QTensor) -> torch.Tensor:
+        """See ``reference.mlp``."""
+        alike = gate.format == up.format and gate.shape == up.shape
+        if alike and x.shape[0] == 1:
+            return self.linear(gemv.gemv(x, as_packed(gate), up=as_packed(up)), down)
+        if alike and x.shape[0] <= FEW_ROWS and self.dtype != torch.float16:
+            return self.linear(gemm.gemm(x, as_packed(gate), up=as_packed(up), dtype=self.dtype), down)
+        return self.linear(norm.gate_up(self.linear(x, gate), self.linear(x, up)), down)
+
+    def experts(
+        self, x: torch.Tensor, router: torch.Tensor, gate: QTensor, up: QTensor, down: QTensor, top_k: int
+    ) -> torch.Tensor:
+        """See ``reference.experts``."""
+        if not isinstance(gate, Packed):
+            assert self._host is not None, "experts in the computer's memory need someone to compute them"
+            return self._host(x, router, gate, up, down, top_k)
+        up, down = as_packed(up), as_packed(down)
+        alike = gate.format == up.format
+        if alike and x.shape[0] == 1:
+            logits = reference.linear(x, _as_f32(router))
+            return experts.one_token(x[0].contiguous(), logits[0], gate, up, down, top_k)[None]
+        few = x.shape[0] * top_k <= FEW_ROWS * router.shape[0]
+        if alike and few and self.dtype != torch.float16:
+            return experts.many_tokens(x, router, gate, up, down, top_k, self.dtype)
+        weights, chosen = experts.choose(x, router, top_k)
+        expert, token, place = experts.sort_by_expert(chosen)
+        rows = x[token]
+        y = torch.empty_like(rows)
+        stops = torch.bincount(expert, minlength=router.shape[0]).cumsum(0).tolist()  # the one wait for the card
+        for e, (start, stop) in enumerate(zip([0, *stops], stops, strict=False)):
+            if start < stop:
+                mine = select(gate, e), select(up, e), select(down, e)
+                y[start:stop] = self.mlp(rows[start:stop], *mine)
+        return experts.weigh(y, place, weights)
+
+    def attention(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, n_past: int) -> torch.Tensor:
+        """See ``reference.attention``."""
+        if q.shape[0] > 1:
+            return attend.prefill(q, k, v, n_past, self.dtype)
+        position = torch.full((1,), n_past, dtype=torch.int32, device=q.device)
+        out = torch.empty(q.shape[1:], device=q.device)
+        scratch = attend.DecodeScratch(q.shape[1], q.shape[2], n_past + 1, q.device)
+        attend.decode(q[0], k, v, position, scratch, out, attention_dtype(k, self.dtype))
+        return out.view(1, -1)
+
+
+def attention_dtype(cache: torch.Tensor, dtype: torch.dtype) -> torch.dtype:
+    """What a decode step multiplies keys and values as: what they are stored in, where matrix units take it."""
+    if cache.dtype == torch.uint8 or (cache.dtype == torch.bfloat16 and dtype == torch.float16):
+        return dtype
+    return cache.dtype
+
+
+def _as_f32(x: torch.Tensor) -> QTensor:
+    from quant.formats import FORMATS, QTensor
+
+    return QTensor(x.contiguous().view(-1).view(torch.uint8), FORMATS["f32"], tuple(x.shape))
+
+
+def triton_ops(dtype: torch.dtype, host: HostExperts | None = None) -> Ops:
+    """The operations, multiplying many rows as ``dtype``. ``host`` as HostExperts, needed where a plan left any there."""
+    ops = TritonOps(dtype, host)
+    return Ops(
+        name="triton",
+        embed=ops.embed,
+        linear=ops.linear,
+        mlp=ops.mlp,
+        experts=ops.experts,
+        rms_norm=norm.rms_norm,
+        causal_conv=conv.causal_conv,
+        selective_scan=scan.selective_scan,
+        kv_store=reference.kv_store,
+        attention=ops.attention,
+    )
