@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from jambacli import __version__, ui
-from jambacli.commands import bench, cache, chat, convert, list_models, pull, quantize, rm, run, sessions, show
+from jambacli.commands import bench, cache, chat, convert, eval, list_models, pull, quantize, rm, run, sessions, show
 from jambacli.errors import JambaError
 
 # Click's base of every command line error; typer brings its own copy of click or not, by version.
@@ -34,6 +34,7 @@ app.command("quantize")(quantize.quantize)
 app.command("run")(run.run)
 app.command("chat")(chat.chat)
 app.command("bench")(bench.bench)
+app.add_typer(eval.app, name="eval")
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(cache.app, name="cache")
 

@@ -70,7 +70,7 @@ MAX_INPUT = 256 << 20
 
 
 def load_model(name: str | None, threads: int | None) -> Jamba:
-    """The model of that name; without one the last used or the demonstration model, and a note that says which."""
+    """The model of that name; without one the last used or the embedded demonstration model, and a note that says which."""
     from jambacli.engine.api import Jamba
     from jambacli.hub.resolve import last_used
 
@@ -79,7 +79,8 @@ def load_model(name: str | None, threads: int | None) -> Jamba:
         ui.note(
             f"no model given: using {path}, the last used"
             if path
-            else "no model given: using the demonstration model, whose random weights say nothing sensible"
+            else "no model given and none used yet: using the embedded tiny Jamba, a demonstration model that knows nothing but "
+            "short reports (jamba pull jamba:3b gets a real one)"
         )
     return Jamba.load(name, threads=threads)
 

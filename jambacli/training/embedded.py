@@ -19,7 +19,7 @@ from torch import Tensor
 from jambacli.model.config import JambaConfig
 from jambacli.training import corpus
 from jambacli.training.model import Attention, FeedForward, Mamba, TrainableJamba
-from jambacli.training.tokenizer import BOS, EOS, MARKERS, PAD, UNKNOWN, train_tokenizer
+from jambacli.training.tokenizer import BOS, EOS, MARKERS, PAD, UNKNOWN, Encoder, train_tokenizer
 
 NAME = "Tiny Jamba (demonstration model)"
 #: transformers' config.json, which is all there is to know of the shape: layers 1 and 3 are attention and MoE layers.
@@ -145,3 +145,16 @@ def _feed_forward(at: str, ffn: FeedForward) -> Iterator[tuple[str, Tensor]]:
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def make_held_out(tokenizer_json: Path, documents: int = 48, tokens: int = 500) -> str:
+    """The held-out split: plain texts of reports, questions and answers with names training never saw, form feeds between."""
+    encoder = Encoder(tokenizer_json)
+    texts: list[str] = []
+    for i in range(documents):
+        random = Random(f"held out split {i}")
+        reports = corpus.make_reports(random, random.randint(2, 10), held_out=True)
+        room = tokens - sum(len(encoder.text(r.text)) + 2 for r in reports)
+        spans = corpus.plain(random, reports, max(2, room // 26))
+        texts.append("".join(span.text for span in spans))
+    return "\f\n".join(texts)

@@ -5,34 +5,40 @@ from __future__ import annotations
 import zlib
 from random import Random
 
-FIRST_NAMES = (
+
+def _words(text: str, separator: str | None = None) -> list[str]:
+    return text.split(separator)
+
+
+FIRST_NAMES = _words(
     "Mira Tomas Ines Jonas Leila Oskar Petra Samir Anna Boris Clara Daniel Elena Felix Greta Hugo Irene Jakob Karim Laura "
     "Marco Nadia Olga Pablo Rosa Simon Tara Viktor Wanda Yusuf Zora Adam Bella Cyrus Dora Emil Fatima Goran Helen Ivan"
-).split()
-ANIMALS = (
+)
+ANIMALS = _words(
     "herons otters foxes owls hares seals bats frogs geese swans crabs moths deer badgers beavers cranes ducks eagles "
     "falcons finches gulls hawks lizards lynxes martens mice moles newts ravens robins salmon snails spiders squirrels "
     "storks swallows terns toads trout turtles voles weasels wolves wrens bees beetles boars butterflies camels crows "
     "dolphins doves goats horses larks pelicans penguins pigeons puffins rabbits sparrows tortoises vipers whales"
-).split()
+)
 PLACE_KINDS = ["Lake", "Mount", "Cape", "Port", "Fort", "Glen"]
 DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
-CODE_WORDS = (
+CODE_WORDS = _words(
     "amber anchor apple arrow basket beacon bottle bridge button candle canyon carpet castle cedar cherry circle clover "
     "copper cotton crystal curtain desert diamond dragon engine feather fiddle forest garden ginger granite hammer harbor "
     "helmet honey island ivory jacket jasmine kettle ladder lantern lemon linen magnet maple marble meadow mirror "
     "needle ocean olive orchid paper pepper pillow planet pocket powder quartz ribbon river rocket saddle saffron shadow "
     "silver spiral summer temple thunder ticket timber tunnel valley velvet violet walnut willow window winter yellow"
-).split()
+)
 #: (past, infinitive) of what people do with animals.
 VERBS = [("counted", "count"), ("saw", "see"), ("found", "find"), ("photographed", "photograph")]
-REMARKS = (
+REMARKS = _words(
     "The wind was cold.|The sky was clear.|It rained all day.|The road was closed.|The boat was late.|The water was calm."
-    "|There was fog in the morning.|The camp was quiet.|The snow was deep.|The path was dry."
-).split("|")
+    "|There was fog in the morning.|The camp was quiet.|The snow was deep.|The path was dry.",
+    "|",
+)
 
-_ONSETS = "b c d f g h j k l m n p r s t v w z br dr gr kr tr st sh th fl".split()
-_VOWELS = "a e i o u a e o".split()
+_ONSETS = _words("b c d f g h j k l m n p r s t v w z br dr gr kr tr st sh th fl")
+_VOWELS = _words("a e i o u a e o")
 _CODAS = ["", "", "", "", "l", "n", "r", "s", "k", "m", "t", "z"]
 
 

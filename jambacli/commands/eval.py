@@ -1,0 +1,206 @@
+"""``jamba eval``: perplexity, divergence from a reference, recall, as tables; knows nothing of how they are measured."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from jambacli import ui
+from jambacli.commands import options as o
+from jambacli.errors import UsageError
+from jambacli.units import parse_size
+
+if TYPE_CHECKING:
+    from jambacli.engine.api import Jamba
+    from jambacli.evaluation.needle import Found
+    from jambacli.evaluation.perplexity import Window
+
+app = typer.Typer(help="Measure what a model knows: perplexity, divergence, recall.", no_args_is_help=True)
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")]
+Text = Annotated[
+    Path | None,
+    typer.Option("--text", "-f", help="A text file (- for stdin); default: the embedded model's own split."),
+]
+Window_ = Annotated[str, typer.Option("--ctx", "-c", help="Tokens of a window, e.g. 512 or 2k.")]
+Limit = Annotated[str | None, typer.Option("--tokens", "-n", help="Read at most this many tokens of the text.")]
+
+
+@app.command()
+def perplexity(
+    models: Annotated[
+        list[str] | None, typer.Argument(metavar="[MODEL]...", help="Names or .gguf files; none: as in run.")
+    ] = None,
+    text: Text = None,
+    ctx: Window_ = "512",
+    tokens: Limit = None,
+    kv_type: o.KvType = None,
+    threads: o.Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Perplexity on a text, with its standard error; several models make a table."""
+    from jambacli.evaluation import perplexity as p
+
+    rows = []
+    for name in models or [None]:
+        model = o.load_model(name, threads)
+        windows = _windows(model, text, ctx, tokens)
+        with ui.progress(f"Reading with {model.name}", sum(len(w.ids) for w in windows), "tokens") as done:
+            rows.append({**_about(model), **asdict(p.perplexity(model, windows, kv_type or "f16", done))})
+    if as_json:
+        print(json.dumps(rows if len(rows) > 1 else rows[0], ensure_ascii=False))
+        return
+    cells = [(r["file"], r["type"], f"{r['value']:.4f} ± {r['error']:.4f}", f"{r['tokens']:,}") for r in rows]
+    _table([("model", "type", "perplexity", "tokens"), *cells])
+
+
+@app.command()
+def kl(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The model to judge, e.g. a quantized one.")],
+    reference: Annotated[str, typer.Argument(metavar="REFERENCE", help="What it should say, e.g. the bf16 file.")],
+    text: Text = None,
+    random: Annotated[
+        str | None, typer.Option("--random", help="Instead of a text: this many random tokens, from a fixed seed.")
+    ] = None,
+    ctx: Window_ = "512",
+    tokens: Limit = None,
+    kv_type: o.KvType = None,
+    threads: o.Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Kullback-Leibler divergence from a reference on the same tokens, and agreement on the likeliest token."""
+    from jambacli.evaluation import kl as k
+
+    if random is not None and text is not None:
+        raise UsageError("give --text or --random, not both")
+    judged, standard = o.load_model(model, threads), o.load_model(reference, threads)
+    if random is not None:
+        windows = k.random_windows(standard.config.vocab_size, parse_size(random, "--random"), _size(ctx))
+    else:
+        windows = _windows(standard, text, ctx, tokens)
+    with ui.progress("Comparing", sum(len(w.ids) for w in windows), "tokens") as done:
+        result = k.divergence(judged, standard, windows, kv_type or "f16", done)
+    if as_json:
+        print(
+            json.dumps({"model": _about(judged), "reference": _about(standard), **asdict(result)}, ensure_ascii=False)
+        )
+        return
+    _table(
+        [
+            ("KL(reference, model)", "nats"),
+            ("mean", f"{result.mean:.6f} ± {result.mean_error:.6f}"),
+            ("median", f"{result.median:.6f}"),
+            ("99th percentile", f"{result.p99:.6f}"),
+            ("maximum", f"{result.maximum:.6f}"),
+            ("same top token", f"{result.top1:.2%} ± {result.top1_error:.2%}"),
+            ("tokens", f"{result.tokens:,}"),
+        ]
+    )
+
+
+@app.command()
+def needle(
+    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="A name or a .gguf; none: as in run.")] = None,
+    tokens: Annotated[str, typer.Option("--tokens", "-n", help="Lengths of the texts, comma-separated.")] = "512,2048",
+    documents: Annotated[int, typer.Option("--documents", min=1, help="Texts of each length.")] = 10,
+    questions: Annotated[int, typer.Option("--questions", min=1, help="Questions about each text.")] = 10,
+    seed: Annotated[int, typer.Option("--seed", help="Other texts and questions.")] = 0,
+    kv_type: o.KvType = None,
+    threads: o.Threads = None,
+    show: Annotated[bool, typer.Option("--show", help="Every question that was answered wrongly, on stderr.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Recall of facts from texts of reports about made-up people, by length and depth."""
+    from jambacli.evaluation.needle import needle as ask
+
+    loaded = o.load_model(model, threads)
+    lengths = [parse_size(part, "--tokens") for part in tokens.split(",") if part.strip()]
+    if not lengths:
+        raise UsageError("--tokens names no length")
+    rows = []
+    with ui.progress("Asking", len(lengths) * documents * questions, "questions") as done:
+        for length in lengths:
+            found = list(ask(loaded, length, documents, questions, seed, kv_type, done))
+            rows.append({"length": length, **_recall(found)})
+            for f in found if show else ():
+                if not f.right:
+                    ui.note(f"{length}: {f.question} expected {f.expected!r}, got {f.reply!r}")
+    if as_json:
+        print(json.dumps({**_about(loaded), "recall": rows}, ensure_ascii=False))
+        return
+    head = ("tokens", "recall", *(f"depth {d}" for d in ("0-25%", "25-50%", "50-75%", "75-100%")), "questions")
+    cells = [
+        (
+            f"{r['prompt_tokens']:,}",
+            f"{r['right']:.1%} ± {r['error']:.1%}",
+            *("" if d is None else f"{d:.0%}" for d in r["by_depth"]),
+            str(r["questions"]),
+        )
+        for r in rows
+    ]
+    _table([head, *cells])
+
+
+def _recall(found: list[Found]) -> dict[str, Any]:
+    from jambacli.evaluation.needle import standard_error
+
+    share = sum(f.right for f in found) / len(found)
+    quarters: list[float | None] = []
+    for quarter in range(4):
+        inside = [f.right for f in found if min(3, int(f.depth * 4)) == quarter]
+        quarters.append(sum(inside) / len(inside) if inside else None)
+    kinds = {k: [f.right for f in found if f.kind == k] for k in sorted({f.kind for f in found})}
+    return {
+        "prompt_tokens": round(sum(f.tokens for f in found) / len(found)),
+        "right": share,
+        "error": standard_error(share, len(found)),
+        "by_depth": quarters,
+        "by_kind": {k: sum(v) / len(v) for k, v in kinds.items()},
+        "questions": len(found),
+    }
+
+
+def _size(ctx: str) -> int:
+    return parse_size(ctx, "--ctx")
+
+
+def _windows(model: Jamba, text: Path | None, ctx: str, tokens: str | None) -> list[Window]:
+    """The windows of the text asked for, as many as ``tokens`` allows (at least one)."""
+    from jambacli import data
+    from jambacli.evaluation.perplexity import cut
+
+    windows = cut(model.tokenizer, data.held_out_text() if text is None else o.read_text(text), _size(ctx))
+    if tokens is None:
+        return windows
+    most, kept, total = parse_size(tokens, "--tokens"), [], 0
+    for window in windows:
+        total += len(window.ids)
+        if kept and total > most:
+            break
+        kept.append(window)
+    return kept
+
+
+def _about(model: Jamba) -> dict[str, Any]:
+    from jambacli.weights import keys
+    from jambacli.weights.summary import FILE_TYPES
+
+    return {
+        "model": model.name,
+        "file": model.path.name if model.path else model.name,
+        "path": str(model.path),
+        "type": FILE_TYPES.get(model.metadata.get(keys.FILE_TYPE), "?"),
+    }
+
+
+def _table(rows: list[tuple[str, ...]]) -> None:
+    """Rows as a Markdown table on stdout, the first one being the head."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for n, row in enumerate(rows):
+        print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |")
+        if n == 0:
+            print("|" + "|".join("-" * (width + 2) for width in widths) + "|")

@@ -1,0 +1,98 @@
+"""Recall of single facts from long texts of reports, by length and depth; knows nothing of files or how results are shown.
+
+The texts are the field reports of ``training.corpus`` with made names that no training saw, each report with a person, a
+place, a count and a code word of its own; a question names one of them and asks for another.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from random import Random
+from typing import TYPE_CHECKING
+
+from jambacli.errors import JambaError
+from jambacli.training import corpus, words
+from jambacli.training.corpus import Question, Report
+
+if TYPE_CHECKING:
+    from jambacli.engine.api import Jamba
+    from jambacli.engine.session import Session
+
+_ANSWER_TOKENS = 48
+
+
+@dataclass(frozen=True)
+class Found:
+    """One question: the text's length in tokens, how deep in it the fact lay (0 first, 1 last), and whether it was found."""
+
+    tokens: int
+    depth: float
+    kind: str
+    question: str
+    expected: str
+    reply: str
+
+    @property
+    def right(self) -> bool:
+        """Whether the reply contains the words asked for, as whole words."""
+        return re.search(rf"(?<!\w){re.escape(self.expected)}(?!\w)", self.reply) is not None
+
+
+def reports_of(model: Jamba, tokens: int, seed: int) -> list[Report]:
+    """As many held-out reports as fit into ``tokens`` tokens with a question and an answer.
+
+    JambaError where that is none, or more than the grammar has animals for.
+    """
+    random = Random(f"needle {tokens} {seed}")
+    most = len(words.ANIMALS)
+    made = corpus.make_reports(random, most, held_out=True, first=1)
+    used, room = 0, tokens - 40
+    for i, report in enumerate(made):
+        used += len(model.tokenizer.encode(report.text + "\n"))
+        if used > room:
+            if i == 0:
+                raise JambaError(f"no report fits into {tokens} tokens; give at least 100")
+            return made[:i]
+    raise JambaError(f"{tokens:,} tokens need more than {most} reports, which is all the grammar can make; give fewer")
+
+
+def needle(
+    model: Jamba,
+    tokens: int,
+    documents: int = 10,
+    questions: int = 10,
+    seed: int = 0,
+    kv_type: str | None = None,
+    done: Callable[[int], None] | None = None,
+) -> Iterator[Found]:
+    """Ask ``questions`` questions about each of ``documents`` texts of about ``tokens`` tokens, at even depths, greedily."""
+    for document in range(documents):
+        reports = reports_of(model, tokens, seed * 1000 + document)
+        random = Random(f"questions {tokens} {seed} {document}")
+        text = "\n".join(r.text for r in reports)
+        with model.session(kv_type=kv_type, store=False) as session:
+            for i in range(questions):
+                index = min(len(reports) - 1, int((i + random.random()) * len(reports) / questions))
+                question = corpus.ask(random, reports, index)
+                reply = answer(session, text, question)
+                depth = index / max(1, len(reports) - 1)
+                yield Found(session.stats.prompt_tokens, depth, question.kind, question.text, question.value, reply)
+                if done is not None:
+                    done(1)
+
+
+def answer(session: Session, text: str, question: Question) -> str:
+    """The greedy reply to a question about ``text``, asked as the first message of a conversation."""
+    if session.model.template is None:
+        prompt = f"{text}\n\nQuestion: {question.text}\nAnswer:"
+        return "".join(session.complete(prompt, max_tokens=_ANSWER_TOKENS, stop=["\n"], temperature=0))
+    session.conversation.turns.clear()
+    return "".join(session.send(f"{text}\n\n{question.text}", max_tokens=_ANSWER_TOKENS, temperature=0))
+
+
+def standard_error(share: float, n: int) -> float:
+    """The standard error of a share of ``n`` independent trials."""
+    return math.sqrt(share * (1 - share) / n) if n else math.nan

@@ -1,0 +1,98 @@
+"""Perplexity of a model on a text, with its standard error; knows nothing of files, names or how results are shown.
+
+A text is cut into windows that each start from an empty state. Where windows are cut anywhere, their first half is context
+only, as in llama.cpp's perplexity tool; a text of separate documents is scored whole, one window a document.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from jambacli.errors import JambaError
+
+if TYPE_CHECKING:
+    import torch
+
+    from jambacli.engine.api import Jamba
+    from jambacli.text.tokenizer import Tokenizer
+
+#: Stands between the documents of a text that has several.
+DOCUMENT_BREAK = "\f"
+
+
+@dataclass(frozen=True)
+class Window:
+    """Token ids read from an empty state; the predictions of ``ids[first:]`` count."""
+
+    ids: list[int]
+    first: int
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """``value`` = exp(mean negative log likelihood), its standard error, and what it was taken over.
+
+    ``nll`` is the mean in nats, ``nll_error`` its standard error: the spread of single tokens over sqrt(tokens).
+    """
+
+    value: float
+    error: float
+    nll: float
+    nll_error: float
+    tokens: int
+    windows: int
+
+
+def cut(tokenizer: Tokenizer, text: str, ctx: int) -> list[Window]:
+    """Windows of at most ``ctx`` tokens with bos first: one a document where DOCUMENT_BREAK stands, else consecutive.
+
+    JambaError where no token would be scored.
+    """
+    if ctx < 4:
+        raise JambaError(f"a window of {ctx} tokens leaves nothing to score; give --ctx of at least 4")
+    start = [tokenizer.bos_id] if tokenizer.bos_id is not None and tokenizer.add_bos else []
+    if DOCUMENT_BREAK in text:
+        documents = [start + tokenizer.encode(part.strip("\n")) for part in text.split(DOCUMENT_BREAK) if part.strip()]
+        windows = [Window(ids[:ctx], 1) for ids in documents if len(ids) > 1]
+    else:
+        ids, room = tokenizer.encode(text), ctx - len(start)
+        parts = [start + ids[i : i + room] for i in range(0, len(ids), room)]
+        whole = [part for part in parts if len(part) == ctx]
+        windows = [Window(part, ctx // 2) for part in whole] if whole else [Window(parts[0], 1)] if ids else []
+    if not any(len(w.ids) > w.first for w in windows):
+        raise JambaError("the text is too short: it has no token to predict")
+    return windows
+
+
+def perplexity(
+    model: Jamba, windows: Sequence[Window], kv_type: str = "f16", done: Callable[[int], None] | None = None
+) -> Perplexity:
+    """Perplexity of ``model`` over ``windows``; ``done(tokens)`` is called after each."""
+    import torch
+
+    losses: list[torch.Tensor] = []
+    for window, logits in scored(model, windows, kv_type):
+        wanted = torch.tensor(window.ids[window.first :])[:, None]
+        losses.append(-log_softmax(logits).gather(1, wanted)[:, 0])
+        if done is not None:
+            done(len(window.ids))
+    each = torch.cat(losses)
+    mean = float(each.mean())
+    if not math.isfinite(mean):
+        raise JambaError(f"{model.name} gives logits that are no numbers; the file is damaged or unsound")
+    error = float(each.std(unbiased=True)) / math.sqrt(len(each)) if len(each) > 1 else math.nan
+    return Perplexity(math.exp(mean), math.exp(mean) * error, mean, error, len(each), len(windows))
+
+
+def scored(model: Jamba, windows: Sequence[Window], kv_type: str) -> Iterator[tuple[Window, torch.Tensor]]:
+    """Each window with the logits float32 [tokens that count, n_vocab] that predict them."""
+    for window in windows:
+        yield window, model.logits(window.ids[:-1], kv_type=kv_type)[window.first - 1 :]
+
+
+def log_softmax(logits: torch.Tensor) -> torch.Tensor:
+    """Log probabilities in float64: near 1 a float32 logarithm has few digits."""
+    return logits.double().log_softmax(-1)

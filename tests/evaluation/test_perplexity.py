@@ -1,0 +1,59 @@
+"""Perplexity: how a text is cut, and the figure against one computed from scratch. Knows nothing of the command line."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from jambacli.errors import JambaError
+from jambacli.evaluation.perplexity import cut, perplexity
+from tests.engine.small import small_model
+
+TEXT = "herons counted at the lake: 42. the quick brown fox jumps over the lazy dog. " * 12
+
+
+def test_the_figure_is_that_of_every_scored_token_read_from_the_windows_beginning() -> None:
+    model = small_model()
+    windows = cut(model.tokenizer, TEXT, 64)
+    got = perplexity(model, windows, kv_type="f32")
+    losses = []
+    for window in windows:
+        for at in range(window.first, len(window.ids)):
+            state = model.model.new_state(at, "f32")
+            logits = model.model.forward(torch.tensor(window.ids[:at]), state, logits="last")
+            assert logits is not None
+            p = torch.softmax(logits[-1].double(), -1)[window.ids[at]]
+            losses.append(-math.log(float(p)))
+        break  # one window says enough: each token is read from scratch
+    first = perplexity(model, windows[:1], kv_type="f32")
+    assert first.nll == pytest.approx(sum(losses) / len(losses), abs=1e-4)
+    spread = torch.tensor(losses).std()
+    assert first.nll_error == pytest.approx(float(spread) / math.sqrt(len(losses)), rel=1e-3)
+    assert first.value == pytest.approx(math.exp(first.nll))
+    assert got.windows == len(windows) > 1 and got.tokens == sum(len(w.ids) - w.first for w in windows)
+
+
+def test_text_is_cut_into_whole_windows_whose_first_half_is_context() -> None:
+    tokenizer = small_model().tokenizer
+    windows = cut(tokenizer, TEXT, 32)
+    start = [tokenizer.bos_id] if tokenizer.add_bos else []
+    assert {len(w.ids) for w in windows} == {32} and {w.first for w in windows} == {16}
+    joined = [i for w in windows for i in w.ids[len(start) :]]
+    assert joined == tokenizer.encode(TEXT)[: len(joined)]
+    assert len(tokenizer.encode(TEXT)) - len(joined) < 32
+
+
+def test_documents_are_scored_whole_and_a_short_text_from_its_first_token() -> None:
+    tokenizer = small_model().tokenizer
+    windows = cut(tokenizer, "one fox.\n\f\nanother dog.\n", 512)
+    assert [tokenizer.decode(w.ids) for w in windows] == ["one fox.", "another dog."]
+    assert {w.first for w in windows} == {1}
+    assert cut(tokenizer, "a short one", 512)[0].first == 1
+
+
+@pytest.mark.parametrize("text", ["", "\f\f"])
+def test_nothing_to_score_is_said(text: str) -> None:
+    with pytest.raises(JambaError, match="too short"):
+        cut(small_model().tokenizer, text, 64)
