@@ -10,7 +10,22 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from jambacli import __version__, ui
-from jambacli.commands import bench, cache, chat, convert, eval, list_models, pull, quantize, rm, run, sessions, show
+from jambacli.commands import (
+    ask,
+    bench,
+    cache,
+    chat,
+    convert,
+    eval,
+    list_models,
+    pull,
+    quantize,
+    rm,
+    run,
+    sessions,
+    show,
+    summarize,
+)
 from jambacli.errors import JambaError
 
 # Click's base of every command line error; typer brings its own copy of click or not, by version.
@@ -33,6 +48,8 @@ app.command("convert")(convert.convert)
 app.command("quantize")(quantize.quantize)
 app.command("run")(run.run)
 app.command("chat")(chat.chat)
+app.command("summarize")(summarize.summarize)
+app.command("ask")(ask.ask)
 app.command("bench")(bench.bench)
 app.add_typer(eval.app, name="eval")
 app.add_typer(sessions.app, name="sessions")

@@ -80,11 +80,16 @@ def chat(
         overflow=overflow,
         reading=_reading,
     )
+    run_chat(talk, stats=stats, keep_history=not no_store)
+
+
+def run_chat(talk: Chat, *, stats: bool, keep_history: bool) -> None:
+    """Talk in the terminal, or turn by turn from a pipe; closes the chat."""
     try:
         if sys.stdin.isatty() and sys.stdout.isatty():
             from jambacli.terminal import talk as talk_in_terminal
 
-            talk_in_terminal(talk, keep_history=not no_store, stats=stats)
+            talk_in_terminal(talk, keep_history=keep_history, stats=stats)
         else:
             _piped(talk, stats)
     finally:

@@ -79,11 +79,11 @@ def run(
     pieces = say(prompt, max_tokens=max_tokens, stop=stop or (), reading=_reading, **sampling)
     with session:
         text, interrupted = _stream(pieces, show=not as_json)
-    figures = _figures(model, session)
+    figures = figures_of_reply(model, session)
     if as_json:
         print(json.dumps({"model": model.name, "text": text, **figures}, ensure_ascii=False))
     if stats:
-        _show_stats(figures)
+        show_stats(figures)
     if interrupted:
         raise KeyboardInterrupt
 
@@ -101,7 +101,7 @@ def _prompt(words: str | None, file: Path | None) -> str:
     parts = [] if words is None else [words]
     if file is not None:
         parts.append(o.read_text(file))
-    if (file is None or str(file) != "-") and not sys.stdin.isatty() and _has_input():
+    if (file is None or str(file) != "-") and not sys.stdin.isatty() and has_input():
         parts.append(o.read_text(None))
     prompt = "\n\n".join(p for p in parts if p)
     if not prompt:
@@ -109,7 +109,7 @@ def _prompt(words: str | None, file: Path | None) -> str:
     return prompt
 
 
-def _has_input() -> bool:
+def has_input() -> bool:
     """Whether standard input is a pipe or a file (not a closed or absent one): only then is it worth waiting for."""
     import os
     import stat
@@ -149,7 +149,7 @@ def _stream(pieces: Iterator[str], show: bool) -> tuple[str, bool]:
     return "".join(said), interrupted
 
 
-def _figures(model: Jamba, session: Session) -> dict[str, Any]:
+def figures_of_reply(model: Jamba, session: Session) -> dict[str, Any]:
     """The figures of one reply, by name."""
     from jambacli.evaluation.peaks import peak_memory
 
@@ -168,7 +168,7 @@ def _figures(model: Jamba, session: Session) -> dict[str, Any]:
     }
 
 
-def _show_stats(figures: dict[str, Any]) -> None:
+def show_stats(figures: dict[str, Any]) -> None:
     """The same figures for people, on stderr."""
 
     def rate(key: str) -> str:

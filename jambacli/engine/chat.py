@@ -7,7 +7,7 @@ read again follows by itself from the session's one operation.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,6 +83,7 @@ class Chat:
         self._overflow = overflow
         self._reading = reading
         self._attached: list[dict[str, str]] = []
+        self._knobs: Mapping[str, Any] | None = None
         self.session = self._open(name)
         _ = self.session.conversation  # a model without a template is refused now, not at the first message
 
@@ -115,6 +116,15 @@ class Chat:
         if action is None:
             raise UsageError(f"there is no command {word}; /help lists them (a message may start with a space)")
         return action(rest.strip())
+
+    def attach(self, documents: Sequence[dict[str, str]], knobs: Mapping[str, Any] | None = None) -> None:
+        """Documents (and the template's modes) that go with the next message."""
+        self._attached += documents
+        self._knobs = knobs
+
+    def say(self, text: str) -> Outcome:
+        """A message, also one that begins like a command."""
+        return Outcome(reply=self._say(text))
 
     def close(self) -> None:
         """Save what is being saved and release the session."""
@@ -176,7 +186,9 @@ class Chat:
             raise
 
     def _send(self, text: str, documents: list[dict[str, str]], **room: int) -> Iterator[str]:
-        return self.session.send(text, documents=documents or None, reading=self._reading, **self._generation, **room)
+        knobs, self._knobs = self._knobs, None
+        given: dict[str, Any] = {**self._generation, **room}
+        return self.session.send(text, documents=documents or None, knobs=knobs, reading=self._reading, **given)
 
     def _answer(self, before: list[Turn]) -> Iterator[str]:
         """A reply to turns that have been changed; ``before`` is what they were."""

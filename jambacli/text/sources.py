@@ -79,6 +79,19 @@ def expand(arguments: Sequence[str]) -> Sources:
     return Sources([*paths, *sorted(found.values(), key=natural)], frozenset(named), passed_over)
 
 
+def names_files(argument: str) -> bool:
+    """Whether a word of the command line is a file, a directory, a glob that matches, or a URL, and not a question."""
+    if re.fullmatch(r"[a-zA-Z][a-zA-Z0-9+.-]+://\S+", argument):
+        return True
+    path = Path(argument)
+    if _exists(path):
+        return bool(argument)
+    if not any(c in argument for c in "*?[") or any(c.isspace() for c in argument):
+        return False
+    matches = glob.iglob(str(path), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
+    return next(matches, None) is not None
+
+
 def natural(path: Path) -> tuple[object, ...]:
     """A sort key in which ``page 10`` follows ``page 9`` and the locale plays no part."""
     pieces = re.split(r"(\d+)", str(path).casefold())

@@ -1,0 +1,104 @@
+"""``jamba ask``: files and a question in, an answer out, and more questions with ``-i``; knows nothing of how."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from jambacli import ui
+from jambacli.commands import options as o
+from jambacli.commands import reading as r
+from jambacli.errors import UsageError
+
+
+def ask(
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="FILE... QUESTION", help="Files, directories, globs, or - for standard input; the question last."
+        ),
+    ] = None,
+    interactive: Annotated[bool, typer.Option("--interactive", "-i", help="Go on asking, as in a chat.")] = False,
+    passes: Annotated[
+        bool, typer.Option("--passes", help="What is longer than the context is asked part by part.")
+    ] = False,
+    language: r.Language = None,
+    citations: r.Citations = False,
+    as_json: r.Json = False,
+    schema: r.Schema = None,
+    output: r.Output = None,
+    model: r.Model = None,
+    temp: o.Temp = None,
+    top_p: o.TopP = None,
+    top_k: o.TopK = None,
+    min_p: o.MinP = None,
+    typical_p: o.TypicalP = None,
+    repeat_penalty: o.RepeatPenalty = None,
+    presence_penalty: o.PresencePenalty = None,
+    frequency_penalty: o.FrequencyPenalty = None,
+    penalty_last_n: o.PenaltyLastN = None,
+    logit_bias: o.LogitBias = None,
+    seed: o.Seed = None,
+    max_tokens: o.MaxTokens = None,
+    stop: o.Stop = None,
+    ctx: o.Ctx = None,
+    kv_type: o.KvType = None,
+    no_store: o.NoStore = False,
+    threads: o.Threads = None,
+    stats: o.Stats = False,
+    quiet: r.Quiet = False,
+) -> None:
+    """Ask about documents. They are read once; every later question, in any process, costs only itself."""
+    if quiet:
+        ui.set_quiet(True)
+    from jambacli.engine.tasks import ask_documents, question_text
+
+    if interactive and (as_json or schema is not None or output is not None or passes):
+        raise UsageError("-i goes on in a chat; leave out --json, --schema, --passes and -o")
+    sampling = o.sampling_options(
+        temperature=temp,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        typical_p=typical_p,
+        repeat_penalty=repeat_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        penalty_last_n=penalty_last_n,
+        logit_bias=logit_bias,
+        seed=seed,
+    )
+    context = o.context(ctx)
+    names, question = _files_and_question(list(files or ()), interactive)
+    task = r.task_of(question_text(question or "", language), citations, schema)
+    entries = r.read_entries(names, output)
+
+    loaded = o.load_model(model, threads)
+    options: dict[str, Any] = {"ctx": context, "kv_type": kv_type, "store": not no_store}
+    generation = {**sampling, "max_tokens": max_tokens, "stop": stop or ()}
+    with r.reader(loaded, options, generation) as reader:
+        if interactive:
+            talk = r.chat_about(reader, entries, task, question is not None)
+            r.converse(talk, stats=stats, keep_history=not no_store)
+            return
+        r.check_schema(reader, task)
+        work = ask_documents(reader, entries, task, passes=passes, tell=ui.note, size=r.say_size)
+        r.deliver(reader, work, task, key="answer", output=output, as_json=as_json, stats=stats)
+
+
+def _files_and_question(words: list[str], interactive: bool) -> tuple[list[str], str | None]:
+    """The last word is the question, unless it is a file: then the question is piped in, or comes in the chat."""
+    last_is_file = bool(words) and (words[-1] == "-" or r.names_files(words[-1]))
+    if words and not last_is_file:
+        *names, question = words
+        if not question.strip():
+            raise UsageError("the question is empty")
+        return names or r.stdin_as_file("ask needs files before the question, or a text piped in"), question
+    if interactive and words:
+        return words, None
+    if words and "-" not in words and r.stdin_has_input():
+        question = o.read_text(None).strip()
+        if question:
+            return words, question
+    raise UsageError('ask needs a question after the files: jamba ask FILE... "QUESTION"')

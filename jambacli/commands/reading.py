@@ -1,0 +1,290 @@
+"""What ``summarize`` and ``ask`` share: documents read, progress shown, an answer written; knows nothing of models' insides."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from jambacli import ui
+from jambacli.commands import options as o
+from jambacli.errors import JambaError, UsageError
+from jambacli.units import format_seconds
+
+if TYPE_CHECKING:
+    from jambacli.engine.api import Jamba
+    from jambacli.engine.chat import Chat
+    from jambacli.engine.documents import Cited, Entry, Reader, Source, Task
+    from jambacli.engine.tasks import Work
+
+Model = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="A name or a .gguf; left out: the last used.", rich_help_panel="Runtime"),
+]
+Citations = Annotated[bool, typer.Option("--citations", help="Name the files and pages the answer is based on.")]
+Language = Annotated[str | None, typer.Option("--language", help="Answer in this language.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object with the text, its sources and figures.")]
+Schema = Annotated[
+    Path | None,
+    typer.Option("--schema", metavar="FILE", help="Answer with JSON that follows this JSON schema, always."),
+]
+Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the answer to a file.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes on stderr.")]
+
+# Reading shorter than this is not worth a line.
+_WORTH_SAYING = 256
+_EVERY = 5.0
+
+
+def read_entries(files: Sequence[str], output: Path | None) -> list[Entry]:
+    """The documents the arguments stand for, as the model gets them; what is wrong with a file is said."""
+    from jambacli.engine.documents import entries_of
+    from jambacli.text.documents import read_documents
+    from jambacli.text.sources import expand
+
+    sources = expand(files)
+    if output is not None:
+        _check_output(output, [p for p in sources.paths if p is not None])
+    count = len(sources.paths)
+    with ui.progress("Opening", count, "files") as done:
+        documents = read_documents(sources, done=done, problem=ui.warn)
+    for document in documents:
+        for remark in document.remarks:
+            ui.warn(remark)
+    if sources.passed_over:
+        ui.note(f"{sources.passed_over:,} files of other kinds were passed over")
+    return entries_of(documents)
+
+
+def _check_output(output: Path, inputs: Sequence[Path]) -> None:
+    """Refuse now what would fail after a long reading."""
+    if output.is_dir() or not output.absolute().parent.is_dir():
+        raise JambaError(
+            f"cannot write {output}: {'it is a directory' if output.is_dir() else 'its folder does not exist'}"
+        )
+    if any(output.exists() and path.exists() and output.samefile(path) for path in inputs):
+        raise UsageError(f"-o {output} is one of the documents; choose another name")
+
+
+@contextlib.contextmanager
+def reading(total: int) -> Iterator[Callable[[int], None]]:
+    """Shows how far a reading is: a bar on a terminal, else a line now and then; the rate and the time left."""
+    began = last = time.monotonic()
+    done = 0
+
+    def advance(n: int) -> None:
+        nonlocal done, last
+        done += n
+        bar(n)
+        now = time.monotonic()
+        if now - last >= _EVERY and done < total and not sys.stderr.isatty():
+            last = now
+            rate = done / (now - began)
+            left = format_seconds((total - done) / rate)
+            ui.note(f"read {done:,} of {total:,} tokens, {rate:,.0f} tokens/s, {left} left")
+
+    if total >= _WORTH_SAYING:
+        ui.note(f"reading {total:,} tokens")
+    with ui.progress("Reading", total, "tokens") as bar:
+        yield advance
+    if total >= _WORTH_SAYING:
+        seconds = time.monotonic() - began
+        ui.note(f"read {total:,} tokens in {format_seconds(seconds)} ({total / seconds:,.0f} tokens/s)")
+
+
+def say_size(entries: Sequence[Entry], tokens: int) -> None:
+    """One line on what is about to be read."""
+    files = len({s.file for e in entries for s in e.sources})
+    ui.note(f"{files:,} file{'s' if files > 1 else ''}, {tokens:,} tokens")
+
+
+class Answer:
+    """An answer on its way to stdout or a file, and what is known of it at the end."""
+
+    def __init__(self, *, output: Path | None, as_json: bool, schema: bool, citations: bool) -> None:
+        self.output, self.as_json, self.schema, self.citations = output, as_json, schema, citations
+        self.text = ""
+        self.interrupted = False
+        self._live = output is None and not schema and not as_json
+
+    def take(self, pieces: Iterable[str]) -> None:
+        """Show the pieces as they come, where they go to stdout as they are; Ctrl-C ends them and keeps what was said."""
+        from jambacli.engine.generate import Thought
+
+        said: list[str] = []
+        try:
+            for piece in pieces:
+                if isinstance(piece, Thought):
+                    ui.thought(piece)
+                    continue
+                said.append(piece)
+                if self._live:
+                    _write(piece)
+        except KeyboardInterrupt:
+            self.interrupted = True
+        self.text = "".join(said)
+
+    def finish(self, key: str, sources: Sequence[Source], cited: Cited, figures: dict[str, Any]) -> None:
+        """Write what is not written yet: the sources, the JSON, the file. ``key`` names the text in the JSON."""
+        if self.citations and not self.interrupted and not cited.numbers:
+            ui.note("the model named no documents")
+        text = self.text.strip() if self.schema else self.text
+        if self.as_json and not self.schema:
+            value: dict[str, Any] = {key: text.strip()}
+            if self.citations:
+                value["citations"] = [s.to_json() for s in sources]
+            out = json.dumps({**value, **figures}, ensure_ascii=False) + "\n"
+        elif self.schema:
+            out = text + "\n"
+        else:
+            out = "\n\nSources:\n" + "\n".join(f"- {s}" for s in sources) + "\n" if sources else ""
+            if not self._live:
+                out = text.rstrip() + (out or "\n")
+            elif not out and text and not text.endswith("\n"):
+                out = "\n"
+        if self.output is None:
+            _write(out)
+            return
+        from jambacli.files import atomic_write
+
+        with atomic_write(self.output) as file:
+            file.write(out.encode("utf-8", "replace"))
+        ui.note(f"written to {self.output}")
+
+
+def _write(text: str) -> None:
+    sys.stdout.buffer.write(text.encode("utf-8", "replace"))
+    sys.stdout.buffer.flush()
+
+
+def figures_of(reader: Reader) -> dict[str, Any]:
+    """The figures of the last reply, those of ``jambacli.commands.run`` and the documents'."""
+    from jambacli.commands.run import figures_of_reply
+
+    assert reader.session is not None
+    stats = reader.session.stats
+    return {
+        **figures_of_reply(reader.model, reader.session),
+        "document_tokens": stats.document_tokens,
+        "document_tokens_read": stats.replayed_document_tokens,
+    }
+
+
+def show_figures(figures: dict[str, Any]) -> None:
+    """The same for people, on stderr."""
+    from jambacli.commands.run import show_stats
+
+    show_stats(figures)
+    print(
+        f"document {figures['document_tokens']:,} tokens, {figures['document_tokens_read']:,} of them read now",
+        file=sys.stderr,
+    )
+
+
+def task_of(text: str, citations: bool, schema: Path | None) -> Task:
+    """The task, its schema read. Raises JambaError where that is none."""
+    from jambacli.engine.documents import Task
+    from jambacli.engine.schema import read_schema
+
+    return Task(text, citations, read_schema(schema) if schema is not None else None)
+
+
+def check_schema(reader: Reader, task: Task) -> None:
+    """Refuse a schema that cannot be followed before anything is read."""
+    if task.schema is not None:
+        from jambacli.engine.schema import SchemaConstraint
+
+        SchemaConstraint(reader.model.tokenizer, task.schema, reader.model.config.vocab_size, (None, None))
+
+
+@contextlib.contextmanager
+def reader(model: Jamba, options: dict[str, Any], generation: dict[str, Any]) -> Iterator[Reader]:
+    """Reads for the model; what was read is stored when it ends, however it ends."""
+    from jambacli.engine.documents import Reader
+
+    chosen = Reader(model, options=options, generation=generation, reading=reading)
+    try:
+        yield chosen
+    finally:
+        chosen.close()
+
+
+def deliver(
+    reader: Reader, work: Work, task: Task, *, key: str, output: Path | None, as_json: bool, stats: bool
+) -> None:
+    """Stream the answer to where it goes, then its sources and figures. KeyboardInterrupt where Ctrl-C ended it."""
+    from jambacli.engine.documents import Cited
+
+    cited = Cited()
+    answer = Answer(output=output, as_json=as_json, schema=task.schema is not None, citations=task.citations)
+    answer.take(cited.answer(work.pieces))
+    numbers = figures_of(reader)
+    answer.finish(key, cited.sources(work.entries), cited, {**numbers, "passes": work.passes})
+    if stats:
+        show_figures(numbers)
+    if answer.interrupted:
+        raise KeyboardInterrupt
+
+
+def chat_about(reader: Reader, entries: Sequence[Entry], task: Task, ask_now: bool) -> Chat:
+    """A chat whose next message brings the documents along; the task is that message, if there is one already."""
+    from jambacli.engine.chat import Chat
+    from jambacli.engine.passes import plan, refuse
+
+    chosen = plan(reader, entries, task)
+    if len(chosen.groups) > 1:
+        refusal = refuse(reader, entries, chosen.tokens)
+        raise JambaError(
+            f"{refusal}: leave out documents or raise --ctx; or ask without -i, with --passes"
+        ) from refusal
+    say_size(entries, chosen.tokens)
+    knobs, text = reader.knobs(task), reader.instruction(task)
+    reader.close()
+    options = {k: v for k, v in reader.options.items() if v is not None}
+    chat = Chat(
+        reader.model, options=options, generation=reader.generation, read_file=o.read_text, reading=reader.reading
+    )
+    chat.attach([e.as_document() for e in entries], knobs)
+    if ask_now:
+        try:
+            for piece in chat.say(text).reply or ():
+                _write(piece)
+            _write("\n")
+        except BaseException:
+            chat.close()
+            raise
+    return chat
+
+
+def converse(chat: Chat, *, stats: bool, keep_history: bool) -> None:
+    """The chat interface: the terminal's, or a line a turn from a pipe."""
+    from jambacli.commands.chat import run_chat
+
+    run_chat(chat, stats=stats, keep_history=keep_history)
+
+
+def stdin_as_file(otherwise: str) -> list[str]:
+    """``-`` where something is piped in; UsageError saying ``otherwise`` where not."""
+    if not stdin_has_input():
+        raise UsageError(otherwise)
+    return ["-"]
+
+
+def names_files(word: str) -> bool:
+    """Whether a word names files rather than asking something."""
+    from jambacli.text.sources import names_files
+
+    return names_files(word)
+
+
+def stdin_has_input() -> bool:
+    """Whether something is piped in."""
+    from jambacli.commands.run import has_input
+
+    return not sys.stdin.isatty() and has_input()
