@@ -119,7 +119,8 @@ def _measure(
     model: Jamba, peer_file: Path | None, cases: list[Case], threads: int, kv_type: str, repetitions: int, chunk: int
 ) -> list[dict[str, Any]]:
     from jambacli import kernels
-    from jambacli.evaluation.bench import ModelRunner, measure, weight_bytes_per_token
+    from jambacli.evaluation.bench import ModelRunner, measure, prefill_speed, weight_bytes_per_token
+    from jambacli.evaluation.machine import cpu_key, remember_speed
     from jambacli.evaluation.peaks import matrix_rate, read_bandwidth
     from jambacli.evaluation.peer_llama_cpp import LlamaCppRunner
 
@@ -136,6 +137,10 @@ def _measure(
     finally:
         if peer is not None:
             peer.close()
+    speed = prefill_speed(model.model.config, [r for r in results if r.runner == runners[0].name])
+    if speed is not None and model.model.device.type == "cpu":
+        with contextlib.suppress(OSError):  # for the estimates of ``jamba show``; measuring does not fail for it
+            remember_speed(cpu_key(used), speed)
     bandwidth, (gemm, rate) = read_bandwidth(), matrix_rate()
     touched, flops = weight_bytes_per_token(model.model), 2 * model.config.active_params()
     rows = []

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from jambacli.evaluation.peaks import peak_memory
+from jambacli.evaluation.plan import prefill_flops
+from jambacli.model.config import JambaConfig
 from jambacli.model.jamba import JambaModel
 
 
@@ -150,6 +152,18 @@ def measure(
                 done(1)
         results += row
     return results
+
+
+def prefill_speed(config: JambaConfig, results: Sequence[Result]) -> float | None:
+    """Floating-point operations per second of the longest prompt read from nothing, to predict others by.
+
+    None where nothing measured tells: prompts below 256 tokens, or a model so small that calls cost more than matrices.
+    """
+    telling = [r for r in results if r.case.n_prompt >= 256 and not r.case.n_gen and not r.case.depth]
+    if not telling or config.active_params() < 50_000_000:
+        return None
+    longest = max(telling, key=lambda r: r.case.n_prompt)
+    return prefill_flops(config, longest.case.n_prompt) * longest.rate / longest.case.n_prompt
 
 
 def weight_bytes_per_token(model: JambaModel) -> float:

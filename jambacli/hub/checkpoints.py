@@ -18,7 +18,7 @@ from jambacli.weights.convert import check_config
 from jambacli.weights.gguf_values import shown
 
 _REPO = re.compile(r"(?:(?:https?://)?(?:huggingface\.co|hf\.co)/)?(?P<id>[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96})/?")
-_BESIDE_THE_WEIGHTS = [
+BESIDE_THE_WEIGHTS = [
     "config.json",
     "generation_config.json",
     "tokenizer.model",
@@ -73,7 +73,7 @@ def fetch_checkpoint(repo: str) -> Path:
         check_config(read_json(config), f"{repo}/config.json")
         ui.note(f"fetching {repo} from the hub")
         for weights in ("model*.safetensors", "*.safetensors"):
-            folder = Path(snapshot_download(repo, allow_patterns=[*_BESIDE_THE_WEIGHTS, weights]))
+            folder = Path(snapshot_download(repo, allow_patterns=[*BESIDE_THE_WEIGHTS, weights]))
             if next(folder.glob("*.safetensors"), None):
                 return folder
         raise no_weights(repo, HfApi().list_repo_files(repo))

@@ -15,7 +15,7 @@ from pathlib import Path
 from jambacli import ui
 from jambacli.errors import JambaError, UsageError
 from jambacli.hub import download, huggingface
-from jambacli.hub.checkpoints import _BESIDE_THE_WEIGHTS
+from jambacli.hub.checkpoints import BESIDE_THE_WEIGHTS
 from jambacli.hub.download import Remote
 from jambacli.hub.huggingface import Listed, Listing
 from jambacli.hub.names import Hub, canonical_quant, parse_name, with_quant
@@ -84,7 +84,7 @@ def _wanted(listing: Listing) -> list[Listed]:
         weights = weights or [f for f in files if "/" not in f.path and fnmatch.fnmatch(f.path, pattern)]
     if not weights:
         raise no_weights(listing.repo, [f.path for f in listing.files])
-    beside = [f for f in files if any(fnmatch.fnmatch(f.path, pattern) for pattern in _BESIDE_THE_WEIGHTS)]
+    beside = [f for f in files if any(fnmatch.fnmatch(f.path, pattern) for pattern in BESIDE_THE_WEIGHTS)]
     if not any(f.path == "config.json" for f in beside):
         raise JambaError(f"{listing.repo} has no config.json: it is no transformers checkpoint")
     # The config first: another architecture is refused before gigabytes are fetched.

@@ -1,0 +1,74 @@
+"""What the benchmark makes of its timings, on a runner whose clock is known."""
+
+from __future__ import annotations
+
+import pytest
+
+from jambacli.evaluation.bench import Case, Result, measure, prefill_speed
+from jambacli.evaluation.plan import prefill_flops
+from jambacli.evaluation.synthetic import shape_config
+from jambacli.model.config import JambaConfig
+
+
+class Clockwork:
+    """Reads 100 tokens a second and writes 10, and keeps what it was asked."""
+
+    name = "clockwork"
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, int]] = []
+
+    def start(self, depth: int, room: int) -> None:
+        self.asked.append(("start", depth))
+
+    def prefill(self, tokens: int) -> float:
+        self.asked.append(("prefill", tokens))
+        return tokens / 100
+
+    def decode(self, tokens: int) -> float:
+        self.asked.append(("decode", tokens))
+        return tokens / 10
+
+    def peak_memory(self) -> int:
+        return 7
+
+
+def test_rates_and_names_are_those_of_the_case() -> None:
+    runner = Clockwork()
+    results = measure([runner], [Case(512, 0), Case(0, 20), Case(100, 10), Case(0, 8, 4096)], 2)
+    assert [r.case.name for r in results] == ["pp512", "tg20", "pp100+tg10", "tg8 @ d4096"]
+    assert [r.rate for r in results] == pytest.approx([100, 10, 55, 10])
+    assert [r.first_token_seconds for r in results] == [5.12, None, 1.0, None]
+    assert runner.asked.count(("start", 4096)) == 1  # the depth is read once for all repetitions
+    assert runner.asked.count(("prefill", 512)) == 2
+
+
+def test_runners_are_measured_in_turn() -> None:
+    order: list[str] = []
+
+    class Told(Clockwork):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.name = name
+
+        def prefill(self, tokens: int) -> float:
+            if tokens == 300:
+                order.append(self.name)
+            return 1.0
+
+    measure([Told("a"), Told("b")], [Case(300, 0)], 3)
+    assert order == ["a", "b"] * 3
+
+
+def test_the_speed_kept_for_estimates_is_that_of_the_longest_plain_prompt() -> None:
+    big = shape_config("jamba-3b")
+    results = [
+        Result(Case(512, 0), "x", [50.0, 100.0, 200.0]),
+        Result(Case(256, 0), "x", [1.0]),
+        Result(Case(512, 0, 8192), "x", [1.0]),
+        Result(Case(1024, 64), "x", [1.0]),
+    ]
+    assert prefill_speed(big, results) == pytest.approx(prefill_flops(big, 512) * 100 / 512)
+    assert prefill_speed(big, results[2:]) is None
+    small = JambaConfig.from_hf({"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 8, "vocab_size": 64})
+    assert prefill_speed(small, results) is None
