@@ -1,0 +1,115 @@
+"""Whole tiny models on the CPU's reference and on the card: the same tokens, the same logits. Knows nothing of timing."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from jambacli.kernels import reference_ops
+from jambacli.model.config import JambaConfig
+from jambacli.model.jamba import JambaModel
+from jambacli.model.placement import Placement
+
+if TYPE_CHECKING:
+    from jambacli.evaluation.gpu_suite import Suite
+
+#: The bound on the median relative error of logits where matrix units multiply bf16.
+LOGIT_ERROR = 2e-2
+SHAPE = {
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "attn_layer_period": 4,
+    "attn_layer_offset": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "mamba_d_state": 16,
+    "vocab_size": 1024,
+}
+
+
+def models(suite: Suite, device: torch.device) -> None:
+    """Compare models in several types, with all weights on the card and with some experts behind, and their states."""
+    rows = suite.results.setdefault("models", [])
+    config = JambaConfig.from_hf(SHAPE if not suite.tiny else SHAPE | {"intermediate_size": 256, "vocab_size": 320})
+    quants = ("q4_k_m", "q8_0", "experts_int8") if not suite.tiny else ("q4_k_m",)
+    for quant in quants:
+        for behind in (frozenset(), frozenset({3})):
+            name = f"{quant}{', some experts in RAM' if behind else ''}"
+            found = suite.attempt(f"model {name}", 20, lambda q=quant, b=behind: compare(config, q, device, b, suite.tiny))
+            if found is not None:
+                rows.append({"model": name, **found})
+
+
+def compare(
+    config: JambaConfig, quant: str, device: torch.device, behind: frozenset[int], tiny: bool
+) -> dict[str, Any]:
+    """The same random model on the CPU and on the card: errors of prefill and decode, greedy tokens, states exchanged."""
+    from jambacli.evaluation.gpu_synthetic import CardTensors
+    from jambacli.model.cuda import put_on_card
+    from jambacli.model.loader import build
+
+    make = CardTensors(config, quant, torch.device("cpu"))
+    tensors = {name: make(name) for name in make.shapes()}
+    cpu = build(config, tensors.__getitem__, ops=reference_ops())
+    plan = Placement(0, 0, 0, 0, behind, config.n_moe_layers)
+    card = put_on_card(config, tensors.__getitem__, device, plan)
+    n_prompt, n_new = (9, 4) if tiny else (90, 24)
+    ids = torch.randint(0, config.vocab_size, (n_prompt,), generator=torch.Generator().manual_seed(5))
+    here, there = cpu.new_state(256, "f16"), card.new_state(256, "f16")
+    expected, got = _logits(cpu, ids, here), _logits(card, ids, there)
+    prefill_error = relative_error(got, expected)
+    decode_errors, agree, decided = [], 0, 0
+    token = int(expected[-1].argmax())
+    for _ in range(n_new):
+        expected, got = _logits(cpu, torch.tensor([token]), here), _logits(card, torch.tensor([token]), there)
+        decode_errors.append(relative_error(got, expected))
+        top = expected[0].topk(2).values
+        if float(top[0] - top[1]) > 2 * float((got - expected).abs().max()):
+            decided += 1
+            agree += int(got[0].argmax()) == int(expected[0].argmax())
+        token = int(expected[0].argmax())
+    moved = _exchange(cpu, card, here, there, token)
+    worst = max(decode_errors)
+    ok = prefill_error < LOGIT_ERROR and worst < LOGIT_ERROR and agree == decided and moved < LOGIT_ERROR
+    return {
+        "ok": ok,
+        "prefill_error": prefill_error,
+        "decode_error": worst,
+        "greedy_agree": f"{agree}/{decided} (of {n_new})",
+        "moved_state_error": moved,
+    }
+
+
+def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
+    """The median difference of logits over their standard deviation; infinite where one is not a number."""
+    if not bool(torch.isfinite(got).all()):
+        return math.inf
+    return float(((got - expected).abs().median() / expected.std()).item())
+
+
+def _logits(model: JambaModel, ids: torch.Tensor, state: Any) -> torch.Tensor:
+    logits = model.forward(ids, state, logits="all")
+    assert logits is not None
+    return logits.float().cpu()
+
+
+def _exchange(cpu: JambaModel, card: JambaModel, here: Any, there: Any, token: int) -> float:
+    """Move the CPU's state to the card and the card's to the CPU, as files do, and go on: the larger error."""
+    ids = torch.tensor([token])
+    errors = []
+    for source, model in ((here, card), (there, cpu)):
+        fresh = model.new_state(256, "f16")
+        stop = source.position
+        pairs = [(k.to(fresh.device), v.to(fresh.device)) for k, v in source.kv(0, stop)]
+        fresh.load_kv(0, stop, pairs)
+        saved = source.snapshot()
+        fresh.restore(fresh.checkpoint(stop, saved.conv.to(fresh.device), saved.ssm.to(fresh.device)))
+        owner = cpu if model is card else card
+        expected = _logits(owner, ids, source)
+        errors.append(relative_error(_logits(model, ids, fresh), expected))
+    return max(errors)

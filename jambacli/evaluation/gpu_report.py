@@ -1,0 +1,85 @@
+"""The GPU suite's results as a page of tables; knows nothing of how they came about."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jambacli.units import format_bytes
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The page: machine, comparisons, speeds, what failed and what was skipped."""
+    machine = results.get("machine", {})
+    lines = [f"# {machine.get('name', 'unknown card')}, {results.get('date', '')}", ""]
+    lines.append(", ".join(f"{key} {value}" for key, value in machine.items() if key != "name"))
+    if rates := results.get("rates"):
+        lines += ["", f"Copies {rates['copy_bytes_per_second'] / 1e9:,.0f} GB/s (read and written), multiplies "
+                  f"{rates['matrix_flops'] / 1e12:,.1f} TFLOP/s."]  # fmt: skip
+    lines += _kernels(results) + _models(results) + _gemv(results)
+    for part, title in (("bench", "Speeds"), ("limits", "With less memory")):
+        lines += _speeds(results.get(part, []), title)
+    for item in results["failed"]:
+        lines.append(f"- FAILED {item['step']}: {item['error']}")
+    lines += [f"- skipped for lack of time: {name}" for name in results["skipped"]]
+    lines.append(f"\n{results.get('seconds', 0)} s in all.")
+    return "\n".join(lines) + "\n"
+
+
+def _kernels(results: dict[str, Any]) -> list[str]:
+    rows = results.get("kernels", [])
+    if not rows:
+        return []
+    bad = [r for r in rows if not r["ok"]]
+    worst = max((r["error"] for r in rows if r["ok"]), default=0.0)
+    lines = ["", f"Kernels: {len(rows) - len(bad)} of {len(rows)} cases equal the reference (largest error {worst:.1e})."]
+    for r in bad:
+        found = f"error {r['error']:.2e} over {r['tolerance']:.0e}" if r["error"] is not None else r.get("problem", "")
+        lines.append(f"- FAILED {r['case']}: {found}")
+    return lines
+
+
+def _models(results: dict[str, Any]) -> list[str]:
+    rows = results.get("models", [])
+    if not rows:
+        return []
+    lines = ["", "| model, CPU against card | prefill error | decode error | greedy | moved state | holds |",
+             "| --- | ---: | ---: | --- | ---: | --- |"]  # fmt: skip
+    return lines + [
+        f"| {r['model']} | {r['prefill_error']:.1e} | {r['decode_error']:.1e} | {r['greedy_agree']} | "
+        f"{r['moved_state_error']:.1e} | {'yes' if r['ok'] else 'NO'} |"
+        for r in rows
+    ]
+
+
+def _gemv(results: dict[str, Any]) -> list[str]:
+    rows = [r for r in results.get("gemv", []) if r["usual"]]
+    if not rows:
+        return []
+    copy = results.get("rates", {}).get("copy_bytes_per_second")
+    lines = ["", "| matrix-vector product | GB/s | of copy |", "| --- | ---: | ---: |"]
+    for r in rows:
+        share = f"{r['rate'] / copy:.0%}" if copy else ""
+        lines.append(f"| {r['format']} {r['shape'][0]}x{r['shape'][1]} | {r['rate'] / 1e9:,.1f} | {share} |")
+    return lines
+
+
+def _speeds(rows: list[dict[str, Any]], title: str) -> list[str]:
+    if not rows:
+        return []
+    lines = ["", f"{title}:", "", "| model | test | tokens/s | ms | of copy / matrix rate | line to meet, ms | peak memory |",
+             "| --- | --- | ---: | ---: | ---: | ---: | ---: |"]  # fmt: skip
+    for r in rows:
+        share = r.get("share_of_copy", r.get("share_of_matrix_rate"))
+        limit = f", {r['limit'] / 1e9:g} GB" if r.get("limit") else ""
+        target = r.get("target_milliseconds")
+        cells = [
+            f"{r['shape']} {r['quant']}{limit}",
+            r["test"],
+            f"{r['tokens_per_second']:,.1f}",
+            f"{r['milliseconds']:,.2f}",
+            "" if share is None else f"{share:.0%}",
+            "" if target is None else f"{target:.2f}",
+            "" if r.get("peak_memory") is None else format_bytes(r["peak_memory"]),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines

@@ -1,0 +1,213 @@
+"""Puts a model on a card: which device, which operations, which weights where. Knows nothing of how they are computed.
+
+Where Triton's kernels cannot run (no triton, one too old, an old card), the same model runs on the card through plain torch,
+slower, and one line says why.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from jambacli import ui
+from jambacli.errors import JambaError, UsageError
+from jambacli.kernels import choose_ops, reference_ops
+from jambacli.model.config import JambaConfig
+from jambacli.model.jamba import JambaModel
+from jambacli.model.loader import GetTensor, build
+from jambacli.model.moe import MoE
+from jambacli.model.placement import Placement, expert_layer, place
+from quant.formats import FORMATS, QTensor
+
+if TYPE_CHECKING:
+    from jambacli.kernels.triton.repack import Packed
+
+# Names of the matrices that kernels read; every other tensor is a few values.
+_MATRICES = ("token_embd", "output", "attn_q", "attn_k", "attn_v", "attn_output", "ssm_in", "ssm_x", "ssm_dt", "ssm_out")
+_NETWORKS = ("ffn_gate", "ffn_up", "ffn_down", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """The device that ``--device`` names, and why it is not a card where one was hoped for."""
+
+    device: torch.device
+    note: str | None = None
+
+
+def find_device(wanted: str = "auto") -> Found:
+    """The device for ``--device auto|cuda[:N]|cpu``.
+
+    ``auto`` is the first card that works, else the CPU, with a note where there is a card that does not work. Raises
+    UsageError for another word, JambaError (naming what is wrong) for a card that is asked for and not there.
+    """
+    if wanted == "cpu":
+        return Found(torch.device("cpu"))
+    kind, _, number = wanted.partition(":")
+    if wanted != "auto" and (kind != "cuda" or (number and not number.isdigit()) or wanted.endswith(":")):
+        raise UsageError(f"--device {wanted!r} is none of auto, cpu, cuda, cuda:N")
+    problem = card_problem()
+    if wanted == "auto":
+        from jambacli.evaluation import nvml
+
+        if problem is None:
+            return Found(torch.device("cuda", 0))
+        return Found(torch.device("cpu"), f"{problem}; computing on the CPU" if nvml.cards() else None)
+    if problem is not None:
+        raise JambaError(f"--device {wanted}: {problem}")
+    index, count = int(number or 0), torch.cuda.device_count()
+    if index >= count:
+        raise JambaError(f"--device {wanted}: there {'is 1 card' if count == 1 else f'are {count} cards'}, numbered from 0")
+    return Found(torch.device("cuda", index))
+
+
+def card_problem() -> str | None:
+    """Why torch cannot use a card here, None where it can."""
+    if torch.version.cuda is None:
+        return "this torch was built without CUDA; install one with it (pip install torch --force-reinstall)"
+    if torch.cuda.is_available():
+        return None
+    from jambacli.evaluation import nvml
+
+    if nvml.cards():
+        return (
+            f"the NVIDIA driver is too old for this torch (built for CUDA {torch.version.cuda}), or does not work: "
+            "update the driver, or install a torch for an older CUDA"
+        )
+    return "there is no NVIDIA card that its driver shows"
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes free on a card."""
+    return int(torch.cuda.mem_get_info(device)[0])
+
+
+def is_matrix(name: str) -> bool:
+    """Whether the tensor of that GGUF name is one that kernels multiply with, not a few values."""
+    stem = name.removesuffix(".weight").rsplit(".", 1)[-1]
+    return name.endswith(".weight") and stem in (*_MATRICES, *_NETWORKS)
+
+
+def card_sizes(tensors: dict[str, tuple[str, tuple[int, ...]]]) -> dict[str, int]:
+    """Bytes that tensors, by name (format, shape), take on a card."""
+    from jambacli.kernels.triton.repack import LAYOUTS, packed_bytes
+
+    sizes = {}
+    for name, (fmt, shape) in tensors.items():
+        rows, n = 1, shape[-1]
+        for size in shape[:-1]:
+            rows *= size
+        if is_matrix(name):
+            sizes[name] = packed_bytes(fmt if fmt in LAYOUTS else "f16", rows, n)
+        else:
+            sizes[name] = rows * n * 4
+    return sizes
+
+
+def upload(w: QTensor, device: torch.device) -> Packed:
+    """A matrix in planes on the card. A format without kernels becomes f16 there."""
+    from jambacli.kernels import reference
+    from jambacli.kernels.triton.repack import LAYOUTS, repack
+
+    if w.format.name not in LAYOUTS:
+        ui.warn(f"{w.format.name} has no GPU kernel: its weights are kept as f16 on the card")
+        values = reference.dequantize(w).to(torch.float16)
+        w = QTensor(values.view(-1).view(torch.uint8), FORMATS["f16"], w.shape)
+    scale = None if w.scale is None else w.scale.to(device)
+    return repack(QTensor(w.data.to(device), w.format, w.shape, scale))
+
+
+def uploader(tensor: GetTensor, device: torch.device, host_layers: frozenset[int]) -> GetTensor:
+    """``tensor`` with what it gives on the card: matrices in planes, experts of ``host_layers`` as they are."""
+
+    def get(name: str) -> QTensor:
+        w = tensor(name)
+        layer = expert_layer(name)
+        if layer is not None and layer in host_layers:
+            return w
+        if is_matrix(name):
+            return upload(w, device)
+        return QTensor(w.data.to(device), w.format, w.shape, w.scale)
+
+    return get
+
+
+def put_on_card(
+    config: JambaConfig,
+    tensor: GetTensor,
+    device: torch.device,
+    plan: Placement,
+    *,
+    dtype: torch.dtype | None = None,
+    graphs: bool = True,
+    source: Any = None,
+) -> JambaModel:
+    """The model with its weights where ``plan`` says, computed by Triton's kernels. ``tensor`` as ``loader.build``.
+
+    ``dtype``: what matrix units multiply (the card's own choice by default). Runs on the CPU under Triton's
+    interpreter too.
+    """
+    from jambacli.kernels.triton.ops import TritonOps, compute_dtype, triton_ops
+    from jambacli.model.cuda_decode import CudaDecoder, decodable
+    from jambacli.model.offload import HostExperts, host_step
+
+    dtype = dtype or compute_dtype(device)
+    cpu = choose_ops()
+    host = HostExperts(device, cpu, TritonOps(dtype).mlp) if plan.host_layers else None
+    ops = triton_ops(dtype, host)
+    model = build(config, uploader(tensor, device, plan.host_layers), ops=ops, source=source)
+    if not decodable(model.layers):
+        return model
+    steps = {
+        i: host_step(layer.ffn, layer.ffn_norm, layer.eps, cpu)
+        for i, layer in enumerate(model.layers)
+        if i in plan.host_layers and isinstance(layer.ffn, MoE)
+    }
+    decoder = CudaDecoder(config, model.layers, model.output_norm, model.output, dtype, host=steps, graphs=graphs)
+    return dataclasses.replace(model, decoder=decoder)
+
+
+def through_torch(config: JambaConfig, tensor: GetTensor, device: torch.device, source: Any = None) -> JambaModel:
+    """The model on the card through plain torch: slow, but with any format and any card that torch supports."""
+
+    def get(name: str) -> QTensor:
+        w = tensor(name)
+        return QTensor(w.data.to(device), w.format, w.shape, None if w.scale is None else w.scale.to(device))
+
+    return build(config, get, ops=reference_ops(), source=source)
+
+
+def load_on_card(
+    config: JambaConfig,
+    tensors: dict[str, tuple[str, tuple[int, ...]]],
+    tensor: GetTensor,
+    device: torch.device,
+    *,
+    ctx: int,
+    kv_type: str = "f16",
+    gpu_memory: int | None = None,
+    cpu_experts: int | None = None,
+    say: Callable[[str], None] = ui.note,
+    source: Any = None,
+) -> JambaModel:
+    """Plan and load: ``tensors`` are (format, shape) by name, to plan with; the rest as ``place`` and ``put_on_card``.
+
+    Raises JambaError when the model does not fit.
+    """
+    from jambacli.kernels.triton import why_not
+
+    plan = place(
+        config, card_sizes(tensors), ctx, kv_type, free_memory(device), gpu_memory=gpu_memory, cpu_experts=cpu_experts
+    )
+    torch.cuda.set_device(device)
+    problem = why_not(device.index or 0)
+    if problem is not None:
+        if plan.host_layers:
+            raise JambaError(f"{problem}; without it experts cannot stay in RAM: use --device cpu")
+        say(f"{problem}: computing on the card through plain torch, which is slower")
+        return through_torch(config, tensor, device, source)
+    say(plan.describe())
+    return put_on_card(config, tensor, device, plan, source=source)

@@ -1,0 +1,152 @@
+"""Experts whose weights stay in the computer's memory: decoded there, streamed to the card for many tokens.
+
+Knows nothing of plans, files or of what decides. For a few tokens the CPU's kernels do a layer's whole feed-forward half, and
+only the residual stream crosses over. For many, moving the weights is cheaper than moving the work: an expert's blocks
+are copied into page-locked memory by a thread, sent to the card on a stream of their own, and repacked and multiplied
+there while the next expert is on its way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from jambacli.kernels import Ops, reference
+from jambacli.kernels.triton import experts as routing
+from jambacli.kernels.triton.repack import Packed, repack
+from jambacli.model.moe import MoE
+from quant.formats import QTensor
+
+#: Tokens up to which the CPU computes; beyond, weights are streamed to the card.
+FEW_TOKENS = 16
+
+
+@dataclass
+class _Slot:
+    """A place for one expert on its way: page-locked bytes here, bytes on the card, and who still reads them."""
+
+    here: torch.Tensor
+    there: torch.Tensor
+    sent: Any = None
+    used: Any = None
+
+
+class HostExperts:
+    """Computes experts that are not on the card; one for a model, since its buffers are large."""
+
+    def __init__(self, device: torch.device, cpu: Ops, mlp: Callable[..., torch.Tensor]) -> None:
+        """``cpu``: the operations for experts here; ``mlp``: the card's gated network, for packed weights."""
+        self._device, self._cpu, self._mlp = device, cpu, mlp
+        self._cuda = device.type == "cuda"
+        self._slots: list[_Slot] = []
+        self._stream = torch.cuda.Stream(device) if self._cuda else None
+        self._mover = ThreadPoolExecutor(1, thread_name_prefix="experts")
+
+    def __call__(
+        self, x: torch.Tensor, router: torch.Tensor, gate: QTensor, up: QTensor, down: QTensor, top_k: int
+    ) -> torch.Tensor:
+        """See ``reference.experts``: x float32 [T, hidden] and router on the card, the rest here."""
+        if x.shape[0] <= FEW_TOKENS:
+            here = self._cpu.experts(x.cpu(), router.cpu(), gate, up, down, top_k)
+            return here.to(self._device)
+        return self._streamed(x, router, (gate, up, down), top_k)
+
+    def _streamed(
+        self, x: torch.Tensor, router: torch.Tensor, stacks: tuple[QTensor, QTensor, QTensor], top_k: int
+    ) -> torch.Tensor:
+        weights, chosen = routing.choose(x, router, top_k)
+        expert, token, place = routing.sort_by_expert(chosen)
+        stops = torch.bincount(expert, minlength=router.shape[0]).cumsum(0).tolist()
+        spans = [(e, a, b) for e, (a, b) in enumerate(zip([0, *stops], stops, strict=False)) if a < b]
+        rows = x[token]
+        y = torch.empty_like(rows)
+        self._reserve(max(sum(_expert_bytes(w) for w in stacks), 1))
+        coming: Future[_Slot] = self._mover.submit(self._send, self._slots[0], stacks, spans[0][0])
+        for i, (e, start, stop) in enumerate(spans):
+            slot = coming.result()
+            if i + 1 < len(spans):
+                coming = self._mover.submit(self._send, self._slots[(i + 1) % 2], stacks, spans[i + 1][0])
+            if slot.sent is not None:
+                torch.cuda.current_stream(self._device).wait_event(slot.sent)
+            y[start:stop] = self._mlp(rows[start:stop], *_unpack(slot.there, stacks, e, self._device))
+            if self._cuda:
+                slot.used = torch.cuda.Event()
+                slot.used.record(torch.cuda.current_stream(self._device))
+        return routing.weigh(y, place, weights)
+
+    def _reserve(self, size: int) -> None:
+        if self._slots and self._slots[0].here.numel() >= size:
+            return
+        if self._cuda:
+            torch.cuda.synchronize(self._device)
+        self._slots = [
+            _Slot(
+                torch.empty(size, dtype=torch.uint8, pin_memory=self._cuda),
+                torch.empty(size, dtype=torch.uint8, device=self._device),
+            )
+            for _ in range(2)
+        ]
+
+    def _send(self, slot: _Slot, stacks: tuple[QTensor, QTensor, QTensor], e: int) -> _Slot:
+        """Runs in the mover's thread: file pages to page-locked memory, and from there to the card."""
+        if slot.sent is not None:
+            slot.sent.synchronize()  # the bytes sent last from here have left
+        at = 0
+        for w in stacks:
+            n = w.data.numel() // w.shape[0]
+            slot.here[at : at + n].copy_(w.data[e * n : (e + 1) * n])
+            at += _expert_bytes(w)
+        if self._stream is None:
+            slot.there[:at].copy_(slot.here[:at])
+            return slot
+        with torch.cuda.stream(self._stream):
+            if slot.used is not None:
+                self._stream.wait_event(slot.used)  # the card has multiplied with what lay there
+            slot.there[:at].copy_(slot.here[:at], non_blocking=True)
+            slot.sent = torch.cuda.Event()
+            slot.sent.record(self._stream)
+        return slot
+
+
+def _expert_bytes(w: QTensor) -> int:
+    """Bytes of one expert's blocks, rounded up so that what follows is aligned."""
+    return -(-(w.data.numel() // w.shape[0]) // 256) * 256
+
+
+def _unpack(there: torch.Tensor, stacks: tuple[QTensor, ...], e: int, device: torch.device) -> list[Packed]:
+    found, at = [], 0
+    for w in stacks:
+        n = w.data.numel() // w.shape[0]
+        scale = None if w.scale is None else w.scale.view(w.shape[0], -1)[e].to(device)
+        found.append(repack(QTensor(there[at : at + n], w.format, w.shape[1:], scale)))
+        at += _expert_bytes(w)
+    return found
+
+
+def host_step(ffn: MoE, norm: torch.Tensor, eps: float, cpu: Ops) -> Callable[[torch.Tensor], None]:
+    """A layer's feed-forward half for one token in the computer's memory: x += experts(norm(x)), in place.
+
+    The norm and router may be on the card: they are copied here once. Through the C++ library's own step where it is
+    built and knows the formats.
+    """
+    norm, router = norm.cpu().contiguous(), ffn.router.cpu().contiguous()
+    if cpu.name == "cpu":
+        from jambacli.kernels.cpu import steps
+        from jambacli.kernels.cpu.structs import NATIVE_TYPES
+
+        if all(w.format.ggml_type in NATIVE_TYPES for w in (ffn.gate, ffn.up, ffn.down)):
+            step = steps.ExpertsStep(
+                norm, eps, router=router, gate=ffn.gate, up=ffn.up, down=ffn.down, top_k=ffn.top_k
+            )
+            program = steps.Program([step])
+            binding = program.bind([None])
+            return lambda x: program.run(x, 0, binding)
+
+    def plain(x: torch.Tensor) -> None:
+        x += cpu.experts(reference.rms_norm(x, norm, eps), router, ffn.gate, ffn.up, ffn.down, ffn.top_k)
+
+    return plain

@@ -1,0 +1,66 @@
+"""Every Triton kernel compiles for the cards people have, without one: a whole tiny model's decode step and prefill."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+from tests.kernels.triton_model import FORMATS_TOGETHER, tiny_config, tiny_tensors
+
+# Each in a process of its own: Triton decides between compiler and interpreter when a kernel is defined.
+_SCRIPT = """
+import sys
+import torch
+from tests.kernels.test_triton_compile import compile_everything
+compile_everything(int(sys.argv[1]), sys.argv[2])
+"""
+
+
+def compile_everything(capability: int, formats: str) -> None:
+    """Compile all that a model in a mixture of formats launches; prints one line a kernel."""
+    from jambacli.kernels.triton.attention import DecodeScratch, append, decode
+    from jambacli.kernels.triton.launch import interpreted
+    from jambacli.kernels.triton.scan import selective_scan
+    from jambacli.model.cuda import put_on_card
+    from jambacli.model.placement import Placement
+    from tests.kernels.gpu_compile import compile_for
+
+    assert not interpreted()
+    dtype = torch.bfloat16 if capability >= 80 else torch.float16
+    config = tiny_config()
+    tensors = tiny_tensors(config, formats)
+    with compile_for(capability) as done:
+        plan = Placement(0, 0, 0, 0, frozenset(), 2)
+        model = put_on_card(config, tensors.__getitem__, torch.device("cpu"), plan, dtype=dtype)
+        for kv_type in ("f16", "q8_0"):
+            state = model.new_state(64, kv_type)
+            for n in (1, 5):
+                model.forward(torch.zeros(n, dtype=torch.int64), state)
+        x = torch.zeros(300, 256)
+        selective_scan(x, x, x[0], x[:256, :8], x[:, :8], x[:, :8], x[0], x, torch.zeros(256, 8))
+        q, kv, at = torch.zeros(20, 128), torch.zeros(64, 1, 128, dtype=dtype), torch.zeros(1, dtype=torch.int32)
+        append(q[0], q[0], kv, kv, at, 128)
+        decode(q, kv, kv, at, DecodeScratch(20, 128, 64, q.device), torch.empty_like(q), dtype)
+    for kernel in done:
+        print(kernel.name, kernel.shared, kernel.warps, len(kernel.asm["cubin"]))
+        assert kernel.asm["cubin"]
+        assert kernel.shared <= (48 << 10), kernel.name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("formats", list(FORMATS_TOGETHER))
+@pytest.mark.parametrize("capability", [75, 80, 86, 90])
+def test_every_kernel_compiles(capability: int, formats: str) -> None:
+    import subprocess
+    import sys
+
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", _SCRIPT, str(capability), formats]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    names = {line.split()[0] for line in ran.stdout.splitlines()}
+    assert {"_gemv_kernel", "_split_kernel", "_step_kernel", "_up_kernel", "_down_kernel", "_chunk_kernel"} <= names
