@@ -161,10 +161,10 @@ def _kind(head: bytes, path: Path | None, name: str, data: bytes | None = None) 
     suffix = path.suffix.lower() if path is not None else ""
     if b"%PDF-" in head[:1024]:
         return "pdf"
-    if head.startswith(b"PK\x03\x04") or suffix == ".docx":
-        return _zip_kind(path, name, data, head)
     if head.startswith(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"):
         raise BadFileError(name, "is an old or a password-protected Office file; save it as .docx or .pdf, unprotected")
+    if head.startswith(b"PK\x03\x04") or suffix == ".docx":
+        return _zip_kind(path, name, data, head)
     if suffix == ".pdf":
         if not head.strip():
             raise BadFileError(name, "is empty; there is nothing to read in it")

@@ -120,7 +120,12 @@ def _guessed(data: bytes, name: str) -> tuple[str, str]:
             f"{name} is not UTF-8; convert it (iconv -f ENCODING -t UTF-8), or let its encoding be guessed: "
             "pip install 'jambacli[docs]'"
         ) from error
-    best = from_bytes(data[:_SAMPLE]).best()
+    likely = list(from_bytes(data[:_SAMPLE]))
+    best = likely[0] if likely else None
+    # Of encodings that fit a text equally, the one most files without Unicode are in.
+    western = next((m for m in likely if m.encoding == "cp1252"), None)
+    if best is not None and western is not None and western.coherence >= best.coherence:
+        best = western
     if best is None:
         raise BadFileError(
             name, "is in no encoding that can be told, or no text; convert it: iconv -f ENCODING -t UTF-8"
