@@ -45,6 +45,9 @@ def chat(
     kv_type: o.KvType = None,
     no_store: o.NoStore = False,
     threads: o.Threads = None,
+    device: o.Device = "auto",
+    gpu_memory: o.GpuMemory = None,
+    cpu_experts: o.CpuExperts = None,
     stats: o.Stats = False,
 ) -> None:
     """Chat; every turn is kept, and nothing that was read is read again, in this process or another."""
@@ -67,7 +70,9 @@ def chat(
 
     from jambacli.engine.chat import Chat
 
-    model = o.load_model(name, threads)
+    model = o.load_model(
+        name, threads, device=device, gpu_memory=gpu_memory, cpu_experts=cpu_experts, ctx=context, kv_type=kv_type
+    )
     options: dict[str, Any] = {"ctx": context, "kv_type": kv_type, "store": not no_store}
     options |= {"system": system} if system else {}
     options |= {"read_only": True} if read_only else {}

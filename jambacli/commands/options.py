@@ -60,6 +60,17 @@ Threads = Annotated[
     int | None,
     typer.Option("--threads", "-t", min=1, help="CPU threads; default: the cores.", rich_help_panel=_RUNTIME),
 ]
+Device = Annotated[
+    str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", rich_help_panel=_RUNTIME, show_default=True)
+]
+GpuMemory = Annotated[
+    str | None,
+    typer.Option("--gpu-memory", help="Use at most this of the card, e.g. 20G.", rich_help_panel=_RUNTIME),
+]
+CpuExperts = Annotated[
+    int | None,
+    typer.Option("--cpu-experts", min=0, help="Keep this many layers' experts in RAM.", rich_help_panel=_RUNTIME),
+]
 Stats = Annotated[bool, typer.Option("--stats", help="Rates, tokens and memory on stderr.", rich_help_panel=_RUNTIME)]
 
 NoStore = Annotated[
@@ -69,7 +80,16 @@ NoStore = Annotated[
 MAX_INPUT = 256 << 20
 
 
-def load_model(name: str | None, threads: int | None) -> Jamba:
+def load_model(
+    name: str | None,
+    threads: int | None,
+    *,
+    device: str = "auto",
+    gpu_memory: str | None = None,
+    cpu_experts: int | None = None,
+    ctx: int | None = None,
+    kv_type: str | None = None,
+) -> Jamba:
     """The model of that name; without one the last used or the embedded demonstration model, and a note that says which."""
     from jambacli.engine.api import Jamba
     from jambacli.hub.resolve import last_used
@@ -82,7 +102,10 @@ def load_model(name: str | None, threads: int | None) -> Jamba:
             else "no model given and none used yet: using the embedded tiny Jamba, a demonstration model that knows nothing but "
             "short reports (jamba pull jamba:3b gets a real one)"
         )
-    return Jamba.load(name, threads=threads)
+    memory = None if gpu_memory is None else parse_size(gpu_memory, "--gpu-memory")
+    return Jamba.load(
+        name, threads=threads, device=device, gpu_memory=memory, cpu_experts=cpu_experts, ctx=ctx, kv_type=kv_type
+    )
 
 
 def sampling_options(**given: Any) -> dict[str, Any]:

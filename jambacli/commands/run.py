@@ -49,6 +49,9 @@ def run(
     kv_type: o.KvType = None,
     no_store: o.NoStore = False,
     threads: o.Threads = None,
+    device: o.Device = "auto",
+    gpu_memory: o.GpuMemory = None,
+    cpu_experts: o.CpuExperts = None,
     stats: o.Stats = False,
 ) -> None:
     """Answer a prompt: from the command line, a file, standard input, or all of them together."""
@@ -69,7 +72,9 @@ def run(
     name, words = _model_and_prompt(first, second)
     prompt = _prompt(words, file)
 
-    model = o.load_model(name, threads)
+    model = o.load_model(
+        name, threads, device=device, gpu_memory=gpu_memory, cpu_experts=cpu_experts, ctx=context, kv_type=kv_type
+    )
     session = model.session(ctx=context, kv_type=kv_type, system=system, store=not no_store)
     raw = raw or model.template is None
     if raw and system:

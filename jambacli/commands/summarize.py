@@ -42,6 +42,9 @@ def summarize(
     kv_type: o.KvType = None,
     no_store: o.NoStore = False,
     threads: o.Threads = None,
+    device: o.Device = "auto",
+    gpu_memory: o.GpuMemory = None,
+    cpu_experts: o.CpuExperts = None,
     stats: o.Stats = False,
     quiet: r.Quiet = False,
 ) -> None:
@@ -69,7 +72,9 @@ def summarize(
     task = r.task_of(wish.instruction(), citations, schema)
     entries = r.read_entries(names, output)
 
-    loaded = o.load_model(model, threads)
+    loaded = o.load_model(
+        model, threads, device=device, gpu_memory=gpu_memory, cpu_experts=cpu_experts, ctx=context, kv_type=kv_type
+    )
     options: dict[str, Any] = {"ctx": context, "kv_type": kv_type, "store": not no_store}
     generation = {**sampling, "max_tokens": max_tokens, "stop": stop or ()}
     with r.reader(loaded, options, generation) as reader:

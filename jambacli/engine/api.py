@@ -44,17 +44,31 @@ class Jamba:
         self.load_seconds = 0.0
 
     @classmethod
-    def load(cls, name: str | Path | None = None, *, threads: int | None = None) -> Jamba:
+    def load(
+        cls,
+        name: str | Path | None = None,
+        *,
+        threads: int | None = None,
+        device: str = "auto",
+        ctx: int | None = None,
+        kv_type: str | None = None,
+        gpu_memory: int | None = None,
+        cpu_experts: int | None = None,
+    ) -> Jamba:
         """Load a model by name, by the path of a GGUF file (any part of a split one) or of a Hugging Face checkpoint.
 
         A checkpoint directory is converted once, in its own precision, and kept under ``JAMBA_HOME/converted``.
         None is the model used last, else the embedded demonstration model: tiny, always there. Weights are mapped, not
         read. ``threads`` is for the whole process. Raises JambaError for an unknown name or a file that is no sound
         Jamba GGUF.
+
+        ``device`` is "auto" (a card that works, else the CPU), "cpu" or "cuda[:N]". What a card holds is planned for
+        ``ctx`` tokens (the model's own limit by default) of ``kv_type``, in ``gpu_memory`` bytes (what is free); experts
+        that do not fit, or those of ``cpu_experts`` layers, stay in RAM.
         """
+        from jambacli.engine.device import load_gguf_on
         from jambacli.hub.resolve import last_used, remember_used, resolve_model
         from jambacli.kernels import set_threads
-        from jambacli.model.loader import from_gguf
         from jambacli.weights.gguf import GGUFFile
 
         known = last_used() if name is None else resolve_model(str(name))
@@ -70,7 +84,8 @@ class Jamba:
         if threads is not None:
             set_threads(threads)
         file = GGUFFile.open(path)
-        loaded = cls(from_gguf(file), file.metadata, str(file.metadata.get("general.name") or path.stem), path)
+        model = load_gguf_on(file, device, ctx=ctx, kv_type=kv_type, gpu_memory=gpu_memory, cpu_experts=cpu_experts)
+        loaded = cls(model, file.metadata, str(file.metadata.get("general.name") or path.stem), path)
         loaded.load_seconds = time.perf_counter() - start
         if name is not None:
             with contextlib.suppress(JambaError, OSError):  # a home that cannot be written loads models all the same

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from jambacli.model.jamba import JambaModel
     from jambacli.model.state import Checkpoint, SequenceState
 
-PREFILL_CHUNK = 512
 # A checkpoint every so many tokens of a long prefill, wherever no boundary falls.
 CHECKPOINT_STEP = 4096
 CHECKPOINT_BUDGET = 256 << 20
@@ -62,11 +61,11 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
 class TokenSequence:
     """The tokens fed to a model so far, the state they left, and checkpoints to go back to."""
 
-    def __init__(self, model: JambaModel, ctx: int, kv_type: str = "f16", chunk: int = PREFILL_CHUNK) -> None:
+    def __init__(self, model: JambaModel, ctx: int, kv_type: str = "f16", chunk: int | None = None) -> None:
         self.model = model
         self.state: SequenceState = model.new_state(ctx, kv_type)
         self.tokens: list[int] = []
-        self.chunk = chunk
+        self.chunk = chunk or model.prefill_chunk
         self.counters = Counters()
         self._stored = 0
         #: Copies of the Mamba part by position, to go back to.

@@ -142,7 +142,9 @@ def bench(suite: Suite, device: torch.device, shapes: list[str], quants: list[st
         for quant in quants:
             if quant == "experts_int8" and not config.n_moe_layers:
                 continue
-            suite.attempt(f"bench {shape} {quant}", 12, lambda s=shape, c=config, q=quant: _model(suite, rows, device, s, c, q))
+            suite.attempt(
+                f"bench {shape} {quant}", 12, lambda s=shape, c=config, q=quant: _model(suite, rows, device, s, c, q)
+            )
 
 
 def limits(suite: Suite, device: torch.device, sizes: list[float]) -> None:
@@ -232,7 +234,9 @@ def _decode(
     weights = weight_bytes_per_token(model)
     kv = model.config.kv_bytes_per_token(kv_type) * depth
     copy = rate.get("copy_bytes_per_second")
-    kernels = model.decoder.launches(state) if model.decoder is not None and hasattr(model.decoder, "launches") else None
+    kernels = (
+        model.decoder.launches(state) if model.decoder is not None and hasattr(model.decoder, "launches") else None
+    )
     return {
         "test": f"decode @ {depth}",
         "tokens_per_second": 1 / each,

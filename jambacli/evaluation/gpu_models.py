@@ -40,7 +40,9 @@ def models(suite: Suite, device: torch.device) -> None:
     for quant in quants:
         for behind in (frozenset(), frozenset({3})):
             name = f"{quant}{', some experts in RAM' if behind else ''}"
-            found = suite.attempt(f"model {name}", 20, lambda q=quant, b=behind: compare(config, q, device, b, suite.tiny))
+            found = suite.attempt(
+                f"model {name}", 20, lambda q=quant, b=behind: compare(config, q, device, b, suite.tiny)
+            )
             if found is not None:
                 rows.append({"model": name, **found})
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from jambacli.kernels import reference
+from jambacli.kernels.triton.repack import Packed
 from quant.formats import FORMATS, QTensor
 
 # Where a block's float16 factors lie (the GGUF specification), and about how large a level they multiply.
@@ -102,7 +103,7 @@ def error(got: torch.Tensor, expected: torch.Tensor) -> float:
     return float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-20)) if expected.numel() else 0.0
 
 
-def on(w: QTensor, device: torch.device):  # noqa: ANN201 - Packed, whose module needs no triton but is imported late
+def on(w: QTensor, device: torch.device) -> Packed:
     """The weight in planes on the device."""
     from jambacli.model.cuda import upload
 
@@ -203,7 +204,7 @@ def _attention(kv_type: str, past: int, heads: int, kv_heads: int, dim: int, dev
     k, v = there[0].cpu(), there[1].cpu()
     dtype = torch.float32  # so that nothing but the order of sums differs
     decode(q[0].to(device), *there, position, DecodeScratch(heads, dim, past + 9, device), out, dtype)
-    return max(error(out.view(1, -1), reference.attention(q, k, v, past)), max(0.0, stored - allowed))
+    return max(error(out.view(1, -1), reference.attention(q, k, v, past)), stored - allowed)
 
 
 def _attention_many(kv_type: str, device: torch.device) -> float:

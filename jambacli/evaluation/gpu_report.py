@@ -31,7 +31,10 @@ def _kernels(results: dict[str, Any]) -> list[str]:
         return []
     bad = [r for r in rows if not r["ok"]]
     worst = max((r["error"] for r in rows if r["ok"]), default=0.0)
-    lines = ["", f"Kernels: {len(rows) - len(bad)} of {len(rows)} cases equal the reference (largest error {worst:.1e})."]
+    lines = [
+        "",
+        f"Kernels: {len(rows) - len(bad)} of {len(rows)} cases equal the reference (largest error {worst:.1e}).",
+    ]
     for r in bad:
         found = f"error {r['error']:.2e} over {r['tolerance']:.0e}" if r["error"] is not None else r.get("problem", "")
         lines.append(f"- FAILED {r['case']}: {found}")

@@ -1,4 +1,4 @@
-"""Everything there is to check and to measure on one CUDA card, in under nine minutes: ``python -m jambacli.evaluation.gpu_suite``.
+"""``python -m jambacli.evaluation.gpu_suite``: all there is to check and to measure on one CUDA card, in nine minutes.
 
 Knows nothing of how things are computed. Parts run in order of importance: the card's own rates, every kernel against
 its reference, whole models on the CPU and the card, then speeds and memory of synthetic models; one that fails is
@@ -129,7 +129,11 @@ def _parser() -> argparse.ArgumentParser:
 def _machine(device: Any) -> dict[str, Any]:
     import torch
 
-    facts: dict[str, Any] = {"torch": torch.__version__, "cuda": torch.version.cuda, "python": platform.python_version()}
+    facts: dict[str, Any] = {
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "python": platform.python_version(),
+    }
     if device.type != "cuda":
         return facts | {"name": "Triton's interpreter on the CPU", "interpreted": True}
     p = torch.cuda.get_device_properties(device)
@@ -165,7 +169,9 @@ def _kernels(suite: Suite, device: Any) -> None:
         except Exception as error:
             text = str(error).strip().splitlines()
             line = f"{type(error).__name__}: {text[-1] if text else ''}"
-            rows.append({"case": case.name, "error": None, "tolerance": case.tolerance, "ok": False, "problem": line[:300]})
+            rows.append(
+                {"case": case.name, "error": None, "tolerance": case.tolerance, "ok": False, "problem": line[:300]}
+            )
             suite.say(f"FAILED {case.name}: {line[:200]}")
     suite.say(f"kernels: {sum(r['ok'] for r in rows)} of {len(rows)} hold, {time.monotonic() - start:.1f} s")
     suite.save()

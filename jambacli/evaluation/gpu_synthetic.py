@@ -52,7 +52,9 @@ class CardTensors:
         scale = None
         if fmt == "i8":
             scale = torch.full(shape[:-1], 2 / 127 / math.sqrt(row), device=device)
-        return QTensor(self._tiles[key].index_select(0, order).view(-1), random_weight(fmt, (1, row)).format, shape, scale)
+        return QTensor(
+            self._tiles[key].index_select(0, order).view(-1), random_weight(fmt, (1, row)).format, shape, scale
+        )
 
 
 def _kept(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:

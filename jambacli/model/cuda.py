@@ -1,4 +1,4 @@
-"""Puts a model on a card: which device, which operations, which weights where. Knows nothing of how they are computed.
+"""Puts a model on a card: which operations, which weights where. Knows nothing of how they are computed, or of files.
 
 Where Triton's kernels cannot run (no triton, one too old, an old card), the same model runs on the card through plain torch,
 slower, and one line says why.
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from jambacli import ui
-from jambacli.errors import JambaError, UsageError
+from jambacli.errors import JambaError
 from jambacli.kernels import choose_ops, reference_ops
 from jambacli.model.config import JambaConfig
 from jambacli.model.jamba import JambaModel
@@ -26,58 +26,19 @@ if TYPE_CHECKING:
     from jambacli.kernels.triton.repack import Packed
 
 # Names of the matrices that kernels read; every other tensor is a few values.
-_MATRICES = ("token_embd", "output", "attn_q", "attn_k", "attn_v", "attn_output", "ssm_in", "ssm_x", "ssm_dt", "ssm_out")
+_MATRICES = (
+    "token_embd",
+    "output",
+    "attn_q",
+    "attn_k",
+    "attn_v",
+    "attn_output",
+    "ssm_in",
+    "ssm_x",
+    "ssm_dt",
+    "ssm_out",
+)
 _NETWORKS = ("ffn_gate", "ffn_up", "ffn_down", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
-
-
-@dataclasses.dataclass(frozen=True)
-class Found:
-    """The device that ``--device`` names, and why it is not a card where one was hoped for."""
-
-    device: torch.device
-    note: str | None = None
-
-
-def find_device(wanted: str = "auto") -> Found:
-    """The device for ``--device auto|cuda[:N]|cpu``.
-
-    ``auto`` is the first card that works, else the CPU, with a note where there is a card that does not work. Raises
-    UsageError for another word, JambaError (naming what is wrong) for a card that is asked for and not there.
-    """
-    if wanted == "cpu":
-        return Found(torch.device("cpu"))
-    kind, _, number = wanted.partition(":")
-    if wanted != "auto" and (kind != "cuda" or (number and not number.isdigit()) or wanted.endswith(":")):
-        raise UsageError(f"--device {wanted!r} is none of auto, cpu, cuda, cuda:N")
-    problem = card_problem()
-    if wanted == "auto":
-        from jambacli.evaluation import nvml
-
-        if problem is None:
-            return Found(torch.device("cuda", 0))
-        return Found(torch.device("cpu"), f"{problem}; computing on the CPU" if nvml.cards() else None)
-    if problem is not None:
-        raise JambaError(f"--device {wanted}: {problem}")
-    index, count = int(number or 0), torch.cuda.device_count()
-    if index >= count:
-        raise JambaError(f"--device {wanted}: there {'is 1 card' if count == 1 else f'are {count} cards'}, numbered from 0")
-    return Found(torch.device("cuda", index))
-
-
-def card_problem() -> str | None:
-    """Why torch cannot use a card here, None where it can."""
-    if torch.version.cuda is None:
-        return "this torch was built without CUDA; install one with it (pip install torch --force-reinstall)"
-    if torch.cuda.is_available():
-        return None
-    from jambacli.evaluation import nvml
-
-    if nvml.cards():
-        return (
-            f"the NVIDIA driver is too old for this torch (built for CUDA {torch.version.cuda}), or does not work: "
-            "update the driver, or install a torch for an older CUDA"
-        )
-    return "there is no NVIDIA card that its driver shows"
 
 
 def free_memory(device: torch.device) -> int:
@@ -178,6 +139,16 @@ def through_torch(config: JambaConfig, tensor: GetTensor, device: torch.device, 
         return QTensor(w.data.to(device), w.format, w.shape, None if w.scale is None else w.scale.to(device))
 
     return build(config, get, ops=reference_ops(), source=source)
+
+
+def try_out(model: JambaModel) -> None:
+    """Run one token: what does not compile or does not fit on this card shows now, not in the middle of an answer.
+
+    Raises whatever the card's software raises, and JambaError for logits that are no numbers.
+    """
+    logits = model.forward(torch.zeros(1, dtype=torch.int64), model.new_state(8))
+    if logits is None or not bool(torch.isfinite(logits).all()):
+        raise JambaError("a first token on the card gives no numbers")
 
 
 def load_on_card(

@@ -121,6 +121,11 @@ class CudaDecoder:
         bound.runs += 1
         return b.logits.clone()[:n_logits]
 
+    @property
+    def recorded(self) -> bool:
+        """Whether steps are replayed as CUDA graphs (from the third token on)."""
+        return any(bound.graphs is not None for bound in self._bound.values())
+
     def launches(self, state: SequenceState) -> int:
         """Steps of one token on the card: about its kernels (attention's step is three)."""
         return sum(len(s) for s in self._bind(state).stretches if not callable(s))
@@ -143,7 +148,9 @@ class CudaDecoder:
                 graphs.append(graph)
         except RuntimeError as error:
             self._graphs = False
-            ui.warn(f"CUDA graphs do not work here ({str(error).splitlines()[0]}); decoding launches kernels one by one")
+            ui.warn(
+                f"CUDA graphs do not work here ({str(error).splitlines()[0]}); decoding launches kernels one by one"
+            )
             return
         bound.graphs = graphs
 

@@ -18,6 +18,7 @@ from jambacli.model.attention import Attention
 from jambacli.model.config import JambaConfig
 from jambacli.model.mamba import Mamba
 from jambacli.model.moe import MLP, MoE
+from jambacli.model.placement import PREFILL_CHUNK
 from jambacli.model.state import KVCache, MambaState, SequenceState
 from quant.formats import QTensor
 
@@ -69,6 +70,11 @@ class JambaModel:
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.token_embd.data.device
+
+    @property
+    def prefill_chunk(self) -> int:
+        """How many tokens of a long prompt to take through the layers at a time: more on a card, which is wider."""
+        return PREFILL_CHUNK if self.device.type == "cuda" else 512
 
     def new_state(self, ctx: int, kv_type: str = "f16") -> SequenceState:
         """An empty sequence of at most ``ctx`` tokens, its keys and values kept as f16, bf16, f32 or q8_0."""

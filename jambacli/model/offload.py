@@ -139,9 +139,7 @@ def host_step(ffn: MoE, norm: torch.Tensor, eps: float, cpu: Ops) -> Callable[[t
         from jambacli.kernels.cpu.structs import NATIVE_TYPES
 
         if all(w.format.ggml_type in NATIVE_TYPES for w in (ffn.gate, ffn.up, ffn.down)):
-            step = steps.ExpertsStep(
-                norm, eps, router=router, gate=ffn.gate, up=ffn.up, down=ffn.down, top_k=ffn.top_k
-            )
+            step = steps.ExpertsStep(norm, eps, router=router, gate=ffn.gate, up=ffn.up, down=ffn.down, top_k=ffn.top_k)
             program = steps.Program([step])
             binding = program.bind([None])
             return lambda x: program.run(x, 0, binding)

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from jambacli.errors import JambaError, UsageError
-from jambacli.evaluation.plan import scratch_bytes
 from jambacli.model.config import JambaConfig
 from jambacli.units import format_bytes
 
@@ -19,6 +18,8 @@ from jambacli.units import format_bytes
 PREFILL_CHUNK = 2048
 # Of what is free on a card, this much is left alone: other programs, fragmentation, the display.
 _RESERVE = 384 << 20
+# A CUDA context with its libraries.
+_RUNTIME_BYTES = 600_000_000
 # An expanded panel of weights (see kernels.triton.ops) and its product.
 _PANEL_BYTES = 512 << 20
 
@@ -51,8 +52,8 @@ class Placement:
         )
         if not self.host_layers:
             return line
-        n = len(self.host_layers)
-        return f"{line}; the experts of {n} of {self.moe_layers} layers, {format_bytes(self.host)}, stay in RAM (--cpu-experts {n})"
+        n, size = len(self.host_layers), format_bytes(self.host)
+        return f"{line}; the experts of {n} of {self.moe_layers} layers, {size}, stay in RAM (--cpu-experts {n})"
 
 
 def card_scratch_bytes(config: JambaConfig, ctx: int, kv_type: str, chunk: int = PREFILL_CHUNK) -> int:
@@ -65,7 +66,7 @@ def card_scratch_bytes(config: JambaConfig, ctx: int, kv_type: str, chunk: int =
     converted = 0
     if c.n_attention_layers and kv_type in ("q8_0", "f32"):
         converted = ctx * c.n_kv_heads * c.head_dim * (4 + 2) * 2
-    return scratch_bytes(c, "cuda") + _PANEL_BYTES + 4 * chunk * values + converted
+    return _RUNTIME_BYTES + _PANEL_BYTES + 4 * (chunk * values + c.vocab_size) + converted
 
 
 def expert_layer(name: str) -> int | None:

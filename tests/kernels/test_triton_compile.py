@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 
 import pytest
 import torch
 
-pytest.importorskip("triton", reason="triton is not installed")
-
 from tests.kernels.triton_model import FORMATS_TOGETHER, tiny_config, tiny_tensors
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("triton is not installed: pip install 'jambacli[cuda]'", allow_module_level=True)
 
 # Each in a process of its own: Triton decides between compiler and interpreter when a kernel is defined.
 _SCRIPT = """

@@ -46,7 +46,9 @@ def _split_kernel(
         i = tl.arange(0, GP)
         j = tl.arange(0, DP)
         heads = head * GROUP + i
-        queries = tl.load(q + heads[:, None] * DIM + j[None, :], mask=(i < GROUP)[:, None] & (j < DIM)[None, :], other=0)
+        queries = tl.load(
+            q + heads[:, None] * DIM + j[None, :], mask=(i < GROUP)[:, None] & (j < DIM)[None, :], other=0
+        )
         queries = (queries * scale).to(DOT)
         most = tl.full((GP,), float("-inf"), tl.float32)
         mass = tl.zeros((GP,), tl.float32)

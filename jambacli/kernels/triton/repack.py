@@ -217,7 +217,9 @@ class _Rows:
             self.q[self.part] = (levels[..., :16] | levels[..., 16:] << 4).view(rows, -1)
         if pairs is not None:
             four = pairs.view(rows, -1, 4, 16)
-            self.q[self.part] = (four[:, :, 0] | four[:, :, 1] << 2 | four[:, :, 2] << 4 | four[:, :, 3] << 6).view(rows, -1)
+            self.q[self.part] = (four[:, :, 0] | four[:, :, 1] << 2 | four[:, :, 2] << 4 | four[:, :, 3] << 6).view(
+                rows, -1
+            )
         if bit is not None:
             assert self.h is not None
             self.h[self.part] = _pack_bits(bit)

@@ -6,6 +6,9 @@ because Triton gives neighbouring threads to the first of equal dimensions: a wa
 how the planes lie; every function is traced once for each format, the branches on constants vanish.
 """
 
+# Constants are compared one by one: Triton's language has no `in`.
+# ruff: noqa: PLR1714, SIM109
+
 from __future__ import annotations
 
 import triton
@@ -27,7 +30,9 @@ K16_MIN = tl.constexpr(repack.K16_MIN)
 K16 = tl.constexpr(repack.K16)
 K32 = tl.constexpr(repack.K32)
 # The sixteen values of IQ4's grid, a byte each, lowest first: -127 -104 -83 -65 -49 -35 -22 -10 | 1 13 25 ... 113.
-GRID_LOW = tl.constexpr(int.from_bytes(bytes(v & 255 for v in (-127, -104, -83, -65, -49, -35, -22, -10)), "little", signed=True))
+GRID_LOW = tl.constexpr(
+    int.from_bytes(bytes(v & 255 for v in (-127, -104, -83, -65, -49, -35, -22, -10)), "little", signed=True)
+)
 GRID_HIGH = tl.constexpr(int.from_bytes(bytes((1, 13, 25, 38, 53, 69, 89, 113)), "little", signed=True))
 
 

@@ -1,0 +1,121 @@
+"""Which device ``--device`` means, and a model loaded on it; knows nothing of how weights are placed there.
+
+A card that cannot be used is not an error where nobody asked for one: the CPU computes, and one line says why.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from jambacli import ui
+from jambacli.errors import JambaError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from jambacli.model.jamba import JambaModel
+    from jambacli.weights.gguf import GGUFFile
+
+
+@dataclass(frozen=True)
+class Found:
+    """The device that ``--device`` names, and why it is not a card where one was hoped for."""
+
+    device: torch.device
+    note: str | None = None
+
+
+def find_device(wanted: str = "auto") -> Found:
+    """The device for ``--device auto|cuda[:N]|cpu``.
+
+    ``auto`` is the first card that works, else the CPU, with a note where there is a card that does not work. Raises
+    UsageError for another word, JambaError (naming what is wrong) for a card that is asked for and not there.
+    """
+    import torch
+
+    if wanted == "cpu":
+        return Found(torch.device("cpu"))
+    kind, _, number = wanted.partition(":")
+    if wanted != "auto" and (kind != "cuda" or (number and not number.isdigit()) or wanted.endswith(":")):
+        raise UsageError(f"--device {wanted!r} is none of auto, cpu, cuda, cuda:N")
+    problem = card_problem()
+    if wanted == "auto":
+        from jambacli.evaluation import nvml
+
+        if problem is None:
+            return Found(torch.device("cuda", 0))
+        return Found(torch.device("cpu"), f"{problem}; computing on the CPU" if nvml.cards() else None)
+    if problem is not None:
+        raise JambaError(f"--device {wanted}: {problem}")
+    index, count = int(number or 0), torch.cuda.device_count()
+    if index >= count:
+        raise JambaError(
+            f"--device {wanted}: there {'is 1 card' if count == 1 else f'are {count} cards'}, numbered from 0"
+        )
+    return Found(torch.device("cuda", index))
+
+
+def card_problem() -> str | None:
+    """Why torch cannot use a card here, None where it can."""
+    import torch
+
+    if torch.version.cuda is None:
+        return "this torch was built without CUDA; install one with it (pip install torch --force-reinstall)"
+    if torch.cuda.is_available():
+        return None
+    from jambacli.evaluation import nvml
+
+    if nvml.cards():
+        return (
+            f"the NVIDIA driver is too old for this torch (built for CUDA {torch.version.cuda}), or does not work: "
+            "update the driver, or install a torch for an older CUDA"
+        )
+    return "there is no NVIDIA card that its driver shows"
+
+
+def load_gguf_on(
+    file: GGUFFile,
+    wanted: str = "auto",
+    *,
+    ctx: int | None = None,
+    kv_type: str | None = None,
+    gpu_memory: int | None = None,
+    cpu_experts: int | None = None,
+) -> JambaModel:
+    """The model in an opened GGUF file on the device that ``--device`` names; the other options as ``place``.
+
+    ``auto`` falls back to the CPU, saying why, where the model does not fit on the card or its first token fails there.
+    Raises as ``find_device`` and ``load_on_card``, UsageError for options of a card where there is none.
+    """
+    import torch
+
+    from jambacli.model.cuda import load_on_card, try_out
+    from jambacli.model.loader import from_gguf
+    from jambacli.weights.keys import jamba_config
+
+    found = find_device(wanted)
+    if found.note:
+        ui.note(found.note)
+    if found.device.type == "cpu":
+        if gpu_memory is not None or cpu_experts is not None:
+            raise UsageError("--gpu-memory and --cpu-experts are for a card; there is none in use here")
+        return from_gguf(file)
+    config = jamba_config(file.metadata, file.tensors)
+    tensors = {name: (info.format.name, tuple(info.shape)) for name, info in file.tensors.items()}
+    tokens = min(ctx or config.context_length, 1 << 24)
+    try:
+        model = load_on_card(
+            config, tensors, file.qtensor, found.device, ctx=tokens, kv_type=kv_type or "f16", gpu_memory=gpu_memory,
+            cpu_experts=cpu_experts, source=file,
+        )  # fmt: skip
+        try_out(model)
+    except (JambaError, RuntimeError, ValueError, OSError) as error:
+        if wanted != "auto" or isinstance(error, UsageError):
+            raise
+        torch.cuda.empty_cache()
+        ui.warn(
+            f"not on the card: {(str(error).strip() or type(error).__name__).splitlines()[0]}; computing on the CPU"
+        )
+        return from_gguf(file)
+    return model

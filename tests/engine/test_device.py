@@ -1,0 +1,118 @@
+"""--device on machines without a card, with a driver too old, and with a card on which something fails."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from jambacli.engine import device as devices
+from jambacli.engine.api import Jamba
+from jambacli.errors import JambaError, UsageError
+from jambacli.evaluation import nvml
+
+CARD = nvml.Card(0, "GPU-1", "A card", 24 << 30, 20 << 30, 1e14)
+
+
+@pytest.fixture
+def no_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(nvml, "cards", list)
+
+
+@pytest.fixture
+def one_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(nvml, "cards", lambda: [CARD])
+
+
+@pytest.mark.usefixtures("no_card")
+def test_auto_is_the_cpu_without_a_word() -> None:
+    found = devices.find_device("auto")
+    assert found.device.type == "cpu"
+    assert found.note is None
+
+
+@pytest.mark.usefixtures("no_card")
+def test_a_card_that_is_asked_for_and_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(JambaError, match="built without CUDA"):
+        devices.find_device("cuda")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    with pytest.raises(JambaError, match="no NVIDIA card"):
+        devices.find_device("cuda:0")
+
+
+def test_an_old_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(nvml, "cards", lambda: [CARD])
+    with pytest.raises(JambaError, match=r"driver is too old .*CUDA 13\.0"):
+        devices.find_device("cuda")
+    found = devices.find_device("auto")
+    assert found.device.type == "cpu"
+    assert "driver is too old" in (found.note or "")
+
+
+@pytest.mark.usefixtures("one_card")
+def test_cards_are_numbered_from_zero() -> None:
+    assert devices.find_device("auto").device == torch.device("cuda", 0)
+    assert devices.find_device("cuda").device == torch.device("cuda", 0)
+    assert devices.find_device("cpu").device.type == "cpu"
+    with pytest.raises(JambaError, match="there is 1 card, numbered from 0"):
+        devices.find_device("cuda:1")
+
+
+@pytest.mark.parametrize("word", ["gpu", "cuda:", "cuda:x", "cuda:-1", "", "mps"])
+def test_other_words_are_refused(word: str) -> None:
+    with pytest.raises(UsageError, match="none of auto, cpu, cuda, cuda:N"):
+        devices.find_device(word)
+
+
+@pytest.mark.usefixtures("no_card")
+def test_options_of_a_card_need_one() -> None:
+    with pytest.raises(UsageError, match="--gpu-memory and --cpu-experts are for a card"):
+        Jamba.load(None, device="cpu", gpu_memory=1 << 30)
+
+
+@pytest.mark.usefixtures("one_card")
+def test_auto_falls_back_where_the_card_fails_and_says_why(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from jambacli.model import cuda
+
+    monkeypatch.setattr(cuda, "load_on_card", _fails)
+    model = Jamba.load(None, device="auto")
+    assert model.model.device.type == "cpu"
+    assert "no kernel image" in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match="no kernel image"):
+        Jamba.load(None, device="cuda")
+
+
+def _fails(*_: object, **__: object) -> None:
+    raise RuntimeError("no kernel image is available\nand more")
+
+
+def test_why_not_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from jambacli.kernels import triton as kernels
+    from jambacli.kernels.triton import why_not
+
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 0))
+    monkeypatch.setattr(kernels, "triton_version", lambda: None)
+    assert "pip install 'jambacli[cuda]'" in (why_not() or "")
+    monkeypatch.setattr(kernels, "triton_version", lambda: (3, 1))
+    assert "triton 3.1 is too old" in (why_not() or "")
+    monkeypatch.setattr(kernels, "triton_version", lambda: (3, 6))
+    if kernels.triton_version() and _has_triton():
+        assert "compute capability is 7.0" in (why_not() or "")
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 6))
+        assert why_not() is None
+
+
+def _has_triton() -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec("triton") is not None

@@ -1,0 +1,87 @@
+"""A whole tiny model through the Triton kernels against the reference: prefill, decode, experts in RAM, moved states."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import torch
+
+from jambacli.evaluation.gpu_models import relative_error
+from jambacli.kernels import reference_ops
+from jambacli.model.config import JambaConfig
+from jambacli.model.jamba import JambaModel
+from jambacli.model.loader import build
+from jambacli.model.placement import Placement
+from quant.formats import QTensor
+from tests.kernels.triton_model import FORMATS_TOGETHER, SHAPE, tiny_config, tiny_tensors
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("triton is not installed: pip install 'jambacli[cuda]'", allow_module_level=True)
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+# The interpreter takes a second a token even for this: two layers, 64 wide, in formats whose blocks are 32 long.
+SMALL = SHAPE | {
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "attn_layer_period": 2,
+    "mamba_dt_rank": 32,
+    "vocab_size": 96,
+    "num_attention_heads": 2,
+}
+
+
+def pair(config: JambaConfig, tensors: dict[str, QTensor], behind: set[int]) -> tuple[JambaModel, JambaModel]:
+    from jambacli.model.cuda import put_on_card
+
+    plan = Placement(0, 0, 0, 0, frozenset(behind), config.n_moe_layers)
+    card = put_on_card(config, tensors.__getitem__, DEVICE, plan, dtype=torch.float32)
+    return build(config, tensors.__getitem__, ops=reference_ops()), card
+
+
+def check(config: JambaConfig, tensors: dict[str, QTensor], behind: set[int], kv_type: str, tolerance: float) -> None:
+    cpu, card = pair(config, tensors, behind)
+    ids = torch.randint(0, config.vocab_size, (9,), generator=torch.Generator().manual_seed(3))
+    here, there = cpu.new_state(32, kv_type), card.new_state(32, kv_type)
+    for part in (ids[:4], ids[4:5], ids[5:6], ids[6:8]):
+        expected, got = cpu.forward(part, here), card.forward(part, there)
+        assert expected is not None
+        assert got is not None
+        assert relative_error(got.cpu(), expected) < tolerance
+    # What the card has stored goes on in the computer's memory: the same bytes, the same values.
+    moved = cpu.new_state(32, kv_type)
+    moved.load_kv(0, 8, [(k.cpu(), v.cpu()) for k, v in there.kv(0, 8)])
+    saved = there.snapshot()
+    moved.restore(moved.checkpoint(8, saved.conv.cpu(), saved.ssm.cpu()))
+    expected, got = cpu.forward(ids[8:], moved), card.forward(ids[8:], there)
+    assert expected is not None
+    assert got is not None
+    assert relative_error(got.cpu(), expected) < tolerance
+
+
+@pytest.mark.parametrize(("behind", "kv_type"), [(set(), "f32"), ({1}, "f16")])
+def test_a_small_model_equals_the_reference(behind: set[int], kv_type: str) -> None:
+    config = JambaConfig.from_hf(SMALL)
+    # Experts in RAM go through the C++ kernels, which round activations to eight bits.
+    check(config, tiny_tensors(config, "legacy"), behind, kv_type, 2e-2 if behind else 2e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("formats", list(FORMATS_TOGETHER))
+def test_every_format_in_a_model(formats: str) -> None:
+    config = tiny_config()
+    check(config, tiny_tensors(config, formats), set(), "f32", 2e-4)
+
+
+def test_many_tokens_through_experts_in_ram_are_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from jambacli.model import offload
+
+    monkeypatch.setattr(offload, "FEW_TOKENS", 1)
+    config = JambaConfig.from_hf(SMALL)
+    cpu, card = pair(config, tiny_tensors(config, "legacy"), {1})
+    ids = torch.arange(5)
+    expected, got = cpu.forward(ids, cpu.new_state(8)), card.forward(ids, card.new_state(8))
+    assert expected is not None
+    assert got is not None
+    assert relative_error(got.cpu(), expected) < 1e-3
