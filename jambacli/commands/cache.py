@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,7 @@ import typer
 
 from jambacli import ui
 from jambacli.commands import options as o
+from jambacli.errors import JambaError
 from jambacli.units import format_bytes
 
 app = typer.Typer(help="The store of prefixes that no process computes twice.", no_args_is_help=True)
@@ -32,11 +34,21 @@ def stats(as_json: Annotated[bool, typer.Option("--json", help="For programs.")]
 
 @app.command()
 def clear(
-    document: Annotated[Path | None, typer.Option("--document", help="Only what was read of this text file.")] = None,
+    document: Annotated[Path | None, typer.Option("--document", help="Only what was read of this file.")] = None,
 ) -> None:
     """Forget everything, or everything that holds one document. Sessions keep their text and are read again when used."""
     from jambacli.engine.persist import text_hash
     from jambacli.engine.store import PrefixStore
 
-    freed = PrefixStore().clear(text_hash(o.read_text(document)) if document else None)
+    freed = PrefixStore().clear({text_hash(text) for text in _texts(document)} if document else None)
     ui.note(f"freed {format_bytes(freed)}")
+
+
+def _texts(path: Path) -> list[str]:
+    """What a file may have been read as: whole, as chat's /file does, and in the parts that ask and summarize make of it."""
+    from jambacli.text.documents import read_file
+
+    document = read_file(path)
+    with contextlib.suppress(JambaError):  # a PDF, say
+        return [o.read_text(path), *(p.text for p in document.parts)]
+    return [p.text for p in document.parts]

@@ -232,12 +232,15 @@ class PrefixStore:
             "models": len({path.parent.name for path, _, _ in prefixes}),
         }
 
-    def clear(self, document: str | None = None) -> int:
-        """Forget everything, or every prefix that holds the document of that hash; returns the bytes freed."""
+    def clear(self, documents: str | Iterable[str] | None = None) -> int:
+        """Forget everything, or every prefix and note that holds a document of these hashes; returns the bytes freed."""
+        hashes = [documents] if isinstance(documents, str) else documents
+        wanted = None if hashes is None else frozenset(hashes)
         with self._locked(exclusive=True):
             before = self._blob_bytes()
+            Notes(self.root).clear(wanted)
             for path, _, prefix in self._prefixes():
-                if document is None or document in prefix.documents:
+                if wanted is None or not wanted.isdisjoint(prefix.documents):
                     path.unlink(missing_ok=True)
             named = {name for _, _, prefix in self._prefixes() for name in prefix.blobs}
             for name, (path, _, _) in self._blobs().items():

@@ -1,0 +1,167 @@
+"""What a second question costs: ``jamba ask`` about a long document, then others in new processes, beside llama.cpp.
+
+    python -m jambacli.evaluation.questions --shape moe --quant q4_k_m --tokens 30000
+    python -m jambacli.evaluation.questions --shape moe --quant q4_k_m --schema
+
+makes a random model of the shape (weights do not matter for speed) and runs the command as a person would. llama.cpp, with
+``--peer`` and where llama-cpp-python is installed, keeps no state between processes: it loads the file and reads as many
+tokens. ``--schema`` measures decoding by a JSON schema beside decoding without one instead. Knows nothing of how the
+document is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from jambacli.errors import JambaError
+from jambacli.evaluation.vocabulary import words
+
+_QUESTIONS = ["what follows from all this ?", "who said so and when ?", "which of these is the longest ?", "why ?"]
+_SCHEMA: dict[str, Any] = {
+    "type": "array",
+    "minItems": 40,
+    "maxItems": 60,
+    "items": {
+        "type": "object",
+        "properties": {
+            "party": {"type": "string", "minLength": 20, "maxLength": 60},
+            "kind": {"enum": ["buyer", "seller", "agent"]},
+            "amount": {"type": "integer", "minimum": 0, "maximum": 1000000},
+            "paid": {"type": "boolean"},
+        },
+        "required": ["party", "kind", "amount", "paid"],
+        "additionalProperties": False,
+    },
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure and print one JSON object."""
+    parser = argparse.ArgumentParser(prog="python -m jambacli.evaluation.questions", description=__doc__.split("\n")[0])
+    parser.add_argument("--shape", default="moe", help="a named shape or a config.json (default: moe)")
+    parser.add_argument("--quant", default="q4_k_m", help="the weights' type (default: q4_k_m)")
+    parser.add_argument("--tokens", type=int, default=30_000, help="tokens of the document (default: 30000)")
+    parser.add_argument("--repetitions", "-r", type=int, default=3)
+    parser.add_argument(
+        "--file", type=Path, default=None, help="a model with a vocabulary, or where to keep the one made"
+    )
+    parser.add_argument("--peer", action="store_true", help="measure llama.cpp only, on as many tokens")
+    parser.add_argument("--schema", action="store_true", help="measure decoding by a schema instead")
+    given = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory(prefix="jamba-questions-") as folder:
+        path = given.file or Path(folder) / "model.gguf"
+        if not path.exists():
+            from jambacli.evaluation.resume import make_model
+
+            make_model(path, given.shape, given.quant)
+        os.environ["JAMBA_HOME"] = str(Path(folder) / "home")
+        if given.peer:
+            print(json.dumps(peer(path, given.tokens)))
+        elif given.schema:
+            print(json.dumps(schema_speed(path, given.repetitions)))
+        else:
+            print(json.dumps(questions(path, given.tokens, given.repetitions, Path(folder))))
+
+
+def questions(path: Path, tokens: int, repetitions: int, folder: Path) -> dict[str, Any]:
+    """The first question, and others about the same document, each in a process of its own; seconds and tokens."""
+    from jambacli.engine.api import Jamba
+
+    model = Jamba.load(path)
+    document = folder / "document.txt"
+    text = words(random.Random(1), tokens, model.metadata["tokenizer.ggml.tokens"], model.tokenizer)
+    document.write_text(re.sub(r"((?:\S+ ){12})", r"\1\n", text), encoding="utf-8")
+    del model
+    first = _ask(path, document, "how many are there ?")
+    later = [_ask(path, document, _QUESTIONS[i % len(_QUESTIONS)]) for i in range(repetitions)]
+    middle = {key: statistics.median(run[key] for run in later) for key in first}
+    return {
+        "first": first,
+        "later": middle,
+        "spread of whole processes": [run["process to first text"] for run in later],
+        "ratio, reading to first text": first["first"] / middle["first"],
+        "ratio, whole process": first["process to first text"] / middle["process to first text"],
+    }
+
+
+def _ask(path: Path, document: Path, question: str) -> dict[str, float]:
+    """One ``jamba ask`` in a new process: its own figures, and the seconds until its first text is on stdout."""
+    # A random model may end at once, or say what is no text yet: let it go on until it has said something.
+    command = [sys.executable, "-m", "jambacli", "ask", str(document), question, "--model", str(path)]
+    command += ["--stats", "--temp", "1", "--seed", "1", "--max-tokens", "8"]
+    for stop in ("1", "2", "4"):
+        command += ["--logit-bias", f"{stop}=-inf"]
+    began = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.read(1)
+    seconds = time.perf_counter() - began
+    _, stderr = process.communicate()
+    shown = stderr.decode()
+    found = re.search(r"first +([\d.]+) s.*?document ([\d,]+) tokens, ([\d,]+) of them", shown, re.DOTALL)
+    read = re.search(r"prefill +([\d,]+) tokens", shown)
+    if process.returncode or found is None or read is None:
+        raise JambaError(f"jamba ask failed: {shown.strip()[-300:]}")
+    numbers = [float(n.replace(",", "")) for n in (*found.groups(), read[1])]
+    return {
+        "process to first text": seconds,
+        "first": numbers[0],
+        "document tokens": numbers[1],
+        "document tokens read": numbers[2],
+        "prompt tokens read": numbers[3],
+    }
+
+
+def peer(path: Path, tokens: int) -> dict[str, float]:
+    """Seconds llama.cpp takes to load the file, and then to read ``tokens`` and say one; in this process, a new one."""
+    from jambacli.evaluation.peer_llama_cpp import LlamaCppRunner
+    from jambacli.kernels.cpu import default_threads
+
+    began = time.perf_counter()
+    runner = LlamaCppRunner(path, default_threads())
+    try:
+        runner.start(0, tokens + 8)
+        loaded = time.perf_counter() - began
+        return {"load": loaded, "first": runner.prefill(tokens) + runner.decode(1), "tokens": tokens}
+    finally:
+        runner.close()
+
+
+def schema_speed(path: Path, repetitions: int, tokens: int = 300) -> dict[str, Any]:
+    """Tokens a second of decoding, chosen and computed, without and with a schema in turn, and their ratio."""
+    from jambacli.engine.api import Jamba
+
+    model = Jamba.load(path)
+    never = {t: float("-inf") for t in model.tokenizer.stop_ids}
+    rates: dict[str, list[float]] = {"free": [], "schema": []}
+    with model.session(ctx=4096, store=False) as session:
+        for i in range(repetitions + 1):
+            for kind, options in (("free", {"logit_bias": never}), ("schema", {"schema": _SCHEMA})):
+                session.conversation.turns.clear()
+                pieces = session.send("go", max_tokens=tokens, temperature=1.5, top_p=1.0, seed=i, **options)
+                began = time.perf_counter()
+                said = sum(1 for _ in pieces)
+                seconds = time.perf_counter() - began
+                count = session.stats.generated_tokens
+                if i and said:  # the first round warms up: pages, threads, llguidance's tables
+                    rates[kind].append((count - 1) / (seconds - session.stats.prefill_seconds))
+    middle = {kind: statistics.median(each) for kind, each in rates.items()}
+    return {"tokens/s": middle, "ratio": middle["schema"] / middle["free"], "all": rates}
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except JambaError as error:
+        sys.exit(f"error: {error}")
