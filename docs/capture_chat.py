@@ -121,7 +121,7 @@ def capture(model: str) -> list[tuple[str, str]]:
             terminal.type(f"jamba chat {model} --session notes --temp 0.7 --seed 7 -n 4000".replace("  ", " "))
             terminal.ready()
             terminal.type("Tell me everything.")
-            terminal.wait(r"Tell me everything\.\n.{20,}")
+            terminal.wait(r"Tell me everything\.\n(?!.*context)\S.{20,}")
             terminal.press("C-c")
             shots.append(("Ctrl-C stops a reply and keeps what was said.", terminal.ready()))
         finally:

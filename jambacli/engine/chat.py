@@ -85,7 +85,7 @@ class Chat:
         self._attached: list[dict[str, str]] = []
         self._knobs: Mapping[str, Any] | None = None
         self.session = self._open(name)
-        _ = self.session.conversation  # a model without a template is refused now, not at the first message
+        self._count()  # a model without a template is refused now, not at the first message
 
     def handle(self, text: str) -> Outcome:
         """One input of the user: a message, or a command. Raises JambaError with nothing changed."""
@@ -240,10 +240,16 @@ class Chat:
 
     def _changed(self) -> None:
         """Turns were taken back: count what is left of the context, and save."""
-        conversation = self.session.conversation
-        ids = conversation.render(add_generation_prompt=False).ids if conversation.turns else []
-        self._standing = common_prefix(self.session.sequence.tokens, ids)
         self.session.changed()
+        self._count()
+
+    def _count(self) -> None:
+        """How much of the context still counts, where turns were taken back since the last reply."""
+        conversation = self.session.conversation
+        self._standing = None
+        if self.session.taken_back:
+            ids = conversation.render(add_generation_prompt=False).ids if conversation.turns else []
+            self._standing = common_prefix(self.session.sequence.tokens, ids)
 
     def _help(self, _: str) -> Outcome:
         return Outcome(lines=[f"{name:<16} {what}" for name, what in HELP.items()])
@@ -322,7 +328,8 @@ class Chat:
             return Outcome(lines=[f"{name} is the chat you are in"])
         session = self._open(name)
         self.session.close()
-        self.session, self._standing = session, None
+        self.session = session
+        self._count()
         return Outcome(lines=[f"on {name}: {len(session.conversation.turns)} turns, {self.used:,} tokens"])
 
     def _think(self, _: str) -> Outcome:

@@ -213,6 +213,11 @@ class Session:
                 self._prompt, self._reply_ids, self._finish = prompt, reply, finish
                 turns += [last] if last else []
 
+    @property
+    def taken_back(self) -> bool:
+        """Whether turns were taken back since the last reply."""
+        return self._finish == _TAKEN_BACK
+
     def changed(self) -> None:
         """Turns were taken back or replaced: the last reply is none to go on with any more. Saves the session so."""
         self._finish = _TAKEN_BACK

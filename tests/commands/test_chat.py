@@ -134,7 +134,7 @@ def test_what_was_taken_back_is_not_gone_on_with(model: str) -> None:
 
 
 def test_a_reply_that_cannot_be_made_changes_nothing(model: str) -> None:
-    long = "herons at the lake " * 30
+    long = "herons at the lake " * 60
     _, _, err = chat(model, "One.", "Two.", f"/edit 1 {long}", options=("--ctx", "160"))
     assert "do not fit in the context of 160" in err
     assert [t["content"] for t in shown("t") if t["role"] == "user"] == ["One.", "Two."]

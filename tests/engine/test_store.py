@@ -98,7 +98,7 @@ def test_a_segment_is_written_once(tmp_path: Path) -> None:
     assert sizes.count(kv) == 3
 
 
-@pytest.mark.parametrize("kv_type", ["f16", "q8_0", "f32"])
+@pytest.mark.parametrize("kv_type", ["f16", "bf16", "f32"])
 def test_size_on_disk_is_what_the_config_says(tmp_path: Path, kv_type: str) -> None:
     sequence = persistent(tmp_path, kv_type)
     sequence.advance(ids(1000), boundaries=[400, 700, 1000])
