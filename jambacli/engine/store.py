@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from jambacli import ui
+from jambacli.engine.notes import Notes
 from jambacli.files import jamba_home, sync_directory
 from jambacli.units import parse_size
 

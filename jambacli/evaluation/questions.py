@@ -22,10 +22,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jambacli.errors import JambaError
 from jambacli.evaluation.vocabulary import words
+
+if TYPE_CHECKING:
+    from jambacli.engine.api import Jamba
 
 _QUESTIONS = ["what follows from all this ?", "who said so and when ?", "which of these is the longest ?", "why ?"]
 _SCHEMA: dict[str, Any] = {
@@ -80,8 +83,7 @@ def questions(path: Path, tokens: int, repetitions: int, folder: Path) -> dict[s
 
     model = Jamba.load(path)
     document = folder / "document.txt"
-    text = words(random.Random(1), tokens, model.metadata["tokenizer.ggml.tokens"], model.tokenizer)
-    document.write_text(re.sub(r"((?:\S+ ){12})", r"\1\n", text), encoding="utf-8")
+    document.write_text(_text(model, tokens), encoding="utf-8")
     del model
     first = _ask(path, document, "how many are there ?")
     later = [_ask(path, document, _QUESTIONS[i % len(_QUESTIONS)]) for i in range(repetitions)]
@@ -93,6 +95,25 @@ def questions(path: Path, tokens: int, repetitions: int, folder: Path) -> dict[s
         "ratio, reading to first text": first["first"] / middle["first"],
         "ratio, whole process": first["process to first text"] / middle["process to first text"],
     }
+
+
+def _text(model: Jamba, tokens: int) -> str:
+    """Lines of words; with the titles of its parts they are about so many tokens."""
+    from jambacli.engine.documents import Reader, Task, entries_of
+    from jambacli.text.documents import Document
+    from jambacli.text.extract.pieces import parts_of_lines
+
+    lines = [line.strip() for line in re.findall(r"(?:\S+ ?){12}", _words(model, tokens))]
+    size = 0
+    for _ in range(3):
+        document = Document("document.txt", "line", tuple(parts_of_lines(enumerate(lines, 1))))
+        size = len(Reader(model, options={"store": False}).prompt(entries_of([document]), Task("why ?")))
+        lines = lines[: max(1, len(lines) * tokens // size)] if size > tokens * 1.005 else lines
+    return "\n".join(lines)
+
+
+def _words(model: Jamba, tokens: int) -> str:
+    return words(random.Random(1), tokens, model.metadata["tokenizer.ggml.tokens"], model.tokenizer)
 
 
 def _ask(path: Path, document: Path, question: str) -> dict[str, float]:
