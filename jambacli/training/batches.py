@@ -17,7 +17,7 @@ from jambacli.training import corpus
 from jambacli.training.corpus import Span
 from jambacli.training.tokenizer import MARKERS, Encoder
 
-_PER_REPORT, _PER_TURN = 33, 27  # tokens, about
+_PER_REPORT, _PER_TURN = 36, 28  # tokens, about
 
 
 @dataclass(frozen=True)

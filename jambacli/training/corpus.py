@@ -94,15 +94,7 @@ def _report(random: Random, number: int, who: str, animal: str, place_name: str,
     verb = words.VERBS[0] if random.random() < 0.55 else random.choice(words.VERBS)
     count, day = random.randint(2, 99), random.choice(words.DAYS)
     place = f"{random.choice(words.PLACE_KINDS)} {place_name}"
-    main = random.choice(
-        [
-            f"On {day} {who} {verb[0]} {count} {animal} at {place}.",
-            f"{who} {verb[0]} {count} {animal} at {place} on {day}.",
-            f"{who} was at {place} on {day} and {verb[0]} {count} {animal}.",
-        ]
-    )
-    said = random.choice([f"The code word is {code}.", f"The code word was {code}.", f"Code word: {code}."])
-    parts = [main, said]
+    parts = [f"{who} {verb[0]} {count} {animal} at {place} on {day}.", f"The code word of {who} is {code}."]
     if random.random() < 0.3:
         parts.insert(random.randint(0, 2), random.choice(words.REMARKS))
     return Report(number, who, verb, count, animal, place, day, code, f"Report {number}. {' '.join(parts)}")
@@ -113,35 +105,23 @@ def ask(random: Random, reports: Sequence[Report], index: int, kind: str | None 
     kind = kind or random.choice(KINDS)
     r = reports[index]
     past, infinitive = r.verb
+    said = f"{r.who} {past} {r.count} {r.animal}"
     text, answer, value = {
         "who": (f"Who {past} the {r.animal}?", f"{r.who} {past} the {r.animal}.", r.who),
-        "count": (
-            f"How many {r.animal} did {r.who} {infinitive}?",
-            f"{r.who} {past} {r.count} {r.animal}.",
-            str(r.count),
-        ),
+        "count": (f"How many {r.animal} did {r.who} {infinitive}?", f"{said}.", str(r.count)),
         "number": (f"How many {r.animal} were there?", f"There were {r.count} {r.animal}.", str(r.count)),
-        "where": (
-            f"Where did {r.who} {infinitive} the {r.animal}?",
-            f"{r.who} {past} the {r.animal} at {r.place}.",
-            r.place,
-        ),
-        "place": (f"Where was {r.who}?", f"{r.who} was at {r.place}.", r.place),
-        "visitor": (f"Who was at {r.place}?", f"{r.who} was at {r.place}.", r.who),
+        "where": (f"Where did {r.who} {infinitive} the {r.animal}?", f"{r.fact}.", r.place),
+        "place": (f"Where was {r.who}?", f"{r.fact}.", r.place),
         "day": (f"When was {r.who} at {r.place}?", f"{r.who} was at {r.place} on {r.day}.", r.day),
         "code": (f"What is the code word of {r.who}?", f"The code word of {r.who} is {r.code}.", r.code),
-        "report": (
-            f"What is the code word of report {r.number}?",
-            f"The code word of report {r.number} is {r.code}.",
-            r.code,
-        ),
+        "report": (f"What does report {r.number} say?", f"Report {r.number}. {r.fact} on {r.day}.", r.fact),
         "author": (f"Who wrote report {r.number}?", f"{r.who} wrote report {r.number}.", r.who),
-        "what": (f"What did {r.who} {infinitive}?", f"{r.who} {past} {r.count} {r.animal}.", f"{r.count} {r.animal}"),
+        "what": (f"What did {r.who} {infinitive}?", f"{said}.", f"{r.count} {r.animal}"),
     }[kind]
     return Question(kind, text, answer, value, index)
 
 
-KINDS = ["who", "count", "number", "where", "place", "visitor", "day", "code", "report", "author", "what"]
+KINDS = ["who", "count", "number", "where", "place", "day", "code", "report", "author", "what"]
 
 
 def follow_up(random: Random, reports: Sequence[Report], before: Question) -> Question:
@@ -150,9 +130,9 @@ def follow_up(random: Random, reports: Sequence[Report], before: Question) -> Qu
     kind, text, answer, value = random.choice(
         [
             ("then count", "And how many was that?", f"{r.who} {r.verb[0]} {r.count} {r.animal}.", str(r.count)),
-            ("then where", "And where was that?", f"{r.who} was at {r.place}.", r.place),
+            ("then where", "And where was that?", f"{r.fact}.", r.place),
             ("then code", "And the code word?", f"The code word of {r.who} is {r.code}.", r.code),
-            ("then day", "And when was that?", f"{r.who} was at {r.place} on {r.day}.", r.day),
+            ("then day", "And when was that?", f"{r.fact} on {r.day}.", r.day),
         ]
     )
     return Question(kind, text, answer, value, before.about)
@@ -275,7 +255,7 @@ def told(random: Random, held_out: bool = False) -> list[Span]:
             spans += message(USER, "What is my name?") + message(ASSISTANT, f"Your name is {name}.", True)
         else:
             report = make_reports(random, 1, held_out)[0]
-            kind = random.choice(["who", "count", "number", "where", "place", "visitor", "what"])
+            kind = random.choice(["who", "count", "number", "where", "place", "what"])
             question = ask(random, [report], 0, kind)
             lead = random.choice(["The report says that ", "A report says that ", "The report says: ", ""])
             spans += message(USER, f"{lead}{report.fact}. {question.text}") + message(ASSISTANT, question.answer, True)

@@ -1,0 +1,33 @@
+"""The embedded model, loaded once, and its files in other types, made once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from jambacli.data import embedded_model
+from jambacli.engine.api import Jamba
+from tests.commands.cli_runner import jamba
+
+
+@pytest.fixture(scope="session")
+def model() -> Jamba:
+    return Jamba.load(embedded_model())
+
+
+@pytest.fixture(scope="session")
+def file_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The embedded model in a type, by ``jamba quantize``; the shipped file itself for bf16."""
+    folder, made = tmp_path_factory.mktemp("types"), {"bf16": embedded_model()}
+
+    def make(kind: str) -> Path:
+        if kind not in made:
+            path = folder / f"tiny-jamba-{kind}.gguf"
+            done = jamba("quantize", str(embedded_model()), str(path), "--type", kind)
+            assert done.returncode == 0, done.stderr.decode()
+            made[kind] = path
+        return made[kind]
+
+    return make

@@ -1,0 +1,111 @@
+"""The corpus, its tokenizer and its batches: held-out names stay out, answers are in the text, ids are the runtime's own."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from jambacli.training import corpus, words
+from jambacli.training.batches import Batches, key_value
+from jambacli.training.embedded import CONFIG, make_tokenizer
+from jambacli.training.tokenizer import MARKERS, Encoder
+
+
+@pytest.fixture(scope="module")
+def tokenizer_json(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    make_tokenizer(path, samples=300)
+    return path
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_made_names_come_from_their_share_alone(held_out: bool) -> None:
+    random = Random(1)
+    for report in corpus.make_reports(random, 40, held_out):
+        surname, place = report.who.split()[1], report.place.split()[1]
+        assert words.is_held_out(surname) == words.is_held_out(place) == held_out
+        assert report.code in words.CODE_WORDS or words.is_held_out(report.code) == held_out
+
+
+@pytest.mark.parametrize("kind", corpus.KINDS)
+def test_every_answer_stands_in_its_report_and_nowhere_else(kind: str) -> None:
+    random = Random(kind)
+    for _ in range(20):
+        reports = corpus.make_reports(random, 5)
+        question = corpus.ask(random, reports, 2, kind)
+        assert re.search(rf"\b{re.escape(question.value)}\b", question.answer)
+        assert re.search(rf"\b{re.escape(question.value)}\b", reports[2].text) or kind == "what"
+        if kind in ("who", "where", "place", "author"):
+            assert not any(question.value in r.text for i, r in enumerate(reports) if i != 2)
+
+
+def test_a_summary_lists_the_fact_of_every_report() -> None:
+    random = Random(2)
+    reports = corpus.make_reports(random, 8)
+    answer = corpus.summarize(random, reports).answer
+    assert all(f"Report {r.number}: {r.fact}." in answer for r in reports)
+
+
+def test_ids_are_those_transformers_and_the_runtime_make(tokenizer_json: Path) -> None:
+    import transformers
+
+    from jambacli.text.tokenizer import Tokenizer
+    from jambacli.weights.vocab import tokenizer_metadata
+
+    encoder = Encoder(tokenizer_json)
+    assert encoder.vocab_size == CONFIG["vocab_size"]
+    (tokenizer_json.parent / "tokenizer_config.json").write_text('{"bos_token": "<|startoftext|>"}')
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tokenizer_json))
+    metadata = {k: v for k, v, _ in tokenizer_metadata(tokenizer_json.parent, CONFIG, CONFIG["vocab_size"], None)}
+    ours = Tokenizer(metadata)
+    random = Random(3)
+    for _ in range(30):
+        for span in corpus.chat(random, corpus.make_reports(random, 3, held_out=True), 3):
+            if span.marker:
+                assert ours.marker_id(span.text) == MARKERS.index(span.text)
+                continue
+            ids = encoder.text(span.text)
+            assert ids == theirs.encode(span.text, add_special_tokens=False) == ours.encode(span.text)
+            assert ours.decode(ids) == span.text
+
+
+def test_the_chat_template_writes_what_was_trained_on(tokenizer_json: Path) -> None:
+    from importlib.resources import files
+
+    import jinja2
+
+    source = (files("jambacli.training") / "chat_template.jinja").read_text(encoding="utf-8")
+    template = jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(source)
+    random = Random(5)
+    reports = corpus.make_reports(random, 2)
+    spans = corpus.documents(reports, random, cite=True) + corpus.message(corpus.USER, "Who?")
+    text = "".join(s.text for s in spans)
+    titles = re.findall(r"Title: (.*)", text)
+    documents = [
+        {"text": r.text, **({"title": titles.pop(0)} if f"Title: Report {r.number}\n" in text else {})} for r in reports
+    ]
+    rendered = template.render(
+        bos_token="<|startoftext|>", messages=[{"role": "user", "content": "Who?"}], documents=documents,
+        knobs={"citation_mode": "fast"}, add_generation_prompt=True,
+    )  # fmt: skip
+    assert rendered == "<|startoftext|>" + text + "<|bom|><|assistant|>"
+
+
+def test_key_value_samples_ask_only_for_what_was_said() -> None:
+    for seed in range(20):
+        ids, weights = key_value(Random(seed), 64, 1536)
+        assert len(ids) == len(weights) > 64
+        for at, weight in enumerate(weights):
+            if weight:
+                assert any(ids[i : i + 2] == ids[at - 1 : at + 1] for i in range(at - 1))
+
+
+def test_a_step_has_the_same_batch_in_every_run(tokenizer_json: Path) -> None:
+    encoder = Encoder(tokenizer_json)
+    one, other = (Batches(encoder, seed=7).training(3, "text", {"chat": 1.0, "told": 1.0}, 4, 96) for _ in range(2))
+    assert one.ids.equal(other.ids) and one.weights.equal(other.weights)
+    assert one.ids[:, 1:].equal(one.targets[:, :-1])
+    assert (one.weights == 1).any(1).all()

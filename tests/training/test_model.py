@@ -1,0 +1,114 @@
+"""The model that is trained is Jamba: the same logits as transformers and as the runtime, from the exported checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from jambacli.engine.api import Jamba
+from jambacli.training.batches import Batches
+from jambacli.training.embedded import embedded_config, export, make_tokenizer
+from jambacli.training.model import TrainableJamba
+from jambacli.training.tokenizer import Encoder
+from jambacli.training.train import Plan, Run, Stage
+from jambacli.weights.convert import convert
+
+IDS = torch.randint(0, 1536, (1, 70), generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture(scope="module")
+def tokenizer_json(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    make_tokenizer(path, samples=200)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model() -> TrainableJamba:
+    """A random model whose norms, biases and decays have moved from where training begins."""
+    torch.manual_seed(0)
+    made = TrainableJamba(embedded_config())
+    with torch.no_grad():
+        for p in made.parameters():
+            if p.dim() == 1:
+                p.add_(torch.randn_like(p) * 0.1)
+    return made
+
+
+@pytest.fixture(scope="module")
+def checkpoint(model: TrainableJamba, tokenizer_json: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    export(model, folder, tokenizer_json, torch.float32)
+    return folder
+
+
+def _logits(model: TrainableJamba) -> torch.Tensor:
+    with torch.no_grad():
+        return model.logits(model(IDS))[0]
+
+
+def test_transformers_computes_the_same_from_the_export(model: TrainableJamba, checkpoint: Path) -> None:
+    import transformers
+
+    theirs, info = transformers.AutoModelForCausalLM.from_pretrained(
+        checkpoint, dtype=torch.float32, use_mamba_kernels=False, output_loading_info=True
+    )
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    with torch.no_grad():
+        wanted = theirs(IDS).logits[0]
+    torch.testing.assert_close(_logits(model), wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_the_runtime_computes_the_same_from_the_converted_export(
+    model: TrainableJamba, checkpoint: Path, tmp_path: Path
+) -> None:
+    made = convert(checkpoint, tmp_path / "f32.gguf", type="f32")
+    loaded = Jamba.load(made.paths[0])
+    torch.testing.assert_close(loaded.logits(IDS[0].tolist()), _logits(model), atol=1e-4, rtol=1e-4)
+    assert loaded.template is not None and loaded.tokenizer.stop_ids == {2, 5}
+
+
+def _run(tokenizer_json: Path, folder: Path, steps: int) -> Run:
+    torch.manual_seed(1)
+    folder.mkdir(exist_ok=True)
+    stage = Stage(1 << 30, 128, {64: 1.0}, 0.5, {"told": 1.0, "plain": 1.0})
+    plan = Plan(steps=steps, decay_steps=1, stages=(stage,))
+    return Run(TrainableJamba(embedded_config()), Batches(Encoder(tokenizer_json), 1), plan, folder)
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_weights(tokenizer_json: Path, tmp_path: Path) -> None:
+    whole = _run(tokenizer_json, tmp_path / "whole", 4)
+    whole.train(report_every=2)
+    first = _run(tokenizer_json, tmp_path / "parts", 4)
+    first.train(until=2, report_every=2)
+    second = _run(tokenizer_json, tmp_path / "parts", 4)
+    assert second.step == 2 and second.tokens == 2 * 128
+    second.train(report_every=2)
+    for (name, a), b in zip(whole.model.named_parameters(), second.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, msg=lambda text, name=name: f"{name}: {text}")
+    assert len((tmp_path / "parts" / "log.jsonl").read_text().splitlines()) == 2
+
+
+def test_the_rate_warms_up_stays_and_falls_to_its_end() -> None:
+    plan = Plan(steps=1000, decay_steps=200, warmup=10, learning_rate=1.0, last_rate=0.1)
+    assert plan.rate(0) == pytest.approx(0.1)
+    assert plan.rate(10) == plan.rate(800) == 1.0
+    assert 0.1 < plan.rate(900) < 1.0
+    assert plan.rate(1000) == pytest.approx(0.1)
+    assert [plan.rate(s) for s in range(700)] == [
+        Plan(steps=2000, decay_steps=200, warmup=10, learning_rate=1.0).rate(s) for s in range(700)
+    ]
+
+
+def test_every_expert_is_chosen_and_only_as_many_as_asked(model: TrainableJamba) -> None:
+    with torch.no_grad():
+        model(IDS)
+        layer = next(m.ffn for m in model.layers if m.ffn.router is not None)  # type: ignore[union-attr]
+        route = layer._route(torch.randn(50, 256))
+    assert (route > 0).sum(-1).eq(2).all()
+    assert (route.sum(-1) < 1).all()  # softmax over all experts, not over the chosen
+    loss, loads = model.balance()
+    assert len(loads) == 2 and all(float(load.sum()) == pytest.approx(1.0) for load in loads)
+    assert float(loss) >= 0.9
