@@ -74,6 +74,8 @@ def ask(
     )
     context = o.context(ctx)
     names, question = _files_and_question(list(files or ()), interactive)
+    if interactive and "-" in names:
+        raise UsageError("-i takes its questions from standard input; name the documents as files")
     task = r.task_of(question_text(question or "", language), citations, schema)
     entries = r.read_entries(names, output)
 

@@ -26,9 +26,8 @@ from jambacli.text.tokenizer import Tokenizer
 THINK, THINK_END = "<think>", "</think>"
 # Characters of a message that are enough to see whether its beginning runs into the header before it.
 _LOOK_AHEAD = 64
-# How a document begins where Jamba's template, or this program, writes it.
-DOCUMENT_HEAD = "\n\n## Document ID:"
-_DOCUMENT_STEP = 512
+# Checkpoints at the ends of documents are at least so many tokens apart; an end is known by so many characters.
+_DOCUMENT_STEP, _TAIL = 512, 64
 
 
 @dataclass
@@ -72,6 +71,7 @@ class Conversation:
         self.tokenizer = tokenizer
         self.turns: list[Turn] = [Turn("system", system)] if system else []
         self.variables: dict[str, Any] = {}
+        self._tails: list[str] = []
         self._latest: tuple[str, list[Turn], Rendered] | None = None
 
     def set_system(self, text: str) -> None:
@@ -90,16 +90,23 @@ class Conversation:
         """
         turn = Turn("user", text)
         self.turns.append(turn)
+        self._tails += [str(d.get("text", ""))[-_TAIL:] for d in documents or ()]
         if documents and self._pin(documents, None) is None:
             turn.plain, documents = plain_documents(documents), None
         if documents or knobs:
             turn.pinned = self._pin(documents, knobs)
 
+    def clear(self) -> None:
+        """Forget every turn."""
+        self.turns.clear()
+        self._tails.clear()
+
     def takes(self, **knobs: Any) -> bool:
-        """Whether the template renders these knobs, before a user message like any other."""
+        """Whether the template has a mode for these knobs: renders something for them before a user message."""
         probe = Conversation(self.template, self.tokenizer)
         probe.turns.append(Turn("user", "?"))
-        return probe._pin(None, knobs) is not None
+        with_them = probe._pin(None, {"is_set": True, **knobs})
+        return with_them is not None and with_them != probe._pin(None, {"is_set": True})
 
     def add_assistant(self, ids: Sequence[int], thinking: bool = False) -> Turn:
         """Append a reply by the ids that were generated (without the stop token), thoughts split off.
@@ -207,7 +214,7 @@ class Conversation:
         ids += encode(plain, start=not ids)
         inner, end = self._inner_boundaries(ids)
         documents_end = max(documents_end, end)
-        boundaries += [*inner, *self._document_starts(ids[:documents_end]), len(ids)]
+        boundaries += [*inner, *self._document_ends(ids[:documents_end]), len(ids)]
         return Rendered(ids, sorted({b for b in boundaries if 0 < b <= len(ids)}), documents_end)
 
     def _up_to_marker(self, text: str) -> str:
@@ -238,18 +245,23 @@ class Conversation:
         thoughts = [i for i, t in enumerate(ids) if t == before] if before is not None else []
         return found + thoughts, max(found, default=0)
 
-    def _document_starts(self, ids: Sequence[int]) -> list[int]:
-        """Where documents begin, no closer than a twenty-fourth of the whole: other documents may follow the same first."""
-        head = self.tokenizer.encode(DOCUMENT_HEAD.strip())
-        if not head or not ids:
-            return []
+    def _document_ends(self, ids: Sequence[int]) -> list[int]:
+        """Where documents end, no closer than a twenty-fourth of the whole: others may follow the same first ones."""
         step = max(_DOCUMENT_STEP, len(ids) // 24)
         data = np.asarray(ids, dtype=np.int64)
-        starts = np.flatnonzero(data[: len(data) - len(head) + 1] == head[0])
         found: list[int] = []
-        for at in starts.tolist():
-            if at - (found[-1] if found else 0) >= step and ids[at : at + len(head)] == head:
-                found.append(at)
+        at = 0
+        for tail in self._tails:
+            # Without its outer tokens, which may have run together with what stands around the text.
+            core = self.tokenizer.encode(tail)[2:-2]
+            if not core:
+                continue
+            starts = (at + np.flatnonzero(data[at:] == core[0])).tolist()
+            start = next((i for i in starts if ids[i : i + len(core)] == core), None)
+            if start is not None:
+                at = start + len(core)
+                if at - (found[-1] if found else 0) >= step:
+                    found.append(at)
         return found
 
 
@@ -258,7 +270,7 @@ def plain_documents(documents: Sequence[Mapping[str, Any]]) -> str:
     parts = ["# Documents\n\nYou can use the following documents for reference:"]
     for i, document in enumerate(documents):
         title = f"\nTitle: {document['title']}" if document.get("title") else ""
-        parts.append(f"{DOCUMENT_HEAD} {i}{title}\nText: {document.get('text', '')}")
+        parts.append(f"\n\n## Document ID: {i}{title}\nText: {document.get('text', '')}")
     return "".join(parts) + "\n\n"
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from jambacli.engine.conversation import render_plain
@@ -78,21 +80,33 @@ class Task:
             raise UsageError("--citations and --schema exclude one another; give the schema a field for the source")
 
 
-def entries_of(documents: Iterable[Document]) -> list[Entry]:
-    """Every part of every document, in order."""
-    return [
-        Entry(
-            document.title(part),
-            part.text,
-            (
-                Source(document.name, document.unit, part.first, part.last)
-                if document.where(part)
-                else Source(document.name),
-            ),
-        )
-        for document in documents
-        for part in document.parts
-    ]
+def entries_of(documents: Sequence[Document]) -> list[Entry]:
+    """Every part of every document, in order.
+
+    Titles carry as little of the files' paths as tells them apart: named from elsewhere, they are the same tokens.
+    """
+    names = _short_names([d.name for d in documents])
+    entries = []
+    for document, name in zip(documents, names, strict=True):
+        for part in document.parts:
+            where = document.where(part)
+            source = Source(document.name, document.unit, part.first, part.last) if where else Source(document.name)
+            entries.append(Entry(f"{name}, {where}" if where else name, part.text, (source,)))
+    return entries
+
+
+def _short_names(names: Sequence[str]) -> list[str]:
+    """The shortest ends of the paths that are all different: file names, with folders before them where two are the same."""
+    parts = [PurePath(name).parts or (name,) for name in names]
+    taken = [1] * len(names)
+    while True:
+        short = ["/".join(p[-n:]) for p, n in zip(parts, taken, strict=True)]
+        count = Counter(short)
+        longer = [i for i, s in enumerate(short) if count[s] > 1 and taken[i] < len(parts[i])]
+        if not longer:
+            return short
+        for i in longer:
+            taken[i] += 1
 
 
 class Reader:
@@ -125,7 +139,7 @@ class Reader:
         if self.model.template is None:
             text = f"{self.instruction(task)}\n\nAnswer:"
             return render_plain(self.model.tokenizer, text, documents).ids
-        session.conversation.turns.clear()
+        self._forget(session)
         session.conversation.add_user(self.instruction(task), documents, self.knobs(task))
         return session.conversation.render().ids
 
@@ -138,7 +152,7 @@ class Reader:
             given["schema"] = task.schema
         if self.model.template is None:
             return session.complete(f"{self.instruction(task)}\n\nAnswer:", documents=documents, **given)
-        session.conversation.turns.clear()
+        self._forget(session)
         return session.send(self.instruction(task), documents=documents, knobs=self.knobs(task), **given)
 
     def knobs(self, task: Task) -> dict[str, Any] | None:
@@ -170,6 +184,12 @@ class Reader:
             self.session.close()
             self.session = None
 
+    @staticmethod
+    def _forget(session: Session) -> None:
+        session.conversation.clear()
+        if session.sequence.persistence is not None:
+            session.sequence.persistence.documents = []
+
     def _opened(self) -> Session:
         if self.session is None:
             self.session = Session(self.model, **self.options)
@@ -182,7 +202,7 @@ class Reader:
         known: dict[str, bool] = self.__dict__.setdefault("_modes", {})
         if knob not in known:
             conversation = self._opened().conversation
-            known[knob] = conversation.takes(is_set=True, **{knob: value})
+            known[knob] = conversation.takes(**{knob: value})
         return known[knob]
 
 

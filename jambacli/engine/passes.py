@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from jambacli.engine.conversation import THINK
 from jambacli.engine.documents import Cited, Entry, Reader, Source, Task
 from jambacli.engine.generate import Thought
 from jambacli.engine.notes import Notes, note_key
@@ -106,7 +107,9 @@ def read_in_passes(
         task = each(i, len(groups))
         span = _span(group)
         ids = reader.prompt(group, task)
-        most = min(reader.generation.get("max_tokens") or _PART_REPLY, max(1, reader.ctx // 8))
+        thinks = reader.model.tokenizer.marker_id(THINK) in ids[-4:]
+        usual = _PART_REPLY * (4 if thinks else 1)
+        most = min(reader.generation.get("max_tokens") or usual, max(1, reader.ctx // 8))
         key = _key(reader, ids, most, task)
         note = notes.get(key) if notes is not None else None
         if note is not None:

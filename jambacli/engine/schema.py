@@ -262,12 +262,13 @@ class _Source:
     """What llguidance asks of a tokenizer."""
 
     def __init__(self, tokenizer: Tokenizer, pieces: list[bytes], eos: int, special: list[int]) -> None:
-        self._encode = tokenizer.encode
+        self._tokenizer = weakref.ref(tokenizer)  # the tables outlive no tokenizer
         self.eos_token_id, self.bos_token_id = eos, tokenizer.bos_id
         self.tokens, self.special_token_ids = pieces, special
 
     def __call__(self, text: str | bytes) -> list[int]:
-        return self._encode(text if isinstance(text, str) else text.decode("utf-8", "replace"))
+        tokenizer = self._tokenizer()
+        return tokenizer.encode(text if isinstance(text, str) else text.decode("utf-8", "replace")) if tokenizer else []
 
 
 _vocabularies: weakref.WeakKeyDictionary[Tokenizer, dict[int, Vocabulary]] = weakref.WeakKeyDictionary()

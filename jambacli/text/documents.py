@@ -150,10 +150,10 @@ def _from_bytes(data: bytes, name: str, sandbox: Sandbox | None) -> Document:
     kind = _kind(data[:4096], None, name, data)
     if kind == "text":
         return _plain(data, name)
-    with tempfile.NamedTemporaryFile(prefix="jamba-", suffix=f".{kind}") as file:
-        file.write(data)
-        file.flush()
-        return _extracted(kind, file.name, name, sandbox)
+    with tempfile.TemporaryDirectory(prefix="jamba-") as folder:
+        path = Path(folder) / f"input.{kind}"
+        path.write_bytes(data)
+        return _extracted(kind, str(path), name, sandbox)
 
 
 def _kind(head: bytes, path: Path | None, name: str, data: bytes | None = None) -> str:

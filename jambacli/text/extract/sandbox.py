@@ -18,7 +18,7 @@ from jambacli.errors import BadFileError, JambaError
 from jambacli.text.extract.pieces import Piece
 
 # No page takes this long; a file that does is stuck.
-PAGE_SECONDS = 60.0
+PAGE_SECONDS = 40.0
 # After so many files the process is replaced, so that what a library leaks is returned.
 _FILES = 100
 _ROOT = str(Path(__file__).resolve().parents[3])

@@ -1,0 +1,63 @@
+"""Facts planted on known pages of a 200-page PDF, asked of the embedded model: as often right as its own recall promises."""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from pathlib import Path
+
+import pytest
+
+from jambacli.engine.documents import Cited, Reader, Task, entries_of
+from jambacli.text.documents import read_documents
+from tests.text.files import pdf_bytes
+
+PAGES, FACTS = 200, 40
+
+
+def test_planted_facts_are_found_and_their_pages_cited(tmp_path: Path) -> None:
+    from jambacli.engine.api import Jamba
+    from jambacli.errors import JambaError
+
+    try:
+        from jambacli.data import embedded_model
+        from jambacli.evaluation.needle import needle
+        from jambacli.training import corpus, words
+
+        model = Jamba.load(embedded_model())
+    except (ImportError, JambaError) as missing:
+        pytest.skip(f"the embedded model is not here: {missing}")
+
+    rng = random.Random(5)
+    reports = corpus.make_reports(rng, FACTS, held_out=True, first=1)
+    pages = [" ".join(rng.choices(words.REMARKS, k=rng.randint(1, 3))) for _ in range(PAGES)]
+    planted = sorted(rng.sample(range(PAGES), FACTS))
+    for page, report in zip(planted, reports, strict=True):
+        pages[page] = report.text
+    path = tmp_path / "report.pdf"
+    path.write_bytes(pdf_bytes(pages))
+    entries = entries_of(read_documents([str(path)]))
+    assert [e.sources[0].first for e in entries] == list(range(1, PAGES + 1))
+
+    reader = Reader(model, options={"store": False}, generation={"temperature": 0, "max_tokens": 48})
+    right = cited_right = 0
+    for i, page in enumerate(planted):
+        question = corpus.ask(rng, reports, i)
+        cited = Cited()
+        said = "".join(cited.answer(reader.stream(entries, Task(question.text, citations=True))))
+        found = re.search(rf"(?<!\w){re.escape(question.value)}(?!\w)", said) is not None
+        right += found
+        cited_right += found and page + 1 in [s.first for s in cited.sources(entries)]
+    assert reader.session is not None
+    tokens = reader.session.stats.document_tokens
+    assert reader.session.stats.replayed_document_tokens == 0
+    reader.close()
+
+    # The model's recall in the same mass of reports alone, as many as its grammar can make.
+    length = min(tokens, sum(len(model.tokenizer.encode(r.text + "\n")) for r in reports))
+    scores = [found.right for found in needle(model, length, documents=4, questions=10)]
+    promised = sum(scores) / len(scores)
+    slack = 2 * math.sqrt(max(promised * (1 - promised), 0.05) * (1 / FACTS + 1 / len(scores)))
+    print(f"{right}/{FACTS} right, {cited_right} of them cited to the page; recall {promised:.2f} at {length} tokens")
+    assert right / FACTS >= promised - slack
