@@ -109,6 +109,7 @@ def load_gguf_on(
             config, tensors, file.qtensor, found.device, ctx=tokens, kv_type=kv_type or "f16", gpu_memory=gpu_memory,
             cpu_experts=cpu_experts, source=file,
         )  # fmt: skip
+        ui.note("trying out the card (the first time, its kernels are compiled) ...")
         try_out(model)
     except (JambaError, RuntimeError, ValueError, OSError) as error:
         if wanted != "auto" or isinstance(error, UsageError):

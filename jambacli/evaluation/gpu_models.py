@@ -45,6 +45,24 @@ def models(suite: Suite, device: torch.device) -> None:
             )
             if found is not None:
                 rows.append({"model": name, **found})
+    if not suite.tiny:
+        found = suite.attempt("model embedded", 30, lambda: embedded(device))
+        if found is not None:
+            rows.append({"model": "the embedded one", **found})
+
+
+def embedded(device: torch.device) -> dict[str, Any]:
+    """The package's own small model, from its file, on the CPU and on the card."""
+    from jambacli.data import embedded_model
+    from jambacli.model.cuda import put_on_card
+    from jambacli.model.loader import from_gguf
+    from jambacli.weights.gguf import GGUFFile
+
+    file = GGUFFile.open(embedded_model())
+    cpu = from_gguf(file, ops=reference_ops())
+    plan = Placement(0, 0, 0, 0, frozenset(), cpu.config.n_moe_layers)
+    card = put_on_card(cpu.config, file.qtensor, device, plan, source=file)
+    return against(cpu, card, 90, 48)
 
 
 def compare(
@@ -60,7 +78,12 @@ def compare(
     cpu = build(config, tensors.__getitem__, ops=reference_ops())
     plan = Placement(0, 0, 0, 0, behind, config.n_moe_layers)
     card = put_on_card(config, tensors.__getitem__, device, plan)
-    n_prompt, n_new = (9, 4) if tiny else (90, 24)
+    return against(cpu, card, *((9, 4) if tiny else (90, 24)))
+
+
+def against(cpu: JambaModel, card: JambaModel, n_prompt: int, n_new: int) -> dict[str, Any]:
+    """Both models on a random prompt of ``n_prompt`` tokens and the CPU's greedy ``n_new`` after it."""
+    config = cpu.config
     ids = torch.randint(0, config.vocab_size, (n_prompt,), generator=torch.Generator().manual_seed(5))
     here, there = cpu.new_state(256, "f16"), card.new_state(256, "f16")
     expected, got = _logits(cpu, ids, here), _logits(card, ids, there)

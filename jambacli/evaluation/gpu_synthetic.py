@@ -7,6 +7,7 @@ and repeated on the card, so that nothing but what a plan leaves in the computer
 from __future__ import annotations
 
 import math
+import zlib
 
 import torch
 
@@ -14,9 +15,11 @@ from jambacli.evaluation.gpu_parity import random_weight
 from jambacli.evaluation.synthetic import choices
 from jambacli.model.config import JambaConfig
 from jambacli.model.placement import expert_layer
-from quant.formats import QTensor
+from quant.formats import FORMATS, QTensor
 
 _ROWS = 256
+# A matrix of at most so many rows is random throughout: equal rows would give a small vocabulary equal logits.
+_FEW_ROWS = 4096
 
 
 class CardTensors:
@@ -42,19 +45,20 @@ class CardTensors:
         if choice.kept:
             return _as_f32(_kept(name, shape, self._small).to(device))
         fmt, row = choice.format, shape[-1]
+        rows = math.prod(shape[:-1])
+        if rows <= _FEW_ROWS:
+            w = random_weight(fmt, shape, seed=zlib.crc32(name.encode()), size=2 / math.sqrt(row))
+            return QTensor(w.data.to(device), w.format, shape, None if w.scale is None else w.scale.to(device))
         key = fmt, row, device.type
         if key not in self._tiles:
             # Values about 1 / sqrt(row) wide keep the activations sane.
             w = random_weight(fmt, (_ROWS, row), size=2 / math.sqrt(row))
             self._tiles[key] = w.row_blocks().to(device)
-        rows = math.prod(shape[:-1])
         order = torch.randint(_ROWS, (rows,), device=device)
         scale = None
         if fmt == "i8":
             scale = torch.full(shape[:-1], 2 / 127 / math.sqrt(row), device=device)
-        return QTensor(
-            self._tiles[key].index_select(0, order).view(-1), random_weight(fmt, (1, row)).format, shape, scale
-        )
+        return QTensor(self._tiles[key].index_select(0, order).view(-1), FORMATS[fmt], shape, scale)
 
 
 def _kept(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
@@ -71,6 +75,4 @@ def _kept(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torc
 
 
 def _as_f32(x: torch.Tensor) -> QTensor:
-    from quant.formats import FORMATS
-
     return QTensor(x.contiguous().view(-1).view(torch.uint8), FORMATS["f32"], tuple(x.shape))

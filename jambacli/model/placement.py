@@ -15,7 +15,7 @@ from jambacli.model.config import JambaConfig
 from jambacli.units import format_bytes
 
 #: Tokens that a card takes through the layers at a time: enough for expanding weights to cost little beside multiplying.
-PREFILL_CHUNK = 2048
+PREFILL_CHUNK = 4096
 # Of what is free on a card, this much is left alone: other programs, fragmentation, the display.
 _RESERVE = 384 << 20
 # A CUDA context with its libraries.

@@ -200,21 +200,36 @@ def prefill(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, n_past: int, dtyp
     gqa = n_heads != n_kv_heads
     if n_past == 0:
         out = F.scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=gqa)
-    elif q.is_cuda and torch.cuda.get_device_capability(q.device) >= (8, 0) and dtype != torch.float32:
-        from torch.nn.attention.bias import causal_lower_right
-
-        bias = causal_lower_right(n_tokens, total)
-        out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, enable_gqa=gqa)
     else:
-        # A mask makes torch read it for every head: bounded pieces of queries, each over the keys that it sees.
-        pieces = []
-        block = max(1, _MASK_VALUES // total)
-        for start in range(0, n_tokens, block):
-            part = queries[:, :, start : start + block]
-            seen = n_past + start + part.shape[2]
-            limit = torch.arange(n_past + start, seen, device=q.device)[:, None]
-            mask = torch.arange(seen, device=q.device)[None, :] <= limit
-            sub = keys[:, :, :seen], values[:, :, :seen]
-            pieces.append(F.scaled_dot_product_attention(part, *sub, attn_mask=mask, enable_gqa=gqa))
-        out = torch.cat(pieces, 2)
+        found = _lower_right(queries, keys, values, gqa) if q.is_cuda and dtype != torch.float32 else None
+        out = _in_pieces(queries, keys, values, n_past, gqa) if found is None else found
     return out[0].transpose(0, 1).float().reshape(n_tokens, n_heads * head_dim)
+
+
+def _lower_right(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, gqa: bool) -> torch.Tensor | None:
+    """Fused attention of the last queries over all keys; None where this torch or card has none for the case."""
+    if torch.cuda.get_device_capability(q.device) < (8, 0):
+        return None
+    from torch.nn.attention.bias import causal_lower_right
+
+    bias = causal_lower_right(q.shape[2], k.shape[2])
+    try:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=gqa)
+    except (RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, torch.cuda.OutOfMemoryError):
+            raise
+        return None
+
+
+def _in_pieces(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, n_past: int, gqa: bool) -> torch.Tensor:
+    """The same with a mask, which is read for every head: some queries at a time, each over the keys that it sees."""
+    pieces = []
+    block = max(1, _MASK_VALUES // k.shape[2])
+    for start in range(0, q.shape[2], block):
+        part = q[:, :, start : start + block]
+        seen = n_past + start + part.shape[2]
+        limit = torch.arange(n_past + start, seen, device=q.device)[:, None]
+        mask = torch.arange(seen, device=q.device)[None, :] <= limit
+        sub = k[:, :, :seen], v[:, :, :seen]
+        pieces.append(F.scaled_dot_product_attention(part, *sub, attn_mask=mask, enable_gqa=gqa))
+    return torch.cat(pieces, 2)

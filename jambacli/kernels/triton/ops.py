@@ -130,7 +130,7 @@ class TritonOps:
     def attention(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, n_past: int) -> torch.Tensor:
         """See ``reference.attention``."""
         if q.shape[0] > 1:
-            return attend.prefill(q, k, v, n_past, self.dtype)
+            return attend.prefill(q, k, v, n_past, attention_dtype(k, self.dtype))
         position = torch.full((1,), n_past, dtype=torch.int32, device=q.device)
         out = torch.empty(q.shape[1:], device=q.device)
         scratch = attend.DecodeScratch(q.shape[1], q.shape[2], n_past + 1, q.device)

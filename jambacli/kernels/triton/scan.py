@@ -24,8 +24,15 @@ CHUNK = 128
 
 @triton.jit
 def softplus(x):
-    """log(1 + exp(x)), x itself where that is all of it (torch's threshold)."""
-    return tl.where(x > 20.0, x, tl.log(1.0 + tl.exp(tl.minimum(x, 20.0))))
+    """log(1 + exp(x)), x itself where that is all of it (torch's threshold).
+
+    A step is small where exp(x) is, so 1 + exp(x) may not swallow it: log(u) * e / (u - 1) with u = 1 + e, rounded, is
+    exact where log(u) alone would have lost digits (Goldberg 1991, theorem 4).
+    """
+    e = tl.exp(tl.minimum(x, 20.0))
+    u = 1.0 + e
+    near = tl.where(u == 1.0, e, tl.log(u) * (e / tl.where(u == 1.0, 1.0, u - 1.0)))
+    return tl.where(x > 20.0, x, near)
 
 
 @triton.jit

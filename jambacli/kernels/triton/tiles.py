@@ -36,16 +36,9 @@ GRID_LOW = tl.constexpr(
 GRID_HIGH = tl.constexpr(int.from_bytes(bytes((1, 13, 25, 38, 53, 69, 89, 113)), "little", signed=True))
 
 
-# A float32 with these upper bits is 2^23 plus whatever small number lies below: a whole number becomes a float with an OR
-# and a subtraction, which run at full rate where conversions do not.
-MAGIC = tl.constexpr(0x4B000000)
-MAGIC_VALUE = tl.constexpr(8388608.0)
-
-
-@triton.jit
-def _number(level, ZERO: tl.constexpr):
-    """level - ZERO as float32, exactly; level int32, 0 or more and below 2^23."""
-    return (level | MAGIC).to(tl.float32, bitcast=True) - (MAGIC_VALUE + ZERO)
+# The bits of 1.0. A level of B bits put below them, at the top of the mantissa, makes the float32 1 + level / 2^B exactly:
+# a shift and an AND-OR where a conversion would take more, and slower, instructions.
+ONE = tl.constexpr(0x3F800000)
 
 
 @triton.jit
@@ -56,8 +49,12 @@ def _grid_value(level):
 
 
 @triton.jit
-def levels(q, h, rows, g, inside, R, G: tl.constexpr, LEVELS: tl.constexpr, HIGH: tl.constexpr, ZERO: tl.constexpr):
-    """The levels of a tile, less the zero point, float32: two of [BG, BN, 16]. rows int64 [BN], inside bool [BG, BN]."""
+def units(q, h, rows, g, inside, R, G: tl.constexpr, LEVELS: tl.constexpr, HIGH: tl.constexpr):
+    """The levels of a tile as 1 + level / 2^B, float32: two of [BG, BN, 16]. rows int64 [BN], inside bool [BG, BN].
+
+    B is 8 for signed bytes (whose level is then the byte plus 128), else the bits in planes q and h together. Floats and
+    IQ4's grid come as the numbers that they are.
+    """
     j = tl.arange(0, 16)[None, None, :]
     group = rows[None, :] * G + g[:, None]
     if LEVELS == FLOAT or LEVELS == BYTES:
@@ -66,30 +63,41 @@ def levels(q, h, rows, g, inside, R, G: tl.constexpr, LEVELS: tl.constexpr, HIGH
         hi = tl.load(at + 16, mask=inside[:, :, None], other=0)
         if LEVELS == FLOAT:
             return lo.to(tl.float32), hi.to(tl.float32)
-        lo, hi = lo.to(tl.uint8, bitcast=True).to(tl.int32), hi.to(tl.uint8, bitcast=True).to(tl.int32)
-        return _number(lo ^ 0x80, 128), _number(hi ^ 0x80, 128)
+        lo = (lo.to(tl.uint8, bitcast=True).to(tl.int32) ^ 0x80) << 15
+        hi = (hi.to(tl.uint8, bitcast=True).to(tl.int32) ^ 0x80) << 15
+        return (lo | ONE).to(tl.float32, bitcast=True), (hi | ONE).to(tl.float32, bitcast=True)
+    low: tl.constexpr = 2 if LEVELS == PAIRS else 4
+    mask: tl.constexpr = ((1 << low) - 1) << (23 - low - HIGH)
     if LEVELS == PAIRS:  # two groups share sixteen bytes, which neighbouring threads both read
         packed = tl.load(q + (group // 2)[:, :, None] * 16 + j, mask=inside[:, :, None], other=0).to(tl.int32)
         packed = packed >> ((group & 1) * 4).to(tl.int32)[:, :, None]
-        lo = packed & 3
-        hi = (packed >> 2) & 3
     else:
         packed = tl.load(q + group[:, :, None] * 16 + j, mask=inside[:, :, None], other=0).to(tl.int32)
-        lo = packed & 15
-        hi = packed >> 4
-    if LEVELS == GRID:
-        return _grid_value(lo), _grid_value(hi)
-    base: tl.constexpr = 2 if LEVELS == PAIRS else 4
+        if LEVELS == GRID:
+            return _grid_value(packed & 15), _grid_value(packed >> 4)
+    lo = ((packed << (23 - low - HIGH)) & mask) | ONE
+    hi = ((packed << (23 - low - HIGH - low)) & mask) | ONE
     if HIGH == 1:
         word = tl.load(h + group, mask=inside, other=0)[:, :, None]
-        lo |= ((word >> j) & 1) << base
-        hi |= ((word >> (j + 16)) & 1) << base
+        lo |= ((word >> j) & 1) << 22
+        hi |= ((word >> (j + 16)) & 1) << 22
     if HIGH == 2:
         lo_high = tl.load(h + group, mask=inside, other=0)[:, :, None]
         hi_high = tl.load(h + group + R * G, mask=inside, other=0)[:, :, None]
-        lo |= ((lo_high >> (2 * j)) & 3) << base
-        hi |= ((hi_high >> (2 * j)) & 3) << base
-    return _number(lo, ZERO), _number(hi, ZERO)
+        lo |= ((lo_high >> (2 * j)) & 3) << 21
+        hi |= ((hi_high >> (2 * j)) & 3) << 21
+    return lo.to(tl.float32, bitcast=True), hi.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def levels(q, h, rows, g, inside, R, G: tl.constexpr, LEVELS: tl.constexpr, HIGH: tl.constexpr, ZERO: tl.constexpr):
+    """The levels of a tile, less the zero point, float32, exactly: two of [BG, BN, 16]."""
+    lo, hi = units(q, h, rows, g, inside, R, G, LEVELS, HIGH)
+    if LEVELS == FLOAT or LEVELS == GRID:
+        return lo, hi
+    span: tl.constexpr = 256.0 if LEVELS == BYTES else (1 << ((2 if LEVELS == PAIRS else 4) + HIGH)) * 1.0
+    below: tl.constexpr = span + (128.0 if LEVELS == BYTES else ZERO * 1.0)
+    return lo * span - below, hi * span - below
 
 
 @triton.jit
@@ -173,15 +181,25 @@ def dots(
 ):  # fmt: skip
     """Products of a tile with x, x_lo and x_hi float32 [BG, 16], summed over each group: float32 [BG, BN].
 
-    The levels are multiplied as they are and each group's sum scaled once; ``row_factor`` is still to come.
+    The units are multiplied as they are, each group's sum is put right once (it is sum(level * x) / 2^B + (1 + zero / 2^B)
+    * sum(x)) and scaled once; ``row_factor`` is still to come.
     """
-    lo, hi = levels(q, h, rows, g, inside, R, G, LEVELS, HIGH, ZERO)
+    lo, hi = units(q, h, rows, g, inside, R, G, LEVELS, HIGH)
     lo_factor, hi_factor, lo_least, hi_least = scales(s, d, rows, g, inside, G, SCALES)
     lo_sum = tl.sum(lo * x_lo[:, None, :], axis=2)
     hi_sum = tl.sum(hi * x_hi[:, None, :], axis=2)
-    if SCALES == NONE or SCALES == ROW:
+    if LEVELS == FLOAT or LEVELS == GRID:
+        if SCALES == NONE:
+            return lo_sum + hi_sum
+        return lo_factor * lo_sum + hi_factor * hi_sum
+    span: tl.constexpr = 256.0 if LEVELS == BYTES else (1 << ((2 if LEVELS == PAIRS else 4) + HIGH)) * 1.0
+    zero: tl.constexpr = 128.0 if LEVELS == BYTES else ZERO * 1.0
+    lo_x, hi_x = tl.sum(x_lo, axis=1)[:, None], tl.sum(x_hi, axis=1)[:, None]
+    lo_sum = (lo_sum - (1.0 + zero / span) * lo_x) * span
+    hi_sum = (hi_sum - (1.0 + zero / span) * hi_x) * span
+    if SCALES == ROW:
         return lo_sum + hi_sum
     total = lo_factor * lo_sum + hi_factor * hi_sum
     if SCALES == BLOCK_MIN or SCALES == K32_MIN or SCALES == K16_MIN:
-        total -= lo_least * tl.sum(x_lo, axis=1)[:, None] + hi_least * tl.sum(x_hi, axis=1)[:, None]
+        total -= lo_least * lo_x + hi_least * hi_x
     return total
