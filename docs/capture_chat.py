@@ -17,6 +17,10 @@ import time
 from pathlib import Path
 
 WIDTH, HEIGHT = 96, 30
+_REPORTS = """Report 1. Mira Okafor counted 42 herons at Lake Tuz. The wind was cold.
+Report 2. Tomas Lindqvist saw 7 otters at Cape Arda on Monday.
+Report 3. Leila Haddad photographed 15 cranes at Mount Sirin. The sky was clear.
+"""
 _WAIT = 90.0
 
 
@@ -56,6 +60,12 @@ class Terminal:
         time.sleep(0.3)
         return self.wait(r"^>>> *$(?s:.*)context [\d,]+ of")
 
+    def say(self, text: str) -> str:
+        """Type a message; the screen when the reply is complete and the prompt is back."""
+        self.type(text)
+        time.sleep(0.5)
+        return self.ready()
+
     def clear(self) -> None:
         """An empty screen."""
         self._run("send-keys", "-R")
@@ -76,54 +86,57 @@ def capture(model: str) -> list[tuple[str, str]]:
     shots: list[tuple[str, str]] = []
     with tempfile.TemporaryDirectory() as folder:
         os.environ["JAMBA_HOME"] = str(Path(folder) / "home")
+        (Path(folder) / "reports.txt").write_text(_REPORTS, encoding="utf-8")
         terminal = Terminal(Path(folder))
-        command = f"jamba chat {model} --session notes --temp 0.7 --seed 7 -n 48".replace("  ", " ")
+        command = f"jamba chat {model} --session notes".replace("  ", " ")
         try:
+            terminal.type(f"cd {shlex.quote(folder)}")
+            terminal.clear()
             terminal.type(command)
             terminal.ready()
-            terminal.type("Hello! Who are you?")
+            terminal.say("Hello! Who are you?")
+            terminal.type("/file reports.txt")
             terminal.ready()
-            terminal.type("Tell me about the lake,", "Escape", "Enter")
-            terminal.type("and about the herons.")
-            shots.append(("A chat of two turns; Alt-Enter began a new line in the second message.", terminal.ready()))
+            terminal.type("Who counted", "Escape", "Enter")
+            terminal.say("the herons?")
+            shots.append(
+                ("Two turns, a file, and a message of two lines (Alt-Enter begins a new one)", terminal.ready())
+            )
             terminal.clear()
-            terminal.type("/edit Tell me about the sea.")
-            terminal.ready()
-            terminal.type("/regenerate")
-            shots.append(("The last message said differently, and another reply to it.", terminal.ready()))
+            terminal.type("/edit")
+            terminal.wait("^edit ")
+            terminal.press("C-a", "C-k")
+            terminal.say("Where were the otters seen?")
+            shots.append(("/edit brings the last message up; here it is said differently", terminal.ready()))
             terminal.clear()
             terminal.type("/branch other")
             terminal.ready()
-            terminal.type("What else is there?")
-            terminal.ready()
+            terminal.say("Summarize the reports.")
             terminal.type("/branches")
             terminal.ready()
             terminal.type("/load notes")
             terminal.ready()
+            terminal.say("/regenerate")
             terminal.type("/stats")
-            shots.append(("A branch goes on under a name of its own; the first stays as it was.", terminal.ready()))
+            shots.append(("A branch goes on under a name of its own; the first stays as it was", terminal.ready()))
             terminal.clear()
             terminal.type("/exit")
             terminal.wait(r"^\$ *$")
             terminal.clear()
             terminal.type(command)
             terminal.ready()
-            terminal.type("Where were we?")
-            shots.append(("The same session in a new process: only the new message is read.", terminal.ready()))
+            terminal.say("Who counted the herons?")
+            shots.append(("The same session in a new process: only the new message is read", terminal.ready()))
             terminal.clear()
             terminal.type("/undo")
             terminal.ready()
-            terminal.type("/help")
-            shots.append(("What can be done.", terminal.ready()))
-            terminal.type("/exit")
-            terminal.wait(r"^\$ *$")
-            terminal.clear()
-            terminal.type(f"jamba chat {model} --session notes --temp 0.7 --seed 7 -n 4000".replace("  ", " "))
-            terminal.ready()
-            terminal.type("Tell me everything.")
-            terminal.wait(r"Tell me everything\.\n(?!.*context)\S.{20,}")
+            terminal.type("Summarize the reports.")
+            terminal.wait(r"^Here is a summary")
             terminal.press("C-c")
-            shots.append(("Ctrl-C stops a reply and keeps what was said.", terminal.ready()))
+            shots.append(("/undo, and a reply stopped with Ctrl-C: what was said is kept", terminal.ready()))
+            terminal.clear()
+            terminal.type("/help")
+            shots.append(("What can be done", terminal.ready()))
         finally:
             terminal.close()
     return shots

@@ -158,21 +158,20 @@ class Sampler:
 
     def _draw(self, x: np.ndarray) -> int:
         o = self.options
+        # Kept in the order of their ids: one order for the same logits on any machine, and no sort of a whole vocabulary.
         ids = np.flatnonzero(x > -np.inf)
-        if o.top_k and o.top_k < len(ids):
-            ids = ids[np.argpartition(x[ids], len(ids) - o.top_k)[len(ids) - o.top_k :]]
-        # Descending, ties by id: one order for the same logits on any machine.
-        ids = ids[np.lexsort((ids, -x[ids]))]
+        if o.top_k:
+            ids = _largest(x, ids, o.top_k)
         if o.typical_p < 1:
             p = _softmax(x[ids])
             surprise = -np.log(np.maximum(p, 1e-30))
             order = np.argsort(np.abs(surprise - np.sum(p * surprise)), kind="stable")
             ids = ids[np.sort(order[: _enough(p[order], o.typical_p)])]
         if o.top_p < 1:
-            ids = ids[: _enough(_softmax(x[ids]), o.top_p)]
+            ids = _largest(x, ids, _enough(_softmax(-np.sort(-x[ids])), o.top_p))
         if o.min_p > 0:
             p = _softmax(x[ids])
-            ids = ids[p >= o.min_p * p[0]]
+            ids = ids[p >= o.min_p * p.max()]
         p = np.cumsum(_softmax(x[ids] / np.float32(o.temperature)))
         return int(ids[min(int(np.searchsorted(p, self._random.random() * p[-1], side="right")), len(ids) - 1)])
 
@@ -181,6 +180,17 @@ def _softmax(x: np.ndarray) -> np.ndarray:
     """Probabilities in float64."""
     e = np.exp((x - x.max()).astype(np.float64))
     return e / e.sum()
+
+
+def _largest(x: np.ndarray, ids: np.ndarray, count: int) -> np.ndarray:
+    """The ``count`` of ``ids`` (ascending) with the largest ``x``, the lower id first among equals; ascending."""
+    if count >= len(ids):
+        return ids
+    values = x[ids]
+    least = np.partition(values, len(ids) - count)[len(ids) - count]
+    keep = values > least
+    keep[np.flatnonzero(values == least)[: count - np.count_nonzero(keep)]] = True
+    return ids[keep]
 
 
 def _enough(p: np.ndarray, mass: float) -> int:

@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jambacli import ui
 from jambacli.errors import JambaError
 from jambacli.evaluation.vocabulary import chat_vocabulary, words
 
@@ -95,6 +96,7 @@ def _in_new_process(path: Path, kind: str, tokens: int, threads: int | None) -> 
     if done.returncode:
         raise JambaError(f"the process of {kind!r} failed: {done.stderr.strip()[-400:]}")
     figures: dict[str, float] = json.loads(done.stdout)
+    ui.note(f"{kind}: {figures['read']:,} tokens read, first token after {figures['first token']:.2f} s")
     return figures
 
 
