@@ -76,7 +76,7 @@ def needle(
         with model.session(kv_type=kv_type, store=False) as session:
             for i in range(questions):
                 index = min(len(reports) - 1, int((i + random.random()) * len(reports) / questions))
-                question = corpus.ask(random, reports, index)
+                question = corpus.ask(random, reports, index, random.choice(corpus.KINDS))
                 reply = answer(session, text, question)
                 depth = index / max(1, len(reports) - 1)
                 yield Found(session.stats.prompt_tokens, depth, question.kind, question.text, question.value, reply)

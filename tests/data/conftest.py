@@ -10,6 +10,7 @@ import pytest
 from jambacli.data import embedded_model
 from jambacli.engine.api import Jamba
 from tests.commands.cli_runner import jamba
+from tests.data.shipped import as_f32
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +26,9 @@ def file_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     def make(kind: str) -> Path:
         if kind not in made:
             path = folder / f"tiny-jamba-{kind}.gguf"
+            if kind == "f32":
+                made[kind] = as_f32(path)
+                return made[kind]
             done = jamba("quantize", str(embedded_model()), str(path), "--type", kind)
             assert done.returncode == 0, done.stderr.decode()
             made[kind] = path

@@ -15,6 +15,9 @@ import torch
 from safetensors.torch import save_file
 
 from jambacli.data import embedded_model
+from jambacli.weights import keys
+from jambacli.weights.gguf import GGUFFile
+from jambacli.weights.writer import GGUFWriter
 
 _LAYER = {
     "attn_norm.weight": "input_layernorm.weight",
@@ -84,6 +87,23 @@ def as_checkpoint(folder: Path, path: Path | None = None) -> Path:
     (folder / "config.json").write_text(json.dumps(config))
     save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
     return folder
+
+
+def as_f32(output: Path, path: Path | None = None) -> Path:
+    """Write the embedded file (or ``path``) to ``output`` with every tensor in float32: exact, bf16 is its upper half."""
+    source = GGUFFile.open(path or embedded_model())
+    reader = gguf.GGUFReader(path or embedded_model())
+    values = {t.name: gguf.quants.dequantize(t.data, t.tensor_type) for t in reader.tensors}
+    with GGUFWriter(output, force=True) as writer:
+        writer.copy_metadata(source.metadata, skip={keys.FILE_TYPE})
+        writer.add(keys.FILE_TYPE, 0, "u32")
+        for name, tensor in source.tensors.items():
+            writer.plan_tensor(name, tensor.shape, "f32")
+        writer.begin()
+        for name in source.tensors:
+            writer.write_tensor(name, values[name])
+        writer.finish()
+    return output
 
 
 def _one(value: Any) -> int:
