@@ -178,6 +178,7 @@ class Chat:
         before = list(self.session.conversation.turns)
         try:
             yield from self._answered(before, lambda **room: self._send(text, documents, **room), asked=False)
+            self._knobs = None
         except (JambaError, KeyboardInterrupt):
             if (
                 self.session.conversation.turns == before
@@ -186,9 +187,8 @@ class Chat:
             raise
 
     def _send(self, text: str, documents: list[dict[str, str]], **room: int) -> Iterator[str]:
-        knobs, self._knobs = self._knobs, None
         given: dict[str, Any] = {**self._generation, **room}
-        return self.session.send(text, documents=documents or None, knobs=knobs, reading=self._reading, **given)
+        return self.session.send(text, documents=documents or None, knobs=self._knobs, reading=self._reading, **given)
 
     def _answer(self, before: list[Turn]) -> Iterator[str]:
         """A reply to turns that have been changed; ``before`` is what they were."""
