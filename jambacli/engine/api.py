@@ -127,7 +127,7 @@ class Jamba:
         ids = torch.as_tensor(token_ids, dtype=torch.int64)
         state = self.model.new_state(len(ids), kv_type)
         rows = [self.model.forward(part, state, logits="all") for part in ids.split(chunk)]
-        return torch.cat([r for r in rows if r is not None])
+        return torch.cat([r.cpu() for r in rows if r is not None])
 
 
 def _converted(folder: Path) -> Path:

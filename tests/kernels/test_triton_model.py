@@ -85,3 +85,20 @@ def test_many_tokens_through_experts_in_ram_are_streamed(monkeypatch: pytest.Mon
     assert expected is not None
     assert got is not None
     assert relative_error(got.cpu(), expected) < 1e-3
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="graphs can be recorded here")
+def test_decoding_goes_on_where_graphs_cannot_be_recorded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = JambaConfig.from_hf(SMALL)
+    cpu, card = pair(config, tiny_tensors(config, "legacy"), set())
+    # A torch without CUDA refuses to make a graph, as a driver may.
+    monkeypatch.setattr(card.decoder, "_graphs", True)
+    here, there = cpu.new_state(8, "f32"), card.new_state(8, "f32")
+    for token in (3, 4):
+        expected, got = cpu.forward(torch.tensor([token]), here), card.forward(torch.tensor([token]), there)
+        assert expected is not None
+        assert got is not None
+        assert relative_error(got, expected) < 2e-4
+    assert "CUDA graphs do not work here" in capsys.readouterr().err

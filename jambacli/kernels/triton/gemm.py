@@ -19,7 +19,10 @@ from jambacli.kernels.triton.launch import cdiv, constants, power_of_two, triton
 from jambacli.kernels.triton.repack import Packed
 from jambacli.kernels.triton.tiles import values
 
-BLOCK_ROWS = 16
+
+def block_rows(rows: float) -> int:
+    """Rows of x that a program takes: the more it takes, the less often weights are expanded."""
+    return 16 if rows <= 16 else 32 if rows <= 32 else 64
 
 
 @triton.jit
@@ -92,28 +95,30 @@ class Groups:
     """Which rows go through which expert: rows sorted by expert, all on the device, the host knows nothing of them.
 
     ``source`` int64 [M]: the row of x that sorted row m stands for. ``bounds`` int32 [2, EP]: for each expert the row
-    after its last, and its first tile of ``BLOCK_ROWS`` rows. ``tiles``: at least as many tiles as there can be.
+    after its last, and its first tile of ``block`` rows. ``tiles``: at least as many tiles as there can be.
     """
 
     source: torch.Tensor
     bounds: torch.Tensor
     experts: int
     tiles: int
+    block: int
 
 
 def group_rows(expert: torch.Tensor, source: torch.Tensor, n_experts: int) -> Groups:
     """Groups of rows whose experts, int64 [M], are in ascending order."""
     m = len(expert)
+    block = block_rows(m / n_experts)
     padded = power_of_two(n_experts)
     index = torch.arange(padded, device=expert.device)
     ends = torch.searchsorted(expert, index, right=True)
     counts = torch.diff(ends, prepend=ends.new_zeros(1))
-    tiles = (counts + BLOCK_ROWS - 1) // BLOCK_ROWS
+    tiles = (counts + block - 1) // block
     first_tile = torch.cumsum(tiles, 0) - tiles
     # Padding experts have no rows; their first tile lies beyond all, so that no tile is theirs.
     first_tile = torch.where(index < n_experts, first_tile, m + n_experts)
     bounds = torch.stack([ends, first_tile]).to(torch.int32)
-    return Groups(source, bounds, n_experts, min(m, cdiv(m, BLOCK_ROWS) + n_experts))
+    return Groups(source, bounds, n_experts, min(m, cdiv(m, block) + n_experts), block)
 
 
 def gemm(
@@ -132,9 +137,14 @@ def gemm(
     n, k = w.shape[-2:]
     m = x.shape[0] if groups is None else len(groups.source)
     out = torch.empty(m, n, device=x.device)
-    bn, bg = (min(64, power_of_two(n)), 4) if interpreted() else (32, 4 if w.groups >= 4 else power_of_two(w.groups))
+    bn, bg = (
+        (min(256, power_of_two(n)), min(8, power_of_two(w.groups)))
+        if interpreted()
+        else (32, 4 if w.groups >= 4 else power_of_two(w.groups))
+    )
     bn = max(16, bn)
-    tiles = cdiv(m, BLOCK_ROWS) if groups is None else groups.tiles
+    bm = block_rows(m) if groups is None else groups.block
+    tiles = cdiv(m, bm) if groups is None else groups.tiles
     _gemm_kernel[cdiv(n, bn), tiles](
         x,
         out,
@@ -152,7 +162,7 @@ def gemm(
         EP=1 if groups is None else groups.bounds.shape[1],
         GATED=up is not None,
         DOT=triton_dtype(dtype),
-        BM=BLOCK_ROWS,
+        BM=bm,
         BN=bn,
         BG=bg,
         num_warps=4,
