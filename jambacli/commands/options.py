@@ -80,6 +80,28 @@ NoStore = Annotated[
 MAX_INPUT = 256 << 20
 
 
+def model_path(name: str | None) -> Path:
+    """The file or directory of that name; without one the last used or the embedded demonstration model, with a note."""
+    from jambacli.hub.resolve import resolve_model
+
+    return _default_model() if name is None else resolve_model(name)
+
+
+def _default_model() -> Path:
+    from jambacli.data import embedded_model
+    from jambacli.hub.resolve import last_used
+
+    path = last_used()
+    if path:
+        ui.note(f"no model given: using {path}, the last used")
+        return path
+    ui.note(
+        "no model given and none used yet: using the embedded tiny Jamba, a demonstration model that knows nothing "
+        "but short reports (jamba pull jamba:3b gets a real one)"
+    )
+    return embedded_model()
+
+
 def load_model(
     name: str | None,
     threads: int | None,
@@ -92,16 +114,9 @@ def load_model(
 ) -> Jamba:
     """The model of that name; without one the last used or the embedded demonstration model, and a note that says which."""
     from jambacli.engine.api import Jamba
-    from jambacli.hub.resolve import last_used
 
     if name is None:
-        path = last_used()
-        ui.note(
-            f"no model given: using {path}, the last used"
-            if path
-            else "no model given and none used yet: using the embedded tiny Jamba, a demonstration model that knows nothing but "
-            "short reports (jamba pull jamba:3b gets a real one)"
-        )
+        _default_model()
     memory = None if gpu_memory is None else parse_size(gpu_memory, "--gpu-memory")
     return Jamba.load(
         name, threads=threads, device=device, gpu_memory=memory, cpu_experts=cpu_experts, ctx=ctx, kv_type=kv_type

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 def show(
-    model: Annotated[str, typer.Argument(help="A name, a .gguf (any part of a split one) or a checkpoint directory.")],
+    model: Annotated[
+        str | None,
+        typer.Argument(help="A name, a .gguf (any part of a split one) or a checkpoint directory; default: the last used."),
+    ] = None,
     ctx: Annotated[
         str | None, typer.Option("--ctx", "-c", help="Plan memory for this context, e.g. 256k; default: the model's.")
     ] = None,
@@ -27,14 +30,13 @@ def show(
     """Show what a model is, layer by layer, and what a context length costs on this machine."""
     from jambacli.evaluation.machine import devices
     from jambacli.evaluation.plan import memory_plan
-    from jambacli.hub.resolve import resolve_model
     from jambacli.model.config import KV_TYPES
     from jambacli.weights.summary import summarize
 
     tokens = o.context(ctx)
     if kv_type not in KV_TYPES:
         raise UsageError(f"--kv-type {kv_type!r} is not one of {', '.join(KV_TYPES)}")
-    summary = summarize(resolve_model(model))
+    summary = summarize(o.model_path(model))
     plan = memory_plan(
         summary.config,
         summary.weight_bytes,

@@ -196,6 +196,13 @@ def test_the_command_itself(tmp_path: Path) -> None:
     assert run(str(path), "--ctx", "lots").returncode == 2
 
 
+def test_without_a_name_it_is_the_embedded_model(capsys: pytest.CaptureFixture[str]) -> None:
+    show(None)
+    said = capsys.readouterr()
+    assert "demonstration model" in said.out
+    assert "no model given" in said.err
+
+
 def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
     path = model(tmp_path / "m.gguf")
     child = subprocess.Popen(
