@@ -28,6 +28,8 @@ THINK, THINK_END = "<think>", "</think>"
 _LOOK_AHEAD = 64
 # Checkpoints at the ends of documents are at least so many tokens apart; an end is known by so many characters.
 _DOCUMENT_STEP, _TAIL = 512, 64
+# Characters of a document's number and title, about.
+_AROUND = 60
 
 
 @dataclass
@@ -71,7 +73,7 @@ class Conversation:
         self.tokenizer = tokenizer
         self.turns: list[Turn] = [Turn("system", system)] if system else []
         self.variables: dict[str, Any] = {}
-        self._tails: list[str] = []
+        self._tails: list[tuple[int, str]] = []  # characters of each document read, and its last ones
         self._latest: tuple[str, list[Turn], Rendered] | None = None
 
     def set_system(self, text: str) -> None:
@@ -90,7 +92,9 @@ class Conversation:
         """
         turn = Turn("user", text)
         self.turns.append(turn)
-        self._tails += [str(d.get("text", ""))[-_TAIL:] for d in documents or ()]
+        self._tails += [
+            (_AROUND + len(str(d.get("text", ""))), str(d.get("text", ""))[-_TAIL:]) for d in documents or ()
+        ]
         if documents and self._pin(documents, None) is None:
             turn.plain, documents = plain_documents(documents), None
         if documents or knobs:
@@ -246,22 +250,27 @@ class Conversation:
         return found + thoughts, max(found, default=0)
 
     def _document_ends(self, ids: Sequence[int]) -> list[int]:
-        """Where documents end, no closer than a twenty-fourth of the whole: others may follow the same first ones."""
+        """Where documents end, no closer than a twenty-fourth of the whole: others may follow the same first ones.
+
+        An end is the place nearest to where its share of the characters would put it that reads like it.
+        """
         step = max(_DOCUMENT_STEP, len(ids) // 24)
+        total = sum(size for size, _ in self._tails)
         data = np.asarray(ids, dtype=np.int64)
         found: list[int] = []
-        at = 0
-        for tail in self._tails:
+        used = 0
+        for size, tail in self._tails:
+            used += size
+            expected = len(ids) * used // total
+            if expected - (found[-1] if found else 0) < step:
+                continue
             # Without its outer tokens, which may have run together with what stands around the text.
             core = self.tokenizer.encode(tail)[2:-2]
-            if not core:
-                continue
-            starts = (at + np.flatnonzero(data[at:] == core[0])).tolist()
-            start = next((i for i in starts if ids[i : i + len(core)] == core), None)
-            if start is not None:
-                at = start + len(core)
-                if at - (found[-1] if found else 0) >= step:
-                    found.append(at)
+            starts = np.flatnonzero(data == core[0]) if core else np.empty(0, dtype=np.int64)
+            nearest = starts[np.argsort(np.abs(starts + len(core) - expected), kind="stable")][:64].tolist()
+            start = next((i for i in nearest if ids[i : i + len(core)] == core), None)
+            if start is not None and start + len(core) > (found[-1] if found else 0):
+                found.append(start + len(core))
         return found
 
 
