@@ -17,9 +17,11 @@ from jambacli.units import format_bytes
 
 #: Seconds that a kernel in a graph takes beyond its work (BENCHMARKS.md's allowance).
 OVERHEAD = 2e-6
-#: Instructions a weight takes on its way into a product, in float32 lanes: counted in the compiled kernels (sm_90).
-INSTRUCTIONS = {"f32": 2.0, "f16": 2.5, "bf16": 2.5, "q8_0": 5.0, "i8": 5.0, "iq4_nl": 11.0, "iq4_xs": 12.0}
-_USUAL_INSTRUCTIONS = 7.0
+#: Instructions that a weight takes in a matrix-vector product, all that surrounds it included: counted in the loops of the
+#: kernels compiled for sm_90 (Q4_K eight rows a thread, Q6_K, Q8_0 and Q3_K four), estimated from those for the others.
+INSTRUCTIONS = {"q4_k": 6.0, "q6_k": 9.6, "q8_0": 8.5, "q3_k": 9.6}
+_ESTIMATED = {"f32": 5.0, "f16": 5.0, "bf16": 5.0, "i8": 8.0, "q4_0": 6.0, "q4_1": 6.0, "iq4_nl": 13.0, "iq4_xs": 13.0}
+_USUAL_INSTRUCTIONS = 9.0
 
 
 @dataclass(frozen=True)
@@ -73,10 +75,11 @@ def _steps(c: JambaConfig, quant: str, depth: int) -> Iterator[tuple[str, float,
             for size in choice.tensor.shape[:-1]:
                 rows *= size
             nbytes += packed_bytes(choice.format, rows, n) * share
-            ops += rows * n * share * INSTRUCTIONS.get(choice.format, _USUAL_INSTRUCTIONS)
+            ops += rows * n * share * (INSTRUCTIONS | _ESTIMATED).get(choice.format, _USUAL_INSTRUCTIONS)
         return nbytes, ops
 
-    yield "embedding row, copy of it, position", 3.0 * 4 * c.hidden, 0.0
+    for what in ("embedding row", "copy of it", "position"):
+        yield what, 4.0 * c.hidden if what != "position" else 4.0, 0.0
     for i in range(c.n_layers):
         b = f"blk.{i}."
         if c.layer_is_attention[i]:
@@ -96,7 +99,11 @@ def _steps(c: JambaConfig, quant: str, depth: int) -> Iterator[tuple[str, float,
             yield "x_proj", *weight(b + "ssm_x.weight")
             nbytes, ops = weight(b + "ssm_dt.weight")
             states = c.d_inner * c.d_state
-            yield "norms + dt_proj + scan step + gate", nbytes + 4.0 * 3 * states + 20.0 * c.d_inner, ops + 12.0 * states
+            yield (
+                "norms + dt_proj + scan step + gate",
+                nbytes + 4.0 * 3 * states + 20.0 * c.d_inner,
+                ops + 12.0 * states,
+            )
             yield "out_proj + residual", *weight(b + "ssm_out.weight")
         if c.layer_is_moe[i]:
             share = c.n_experts_used / c.n_experts
@@ -113,7 +120,9 @@ def table(shape: str, quant: str, depth: int) -> str:
     """The kernels of a step as a Markdown table, with totals for each card."""
     listed = kernels(shape_config(shape), quant, depth)
     lines = [
-        "| kernel | per token | bytes | instructions | " + " | ".join(f"us at {c.name.split(' (')[0]}" for c in CARDS) + " |",
+        "| kernel | per token | bytes | instructions | "
+        + " | ".join(f"us at {c.name.split(' (')[0]}" for c in CARDS)
+        + " |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for k in listed:
@@ -129,4 +138,5 @@ def table(shape: str, quant: str, depth: int) -> str:
 
 if __name__ == "__main__":
     given = sys.argv[1:]
-    print(table(*(given[:2] + ["jamba-3b", "q4_k_m"][len(given) :]), int(given[2]) if len(given) > 2 else 0))
+    shape, quant = given[:2] + ["jamba-3b", "q4_k_m"][len(given) :]
+    print(table(shape, quant, int(given[2]) if len(given) > 2 else 0))

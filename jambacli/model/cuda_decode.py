@@ -200,7 +200,7 @@ class CudaDecoder:
     def _attention(self, layer: Layer, m: Attention, part: KVCache, bound: _Bound) -> list[Step]:
         b, dim = self._buffers, self._config.head_dim
         w_q, w_k, w_v, w_out = (as_packed(w) for w in (m.q, m.k, m.v, m.output))
-        normed = {"norm": layer.attn_norm, "eps": layer.eps}
+        normed: dict[str, Any] = {"norm": layer.attn_norm, "eps": layer.eps}
         k, v = part.k, part.v
         scratch = attention.DecodeScratch(m.n_heads, dim, k.shape[0], self._device)
         bound.scratch.append(scratch)
@@ -217,7 +217,7 @@ class CudaDecoder:
     def _mlp(self, layer: Layer, f: MLP) -> list[Step]:
         b = self._buffers
         gate, up, down = (as_packed(w) for w in (f.gate, f.up, f.down))
-        normed = {"norm": layer.ffn_norm, "eps": layer.eps}
+        normed: dict[str, Any] = {"norm": layer.ffn_norm, "eps": layer.eps}
         last: Step = lambda: _discard(gemv(b.wide, down, residual=b.x, out=b.x))  # noqa: E731
         if gate.format == up.format:
             return [lambda: _discard(gemv(b.x, gate, up=up, out=b.wide, **normed)), last]

@@ -8,7 +8,7 @@ logits = output(rms_norm(x))                                            ffn: one
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -21,9 +21,6 @@ from jambacli.model.moe import MLP, MoE
 from jambacli.model.placement import PREFILL_CHUNK
 from jambacli.model.state import KVCache, MambaState, SequenceState
 from quant.formats import QTensor
-
-if TYPE_CHECKING:
-    from jambacli.model.decode import Decoder
 
 
 @dataclass(frozen=True)
@@ -48,6 +45,17 @@ class Layer:
         return x + self.ffn.forward(ops.rms_norm(x, self.ffn_norm, self.eps), ops)
 
 
+class StepDecoder(Protocol):
+    """Runs a few tokens through all layers at once, as one backend can."""
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens up to which this beats the operations made for many."""
+
+    def run(self, x: torch.Tensor, state: SequenceState, n_logits: int) -> torch.Tensor:
+        """Append the tokens embedded as x float32 [T, hidden] (overwritten); logits float32 [n_logits, vocab]."""
+
+
 @dataclass(frozen=True)
 class JambaModel:
     """Weights and the operations to run them with. It holds no sequence: that is a ``SequenceState``.
@@ -62,7 +70,7 @@ class JambaModel:
     output: QTensor
     ops: Ops
     #: Runs a few tokens in one call where the backend can; what it computes is what the layers say.
-    decoder: Decoder | None = None
+    decoder: StepDecoder | None = None
     #: Keeps what the weights are views of (a mapped file) open as long as the model lives.
     source: Any = None
 
