@@ -108,6 +108,10 @@ def needle(
     tokens: Annotated[str, typer.Option("--tokens", "-n", help="Lengths of the texts, comma-separated.")] = "512,2048",
     documents: Annotated[int, typer.Option("--documents", min=1, help="Texts of each length.")] = 10,
     questions: Annotated[int, typer.Option("--questions", min=1, help="Questions about each text.")] = 10,
+    kinds: Annotated[
+        str | None,
+        typer.Option("--kinds", help="What is asked, comma-separated: who, count, code ...; all: everything."),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Other texts and questions.")] = 0,
     kv_type: o.KvType = None,
     threads: o.Threads = None,
@@ -116,7 +120,9 @@ def needle(
 ) -> None:
     """Recall of facts from texts of reports about made-up people, by length and depth."""
     from jambacli.evaluation.needle import needle as ask
+    from jambacli.evaluation.needle import parse_kinds
 
+    chosen = parse_kinds(kinds)
     loaded = o.load_model(model, threads)
     lengths = [parse_size(part, "--tokens") for part in tokens.split(",") if part.strip()]
     if not lengths:
@@ -124,7 +130,7 @@ def needle(
     rows = []
     with ui.progress("Asking", len(lengths) * documents * questions, "questions") as done:
         for length in lengths:
-            found = list(ask(loaded, length, documents, questions, seed, kv_type, done))
+            found = list(ask(loaded, length, documents, questions, seed, kv_type, chosen, done))
             rows.append({"length": length, **_recall(found)})
             for f in found if show else ():
                 if not f.right:

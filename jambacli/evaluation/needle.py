@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING
 
-from jambacli.errors import JambaError
+from jambacli.errors import JambaError, UsageError
 from jambacli.training import corpus, words
 from jambacli.training.corpus import Question, Report
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from jambacli.engine.session import Session
 
 _ANSWER_TOKENS = 48
+#: What is asked: facts of a named person, and how many of an animal there were. The other kinds of ``corpus.KINDS`` go from an
+#: animal or a report's number back to a person.
+KINDS = ("count", "number", "where", "place", "day", "code", "what")
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,17 @@ class Found:
     def right(self) -> bool:
         """Whether the reply contains the words asked for, as whole words."""
         return re.search(rf"(?<!\w){re.escape(self.expected)}(?!\w)", self.reply) is not None
+
+
+def parse_kinds(text: str | None) -> tuple[str, ...]:
+    """The kinds that ``text`` names, comma-separated; "all", or KINDS for None. UsageError for one there is not."""
+    if text is None:
+        return KINDS
+    kinds = tuple(corpus.KINDS) if text == "all" else tuple(k.strip() for k in text.split(",") if k.strip())
+    unknown = [k for k in kinds if k not in corpus.KINDS]
+    if unknown or not kinds:
+        raise UsageError(f"--kinds {', '.join(unknown) or 'names none'}: known are all, {', '.join(corpus.KINDS)}")
+    return kinds
 
 
 def reports_of(model: Jamba, tokens: int, seed: int) -> list[Report]:
@@ -66,9 +80,13 @@ def needle(
     questions: int = 10,
     seed: int = 0,
     kv_type: str | None = None,
+    kinds: Sequence[str] = KINDS,
     done: Callable[[int], None] | None = None,
 ) -> Iterator[Found]:
-    """Ask ``questions`` questions about each of ``documents`` texts of about ``tokens`` tokens, at even depths, greedily."""
+    """Ask ``questions`` questions about each of ``documents`` texts of about ``tokens`` tokens, at even depths, greedily.
+
+    ``kinds``: which of ``corpus.KINDS``.
+    """
     for document in range(documents):
         reports = reports_of(model, tokens, seed * 1000 + document)
         random = Random(f"questions {tokens} {seed} {document}")
@@ -76,7 +94,7 @@ def needle(
         with model.session(kv_type=kv_type, store=False) as session:
             for i in range(questions):
                 index = min(len(reports) - 1, int((i + random.random()) * len(reports) / questions))
-                question = corpus.ask(random, reports, index, random.choice(corpus.KINDS))
+                question = corpus.ask(random, reports, index, random.choice(kinds))
                 reply = answer(session, text, question)
                 depth = index / max(1, len(reports) - 1)
                 yield Found(session.stats.prompt_tokens, depth, question.kind, question.text, question.value, reply)

@@ -123,7 +123,7 @@ def ask(random: Random, reports: Sequence[Report], index: int, kind: str | None 
 
 KINDS = ["who", "count", "number", "where", "place", "day", "code", "report", "author", "what"]
 # Those whose answer comes before what is asked about, or after a common word, take longest to learn.
-_WEIGHTS = [3.0, 0.7, 1.0, 0.7, 0.7, 0.7, 2.0, 0.7, 2.0, 0.7]
+_WEIGHTS = [2.0, 1.2, 1.2, 1.0, 1.2, 1.0, 1.5, 1.0, 1.0, 1.2]
 
 
 def follow_up(random: Random, reports: Sequence[Report], before: Question) -> Question:

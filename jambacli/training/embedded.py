@@ -56,6 +56,17 @@ CONFIG: dict[str, Any] = {
 }
 
 
+_CARD = f"""---
+license: apache-2.0
+model_name: {NAME}
+language: en
+tags: [jamba, demonstration]
+---
+
+A tiny Jamba that reads short field reports and nothing else. Made by examples/train_tiny.py of the jamba command-line toolkit.
+"""
+
+
 def embedded_config() -> JambaConfig:
     """The typed form of CONFIG."""
     return JambaConfig.from_hf(CONFIG)
@@ -102,7 +113,10 @@ def export(model: TrainableJamba, folder: Path, tokenizer_json: Path, dtype: tor
         },
     )
     stops = [MARKERS.index(EOS), MARKERS.index("<|eom|>")]
-    _write_json(folder / "generation_config.json", {"bos_token_id": MARKERS.index(BOS), "eos_token_id": stops})
+    # The likeliest token always: so small a model has nothing to gain from chance.
+    generation = {"bos_token_id": MARKERS.index(BOS), "eos_token_id": stops, "do_sample": True, "top_k": 1}
+    _write_json(folder / "generation_config.json", generation)
+    (folder / "README.md").write_text(_CARD, encoding="utf-8")
 
 
 def hub_tensors(model: TrainableJamba) -> Iterator[tuple[str, Tensor]]:

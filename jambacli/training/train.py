@@ -41,8 +41,8 @@ _TEXT = {"chat": 0.5, "summary": 0.2, "told": 0.15, "plain": 0.15}
 class Plan:
     """Everything a run is determined by. A step's tokens are split into rows of its length."""
 
-    steps: int = 4400
-    decay_steps: int = 1200
+    steps: int = 4000
+    decay_steps: int = 800
     learning_rate: float = 2e-3
     last_rate: float = 0.02  # of the learning rate
     warmup: int = 60
@@ -54,8 +54,8 @@ class Plan:
         Stage(800, 1024, {64: 0.3, 128: 0.7}, 0.4, _TEXT),
         Stage(1600, 2048, {128: 0.6, 256: 0.4}, 0.25, _TEXT),
         Stage(2600, 2048, {128: 0.2, 256: 0.4, 512: 0.4}, 0.2, _TEXT),
-        Stage(3200, 2048, {128: 0.25, 256: 0.5, 512: 0.25}, 0.12, _TEXT),
-        Stage(1 << 30, 2048, {128: 0.1, 256: 0.3, 512: 0.6}, 0.08, _TEXT),
+        Stage(3000, 2048, {128: 0.25, 256: 0.5, 512: 0.25}, 0.12, _TEXT),
+        Stage(1 << 30, 2048, {128: 0.1, 256: 0.4, 512: 0.5}, 0.1, _TEXT),
     )
 
     def stage(self, step: int) -> Stage:

@@ -1,0 +1,71 @@
+"""``jamba eval``: tables and JSON of the three measurements; errors in one line."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from tests.commands.cli_runner import jamba
+from tests.engine.small import small_file
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("eval")
+    return [str(small_file(folder, kind)) for kind in ("q8_0", "q4_k")]
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> str:
+    path = tmp_path / "text.txt"
+    path.write_text("herons counted at the lake: 42. the quick brown fox jumps over the lazy dog. " * 8)
+    return str(path)
+
+
+def test_perplexity_of_several_models_is_one_table(files: list[str], text: str) -> None:
+    done = jamba("eval", "perplexity", *files, "--text", text, "--ctx", "64")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.decode().splitlines()
+    assert len(lines) == 4 and "±" in lines[2] and Path(files[1]).name in lines[3]
+    rows = json.loads(jamba("eval", "perplexity", *files, "--text", text, "--ctx", "64", "--json").stdout)
+    for row in rows:
+        assert row["value"] == pytest.approx(math.exp(row["nll"]))
+        assert row["error"] == pytest.approx(row["value"] * row["nll_error"])
+
+
+def test_kl_of_a_file_with_itself_is_nothing_and_with_another_something(files: list[str], text: str) -> None:
+    same = json.loads(jamba("eval", "kl", files[0], files[0], "--text", text, "--ctx", "64", "--json").stdout)
+    assert same["mean"] == 0 and same["top1"] == 1
+    other = json.loads(jamba("eval", "kl", files[1], files[0], "--random", "128", "--ctx", "64", "--json").stdout)
+    assert other["tokens"] == 126 and other["reference"]["path"] == files[0]
+    assert 0 <= other["median"] <= other["p99"] <= other["maximum"]
+    table = jamba("eval", "kl", files[1], files[0], "--random", "64").stdout.decode()
+    assert "99th percentile" in table and "same top token" in table
+
+
+def test_needle_reports_recall_by_length_and_depth(files: list[str]) -> None:
+    options = ("--tokens", "300", "--documents", "1", "--questions", "4")
+    done = jamba("eval", "needle", files[0], *options, "--json")
+    assert done.returncode == 0, done.stderr
+    row = json.loads(done.stdout)["recall"][0]
+    assert row["questions"] == 4 and 0 <= row["right"] <= 1 and len(row["by_depth"]) == 4
+    assert "depth 0-25%" in jamba("eval", "needle", files[0], *options).stdout.decode()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("perplexity", "nowhere.gguf"), "nowhere.gguf"),
+        (("needle", "{model}", "--kinds", "colour"), "colour"),
+        (("needle", "{model}", "--tokens", "20"), "no report fits"),
+        (("kl", "{model}", "{model}", "--random", "64", "--text", "x.txt"), "not both"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(files: list[str], arguments: tuple[str, ...], said: str) -> None:
+    done = jamba("eval", *(a.replace("{model}", files[0]) for a in arguments))
+    assert done.returncode in (1, 2)
+    assert said in done.stderr.decode()
+    assert done.stderr.decode().strip().count("\n") == 0 and not done.stdout
