@@ -49,9 +49,6 @@ def ask(
     device: o.Device = "auto",
     gpu_memory: o.GpuMemory = None,
     cpu_experts: o.CpuExperts = None,
-    device: o.Device = "auto",
-    gpu_memory: o.GpuMemory = None,
-    cpu_experts: o.CpuExperts = None,
     stats: o.Stats = False,
     quiet: r.Quiet = False,
 ) -> None:

@@ -45,9 +45,6 @@ def summarize(
     device: o.Device = "auto",
     gpu_memory: o.GpuMemory = None,
     cpu_experts: o.CpuExperts = None,
-    device: o.Device = "auto",
-    gpu_memory: o.GpuMemory = None,
-    cpu_experts: o.CpuExperts = None,
     stats: o.Stats = False,
     quiet: r.Quiet = False,
 ) -> None:
