@@ -38,10 +38,9 @@ def compile_everything(capability: int, formats: str) -> None:
     with compile_for(capability) as done:
         plan = Placement(0, 0, 0, 0, frozenset(), 2)
         model = put_on_card(config, tensors.__getitem__, torch.device("cpu"), plan, dtype=dtype)
-        for kv_type in ("f16", "q8_0"):
-            state = model.new_state(64, kv_type)
-            for n in (1, 5):
-                model.forward(torch.zeros(n, dtype=torch.int64), state)
+        # Many tokens into q8_0 are encoded by torch, which refuses what kernels that never ran leave behind.
+        for kv_type, n in (("f16", 1), ("f16", 5), ("q8_0", 1)):
+            model.forward(torch.zeros(n, dtype=torch.int64), model.new_state(64, kv_type))
         x = torch.zeros(300, 256)
         selective_scan(x, x, x[0], x[:256, :8], x[:, :8], x[:, :8], x[0], x, torch.zeros(256, 8))
         q, kv, at = torch.zeros(20, 128), torch.zeros(64, 1, 128, dtype=dtype), torch.zeros(1, dtype=torch.int32)

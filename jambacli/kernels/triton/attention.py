@@ -29,8 +29,10 @@ def _cache_rows(cache, at, head_row, j, inside, Q8: tl.constexpr):
         block = at[:, None] + head_row + (j // 32 * 34)[None, :]
         factor = tl.load((cache + block).to(tl.pointer_type(tl.float16)), mask=inside, other=0).to(tl.float32)
         level = tl.load(cache + block + (2 + j % 32)[None, :], mask=inside, other=0).to(tl.int8, bitcast=True)
-        return factor * level.to(tl.float32)
-    return tl.load(cache + at[:, None] + head_row + j[None, :], mask=inside, other=0).to(tl.float32)
+        value = factor * level.to(tl.float32)
+    else:
+        value = tl.load(cache + at[:, None] + head_row + j[None, :], mask=inside, other=0).to(tl.float32)
+    return value
 
 
 @triton.jit

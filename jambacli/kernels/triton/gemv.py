@@ -27,8 +27,9 @@ def load_x(x, norm, g, K, NORM: tl.constexpr):
         squares = tl.sum(lo * lo, 1) + tl.sum(hi * hi, 1)
         lo *= tl.load(norm + at, mask=at < K, other=0)
         hi *= tl.load(norm + at + 16, mask=at + 16 < K, other=0)
-        return lo, hi, squares
-    return lo, hi, tl.zeros(g.shape, tl.float32)
+    else:
+        squares = tl.zeros(g.shape, tl.float32)
+    return lo, hi, squares
 
 
 @triton.jit
@@ -41,7 +42,7 @@ def silu(x):
 def dot(a, b, total):
     """total + a b on the matrix units, summed in float32."""
     if WIDEN:
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), total, input_precision="ieee")
+        a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, total, input_precision="ieee")
 
 

@@ -7,7 +7,7 @@ how the planes lie; every function is traced once for each format, the branches 
 """
 
 # Constants are compared one by one: Triton's language has no `in`.
-# ruff: noqa: PLR1714, SIM109
+# ruff: noqa: PLR1714, SIM108, SIM109
 
 from __future__ import annotations
 
@@ -57,47 +57,53 @@ def units(q, h, rows, g, inside, R, G: tl.constexpr, LEVELS: tl.constexpr, HIGH:
     """
     j = tl.arange(0, 16)[None, None, :]
     group = rows[None, :] * G + g[:, None]
-    if LEVELS == FLOAT or LEVELS == BYTES:
+    if LEVELS == FLOAT:
         at = q + group[:, :, None] * 32 + j
-        lo = tl.load(at, mask=inside[:, :, None], other=0)
-        hi = tl.load(at + 16, mask=inside[:, :, None], other=0)
-        if LEVELS == FLOAT:
-            return lo.to(tl.float32), hi.to(tl.float32)
-        lo = (lo.to(tl.uint8, bitcast=True).to(tl.int32) ^ 0x80) << 15
-        hi = (hi.to(tl.uint8, bitcast=True).to(tl.int32) ^ 0x80) << 15
-        return (lo | ONE).to(tl.float32, bitcast=True), (hi | ONE).to(tl.float32, bitcast=True)
-    low: tl.constexpr = 2 if LEVELS == PAIRS else 4
-    mask: tl.constexpr = ((1 << low) - 1) << (23 - low - HIGH)
-    if LEVELS == PAIRS:  # two groups share sixteen bytes, which neighbouring threads both read
-        packed = tl.load(q + (group // 2)[:, :, None] * 16 + j, mask=inside[:, :, None], other=0).to(tl.int32)
-        packed = packed >> ((group & 1) * 4).to(tl.int32)[:, :, None]
-    else:
+        lo = tl.load(at, mask=inside[:, :, None], other=0).to(tl.float32)
+        hi = tl.load(at + 16, mask=inside[:, :, None], other=0).to(tl.float32)
+    elif LEVELS == BYTES:
+        at = q + group[:, :, None] * 32 + j
+        lo = tl.load(at, mask=inside[:, :, None], other=0).to(tl.uint8, bitcast=True).to(tl.int32)
+        hi = tl.load(at + 16, mask=inside[:, :, None], other=0).to(tl.uint8, bitcast=True).to(tl.int32)
+        lo = (((lo ^ 0x80) << 15) | ONE).to(tl.float32, bitcast=True)
+        hi = (((hi ^ 0x80) << 15) | ONE).to(tl.float32, bitcast=True)
+    elif LEVELS == GRID:
         packed = tl.load(q + group[:, :, None] * 16 + j, mask=inside[:, :, None], other=0).to(tl.int32)
-        if LEVELS == GRID:
-            return _grid_value(packed & 15), _grid_value(packed >> 4)
-    lo = ((packed << (23 - low - HIGH)) & mask) | ONE
-    hi = ((packed << (23 - low - HIGH - low)) & mask) | ONE
-    if HIGH == 1:
-        word = tl.load(h + group, mask=inside, other=0)[:, :, None]
-        lo |= ((word >> j) & 1) << 22
-        hi |= ((word >> (j + 16)) & 1) << 22
-    if HIGH == 2:
-        lo_high = tl.load(h + group, mask=inside, other=0)[:, :, None]
-        hi_high = tl.load(h + group + R * G, mask=inside, other=0)[:, :, None]
-        lo |= ((lo_high >> (2 * j)) & 3) << 21
-        hi |= ((hi_high >> (2 * j)) & 3) << 21
-    return lo.to(tl.float32, bitcast=True), hi.to(tl.float32, bitcast=True)
+        lo = _grid_value(packed & 15)
+        hi = _grid_value(packed >> 4)
+    else:
+        low: tl.constexpr = 2 if LEVELS == PAIRS else 4
+        mask: tl.constexpr = ((1 << low) - 1) << (23 - low - HIGH)
+        if LEVELS == PAIRS:  # two groups share sixteen bytes, which neighbouring threads both read
+            packed = tl.load(q + (group // 2)[:, :, None] * 16 + j, mask=inside[:, :, None], other=0).to(tl.int32)
+            packed = packed >> ((group & 1) * 4).to(tl.int32)[:, :, None]
+        else:
+            packed = tl.load(q + group[:, :, None] * 16 + j, mask=inside[:, :, None], other=0).to(tl.int32)
+        lo_bits = ((packed << (23 - low - HIGH)) & mask) | ONE
+        hi_bits = ((packed << (23 - low - HIGH - low)) & mask) | ONE
+        if HIGH == 1:
+            word = tl.load(h + group, mask=inside, other=0)[:, :, None]
+            lo_bits |= ((word >> j) & 1) << 22
+            hi_bits |= ((word >> (j + 16)) & 1) << 22
+        if HIGH == 2:
+            lo_high = tl.load(h + group, mask=inside, other=0)[:, :, None]
+            hi_high = tl.load(h + group + R * G, mask=inside, other=0)[:, :, None]
+            lo_bits |= ((lo_high >> (2 * j)) & 3) << 21
+            hi_bits |= ((hi_high >> (2 * j)) & 3) << 21
+        lo = lo_bits.to(tl.float32, bitcast=True)
+        hi = hi_bits.to(tl.float32, bitcast=True)
+    return lo, hi
 
 
 @triton.jit
 def levels(q, h, rows, g, inside, R, G: tl.constexpr, LEVELS: tl.constexpr, HIGH: tl.constexpr, ZERO: tl.constexpr):
     """The levels of a tile, less the zero point, float32, exactly: two of [BG, BN, 16]."""
     lo, hi = units(q, h, rows, g, inside, R, G, LEVELS, HIGH)
-    if LEVELS == FLOAT or LEVELS == GRID:
-        return lo, hi
-    span: tl.constexpr = 256.0 if LEVELS == BYTES else (1 << ((2 if LEVELS == PAIRS else 4) + HIGH)) * 1.0
-    below: tl.constexpr = span + (128.0 if LEVELS == BYTES else ZERO * 1.0)
-    return lo * span - below, hi * span - below
+    if LEVELS != FLOAT and LEVELS != GRID:
+        span: tl.constexpr = 256.0 if LEVELS == BYTES else (1 << ((2 if LEVELS == PAIRS else 4) + HIGH)) * 1.0
+        below: tl.constexpr = span + (128.0 if LEVELS == BYTES else ZERO * 1.0)
+        lo, hi = lo * span - below, hi * span - below
+    return lo, hi
 
 
 @triton.jit
@@ -114,45 +120,51 @@ def scales(s, d, rows, g, inside, G: tl.constexpr, SCALES: tl.constexpr):
     A value is factor * level - minimum. NONE and ROW have factor 1 here: a row's factor comes last, see ``row_factor``.
     """
     zero = tl.zeros(inside.shape, tl.float32)
-    if SCALES == NONE or SCALES == ROW:
-        return zero + 1.0, zero + 1.0, zero, zero
     group = rows[None, :] * G + g[:, None]
-    if SCALES == BLOCK:
-        factor = tl.load(d + group, mask=inside, other=0).to(tl.float32)
-        return factor, factor, zero, zero
-    if SCALES == BLOCK_MIN:
-        factor, offset = _halves(tl.load(d + group, mask=inside, other=0))
-        return factor, factor, -offset, -offset
-    small = tl.load(s + group, mask=inside, other=0).to(tl.int32)
     super_block = rows[None, :] * (G // 8) + (g // 8)[:, None]
-    if SCALES == K32_MIN:
+    lo_least, hi_least = zero, zero
+    if SCALES == NONE or SCALES == ROW:
+        lo_factor, hi_factor = zero + 1.0, zero + 1.0
+    elif SCALES == BLOCK:
+        lo_factor = tl.load(d + group, mask=inside, other=0).to(tl.float32)
+        hi_factor = lo_factor
+    elif SCALES == BLOCK_MIN:
+        lo_factor, least = _halves(tl.load(d + group, mask=inside, other=0))
+        hi_factor = lo_factor
+        lo_least, hi_least = -least, -least
+    elif SCALES == K32_MIN:
+        small = tl.load(s + group, mask=inside, other=0).to(tl.int32)
         factor, least = _halves(tl.load(d + super_block, mask=inside, other=0))
-        factor = factor * (small & 255).to(tl.float32)
-        least = least * ((small >> 8) & 255).to(tl.float32)
-        return factor, factor, least, least
-    if SCALES == K16_MIN:
+        lo_factor = factor * (small & 255).to(tl.float32)
+        lo_least = least * ((small >> 8) & 255).to(tl.float32)
+        hi_factor, hi_least = lo_factor, lo_least
+    elif SCALES == K16_MIN:
+        small = tl.load(s + group, mask=inside, other=0).to(tl.int32)
         factor, least = _halves(tl.load(d + super_block, mask=inside, other=0))
-        lo, hi = small & 255, (small >> 8) & 255
-        return (
-            factor * (lo & 15).to(tl.float32),
-            factor * (hi & 15).to(tl.float32),
-            least * (lo >> 4).to(tl.float32),
-            least * (hi >> 4).to(tl.float32),
-        )
-    factor = tl.load(d + super_block, mask=inside, other=0).to(tl.float32)
-    if SCALES == K16:
-        lo = ((small << 24) >> 24).to(tl.float32)
-        return factor * lo, factor * (small >> 8).to(tl.float32), zero, zero
-    factor = factor * small.to(tl.float32)  # K32
-    return factor, factor, zero, zero
+        lo_factor = factor * (small & 15).to(tl.float32)
+        hi_factor = factor * ((small >> 8) & 15).to(tl.float32)
+        lo_least = least * ((small >> 4) & 15).to(tl.float32)
+        hi_least = least * ((small >> 12) & 15).to(tl.float32)
+    elif SCALES == K16:
+        small = tl.load(s + group, mask=inside, other=0).to(tl.int32)
+        factor = tl.load(d + super_block, mask=inside, other=0).to(tl.float32)
+        lo_factor = factor * ((small << 24) >> 24).to(tl.float32)
+        hi_factor = factor * (small >> 8).to(tl.float32)
+    else:  # K32
+        small = tl.load(s + group, mask=inside, other=0).to(tl.float32)
+        lo_factor = tl.load(d + super_block, mask=inside, other=0).to(tl.float32) * small
+        hi_factor = lo_factor
+    return lo_factor, hi_factor, lo_least, hi_least
 
 
 @triton.jit
 def row_factor(d, rows, inside, SCALES: tl.constexpr):
     """What a row's sum is still to be multiplied with: float32 [BN]."""
     if SCALES == ROW:
-        return tl.load(d + rows, mask=inside, other=0)
-    return tl.full(rows.shape, 1.0, tl.float32)
+        factor = tl.load(d + rows, mask=inside, other=0)
+    else:
+        factor = tl.full(rows.shape, 1.0, tl.float32)
+    return factor
 
 
 @triton.jit
@@ -162,15 +174,14 @@ def values(
 ):  # fmt: skip
     """The weights of a tile themselves, float32: two of [BG, BN, 16]."""
     lo, hi = levels(q, h, rows, g, inside, R, G, LEVELS, HIGH, ZERO)
-    if SCALES == NONE:
-        return lo, hi
     if SCALES == ROW:
         factor = tl.load(d + rows, mask=tl.max(inside.to(tl.int32), 0) > 0, other=0)[None, :, None]
-        return lo * factor, hi * factor
-    lo_factor, hi_factor, lo_least, hi_least = scales(s, d, rows, g, inside, G, SCALES)
-    lo, hi = lo_factor[:, :, None] * lo, hi_factor[:, :, None] * hi
-    if SCALES == BLOCK_MIN or SCALES == K32_MIN or SCALES == K16_MIN:
-        lo, hi = lo - lo_least[:, :, None], hi - hi_least[:, :, None]
+        lo, hi = lo * factor, hi * factor
+    elif SCALES != NONE:
+        lo_factor, hi_factor, lo_least, hi_least = scales(s, d, rows, g, inside, G, SCALES)
+        lo, hi = lo_factor[:, :, None] * lo, hi_factor[:, :, None] * hi
+        if SCALES == BLOCK_MIN or SCALES == K32_MIN or SCALES == K16_MIN:
+            lo, hi = lo - lo_least[:, :, None], hi - hi_least[:, :, None]
     return lo, hi
 
 
@@ -188,18 +199,16 @@ def dots(
     lo_factor, hi_factor, lo_least, hi_least = scales(s, d, rows, g, inside, G, SCALES)
     lo_sum = tl.sum(lo * x_lo[:, None, :], axis=2)
     hi_sum = tl.sum(hi * x_hi[:, None, :], axis=2)
-    if LEVELS == FLOAT or LEVELS == GRID:
-        if SCALES == NONE:
-            return lo_sum + hi_sum
-        return lo_factor * lo_sum + hi_factor * hi_sum
-    span: tl.constexpr = 256.0 if LEVELS == BYTES else (1 << ((2 if LEVELS == PAIRS else 4) + HIGH)) * 1.0
-    zero: tl.constexpr = 128.0 if LEVELS == BYTES else ZERO * 1.0
-    lo_x, hi_x = tl.sum(x_lo, axis=1)[:, None], tl.sum(x_hi, axis=1)[:, None]
-    lo_sum = (lo_sum - (1.0 + zero / span) * lo_x) * span
-    hi_sum = (hi_sum - (1.0 + zero / span) * hi_x) * span
-    if SCALES == ROW:
-        return lo_sum + hi_sum
-    total = lo_factor * lo_sum + hi_factor * hi_sum
+    if LEVELS != FLOAT and LEVELS != GRID:
+        span: tl.constexpr = 256.0 if LEVELS == BYTES else (1 << ((2 if LEVELS == PAIRS else 4) + HIGH)) * 1.0
+        zero: tl.constexpr = 128.0 if LEVELS == BYTES else ZERO * 1.0
+        lo_x, hi_x = tl.sum(x_lo, axis=1)[:, None], tl.sum(x_hi, axis=1)[:, None]
+        lo_sum = (lo_sum - (1.0 + zero / span) * lo_x) * span
+        hi_sum = (hi_sum - (1.0 + zero / span) * hi_x) * span
+    if SCALES == NONE or SCALES == ROW:
+        total = lo_sum + hi_sum
+    else:
+        total = lo_factor * lo_sum + hi_factor * hi_sum
     if SCALES == BLOCK_MIN or SCALES == K32_MIN or SCALES == K16_MIN:
-        total -= lo_least * lo_x + hi_least * hi_x
+        total -= lo_least * tl.sum(x_lo, axis=1)[:, None] + hi_least * tl.sum(x_hi, axis=1)[:, None]
     return total
