@@ -105,7 +105,7 @@ def capture(model: str) -> list[tuple[str, str]]:
             terminal.clear()
             terminal.type("/edit")
             terminal.wait("^edit ")
-            terminal.press("C-a", "C-k")
+            terminal.press("C-a", "C-k", "BSpace", "C-a", "C-k")
             terminal.say("Where were the otters seen?")
             shots.append(("/edit brings the last message up; here it is said differently", terminal.ready()))
             terminal.clear()

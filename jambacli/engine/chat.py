@@ -330,7 +330,7 @@ class Chat:
         self.session.close()
         self.session = session
         self._count()
-        return Outcome(lines=[f"on {name}: {len(session.conversation.turns)} turns, {self.used:,} tokens"])
+        return Outcome(lines=[f"on {name}: {self.messages} messages, {self.used:,} tokens"])
 
     def _think(self, _: str) -> Outcome:
         self.show_thoughts = not self.show_thoughts
