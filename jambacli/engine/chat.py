@@ -177,7 +177,7 @@ class Chat:
         documents, self._attached = self._attached, []
         before = list(self.session.conversation.turns)
         try:
-            yield from self._answered(before, lambda **room: self._send(text, documents, **room), asked=False)
+            yield from self._answered(before, lambda reserve: self._send(text, documents, reserve), asked=False)
             self._knobs = None
         except (JambaError, KeyboardInterrupt):
             if (
@@ -193,12 +193,12 @@ class Chat:
     def _answer(self, before: list[Turn]) -> Iterator[str]:
         """A reply to turns that have been changed; ``before`` is what they were."""
 
-        def start(**room: int) -> Iterator[str]:
-            return self.session.answer(reading=self._reading, **self._generation, **room)
+        def start(reserve: int) -> Iterator[str]:
+            return self.session.answer(reading=self._reading, reserve=reserve, **self._generation)
 
         return self._answered(before, start, asked=True)
 
-    def _answered(self, before: list[Turn], start: Callable[..., Iterator[str]], asked: bool) -> Iterator[str]:
+    def _answered(self, before: list[Turn], start: Callable[[int], Iterator[str]], asked: bool) -> Iterator[str]:
         """The reply that ``start`` begins; where none comes, the turns are what they were ``before``.
 
         Where the context is full, the oldest turns go first, or the user is told what can be done. ``asked``: the message
@@ -213,7 +213,7 @@ class Chat:
         try:
             while True:
                 try:
-                    with contextlib.closing(start(reserve=room)) as pieces:  # type: ignore[type-var]
+                    with contextlib.closing(start(room)) as pieces:  # type: ignore[type-var]
                         yield from pieces
                     return
                 except ContextFullError as error:
