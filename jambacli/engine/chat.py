@@ -186,9 +186,9 @@ class Chat:
                 self._attached = documents
             raise
 
-    def _send(self, text: str, documents: list[dict[str, str]], **room: int) -> Iterator[str]:
-        given: dict[str, Any] = {**self._generation, **room}
-        return self.session.send(text, documents=documents or None, knobs=self._knobs, reading=self._reading, **given)
+    def _send(self, text: str, documents: list[dict[str, str]], reserve: int) -> Iterator[str]:
+        given: dict[str, Any] = {**self._generation, "knobs": self._knobs, "reserve": reserve}
+        return self.session.send(text, documents=documents or None, reading=self._reading, **given)
 
     def _answer(self, before: list[Turn]) -> Iterator[str]:
         """A reply to turns that have been changed; ``before`` is what they were."""
