@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 def show(
     model: Annotated[
         str | None,
-        typer.Argument(help="A name, a .gguf (any part of a split one) or a checkpoint directory; default: the last used."),
+        typer.Argument(
+            help="A name, a .gguf (any part of a split one) or a checkpoint directory; default: the last used."
+        ),
     ] = None,
     ctx: Annotated[
         str | None, typer.Option("--ctx", "-c", help="Plan memory for this context, e.g. 256k; default: the model's.")
