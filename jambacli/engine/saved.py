@@ -68,8 +68,11 @@ def check_name(name: str) -> str:
 
 
 def generated_name() -> str:
-    """A name for a session that was given none."""
-    return time.strftime("chat-%Y%m%d-%H%M%S") + f"-{os.getpid() % 10000:04d}"
+    """A name for a session that was given none, and that no session has yet."""
+    start, number = time.strftime("chat-%Y%m%d-%H%M%S"), os.getpid() % 10000
+    while exists(f"{start}-{number:04d}"):
+        number = (number + 1) % 10000
+    return f"{start}-{number:04d}"
 
 
 def sessions_folder() -> Path:
