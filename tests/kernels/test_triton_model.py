@@ -14,7 +14,7 @@ from jambacli.model.jamba import JambaModel
 from jambacli.model.loader import build
 from jambacli.model.placement import Placement
 from quant.formats import QTensor
-from tests.kernels.triton_model import FORMATS_TOGETHER, SHAPE, tiny_config, tiny_tensors
+from tests.kernels.triton_model import SHAPE, tiny_config, tiny_tensors
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed: pip install 'jambacli[cuda]'", allow_module_level=True)
@@ -68,8 +68,8 @@ def test_a_small_model_equals_the_reference(behind: set[int], kv_type: str) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("formats", list(FORMATS_TOGETHER))
-def test_every_format_in_a_model(formats: str) -> None:
+@pytest.mark.parametrize("formats", ["k", "int8"])
+def test_a_model_of_four_layers_in_usual_formats(formats: str) -> None:
     config = tiny_config()
     check(config, tiny_tensors(config, formats), set(), "f32", 2e-4)
 
