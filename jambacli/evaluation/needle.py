@@ -22,9 +22,8 @@ if TYPE_CHECKING:
     from jambacli.engine.session import Session
 
 _ANSWER_TOKENS = 48
-#: What is asked: facts of a named person, and how many of an animal there were. The other kinds of ``corpus.KINDS`` go from an
-#: animal or a report's number back to a person.
-KINDS = ("count", "number", "where", "place", "day", "code", "what")
+#: What is asked: facts of a named person. Left out is the way from an animal to its person ("who", "number").
+KINDS = ("count", "where", "place", "day", "code", "what")
 
 
 @dataclass(frozen=True)

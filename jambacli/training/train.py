@@ -41,8 +41,8 @@ _TEXT = {"chat": 0.5, "summary": 0.2, "told": 0.15, "plain": 0.15}
 class Plan:
     """Everything a run is determined by. A step's tokens are split into rows of its length."""
 
-    steps: int = 4000
-    decay_steps: int = 800
+    steps: int = 6000
+    decay_steps: int = 1200
     learning_rate: float = 2e-3
     last_rate: float = 0.02  # of the learning rate
     warmup: int = 60

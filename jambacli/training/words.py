@@ -12,7 +12,9 @@ def _words(text: str, separator: str | None = None) -> list[str]:
 
 FIRST_NAMES = _words(
     "Mira Tomas Ines Jonas Leila Oskar Petra Samir Anna Boris Clara Daniel Elena Felix Greta Hugo Irene Jakob Karim Laura "
-    "Marco Nadia Olga Pablo Rosa Simon Tara Viktor Wanda Yusuf Zora Adam Bella Cyrus Dora Emil Fatima Goran Helen Ivan"
+    "Marco Nadia Olga Pablo Rosa Simon Tara Viktor Wanda Yusuf Zora Adam Bella Cyrus Dora Emil Fatima Goran Helen Ivan "
+    "Agnes Bruno Cora Dario Edith Frida Gustav Heidi Ingrid Julia Kurt Lena Milo Nora Otto Paula Rita Stefan Theo Ulla Vera "
+    "Walter Xenia Zeno"
 )
 ANIMALS = _words(
     "herons otters foxes owls hares seals bats frogs geese swans crabs moths deer badgers beavers cranes ducks eagles "
