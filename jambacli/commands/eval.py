@@ -46,7 +46,8 @@ def perplexity(
     from jambacli.evaluation import perplexity as p
 
     rows = []
-    for name in models or [None]:
+    names: list[str | None] = [*models] if models else [None]
+    for name in names:
         model = o.load_model(name, threads)
         windows = _windows(model, text, ctx, tokens)
         with ui.progress(f"Reading with {model.name}", sum(len(w.ids) for w in windows), "tokens") as done:
@@ -182,7 +183,8 @@ def _windows(model: Jamba, text: Path | None, ctx: str, tokens: str | None) -> l
     windows = cut(model.tokenizer, data.held_out_text() if text is None else o.read_text(text), _size(ctx))
     if tokens is None:
         return windows
-    most, kept, total = parse_size(tokens, "--tokens"), [], 0
+    kept: list[Window] = []
+    most, total = parse_size(tokens, "--tokens"), 0
     for window in windows:
         total += len(window.ids)
         if kept and total > most:
@@ -199,7 +201,7 @@ def _about(model: Jamba) -> dict[str, Any]:
         "model": model.name,
         "file": model.path.name if model.path else model.name,
         "path": str(model.path),
-        "type": FILE_TYPES.get(model.metadata.get(keys.FILE_TYPE), "?"),
+        "type": FILE_TYPES.get(model.metadata.get(keys.FILE_TYPE, -1), "?"),
     }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -122,7 +123,7 @@ def gemv_sweep(suite: Suite, device: torch.device, *, tune: bool) -> None:
 
     for fmt in formats:
         for n, k in shapes:
-            suite.attempt(f"gemv {fmt} {n}x{k}", 25 if tune else 4, lambda f=fmt, a=n, b=k: measure(f, a, b))
+            suite.attempt(f"gemv {fmt} {n}x{k}", 25 if tune else 4, partial(measure, fmt, n, k))
     if tune:
         suite.say(json_lines(best))
 
@@ -142,9 +143,7 @@ def bench(suite: Suite, device: torch.device, shapes: list[str], quants: list[st
         for quant in quants:
             if quant == "experts_int8" and not config.n_moe_layers:
                 continue
-            suite.attempt(
-                f"bench {shape} {quant}", 12, lambda s=shape, c=config, q=quant: _model(suite, rows, device, s, c, q)
-            )
+            suite.attempt(f"bench {shape} {quant}", 12, partial(_model, suite, rows, device, shape, config, quant))
 
 
 def limits(suite: Suite, device: torch.device, sizes: list[float]) -> None:
@@ -156,7 +155,7 @@ def limits(suite: Suite, device: torch.device, sizes: list[float]) -> None:
         limit = int(size * 1e9)
         suite.attempt(
             f"limit {size:g} GB", 60 if not suite.tiny else 5,
-            lambda n=limit: _model(suite, rows, device, shape, config, "q8_0" if suite.tiny else "q4_k_m", n),
+            partial(_model, suite, rows, device, shape, config, "q8_0" if suite.tiny else "q4_k_m", limit),
         )  # fmt: skip
 
 
@@ -187,7 +186,7 @@ def _model(
         common = {"shape": shape, "quant": quant, "limit": limit, "plan": plan.describe(), "made_seconds": made}
         rate = suite.results.get("rates", {})
         # Decode first: it is the shorter, and the first of the figures people ask for.
-        depths = DEPTHS if not suite.tiny else (0, 64)
+        depths: tuple[int, ...] = DEPTHS if not suite.tiny else (0, 64)
         if limit is not None:
             depths = depths[-1:]
         for depth in depths:
@@ -196,7 +195,7 @@ def _model(
                 continue
             rows.append(common | _decode(model, device, ctx, kv_type, depth, rate, 4 if suite.tiny else 48))
             suite.save()
-        prefills = PREFILLS if not suite.tiny else (5, 70)
+        prefills: tuple[int, ...] = PREFILLS if not suite.tiny else (5, 70)
         if limit is not None:
             prefills = prefills[1:2]
         for tokens in prefills:

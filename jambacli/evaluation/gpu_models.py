@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,9 +41,7 @@ def models(suite: Suite, device: torch.device) -> None:
     for quant in quants:
         for behind in (frozenset(), frozenset({3})):
             name = f"{quant}{', some experts in RAM' if behind else ''}"
-            found = suite.attempt(
-                f"model {name}", 20, lambda q=quant, b=behind: compare(config, q, device, b, suite.tiny)
-            )
+            found = suite.attempt(f"model {name}", 20, partial(compare, config, quant, device, behind, suite.tiny))
             if found is not None:
                 rows.append({"model": name, **found})
     if not suite.tiny:

@@ -193,7 +193,8 @@ def _attention(kv_type: str, past: int, heads: int, kv_heads: int, dim: int, dev
     for cache in there:
         cache[past:].zero_()
     position = torch.tensor([past], dtype=torch.int32, device=device)
-    append(*(x[past].flatten().to(device) for x in new), there[0], there[1], position, dim)
+    k_new, v_new = (x[past].flatten().to(device) for x in new)
+    append(k_new, v_new, there[0], there[1], position, dim)
     stored = max(
         error(reference.kv_values(a[: past + 1].cpu(), dim), reference.kv_values(b[: past + 1], dim))
         for a, b in zip(there, (k, v), strict=True)
@@ -203,7 +204,8 @@ def _attention(kv_type: str, past: int, heads: int, kv_heads: int, dim: int, dev
     q, out = _randn(1, heads, dim, seed=3), torch.empty(heads, dim, device=device)
     k, v = there[0].cpu(), there[1].cpu()
     dtype = torch.float32  # so that nothing but the order of sums differs
-    decode(q[0].to(device), *there, position, DecodeScratch(heads, dim, past + 9, device), out, dtype)
+    scratch = DecodeScratch(heads, dim, past + 9, device)
+    decode(q[0].to(device), there[0], there[1], position, scratch, out, dtype)
     return max(error(out.view(1, -1), reference.attention(q, k, v, past)), stored - allowed)
 
 
@@ -271,20 +273,20 @@ def _mixture(fmt: str) -> tuple[torch.Tensor, torch.Tensor, QTensor, QTensor, QT
 def _experts_one(fmt: str, device: torch.device) -> float:
     from jambacli.kernels.triton.experts import one_token
 
-    x, router, *stacks = _mixture(fmt)
+    x, router, gate, up, down = _mixture(fmt)
     norm = _randn(x.shape[1], seed=9)
     h = reference.rms_norm(x[:1], norm, 1e-5)
-    packed = [on(w, device) for w in stacks]
     there = x[0].to(device)
     logits = (h @ router.T)[0].to(device)
-    got = one_token(there, logits, *packed, 2, norm=norm.to(device), eps=1e-5, residual=there)
-    return error(got[None], x[:1] + reference.experts(h, router, *stacks, 2))
+    packed = on(gate, device), on(up, device), on(down, device)
+    got = one_token(there, logits, packed[0], packed[1], packed[2], 2, norm=norm.to(device), eps=1e-5, residual=there)
+    return error(got[None], x[:1] + reference.experts(h, router, gate, up, down, 2))
 
 
 def _experts_many(fmt: str, device: torch.device) -> float:
     from jambacli.kernels.triton.experts import many_tokens
 
-    x, router, *stacks = _mixture(fmt)
-    packed = [on(w, device) for w in stacks]
-    got = many_tokens(x.to(device), router.to(device), *packed, 2, torch.float32)
-    return error(got, reference.experts(x, router, *stacks, 2))
+    x, router, gate, up, down = _mixture(fmt)
+    packed = on(gate, device), on(up, device), on(down, device)
+    got = many_tokens(x.to(device), router.to(device), packed[0], packed[1], packed[2], 2, torch.float32)
+    return error(got, reference.experts(x, router, gate, up, down, 2))

@@ -125,8 +125,8 @@ def hub_tensors(model: TrainableJamba) -> Iterator[tuple[str, Tensor]]:
     yield "model.final_layernorm.weight", model.norm.weight
     for i, layer in enumerate(model.layers):
         at = f"model.layers.{i}."
-        yield at + "input_layernorm.weight", layer.mixer_norm.weight  # type: ignore[union-attr]
-        yield at + "pre_ff_layernorm.weight", layer.ffn_norm.weight  # type: ignore[union-attr]
+        yield at + "input_layernorm.weight", layer.mixer_norm.weight  # type: ignore[union-attr, misc]
+        yield at + "pre_ff_layernorm.weight", layer.ffn_norm.weight  # type: ignore[union-attr, misc]
         mixer, ffn = layer.mixer, layer.ffn
         if isinstance(mixer, Attention):
             for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
