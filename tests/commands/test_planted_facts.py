@@ -22,7 +22,7 @@ def test_planted_facts_are_found_and_their_pages_cited(tmp_path: Path) -> None:
 
     try:
         from jambacli.data import embedded_model
-        from jambacli.evaluation.needle import needle
+        from jambacli.evaluation.needle import KINDS, needle
         from jambacli.training import corpus, words
 
         model = Jamba.load(embedded_model())
@@ -43,7 +43,7 @@ def test_planted_facts_are_found_and_their_pages_cited(tmp_path: Path) -> None:
     reader = Reader(model, options={"store": False}, generation={"temperature": 0, "max_tokens": 48})
     right = cited_right = 0
     for i, page in enumerate(planted):
-        question = corpus.ask(rng, reports, i)
+        question = corpus.ask(rng, reports, i, rng.choice(KINDS))
         cited = Cited()
         said = "".join(cited.answer(reader.stream(entries, Task(question.text, citations=True))))
         found = re.search(rf"(?<!\w){re.escape(question.value)}(?!\w)", said) is not None
