@@ -7,28 +7,20 @@ import random
 import re
 from pathlib import Path
 
-import pytest
-
+from jambacli.data import embedded_model
 from jambacli.engine.documents import Cited, Reader, Task, entries_of
+from jambacli.evaluation.needle import KINDS, needle
 from jambacli.text.documents import read_documents
+from jambacli.training import corpus, words
 from tests.text.files import pdf_bytes
 
 PAGES, FACTS = 200, 40
 
 
-def test_planted_facts_are_found_and_their_pages_cited(tmp_path: Path) -> None:
+def test_planted_facts_are_found_as_often_as_recall_promises(tmp_path: Path) -> None:
     from jambacli.engine.api import Jamba
-    from jambacli.errors import JambaError
 
-    try:
-        from jambacli.data import embedded_model
-        from jambacli.evaluation.needle import KINDS, needle
-        from jambacli.training import corpus, words
-
-        model = Jamba.load(embedded_model())
-    except (ImportError, JambaError) as missing:
-        pytest.skip(f"the embedded model is not here: {missing}")
-
+    model = Jamba.load(embedded_model())
     rng = random.Random(5)
     reports = corpus.make_reports(rng, FACTS, held_out=True, first=1)
     pages = [" ".join(rng.choices(words.REMARKS, k=rng.randint(1, 3))) for _ in range(PAGES)]
