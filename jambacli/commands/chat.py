@@ -48,6 +48,7 @@ def chat(
     device: o.Device = "auto",
     gpu_memory: o.GpuMemory = None,
     cpu_experts: o.CpuExperts = None,
+    cpu_kv: o.CpuKv = False,
     stats: o.Stats = False,
 ) -> None:
     """Chat; every turn is kept, and nothing that was read is read again, in this process or another."""
@@ -71,7 +72,14 @@ def chat(
     from jambacli.engine.chat import Chat
 
     model = o.load_model(
-        name, threads, device=device, gpu_memory=gpu_memory, cpu_experts=cpu_experts, ctx=context, kv_type=kv_type
+        name,
+        threads,
+        device=device,
+        gpu_memory=gpu_memory,
+        cpu_experts=cpu_experts,
+        cpu_kv=cpu_kv,
+        ctx=context,
+        kv_type=kv_type,
     )
     options: dict[str, Any] = {"ctx": context, "kv_type": kv_type, "store": not no_store}
     options |= {"system": system} if system else {}

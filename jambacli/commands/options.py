@@ -46,7 +46,7 @@ PenaltyLastN = Annotated[
 LogitBias = Annotated[
     list[str] | None, typer.Option("--logit-bias", help="TOKEN=BIAS, repeatable.", rich_help_panel=_SAMPLING)
 ]
-Seed = Annotated[int | None, typer.Option("--seed", help="Same seed, same text.", rich_help_panel=_SAMPLING)]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Same seed, same text.", rich_help_panel=_SAMPLING)]
 MaxTokens = Annotated[int | None, typer.Option("--max-tokens", "-n", min=1, help="Stop after this many tokens.")]
 Stop = Annotated[list[str] | None, typer.Option("--stop", help="Stop before this text, repeatable.")]
 Ctx = Annotated[
@@ -70,6 +70,9 @@ GpuMemory = Annotated[
 CpuExperts = Annotated[
     int | None,
     typer.Option("--cpu-experts", min=0, help="Keep this many layers' experts in RAM.", rich_help_panel=_RUNTIME),
+]
+CpuKv = Annotated[
+    bool, typer.Option("--cpu-kv", help="Keep keys and values in RAM, not on the card.", rich_help_panel=_RUNTIME)
 ]
 Stats = Annotated[bool, typer.Option("--stats", help="Rates, tokens and memory on stderr.", rich_help_panel=_RUNTIME)]
 
@@ -109,6 +112,7 @@ def load_model(
     device: str = "auto",
     gpu_memory: str | None = None,
     cpu_experts: int | None = None,
+    cpu_kv: bool = False,
     ctx: int | None = None,
     kv_type: str | None = None,
 ) -> Jamba:
@@ -117,10 +121,16 @@ def load_model(
 
     if name is None:
         _default_model()
-    memory = None if gpu_memory is None else parse_size(gpu_memory, "--gpu-memory")
+    memory = card_memory(gpu_memory)
     return Jamba.load(
-        name, threads=threads, device=device, gpu_memory=memory, cpu_experts=cpu_experts, ctx=ctx, kv_type=kv_type
-    )
+        name, threads=threads, device=device, gpu_memory=memory, cpu_experts=cpu_experts, cpu_kv=cpu_kv, ctx=ctx,
+        kv_type=kv_type,
+    )  # fmt: skip
+
+
+def card_memory(text: str | None) -> int | None:
+    """``--gpu-memory`` in bytes, None where it was not given."""
+    return None if text is None else parse_size(text, "--gpu-memory")
 
 
 def sampling_options(**given: Any) -> dict[str, Any]:

@@ -52,6 +52,7 @@ def run(
     device: o.Device = "auto",
     gpu_memory: o.GpuMemory = None,
     cpu_experts: o.CpuExperts = None,
+    cpu_kv: o.CpuKv = False,
     stats: o.Stats = False,
 ) -> None:
     """Answer a prompt: from the command line, a file, standard input, or all of them together."""
@@ -73,7 +74,14 @@ def run(
     prompt = _prompt(words, file)
 
     model = o.load_model(
-        name, threads, device=device, gpu_memory=gpu_memory, cpu_experts=cpu_experts, ctx=context, kv_type=kv_type
+        name,
+        threads,
+        device=device,
+        gpu_memory=gpu_memory,
+        cpu_experts=cpu_experts,
+        cpu_kv=cpu_kv,
+        ctx=context,
+        kv_type=kv_type,
     )
     session = model.session(ctx=context, kv_type=kv_type, system=system, store=not no_store)
     raw = raw or model.template is None

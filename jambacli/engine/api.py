@@ -54,6 +54,7 @@ class Jamba:
         kv_type: str | None = None,
         gpu_memory: int | None = None,
         cpu_experts: int | None = None,
+        cpu_kv: bool = False,
     ) -> Jamba:
         """Load a model by name, by the path of a GGUF file (any part of a split one) or of a Hugging Face checkpoint.
 
@@ -64,7 +65,7 @@ class Jamba:
 
         ``device`` is "auto" (a card that works, else the CPU), "cpu" or "cuda[:N]". What a card holds is planned for
         ``ctx`` tokens (the model's own limit by default) of ``kv_type``, in ``gpu_memory`` bytes (what is free); experts
-        that do not fit, or those of ``cpu_experts`` layers, stay in RAM.
+        that do not fit, or those of ``cpu_experts`` layers, stay in RAM; with ``cpu_kv`` so do keys and values.
         """
         from jambacli.engine.device import load_gguf_on
         from jambacli.hub.resolve import last_used, remember_used, resolve_model
@@ -84,7 +85,9 @@ class Jamba:
         if threads is not None:
             set_threads(threads)
         file = GGUFFile.open(path)
-        model = load_gguf_on(file, device, ctx=ctx, kv_type=kv_type, gpu_memory=gpu_memory, cpu_experts=cpu_experts)
+        model = load_gguf_on(
+            file, device, ctx=ctx, kv_type=kv_type, gpu_memory=gpu_memory, cpu_experts=cpu_experts, cpu_kv=cpu_kv
+        )
         loaded = cls(model, file.metadata, str(file.metadata.get("general.name") or path.stem), path)
         loaded.load_seconds = time.perf_counter() - start
         if name is not None:

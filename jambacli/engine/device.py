@@ -5,8 +5,9 @@ A card that cannot be used is not an error where nobody asked for one: the CPU c
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jambacli import ui
 from jambacli.errors import JambaError, UsageError
@@ -14,7 +15,9 @@ from jambacli.errors import JambaError, UsageError
 if TYPE_CHECKING:
     import torch
 
+    from jambacli.model.config import JambaConfig
     from jambacli.model.jamba import JambaModel
+    from jambacli.model.loader import GetTensor
     from jambacli.weights.gguf import GGUFFile
 
 
@@ -74,49 +77,68 @@ def card_problem() -> str | None:
     return "there is no NVIDIA card that its driver shows"
 
 
-def load_gguf_on(
-    file: GGUFFile,
-    wanted: str = "auto",
+def load_gguf_on(file: GGUFFile, wanted: str = "auto", **options: Any) -> JambaModel:
+    """The model in an opened GGUF file on the device that ``--device`` names; ``options`` as ``load_on``."""
+    from jambacli.model.loader import from_gguf
+    from jambacli.weights.keys import jamba_config
+
+    return load_on(
+        wanted,
+        lambda: jamba_config(file.metadata, file.tensors),
+        lambda: {name: (info.format.name, tuple(info.shape)) for name, info in file.tensors.items()},
+        lambda device: file.qtensor,
+        lambda: from_gguf(file),
+        source=file,
+        **options,
+    )
+
+
+def load_on(
+    wanted: str,
+    config: Callable[[], JambaConfig],
+    tensors: Callable[[], dict[str, tuple[str, tuple[int, ...]]]],
+    tensor: Callable[[torch.device], GetTensor],
+    on_cpu: Callable[[], JambaModel],
     *,
     ctx: int | None = None,
     kv_type: str | None = None,
     gpu_memory: int | None = None,
     cpu_experts: int | None = None,
+    cpu_kv: bool = False,
+    source: Any = None,
 ) -> JambaModel:
-    """The model in an opened GGUF file on the device that ``--device`` names; the other options as ``place``.
+    """A model on the device that ``--device`` names: ``on_cpu`` makes it there, else ``tensor(device)`` gives its weights.
 
-    ``auto`` falls back to the CPU, saying why, where the model does not fit on the card or its first token fails there.
-    Raises as ``find_device`` and ``load_on_card``, UsageError for options of a card where there is none.
+    ``tensors`` are (format, shape) by name, to plan with; the other options as ``placement.place``. ``auto`` falls back
+    to the CPU, saying why, where the model does not fit on the card or its first token fails there. Raises as
+    ``find_device`` and ``load_on_card``, UsageError for options of a card where there is none.
     """
     import torch
-
-    from jambacli.model.cuda import load_on_card, try_out
-    from jambacli.model.loader import from_gguf
-    from jambacli.weights.keys import jamba_config
 
     found = find_device(wanted)
     if found.note:
         ui.note(found.note)
     if found.device.type == "cpu":
-        if gpu_memory is not None or cpu_experts is not None:
-            raise UsageError("--gpu-memory and --cpu-experts are for a card; there is none in use here")
-        return from_gguf(file)
-    config = jamba_config(file.metadata, file.tensors)
-    tensors = {name: (info.format.name, tuple(info.shape)) for name, info in file.tensors.items()}
-    tokens = min(ctx or config.context_length, 1 << 24)
+        if gpu_memory is not None or cpu_experts is not None or cpu_kv:
+            raise UsageError("--gpu-memory, --cpu-experts and --cpu-kv are for a card; there is none in use here")
+        return on_cpu()
+    from jambacli.model.cuda import load_on_card, try_out
+
+    known = config()
     try:
         model = load_on_card(
-            config, tensors, file.qtensor, found.device, ctx=tokens, kv_type=kv_type or "f16", gpu_memory=gpu_memory,
-            cpu_experts=cpu_experts, source=file,
+            known, tensors(), tensor(found.device), found.device, ctx=min(ctx or known.context_length, 1 << 24),
+            kv_type=kv_type or "f16", gpu_memory=gpu_memory, cpu_experts=cpu_experts, cpu_kv=cpu_kv, source=source,
         )  # fmt: skip
         ui.note("trying out the card (the first time, its kernels are compiled) ...")
         try_out(model)
     except (JambaError, RuntimeError, ValueError, OSError) as error:
         if wanted != "auto" or isinstance(error, UsageError):
             raise
-        torch.cuda.empty_cache()
-        ui.warn(
-            f"not on the card: {(str(error).strip() or type(error).__name__).splitlines()[0]}; computing on the CPU"
-        )
-        return from_gguf(file)
-    return model
+        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    else:
+        return model
+    # Only here is what was on the card let go of: the error's traceback held it.
+    torch.cuda.empty_cache()
+    ui.warn(f"not on the card: {line}; computing on the CPU")
+    return on_cpu()

@@ -15,6 +15,7 @@ import torch
 from jambacli import ui
 from jambacli.errors import JambaError
 from jambacli.kernels import choose_ops, reference_ops
+from jambacli.model.attention import Attention
 from jambacli.model.config import JambaConfig
 from jambacli.model.jamba import JambaModel
 from jambacli.model.loader import GetTensor, build
@@ -88,7 +89,7 @@ def uploader(tensor: GetTensor, device: torch.device, host_layers: frozenset[int
         w = tensor(name)
         layer = expert_layer(name)
         if layer is not None and layer in host_layers:
-            return w
+            return QTensor(w.data.cpu(), w.format, w.shape, None if w.scale is None else w.scale.cpu())
         if is_matrix(name):
             return upload(w, device)
         return QTensor(w.data.to(device), w.format, w.shape, w.scale)
@@ -113,13 +114,16 @@ def put_on_card(
     """
     from jambacli.kernels.triton.ops import TritonOps, compute_dtype, triton_ops
     from jambacli.model.cuda_decode import CudaDecoder, decodable
-    from jambacli.model.offload import HostExperts, host_step
+    from jambacli.model.offload import HostExperts, HostKeys, host_attention, host_step
 
     dtype = dtype or compute_dtype(device)
     cpu = choose_ops()
     host = HostExperts(device, cpu, TritonOps(dtype).mlp) if plan.host_layers else None
-    ops = triton_ops(dtype, host)
+    keys = HostKeys(device) if plan.host_kv else None
+    ops = triton_ops(dtype, host, keys)
     model = build(config, uploader(tensor, device, plan.host_layers), ops=ops, source=source)
+    if keys is not None:
+        model = dataclasses.replace(model, kv_device=torch.device("cpu"))
     if not decodable(model.layers):
         return model
     steps = {
@@ -127,8 +131,25 @@ def put_on_card(
         for i, layer in enumerate(model.layers)
         if i in plan.host_layers and isinstance(layer.ffn, MoE)
     }
-    decoder = CudaDecoder(config, model.layers, model.output_norm, model.output, dtype, host=steps, graphs=graphs)
+    attention = {
+        i: host_attention(_at_home(layer.mixer, i, tensor), layer.attn_norm, layer.eps, cpu)
+        for i, layer in enumerate(model.layers)
+        if keys is not None and isinstance(layer.mixer, Attention)
+    }
+    decoder = CudaDecoder(
+        config, model.layers, model.output_norm, model.output, dtype, host=steps, attention=attention, graphs=graphs
+    )
     return dataclasses.replace(model, decoder=decoder)
+
+
+def _at_home(m: Attention, layer: int, tensor: GetTensor) -> Attention:
+    """The same attention with its weights' blocks in the computer's memory."""
+
+    def get(name: str) -> QTensor:
+        w = tensor(f"blk.{layer}.{name}.weight")
+        return QTensor(w.data.cpu(), w.format, w.shape, None if w.scale is None else w.scale.cpu())
+
+    return dataclasses.replace(m, q=get("attn_q"), k=get("attn_k"), v=get("attn_v"), output=get("attn_output"))
 
 
 def through_torch(config: JambaConfig, tensor: GetTensor, device: torch.device, source: Any = None) -> JambaModel:
@@ -161,6 +182,7 @@ def load_on_card(
     kv_type: str = "f16",
     gpu_memory: int | None = None,
     cpu_experts: int | None = None,
+    cpu_kv: bool = False,
     say: Callable[[str], None] = ui.note,
     source: Any = None,
 ) -> JambaModel:
@@ -171,13 +193,15 @@ def load_on_card(
     from jambacli.kernels.triton import why_not
 
     plan = place(
-        config, card_sizes(tensors), ctx, kv_type, free_memory(device), gpu_memory=gpu_memory, cpu_experts=cpu_experts
-    )
+        config, card_sizes(tensors), ctx, kv_type, free_memory(device), gpu_memory=gpu_memory, cpu_experts=cpu_experts,
+        cpu_kv=cpu_kv,
+    )  # fmt: skip
     torch.cuda.set_device(device)
     problem = why_not(device.index or 0)
     if problem is not None:
-        if plan.host_layers:
-            raise JambaError(f"{problem}; without it experts cannot stay in RAM: use --device cpu")
+        if plan.host_layers or plan.host_kv:
+            left = "experts" if plan.host_layers else "keys and values"
+            raise JambaError(f"{problem}; without it {left} cannot stay in RAM: use --device cpu")
         say(f"{problem}: computing on the card through plain torch, which is slower")
         return through_torch(config, tensor, device, source)
     say(plan.describe())

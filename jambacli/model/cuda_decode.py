@@ -10,6 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,11 +25,13 @@ from jambacli.model.attention import Attention
 from jambacli.model.mamba import Mamba
 from jambacli.model.moe import MLP, MoE
 from jambacli.model.state import KVCache, MambaState, SequenceState
+from jambacli.model.transfer import staging
 from quant.formats import FORMATS, QTensor
 
 if TYPE_CHECKING:
     from jambacli.model.config import JambaConfig
     from jambacli.model.jamba import Layer
+    from jambacli.model.offload import HostAttention
 
 Step = Callable[[], None]
 #: Runs a layer's feed-forward half, norm and residual included, in the computer's memory: x float32 [1, hidden] there.
@@ -66,7 +69,7 @@ class _Bound:
     """A sequence's step: what runs on the card and what in the computer's memory, in turn; its graphs once recorded."""
 
     moves: int
-    stretches: list[list[Step] | HostStep]
+    stretches: list[list[Step] | Step]
     graphs: list[Any] | None = None
     runs: int = 0
     scratch: list[Any] = field(default_factory=list)
@@ -87,16 +90,20 @@ class CudaDecoder:
         dtype: torch.dtype,
         *,
         host: dict[int, HostStep] | None = None,
+        attention: dict[int, HostAttention] | None = None,
         graphs: bool = True,
     ) -> None:
-        """``dtype``: what attention multiplies as. ``host``: by layer, who computes the experts that are not here."""
+        """``dtype``: what attention multiplies as. ``host``: by layer, who computes the experts that are not here;
+        ``attention``: by layer, who computes attention where keys and values are not here."""
         self._layers, self._dtype = layers, dtype
         self._output_norm, self._output = output_norm, as_packed(output)
         self._config, self._host = config, host or {}
         self._device = self._output.data.device
         self._buffers = Buffers(config, self._device)
-        self._host_x = torch.zeros(1, config.hidden, pin_memory=self._device.type == "cuda")
+        self._host_attention, self._position = attention or {}, 0
+        self._host_x = staging((1, config.hidden), torch.float32, self._device)
         self._graphs = graphs and self._device.type == "cuda"
+        self._side: Any = None
         self._routers = {i: _router(layer) for i, layer in enumerate(layers) if isinstance(layer.ffn, MoE)}
         self._bound: weakref.WeakKeyDictionary[SequenceState, _Bound] = weakref.WeakKeyDictionary()
 
@@ -108,11 +115,12 @@ class CudaDecoder:
         b = self._buffers
         b.x.copy_(x)
         b.position.fill_(state.position)
+        self._position = state.position
         if self._graphs and bound.graphs is None and bound.runs > 0:
             self._record(bound)
         for i, stretch in enumerate(bound.stretches):
             if callable(stretch):
-                self._on_host(stretch)
+                stretch()
             elif bound.graphs is not None:
                 bound.graphs[i].replay()
             else:
@@ -142,9 +150,7 @@ class CudaDecoder:
                 graph = None
                 if not callable(stretch):
                     graph = torch.cuda.CUDAGraph()
-                    with torch.cuda.graph(graph):
-                        for step in stretch:
-                            step()
+                    self._capture(graph, stretch)
                 graphs.append(graph)
         except RuntimeError as error:
             self._graphs = False
@@ -153,6 +159,22 @@ class CudaDecoder:
             )
             return
         bound.graphs = graphs
+
+    def _capture(self, graph: Any, stretch: list[Step]) -> None:
+        """Record kernels that have all run before. Without what ``torch.cuda.graph`` does around it: collecting garbage
+        and emptying the allocator's cache, for each of up to seventeen stretches, whenever a cache has grown."""
+        if self._side is None:
+            self._side = torch.cuda.Stream(self._device)
+        self._side.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._side):
+            # What other threads do on the card meanwhile (sending experts, say) is no business of this recording.
+            graph.capture_begin(capture_error_mode="thread_local")
+            try:
+                for step in stretch:
+                    step()
+            finally:
+                graph.capture_end()
+        torch.cuda.current_stream(self._device).wait_stream(self._side)
 
     def _bind(self, state: SequenceState) -> _Bound:
         bound = _Bound(state.moves, [])
@@ -171,9 +193,12 @@ class CudaDecoder:
                 add(*self._mamba(layer, layer.mixer, part))
             else:
                 assert isinstance(part, KVCache)
-                add(*self._attention(layer, layer.mixer, part, bound))
+                if i in self._host_attention:
+                    stretches.append(partial(self._on_host, self._attend(self._host_attention[i], part)))
+                else:
+                    add(*self._attention(layer, layer.mixer, part, bound))
             if i in self._host:
-                stretches.append(self._host[i])
+                stretches.append(partial(self._on_host, self._host[i]))
             elif isinstance(layer.ffn, MLP):
                 add(*self._mlp(layer, layer.ffn))
             else:
@@ -196,6 +221,9 @@ class CudaDecoder:
             ),
             lambda: _discard(gemv(b.y, w_out, residual=b.x, out=b.x)),
         ]  # fmt: skip
+
+    def _attend(self, attention: HostAttention, part: KVCache) -> HostStep:
+        return lambda x: attention(x, part, self._position)
 
     def _attention(self, layer: Layer, m: Attention, part: KVCache, bound: _Bound) -> list[Step]:
         b, dim = self._buffers, self._config.head_dim

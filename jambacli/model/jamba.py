@@ -7,6 +7,7 @@ logits = output(rms_norm(x))                                            ffn: one
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -73,6 +74,8 @@ class JambaModel:
     decoder: StepDecoder | None = None
     #: Keeps what the weights are views of (a mapped file) open as long as the model lives.
     source: Any = None
+    #: Where keys and values lie when not on ``device``: a card's model may keep them in the computer's memory.
+    kv_device: torch.device | None = None
 
     @property
     def device(self) -> torch.device:
@@ -86,7 +89,7 @@ class JambaModel:
 
     def new_state(self, ctx: int, kv_type: str = "f16") -> SequenceState:
         """An empty sequence of at most ``ctx`` tokens, its keys and values kept as f16, bf16, f32 or q8_0."""
-        return SequenceState(self.config, ctx, kv_type, self.device)
+        return SequenceState(self.config, ctx, kv_type, self.device, self.kv_device)
 
     @torch.no_grad()
     def forward(
@@ -99,6 +102,13 @@ class JambaModel:
         with T: feed long prompts in pieces. Raises JambaError for ids outside the vocabulary, ContextFullError when
         they do not fit (nothing has happened then). A pass interrupted half-way leaves ``state.torn`` set.
         """
+        # Kernels are launched on the thread's present card, which need not be this model's.
+        with torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext():
+            return self._forward(ids, state, logits)
+
+    def _forward(
+        self, ids: torch.Tensor, state: SequenceState, logits: Literal["last", "all", "none"]
+    ) -> torch.Tensor | None:
         n_tokens = len(ids)
         if n_tokens == 0:
             raise JambaError("there are no tokens to run")

@@ -1,9 +1,10 @@
-"""Experts whose weights stay in the computer's memory: decoded there, streamed to the card for many tokens.
+"""Experts, and keys and values, that stay in the computer's memory: decoded there, streamed to the card for many tokens.
 
-Knows nothing of plans, files or of what decides. For a few tokens the CPU's kernels do a layer's whole feed-forward half, and
-only the residual stream crosses over. For many, moving the weights is cheaper than moving the work: an expert's blocks
-are copied into page-locked memory by a thread, sent to the card on a stream of their own, and repacked and multiplied
-there while the next expert is on its way.
+Knows nothing of plans, files or of what decides. For a few tokens the CPU's kernels do a layer's whole feed-forward half, or
+its attention, and only the residual stream or a token's queries cross over. For many, moving the weights is cheaper than
+moving the work: an expert's blocks are copied into page-locked memory by a thread, sent to the card on a stream of their
+own, and repacked and multiplied there while the next expert is on its way; a layer's keys and values visit the card for
+as long as its attention takes. Where streaming fails the CPU computes what was to be streamed, and one line says so.
 """
 
 from __future__ import annotations
@@ -15,10 +16,15 @@ from typing import Any
 
 import torch
 
+from jambacli import ui
 from jambacli.kernels import Ops, reference
+from jambacli.kernels.triton import attention as attend
 from jambacli.kernels.triton import experts as routing
 from jambacli.kernels.triton.repack import Packed, repack
+from jambacli.model.attention import Attention
 from jambacli.model.moe import MoE
+from jambacli.model.state import KVCache
+from jambacli.model.transfer import Uploader, staging
 from quant.formats import QTensor
 
 #: Tokens up to which the CPU computes; beyond, weights are streamed to the card.
@@ -45,15 +51,33 @@ class HostExperts:
         self._slots: list[_Slot] = []
         self._stream = torch.cuda.Stream(device) if self._cuda else None
         self._mover = ThreadPoolExecutor(1, thread_name_prefix="experts")
+        self._streaming = True
 
     def __call__(
         self, x: torch.Tensor, router: torch.Tensor, gate: QTensor, up: QTensor, down: QTensor, top_k: int
     ) -> torch.Tensor:
         """See ``reference.experts``: x float32 [T, hidden] and router on the card, the rest here."""
-        if x.shape[0] <= FEW_TOKENS:
-            here = self._cpu.experts(x.cpu(), router.cpu(), gate, up, down, top_k)
-            return here.to(self._device)
-        return self._streamed(x, router, (gate, up, down), top_k)
+        if x.shape[0] > FEW_TOKENS and self._streaming:
+            try:
+                return self._streamed(x, router, (gate, up, down), top_k)
+            except RuntimeError as error:
+                self._give_up(error)
+        here = self._cpu.experts(x.cpu(), router.cpu(), gate, up, down, top_k)
+        return here.to(self._device)
+
+    def _give_up(self, error: RuntimeError) -> None:
+        """From now on the CPU computes: whatever went wrong would go wrong again."""
+        self._streaming = False
+        self._mover.submit(lambda: None).result()  # an expert may still be on its way
+        if self._cuda:
+            torch.cuda.synchronize(self._device)
+        self._slots = []
+        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        ui.warn(
+            f"experts cannot be streamed to the card ({line}): the CPU computes those in RAM; long prompts are slower"
+        )
+        if self._cuda:
+            torch.cuda.empty_cache()
 
     def _streamed(
         self, x: torch.Tensor, router: torch.Tensor, stacks: tuple[QTensor, QTensor, QTensor], top_k: int
@@ -83,9 +107,10 @@ class HostExperts:
             return
         if self._cuda:
             torch.cuda.synchronize(self._device)
+        self._slots = []
         self._slots = [
             _Slot(
-                torch.empty(size, dtype=torch.uint8, pin_memory=self._cuda),
+                staging((size,), torch.uint8, self._device),
                 torch.empty(size, dtype=torch.uint8, device=self._device),
             )
             for _ in range(2)
@@ -127,6 +152,60 @@ def _unpack(there: torch.Tensor, stacks: tuple[QTensor, ...], e: int, device: to
     return found
 
 
+class HostKeys:
+    """Attention of many tokens over keys and values in the computer's memory, for a model on a card."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._upload = Uploader(device)
+
+    def store(self, x: torch.Tensor, cache: torch.Tensor) -> None:
+        """See ``reference.kv_store``: x on either side, the cache here."""
+        reference.kv_store(x.cpu(), cache)
+
+    def attention(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, n_past: int, dtype: torch.dtype
+    ) -> torch.Tensor:
+        """See ``reference.attention``: q on the card, k and v here, the result on the card. Products as ``dtype``."""
+        total = n_past + q.shape[0]
+        return attend.prefill(q, self._upload(k[:total]), self._upload(v[:total]), n_past, dtype)
+
+
+#: Runs a layer's attention half, norm and residual included, for one token in the computer's memory: x float32
+#: [1, hidden], the layer's cache, the token's position.
+HostAttention = Callable[[torch.Tensor, KVCache, int], None]
+
+
+def host_attention(m: Attention, norm: torch.Tensor, eps: float, cpu: Ops) -> HostAttention:
+    """A layer's attention half for one token, weights (``m``), keys and values all in the computer's memory."""
+    norm = norm.cpu().contiguous()
+    programs: dict[torch.dtype, Any] = {}
+
+    def native(x: torch.Tensor, part: KVCache, position: int) -> None:
+        from jambacli.kernels.cpu import steps
+
+        kind = part.k.dtype
+        if kind not in programs:
+            step = steps.AttentionStep(
+                norm, eps, q=m.q, k=m.k, v=m.v, out=m.output, n_heads=m.n_heads, n_kv_heads=m.n_kv_heads, kv_dtype=kind
+            )
+            programs[kind] = steps.Program([step])
+        programs[kind].run(x, position, programs[kind].bind([(part.k, part.v)]))
+
+    def plain(x: torch.Tensor, part: KVCache, position: int) -> None:
+        x += m.forward(reference.rms_norm(x, norm, eps), part, position, cpu)
+
+    return native if _native(cpu, m.q, m.k, m.v, m.output) else plain
+
+
+def _native(cpu: Ops, *weights: QTensor) -> bool:
+    """Whether the C++ library is there and multiplies all these formats."""
+    if cpu.name != "cpu":
+        return False
+    from jambacli.kernels.cpu.structs import NATIVE_TYPES
+
+    return all(w.format.ggml_type in NATIVE_TYPES for w in weights)
+
+
 def host_step(ffn: MoE, norm: torch.Tensor, eps: float, cpu: Ops) -> Callable[[torch.Tensor], None]:
     """A layer's feed-forward half for one token in the computer's memory: x += experts(norm(x)), in place.
 
@@ -134,15 +213,13 @@ def host_step(ffn: MoE, norm: torch.Tensor, eps: float, cpu: Ops) -> Callable[[t
     built and knows the formats.
     """
     norm, router = norm.cpu().contiguous(), ffn.router.cpu().contiguous()
-    if cpu.name == "cpu":
+    if _native(cpu, ffn.gate, ffn.up, ffn.down):
         from jambacli.kernels.cpu import steps
-        from jambacli.kernels.cpu.structs import NATIVE_TYPES
 
-        if all(w.format.ggml_type in NATIVE_TYPES for w in (ffn.gate, ffn.up, ffn.down)):
-            step = steps.ExpertsStep(norm, eps, router=router, gate=ffn.gate, up=ffn.up, down=ffn.down, top_k=ffn.top_k)
-            program = steps.Program([step])
-            binding = program.bind([None])
-            return lambda x: program.run(x, 0, binding)
+        step = steps.ExpertsStep(norm, eps, router=router, gate=ffn.gate, up=ffn.up, down=ffn.down, top_k=ffn.top_k)
+        program = steps.Program([step])
+        binding = program.bind([None])
+        return lambda x: program.run(x, 0, binding)
 
     def plain(x: torch.Tensor) -> None:
         x += cpu.experts(reference.rms_norm(x, norm, eps), router, ffn.gate, ffn.up, ffn.down, ffn.top_k)

@@ -18,6 +18,8 @@ from jambacli.units import format_bytes
 PREFILL_CHUNK = 4096
 # Of what is free on a card, this much is left alone: other programs, fragmentation, the display.
 _RESERVE = 384 << 20
+# Copies of the recurrent state to go back to, which lie beside the state (engine.sequence keeps to this much).
+_CHECKPOINT_BYTES = 256 << 20
 # A CUDA context with its libraries.
 _RUNTIME_BYTES = 600_000_000
 # An expanded panel of weights (see kernels.triton.ops) and its product.
@@ -28,6 +30,7 @@ _PANEL_BYTES = 512 << 20
 class Placement:
     """Where a model's weights go. Bytes: ``weights`` and ``moving`` (KV, state and scratch) on the card, ``host`` not.
 
+    ``host_kv``: bytes of keys and values that stay in the computer's memory, for the whole context; 0: on the card.
     ``host_layers`` are the layers whose experts stay in the computer's memory, of ``moe_layers`` that have any.
     ``budget`` is what the card may hold.
     """
@@ -38,6 +41,7 @@ class Placement:
     host: int
     host_layers: frozenset[int]
     moe_layers: int
+    host_kv: int = 0
 
     @property
     def spare(self) -> int:
@@ -50,15 +54,19 @@ class Placement:
             f"{format_bytes(self.weights)} of weights and {format_bytes(self.moving)} of context and scratch on the card"
             f" ({format_bytes(self.budget)} to use)"
         )
-        if not self.host_layers:
-            return line
-        n, size = len(self.host_layers), format_bytes(self.host)
-        return f"{line}; the experts of {n} of {self.moe_layers} layers, {size}, stay in RAM (--cpu-experts {n})"
+        if self.host_layers:
+            n, size = len(self.host_layers), format_bytes(self.host)
+            line += f"; the experts of {n} of {self.moe_layers} layers, {size}, stay in RAM (--cpu-experts {n})"
+        if self.host_kv:
+            line += f"; keys and values, up to {format_bytes(self.host_kv)}, stay in RAM (--cpu-kv)"
+        return line
 
 
-def card_scratch_bytes(config: JambaConfig, ctx: int, kv_type: str, chunk: int = PREFILL_CHUNK) -> int:
-    """Estimated bytes beyond weights, KV and state on a card: the runtime, a panel, one chunk's activations, and a
-    layer's keys and values once more where they are not stored as attention reads them."""
+def card_scratch_bytes(
+    config: JambaConfig, ctx: int, kv_type: str, chunk: int = PREFILL_CHUNK, *, cpu_kv: bool = False
+) -> int:
+    """Estimated bytes beyond weights, KV and state on a card: the runtime, a panel, one chunk's activations, checkpoints,
+    and a layer's keys and values once more where they are not stored as attention reads them, or not on the card."""
     c = config
     chunk = min(chunk, ctx)
     used = c.n_experts_used if c.n_moe_layers else 1
@@ -66,7 +74,9 @@ def card_scratch_bytes(config: JambaConfig, ctx: int, kv_type: str, chunk: int =
     converted = 0
     if c.n_attention_layers and kv_type in ("q8_0", "f32"):
         converted = ctx * c.n_kv_heads * c.head_dim * (4 + 2) * 2
-    return _RUNTIME_BYTES + _PANEL_BYTES + 4 * (chunk * values + c.vocab_size) + converted
+    if c.n_attention_layers and cpu_kv:  # many tokens' attention reads a layer's from the card, one layer at a time
+        converted += ctx * c.kv_bytes_per_token(kv_type) // c.n_attention_layers
+    return _RUNTIME_BYTES + _PANEL_BYTES + _CHECKPOINT_BYTES + 4 * (chunk * values + c.vocab_size) + converted
 
 
 def expert_layer(name: str) -> int | None:
@@ -86,15 +96,17 @@ def place(
     *,
     gpu_memory: int | None = None,
     cpu_experts: int | None = None,
+    cpu_kv: bool = False,
 ) -> Placement:
     """The plan for tensors of ``sizes`` bytes (by GGUF name, as they lie on the card) and ``ctx`` tokens.
 
     ``free``: bytes free on the card; ``gpu_memory``: use at most this; ``cpu_experts``: leave exactly so many layers'
-    experts behind, whether they would fit or not. Raises UsageError for an impossible number of layers, JambaError
-    when even with all experts behind it does not fit, naming what to change.
+    experts behind, whether they would fit or not; ``cpu_kv``: keys and values stay behind too. Raises UsageError for an
+    impossible number of layers, JambaError when even with all experts behind it does not fit, naming what to change.
     """
     budget = max(0, free - _RESERVE) if gpu_memory is None else min(gpu_memory, free)
-    moving = ctx * config.kv_bytes_per_token(kv_type) + config.state_bytes() + card_scratch_bytes(config, ctx, kv_type)
+    kv = ctx * config.kv_bytes_per_token(kv_type)
+    moving = config.state_bytes() + card_scratch_bytes(config, ctx, kv_type, cpu_kv=cpu_kv) + (0 if cpu_kv else kv)
     by_layer: dict[int, int] = {}
     total = sum(sizes.values())
     for name, size in sizes.items():
@@ -112,7 +124,7 @@ def place(
             behind.append(order[len(behind)])
             over -= by_layer[behind[-1]]
     host = sum(by_layer[layer] for layer in behind)
-    plan = Placement(budget, total - host, moving, host, frozenset(behind), len(order))
+    plan = Placement(budget, total - host, moving, host, frozenset(behind), len(order), kv if cpu_kv else 0)
     if plan.spare < 0:
         raise JambaError(_too_big(plan, config, ctx, kv_type, cpu_experts is not None))
     return plan
@@ -120,6 +132,8 @@ def place(
 
 def _too_big(plan: Placement, config: JambaConfig, ctx: int, kv_type: str, chosen: bool) -> str:
     advice = ["--device cpu"]
+    if config.n_attention_layers > 1 and not plan.host_kv:
+        advice.insert(0, "--cpu-kv")
     if config.n_attention_layers and kv_type != "q8_0":
         advice.insert(0, "--kv-type q8_0")
     if ctx > 8192:
@@ -127,10 +141,8 @@ def _too_big(plan: Placement, config: JambaConfig, ctx: int, kv_type: str, chose
     if chosen and len(plan.host_layers) < plan.moe_layers:
         advice.insert(0, "a larger --cpu-experts")
     behind = " even with all experts in RAM" if plan.host_layers and not chosen else ""
+    try_ = f"{', '.join(advice[:-1])} or {advice[-1]}" if len(advice) > 1 else advice[0]
     return (
-        f"{format_bytes(plan.weights + plan.moving)} are needed on the card{behind}, {format_bytes(plan.budget)} are there "
-        f"to use: try {', '.join(advice[:-1])} or {advice[-1]}"
-        if len(advice) > 1
-        else f"{format_bytes(plan.weights + plan.moving)} are needed on the card{behind}, {format_bytes(plan.budget)} are "
-        f"there to use: try {advice[0]}"
+        f"{format_bytes(plan.weights + plan.moving)} are needed on the card{behind}, "
+        f"{format_bytes(plan.budget)} are there to use: try {try_}"
     )

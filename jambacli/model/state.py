@@ -97,7 +97,15 @@ class SequenceState:
 
     _made = 0
 
-    def __init__(self, config: JambaConfig, ctx: int, kv_type: str = "f16", device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        config: JambaConfig,
+        ctx: int,
+        kv_type: str = "f16",
+        device: torch.device | str = "cpu",
+        kv_device: torch.device | str | None = None,
+    ) -> None:
+        """``kv_device``: where keys and values lie when not on ``device`` (in the computer's memory, beside a card)."""
         if kv_type not in KV_DTYPES:
             raise UsageError(f"KV type {kv_type!r} is not one of {', '.join(KV_DTYPES)}")
         if ctx < 1:
@@ -122,7 +130,9 @@ class SequenceState:
         self.ssm = torch.zeros(config.n_mamba_layers, config.d_inner, config.d_state, device=self.device)
         mamba = (MambaState(conv, ssm) for conv, ssm in zip(self.conv, self.ssm, strict=True))
         self.layers: list[MambaState | KVCache] = [
-            KVCache(config.n_kv_heads, row, KV_DTYPES[kv_type], self.device) if is_attention else next(mamba)
+            KVCache(config.n_kv_heads, row, KV_DTYPES[kv_type], torch.device(kv_device or self.device))
+            if is_attention
+            else next(mamba)
             for is_attention in config.layer_is_attention
         ]
         SequenceState._made += 1

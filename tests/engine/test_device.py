@@ -76,8 +76,10 @@ def test_other_words_are_refused(word: str) -> None:
 
 @pytest.mark.usefixtures("no_card")
 def test_options_of_a_card_need_one() -> None:
-    with pytest.raises(UsageError, match="--gpu-memory and --cpu-experts are for a card"):
+    with pytest.raises(UsageError, match="--cpu-kv are for a card"):
         Jamba.load(None, device="cpu", gpu_memory=1 << 30)
+    with pytest.raises(UsageError, match="there is none in use here"):
+        Jamba.load(None, cpu_kv=True)
 
 
 @pytest.mark.usefixtures("one_card")

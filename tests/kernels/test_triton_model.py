@@ -32,16 +32,25 @@ SMALL = SHAPE | {
 }
 
 
-def pair(config: JambaConfig, tensors: dict[str, QTensor], behind: set[int]) -> tuple[JambaModel, JambaModel]:
+def pair(
+    config: JambaConfig, tensors: dict[str, QTensor], behind: set[int], *, cpu_kv: bool = False
+) -> tuple[JambaModel, JambaModel]:
     from jambacli.model.cuda import put_on_card
 
-    plan = Placement(0, 0, 0, 0, frozenset(behind), config.n_moe_layers)
+    plan = Placement(0, 0, 0, 0, frozenset(behind), config.n_moe_layers, host_kv=int(cpu_kv))
     card = put_on_card(config, tensors.__getitem__, DEVICE, plan, dtype=torch.float32)
     return build(config, tensors.__getitem__, ops=reference_ops()), card
 
 
-def check(config: JambaConfig, tensors: dict[str, QTensor], behind: set[int], kv_type: str, tolerance: float) -> None:
-    cpu, card = pair(config, tensors, behind)
+def check(
+    config: JambaConfig,
+    tensors: dict[str, QTensor],
+    behind: set[int],
+    kv_type: str,
+    tolerance: float,
+    cpu_kv: bool = False,
+) -> None:
+    cpu, card = pair(config, tensors, behind, cpu_kv=cpu_kv)
     ids = torch.randint(0, config.vocab_size, (6,), generator=torch.Generator().manual_seed(3))
     here, there = cpu.new_state(32, kv_type), card.new_state(32, kv_type)
     for part in (ids[:3], ids[3:4], ids[4:5]):
@@ -67,6 +76,20 @@ def test_a_small_model_equals_the_reference(behind: set[int], kv_type: str) -> N
     check(config, tiny_tensors(config, "legacy"), behind, kv_type, 2e-2 if behind else 2e-4)
 
 
+@pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
+def test_keys_and_values_in_ram(kv_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from jambacli.model import transfer
+
+    monkeypatch.setattr(transfer, "PIECE", 300)  # so that even these caches go through both buffers several times
+    config = JambaConfig.from_hf(SMALL)
+    tensors = tiny_tensors(config, "legacy")
+    _, card = pair(config, tensors, set(), cpu_kv=True)
+    assert card.kv_device == torch.device("cpu")
+    assert card.new_state(8).caches[0].k.device.type == "cpu"
+    assert len(card.decoder._bind(card.new_state(8)).stretches) == 3  # the attention layer is between two stretches
+    check(config, tensors, set(), kv_type, 2e-2, cpu_kv=True)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("formats", ["k", "int8"])
 def test_a_model_of_four_layers_in_usual_formats(formats: str) -> None:
@@ -85,6 +108,50 @@ def test_many_tokens_through_experts_in_ram_are_streamed(monkeypatch: pytest.Mon
     assert expected is not None
     assert got is not None
     assert relative_error(got.cpu(), expected) < 1e-3
+
+
+def test_where_streaming_fails_the_cpu_computes_and_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from jambacli.model import offload
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("CUDA error: the link is down\nand more")
+
+    monkeypatch.setattr(offload, "FEW_TOKENS", 1)
+    monkeypatch.setattr(offload.HostExperts, "_send", broken)
+    config = JambaConfig.from_hf(SMALL)
+    cpu, card = pair(config, tiny_tensors(config, "legacy"), {1})
+    here, there = cpu.new_state(8), card.new_state(8)
+    for _ in range(2):
+        expected, got = cpu.forward(torch.arange(4), here), card.forward(torch.arange(4), there)
+        assert expected is not None
+        assert got is not None
+        assert relative_error(got.cpu(), expected) < 2e-2
+    said = capsys.readouterr().err
+    assert said.count("experts cannot be streamed to the card (CUDA error: the link is down)") == 1
+
+
+def test_without_page_locked_memory_everything_still_arrives(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from jambacli.model import offload, transfer
+
+    def none_left(*_: object) -> torch.Tensor:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(transfer, "page_locked", none_left)
+    monkeypatch.setattr(transfer, "_warned", False)
+    monkeypatch.setattr(offload, "FEW_TOKENS", 1)
+    source = torch.randn(1000, 3)
+    assert torch.equal(transfer.Uploader(DEVICE, 1024)(source).cpu(), source)
+    config = JambaConfig.from_hf(SMALL)
+    cpu, card = pair(config, tiny_tensors(config, "legacy"), {1})
+    expected, got = cpu.forward(torch.arange(5), cpu.new_state(8)), card.forward(torch.arange(5), card.new_state(8))
+    assert expected is not None
+    assert got is not None
+    assert relative_error(got.cpu(), expected) < 1e-3
+    assert capsys.readouterr().err.count("no page-locked memory") == 1
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="graphs can be recorded here")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from jambacli.errors import JambaError, UsageError
@@ -22,7 +24,7 @@ def mini() -> JambaConfig:
     return shape_config("jamba-mini")
 
 
-def plan(config: JambaConfig, quant: str, ctx: int, free: int, kv_type: str = "f16", **options: int) -> Placement:
+def plan(config: JambaConfig, quant: str, ctx: int, free: int, kv_type: str = "f16", **options: Any) -> Placement:
     return place(config, sizes(config, quant), ctx, kv_type, free, **options)
 
 
@@ -62,6 +64,19 @@ def test_a_longer_context_leaves_more_behind(mini: JambaConfig) -> None:
     short, long = (plan(mini, "q4_k_m", ctx, 32 * GB) for ctx in (4096, 262144))
     assert len(long.host_layers) > len(short.host_layers)
     assert long.moving - short.moving == 258048 * mini.kv_bytes_per_token("f16")
+
+
+def test_keys_and_values_stay_behind_when_asked(mini: JambaConfig) -> None:
+    there, here = (plan(mini, "q4_k_m", 262144, 80 * GB, cpu_kv=flag) for flag in (False, True))
+    kv = 262144 * mini.kv_bytes_per_token("f16")
+    assert (there.host_kv, here.host_kv) == (0, kv)
+    # Many tokens' attention reads a layer's keys and values from the card, one layer at a time.
+    assert there.moving - here.moving == kv - kv // mini.n_attention_layers
+    assert "--cpu-kv" in here.describe()
+    assert "--cpu-kv" not in there.describe()
+    with pytest.raises(JambaError, match="--cpu-kv"):
+        plan(mini, "q4_k_m", 262144, 10 * GB)
+    assert plan(mini, "q4_k_m", 262144, 10 * GB, cpu_kv=True, cpu_experts=16).spare >= 0
 
 
 def test_what_cannot_fit_is_refused_with_advice(mini: JambaConfig) -> None:

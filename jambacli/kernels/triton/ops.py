@@ -35,6 +35,18 @@ class HostExperts(Protocol):
         """See ``reference.experts``; x and the result are on the card."""
 
 
+class HostKeys(Protocol):
+    """Keeps keys and values in the computer's memory, for a model on a card."""
+
+    def store(self, x: torch.Tensor, cache: torch.Tensor) -> None:
+        """See ``reference.kv_store``; x is on the card, the cache is not."""
+
+    def attention(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, n_past: int, dtype: torch.dtype
+    ) -> torch.Tensor:
+        """See ``reference.attention``; q and the result are on the card, k and v are not. Products as ``dtype``."""
+
+
 def compute_dtype(device: torch.device) -> torch.dtype:
     """What matrix units multiply on this device: bfloat16, or float16 where a card (Turing) has none."""
     if device.type != "cuda":
@@ -64,11 +76,11 @@ def _multiply(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 class TritonOps:
-    """The operations with their compute type, and who computes experts in the computer's memory."""
+    """The operations with their compute type, and who computes what lies in the computer's memory."""
 
-    def __init__(self, dtype: torch.dtype, host: HostExperts | None = None) -> None:
+    def __init__(self, dtype: torch.dtype, host: HostExperts | None = None, keys: HostKeys | None = None) -> None:
         self.dtype = dtype
-        self._host = host
+        self._host, self._keys = host, keys
 
     def embed(self, ids: torch.Tensor, w: QTensor) -> torch.Tensor:
         """See ``reference.embed``; ids may be anywhere."""
@@ -129,6 +141,8 @@ class TritonOps:
 
     def attention(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, n_past: int) -> torch.Tensor:
         """See ``reference.attention``."""
+        if self._keys is not None:
+            return self._keys.attention(q, k, v, n_past, attention_dtype(k, self.dtype))
         if q.shape[0] > 1:
             return attend.prefill(q, k, v, n_past, attention_dtype(k, self.dtype))
         position = torch.full((1,), n_past, dtype=torch.int32, device=q.device)
@@ -151,9 +165,9 @@ def _as_f32(x: torch.Tensor) -> QTensor:
     return QTensor(x.contiguous().view(-1).view(torch.uint8), FORMATS["f32"], tuple(x.shape))
 
 
-def triton_ops(dtype: torch.dtype, host: HostExperts | None = None) -> Ops:
-    """The operations, multiplying many rows as ``dtype``. ``host`` as HostExperts, needed where a plan left any there."""
-    ops = TritonOps(dtype, host)
+def triton_ops(dtype: torch.dtype, host: HostExperts | None = None, keys: HostKeys | None = None) -> Ops:
+    """The operations, multiplying many rows as ``dtype``. ``host`` and ``keys`` are needed where a plan left any there."""
+    ops = TritonOps(dtype, host, keys)
     return Ops(
         name="triton",
         embed=ops.embed,
@@ -163,6 +177,6 @@ def triton_ops(dtype: torch.dtype, host: HostExperts | None = None) -> Ops:
         rms_norm=norm.rms_norm,
         causal_conv=conv.causal_conv,
         selective_scan=scan.selective_scan,
-        kv_store=reference.kv_store,
+        kv_store=reference.kv_store if keys is None else keys.store,
         attention=ops.attention,
     )
