@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jambacli import ui
+from jambacli.commands import options as o
 from jambacli.errors import UsageError
 from jambacli.units import format_bytes, format_count, parse_size
 
@@ -45,7 +46,13 @@ def bench(
     ] = "",
     kv_type: Annotated[str, typer.Option("--kv-type", help="KV types, comma-separated: f16, bf16, f32, q8_0.")] = "f16",
     repetitions: Annotated[int, typer.Option("--repetitions", "-r", min=1, help="Runs of each measurement.")] = 5,
-    chunk: Annotated[int, typer.Option("--chunk", min=1, help="Tokens read in one piece.")] = 512,
+    chunk: Annotated[
+        int | None, typer.Option("--chunk", min=1, help="Tokens read in one piece; default: 512, on a card 4,096.")
+    ] = None,
+    device: o.Device = "auto",
+    gpu_memory: o.GpuMemory = None,
+    cpu_experts: o.CpuExperts = None,
+    cpu_kv: o.CpuKv = False,
     compare: Annotated[
         str | None, typer.Option("--compare", help="Measure the same file in turn with: llama.cpp.")
     ] = None,
@@ -62,9 +69,23 @@ def bench(
     thread_counts = _numbers(threads, "--threads") or [0]
     if any(t < 1 for t in thread_counts) and threads:
         raise UsageError("--threads must be at least 1")
+    if compare is not None and device not in ("auto", "cpu"):
+        raise UsageError("--compare measures both on the processor: leave out --device")
     rows: list[dict[str, Any]] = []
-    with _model(name, shape or "jamba-3b", quant or "q4_k_m", needs_file=compare is not None) as (model, path):
-        for count, kv in itertools.product(thread_counts, [k.strip() for k in kv_type.split(",") if k.strip()]):
+    kv_types = [k.strip() for k in kv_type.split(",") if k.strip()]
+    longest = max(c.depth + (c.n_prompt + c.n_gen) * (repetitions if c.depth else 1) for c in cases)
+    where: dict[str, Any] = {
+        "device": device if compare is None else "cpu",
+        "gpu_memory": o.card_memory(gpu_memory),
+        "cpu_experts": cpu_experts,
+        "cpu_kv": cpu_kv,
+        "ctx": max(longest, 64),
+        "kv_type": _largest(kv_types),
+    }
+    with _model(name, shape or "jamba-3b", quant or "q4_k_m", where, compare is not None) as (model, path):
+        if model.model.device.type != "cpu":
+            thread_counts = thread_counts[:1]  # they say nothing of a card
+        for count, kv in itertools.product(thread_counts, kv_types):
             rows += _measure(model, path if compare else None, cases, count, kv, repetitions, chunk)
     print({"md": _markdown, "json": _json, "csv": _csv}[output](rows))
 
@@ -90,42 +111,64 @@ def _cases(prompt: str, generate: str, both: str, depth: str) -> list[Case]:
     return cases
 
 
+def _largest(kv_types: list[str]) -> str:
+    """The KV type that takes the most memory, to plan with."""
+    from jambacli.model.config import KV_TYPES
+
+    for kv_type in kv_types:
+        if kv_type not in KV_TYPES:
+            raise UsageError(f"--kv-type {kv_type!r} is not one of {', '.join(KV_TYPES)}")
+    return max(kv_types, key=KV_TYPES.__getitem__, default="f16")
+
+
 @contextlib.contextmanager
-def _model(name: str | None, shape: str, quant: str, needs_file: bool) -> Iterator[tuple[Jamba, Path | None]]:
-    """The model to measure, and its file where a peer has to read it too (a temporary one for a synthetic model)."""
+def _model(
+    name: str | None, shape: str, quant: str, where: dict[str, Any], needs_file: bool
+) -> Iterator[tuple[Jamba, Path | None]]:
+    """The model to measure, ``where`` as Jamba.load, and its file where a peer has to read it too (a temporary one for a
+    synthetic model)."""
     from jambacli.engine.api import Jamba
-    from jambacli.evaluation.synthetic import shape_config, synthetic_model, write_gguf
+    from jambacli.evaluation.bench_card import synthetic_on
+    from jambacli.evaluation.synthetic import shape_config, write_gguf
 
     if name is not None:
         from jambacli.hub.resolve import resolve_model
 
-        yield Jamba.load(name), resolve_model(name)
+        yield Jamba.load(name, **where), resolve_model(name)
         return
     config, label = shape_config(shape), f"synthetic {Path(shape).stem if '/' in shape else shape} {quant.lower()}"
     if not needs_file:
         ui.note(f"making {label} in memory ...")
-        yield Jamba(synthetic_model(config, quant), {}, label), None
+        device = where.pop("device")
+        yield Jamba(synthetic_on(device, config, quant, **where), {}, label), None
         return
     with tempfile.TemporaryDirectory(prefix="jamba-bench-") as folder:
         path = Path(folder) / "synthetic.gguf"
         ui.note(f"writing {label} to a temporary file ...")
         write_gguf(path, config, quant)
-        model = Jamba.load(path)
+        model = Jamba.load(path, **where)
         model.name = label
         yield model, path
 
 
 def _measure(
-    model: Jamba, peer_file: Path | None, cases: list[Case], threads: int, kv_type: str, repetitions: int, chunk: int
+    model: Jamba,
+    peer_file: Path | None,
+    cases: list[Case],
+    threads: int,
+    kv_type: str,
+    repetitions: int,
+    chunk: int | None,
 ) -> list[dict[str, Any]]:
     from jambacli import kernels
     from jambacli.evaluation.bench import ModelRunner, measure, prefill_speed, weight_bytes_per_token
+    from jambacli.evaluation.bench_card import card_rates, device_name
     from jambacli.evaluation.machine import cpu_key, remember_speed
     from jambacli.evaluation.peaks import matrix_rate, read_bandwidth
     from jambacli.evaluation.peer_llama_cpp import LlamaCppRunner
 
     used = kernels.set_threads(threads or None)
-    runners: list[Runner] = [ModelRunner(model.model, kv_type, chunk)]
+    runners: list[Runner] = [ModelRunner(model.model, kv_type, chunk or model.model.prefill_chunk)]
     peer = LlamaCppRunner(peer_file, used, kv_type) if peer_file else None
     if peer is not None:
         runners.append(peer)
@@ -138,10 +181,12 @@ def _measure(
         if peer is not None:
             peer.close()
     speed = prefill_speed(model.model.config, [r for r in results if r.runner == runners[0].name])
-    if speed is not None and model.model.device.type == "cpu":
+    on_card = model.model.device.type == "cuda"
+    if speed is not None and not on_card:
         with contextlib.suppress(OSError):  # for the estimates of ``jamba show``; measuring does not fail for it
             remember_speed(cpu_key(used), speed)
-    bandwidth, (gemm, rate) = read_bandwidth(), matrix_rate()
+    bandwidth, gemm, rate = card_rates(model.model.device) if on_card else (read_bandwidth(), *matrix_rate())
+    device = device_name(model.model.device)
     touched, flops = weight_bytes_per_token(model.model), 2 * model.config.active_params()
     rows = []
     for result in results:
@@ -152,6 +197,8 @@ def _measure(
                 "model": model.name,
                 "params": model.config.params(),
                 "backend": result.runner,
+                "device": device,
+                "on_card": on_card,
                 "threads": used,
                 "kv_type": kv_type,
                 "test": case.name,
@@ -200,9 +247,11 @@ def _markdown(rows: list[dict[str, Any]]) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     first = rows[0]
     lines.append("")
+    does = "copies" if first["on_card"] else "reads"
     lines.append(
-        f"This machine reads {format_bytes(first['read_bandwidth_bytes_per_second'])}/s and multiplies "
-        f"{first['matrix_type']} matrices at {first['matrix_rate_flops'] / 1e9:,.0f} GFLOP/s with {first['threads']} threads."
+        f"{first['device']}: {does} {format_bytes(first['read_bandwidth_bytes_per_second'])}/s and multiplies "
+        f"{first['matrix_type']} matrices at {first['matrix_rate_flops'] / 1e9:,.0f} GFLOP/s"
+        f"{'' if first['on_card'] else ' with ' + str(first['threads']) + ' threads'}."
     )
     return "\n".join(lines)
 

@@ -40,6 +40,10 @@ def perplexity(
     tokens: Limit = None,
     kv_type: o.KvType = None,
     threads: o.Threads = None,
+    device: o.Device = "auto",
+    gpu_memory: o.GpuMemory = None,
+    cpu_experts: o.CpuExperts = None,
+    cpu_kv: o.CpuKv = False,
     as_json: Json = False,
 ) -> None:
     """Perplexity on a text, with its standard error; several models make a table."""
@@ -47,11 +51,13 @@ def perplexity(
 
     rows = []
     names: list[str | None] = [*models] if models else [None]
+    where = _where(device, gpu_memory, cpu_experts, cpu_kv, _size(ctx), kv_type)
     for name in names:
-        model = o.load_model(name, threads)
+        model = o.load_model(name, threads, **where)
         windows = _windows(model, text, ctx, tokens)
         with ui.progress(f"Reading with {model.name}", sum(len(w.ids) for w in windows), "tokens") as done:
             rows.append({**_about(model), **asdict(p.perplexity(model, windows, kv_type or "f16", done))})
+        del model  # a card has room for one at a time
     if as_json:
         print(json.dumps(rows if len(rows) > 1 else rows[0], ensure_ascii=False))
         return
@@ -71,6 +77,10 @@ def kl(
     tokens: Limit = None,
     kv_type: o.KvType = None,
     threads: o.Threads = None,
+    device: o.Device = "auto",
+    gpu_memory: o.GpuMemory = None,
+    cpu_experts: o.CpuExperts = None,
+    cpu_kv: o.CpuKv = False,
     as_json: Json = False,
 ) -> None:
     """Kullback-Leibler divergence from a reference on the same tokens, and agreement on the likeliest token."""
@@ -78,7 +88,8 @@ def kl(
 
     if random is not None and text is not None:
         raise UsageError("give --text or --random, not both")
-    judged, standard = o.load_model(model, threads), o.load_model(reference, threads)
+    where = _where(device, gpu_memory, cpu_experts, cpu_kv, _size(ctx), kv_type)
+    judged, standard = o.load_model(model, threads, **where), o.load_model(reference, threads, **where)
     if random is not None:
         windows = k.random_windows(standard.config.vocab_size, parse_size(random, "--random"), _size(ctx))
     else:
@@ -116,6 +127,10 @@ def needle(
     seed: Annotated[int, typer.Option("--seed", help="Other texts and questions.")] = 0,
     kv_type: o.KvType = None,
     threads: o.Threads = None,
+    device: o.Device = "auto",
+    gpu_memory: o.GpuMemory = None,
+    cpu_experts: o.CpuExperts = None,
+    cpu_kv: o.CpuKv = False,
     show: Annotated[bool, typer.Option("--show", help="Every question that was answered wrongly, on stderr.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -124,10 +139,11 @@ def needle(
     from jambacli.evaluation.needle import parse_kinds
 
     chosen = parse_kinds(kinds)
-    loaded = o.load_model(model, threads)
     lengths = [parse_size(part, "--tokens") for part in tokens.split(",") if part.strip()]
     if not lengths:
         raise UsageError("--tokens names no length")
+    where = _where(device, gpu_memory, cpu_experts, cpu_kv, max(lengths) + 1024, kv_type)
+    loaded = o.load_model(model, threads, **where)
     rows = []
     with ui.progress("Asking", len(lengths) * documents * questions, "questions") as done:
         for length in lengths:
@@ -168,6 +184,20 @@ def _recall(found: list[Found]) -> dict[str, Any]:
         "by_depth": quarters,
         "by_kind": {k: sum(v) / len(v) for k, v in kinds.items()},
         "questions": len(found),
+    }
+
+
+def _where(
+    device: str, gpu_memory: str | None, cpu_experts: int | None, cpu_kv: bool, ctx: int, kv_type: str | None
+) -> dict[str, Any]:
+    """Where a model is to compute, as ``options.load_model`` takes it: planned for what is read at once, no more."""
+    return {
+        "device": device,
+        "gpu_memory": gpu_memory,
+        "cpu_experts": cpu_experts,
+        "cpu_kv": cpu_kv,
+        "ctx": ctx,
+        "kv_type": kv_type,
     }
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from jambacli.evaluation.bench_card import wait_for
 from jambacli.evaluation.peaks import peak_memory
 from jambacli.evaluation.plan import prefill_flops
 from jambacli.model.config import JambaConfig
@@ -78,7 +79,11 @@ class Result:
 
 
 class ModelRunner:
-    """This program's model as a Runner."""
+    """This program's model as a Runner.
+
+    On a card a run ends when the card has done it, and each generated token costs what it costs in use: the likeliest is
+    read back. Its memory is the card's then.
+    """
 
     def __init__(self, model: JambaModel, kv_type: str = "f16", chunk: int = 512, name: str = "jamba") -> None:
         import torch
@@ -90,7 +95,14 @@ class ModelRunner:
 
     def start(self, depth: int, room: int) -> None:
         """See Runner."""
-        self._state = self._model.new_state(depth + room, self._kv_type)
+        card = self._model.device.type == "cuda"
+        if card and self._state.ctx == depth + room:
+            self._state.reset()  # its graphs stay recorded, as they do in a conversation
+        else:
+            self._state = self._model.new_state(depth + room, self._kv_type)
+            if card and room > 3:
+                self.decode(3)
+                self._state.reset()
         if depth:
             self.prefill(depth)
 
@@ -103,6 +115,7 @@ class ModelRunner:
         parts = ids.split(self._chunk)
         for i, part in enumerate(parts):
             self._model.forward(part, self._state, logits="last" if i == len(parts) - 1 else "none")
+        wait_for(self._model.device)
         return time.perf_counter() - began
 
     def decode(self, tokens: int) -> float:
@@ -112,11 +125,17 @@ class ModelRunner:
         ids = torch.randint(0, self._model.config.vocab_size, (tokens, 1), generator=self._random)
         began = time.perf_counter()
         for one in ids:
-            self._model.forward(one, self._state, logits="last")
+            logits = self._model.forward(one, self._state, logits="last")
+            if logits is not None and logits.device.type == "cuda":
+                int(logits.argmax())
         return time.perf_counter() - began
 
     def peak_memory(self) -> int:
         """See Runner."""
+        if self._model.device.type == "cuda":
+            import torch
+
+            return int(torch.cuda.max_memory_allocated(self._model.device))
         return peak_memory()
 
 

@@ -7,16 +7,17 @@ slower, and one line says why.
 from __future__ import annotations
 
 import dataclasses
+import gc
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from jambacli import ui
-from jambacli.errors import JambaError
+from jambacli.errors import JambaError, UsageError
 from jambacli.kernels import choose_ops, reference_ops
 from jambacli.model.attention import Attention
-from jambacli.model.config import JambaConfig
+from jambacli.model.config import KV_TYPES, JambaConfig
 from jambacli.model.jamba import JambaModel
 from jambacli.model.loader import GetTensor, build
 from jambacli.model.moe import MoE
@@ -43,7 +44,9 @@ _NETWORKS = ("ffn_gate", "ffn_up", "ffn_down", "ffn_gate_exps", "ffn_up_exps", "
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes free on a card."""
+    """Bytes free on a card, what this process has let go of included."""
+    gc.collect()
+    torch.cuda.empty_cache()
     return int(torch.cuda.mem_get_info(device)[0])
 
 
@@ -188,10 +191,12 @@ def load_on_card(
 ) -> JambaModel:
     """Plan and load: ``tensors`` are (format, shape) by name, to plan with; the rest as ``place`` and ``put_on_card``.
 
-    Raises JambaError when the model does not fit.
+    Raises JambaError when the model does not fit, UsageError for a KV type there is not.
     """
     from jambacli.kernels.triton import why_not
 
+    if kv_type not in KV_TYPES:
+        raise UsageError(f"KV type {kv_type!r} is not one of {', '.join(KV_TYPES)}")
     plan = place(
         config, card_sizes(tensors), ctx, kv_type, free_memory(device), gpu_memory=gpu_memory, cpu_experts=cpu_experts,
         cpu_kv=cpu_kv,

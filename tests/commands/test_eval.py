@@ -59,6 +59,9 @@ def test_needle_reports_recall_by_length_and_depth(files: list[str]) -> None:
     ("arguments", "said"),
     [
         (("perplexity", "nowhere.gguf"), "nowhere.gguf"),
+        (("perplexity", "{model}", "--device", "gpu"), "none of auto, cpu, cuda"),
+        (("kl", "{model}", "{model}", "--cpu-kv", "--device", "cpu"), "for a card"),
+        (("needle", "{model}", "--gpu-memory", "4G", "--device", "cpu"), "for a card"),
         (("needle", "{model}", "--kinds", "colour"), "colour"),
         (("needle", "{model}", "--tokens", "20"), "no report fits"),
         (("kl", "{model}", "{model}", "--random", "64", "--text", "x.txt"), "not both"),
