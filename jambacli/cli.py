@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import os
 import signal
 import sys
 from typing import Annotated, Any, NoReturn
@@ -80,6 +82,7 @@ def main() -> None:
     An error is one line on stderr; a traceback only with --debug.
     """
     debug = "--debug" in sys.argv
+    _ready_streams()
     for name in ("SIGTERM", "SIGHUP"):
         with contextlib.suppress(AttributeError, ValueError):  # not on this platform, or not in the main thread
             # Leave through the stack, so that temporary files are removed on the way.
@@ -94,14 +97,45 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    except (JambaError, OSError, MemoryError) as error:
+    except OSError as error:
         if debug:
             raise
-        _fail(str(error) or type(error).__name__, error.exit_code if isinstance(error, JambaError) else 1)
+        _fail(_explained(error), 1)
+    except (JambaError, MemoryError) as error:
+        if debug:
+            raise
+        _fail(str(error) or "out of memory", error.exit_code if isinstance(error, JambaError) else 1)
     except Exception as error:
         if debug:
             raise
         _fail(f"internal: {type(error).__name__}: {error}; run again with --debug and report it", 1)
+
+
+def _ready_streams() -> None:
+    """Make the standard streams usable whatever the shell did: a closed one leads nowhere, any text can be printed."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            # Else the next file that is opened would take the number, and a stray message would end up in it.
+            with contextlib.suppress(OSError):
+                fd = os.open(os.devnull, os.O_RDWR)
+                setattr(sys, name, open(fd if fd == number else os.devnull, "r" if number == 0 else "w"))  # noqa: PTH123, SIM115
+    codecs.register_error("escape", _escaped)
+    if not sys.stdout.encoding.lower().startswith("utf") and hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="escape")
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    """Characters that an encoding lacks, as JSON writes them."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[i] << 8 | units[i + 1]:04x}" for i in range(0, len(units), 2)), error.end
+
+
+def _explained(error: OSError) -> str:
+    """What the system said, in words, with the file it was about."""
+    what = error.strerror or str(error) or type(error).__name__
+    return f"{error.filename}: {what}" if error.filename is not None else f"cannot read or write: {what}"
 
 
 def _fail(text: str, code: int) -> NoReturn:

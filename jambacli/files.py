@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -12,9 +13,26 @@ from jambacli.errors import JambaError
 
 
 def refuse_existing(path: Path, force: bool) -> None:
-    """Raise JambaError when ``path`` exists and the user has not said ``--force``."""
-    if path.exists() and not force:
-        raise JambaError(f"{path} exists already; choose another name with -o, or use --force to replace it")
+    """Raise JambaError when ``path`` exists and the user has not said ``--force``, or is nothing a file could replace.
+
+    A device, a pipe or a directory stays what it is, whatever was said.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # not there, or not to be reached: then writing says why
+        return
+    if not stat.S_ISREG(mode):
+        kind = "a directory" if stat.S_ISDIR(mode) else "a device or a pipe"
+        raise JambaError(f"cannot write {path}: it is {kind}; give the name of a file")
+    if not force:
+        raise JambaError(f"{path} exists already; choose another name, or use --force to replace it")
+
+
+def temporary_beside(path: Path) -> tuple[Path, Path]:
+    """A new temporary name and the place to rename it to: ``path``, or what it is a link to, so that links stay."""
+    place = path.resolve() if path.is_symlink() else path
+    # Names may have 255 bytes: of a long one only the beginning is taken, 4 bytes a character at most.
+    return place.with_name(f".{place.name[:50]}.{os.getpid()}.{os.urandom(4).hex()}.part"), place
 
 
 def sync_directory(path: Path) -> None:
@@ -32,23 +50,24 @@ def atomic_write(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     """Open a temporary file beside ``path``; on a clean exit flush it and rename it into place, else remove it.
 
     The file is opened ``w+b`` so that it can be preallocated and written out of order. OSError (a full disk, say)
-    becomes a JambaError naming ``path``.
+    becomes a JambaError naming ``path``, and so does a device, a pipe or a directory of that name.
     """
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.part")
+    refuse_existing(path, force=True)
+    part, place = temporary_beside(path)
     try:
         with part.open("w+b") as file:
             yield file
             file.flush()
             if durable:
                 os.fsync(file.fileno())
-        part.replace(path)
+        part.replace(place)
     except OSError as error:
         raise JambaError(f"cannot write {path}: {error.strerror or error}; nothing was left behind") from error
     finally:
         part.unlink(missing_ok=True)
     if durable:
-        sync_directory(path.parent)
+        sync_directory(place.parent)
 
 
 def jamba_home() -> Path:

@@ -13,6 +13,7 @@ import typer
 
 from jambacli import ui
 from jambacli.errors import JambaError, UsageError
+from jambacli.kernels import MAX_THREADS
 from jambacli.units import format_bytes, format_seconds, parse_size
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ T = TypeVar("T")
 def quantize(
     source: Annotated[Path, typer.Argument(metavar="IN.gguf", help="The model; any part of a split one.")],
     output: Annotated[
-        Path | None, typer.Argument(metavar="[OUT.gguf]", help="Default: beside the input, named after the type.")
+        Path | None,
+        typer.Argument(metavar="[OUT.gguf]", help="A file, or the directory for it; default: beside the input."),
     ] = None,
     type: Annotated[
         str,
@@ -49,7 +51,7 @@ def quantize(
         str | None, typer.Option("--split-max-size", metavar="SIZE", help="Split into files of at most this, e.g. 10G.")
     ] = None,
     threads: Annotated[
-        int | None, typer.Option("--threads", "-t", min=1, help="CPU threads; default: the cores.")
+        int | None, typer.Option("--threads", "-t", min=1, max=MAX_THREADS, help="CPU threads; default: the cores.")
     ] = None,
     device: Annotated[str, typer.Option("--device", help="cpu, or a CUDA device: cuda, cuda:1.")] = "cpu",
     allow_requantize: Annotated[
@@ -57,7 +59,9 @@ def quantize(
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only the table and the final size.")] = False,
     report: Annotated[bool, typer.Option("--report", help="Each tensor's RMS and worst error, afterwards.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="The table of --dry-run or --report as JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="What was made, or the table of --dry-run or --report, as JSON.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace the output if it exists.")] = False,
 ) -> None:
     """Quantize a GGUF file exactly as llama-quantize does, tensor for tensor and byte for byte."""
@@ -90,14 +94,14 @@ def quantize(
         force=force,
     )
     with GGUFFile.open(source) as file:
+        target = weights.output_path(file, recipe, output)
+        if not (dry_run or keep_split or split_max_size):
+            refuse_existing(target, force)
         plan = weights.plan(file, request)
         _mention(plan)
         if dry_run:
             print(json.dumps(_plan_json(plan), indent=2) if as_json else "\n".join(_plan_lines(plan)))
             return
-        target = weights.default_output(file.path, recipe) if output is None else output
-        if not keep_split and split_max_size is None:
-            refuse_existing(target, force)
         start = time.monotonic()
         try:
             result = weights.quantize(plan, target)
@@ -105,8 +109,10 @@ def quantize(
             ui.warn(f"interrupted; {target} was not written")
             raise
         _tell(plan, result, time.monotonic() - start)
-    if report:
-        print(json.dumps(_report_json(plan, result), indent=2) if as_json else "\n".join(_report_lines(plan, result)))
+    if as_json:
+        print(json.dumps(_report_json(plan, result) if report else _result_json(plan, result), indent=2))
+    elif report:
+        print("\n".join(_report_lines(plan, result)))
 
 
 def _asked(option: str, parse: Callable[[str], T], text: str) -> T:
@@ -124,7 +130,9 @@ def _device(name: str) -> str:
     try:
         kind = torch.device(name).type
     except RuntimeError:
-        raise UsageError(f"--device {name!r} is not a device; use cpu, cuda or cuda:N") from None
+        kind = "none"
+    if kind not in ("cpu", "cuda"):
+        raise UsageError(f"--device {name!r} is not a device; use cpu, cuda or cuda:N")
     if kind == "cuda" and not torch.cuda.is_available():
         raise JambaError(f"--device {name}: torch finds no CUDA device here; use cpu")
     return name
@@ -200,6 +208,10 @@ def _plan_json(plan: Plan) -> dict[str, Any]:
             for c in plan.choices
         ],
     }
+
+
+def _result_json(plan: Plan, result: Result) -> dict[str, Any]:
+    return {**_plan_json(plan), "files": [str(path) for path in result.paths]}
 
 
 def _changed(plan: Plan, result: Result) -> list[tuple[str, str, Error]]:

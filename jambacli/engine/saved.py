@@ -76,9 +76,15 @@ def generated_name() -> str:
 
 
 def sessions_folder() -> Path:
-    """``JAMBA_HOME/sessions``, made for the user alone."""
+    """``JAMBA_HOME/sessions``, made for the user alone. JambaError where it cannot be."""
     folder = jamba_home() / "sessions"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise JambaError(
+            f"cannot keep sessions under {folder}: {error.strerror or error}; set JAMBA_HOME to a folder that can be "
+            "written to"
+        ) from error
     with contextlib.suppress(OSError):
         folder.chmod(0o700)
     return folder

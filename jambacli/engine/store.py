@@ -25,6 +25,7 @@ import numpy as np
 
 from jambacli import ui
 from jambacli.engine.notes import Notes
+from jambacli.errors import JambaError
 from jambacli.files import jamba_home, sync_directory
 from jambacli.units import parse_size
 
@@ -97,14 +98,23 @@ class PrefixStore:
     """Blobs and prefixes under one directory, shared by any number of processes."""
 
     def __init__(self, root: Path | None = None, budget: int | None = None) -> None:
-        """``root``: ``JAMBA_HOME/prefixes`` by default. ``budget``: bytes of blobs kept."""
+        """``root``: ``JAMBA_HOME/prefixes`` by default. ``budget``: bytes of blobs kept.
+
+        JambaError where the directories cannot be made.
+        """
         self.root = root or jamba_home() / "prefixes"
         self.budget = budget_from_environment() if budget is None else budget
         self._warned: set[str] = set()
         # Bytes that may be written before the blobs are counted again.
         self._slack = 0
-        for folder in (self.root, self.root / "blobs", self.root / "index"):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            for folder in (self.root, self.root / "blobs", self.root / "index"):
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise JambaError(
+                f"cannot store under {self.root}: {error.strerror or error}; set JAMBA_HOME to a folder that can be "
+                "written to"
+            ) from error
         with contextlib.suppress(OSError):
             self.root.chmod(0o700)
 

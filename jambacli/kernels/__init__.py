@@ -6,10 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from jambacli.errors import UsageError
+
 if TYPE_CHECKING:
     import torch
 
     from quant.formats import QTensor
+
+
+MAX_THREADS = 1024
 
 
 @dataclass(frozen=True)
@@ -89,8 +94,11 @@ def choose_ops() -> Ops:
 def set_threads(n: int | None = None) -> int:
     """Compute on ``n`` threads from now on (None: as many as there are cores for this process); returns how many.
 
-    Torch's setting is the only one: the C++ kernels ask it at every call and run on torch's own pool.
+    Torch's setting is the only one: the C++ kernels ask it at every call and run on torch's own pool. UsageError for
+    more than MAX_THREADS: the system would end the process without a word.
     """
+    if n is not None and n > MAX_THREADS:
+        raise UsageError(f"{n:,} threads are more than the {MAX_THREADS:,} that can be used; leave --threads out")
     import torch
 
     from jambacli.kernels.cpu import default_threads

@@ -111,6 +111,17 @@ def default_output(source: Path, recipe: Recipe) -> Path:
     return source.with_name(f"{stem}-{recipe.label}.gguf")
 
 
+def output_path(source: GGUFFile, recipe: Recipe, output: Path | None) -> Path:
+    """The file that ``output`` means: itself, the default name in that directory, or without one beside the source.
+
+    UsageError where it is the source itself.
+    """
+    usual = default_output(source.path, recipe)
+    path = usual if output is None else output / usual.name if output.is_dir() else output
+    _refuse_input_as_output(source, path)
+    return path
+
+
 def plan(source: GGUFFile, request: Request) -> Plan:
     """Settle every tensor's format, before anything is read or written.
 

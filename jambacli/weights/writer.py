@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from jambacli.errors import JambaError
-from jambacli.files import refuse_existing, sync_directory
+from jambacli.files import refuse_existing, sync_directory, temporary_beside
 from jambacli.units import format_bytes
 from jambacli.weights.gguf import DEFAULT_ALIGNMENT, MAGIC, MAX_DIMS, SPLIT_NAME, split_path
 from jambacli.weights.gguf_values import ARRAY, SCALARS, STRING, TYPE_IDS, Metadata
@@ -45,6 +45,7 @@ class _Planned:
 @dataclass
 class _Output:
     path: Path
+    place: Path  # where ``path`` leads, if it is a link
     temporary: Path
     fd: int = -1
 
@@ -144,8 +145,6 @@ class GGUFWriter:
         paths = self._part_paths(len(parts))
         for path in paths:
             refuse_existing(path, self._force)
-            if path.is_dir():
-                raise JambaError(f"cannot write {path}: it is a directory")
         try:
             for i, (path, tensors) in enumerate(zip(paths, parts, strict=True)):
                 self._begin_part(path, tensors, i, len(parts))
@@ -253,10 +252,10 @@ class GGUFWriter:
         for tensor in tensors:
             tensor.offset += start
         size = max((_pad(t.offset + t.nbytes, self.alignment) for t in tensors), default=start)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.part")
+        temporary, place = temporary_beside(path)
         with self._disk_errors(path, size):
             # Listed before it exists, so that an interrupt at any point finds it to remove.
-            output = _Output(path, temporary)
+            output = _Output(path, place, temporary)
             self._outputs.append(output)
             output.fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
             _preallocate(output.fd, size)
@@ -285,15 +284,15 @@ class GGUFWriter:
         try:
             for output in reversed(self._outputs):
                 with self._disk_errors(output.path):
-                    output.temporary.replace(output.path)
+                    output.temporary.replace(output.place)
         except BaseException:
             # A set with parts missing is of no use; a single file, once renamed, is whole.
             if len(self._outputs) > 1:
                 for output in self._outputs:
                     if not output.temporary.exists():
-                        output.path.unlink(missing_ok=True)
+                        output.place.unlink(missing_ok=True)
             raise
-        sync_directory(self.path.parent)
+        sync_directory(self._outputs[0].place.parent)
 
     @contextlib.contextmanager
     def _disk_errors(self, path: Path, size: int | None = None) -> Iterator[None]:

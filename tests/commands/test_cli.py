@@ -1,0 +1,85 @@
+"""The command as a whole: streams that are closed or narrow, numbers out of range, where outputs go, a home that is none."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import jamba_gguf
+from tests.commands.cli_runner import jamba
+from tests.engine.small import small_file
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(small_file(tmp_path_factory.mktemp("models"), "q8_0"))
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model to quantize."""
+    shape = jamba_gguf.Shape(layers=2, hidden=256, ffn=256, experts=1, attention=(1,), vocab=64)
+    return jamba_gguf.write(tmp_path_factory.mktemp("plain") / "m.gguf", shape)
+
+
+@pytest.mark.parametrize(("closed", "told"), [("<&-", True), ("2>&-", True), (">&-", False), ("<&- >&- 2>&-", False)])
+def test_closed_streams_are_no_reason_to_fail(model: str, closed: str, told: bool) -> None:
+    line = f'exec "{sys.executable}" -m jambacli show "{model}" {closed}'
+    done = subprocess.run(["sh", "-c", line], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert bool(done.stdout) == told
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_json_is_json_in_any_encoding(model: str, encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    arguments = ["run", model, "שלום 🙂 é", "--raw", "--json", "--temp", "0", "-n", "40"]
+    done = subprocess.run(
+        [sys.executable, "-m", "jambacli", *arguments], capture_output=True, check=True, stdin=subprocess.DEVNULL
+    )
+    text = json.loads(done.stdout.decode(encoding))["text"]
+    assert text == json.loads(jamba(*arguments).stdout)["text"]
+    assert not text.isascii()  # else this shows nothing
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full on this platform")
+def test_an_output_that_takes_nothing_is_said_in_words(model: str) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "jambacli", "show", model], stdout=full, stderr=subprocess.PIPE, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr == b"error: cannot read or write: No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "MODEL", "hi", "--seed", "-1"], "--seed"),
+        (["run", "MODEL", "hi", "--threads", "100000"], "100,000 threads are more than the 1,024"),
+        (["quantize", "PLAIN", "out.gguf", "--threads", "100000"], "--threads"),
+        (["quantize", "PLAIN", "out.gguf", "--device", "meta"], "--device 'meta' is not a device"),
+    ],
+)
+def test_numbers_and_devices_out_of_range_are_usage_errors(
+    model: str, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = jamba(*[{"MODEL": model, "PLAIN": str(plain)}.get(a, a) for a in arguments])
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"error: ") and words in done.stderr.decode()
+    assert not (tmp_path / "out.gguf").exists()
+
+
+def test_quantize_takes_a_directory_and_tells_programs_what_it_made(plain: Path, tmp_path: Path) -> None:
+    done = jamba("quantize", str(plain), str(tmp_path), "--type", "q8_0", "--json")
+    told = json.loads(done.stdout)
+    made = tmp_path / "m-Q8_0.gguf"
+    assert told["files"] == [str(made)] and told["bytes"] == made.stat().st_size
+    again = jamba("quantize", str(plain), str(tmp_path), "--type", "q8_0")
+    assert (again.returncode, again.stderr.count(b"\n")) == (1, 1)
+    assert b"m-Q8_0.gguf exists already; choose another name, or use --force" in again.stderr
