@@ -49,12 +49,14 @@ def ask(
     device: o.Device = "auto",
     gpu_memory: o.GpuMemory = None,
     cpu_experts: o.CpuExperts = None,
+    cpu_kv: o.CpuKv = False,
     stats: o.Stats = False,
     quiet: r.Quiet = False,
 ) -> None:
     """Ask about documents. They are read once; every later question, in any process, costs only itself."""
     if quiet:
         ui.set_quiet(True)
+    output = r.output_path(output)
     from jambacli.engine.tasks import ask_documents, question_text
 
     if interactive and (as_json or schema is not None or output is not None or passes):
@@ -80,7 +82,14 @@ def ask(
     entries = r.read_entries(names, output)
 
     loaded = o.load_model(
-        model, threads, device=device, gpu_memory=gpu_memory, cpu_experts=cpu_experts, ctx=context, kv_type=kv_type
+        model,
+        threads,
+        device=device,
+        gpu_memory=gpu_memory,
+        cpu_experts=cpu_experts,
+        cpu_kv=cpu_kv,
+        ctx=context,
+        kv_type=kv_type,
     )
     options: dict[str, Any] = {"ctx": context, "kv_type": kv_type, "store": not no_store}
     generation = {**sampling, "max_tokens": max_tokens, "stop": stop or ()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,7 +21,8 @@ from jambacli.units import format_seconds
 if TYPE_CHECKING:
     from jambacli.engine.api import Jamba
     from jambacli.engine.chat import Chat
-    from jambacli.engine.documents import Cited, Entry, Reader, Source, Task
+    from jambacli.engine.citations import Cited
+    from jambacli.engine.documents import Entry, Reader, Task
     from jambacli.engine.tasks import Work
 
 Model = Annotated[
@@ -29,12 +31,15 @@ Model = Annotated[
 ]
 Citations = Annotated[bool, typer.Option("--citations", help="Name the files and pages the answer is based on.")]
 Language = Annotated[str | None, typer.Option("--language", help="Answer in this language.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object with the text, its sources and figures.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object with the answer, its sources and figures.")]
 Schema = Annotated[
     Path | None,
     typer.Option("--schema", metavar="FILE", help="Answer with JSON that follows this JSON schema, always."),
 ]
-Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the answer to a file.")]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="FILE", help="Write the answer to a file; - is standard output."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes on stderr.")]
 
 # Reading shorter than this is not worth a line.
@@ -62,12 +67,28 @@ def read_entries(files: Sequence[str], output: Path | None) -> list[Entry]:
     return entries_of(documents)
 
 
+def output_path(output: Path | None) -> Path | None:
+    """Where the answer goes; None is standard output, which ``-o -`` means too."""
+    return None if output is not None and str(output) == "-" else output
+
+
 def _check_output(output: Path, inputs: Sequence[Path]) -> None:
     """Refuse now what would fail after a long reading."""
-    if output.is_dir() or not output.absolute().parent.is_dir():
-        raise JambaError(
-            f"cannot write {output}: {'it is a directory' if output.is_dir() else 'its folder does not exist'}"
-        )
+    folder = output.resolve().parent
+    exists, plain = output.exists(), output.is_file()
+    wrong = (
+        "it is a directory"
+        if output.is_dir()
+        else "its folder does not exist"
+        if not folder.is_dir()
+        else "its folder may not be written to"
+        if (plain or not exists) and not os.access(folder, os.W_OK)
+        else "it may not be written to"
+        if exists and not os.access(output, os.W_OK)
+        else None
+    )
+    if wrong is not None:
+        raise JambaError(f"cannot write {output}: {wrong}; choose another name with -o")
     if any(output.exists() and path.exists() and output.samefile(path) for path in inputs):
         raise UsageError(f"-o {output} is one of the documents; choose another name")
 
@@ -130,32 +151,63 @@ class Answer:
             self.interrupted = True
         self.text = "".join(said)
 
-    def finish(self, key: str, sources: Sequence[Source], cited: Cited, figures: dict[str, Any]) -> None:
-        """Write what is not written yet: the sources, the JSON, the file. ``key`` names the text in the JSON."""
-        if self.citations and not self.interrupted and not cited.numbers:
-            ui.note("the model named no documents")
-        text = self.text.strip() if self.schema else self.text
-        if self.as_json and not self.schema:
-            value: dict[str, Any] = {key: text.strip()}
+    def finish(self, key: str, entries: Sequence[Entry], cited: Cited, figures: dict[str, Any]) -> None:
+        """Write what is not written yet: the sources, the JSON, the file. ``key`` names the text in the JSON.
+
+        A JSON document of a schema stands alone where it goes, so its sources go to stderr, or into the object of --json.
+        What was interrupted before there is anything to keep writes nothing, nor does an unfinished JSON document.
+        """
+        if self.interrupted and (self.schema or not self.text.strip()):
+            if self.output is not None or self.schema:
+                ui.note("interrupted before there was an answer; nothing was written")
+            return
+        sources = cited.sources(entries)
+        if self.citations and not self.interrupted:
+            _say_missing(cited, entries)
+        out = ""
+        if self.as_json:
+            value: dict[str, Any] = {key: json.loads(self.text) if self.schema else self.text.strip()}
             if self.citations:
                 value["citations"] = [s.to_json() for s in sources]
             out = json.dumps({**value, **figures}, ensure_ascii=False) + "\n"
         elif self.schema:
-            out = text + "\n"
+            out = self.text + "\n"
+            if sources:
+                print("\n".join(["Sources:", *(f"- {s}" for s in sources)]), file=sys.stderr, flush=True)
         else:
             out = "\n\nSources:\n" + "\n".join(f"- {s}" for s in sources) + "\n" if sources else ""
             if not self._live:
-                out = text.rstrip() + (out or "\n")
-            elif not out and text and not text.endswith("\n"):
+                out = self.text.rstrip() + (out or "\n")
+            elif not out and self.text and not self.text.endswith("\n"):
                 out = "\n"
         if self.output is None:
             _write(out)
             return
-        from jambacli.files import atomic_write
-
-        with atomic_write(self.output) as file:
-            file.write(out.encode("utf-8", "replace"))
+        _write_file(self.output, out.encode("utf-8", "replace"))
         ui.note(f"written to {self.output}")
+
+
+def _say_missing(cited: Cited, entries: Sequence[Entry]) -> None:
+    """What the model's citations do not say, or say of documents that are not there."""
+    if unknown := cited.unknown(entries):
+        numbers = ", ".join(map(str, unknown[:10])) + (", ..." if len(unknown) > 10 else "")
+        ui.warn(f"the model cites documents that are not there, numbers {numbers} of 0 to {len(entries) - 1}")
+    elif not cited.given:
+        ui.note("the model named no documents")
+    elif not cited.cited(entries):
+        ui.note("the model names no document that supports this answer")
+
+
+def _write_file(path: Path, data: bytes) -> None:
+    """Replace a file at once, where a link leads; write into what is none (a device, a named pipe)."""
+    from jambacli.files import atomic_write
+
+    if path.exists() and not path.is_file():
+        with path.open("wb") as device:
+            device.write(data)
+        return
+    with atomic_write(path.resolve()) as file:
+        file.write(data)
 
 
 def _write(text: str) -> None:
@@ -200,7 +252,13 @@ def check_schema(reader: Reader, task: Task) -> None:
     if task.schema is not None:
         from jambacli.engine.schema import SchemaConstraint
 
-        SchemaConstraint(reader.model.tokenizer, task.schema, reader.model.config.vocab_size, (None, None))
+        SchemaConstraint(
+            reader.model.tokenizer,
+            task.schema,
+            reader.model.config.vocab_size,
+            (None, None),
+            citable=int(task.citations),
+        )
 
 
 @contextlib.contextmanager
@@ -219,13 +277,13 @@ def deliver(
     reader: Reader, work: Work, task: Task, *, key: str, output: Path | None, as_json: bool, stats: bool
 ) -> None:
     """Stream the answer to where it goes, then its sources and figures. KeyboardInterrupt where Ctrl-C ended it."""
-    from jambacli.engine.documents import Cited
+    from jambacli.engine.citations import Cited
 
-    cited = Cited()
+    cited = Cited(json=task.schema is not None)
     answer = Answer(output=output, as_json=as_json, schema=task.schema is not None, citations=task.citations)
     answer.take(cited.answer(work.pieces))
     numbers = figures_of(reader)
-    answer.finish(key, cited.sources(work.entries), cited, {**numbers, "passes": work.passes})
+    answer.finish(key, work.entries, cited, {**numbers, "passes": work.passes})
     if stats:
         show_figures(numbers)
     if answer.interrupted:

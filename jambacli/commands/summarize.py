@@ -45,12 +45,14 @@ def summarize(
     device: o.Device = "auto",
     gpu_memory: o.GpuMemory = None,
     cpu_experts: o.CpuExperts = None,
+    cpu_kv: o.CpuKv = False,
     stats: o.Stats = False,
     quiet: r.Quiet = False,
 ) -> None:
     """Summarize documents; what was read is kept, and what is longer than the context is read in passes."""
     if quiet:
         ui.set_quiet(True)
+    output = r.output_path(output)
     from jambacli.engine.tasks import Wish, summarize_documents
 
     wish = Wish(length=length, style=style, focus=focus, language=language)
@@ -73,7 +75,14 @@ def summarize(
     entries = r.read_entries(names, output)
 
     loaded = o.load_model(
-        model, threads, device=device, gpu_memory=gpu_memory, cpu_experts=cpu_experts, ctx=context, kv_type=kv_type
+        model,
+        threads,
+        device=device,
+        gpu_memory=gpu_memory,
+        cpu_experts=cpu_experts,
+        cpu_kv=cpu_kv,
+        ctx=context,
+        kv_type=kv_type,
     )
     options: dict[str, Any] = {"ctx": context, "kv_type": kv_type, "store": not no_store}
     generation = {**sampling, "max_tokens": max_tokens, "stop": stop or ()}

@@ -1,4 +1,4 @@
-"""Documents first, then a question or an instruction: what goes to the model, and what its citations point back to.
+"""Documents first, then a question or an instruction: what goes to the model, and the places its documents come from.
 
 Every page (or part of a text) is one of the model's documents, titled with its file and page, whether citations are asked
 for or not: the same files are the same tokens, so a second question, with or without citations, reads only itself. Knows
@@ -8,20 +8,17 @@ nothing of files, consoles or of how a long text is divided into passes.
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from jambacli.engine.conversation import render_plain
-from jambacli.engine.generate import CITATIONS, CITATIONS_END, Thought
+from jambacli.engine.generate import CITATIONS, CITATIONS_END
 from jambacli.engine.sequence import Reading, silent
 from jambacli.engine.session import Session
-from jambacli.errors import UsageError
 from jambacli.text.documents import Document
-from jambacli.text.streaming import StopMatcher
 
 if TYPE_CHECKING:
     from jambacli.engine.api import Jamba
@@ -69,15 +66,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Task:
-    """What to do with the documents. ``schema``: the reply is JSON of that schema. ``citations``: it names documents."""
+    """What to do with the documents. ``schema``: the reply is JSON of that schema. ``citations``: it names documents, in a
+    section after the text or the JSON (see ``engine.citations``)."""
 
     text: str
     citations: bool = False
     schema: Mapping[str, Any] | None = None
-
-    def __post_init__(self) -> None:
-        if self.citations and self.schema is not None:
-            raise UsageError("--citations and --schema exclude one another; give the schema a field for the source")
 
 
 def entries_of(documents: Sequence[Document]) -> list[Entry]:
@@ -144,12 +138,13 @@ class Reader:
         return session.conversation.render().ids
 
     def stream(self, entries: Sequence[Entry], task: Task, **generation: Any) -> Iterator[str]:
-        """The reply in pieces, thoughts as ``Thought``; what the citations say is part of it (see ``Cited``)."""
+        """The reply in pieces, thoughts as ``Thought``; what the citations say is part of it (see ``engine.citations``)."""
         session = self._opened()
         documents = [e.as_document() for e in entries]
         given = {**self.generation, "reading": self.reading, **generation}
         if task.schema is not None:
             given["schema"] = task.schema
+            given["cite"] = len(entries) if task.citations else None
         if self.model.template is None:
             return session.complete(f"{self.instruction(task)}\n\nAnswer:", documents=documents, **given)
         self._forget(session)
@@ -169,13 +164,14 @@ class Reader:
     def instruction(self, task: Task) -> str:
         """What is said after the documents: the task, and in words what the template has no mode for."""
         text = task.text
-        if task.citations and not self._takes("citation_mode", "fast"):
-            text += (
-                "\n\nAfter the answer, list the IDs of the documents it is based on, like this: "
-                f"{CITATIONS}[2, 5]{CITATIONS_END}"
-            )
         if task.schema is not None:
             text += f"\n\nReply in JSON that follows this schema: {json.dumps(task.schema, ensure_ascii=False)}"
+        if task.citations and not self._takes("citation_mode", "fast"):
+            what = "answer" if task.schema is None else "JSON"
+            text += (
+                f"\n\nAfter the {what}, list the IDs of the documents it is based on, like this: "
+                f"{CITATIONS}[2, 5]{CITATIONS_END}"
+            )
         return text
 
     def close(self) -> None:
@@ -204,46 +200,3 @@ class Reader:
             conversation = self._opened().conversation
             known[knob] = conversation.takes(**{knob: value})
         return known[knob]
-
-
-@dataclass
-class Cited:
-    """Splits a reply into the answer, which passes through, and the numbers of the documents it names."""
-
-    numbers: list[int] = field(default_factory=list)
-    #: Whether the model wrote a section of citations at all.
-    given: bool = False
-
-    def answer(self, pieces: Iterable[str]) -> Iterator[str]:
-        """The pieces without the section of citations; ``numbers`` are known when they end."""
-        matcher, tail = StopMatcher([CITATIONS]), ""
-        blank = ""  # white space is held back: none should stand between the answer and the section
-        try:
-            for piece in pieces:
-                if isinstance(piece, Thought):
-                    yield piece
-                    continue
-                if matcher.stopped is not None:
-                    tail += piece
-                    continue
-                before = len(matcher.held)
-                said = matcher.push(piece)
-                if matcher.stopped is not None:
-                    tail = piece[len(said) - before + len(CITATIONS) :]
-                    said = said.rstrip()
-                text = blank + said
-                kept = text.rstrip()
-                blank = text[len(kept) :] if matcher.stopped is None else ""
-                if kept:
-                    yield kept
-            if matcher.stopped is None and (rest := blank + matcher.flush()):
-                yield rest
-        finally:
-            self.given = matcher.stopped is not None
-            self.numbers = [int(n) for n in re.findall(r"\d{1,6}", tail.partition(CITATIONS_END)[0])]
-            getattr(pieces, "close", lambda: None)()
-
-    def sources(self, entries: Sequence[Entry]) -> list[Source]:
-        """What the numbers stand for, each place once, in the order named; numbers of no document are left out."""
-        named = [s for n in self.numbers if n < len(entries) for s in entries[n].sources]
-        return list(dict.fromkeys(named))

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from jambacli.engine.citations import Cited
 from jambacli.engine.conversation import THINK
-from jambacli.engine.documents import Cited, Entry, Reader, Source, Task
+from jambacli.engine.documents import Entry, Reader, Source, Task
 from jambacli.engine.generate import Thought
 from jambacli.engine.notes import Notes, note_key
 from jambacli.engine.persist import text_hash
@@ -120,11 +121,11 @@ def read_in_passes(
             cited = Cited()
             pieces = cited.answer(reader.stream(group, task, max_tokens=most))
             text = "".join(p for p in pieces if not isinstance(p, Thought)).strip()
-            numbers = cited.numbers
+            numbers = cited.cited(group)
             if notes is not None:
                 notes.put(key, text, [text_hash(e.text) for e in group], numbers=numbers)
         named = [s for n in numbers if isinstance(n, int) and n < len(group) for s in group[n].sources]
-        sources: list[Source] = list(dict.fromkeys(named or [s for e in group for s in e.sources]))
+        sources = list(dict.fromkeys(named)) or _whole(group)
         said.append(Entry(f"{called} of {span}", text, tuple(sources)))
     reader.close()
     return said
@@ -135,6 +136,18 @@ def _key(reader: Reader, ids: Sequence[int], most: int, task: Task) -> str:
     model = reader.model
     weights = model.fingerprint if reader.options.get("store", True) else model.name
     return note_key(weights, reader.options.get("kv_type"), list(ids), most, sampling, task.citations)
+
+
+def _whole(group: Sequence[Entry]) -> list[Source]:
+    """All of a group's places, as few as say them: one span where a file's pages follow one another."""
+    found: list[Source] = []
+    for place in dict.fromkeys(s for e in group for s in e.sources):
+        last = found[-1] if found else None
+        if last is not None and place.unit and (last.file, last.unit) == (place.file, place.unit):
+            found[-1] = replace(last, last=max(last.last, place.last))
+        else:
+            found.append(place)
+    return found
 
 
 def _span(group: Sequence[Entry]) -> str:

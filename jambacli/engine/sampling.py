@@ -23,7 +23,8 @@ class Sampling:
     ``temperature`` 0 is greedy. ``top_k`` 0, ``top_p`` 1, ``min_p`` 0, ``typical_p`` 1, ``repeat_penalty`` 1,
     ``presence_penalty`` 0 and ``frequency_penalty`` 0 are neutral; penalties look at the last ``penalty_last_n`` tokens
     (-1: all). ``logit_bias`` adds to single tokens' logits. ``seed`` None draws a fresh one.
-    ``schema``, a JSON schema, allows only text that is a JSON document of it (see ``engine.schema``).
+    ``schema``, a JSON schema, allows only text that is a JSON document of it (see ``engine.schema``); with ``cite`` N a
+    list of those of N documents that it is based on follows it, as Jamba's citations.
     """
 
     temperature: float = 0.4
@@ -38,6 +39,7 @@ class Sampling:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
     schema: Mapping[str, Any] | None = None
+    cite: int | None = None
 
     def __post_init__(self) -> None:
         """Raises UsageError naming the option and its range."""

@@ -8,6 +8,7 @@ the answer are left alone.
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import re
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jambacli.engine.generate import CITATIONS, CITATIONS_END
 from jambacli.errors import JambaError, UsageError
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ _NUMBER = 17
 _NEAR, _STEP = 64, 16
 # Tries to find an end, the first by rule, the others at random: a pattern may have only one way out.
 _TRIES = 12
+# The most documents that are cited after a JSON document.
+_CITED = 32
 
 
 def read_schema(path: Path) -> dict[str, Any]:
@@ -51,9 +55,16 @@ class SchemaConstraint:
     """Which tokens may come next in a document of a schema. ``begin`` it, then ``allowed`` and ``accept`` in turn."""
 
     def __init__(
-        self, tokenizer: Tokenizer, schema: Mapping[str, Any], n_vocab: int, marks: tuple[int | None, int | None]
+        self,
+        tokenizer: Tokenizer,
+        schema: Mapping[str, Any],
+        n_vocab: int,
+        marks: tuple[int | None, int | None],
+        *,
+        citable: int = 0,
     ):
-        """``n_vocab``: how many logits there are. ``marks``: the tokens that begin and end thoughts.
+        """``n_vocab``: how many logits there are. ``marks``: the tokens that begin and end thoughts. ``citable``: after
+        the JSON comes a section of citations that names some of so many documents, or none.
 
         Raises UsageError for a schema that is wrong, or uses what llguidance does not support, or nothing satisfies.
         """
@@ -70,7 +81,9 @@ class SchemaConstraint:
         except (TypeError, ValueError, RecursionError) as error:
             raise UsageError(f"the schema is no JSON: {error}") from error
         # A header has no space after it when generating, and models put one, or line breaks after their thoughts.
-        grammar = llguidance.LLMatcher.grammar_from_lark(f"start: /[ \\n]{{0,2}}/ json\njson: %json {text}\n")
+        lark = f"start: /[ \\n]{{0,2}}/ json{' cited' if citable else ''}\njson: %json {text}\n"
+        lark += _citations(tokenizer, citable, options) if citable else ""
+        grammar = llguidance.LLMatcher.grammar_from_lark(lark)
         self._matcher: Any = llguidance.LLMatcher(self._vocabulary.backend, grammar, log_level=0)
         if self._matcher.is_error():
             raise UsageError(f"the schema cannot be followed: {_first_line(self._matcher.get_error())}")
@@ -84,7 +97,7 @@ class SchemaConstraint:
         self._checked = 0
         self._guard = _NEAR
         self._forced: list[int] = []
-        self._number = _Number()
+        self._text = _Text()
 
     def begin(self, budget: int, thinking: bool = False, said: Sequence[int] = ()) -> None:
         """Start: ``budget`` more tokens may come, the prompt has opened thoughts or not, ``said`` is the answer so far.
@@ -95,7 +108,7 @@ class SchemaConstraint:
         for token in said:
             self.accept(token)
         self._left = budget
-        self._closing = self._way_out(self._matcher, min(budget, 4096))
+        self._closing = self._way_out(self._matcher, self._text, min(budget, 4096))
         if self._closing is None:
             raise JambaError(
                 f"{budget:,} tokens are too few for any document of the schema (or none satisfies it); raise --max-tokens"
@@ -115,7 +128,7 @@ class SchemaConstraint:
         if self._forced:
             return self._only(self._forced[:1])
         allowed = self._valid(self._matcher)
-        too_long = self._number.banned(self._vocabulary)
+        too_long = self._text.banned(self._vocabulary)
         if too_long is not None:
             shorter = allowed & ~too_long
             if shorter.any():
@@ -134,7 +147,7 @@ class SchemaConstraint:
             self._forced.pop(0)
         elif self._left < 1 << 61 and (self._left <= self._guard or (self._left < 1024 and self._due())):
             token = self._within_reach(token)
-        self._number.push(self._vocabulary.pieces[token])
+        self._text.push(self._vocabulary.pieces[token])
         if not self._matcher.consume_token(token):
             raise JambaError(f"the schema's grammar failed: {_first_line(self._matcher.get_error())}")
         return token
@@ -149,12 +162,13 @@ class SchemaConstraint:
         if known and known[0] == token:
             self._closing = known[1:]
             return token
-        ahead = self._matcher.deep_copy()
+        ahead, text = self._matcher.deep_copy(), copy.copy(self._text)
         ahead.consume_token(token)
-        way = self._way_out(ahead, self._left)
+        text.push(self._vocabulary.pieces[token])
+        way = self._way_out(ahead, text, self._left)
         if way is None:
             # The way out of the state before, unless it has moved on since that was found.
-            way = self._way_out(self._matcher, self._left + 1)
+            way = self._way_out(self._matcher, self._text, self._left + 1)
             if way:
                 self._forced = way[1:]
                 self._closing = None
@@ -164,28 +178,35 @@ class SchemaConstraint:
         self._guard = max(self._guard, len(way) + _NEAR)
         return token
 
-    def _way_out(self, matcher: Any, limit: int) -> list[int] | None:
-        """Tokens that finish the document from here, at most ``limit``; None where none were found."""
+    def _way_out(self, matcher: Any, text: _Text, limit: int) -> list[int] | None:
+        """Tokens that finish the document from here, ``text`` so far, at most ``limit``; None where none were found."""
         random = np.random.default_rng(0)
         for attempt in range(_TRIES):
-            at, way = matcher.deep_copy(), list[int]()
+            at, seen, way = matcher.deep_copy(), copy.copy(text), list[int]()
             while not at.is_accepting():
                 if len(way) >= limit or at.is_error():
                     break
-                valid = np.flatnonzero(self._valid(at))
-                if not len(valid):
+                next_ones = at.compute_ff_tokens() or [self._closer(at, seen, random if attempt else None)]
+                if next_ones[0] is None or not all(t not in self._stop_ids and at.consume_token(t) for t in next_ones):
                     break
-                ranks = self._vocabulary.ranks[valid]
-                best = valid[ranks == ranks.min()] if attempt == 0 or random.random() < 0.7 else valid
-                token = int(best[0] if attempt == 0 else random.choice(best))
-                if token in self._stop_ids or not at.consume_token(token):
-                    break
-                way.append(token)
+                for token in next_ones:
+                    seen.push(self._vocabulary.pieces[token])
+                way += next_ones
             else:
-                return way
+                if len(way) <= limit:
+                    return way
             if limit > 256 and attempt >= 3:
                 break
         return None
+
+    def _closer(self, matcher: Any, text: _Text, random: np.random.Generator | None) -> int | None:
+        """The token that leads to the end soonest by the look of it, or (``random``) now and then any; None for none."""
+        valid = np.flatnonzero(self._valid(matcher))
+        if not len(valid):
+            return None
+        ranks = (self._vocabulary.ranks_in_string if text.in_string else self._vocabulary.ranks)[valid]
+        best = valid[ranks == ranks.min()] if random is None or random.random() < 0.7 else valid
+        return int(best[0] if random is None else random.choice(best))
 
     def _valid(self, matcher: Any) -> np.ndarray:
         matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
@@ -200,18 +221,27 @@ class SchemaConstraint:
         return allowed
 
 
-class _Number:
-    """Follows the JSON text far enough to know how long the number it is in has become."""
+def _citations(tokenizer: Tokenizer, citable: int, options: Mapping[str, Any]) -> str:
+    """Rules for the section of citations: its marks are tokens where the model has them, text where not."""
+    marks = [(tokenizer.marker_id(mark), mark) for mark in (CITATIONS, CITATIONS_END)]
+    first, last = (f"<[{i}]>" if i is not None else json.dumps(mark) for i, mark in marks)
+    number = {"type": "integer", "minimum": 0, "maximum": citable - 1}
+    schema = {"type": "array", "items": number, "maxItems": min(citable, _CITED), "x-guidance": options}
+    return f"cited: {first} numbers {last}\nnumbers: %json {json.dumps(schema)}\n"
+
+
+class _Text:
+    """Follows the JSON text far enough to know whether it is in a string, or how long the number it is in has become."""
 
     def __init__(self) -> None:
-        self._in_string = self._escaped = self._exponent = False
+        self.in_string = self._escaped = self._exponent = False
         self._length = 0
 
     def push(self, piece: bytes) -> None:
         for byte in piece:
             c = chr(byte)
-            if self._in_string:
-                self._in_string = self._escaped or c != '"'
+            if self.in_string:
+                self.in_string = self._escaped or c != '"'
                 self._escaped = c == "\\" and not self._escaped
                 self._length = 0
             elif c in "0123456789.+-" or (self._length and c in "eE"):
@@ -219,12 +249,12 @@ class _Number:
                 if c in "eE":
                     self._exponent, self._length = True, _NUMBER - 2  # two digits are left
             else:
-                self._in_string, self._escaped = c == '"', False
+                self.in_string, self._escaped = c == '"', False
                 self._length, self._exponent = 0, False
 
     def banned(self, vocabulary: Vocabulary) -> np.ndarray | None:
         """The tokens that would make a number too long, None where there is no danger of it."""
-        if self._in_string or not self._length:
+        if self.in_string or not self._length:
             return None
         if self._length >= _NUMBER:
             return vocabulary.numeric
@@ -248,8 +278,9 @@ class Vocabulary:
             eos_token=stops,
             slices=llguidance.LLTokenizer.json_slices(),
         )
-        #: How soon a token leads to the document's end, 0 first: uint8 [n_vocab].
+        #: How soon a token leads to the document's end, 0 first, outside and inside strings: uint8 [n_vocab].
         self.ranks = np.array([_rank(p) for p in self.pieces], dtype=np.uint8)
+        self.ranks_in_string = np.array([_rank_in_string(p) for p in self.pieces], dtype=np.uint8)
         #: Tokens that go on with a number, and those of them that do so by more than one character: bool [n_vocab].
         self.numeric = np.array([p[:1] in _NUMERIC for p in self.pieces])
         self.long_numeric = self.numeric & np.array([len(p) > 1 for p in self.pieces])
@@ -294,6 +325,13 @@ def _rank(piece: bytes) -> int:
     if plain is not None:
         return 2 + plain
     return 10 if piece.isascii() and not any(c in b"[{\\" for c in piece) else 20
+
+
+@functools.lru_cache(maxsize=1 << 17)
+def _rank_in_string(piece: bytes) -> int:
+    """What ends the string first, then long words (a string may have a shortest length), then the rest."""
+    order = [rb'"[}\]]*', rb"[A-Za-z]{4,}", rb"[A-Za-z]{2,3}", rb"[A-Za-z]", rb"[0-9]+", rb"[ !#-\[\]-~]+", rb'"[^\\]*']
+    return next((i for i, pattern in enumerate(order) if re.fullmatch(pattern, piece)), 20)
 
 
 def _first_line(text: str) -> str:

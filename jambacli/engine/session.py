@@ -403,7 +403,9 @@ class Session:
 
         tokenizer = self.model.tokenizer
         marks = (tokenizer.marker_id(THINK), tokenizer.marker_id(THINK_END))
-        return SchemaConstraint(tokenizer, sampling.schema, self.model.config.vocab_size, marks)
+        return SchemaConstraint(
+            tokenizer, sampling.schema, self.model.config.vocab_size, marks, citable=sampling.cite or 0
+        )
 
     def _thinking(self, ids: Sequence[int], reply: int) -> bool:
         """Whether the text after ``ids``, whose last ``reply`` tokens are a reply, is a thought."""

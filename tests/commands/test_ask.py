@@ -120,9 +120,12 @@ def test_schema_output_is_a_document_of_the_schema(model: str, reports: Path, tm
     }
     path = tmp_path / "s.json"
     path.write_text(json.dumps(schema), encoding="utf-8")
-    for extra in ((), ("--json",), ("-n", "40")):
-        done = run("ask", str(reports), "Who?", "-m", model, "--temp", "1.5", "--schema", str(path), *extra)
-        jsonschema.validate(json.loads(done.stdout), schema)
+    command = ("ask", str(reports), "Who?", "-m", model, "--temp", "1.5", "--schema", str(path))
+    for extra in ((), ("--citations",), ("-n", "40")):
+        jsonschema.validate(json.loads(run(*command, *extra).stdout), schema)
+    envelope = json.loads(run(*command, "--json", "--citations").stdout)
+    jsonschema.validate(envelope["answer"], schema)
+    assert isinstance(envelope["citations"], list) and envelope["finish"] == "stop"
     path.write_text('{"type": "nonsense"}', encoding="utf-8")
     refused = jamba("ask", str(reports), "Who?", "-m", model, "--schema", str(path))
     assert refused.returncode == 2 and b"schema" in refused.stderr and b"read " not in refused.stderr

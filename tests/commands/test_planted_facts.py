@@ -8,7 +8,8 @@ import re
 from pathlib import Path
 
 from jambacli.data import embedded_model
-from jambacli.engine.documents import Cited, Reader, Task, entries_of
+from jambacli.engine.citations import Cited
+from jambacli.engine.documents import Reader, Task, entries_of
 from jambacli.evaluation.needle import KINDS, needle
 from jambacli.text.documents import read_documents
 from jambacli.training import corpus, words

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from jambacli.engine.documents import Cited, Entry, Reader, Source, Task, entries_of
-from jambacli.engine.generate import Thought
+from jambacli.engine.documents import Entry, Reader, Source, Task, entries_of
 from jambacli.engine.passes import plan
 from jambacli.engine.tasks import Wish
 from jambacli.errors import UsageError
@@ -27,31 +25,6 @@ BARE = (
 
 def entries(*texts: str) -> list[Entry]:
     return [Entry(f"r.pdf, page {i}", text, (Source("a/r.pdf", "page", i, i),)) for i, text in enumerate(texts, 1)]
-
-
-@pytest.mark.parametrize(
-    ("pieces", "answer", "numbers"),
-    [
-        (["It is 42.<citations>[0, 2]</citations>"], "It is 42.", [0, 2]),
-        (["It is", " 42. \n", "<cit", "ations>", "[1", "]</cita", "tions> and more"], "It is 42.", [1]),
-        (["no section \n"], "no section \n", []),
-        (["a <b> <c", "it> d"], "a <b> <cit> d", []),
-        (["<citations>[]</citations>"], "", []),
-        (["x<citations>[3"], "x", [3]),
-        ([" ", "\n", "y", "\n\n", "z"], " \ny\n\nz", []),
-    ],
-)
-def test_citations_are_split_off_however_the_text_is_cut(pieces: list[str], answer: str, numbers: list[int]) -> None:
-    cited = Cited()
-    assert "".join(cited.answer(iter(pieces))) == answer
-    assert cited.numbers == numbers and cited.given == ("<citations>" in "".join(pieces))
-
-
-def test_thoughts_pass_through_and_numbers_of_no_document_are_left_out() -> None:
-    cited = Cited()
-    out = list(cited.answer([Thought("<citations>"), "yes", "<citations>[0, 7, 1, 0]</citations>"]))
-    assert out == ["<citations>", "yes"] and isinstance(out[0], Thought)
-    assert [str(s) for s in cited.sources(entries("a", "b"))] == ["a/r.pdf, page 1", "a/r.pdf, page 2"]
 
 
 def test_titles_carry_as_little_of_a_path_as_tells_files_apart() -> None:
@@ -131,17 +104,3 @@ def test_wishes_are_checked() -> None:
     for wrong in ({"length": "huge"}, {"length": "0"}, {"style": "haiku"}):
         with pytest.raises(UsageError):
             Wish(**wrong)
-    with pytest.raises(UsageError, match="exclude"):
-        Task("x", citations=True, schema={})
-
-
-def test_an_interrupted_stream_leaves_what_was_said() -> None:
-    def cut() -> Iterator[str]:
-        yield "half"
-        raise KeyboardInterrupt
-
-    said, cited = [], Cited()
-    with pytest.raises(KeyboardInterrupt):
-        for piece in cited.answer(cut()):
-            said.append(piece)
-    assert said == ["half"] and not cited.given

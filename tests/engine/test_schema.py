@@ -62,6 +62,17 @@ def test_a_document_ends_validly_within_the_tokens_there_are(max_tokens: int) ->
         assert len(model.tokenizer.encode(text)) <= 2 * max_tokens + 8
 
 
+@pytest.mark.parametrize("max_tokens", [300, 1000, None])
+def test_a_string_without_bounds_ends_however_many_tokens_there_are(max_tokens: int | None) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"who": {"type": "string"}, "n": {"type": "integer"}},
+        "required": ["who"],
+        "additionalProperties": False,
+    }
+    jsonschema.validate(json.loads(reply(small_model(), schema, 1, max_tokens)), schema)
+
+
 def test_too_few_tokens_for_any_document_is_one_clear_line() -> None:
     schema = {
         "type": "object",
