@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jambacli import ui
+from jambacli.errors import JambaError
 from jambacli.units import format_bytes, format_context, format_count
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ def list_models(
     as_json: Annotated[bool, typer.Option("--json", help="Everything as one JSON object.")] = False,
 ) -> None:
     """List the pulled models: name, size, type, context, and when each was last used."""
+    from jambacli.hub.converted import converted_bytes
     from jambacli.hub.store import Store
 
     store = Store()
@@ -27,9 +29,11 @@ def list_models(
     # Names that share their files take their disk space once.
     total = sum({tuple(store.paths(entry)): entry.size for entry in entries}.values())
     left = sum(nbytes for _, nbytes in unfinished)
+    made, tiny = converted_bytes(), _in_the_box()
     if as_json:
         models = [_as_json(store.paths(e)[0], e, used.get(e.name), whole[e.name]) for e in entries]
-        print(json.dumps({"models": models, "bytes": total, "unfinished_bytes": left}, indent=2))
+        told = {"models": models, "bytes": total, "unfinished_bytes": left, "converted_bytes": made, "embedded": tiny}
+        print(json.dumps(told, indent=2))
         return
     if entries:
         rows = [("NAME", "SIZE", "TYPE", "PARAMS", "CONTEXT", "USED")]
@@ -48,6 +52,24 @@ def list_models(
         ui.note(
             f"and {format_bytes(left)} of unfinished downloads: pull again to go on, or free it with jamba rm --unfinished"
         )
+    if made:
+        ui.note(f"and {format_bytes(made)} of checkpoints converted to be run: free it with jamba rm --converted")
+    if tiny:
+        size = format_bytes(tiny["bytes"])
+        ui.note(
+            f"and {tiny['name']} ({size}), a demonstration model that comes with the program: jamba run {tiny['name']}"
+        )
+
+
+def _in_the_box() -> dict[str, Any] | None:
+    """The model that comes with the program; None where it was lost, or the user gave its name to another."""
+    from jambacli.hub import box
+
+    try:
+        path = box.path_in_the_box()
+    except JambaError:
+        return None
+    return {"name": box.NAME, "bytes": path.stat().st_size, "path": str(path)} if box.is_in_the_box(box.NAME) else None
 
 
 def _as_json(path: object, entry: Entry, used: float | None, whole: bool) -> dict[str, Any]:

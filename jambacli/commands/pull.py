@@ -46,8 +46,12 @@ def pull(
 ) -> None:
     """Download a model, or go on where it stopped, verify it and keep it under a name."""
     from jambacli.hub import pull as hub
+    from jambacli.hub.box import is_in_the_box
     from jambacli.model.config import KV_TYPES
 
+    if is_in_the_box(name):
+        ui.note(f"{name} comes with the program: jamba run {name}")
+        return
     if kv_type not in KV_TYPES:
         raise UsageError(f"--kv-type {kv_type!r} is not one of {', '.join(KV_TYPES)}")
     request = hub.Request(quant, revision, own_name, o.context(ctx), kv_type)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -80,7 +79,9 @@ class Jamba:
         else:
             path = known
         if path.is_dir():
-            path = _converted(path)
+            from jambacli.hub.converted import converted
+
+            path = converted(path)
         start = time.perf_counter()
         if threads is not None:
             set_threads(threads)
@@ -131,19 +132,3 @@ class Jamba:
         state = self.model.new_state(len(ids), kv_type)
         rows = [self.model.forward(part, state, logits="all") for part in ids.split(chunk)]
         return torch.cat([r.cpu() for r in rows if r is not None])
-
-
-def _converted(folder: Path) -> Path:
-    """The GGUF made of a checkpoint directory: made now, or before from the same files."""
-    from jambacli import ui
-    from jambacli.weights.convert import convert
-
-    files = [folder / "config.json", *sorted(folder.glob("*.safetensors")), *sorted(folder.glob("tokenizer*"))]
-    facts = [f"{p.resolve()}:{p.stat().st_size}:{p.stat().st_mtime_ns}" for p in files if p.is_file()]
-    name = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:24]
-    path = jamba_home() / "converted" / f"{name}.gguf"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        ui.note(f"converting {folder} once, to {path}")
-        convert(folder, path, name=folder.name)
-    return path

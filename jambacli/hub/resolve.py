@@ -6,12 +6,14 @@ import os
 from pathlib import Path
 
 from jambacli.errors import JambaError, UsageError
+from jambacli.hub.box import NAME, is_in_the_box, path_in_the_box
 from jambacli.hub.names import Hub, Name, looks_like_name, parse_name
 from jambacli.hub.store import Entry, Store
 
 
 def resolve_model(name: str) -> Path:
-    """The .gguf file (any part of a split one) or checkpoint directory that ``name``, a path or a pulled name, means.
+    """The .gguf file (any part of a split one) or checkpoint directory that ``name`` means: a path, a pulled name, or
+    the model in the box.
 
     Raises JambaError when it means none: one line that says how to get it, or which names are near.
     """
@@ -21,6 +23,8 @@ def resolve_model(name: str) -> Path:
     store = Store()
     if (entry := find_entry(store, name)) is not None:
         return _in_place(store, entry)
+    if is_in_the_box(name):
+        return path_in_the_box()
     if _looks_like_a_path(name):
         raise JambaError(f"{name}: no such file; give the path of a .gguf file or a checkpoint directory")
     hint = "give a pulled name (jamba list), or the path of a .gguf file or a checkpoint directory"
@@ -104,6 +108,8 @@ def remember_used(model: str | Path) -> None:
     entry_or_none = find_entry(store, text)
     if entry_or_none is not None:
         store.remember_used(entry_or_none.name)
+    elif is_in_the_box(text):
+        store.remember_used(NAME)
     return None
 
 

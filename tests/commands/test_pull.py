@@ -256,3 +256,50 @@ def test_used_is_shown(hub: Server, jamba: Jamba, capsys: pytest.CaptureFixture[
     remember_used("jamba:3b")
     assert jamba("list") == 0
     assert "just now" in capsys.readouterr().out
+
+
+def test_the_model_in_the_box_has_a_name(own_home: Path, jamba: Jamba, capsys: pytest.CaptureFixture[str]) -> None:
+    from jambacli.data import embedded_model
+    from jambacli.hub.resolve import last_used, remember_used
+
+    assert jamba("list") == 0
+    said = capsys.readouterr()
+    assert said.out == "" and "jamba:tiny (10.1 MB), a demonstration model" in said.err
+    assert jamba("list", "--json") == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert listed["models"] == [] and listed["embedded"]["name"] == "jamba:tiny"
+    assert resolve_model("jamba:tiny") == embedded_model() == Path(listed["embedded"]["path"])
+    remember_used("jamba:tiny")
+    assert last_used() == embedded_model()
+    assert jamba("show", "jamba:tiny", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["path"] == str(embedded_model())
+    assert jamba("pull", "jamba:tiny") == 0
+    assert jamba("rm", "jamba:tiny") == 1
+    assert "comes with the program" in capsys.readouterr().err
+    assert embedded_model().exists()
+    # A name of the user's own wins.
+    own_home.mkdir(exist_ok=True)
+    (own_home / "aliases.json").write_text('{"aliases": {"jamba:tiny": "someone/tiny-GGUF:Q8_0"}}')
+    assert jamba("show", "jamba:tiny") == 1
+    assert "not here yet" in capsys.readouterr().err
+
+
+def test_what_was_converted_to_be_run_is_told_and_can_be_freed(
+    tmp_path: Path, own_home: Path, jamba: Jamba, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from jambacli.hub.converted import converted
+
+    made = converted(make_checkpoint(tmp_path / "checkpoint", "moe4"))
+    size = made.stat().st_size
+    assert jamba("list", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["converted_bytes"] == size
+    assert jamba("list") == 0
+    assert "converted to be run: free it with jamba rm --converted" in capsys.readouterr().err
+    assert jamba("rm", "--converted") == 0
+    assert not made.exists() and (tmp_path / "checkpoint" / "config.json").exists()
+    capsys.readouterr()
+    assert jamba("run", str(tmp_path), "hello") == 1
+    assert (
+        capsys.readouterr().err
+        == f"error: {tmp_path}: there is no config.json, so this is no Hugging Face checkpoint\n"
+    )
