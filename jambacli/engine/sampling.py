@@ -127,19 +127,32 @@ class Sampler:
             raise JambaError("the saved state of the random generator is damaged; start the reply anew") from error
 
     def sample(self, logits: np.ndarray) -> int:
-        """The next token for ``logits``, float32 [vocab], which are not changed; remembers it for the penalties."""
+        """The next token for ``logits``, float32 [vocab], which are not changed; remembers it for the penalties.
+
+        Logits that are on a card (``card_sampling.CardLogits``) stay there where nothing but the options decides.
+        """
         o = self.options
-        x = self._adjusted(logits)
         allowed = self.constraint.allowed() if self.constraint is not None else None
-        if allowed is not None:
-            x[~allowed[: len(x)]] = -np.inf
-            if not np.isfinite(x.max()):  # a bias of -inf, say, against all that may come
-                x = np.where(allowed[: len(x)], np.float32(0), np.float32(-np.inf))
-        token = int(np.argmax(x)) if o.temperature == 0 else self._draw(x)
+        if allowed is None and self._stays_there(logits):
+            token = logits.token(o, self._random.random)  # type: ignore[attr-defined]
+        else:
+            x = self._adjusted(logits)
+            if allowed is not None:
+                x[~allowed[: len(x)]] = -np.inf
+                if not np.isfinite(x.max()):  # a bias of -inf, say, against all that may come
+                    x = np.where(allowed[: len(x)], np.float32(0), np.float32(-np.inf))
+            token = int(np.argmax(x)) if o.temperature == 0 else self._draw(x)
         if self.constraint is not None:
             token = self.constraint.accept(token)
         self._seen.append(token)
         return token
+
+    def _stays_there(self, logits: np.ndarray) -> bool:
+        if isinstance(logits, np.ndarray):
+            return False
+        from jambacli.engine.card_sampling import chosen_there
+
+        return chosen_there(self.options)
 
     def _adjusted(self, logits: np.ndarray) -> np.ndarray:
         o = self.options

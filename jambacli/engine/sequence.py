@@ -14,13 +14,15 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from jambacli.errors import UsageError
 
 if TYPE_CHECKING:
+    import torch
+
     from jambacli.engine.persist import Persistence
     from jambacli.model.jamba import JambaModel
     from jambacli.model.state import Checkpoint, SequenceState
@@ -169,7 +171,7 @@ class TokenSequence:
             self.known[at] = self.logits
 
     def step(self, token: int) -> np.ndarray:
-        """Append one token and return the logits after it, float32 [vocab]."""
+        """Append one token and return the logits after it, float32 [vocab] (on a card, ``CardLogits``, awaited later)."""
         import torch
 
         start = time.perf_counter()
@@ -177,10 +179,20 @@ class TokenSequence:
         logits = self.model.forward(torch.tensor([token]), self.state, logits="last")
         assert logits is not None
         self.tokens.append(token)
-        self.logits = logits[0].cpu().numpy()
+        self.logits = self._from_card(logits[0]) if logits.is_cuda else logits[0].numpy()
         self.counters.decoded += 1
         self.counters.decode_seconds += time.perf_counter() - start
         return self.logits
+
+    def _from_card(self, logits: torch.Tensor) -> np.ndarray:
+        from jambacli.engine.card_sampling import CardLogits
+
+        counters = self.counters
+
+        def waited(seconds: float) -> None:
+            counters.decode_seconds += seconds
+
+        return cast("np.ndarray", CardLogits(logits, waited))
 
     def _check_fits(self, n: int, reserve: int = 0) -> None:
         from jambacli.model.state import ContextFullError
