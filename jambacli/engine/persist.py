@@ -156,7 +156,7 @@ class Persistence:
             return False
         for i, name in enumerate(prefix.segments[:needed]):  # one in memory at a time: there may be gigabytes
             start, stop = i * size, min((i + 1) * size, prefix.position)
-            pairs = _pairs(state, store.get_blob(name), stop - start)
+            pairs = _pairs(state, store.get_blob(name), stop - start, whole=None if i == needed - 1 else size)
             if pairs is None:
                 sequence.reset()
                 return False
@@ -212,8 +212,13 @@ def _raw(x: torch.Tensor) -> bytes:
     return x.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
 
 
-def _pairs(state: SequenceState, data: bytearray | None, tokens: int) -> list[tuple[torch.Tensor, torch.Tensor]] | None:
-    """The first ``tokens`` keys and values of a stored segment; None when it is missing or fits no segment of this model."""
+def _pairs(
+    state: SequenceState, data: bytearray | None, tokens: int, whole: int | None
+) -> list[tuple[torch.Tensor, torch.Tensor]] | None:
+    """The first ``tokens`` keys and values of a stored segment, which must hold ``whole`` of them if that is given.
+
+    None when it is missing or fits no segment of this model.
+    """
     import torch
 
     if data is None:
@@ -223,9 +228,10 @@ def _pairs(state: SequenceState, data: bytearray | None, tokens: int) -> list[tu
         return []
     dtype = state.caches[0].k.dtype
     per_token = sum(row.numel() * dtype.itemsize for row in rows)
-    if per_token == 0 or len(data) % per_token or len(data) // per_token < tokens:
+    stored = len(data) // per_token if per_token else 0
+    # A segment before the last that holds another number than it should would shift all that follow.
+    if stored * per_token != len(data) or stored < tokens or stored != (whole or stored):
         return None
-    stored = len(data) // per_token
     values = torch.frombuffer(data, dtype=dtype)
     parts = values.split([stored * row.numel() for row in rows])
     tensors = [part.view(stored, *row)[:tokens] for part, row in zip(parts, rows, strict=True)]

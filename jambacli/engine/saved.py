@@ -26,6 +26,7 @@ from jambacli.files import atomic_write, jamba_home
 
 _VERSION = 1
 _MAX_FILE = 256 << 20
+_LATEST = 253402300799  # the end of the year 9999, in seconds since 1970
 _TURN_FIELDS = frozenset(["role", "content", "ids", "thoughts", "thought_ids", "pinned", "extra"])
 
 
@@ -137,7 +138,7 @@ def read_file(path: Path) -> SavedSession:
         value = json.loads(path.read_bytes().decode("utf-8", "surrogatepass"))
     except OSError as error:
         raise JambaError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadFileError(path, "is damaged (no valid JSON); delete it, or restore a copy") from error
     if not isinstance(value, dict) or value.get("version") != _VERSION:
         raise BadFileError(path, "is no session file of this program's version")
@@ -162,6 +163,9 @@ def _check_types(value: dict[str, Any]) -> None:
     wrong = [k for k, wanted in types.items() if k in value and not isinstance(value[k], wanted)]
     if wrong:
         raise ValueError(f"field {wrong[0]!r} is no {types[wrong[0]][0].__name__}")
+    for key in ("created", "updated"):
+        if key in value and not 0 <= value[key] < _LATEST:
+            raise ValueError(f"field {key!r} is no time")
     if value["ctx"] < 1 or not all(isinstance(d, str) for d in value.get("documents", [])):
         raise ValueError("field 'ctx' or 'documents' is out of range")
     for turn in value.get("turns", []):

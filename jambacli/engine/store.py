@@ -16,6 +16,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,6 +32,7 @@ from jambacli.units import parse_size
 
 DEFAULT_BUDGET = 20 * 10**9
 _VERSION = 1
+_NAME = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,11 @@ class Prefix:
             prefix = Prefix(**{k: v for k, v in value.items() if k != "version"})
         except TypeError:
             return None
-        names = [prefix.chain, *(b for b in prefix.blobs)] if isinstance(prefix.segments, list) else [None]
-        sound = all(isinstance(n, str) and n.isalnum() for n in names) and isinstance(prefix.position, int)
-        return prefix if sound and prefix.position > 0 and prefix.segment_tokens > 0 else None
+        if not (isinstance(prefix.segments, list) and isinstance(prefix.documents, list)):
+            return None
+        named = all(isinstance(n, str) and _NAME.fullmatch(n) for n in [prefix.chain, *prefix.blobs])
+        counted = all(type(n) is int and n > 0 for n in (prefix.position, prefix.segment_tokens))
+        return prefix if named and counted and all(isinstance(d, str) for d in prefix.documents) else None
 
 
 def chain_hashes(space: str, tokens: Sequence[int], positions: Sequence[int]) -> dict[int, str]:
@@ -297,7 +301,7 @@ class PrefixStore:
             prefix = Prefix.from_json(json.loads(path.read_bytes()))
         except OSError:
             return None
-        except ValueError:
+        except (ValueError, RecursionError):
             prefix = None
         if prefix is None or path.name != f"{prefix.position:08d}-{prefix.chain}":
             self._drop_damaged(path)

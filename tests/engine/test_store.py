@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import random
@@ -144,6 +145,32 @@ def test_damage_is_noticed_dropped_and_recomputed(
     third = persistent(tmp_path)
     third.advance(wanted)
     assert "damaged" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("segment_tokens", SEGMENT - 52),  # a digit that flipped: every segment holds enough, at other tokens
+        ("segment_tokens", SEGMENT * 4),
+        ("segment_tokens", "512"),
+        ("segments", ["a" * 5000]),
+        ("segments", ["../../lock"]),
+        ("documents", [5]),
+        ("position", 1.5),
+    ],
+)
+def test_an_index_that_says_something_else_never_gives_another_state(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], field: str, value: object
+) -> None:
+    first, prompt = persistent(tmp_path), ids(SEGMENT * 2 + 100)
+    first.advance(prompt, boundaries=[900])
+    commit(first)
+    paths = [p for p in (tmp_path / "index").rglob("*") if p.name.startswith("00000900-")]
+    assert len(paths) == 1
+    paths[0].write_text(json.dumps({**json.loads(paths[0].read_text()), field: value}))
+    second, wanted = persistent(tmp_path), [*prompt[:900], 7, 8, 9]
+    assert close(second.advance(wanted), straight(wanted))
+    capsys.readouterr()
 
 
 def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:

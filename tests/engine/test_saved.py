@@ -1,0 +1,60 @@
+"""Session files from elsewhere: damage and malice are one clear line, and cost nothing but that session."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from jambacli.engine import saved
+from jambacli.errors import BadFileError
+from tests.commands.cli_runner import jamba
+
+
+def session(name: str) -> saved.SavedSession:
+    now = time.time()
+    return saved.SavedSession(
+        name, "small", "/small.gguf", "f" * 24, "f16", 512, now, now, turns=[{"role": "user", "content": "hello"}]
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"updated": 1e300}, "'updated' is no time"),
+        ({"created": float("nan")}, "'created' is no time"),
+        ({"updated": -5}, "'updated' is no time"),
+        ({"ctx": 0}, "'ctx'"),
+        ({"turns": [{"role": 5}]}, "no role"),
+        ({"prompt": "AAA="}, "damaged"),
+    ],
+)
+def test_a_field_out_of_range_is_named(change: dict[str, object], problem: str) -> None:
+    saved.write(session("a"))
+    path = saved.session_path("a")
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(BadFileError, match=problem):
+        saved.read("a")
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"{}", b"\xff\xfe", b"", b'{"version": 1}'])
+def test_one_unreadable_session_does_not_hide_the_others(content: bytes) -> None:
+    saved.write(session("good"))
+    saved.session_path("bad").write_bytes(content)
+    done = jamba("sessions", "list")
+    assert done.returncode == 0
+    assert [line.split()[0] for line in done.stdout.decode().splitlines()] == ["good"]
+    assert b"bad.json: is" in done.stderr
+    shown = jamba("sessions", "show", "bad")
+    assert (shown.returncode, shown.stderr.count(b"\n")) == (1, 1) and b"bad.json" in shown.stderr
+
+
+def test_a_home_that_cannot_hold_sessions_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("JAMBA_HOME", str(tmp_path / "file"))
+    for command in (["sessions", "list"], ["cache", "stats"]):
+        done = jamba(*command)
+        assert done.returncode == 1
+        assert b"set JAMBA_HOME to a folder that can be written to" in done.stderr and done.stderr.count(b"\n") == 1
