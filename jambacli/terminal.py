@@ -7,6 +7,7 @@ redrawn, so a long answer never flickers or scrolls back.
 from __future__ import annotations
 
 import re
+import textwrap
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -18,6 +19,8 @@ from jambacli.errors import JambaError
 from jambacli.units import format_context
 
 _REDRAW_SECONDS = 0.08
+# What drives a terminal rather than being read: a model repeats what stands in its documents.
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def blocks(text: str) -> tuple[list[str], str]:
@@ -43,6 +46,16 @@ def blocks(text: str) -> tuple[list[str], str]:
         else:
             current.append(line)
     return done, "\n".join(current)
+
+
+def markdown(text: str) -> Any:
+    """Markdown ready to print. What looks like HTML is shown as it is: a browser would hide it, a reader wants it."""
+    from markdown_it import MarkdownIt
+    from rich.markdown import Markdown
+
+    shown = Markdown("")
+    shown.parsed = MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"]).parse(text)
+    return shown
 
 
 class Screen:
@@ -73,8 +86,12 @@ class Screen:
                 close()
 
     def note(self, text: str) -> None:
-        """A dimmed line."""
-        self.console.print(text, style="dim", markup=False)
+        """A dimmed line; in a table of names and meanings what does not fit goes on under the meaning."""
+        column = re.match(r"\S.{0,18}?\s{2,}(?=\S)", text)
+        indent = " " * column.end() if column and column.end() < self.console.width // 2 else ""
+        lines = textwrap.wrap(text, self.console.width, subsequent_indent=indent, break_on_hyphens=False) or [""]
+        for line in lines:
+            self.console.print(line, style="dim", markup=False)
 
     def error(self, error: Exception) -> None:
         """What went wrong, in one line."""
@@ -82,7 +99,6 @@ class Screen:
 
     def _stream(self, pieces: Iterator[str], show_thoughts: bool) -> None:
         from rich.live import Live
-        from rich.markdown import Markdown
 
         thought_tokens = 0
         pending = ""
@@ -102,19 +118,19 @@ class Screen:
                 if thought_tokens:
                     self._end_thoughts(live, show_thoughts, thought_tokens)
                     thought_tokens = 0
-                pending += piece
+                pending += _CONTROLS.sub("", piece)
                 done, pending = blocks(pending)
                 for block in done:
                     live.update("")
-                    live.console.print(Markdown(block), "")
+                    live.console.print(markdown(block), "")
                 if done or time.monotonic() - drawn > _REDRAW_SECONDS:
-                    live.update(Markdown(self._tail(pending)), refresh=True)
+                    live.update(markdown(self._tail(pending)), refresh=True)
                     drawn = time.monotonic()
             live.update("", refresh=True)
             if thought_tokens:
                 self._end_thoughts(live, show_thoughts, thought_tokens)
         if pending.strip():
-            self.console.print(Markdown(pending))
+            self.console.print(markdown(pending))
 
     def _tail(self, text: str) -> str:
         """The last screenful of an unfinished block: a live region cannot be taller than the terminal."""
@@ -125,7 +141,7 @@ class Screen:
     def _thought(self, live: Any, piece: str) -> None:
         from rich.text import Text
 
-        self._thought_line += piece
+        self._thought_line += _CONTROLS.sub("", piece)
         *lines, self._thought_line = self._thought_line.split("\n")
         for line in lines:
             live.console.print(Text(line, style="dim italic"))
@@ -142,8 +158,9 @@ class Screen:
         self._thought_line = ""
 
 
-def talk(chat: Chat, keep_history: bool, stats: bool = False) -> None:
-    """The interactive chat: read, answer, until /exit or Ctrl-D. ``stats``: a line of figures after every reply."""
+def talk(chat: Chat, keep_history: bool, stats: bool = False, first: str | None = None) -> None:
+    """The interactive chat: read, answer, until /exit or Ctrl-D. ``stats``: a line of figures after every reply.
+    ``first``: a message that is said at once."""
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import WordCompleter
     from prompt_toolkit.history import FileHistory, InMemoryHistory
@@ -176,20 +193,25 @@ def talk(chat: Chat, keep_history: bool, stats: bool = False) -> None:
         multiline=True,
         prompt_continuation="... ",
     )
+
+    def ask(what: str, default: str = "") -> str:
+        return prompt.prompt(what, default=default, bottom_toolbar=lambda: status_line(chat, screen.console.width))
+
     screen.note(f"{chat.model.name} - /help lists the commands, Alt-Enter begins a new line, Ctrl-D leaves")
     if turns := chat.messages:
         screen.note(f"going on with {chat.session.name}: {turns} messages, {chat.used:,} tokens; last: {chat.last}")
     interrupted = False
+    waiting = first
     while True:
         try:
-            with patch_stdout():
-                text = prompt.prompt(">>> ", bottom_toolbar=lambda: status_line(chat))
-                number = chat.to_edit(text)
-                if number is not None:  # /edit without a text: the message itself comes up to be changed
-                    again = prompt.prompt(
-                        "edit ", default=chat.message(number), bottom_toolbar=lambda: status_line(chat)
-                    )
-                    text = f"/edit {number} {again}"
+            if waiting is None:
+                with patch_stdout():
+                    text = ask(">>> ")
+                    number = chat.to_edit(text)
+                    if number is not None:  # /edit without a text: the message itself comes up to be changed
+                        text = f"/edit {number} {ask('edit ', chat.message(number))}"
+            else:
+                screen.console.print(f">>> {waiting}", markup=False)
         except KeyboardInterrupt:
             if interrupted:
                 return
@@ -200,18 +222,27 @@ def talk(chat: Chat, keep_history: bool, stats: bool = False) -> None:
             return
         interrupted = False
         try:
-            outcome = chat.handle(text)
+            outcome = chat.handle(text) if waiting is None else chat.say(waiting)
+            waiting = None
             for line in outcome.lines:
                 screen.note(line)
             if outcome.reply is not None:
                 interrupted = screen.reply(outcome.reply, chat.show_thoughts)
-                if ending := ending_line(chat):
-                    screen.note(ending)
+                for line in closing_lines(chat):
+                    screen.note(line)
                 screen.note(f"[{figures(chat)}]" if stats else "")
             if outcome.leave:
                 return
         except JambaError as error:
+            waiting = None
             screen.error(error)
+
+
+def closing_lines(chat: Chat) -> list[str]:
+    """What is said under a reply: the places it cites, or that it cites none; and how it ended, if not by itself."""
+    places, remark, ending = chat.papers.places, chat.papers.remark, ending_line(chat)
+    lines = ["Sources:", *(f"- {place}" for place in places)] if places else [f"[{remark}]"] if remark else []
+    return [*lines, *([ending] if ending else [])]
 
 
 def ending_line(chat: Chat) -> str:
@@ -226,15 +257,26 @@ def ending_line(chat: Chat) -> str:
 
 def figures(chat: Chat) -> str:
     """What the last reply cost, in tokens and tokens a second."""
+    return ", ".join(_figures(chat))
+
+
+def _figures(chat: Chat) -> list[str]:
     s = chat.session.stats
-    text = f"{s.reused_tokens:,} reused, {s.prefilled_tokens:,} read, {s.generated_tokens:,} written"
-    return text + (f", {s.decoded_tokens / s.decode_seconds:.1f} tokens/s" if s.decode_seconds else "")
+    parts = [f"{s.reused_tokens:,} reused", f"{s.prefilled_tokens:,} read", f"{s.generated_tokens:,} written"]
+    return [*parts, f"{s.decoded_tokens / s.decode_seconds:.1f} tokens/s"] if s.decode_seconds else parts
 
 
-def status_line(chat: Chat) -> str:
-    """Session, context used, what the last reply cost: the line under the prompt."""
-    s, session = chat.session.stats, chat.session
-    parts = [session.name or "not stored", f"context {chat.used:,} of {format_context(session.sequence.ctx)}"]
-    if s.prompt_tokens:
-        parts.append(f"last: {figures(chat)}")
-    return " | ".join(parts)
+def status_line(chat: Chat, width: int = 200) -> str:
+    """The line under the prompt, of at most ``width`` characters: the session, the context used, what the last reply
+    cost; what does not fit is left out, the least important first."""
+    session = chat.session
+    name, numbers = session.name or "not stored", _figures(chat) if session.stats.prompt_tokens else []
+    context = f"context {chat.used:,} of {format_context(session.sequence.ctx)}"
+    while True:
+        last = [f"last: {', '.join(numbers)}"] if numbers else []
+        for parts in ([name, context, *last], [context, *last]):
+            if len(line := " | ".join(parts)) <= width:
+                return line
+        if not numbers:
+            return context[:width]
+        numbers.pop()

@@ -95,8 +95,8 @@ def ask(
     generation = {**sampling, "max_tokens": max_tokens, "stop": stop or ()}
     with r.reader(loaded, options, generation) as reader:
         if interactive:
-            talk = r.chat_about(reader, entries, task, question is not None)
-            r.converse(talk, stats=stats, keep_history=not no_store)
+            talk = r.chat_about(reader, entries, task, language)
+            r.converse(talk, first=question, stats=stats, keep_history=not no_store)
             return
         r.check_schema(reader, task)
         work = ask_documents(reader, entries, task, passes=passes, tell=ui.note, size=r.say_size)

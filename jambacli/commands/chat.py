@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Annotated, Any
@@ -88,7 +89,6 @@ def chat(
         model,
         options=options,
         generation={**sampling, "max_tokens": max_tokens, "stop": stop or ()},
-        read_file=o.read_text,
         name=session,
         overflow=overflow,
         reading=_reading,
@@ -96,15 +96,15 @@ def chat(
     run_chat(talk, stats=stats, keep_history=not no_store)
 
 
-def run_chat(talk: Chat, *, stats: bool, keep_history: bool) -> None:
-    """Talk in the terminal, or turn by turn from a pipe; closes the chat."""
+def run_chat(talk: Chat, *, stats: bool, keep_history: bool, first: str | None = None) -> None:
+    """Talk in the terminal, or turn by turn from a pipe; closes the chat. ``first``: a message that is said at once."""
     try:
         if sys.stdin.isatty() and sys.stdout.isatty():
             from jambacli.terminal import talk as talk_in_terminal
 
-            talk_in_terminal(talk, keep_history=keep_history, stats=stats)
+            talk_in_terminal(talk, keep_history=keep_history, stats=stats, first=first)
         else:
-            _piped(talk, stats)
+            _piped(talk, stats, first)
     finally:
         talk.close()
 
@@ -113,15 +113,14 @@ def _reading(total: int) -> AbstractContextManager[Callable[[int], None]]:
     return ui.progress("Reading", total, "tokens")
 
 
-def _piped(chat: Chat, stats: bool) -> None:
+def _piped(chat: Chat, stats: bool, first: str | None) -> None:
     """Every line of standard input is a turn or a command; replies go to stdout, everything else to stderr."""
     from jambacli.engine.generate import Thought
 
     failed: JambaError | None = None
-    for line in sys.stdin:
-        text = line.rstrip("\n")
+    for text in itertools.chain([] if first is None else [None], (line.rstrip("\n") for line in sys.stdin)):
         try:
-            outcome = chat.handle(text)
+            outcome = chat.handle(text) if text is not None else chat.say(first or "")
             for shown in outcome.lines:
                 ui.note(shown)
             if outcome.reply is not None:
@@ -129,8 +128,11 @@ def _piped(chat: Chat, stats: bool) -> None:
                     if not isinstance(piece, Thought):
                         sys.stdout.write(piece)
                         sys.stdout.flush()
-                sys.stdout.write("\n")
+                places = chat.papers.places
+                sys.stdout.write("\n" + ("\nSources:\n" + "".join(f"- {p}\n" for p in places) if places else ""))
                 sys.stdout.flush()
+                if chat.papers.remark:
+                    ui.note(chat.papers.remark)
                 if stats:
                     s = chat.session.stats
                     ui.note(

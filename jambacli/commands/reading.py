@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jambacli import ui
-from jambacli.commands import options as o
 from jambacli.errors import JambaError, UsageError
 from jambacli.units import format_seconds
 
@@ -290,10 +289,13 @@ def deliver(
         raise KeyboardInterrupt
 
 
-def chat_about(reader: Reader, entries: Sequence[Entry], task: Task, ask_now: bool) -> Chat:
-    """A chat whose next message brings the documents along; the task is that message, if there is one already."""
+def chat_about(reader: Reader, entries: Sequence[Entry], task: Task, language: str | None) -> Chat:
+    """A chat about the documents, which go with its first message; ``task``: that message, if there is one already."""
     from jambacli.engine.chat import Chat
+    from jambacli.engine.documents import Task
+    from jambacli.engine.papers import Papers
     from jambacli.engine.passes import plan, refuse
+    from jambacli.engine.tasks import question_text
 
     chosen = plan(reader, entries, task)
     if len(chosen.groups) > 1:
@@ -302,29 +304,20 @@ def chat_about(reader: Reader, entries: Sequence[Entry], task: Task, ask_now: bo
             f"{refusal}: leave out documents or raise --ctx; or ask without -i, with --passes"
         ) from refusal
     say_size(entries, chosen.tokens)
-    knobs, text = reader.knobs(task), reader.instruction(task)
+    nothing = Task(question_text("", language), task.citations)
+    knobs, suffix = reader.knobs(nothing), reader.instruction(nothing)
     reader.close()
     options = {k: v for k, v in reader.options.items() if v is not None}
-    chat = Chat(
-        reader.model, options=options, generation=reader.generation, read_file=o.read_text, reading=reader.reading
-    )
-    chat.attach([e.as_document() for e in entries], knobs)
-    if ask_now:
-        try:
-            for piece in chat.say(text).reply or ():
-                _write(piece)
-            _write("\n")
-        except BaseException:
-            chat.close()
-            raise
+    chat = Chat(reader.model, options=options, generation=reader.generation, reading=reader.reading)
+    chat.papers = Papers(lasting=list(entries), knobs=knobs, suffix=suffix, cite=task.citations)
     return chat
 
 
-def converse(chat: Chat, *, stats: bool, keep_history: bool) -> None:
-    """The chat interface: the terminal's, or a line a turn from a pipe."""
+def converse(chat: Chat, *, first: str | None, stats: bool, keep_history: bool) -> None:
+    """The chat interface: the terminal's, or a line a turn from a pipe. ``first``: a message that is said at once."""
     from jambacli.commands.chat import run_chat
 
-    run_chat(chat, stats=stats, keep_history=keep_history)
+    run_chat(chat, stats=stats, keep_history=keep_history, first=first)
 
 
 def stdin_as_file(otherwise: str) -> list[str]:

@@ -7,7 +7,7 @@ read again follows by itself from the session's one operation.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +15,12 @@ from typing import TYPE_CHECKING, Any
 from jambacli import ui
 from jambacli.engine import saved
 from jambacli.engine.conversation import Conversation, Turn
+from jambacli.engine.documents import entries_of
+from jambacli.engine.papers import Papers
 from jambacli.engine.sequence import Reading, common_prefix, silent
 from jambacli.engine.session import Session
 from jambacli.errors import JambaError, UsageError
+from jambacli.text.documents import read_documents
 
 if TYPE_CHECKING:
     from jambacli.engine.api import Jamba
@@ -25,13 +28,13 @@ if TYPE_CHECKING:
 HELP = {
     "/help": "this list",
     "/regenerate": "another reply to the last message",
-    "/edit [N] TEXT": "say the last (or Nth) message differently, dropping what followed",
+    "/edit [N] TEXT": "say the last (or Nth) message differently",
     "/undo": "take back the last message and its reply",
     "/continue": "go on with a reply that was cut off",
     "/branch NAME": "go on under another name; the present one stays as it is",
     "/branches": "the branches of this chat",
     "/system TEXT": "set the system message",
-    "/file PATH": "attach a text file to the next message",
+    "/file PATH": "attach a file, or a directory's, to the next message",
     "/save NAME": "keep this chat under a name",
     "/load NAME": "go on with another chat",
     "/think": "show or fold the model's thoughts",
@@ -63,7 +66,6 @@ class Chat:
         *,
         options: dict[str, Any],
         generation: dict[str, Any],
-        read_file: Callable[[Path], str],
         name: str | None = None,
         overflow: bool = False,
         reading: Reading = silent,
@@ -79,11 +81,9 @@ class Chat:
         # Tokens of the context that still count after turns were taken back; None: all.
         self._standing: int | None = None
         self._options, self._generation = options, generation
-        self._read_file = read_file
         self._overflow = overflow
         self._reading = reading
-        self._attached: list[dict[str, str]] = []
-        self._knobs: Mapping[str, Any] | None = None
+        self.papers = Papers()
         self.session = self._open(name)
         self._count()  # a model without a template is refused now, not at the first message
 
@@ -93,7 +93,7 @@ class Chat:
         if not text.strip():
             return Outcome()
         if not word.startswith("/") or "/" in word[1:]:
-            return Outcome(reply=self._say(text))
+            return self.say(text)
         actions: dict[str, Callable[[str], Outcome]] = {
             "/help": self._help,
             "/regenerate": self._regenerate,
@@ -117,14 +117,9 @@ class Chat:
             raise UsageError(f"there is no command {word}; /help lists them (a message may start with a space)")
         return action(rest.strip())
 
-    def attach(self, documents: Sequence[dict[str, str]], knobs: Mapping[str, Any] | None = None) -> None:
-        """Documents (and the template's modes) that go with the next message."""
-        self._attached += documents
-        self._knobs = knobs
-
     def say(self, text: str) -> Outcome:
         """A message, also one that begins like a command."""
-        return Outcome(reply=self._say(text))
+        return Outcome(reply=self._reply(self._say(self.papers.worded(text))))
 
     def close(self) -> None:
         """Save what is being saved and release the session."""
@@ -151,7 +146,7 @@ class Chat:
         asked = self._asked()
         if not 1 <= number <= len(asked):
             raise UsageError(f"there is no message {number} to edit; there are {len(asked)}")
-        return self.session.conversation.turns[asked[number - 1]].content
+        return self.papers.typed(self.session.conversation.turns[asked[number - 1]].content)
 
     def to_edit(self, text: str) -> int | None:
         """The number of the message that "/edit" or "/edit N" without a new text means, None for any other input."""
@@ -174,21 +169,25 @@ class Chat:
         return Session(self.model, **self._options)
 
     def _say(self, text: str) -> Iterator[str]:
-        documents, self._attached = self._attached, []
         before = list(self.session.conversation.turns)
         try:
-            yield from self._answered(before, lambda reserve: self._send(text, documents, reserve), asked=False)
-            self._knobs = None
-        except (JambaError, KeyboardInterrupt):
-            if (
-                self.session.conversation.turns == before
-            ):  # the message was not said: what came with it waits for the next
-                self._attached = documents
-            raise
+            yield from self._answered(before, lambda reserve: self._send(text, reserve), asked=False)
+        finally:
+            if self.session.conversation.turns != before:  # else what came with the message waits for the next
+                self.papers.waiting = []
 
-    def _send(self, text: str, documents: list[dict[str, str]], reserve: int) -> Iterator[str]:
-        given: dict[str, Any] = {**self._generation, "knobs": self._knobs, "reserve": reserve}
-        return self.session.send(text, documents=documents or None, reading=self._reading, **given)
+    def _send(self, text: str, reserve: int) -> Iterator[str]:
+        turns = self.session.conversation.turns
+        entries, knobs = self.papers.next(turns)
+        documents = [e.as_document() for e in entries] or None
+        given: dict[str, Any] = {**self._generation, "knobs": knobs, "reserve": reserve}
+        pieces = self.session.send(text, documents=documents, reading=self._reading, **given)
+        self.papers.went(turns[-1], entries)
+        return pieces
+
+    def _reply(self, pieces: Iterator[str]) -> Iterator[str]:
+        """The pieces without citations; ``papers.places`` says afterwards what they name."""
+        return self.papers.reply(pieces, self.session.conversation.turns)
 
     def _answer(self, before: list[Turn]) -> Iterator[str]:
         """A reply to turns that have been changed; ``before`` is what they were."""
@@ -260,7 +259,7 @@ class Chat:
         seed = self._generation.get("seed")
         if seed is not None:  # the same seed would say the same again
             self._generation["seed"] = seed + 1
-        return Outcome(reply=self._answer(list(self.session.conversation.turns)))
+        return Outcome(reply=self._reply(self._answer(list(self.session.conversation.turns))))
 
     def _edit(self, rest: str) -> Outcome:
         turns, asked = self.session.conversation.turns, self._asked()
@@ -272,8 +271,8 @@ class Chat:
         if not text:
             raise UsageError("/edit needs the new text: /edit TEXT, or /edit N TEXT for the Nth message")
         at, before = asked[number - 1], list(turns)
-        turns[at:] = [replace(turns[at], content=text)]
-        return Outcome(reply=self._answer(before))
+        turns[at:] = [replace(turns[at], content=self.papers.worded(text))]
+        return Outcome(reply=self._reply(self._answer(before)))
 
     def _undo(self, _: str) -> Outcome:
         turns, asked = self.session.conversation.turns, self._asked()
@@ -285,7 +284,7 @@ class Chat:
         return Outcome(lines=[f"taken back: {_short(text)}"])
 
     def _continue(self, _: str) -> Outcome:
-        return Outcome(reply=self.session.extend(reading=self._reading, **self._generation))
+        return Outcome(reply=self._reply(self.session.extend(reading=self._reading, **self._generation)))
 
     def _branch(self, name: str) -> Outcome:
         if not name:
@@ -309,11 +308,15 @@ class Chat:
 
     def _file(self, path: str) -> Outcome:
         if not path:
-            raise UsageError("/file needs the path of a text file")
-        text = self._read_file(Path(path).expanduser())
-        self._attached.append({"title": Path(path).name, "text": text})
-        count = len(self.model.tokenizer.encode(text))
-        return Outcome(lines=[f"{Path(path).name} ({count:,} tokens) goes with the next message"])
+            raise UsageError("/file needs a path")
+        lines: list[str] = []
+        documents = read_documents([path], problem=lines.append)
+        entries = entries_of(documents)
+        self.papers.waiting += entries
+        count = sum(len(self.model.tokenizer.encode(e.text)) for e in entries)
+        what = Path(path).name if len(documents) == 1 else f"{len(documents):,} files"
+        lines += [r for d in documents for r in d.remarks]
+        return Outcome(lines=[*lines, f"{what} ({count:,} tokens) goes with the next message"])
 
     def _save(self, name: str) -> Outcome:
         if name and name != self.session.name and saved.exists(name):
@@ -327,6 +330,7 @@ class Chat:
         if name == self.session.name:
             return Outcome(lines=[f"{name} is the chat you are in"])
         session = self._open(name)
+        self.papers = Papers()
         self.session.close()
         self.session = session
         self._count()

@@ -216,10 +216,22 @@ def test_an_interrupted_reading_goes_on_where_it_stopped(
 def test_questions_go_on_in_the_chat(model: str, reports: Path) -> None:
     done = run("ask", str(reports), "Who?", "-i", "-m", model, *GREEDY, stdin=b"And how many?\n/undo\n")
     err = done.stderr.decode()
-    stats = re.findall(r"prompt (\d+) reused (\d+) prefilled (\d+)", err)
-    assert len(stats) == 1 and int(stats[0][1]) > 500 and int(stats[0][2]) < 80 and "taken back" in err
+    first, second = [tuple(map(int, m)) for m in re.findall(r"prompt (\d+) reused (\d+) prefilled (\d+)", err)]
+    assert first[2] > 500 and second[1] > 500 and second[2] < 80 and "taken back" in err
     later = run("ask", str(reports), "-i", "-m", model, *GREEDY, stdin=b"Who?\n")
     assert int(re.findall(r"prefilled (\d+)", later.stderr.decode())[0]) < 80
+
+
+def test_a_chat_about_files_keeps_them_and_its_language(model: str, reports: Path) -> None:
+    """Taken back, started over or edited: the documents are there, read no second time, and the language is asked for."""
+    lines = b"Who?\n/undo\nHow many?\n/clear\nAnd when?\n/edit Where?\nWhy?\n"
+    done = run("ask", str(reports), "-i", "--language", "Dutch", "-m", model, *GREEDY, stdin=lines)
+    stats = [tuple(map(int, m)) for m in re.findall(r"prompt (\d+) reused (\d+) prefilled (\d+)", done.stderr.decode())]
+    assert len(stats) == 5 and stats[0][2] > 500
+    assert all(prompt > 500 and read < 80 for prompt, _, read in stats[1:])
+    (session,) = json.loads(jamba("sessions", "list", "--json").stdout)
+    turns = json.loads(jamba("sessions", "show", session["name"], "--json").stdout)["turns"]
+    assert [t["content"] for t in turns if t["role"] == "user"] == [f"{w}?\nWrite in Dutch." for w in ("Where", "Why")]
 
 
 def test_mistakes_are_one_line_with_what_to_do(model: str, reports: Path, tmp_path: Path) -> None:

@@ -136,3 +136,21 @@ def test_the_answer_goes_where_it_is_sent(folder: Path, says: Says, tmp_path: Pa
     ask(folder, "-o", "/dev/null")
     assert Path("/dev/null").is_char_device()
     assert b"is a directory" in ask(folder, "-o", str(tmp_path), code=1).stderr
+
+
+def test_a_chat_about_files_names_the_places_under_each_reply(folder: Path, says: Says) -> None:
+    says(" Mira did.<citations>[5]</citations>")
+    lines = b"And who?\n/regenerate\n/undo\n/undo\nAgain?\n"
+    done = jamba("ask", str(folder), "Who?", "-i", "--citations", stdin=lines)
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout.decode() == f"Mira did.\n\nSources:\n- {folder}/b.pdf, page 6\n" * 4
+    says("Nobody did.")
+    done = jamba("ask", str(folder), "Who?", "-i", "--citations", stdin=b"And who?\n")
+    assert done.stdout == b"Nobody did.\n" * 2 and done.stderr.count(b"the model named no documents") == 2
+
+
+def test_citations_in_a_chat_mean_the_documents_given_last(folder: Path, says: Says) -> None:
+    says("Yes.<citations>[0]</citations>")
+    lines = f"/file {folder / 'a.txt'}\nWho?\n/file {folder / 'b.pdf'}\nWhere?\n".encode()
+    done = jamba("chat", stdin=lines)
+    assert done.stdout.decode() == (f"Yes.\n\nSources:\n- {folder}/a.txt\nYes.\n\nSources:\n- {folder}/b.pdf, page 1\n")
