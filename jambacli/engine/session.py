@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import IO, TYPE_CHECKING, Any
 
+from jambacli import ui
 from jambacli.engine import saved as files
 from jambacli.engine.conversation import THINK, THINK_END, Conversation, Rendered, Turn, render_plain
 from jambacli.engine.generate import Generated, Thought, generate
@@ -104,7 +105,7 @@ class Session:
             kv_type = kv_type or (saved.kv_type if saved else "f16")
             self.sequence = TokenSequence(model.model, ctx or limit, kv_type)
             if store:
-                self.sequence.persistence = Persistence(PrefixStore(), f"{model.fingerprint}-{kv_type}")
+                self.sequence.persistence = self._persistence(kv_type)
             if saved is not None:
                 self._take_up(saved)
         except BaseException:
@@ -255,6 +256,16 @@ class Session:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _persistence(self, kv_type: str) -> Persistence | None:
+        """The way to the store. Where there can be no store, a session without a name does without, and says so."""
+        try:
+            return Persistence(PrefixStore(), f"{self.model.fingerprint}-{kv_type}")
+        except JambaError as error:
+            if self.name:
+                raise
+            ui.warn(f"{error}; nothing of this will be kept")
+            return None
 
     def _check_writable(self) -> None:
         if self._read_only:

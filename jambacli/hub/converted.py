@@ -27,8 +27,8 @@ def converted(folder: Path) -> Path:
     path = _folder() / f"{name}.gguf"
     if not path.exists():
         if facts:
-            ui.note(f"converting {folder} once, to {path}")
             _make_folder()
+            ui.note(f"converting {folder} once, to {path}")
         # Another process may be at the same: whichever is last replaces a file by its equal.
         convert(folder, path, name=folder.resolve().name, force=True)
     return path

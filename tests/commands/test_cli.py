@@ -83,3 +83,17 @@ def test_quantize_takes_a_directory_and_tells_programs_what_it_made(plain: Path,
     again = jamba("quantize", str(plain), str(tmp_path), "--type", "q8_0")
     assert (again.returncode, again.stderr.count(b"\n")) == (1, 1)
     assert b"m-Q8_0.gguf exists already; choose another name, or use --force" in again.stderr
+
+
+def test_a_home_that_cannot_be_written_to_costs_the_memory_not_the_answer(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("run", model, "hello", "--temp", "0", "-n", "5")
+    expected = jamba(*options).stdout
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("JAMBA_HOME", str(tmp_path / "file"))
+    done = jamba(*options)
+    assert (done.returncode, done.stdout) == (0, expected)
+    assert done.stderr.count(b"\n") == 1 and b"nothing of this will be kept" in done.stderr
+    named = jamba("chat", model, "--session", "mine", "-n", "5", stdin=b"hello")
+    assert named.returncode == 1 and b"cannot keep sessions under" in named.stderr
