@@ -88,7 +88,10 @@ def main() -> None:
             # Leave through the stack, so that temporary files are removed on the way.
             signal.signal(getattr(signal, name), lambda number, frame: sys.exit(128 + number))
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        code = app(standalone_mode=False) or 0
+        if code == 130:  # what typer makes of Ctrl-C
+            raise KeyboardInterrupt
+        sys.exit(code)
     except _CommandLineError as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             error.show()

@@ -84,6 +84,11 @@ class TokenSequence:
         return self.state.ctx
 
     @property
+    def sound(self) -> bool:
+        """Whether the state stands where the tokens end; not after an interruption, until it is rewound."""
+        return not self.state.torn and self.state.position == len(self.tokens)
+
+    @property
     def positions(self) -> list[int]:
         """Where checkpoints are, ascending."""
         return sorted(self.checkpoints)
@@ -126,7 +131,7 @@ class TokenSequence:
 
         ``allow_end``: the length of what is wanted. Being exactly there is only useful with known logits.
         """
-        if position == len(self.tokens) == self.state.position and (position != allow_end or self.logits is not None):
+        if self.sound and position == len(self.tokens) and (position != allow_end or self.logits is not None):
             return position
         usable = [
             p

@@ -396,7 +396,9 @@ class Session:
                 decode_seconds=c.decode_seconds,
                 finish=result.finish,
             )
-            if not sequence.state.torn:
+            if not sequence.sound:  # interrupted within a pass: what was said is saved all the same
+                sequence.rewind(len(sequence.tokens))
+            if sequence.tokens:
                 sequence.checkpoint()
                 if not self._chat:
                     self.commit()

@@ -137,3 +137,25 @@ def test_an_interrupted_read_recovers(monkeypatch: pytest.MonkeyPatch) -> None:
         seq.advance(tokens, reading=Stop())
     assert seq.tokens == tokens[: len(seq.tokens)]
     assert close(seq.advance(tokens), straight(tokens))
+
+
+@pytest.mark.parametrize("boundaries", [[], [64, 128]])
+def test_a_pass_interrupted_half_way_is_begun_again(monkeypatch: pytest.MonkeyPatch, boundaries: list[int]) -> None:
+    from jambacli.model.state import SequenceState
+
+    commit, passes = SequenceState.commit, 0
+
+    def interrupted(state: SequenceState, tokens: int) -> None:
+        nonlocal passes
+        passes += 1
+        if passes in (3, 6):
+            raise KeyboardInterrupt
+        commit(state, tokens)
+
+    monkeypatch.setattr(SequenceState, "commit", interrupted)
+    seq, tokens = fresh(), ids(300)
+    with pytest.raises(KeyboardInterrupt):
+        seq.advance(tokens, boundaries)
+    with pytest.raises(KeyboardInterrupt):
+        seq.advance(tokens, boundaries)
+    assert seq.state.torn and close(seq.advance(tokens, boundaries), straight(tokens))

@@ -225,6 +225,38 @@ def test_an_interrupted_reply_is_kept(model: Jamba) -> None:
     assert [t["role"] for t in saved.read("cut").turns] == ["user", "assistant", "user", "assistant"]
 
 
+@pytest.mark.parametrize("torn", [True, False])
+def test_a_reply_interrupted_within_a_pass_is_kept_and_gone_on_from(
+    model: Jamba, monkeypatch: pytest.MonkeyPatch, torn: bool
+) -> None:
+    from jambacli.model.state import SequenceState
+
+    commit, passes = SequenceState.commit, 0
+
+    def interrupted(state: SequenceState, tokens: int) -> None:
+        nonlocal passes
+        passes += 1
+        if not torn or passes != 5:
+            commit(state, tokens)
+        if passes == 5:
+            raise KeyboardInterrupt
+
+    session, said = Session(model, name="t"), []
+    with session, monkeypatch.context() as patch:
+        patch.setattr(SequenceState, "commit", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            for piece in session.send("Who counted the herons?", temperature=0):
+                said.append(piece)
+        kept = session.conversation.turns[-1].content
+        assert said and session.sequence.sound
+    with Session(model, resume="t") as again:
+        assert again.conversation.turns[-1].content == kept
+        list(again.send("And now?", max_tokens=3, temperature=0))
+        tokens = list(again.sequence.tokens)
+        logits = again.sequence.advance(tokens)
+        assert np.abs(logits - model.logits(tokens)[-1].numpy()).max() < 1e-3 * np.abs(logits).max()
+
+
 def test_states_of_others_are_refused_by_name(model: Jamba, tmp_path: Path) -> None:
     with model.session(name="mine") as session:
         say(session, "Hello.")
