@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+
 from jambacli.engine.sampling import Sampler
 from jambacli.engine.sequence import TokenSequence
+from jambacli.errors import JambaError
 from jambacli.text.streaming import StopMatcher, StreamDecoder
 from jambacli.text.tokenizer import Tokenizer
 
@@ -49,7 +53,8 @@ def generate(
 
     ``sequence.logits`` must be known. ``result`` is kept up to date, so that a caller who stops early (Ctrl-C closes the
     iterator) still has what was said. The last token drawn may not have been fed to the model yet. What stands between
-    the ``thought_marks`` (begin, end) comes as ``Thought`` and is searched for no stop strings.
+    the ``thought_marks`` (begin, end) comes as ``Thought`` and is searched for no stop strings. JambaError where logits
+    are no numbers.
     """
     # Jamba's markup of the documents it used is for the reader; all other markup is not.
     shown = {tokenizer.marker_id(CITATIONS), tokenizer.marker_id(CITATIONS_END)}
@@ -65,6 +70,9 @@ def generate(
         if len(sequence.tokens) >= sequence.ctx:
             result.finish = "context"
             break
+        # The maximum of values with a NaN among them is NaN. Logits on a card stay there; the prompt's were looked at.
+        if isinstance(logits, np.ndarray) and not math.isfinite(logits.max()):
+            raise JambaError("the model computes no numbers any more (NaN or infinity): its file is damaged or unsound")
         token = sampler.sample(logits)
         if token in stop_ids:
             result.finish = "stop"

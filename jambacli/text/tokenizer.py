@@ -7,10 +7,11 @@ Two vocabularies exist: SentencePiece BPE with byte fallback (``tokenizer.ggml.m
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from jambacli.errors import BadFileError, UnsupportedError
 from jambacli.text.merges import cached_merges
@@ -18,6 +19,7 @@ from jambacli.text.streaming import StreamDecoder
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 Markers = Literal["none", "user", "all"]
+N = TypeVar("N", int, float)
 
 # Pre-tokenizer regexes by tokenizer.ggml.pre, as the models' own tokenizer.json files state them.
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -61,12 +63,8 @@ class Tokenizer:
             raise BadFileError(source, "tokenizer.ggml.tokens is missing or empty")
         self.pieces: list[str] = pieces
         n = len(pieces)
-        types = metadata.get("tokenizer.ggml.token_type")
-        self.types: list[int] = [NORMAL] * n if types is None else [int(t) for t in types]
-        scores = metadata.get("tokenizer.ggml.scores")
-        self._scores: list[float] = [0.0] * n if scores is None else [float(s) for s in scores]
-        if len(self.types) != n or len(self._scores) != n:
-            raise BadFileError(source, f"tokenizer.ggml token_type and scores must have {n} entries, as tokens has")
+        self.types: list[int] = self._numbers(metadata, "token_type", int, NORMAL)
+        self._scores: list[float] = self._numbers(metadata, "scores", float, 0.0)
         self._merges = metadata.get("tokenizer.ggml.merges")
         self._pre = str(metadata.get("tokenizer.ggml.pre", "default"))
         self._cache = cache
@@ -90,11 +88,31 @@ class Tokenizer:
 
     def _special(self, metadata: Mapping[str, Any], name: str) -> int | None:
         value = metadata.get(f"tokenizer.ggml.{name}_token_id")
-        if value is None or int(value) == 0xFFFFFFFF:
+        if value is None:
             return None
-        if not 0 <= int(value) < len(self.pieces):
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise BadFileError(self._source, f"tokenizer.ggml.{name}_token_id is no token's number")
+        if value == 0xFFFFFFFF:
+            return None
+        if not 0 <= value < len(self.pieces):
             raise BadFileError(self._source, f"tokenizer.ggml.{name}_token_id {value} is outside the vocabulary")
-        return int(value)
+        return value
+
+    def _numbers(self, metadata: Mapping[str, Any], name: str, kind: Callable[[Any], N], default: N) -> list[N]:
+        """One number for every token: the file's, or ``default`` where it has none."""
+        n = len(self.pieces)
+        values = metadata.get(f"tokenizer.ggml.{name}")
+        if values is None:
+            return [default] * n
+        values = values.tolist() if hasattr(values, "tolist") else values
+        if not isinstance(values, list) or not all(isinstance(v, (int, float)) and not math.isnan(v) for v in values):
+            raise BadFileError(self._source, f"tokenizer.ggml.{name} is no list of numbers")
+        if len(values) != n:
+            raise BadFileError(self._source, f"tokenizer.ggml.{name} has {len(values)} entries, tokens has {n}")
+        try:
+            return [kind(v) for v in values]
+        except OverflowError:  # an infinite type
+            raise BadFileError(self._source, f"tokenizer.ggml.{name} holds an infinity") from None
 
     def marker_id(self, text: str) -> int | None:
         """The id of a marker such as ``<|assistant|>`` or None where the vocabulary has no such single token."""

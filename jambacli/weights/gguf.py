@@ -30,6 +30,7 @@ MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32
 MAX_TENSORS = 1 << 17
 MAX_DIMS = 4
+_NO_WEIGHTS = ("i8", "i16", "i32", "i64", "f64")  # i8: unless scales lie beside it
 SPLIT_NAME = re.compile(r"(?P<stem>.*)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 
 
@@ -122,7 +123,8 @@ class GGUFFile:
     def qtensor(self, name: str) -> QTensor:
         """The tensor as a QTensor over the mapped bytes, uncopied; ExpertsInt8's (i8) with the row scales beside it.
 
-        Imports torch; the tensor must not be written to. BadFileError where the scales do not fit.
+        Imports torch; the tensor must not be written to. BadFileError where the scales do not fit, UnsupportedError
+        for a type that holds no weights: plain integers, or f64.
         """
         import warnings
 
@@ -140,6 +142,10 @@ class GGUFFile:
                 if found.format.name != "f32" or found.shape != info.shape[:-1]:
                     raise BadFileError(self.path, f"tensor {beside} is not F32 {list(info.shape[:-1])}, a scale a row")
                 scale = torch.from_numpy(self.data(beside).view("<f4")).view(found.shape)
+            if scale is None and info.format.name in _NO_WEIGHTS:
+                raise UnsupportedError(
+                    f"{self.path}: tensor {shown(name)} is stored as {info.format.name}, which is no type of weights"
+                )
             return QTensor(torch.from_numpy(self.data(name)), info.format, info.shape, scale)
 
     def close(self) -> None:

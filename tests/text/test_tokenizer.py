@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jambacli.errors import BadFileError, UnsupportedError
@@ -131,6 +132,12 @@ def test_byte_level_vocabulary_matches_the_library() -> None:
         ({"tokenizer.ggml.model": "bert"}, UnsupportedError, "bert"),
         ({"tokenizer.ggml.tokens": []}, BadFileError, "tokens"),
         ({"tokenizer.ggml.token_type": [1]}, BadFileError, "token_type"),
+        ({"tokenizer.ggml.token_type": "x"}, BadFileError, "token_type"),
+        ({"tokenizer.ggml.token_type": 3}, BadFileError, "token_type"),
+        ({"tokenizer.ggml.scores": float("nan")}, BadFileError, "scores"),
+        ({"tokenizer.ggml.scores": ["0"]}, BadFileError, "scores"),
+        ({"tokenizer.ggml.eos_token_id": np.array([1, 2])}, BadFileError, "eos"),
+        ({"tokenizer.ggml.bos_token_id": "1"}, BadFileError, "bos"),
         ({"tokenizer.ggml.eos_token_id": 10**6}, BadFileError, "eos"),
     ],
 )
