@@ -107,7 +107,7 @@ def gemv_sweep(suite: Suite, device: torch.device, *, tune: bool) -> None:
         usual = gemv_tile(weights[0], n)
         tiles = [usual]
         if tune:
-            tiles += [Tile(r, g, max(1, g // 32)) for r in (1, 2, 4, 8) for g in (32, 64, 128, 256)]
+            tiles += [Tile(rows, warps) for rows in (1, 2, 4, 8) for warps in (1, 2, 4, 8)]
         for tile in dict.fromkeys(tiles):
 
             def run(tile: Tile = tile) -> None:
@@ -115,7 +115,7 @@ def gemv_sweep(suite: Suite, device: torch.device, *, tune: bool) -> None:
                     gemv(x, w, out=out, tile=tile)
 
             rate = sum(w.nbytes for w in weights) / seconds(device, run, 5)
-            rows.append({"format": fmt, "shape": [n, k], "tile": [tile.rows, tile.groups, tile.warps], "rate": rate,
+            rows.append({"format": fmt, "shape": [n, k], "tile": [tile.rows, tile.warps], "rate": rate,
                          "usual": tile == usual})  # fmt: skip
         mine = [r for r in rows if r["format"] == fmt and r["shape"] == [n, k]]
         top = max(mine, key=lambda r: r["rate"])

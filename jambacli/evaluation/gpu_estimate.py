@@ -18,10 +18,25 @@ from jambacli.units import format_bytes
 #: Seconds that a kernel in a graph takes beyond its work (BENCHMARKS.md's allowance).
 OVERHEAD = 2e-6
 #: Instructions that a weight takes in a matrix-vector product, all that surrounds it included: counted in the loops of the
-#: kernels compiled for sm_90 (Q4_K eight rows a thread, Q6_K, Q8_0 and Q3_K four), estimated from those for the others.
-INSTRUCTIONS = {"q4_k": 6.0, "q6_k": 9.6, "q8_0": 8.5, "q3_k": 9.6}
-_ESTIMATED = {"f32": 5.0, "f16": 5.0, "bf16": 5.0, "i8": 8.0, "q4_0": 6.0, "q4_1": 6.0, "iq4_nl": 13.0, "iq4_xs": 13.0}
-_USUAL_INSTRUCTIONS = 9.0
+#: kernels compiled for sm_90, 10,240 rows of 2,560 values behind a norm, four rows a thread.
+INSTRUCTIONS = {
+    "f32": 2.3,
+    "f16": 3.3,
+    "bf16": 3.8,
+    "i8": 4.6,
+    "q8_0": 4.9,
+    "q4_0": 4.2,
+    "q4_k": 4.6,
+    "q2_k": 5.8,
+    "q5_0": 7.0,
+    "q5_1": 7.3,
+    "q5_k": 7.6,
+    "q6_k": 7.7,
+    "q3_k": 7.8,
+    "iq4_xs": 9.4,
+}
+# The others, by what they are made like.
+_ALIKE = {"q4_1": "q4_k", "iq4_nl": "iq4_xs"}
 
 
 @dataclass(frozen=True)
@@ -75,7 +90,7 @@ def _steps(c: JambaConfig, quant: str, depth: int) -> Iterator[tuple[str, float,
             for size in choice.tensor.shape[:-1]:
                 rows *= size
             nbytes += packed_bytes(choice.format, rows, n) * share
-            ops += rows * n * share * (INSTRUCTIONS | _ESTIMATED).get(choice.format, _USUAL_INSTRUCTIONS)
+            ops += rows * n * share * INSTRUCTIONS[_ALIKE.get(choice.format, choice.format)]
         return nbytes, ops
 
     for what in ("embedding row", "copy of it", "position"):

@@ -66,3 +66,30 @@ def test_every_kernel_compiles(capability: int, formats: str) -> None:
     assert ran.returncode == 0, ran.stderr[-3000:]
     names = {line.split()[0] for line in ran.stdout.splitlines()}
     assert {"_gemv_kernel", "_split_kernel", "_step_kernel", "_up_kernel", "_down_kernel", "_chunk_kernel"} <= names
+
+
+_PRODUCT = """
+import torch
+from jambacli.evaluation.gpu_parity import on, random_weight
+from jambacli.kernels.triton.gemv import gemv
+from tests.kernels.gpu_compile import compile_for
+w = on(random_weight("q4_k", (16, 2048)), torch.device("cpu"))
+with compile_for(86) as done:
+    gemv(torch.zeros(1, 2048), w, norm=torch.zeros(2048), eps=1e-6)
+ptx = done[0].asm["ptx"]
+print(ptx.count("ld.global.v4"), ptx.count("st.shared"), ptx.count("shfl"))
+"""
+
+
+def test_a_product_reads_wide_and_moves_nothing_between_threads_as_it_goes() -> None:
+    import subprocess
+    import sys
+
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", _PRODUCT]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=True)
+    wide, stores, shuffles = map(int, ran.stdout.split())
+    assert wide == 1 + 8 + 8  # a row's nibbles, x and the norm's weight
+    # Only where the warps meet, at the end: the product and the squares, over the warps and over eight threads each.
+    assert stores <= 4
+    assert shuffles <= 2 * (3 + 3) + 2

@@ -12,10 +12,11 @@ import triton
 import triton.language as tl
 
 from jambacli.kernels.triton.gemm import gemm, group_rows
-from jambacli.kernels.triton.gemv import load_x, silu
+from jambacli.kernels.triton.gemv import silu
 from jambacli.kernels.triton.launch import cdiv, constants, gemv_tile, power_of_two
 from jambacli.kernels.triton.repack import Packed
-from jambacli.kernels.triton.tiles import dots, row_factor
+from jambacli.kernels.triton.stream import groups_at, load_half, over_the_row, rows_of, stream_dots
+from jambacli.kernels.triton.tiles import row_factor
 
 
 @triton.jit
@@ -34,29 +35,36 @@ def _chosen(logits, rank, E: tl.constexpr, EP: tl.constexpr):
 
 @triton.jit
 def _up_kernel(
-    x, norm, eps, logits, out, q, h, s, d, q2, h2, s2, d2, N, R, K,
+    x, norm, eps, logits, out, q, h, s, d, q2, h2, s2, d2, N, R, K: tl.constexpr,
     G: tl.constexpr, LEVELS: tl.constexpr, HIGH: tl.constexpr, ZERO: tl.constexpr, SCALES: tl.constexpr,
-    E: tl.constexpr, EP: tl.constexpr, NORM: tl.constexpr, BN: tl.constexpr, BG: tl.constexpr,
+    E: tl.constexpr, EP: tl.constexpr, NORM: tl.constexpr,
+    GL: tl.constexpr, RL: tl.constexpr, KW: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
     """out[rank] = silu(gate x) * (up x) of the expert of each rank; x goes through the norm first."""
     rank = tl.program_id(1)
     expert, _ = _chosen(logits, rank, E, EP)
-    row = tl.program_id(0) * BN + tl.arange(0, BN)
-    row_in, rows = row < N, row.to(tl.int64) + expert.to(tl.int64) * N
-    total = tl.zeros((BG, BN), tl.float32)
-    total2 = tl.zeros((BG, BN), tl.float32)
-    squares = tl.zeros((BG,), tl.float32)
-    for start in range(0, G, BG):
-        g = start + tl.arange(0, BG)
-        inside = (g < G)[:, None] & row_in[None, :]
-        lo, hi, more = load_x(x, norm, g, K, NORM)
-        squares += more
-        total += dots(lo, hi, q, h, s, d, rows, g, inside, R, G, LEVELS, HIGH, ZERO, SCALES)
-        total2 += dots(lo, hi, q2, h2, s2, d2, rows, g, inside, R, G, LEVELS, HIGH, ZERO, SCALES)
-    gate = tl.sum(total, 0) * row_factor(d, rows, row_in, SCALES)
-    up = tl.sum(total2, 0) * row_factor(d2, rows, row_in, SCALES)
+    row = rows_of(tl.program_id(0), RL, BR)
+    row_in, rows = row < N, tl.minimum(row, N - 1).to(tl.int64) + expert.to(tl.int64) * N
+    total = tl.zeros((GL, RL, KW, BR), tl.float32)
+    total2 = tl.zeros((GL, RL, KW, BR), tl.float32)
+    squares = tl.zeros((GL, RL, KW, 1), tl.float32)
+    for start in range(0, G, GL * KW):
+        g = groups_at(start, GL, KW)
+        a0, a1, a2, a3, a_sum, a_squares = load_half(x, norm, g, 0, K, G, GL, RL, KW, NORM)
+        b0, b1, b2, b3, b_sum, b_squares = load_half(x, norm, g, 1, K, G, GL, RL, KW, NORM)
+        squares += a_squares + b_squares
+        total += stream_dots(
+            a0, a1, a2, a3, a_sum, b0, b1, b2, b3, b_sum, q, h, s, d, rows, g, R,
+            G, LEVELS, HIGH, ZERO, SCALES, GL, RL, KW, BR,
+        )  # fmt: skip
+        total2 += stream_dots(
+            a0, a1, a2, a3, a_sum, b0, b1, b2, b3, b_sum, q2, h2, s2, d2, rows, g, R,
+            G, LEVELS, HIGH, ZERO, SCALES, GL, RL, KW, BR,
+        )  # fmt: skip
+    gate = over_the_row(total) * row_factor(d, rows, row_in, SCALES)
+    up = over_the_row(total2) * row_factor(d2, rows, row_in, SCALES)
     if NORM:
-        scale = 1.0 / tl.sqrt(tl.sum(squares, 0) / K + eps)
+        scale = 1.0 / tl.sqrt(over_the_row(squares) / K + eps)
         gate *= scale
         up *= scale
     tl.store(out + rank * N + row, silu(gate) * up, mask=row_in)
@@ -64,24 +72,28 @@ def _up_kernel(
 
 @triton.jit
 def _down_kernel(
-    x, logits, residual, out, q, h, s, d, N, R, K,
+    x, logits, residual, out, q, h, s, d, N, R, K: tl.constexpr,
     G: tl.constexpr, LEVELS: tl.constexpr, HIGH: tl.constexpr, ZERO: tl.constexpr, SCALES: tl.constexpr,
-    E: tl.constexpr, EP: tl.constexpr, TOP: tl.constexpr, RESIDUAL: tl.constexpr, BN: tl.constexpr, BG: tl.constexpr,
+    E: tl.constexpr, EP: tl.constexpr, TOP: tl.constexpr, RESIDUAL: tl.constexpr,
+    GL: tl.constexpr, RL: tl.constexpr, KW: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
     """out = (residual +) the sum over ranks of probability * down x[rank]."""
-    row = tl.program_id(0) * BN + tl.arange(0, BN)
+    row = rows_of(tl.program_id(0), RL, BR)
     row_in = row < N
-    y = tl.zeros((BN,), tl.float32)
+    y = tl.zeros((RL, BR), tl.float32)
     for rank in range(0, TOP):
         expert, probability = _chosen(logits, rank, E, EP)
-        rows = row.to(tl.int64) + expert.to(tl.int64) * N
-        total = tl.zeros((BG, BN), tl.float32)
-        for start in range(0, G, BG):
-            g = start + tl.arange(0, BG)
-            inside = (g < G)[:, None] & row_in[None, :]
-            lo, hi, _ = load_x(x + rank * K, x, g, K, False)
-            total += dots(lo, hi, q, h, s, d, rows, g, inside, R, G, LEVELS, HIGH, ZERO, SCALES)
-        y += probability * tl.sum(total, 0) * row_factor(d, rows, row_in, SCALES)
+        rows = tl.minimum(row, N - 1).to(tl.int64) + expert.to(tl.int64) * N
+        total = tl.zeros((GL, RL, KW, BR), tl.float32)
+        for start in range(0, G, GL * KW):
+            g = groups_at(start, GL, KW)
+            a0, a1, a2, a3, a_sum, _ = load_half(x + rank * K, x, g, 0, K, G, GL, RL, KW, False)
+            b0, b1, b2, b3, b_sum, _ = load_half(x + rank * K, x, g, 1, K, G, GL, RL, KW, False)
+            total += stream_dots(
+                a0, a1, a2, a3, a_sum, b0, b1, b2, b3, b_sum, q, h, s, d, rows, g, R,
+                G, LEVELS, HIGH, ZERO, SCALES, GL, RL, KW, BR,
+            )  # fmt: skip
+        y += probability * over_the_row(total) * row_factor(d, rows, row_in, SCALES)
     if RESIDUAL:
         y += tl.load(residual + row, mask=row_in, other=0)
     tl.store(out + row, y, mask=row_in)
@@ -112,16 +124,15 @@ def one_token(
     if out is None:
         out = torch.empty_like(x)
     choice = {"E": n_experts, "EP": power_of_two(n_experts)}
-    tile = gemv_tile(gate, ffn, gated=True)
-    _up_kernel[cdiv(ffn, tile.rows), top_k](
+    tile = gemv_tile(gate, ffn)
+    _up_kernel[cdiv(ffn, tile.height), top_k](
         x, x if norm is None else norm, eps, logits, hidden, *gate.planes(), *up.planes(), ffn, gate.rows, width,
-        **constants(gate), **choice, NORM=norm is not None, BN=tile.rows, BG=tile.groups, num_warps=tile.warps,
+        **constants(gate), **choice, NORM=norm is not None, **tile.constants(),
     )  # fmt: skip
     tile = gemv_tile(down, width)
-    _down_kernel[(cdiv(width, tile.rows),)](
+    _down_kernel[(cdiv(width, tile.height),)](
         hidden, logits, out if residual is None else residual, out, *down.planes(), width, down.rows, ffn,
-        **constants(down), **choice, TOP=top_k, RESIDUAL=residual is not None, BN=tile.rows, BG=tile.groups,
-        num_warps=tile.warps,
+        **constants(down), **choice, TOP=top_k, RESIDUAL=residual is not None, **tile.constants(),
     )  # fmt: skip
     return out
 

@@ -1,8 +1,8 @@
 """One row of activations times a packed matrix, with what comes before and after it; knows nothing of layers.
 
-Decoding reads every weight once and computes little with it, so the kernel is made to read: sixteen bytes a thread, the
-rows of a tile side by side, and the norm before, the gate between and the residual after a product cost no kernel of
-their own. The norm's factor is found on the way: sum(w * x * weight) * rsqrt(mean(x^2) + eps).
+Decoding reads every weight once and computes little with it, so the kernel is made to read (see ``stream``), and the norm
+before, the gate between and the residual after a product cost no kernel of their own. The norm's factor is found on the
+way: sum(w * x * weight) * rsqrt(mean(x^2) + eps).
 """
 
 from __future__ import annotations
@@ -14,22 +14,8 @@ import triton.language as tl
 from jambacli.kernels.triton.interpret import WIDEN
 from jambacli.kernels.triton.launch import Tile, cdiv, constants, gemv_tile
 from jambacli.kernels.triton.repack import Packed
-from jambacli.kernels.triton.tiles import dots, row_factor
-
-
-@triton.jit
-def load_x(x, norm, g, K, NORM: tl.constexpr):
-    """Groups g of a row: two halves float32 [BG, 16], times the norm's weight, and the sums of squares before it [BG]."""
-    at = g[:, None] * 32 + tl.arange(0, 16)[None, :]
-    lo = tl.load(x + at, mask=at < K, other=0).to(tl.float32)
-    hi = tl.load(x + at + 16, mask=at + 16 < K, other=0).to(tl.float32)
-    if NORM:
-        squares = tl.sum(lo * lo, 1) + tl.sum(hi * hi, 1)
-        lo *= tl.load(norm + at, mask=at < K, other=0)
-        hi *= tl.load(norm + at + 16, mask=at + 16 < K, other=0)
-    else:
-        squares = tl.zeros(g.shape, tl.float32)
-    return lo, hi, squares
+from jambacli.kernels.triton.stream import groups_at, load_half, over_the_row, rows_of, stream_dots
+from jambacli.kernels.triton.tiles import row_factor
 
 
 @triton.jit
@@ -48,30 +34,37 @@ def dot(a, b, total):
 
 @triton.jit
 def _gemv_kernel(
-    x, norm, eps, residual, out, q, h, s, d, q2, h2, s2, d2, N, R, K, x_stride,
+    x, norm, eps, residual, out, q, h, s, d, q2, h2, s2, d2, N, R, K: tl.constexpr, x_stride,
     G: tl.constexpr, LEVELS: tl.constexpr, HIGH: tl.constexpr, ZERO: tl.constexpr, SCALES: tl.constexpr,
-    NORM: tl.constexpr, RESIDUAL: tl.constexpr, GATED: tl.constexpr, BN: tl.constexpr, BG: tl.constexpr,
+    NORM: tl.constexpr, RESIDUAL: tl.constexpr, GATED: tl.constexpr,
+    GL: tl.constexpr, RL: tl.constexpr, KW: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
     """out[t, n] = (residual[t, n] +) w[n] . norm(x[t]); gated: silu(w[n] . x) * (w2[n] . x)."""
-    row = tl.program_id(0) * BN + tl.arange(0, BN)
+    row = rows_of(tl.program_id(0), RL, BR)
     token = tl.program_id(1).to(tl.int64)
-    row_in, rows = row < N, row.to(tl.int64)
+    row_in, rows = row < N, tl.minimum(row, N - 1).to(tl.int64)
     x += token * x_stride
-    total = tl.zeros((BG, BN), tl.float32)
-    total2 = tl.zeros((BG, BN), tl.float32)
-    squares = tl.zeros((BG,), tl.float32)
-    for start in range(0, G, BG):
-        g = start + tl.arange(0, BG)
-        inside = (g < G)[:, None] & row_in[None, :]
-        lo, hi, more = load_x(x, norm, g, K, NORM)
-        squares += more
-        total += dots(lo, hi, q, h, s, d, rows, g, inside, R, G, LEVELS, HIGH, ZERO, SCALES)
+    total = tl.zeros((GL, RL, KW, BR), tl.float32)
+    total2 = tl.zeros((GL, RL, KW, BR), tl.float32)
+    squares = tl.zeros((GL, RL, KW, 1), tl.float32)
+    for start in range(0, G, GL * KW):
+        g = groups_at(start, GL, KW)
+        a0, a1, a2, a3, a_sum, a_squares = load_half(x, norm, g, 0, K, G, GL, RL, KW, NORM)
+        b0, b1, b2, b3, b_sum, b_squares = load_half(x, norm, g, 1, K, G, GL, RL, KW, NORM)
+        squares += a_squares + b_squares
+        total += stream_dots(
+            a0, a1, a2, a3, a_sum, b0, b1, b2, b3, b_sum, q, h, s, d, rows, g, R,
+            G, LEVELS, HIGH, ZERO, SCALES, GL, RL, KW, BR,
+        )  # fmt: skip
         if GATED:
-            total2 += dots(lo, hi, q2, h2, s2, d2, rows, g, inside, R, G, LEVELS, HIGH, ZERO, SCALES)
-    y = tl.sum(total, 0) * row_factor(d, rows, row_in, SCALES)
-    y2 = tl.sum(total2, 0)
+            total2 += stream_dots(
+                a0, a1, a2, a3, a_sum, b0, b1, b2, b3, b_sum, q2, h2, s2, d2, rows, g, R,
+                G, LEVELS, HIGH, ZERO, SCALES, GL, RL, KW, BR,
+            )  # fmt: skip
+    y = over_the_row(total) * row_factor(d, rows, row_in, SCALES)
+    y2 = over_the_row(total2)
     if NORM:
-        scale = 1.0 / tl.sqrt(tl.sum(squares, 0) / K + eps)
+        scale = 1.0 / tl.sqrt(over_the_row(squares) / K + eps)
         y *= scale
         y2 *= scale
     if GATED:
@@ -101,8 +94,8 @@ def gemv(
     t = x.shape[0]
     if out is None:
         out = torch.empty(t, n, device=x.device)
-    tile = tile or gemv_tile(w, n, gated=up is not None)
-    _gemv_kernel[cdiv(n, tile.rows), t](
+    tile = tile or gemv_tile(w, n)
+    _gemv_kernel[cdiv(n, tile.height), t](
         x,
         x if norm is None else norm,
         eps,
@@ -118,8 +111,6 @@ def gemv(
         NORM=norm is not None,
         RESIDUAL=residual is not None,
         GATED=up is not None,
-        BN=tile.rows,
-        BG=tile.groups,
-        num_warps=tile.warps,
+        **tile.constants(),
     )
     return out

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jambacli.kernels.triton.interpret import interpreted
-from jambacli.kernels.triton.repack import NIBBLES, Packed
+from jambacli.kernels.triton.repack import Packed
 
 if TYPE_CHECKING:
     import torch
@@ -17,11 +17,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tile:
-    """Rows and groups of 32 values that a program takes at a time, and its warps."""
+    """How ``stream``'s tiles are cut: ``rows`` of a thread, ``warps`` that take turns along a row.
+
+    ``groups`` and ``lanes`` are a warp's threads along a row and across rows: their product is its 32 threads.
+    """
 
     rows: int
-    groups: int
     warps: int
+    groups: int = 8
+    lanes: int = 4
+
+    @property
+    def height(self) -> int:
+        """Rows of a program."""
+        return self.lanes * self.rows
+
+    def constants(self) -> dict[str, int]:
+        """The compile-time constants by which a kernel knows it, and the number of warps."""
+        return {"GL": self.groups, "RL": self.lanes, "KW": self.warps, "BR": self.rows, "num_warps": self.warps}
 
 
 def power_of_two(n: int) -> int:
@@ -39,24 +52,19 @@ def cdiv(a: int, b: int) -> int:
 TUNED: dict[tuple[int, int], Tile] = {}
 
 
-def gemv_tile(w: Packed, n_rows: int, *, gated: bool = False) -> Tile:
+def gemv_tile(w: Packed, n_rows: int) -> Tile:
     """The tile of a matrix-vector product with ``n_rows`` output rows of the kind in ``w``.
 
-    A thread reads sixteen bytes of each row of its tile, so that x is fetched once for all of them; the widest tile that
-    leaves at most a fifth of the threads idle at a row's end; as many rows as leave a few programs a multiprocessor.
+    The more rows of a thread, the less often x is fetched and normed, but the fewer programs there are to hide the
+    memory's latency behind; as many warps along a row as leave at most a tenth of them idle at its end.
     """
     groups = w.groups
     if interpreted():
-        return Tile(min(64, power_of_two(n_rows)), min(64, power_of_two(groups)), 4)
+        return Tile(1, 1, min(64, power_of_two(groups)), min(64, power_of_two(n_rows)))
     if (n_rows, groups) in TUNED:
         return TUNED[n_rows, groups]
-    rows = 4 if n_rows >= 1024 else 2
-    if n_rows >= 8192 and w.layout.levels == NIBBLES and not w.layout.high and not gated:
-        rows = 8  # the other formats would not fit into a thread's registers
-    if groups <= 32:
-        return Tile(rows, power_of_two(groups), 1)
-    wide = next((w for w in (128, 64) if cdiv(groups, w) * w <= groups * 1.2), 32)
-    return Tile(rows, wide, wide // 32)
+    rows = 4 if n_rows >= 8192 else 2 if n_rows >= 2048 else 1
+    return Tile(rows, next((n for n in (8, 4, 2) if cdiv(groups, 8 * n) * 8 * n <= groups * 1.1), 1))
 
 
 def constants(w: Packed) -> dict[str, int]:

@@ -12,11 +12,12 @@ import torch
 import triton
 import triton.language as tl
 
-from jambacli.kernels.triton.gemv import load_x, silu
+from jambacli.kernels.triton.gemv import silu
 from jambacli.kernels.triton.interpret import interpreted
 from jambacli.kernels.triton.launch import cdiv, constants, gemv_tile, power_of_two
 from jambacli.kernels.triton.repack import Packed
-from jambacli.kernels.triton.tiles import dots, row_factor
+from jambacli.kernels.triton.stream import groups_at, load_half, over_the_row, rows_of, stream_dots
+from jambacli.kernels.triton.tiles import row_factor
 
 #: Tokens in a chunk; sequences up to twice as long are one chunk.
 CHUNK = 128
@@ -148,20 +149,26 @@ def _norm_of(x, weight, n, eps, N: tl.constexpr):
 def _step_kernel(
     x, dtbc, dt_norm, b_norm, c_norm, eps, q, h, s, d, dt_bias, A, D, z, state, out, CH, R,
     K: tl.constexpr, G: tl.constexpr, LEVELS: tl.constexpr, HIGH: tl.constexpr, ZERO: tl.constexpr,
-    SCALES: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, BN: tl.constexpr, BG: tl.constexpr,
+    SCALES: tl.constexpr, N: tl.constexpr, NP: tl.constexpr,
+    GL: tl.constexpr, RL: tl.constexpr, KW: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
-    """One token of BN channels: the three norms, dt's projection, the recurrence and the gate."""
-    c = tl.program_id(0) * BN + tl.arange(0, BN)
-    c_in, rows = c < CH, c.to(tl.int64)
-    total = tl.zeros((BG, BN), tl.float32)
-    squares = tl.zeros((BG,), tl.float32)
-    for start in range(0, G, BG):
-        g = start + tl.arange(0, BG)
-        inside = (g < G)[:, None] & c_in[None, :]
-        lo, hi, more = load_x(dtbc, dt_norm, g, K, True)
-        squares += more
-        total += dots(lo, hi, q, h, s, d, rows, g, inside, R, G, LEVELS, HIGH, ZERO, SCALES)
-    dt = tl.sum(total, 0) * row_factor(d, rows, c_in, SCALES) / tl.sqrt(tl.sum(squares, 0) / K + eps)
+    """One token of RL * BR channels: the three norms, dt's projection, the recurrence and the gate."""
+    row = rows_of(tl.program_id(0), RL, BR)
+    row_in, rows = row < CH, tl.minimum(row, CH - 1).to(tl.int64)
+    total = tl.zeros((GL, RL, KW, BR), tl.float32)
+    squares = tl.zeros((GL, RL, KW, 1), tl.float32)
+    for start in range(0, G, GL * KW):
+        g = groups_at(start, GL, KW)
+        a0, a1, a2, a3, a_sum, a_squares = load_half(dtbc, dt_norm, g, 0, K, G, GL, RL, KW, True)
+        b0, b1, b2, b3, b_sum, b_squares = load_half(dtbc, dt_norm, g, 1, K, G, GL, RL, KW, True)
+        squares += a_squares + b_squares
+        total += stream_dots(
+            a0, a1, a2, a3, a_sum, b0, b1, b2, b3, b_sum, q, h, s, d, rows, g, R,
+            G, LEVELS, HIGH, ZERO, SCALES, GL, RL, KW, BR,
+        )  # fmt: skip
+    dt = over_the_row(total) * row_factor(d, rows, row_in, SCALES) / tl.sqrt(over_the_row(squares) / K + eps)
+    dt, c = tl.reshape(dt, (RL * BR,)), tl.reshape(row, (RL * BR,))
+    c_in = c < CH
     dt = softplus(dt + tl.load(dt_bias + c, mask=c_in, other=0))
     n = tl.arange(0, NP)
     b = _norm_of(dtbc + K, b_norm, n, eps, N)
@@ -196,8 +203,7 @@ def scan_step(
     """
     d_inner, d_state = A.shape
     tile = gemv_tile(dt_proj, d_inner)
-    _step_kernel[(cdiv(d_inner, tile.rows),)](
+    _step_kernel[(cdiv(d_inner, tile.height),)](
         x, dtbc, *norms, eps, *dt_proj.planes(), dt_bias, A, D, z, state, out, d_inner, dt_proj.rows,
-        K=dt_proj.shape[1], **constants(dt_proj), N=d_state, NP=power_of_two(d_state), BN=tile.rows, BG=tile.groups,
-        num_warps=tile.warps,
+        K=dt_proj.shape[1], **constants(dt_proj), N=d_state, NP=power_of_two(d_state), **tile.constants(),
     )  # fmt: skip

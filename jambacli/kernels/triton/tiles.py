@@ -42,7 +42,7 @@ ONE = tl.constexpr(0x3F800000)
 
 
 @triton.jit
-def _grid_value(level):
+def grid_value(level):
     """IQ4's value of a level 0..15, without a table in memory."""
     eight = tl.where(level < 8, GRID_LOW, GRID_HIGH).to(tl.int64)
     return (eight >> ((level & 7) * 8).to(tl.int64)).to(tl.int8).to(tl.float32)
@@ -69,8 +69,8 @@ def units(q, h, rows, g, inside, R, G: tl.constexpr, LEVELS: tl.constexpr, HIGH:
         hi = (((hi ^ 0x80) << 15) | ONE).to(tl.float32, bitcast=True)
     elif LEVELS == GRID:
         packed = tl.load(q + group[:, :, None] * 16 + j, mask=inside[:, :, None], other=0).to(tl.int32)
-        lo = _grid_value(packed & 15)
-        hi = _grid_value(packed >> 4)
+        lo = grid_value(packed & 15)
+        hi = grid_value(packed >> 4)
     else:
         low: tl.constexpr = 2 if LEVELS == PAIRS else 4
         mask: tl.constexpr = ((1 << low) - 1) << (23 - low - HIGH)
@@ -114,47 +114,64 @@ def _halves(word):
 
 
 @triton.jit
-def scales(s, d, rows, g, inside, G: tl.constexpr, SCALES: tl.constexpr):
-    """Factor and minimum of each half group of a tile: float32 [BG, BN] four times, factors first.
+def _load(where, inside):
+    """What lies there; zero where ``inside`` is given and false."""
+    if inside is None:
+        found = tl.load(where)
+    else:
+        found = tl.load(where, mask=inside, other=0)
+    return found
 
-    A value is factor * level - minimum. NONE and ROW have factor 1 here: a row's factor comes last, see ``row_factor``.
+
+@triton.jit
+def group_scales(s, d, group, super_block, inside, SCALES: tl.constexpr):
+    """Factor and minimum of each half of the groups of those numbers: float32 of their shape four times, factors first.
+
+    ``inside`` None: they all exist. A value is factor * level - minimum. NONE and ROW have factor 1 here: a row's factor
+    comes last, see ``row_factor``.
     """
-    zero = tl.zeros(inside.shape, tl.float32)
-    group = rows[None, :] * G + g[:, None]
-    super_block = rows[None, :] * (G // 8) + (g // 8)[:, None]
+    zero = tl.zeros(group.shape, tl.float32)
     lo_least, hi_least = zero, zero
     if SCALES == NONE or SCALES == ROW:
         lo_factor, hi_factor = zero + 1.0, zero + 1.0
     elif SCALES == BLOCK:
-        lo_factor = tl.load(d + group, mask=inside, other=0).to(tl.float32)
+        lo_factor = _load(d + group, inside).to(tl.float32)
         hi_factor = lo_factor
     elif SCALES == BLOCK_MIN:
-        lo_factor, least = _halves(tl.load(d + group, mask=inside, other=0))
+        lo_factor, least = _halves(_load(d + group, inside))
         hi_factor = lo_factor
         lo_least, hi_least = -least, -least
     elif SCALES == K32_MIN:
-        small = tl.load(s + group, mask=inside, other=0).to(tl.int32)
-        factor, least = _halves(tl.load(d + super_block, mask=inside, other=0))
+        small = _load(s + group, inside).to(tl.int32)
+        factor, least = _halves(_load(d + super_block, inside))
         lo_factor = factor * (small & 255).to(tl.float32)
         lo_least = least * ((small >> 8) & 255).to(tl.float32)
         hi_factor, hi_least = lo_factor, lo_least
     elif SCALES == K16_MIN:
-        small = tl.load(s + group, mask=inside, other=0).to(tl.int32)
-        factor, least = _halves(tl.load(d + super_block, mask=inside, other=0))
+        small = _load(s + group, inside).to(tl.int32)
+        factor, least = _halves(_load(d + super_block, inside))
         lo_factor = factor * (small & 15).to(tl.float32)
         hi_factor = factor * ((small >> 8) & 15).to(tl.float32)
         lo_least = least * ((small >> 4) & 15).to(tl.float32)
         hi_least = least * ((small >> 12) & 15).to(tl.float32)
     elif SCALES == K16:
-        small = tl.load(s + group, mask=inside, other=0).to(tl.int32)
-        factor = tl.load(d + super_block, mask=inside, other=0).to(tl.float32)
+        small = _load(s + group, inside).to(tl.int32)
+        factor = _load(d + super_block, inside).to(tl.float32)
         lo_factor = factor * ((small << 24) >> 24).to(tl.float32)
         hi_factor = factor * (small >> 8).to(tl.float32)
     else:  # K32
-        small = tl.load(s + group, mask=inside, other=0).to(tl.float32)
-        lo_factor = tl.load(d + super_block, mask=inside, other=0).to(tl.float32) * small
+        small = _load(s + group, inside).to(tl.float32)
+        lo_factor = _load(d + super_block, inside).to(tl.float32) * small
         hi_factor = lo_factor
     return lo_factor, hi_factor, lo_least, hi_least
+
+
+@triton.jit
+def scales(s, d, rows, g, inside, G: tl.constexpr, SCALES: tl.constexpr):
+    """``group_scales`` of a tile: float32 [BG, BN] four times."""
+    group = rows[None, :] * G + g[:, None]
+    super_block = rows[None, :] * (G // 8) + (g // 8)[:, None]
+    return group_scales(s, d, group, super_block, inside, SCALES)
 
 
 @triton.jit
@@ -183,32 +200,3 @@ def values(
         if SCALES == BLOCK_MIN or SCALES == K32_MIN or SCALES == K16_MIN:
             lo, hi = lo - lo_least[:, :, None], hi - hi_least[:, :, None]
     return lo, hi
-
-
-@triton.jit
-def dots(
-    x_lo, x_hi, q, h, s, d, rows, g, inside, R,
-    G: tl.constexpr, LEVELS: tl.constexpr, HIGH: tl.constexpr, ZERO: tl.constexpr, SCALES: tl.constexpr,
-):  # fmt: skip
-    """Products of a tile with x, x_lo and x_hi float32 [BG, 16], summed over each group: float32 [BG, BN].
-
-    The units are multiplied as they are, each group's sum is put right once (it is sum(level * x) / 2^B + (1 + zero / 2^B)
-    * sum(x)) and scaled once; ``row_factor`` is still to come.
-    """
-    lo, hi = units(q, h, rows, g, inside, R, G, LEVELS, HIGH)
-    lo_factor, hi_factor, lo_least, hi_least = scales(s, d, rows, g, inside, G, SCALES)
-    lo_sum = tl.sum(lo * x_lo[:, None, :], axis=2)
-    hi_sum = tl.sum(hi * x_hi[:, None, :], axis=2)
-    if LEVELS != FLOAT and LEVELS != GRID:
-        span: tl.constexpr = 256.0 if LEVELS == BYTES else (1 << ((2 if LEVELS == PAIRS else 4) + HIGH)) * 1.0
-        zero: tl.constexpr = 128.0 if LEVELS == BYTES else ZERO * 1.0
-        lo_x, hi_x = tl.sum(x_lo, axis=1)[:, None], tl.sum(x_hi, axis=1)[:, None]
-        lo_sum = (lo_sum - (1.0 + zero / span) * lo_x) * span
-        hi_sum = (hi_sum - (1.0 + zero / span) * hi_x) * span
-    if SCALES == NONE or SCALES == ROW:
-        total = lo_sum + hi_sum
-    else:
-        total = lo_factor * lo_sum + hi_factor * hi_sum
-    if SCALES == BLOCK_MIN or SCALES == K32_MIN or SCALES == K16_MIN:
-        total -= lo_least * tl.sum(x_lo, axis=1)[:, None] + hi_least * tl.sum(x_hi, axis=1)[:, None]
-    return total
