@@ -7,8 +7,8 @@ and R rows (experts and output rows counted together):
     q  the levels: floats or int8 [R, G * 32]; nibbles uint8 [R, G * 16], byte j of a group holding value j low and value
        j + 16 high; or two-bit levels uint8 [R, G * 8], sixteen bytes for two groups: byte j holds value j and value
        j + 16 of the first, then of the second, lowest bits first
-    h  the bits above them: int32 [R, G], bit i for value i; or two int32 [2, R, G], bits 2j and 2j + 1 of the words for
-       values j and j + 16
+    h  the bits above them: int32 [R, G], bit i for value i; or two int32 [2, R, G], a word a half, whose value 4 i + b has
+       the bits 8 b + 4 + 2 i and the next, counted around: turned right by 2 i, four values' lie above their nibbles
     s  the small integers that scale a group: two bytes in an int16 [R, G] (which ones depends on the format), or an int8
     d  the floating-point factors: float16 or a pair of them in an int32, a group, a super-block or a row each
 
@@ -239,8 +239,8 @@ def _pack_pairs(levels: torch.Tensor) -> torch.Tensor:
     import torch
 
     rows, groups, _ = levels.shape
-    four = levels.view(rows, groups, 2, 4, 4)
-    packed = four[..., 0] | four[..., 1] << 2 | four[..., 2] << 4 | four[..., 3] << 6
+    four = levels.view(rows, groups, 2, 4, 4).unbind(3)
+    packed = four[0] << 4 | four[1] << 6 | four[2].roll(1, -1) | four[3].roll(1, -1) << 2
     return packed.contiguous().view(torch.int32).view(rows, groups, 2).permute(2, 0, 1)
 
 

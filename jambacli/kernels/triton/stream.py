@@ -111,6 +111,14 @@ def _and_or(word, mask: tl.constexpr, other):
 
 
 @triton.jit
+def _six_bits(nibbles, high, i):
+    """The low nibbles of four bytes with the two bits of each above them: ``repack`` says where they are in ``high``."""
+    high = high.to(tl.uint32, bitcast=True)
+    turned = ((high >> (2 * i)) | (high << ((32 - 2 * i) & 31))).to(tl.int32, bitcast=True)
+    return _and_or(turned, 0x30303030, nibbles & 0x0F0F0F0F)
+
+
+@triton.jit
 def _unit(
     word, high, by: tl.constexpr, low: tl.constexpr, high_by: tl.constexpr, HIGH: tl.constexpr, under: tl.constexpr
 ):
@@ -209,8 +217,8 @@ def stream_dots(
             second = first >> 16
         elif HIGH == 2:
             high = h + base + apart
-            first = tl.load(high)[:, :, :, :, None] >> (i * 8)
-            second = tl.load(high + R * G)[:, :, :, :, None] >> (i * 8)
+            first = _six_bits(word, tl.load(high)[:, :, :, :, None], i)
+            second = _six_bits(word >> 4, tl.load(high + R * G)[:, :, :, :, None], i)
         if LEVELS == GRID:
             lo = _grid4(nothing, a0, a1, a2, a3, word, 0)
             lo = _grid4(lo, b0, b1, b2, b3, word, 4)
@@ -224,13 +232,13 @@ def stream_dots(
             lo = _dot4(nothing, a0 * 16.0, a1 * 16.0, a2 * 16.0, a3 * 16.0, word, word, 0, 4, 0, 4)
             lo = _dot4(lo, b0, b1, b2, b3, word, word, 4, 4, 0, 0)
             hi = nothing
-        else:
+        elif HIGH == 1:
             lo = _dot4(nothing, a0, a1, a2, a3, word, first, 0, 4, HIGH, 0)
+            lo = _dot4(lo, b0, b1, b2, b3, word, second, 4, 4, HIGH, 0)
             hi = nothing
-            if halves:
-                hi = _dot4(nothing, b0, b1, b2, b3, word, second, 4, 4, HIGH, 0)
-            else:
-                lo = _dot4(lo, b0, b1, b2, b3, word, second, 4, 4, HIGH, 0)
+        else:
+            lo = _dot4(nothing, a0, a1, a2, a3, first, first, 0, 6, 0, 0)
+            hi = _dot4(nothing, b0, b1, b2, b3, second, second, 0, 6, 0, 0)
     lo = tl.sum(lo, 4)
     if halves:
         hi = tl.sum(hi, 4)

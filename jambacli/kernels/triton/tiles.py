@@ -88,8 +88,9 @@ def units(q, h, rows, g, inside, R, G: tl.constexpr, LEVELS: tl.constexpr, HIGH:
         if HIGH == 2:
             lo_high = tl.load(h + group, mask=inside, other=0)[:, :, None]
             hi_high = tl.load(h + group + R * G, mask=inside, other=0)[:, :, None]
-            lo_bits |= ((lo_high >> (2 * j)) & 3) << 21
-            hi_bits |= ((hi_high >> (2 * j)) & 3) << 21
+            place = (j % 4 * 8 + 4 + j // 4 * 2) % 32
+            lo_bits |= ((lo_high >> place) & 3) << 21
+            hi_bits |= ((hi_high >> place) & 3) << 21
         lo = lo_bits.to(tl.float32, bitcast=True)
         hi = hi_bits.to(tl.float32, bitcast=True)
     return lo, hi
