@@ -7,16 +7,13 @@ taken out again when the pieces between the template's own markers are encoded.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import Any, NoReturn
 
 from jambacli.errors import BadFileError, JambaError, UsageError
 from jambacli.text.tokenizer import Tokenizer
 
 MAX_TEMPLATE = 1 << 20
-MAX_STEPS = 1_000_000
 # Unicode noncharacters, reserved for use inside a program: they mark places in a rendering, and in content they become
 # U+FFFD, so that no text can forge a mark.
 SENTINEL, FENCE_OPEN, FENCE_CLOSE = "\ufded", "\ufdee", "\ufdef"
@@ -36,6 +33,8 @@ _ASSISTANT_OWN = frozenset(
 )
 
 Message = Mapping[str, Any]
+# What a template's own mistakes can raise, beside jinja2's errors.
+_FAILURES = (ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RecursionError, MemoryError)
 
 
 class ChatTemplate:
@@ -44,58 +43,23 @@ class ChatTemplate:
     def __init__(self, source: str, tokenizer: Tokenizer, path: object = "model") -> None:
         """Compile ``source``. Raises BadFileError naming ``path`` when it is no valid template or absurdly large."""
         import jinja2
-        import jinja2.sandbox
-        from jinja2.ext import Extension, loopcontrols
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-        class Generation(Extension):
-            """``{% generation %}`` marks assistant text for training; here it only has to parse."""
-
-            tags = {"generation"}  # noqa: RUF012 - jinja2 declares it a plain set
-
-            def parse(self, parser: Any) -> Any:
-                line = next(parser.stream).lineno
-                body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-                return jinja2.nodes.Scope(body, lineno=line)
+        from jambacli.text.template_limits import BoundedEnvironment
 
         if len(source) > MAX_TEMPLATE:
             raise BadFileError(
                 path, f"its chat template is {len(source):,} characters long; the limit is {MAX_TEMPLATE:,}"
             )
 
-        class Sandbox(ImmutableSandboxedEnvironment):
-            """jinja2's own sandbox, with products bounded too: ``'x' * 10**10`` is no way to fill memory."""
-
-            intercepted_binops = frozenset(["*", "**"])
-
-            def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-                if not all(isinstance(v, int | float) and abs(v) < 1e6 for v in (left, right)):
-                    raise jinja2.sandbox.SecurityError(f"{operator} on other than small numbers")
-                return super().call_binop(context, operator, left, right)
-
-        environment = Sandbox(
-            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation], autoescape=False
-        )
-        environment.filters["tojson"] = _tojson
-        environment.globals["raise_exception"] = _raise
-        environment.globals["range"] = self._range
-        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        self._environment = BoundedEnvironment(kept=SENTINEL + FENCE_OPEN + FENCE_CLOSE)
+        self._environment.globals["raise_exception"] = _raise
         try:
-            self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
-            raise BadFileError(path, f"its chat template does not parse: {error}") from error
+            self._template = self._environment.bounded(source)
+        except (jinja2.TemplateError, SyntaxError, *_FAILURES) as error:
+            raise BadFileError(path, f"its chat template does not parse: {_line(error)}") from error
         self.source = source
         self._tokenizer = tokenizer
         self._path = path
-        self._steps = 0
-
-    def _range(self, *bounds: int) -> range:
-        """``range`` with a budget for the whole rendering, so that nested loops end too."""
-        numbers = range(*bounds)
-        self._steps += len(numbers)
-        if self._steps > MAX_STEPS:
-            raise OverflowError(f"its loops count past {MAX_STEPS:,}")
-        return numbers
 
     def render(
         self,
@@ -165,7 +129,7 @@ class ChatTemplate:
             "bos_token": tokenizer.pieces[tokenizer.bos_id] if tokenizer.bos_id is not None else None,
             "eos_token": tokenizer.pieces[eos] if eos is not None else None,
         }
-        self._steps = 0
+        self._environment.begin()
         # None where nothing is given, as transformers passes it: templates test "is not none".
         try:
             return self._template.render(
@@ -177,8 +141,8 @@ class ChatTemplate:
             )
         except TemplateRefusal as error:
             raise UsageError(f"the model's chat template refuses this conversation: {error}") from error
-        except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError, RecursionError) as error:
-            raise BadFileError(self._path, f"its chat template fails on this conversation: {error}") from error
+        except (jinja2.TemplateError, *_FAILURES) as error:
+            raise BadFileError(self._path, f"its chat template fails on this conversation: {_line(error)}") from error
 
     def protect_message(self, message: Message) -> dict[str, Any]:
         """A message whose text cannot pass for markup; an assistant's own markup (thoughts, tool calls) stays."""
@@ -213,16 +177,5 @@ def _raise(message: str) -> NoReturn:
     raise TemplateRefusal(str(message))
 
 
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """JSON as transformers' templates expect it: no HTML escaping, non-ASCII kept."""
-    text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-    if ensure_ascii:  # keep what has a meaning here, so that it can be found and taken out again
-        for code in _RESERVED:
-            text = text.replace(f"\\u{code:04x}", chr(code))
-    return text
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

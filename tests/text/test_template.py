@@ -109,6 +109,34 @@ def test_an_assistants_thoughts_keep_their_markers() -> None:
         "{{ 1 / 0 }}",
         "{{ 'x' * 10000000000 }}",
         "{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}",
+        "{% set s = 'x'.ljust(3000) %}{% for a in s %}{% for b in s %}{% for c in s %}{% endfor %}{% endfor %}{% endfor %}",
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(40) }}",
+        "{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}",
+        "{% set n = namespace(x='aa') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+        "{% set n = namespace(x='aa') %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}",
+        "{% set n = namespace(x=[1]) %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}",
+        "{% set n = namespace(x=[1]) %}{% for i in range(60) %}{% set n.x = [n.x, n.x] %}{% endfor %}{{ n.x }}",
+        "{% set n = namespace(x=[1]) %}{% for i in range(60) %}{% set n.x = [n.x, n.x] %}{% endfor %}{{ n.x | tojson }}",
+        "{% set n = namespace(x=[1]) %}{% for i in range(60) %}{% set n.x = [n.x, n.x] %}{% endfor %}{{ n.x | string }}",
+        "{% set n = namespace(x=[1]) %}{% for i in range(60) %}{% set n.x = [n.x, n.x] %}{% endfor %}{{ 'a' ~ n.x }}",
+        "{% set s = 'x'.ljust(99999) %}{{ s.replace('x', s) }}",
+        "{% set s = 'x'.ljust(99999) %}{{ s | replace('x', s) }}",
+        "{% set s = 'x'.ljust(99999) %}{{ s.join(range(99999) | map('string')) }}",
+        "{% set s = 'x'.ljust(99999) %}{{ range(99999) | join(s) }}",
+        "{{ 'x'.ljust(9000000000) }}",
+        "{{ 'x' | center(9000000000) }}",
+        "{{ 'x\n' | indent(9000000000) }}",
+        "{{ [1] | tojson(indent=9000000000) }}",
+        "{{ [1] | batch(9000000000, 'x') | list }}",
+        "{{ 1.5 | round(900000000, 'ceil') }}",
+        "{{ '%9000000000d' % 1 }}",
+        "{{ '%9000000000d' | format(1) }}",
+        "{{ '%*d' | format(9000000000, 1) }}",
+        "{{ '{:>9000000000}'.format(1) }}",
+        "{{ '{:>{}}'.format(1, 9000000000) }}",
+        "{{ strftime_now('%9000000000Y') }}",
+        "{{ 999999 ** 999999 }}",
+        "{{ lipsum(n=100000000) }}",
     ],
 )
 def test_hostile_templates_fail_in_one_line(source: str) -> None:
@@ -119,10 +147,30 @@ def test_hostile_templates_fail_in_one_line(source: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_template_that_does_not_parse_is_named() -> None:
+@pytest.mark.parametrize(
+    "source", ["{% if %}", "{% for a in b %}" * 40 + "{% endfor %}" * 40, "{{ " + "(" * 5000 + ")" * 5000 + " }}"]
+)
+def test_a_template_that_does_not_parse_is_named(source: str) -> None:
     metadata, _ = byte_level_metadata(["hello"])
-    with pytest.raises(BadFileError, match="does not parse"):
-        ChatTemplate("{% if %}", Tokenizer(metadata), "x.gguf")
+    with pytest.raises(BadFileError, match=r"^x\.gguf: its chat template does not parse: .+") as caught:
+        ChatTemplate(source, Tokenizer(metadata), "x.gguf")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_limits_leave_long_conversations_alone() -> None:
+    metadata, _ = byte_level_metadata(["hello"])
+    source = (
+        "{% macro shown(m) %}{{ '%s: ' % m.role ~ m.content | trim | replace('</think>', '') }}{% endmacro %}"
+        "{% for m in messages %}{% for other in messages %}{% endfor %}"
+        "{{ shown(m) }}{{ '{} {}'.format(m.role, loop.index) }}{{ '%02d' | format(loop.index) }}\n{% endfor %}"
+        "{{ messages | map(attribute='role') | join(', ') }}{{ messages | tojson(indent=2) }}"
+    )
+    template = ChatTemplate(source, Tokenizer(metadata))
+    messages = [{"role": "user", "content": f"text {i} " * 200} for i in range(1000)] + [
+        {"role": "user", "content": "a very long document " * 100_000}
+    ]
+    text = template.render(messages)
+    assert text.count("\n") > 1000 and f"user: {messages[-1]['content'].strip()}user 1001{1001:02d}" in text
 
 
 def test_the_templates_own_refusal_is_the_users_error() -> None:

@@ -1,0 +1,298 @@
+"""A jinja2 environment for templates from strangers: sandboxed, bounded in steps and sizes; knows nothing of chats.
+
+jinja2's immutable sandbox keeps a template from the machine, not from eating its time and memory. Here every loop, every
+call of a macro and every text made is charged to one budget for the whole rendering, and what could make something huge
+of something small (padding, repeating, joining, replacing, formatting) is measured before it is done.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import types
+from collections.abc import Callable, Iterable, Iterator, Sized
+from datetime import datetime
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.filters import make_attrgetter
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.visitor import NodeTransformer
+
+MAX_STEPS = 5_000_000
+MAX_TEXT = 1 << 26  # characters, of the rendering and of any text in it
+_MAX_WORK = 1 << 28  # the sizes that go into one call, multiplied
+_MAX_NUMBER = 100_000  # as a width, an indent, a precision
+_TEXT_PER_STEP = 1000
+_VALUE_STEPS = 10  # what a value within a list costs that is written
+_MACRO_STEPS = 50
+_WIDTHS = re.compile(r"\d{4,}|\*|\{[^{}]*\{")  # in a format: a large width, or one given by an argument
+_SIZED = frozenset(["batch", "center", "indent", "round", "slice", "truncate", "wordwrap"])
+_WRITTEN = frozenset(["e", "escape", "forceescape", "pprint", "safe", "string", "urlencode", "xmlattr"])
+
+
+class LimitError(OverflowError):
+    """A template wants more than a rendering may take."""
+
+
+class Generation(Extension):
+    """``{% generation %}`` marks assistant text for training; here it only has to parse."""
+
+    tags = {"generation"}  # noqa: RUF012 - jinja2 declares it a plain set
+
+    def parse(self, parser: Any) -> nodes.Node:
+        """The block's body, in a scope of its own."""
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body, lineno=line)
+
+
+class BoundedEnvironment(ImmutableSandboxedEnvironment):
+    """Compiles templates with ``bounded``; ``begin`` opens the budget of one rendering.
+
+    ``kept``: characters that JSON does not escape, whatever the template asks for.
+    """
+
+    intercepted_binops = frozenset(["+", "*", "**", "%"])
+
+    def __init__(self, kept: str = "") -> None:
+        super().__init__(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            autoescape=False,
+            extensions=[loopcontrols, Generation],
+            finalize=self._finalized,
+        )
+        self.concat = self._concatenated  # type: ignore[method-assign]
+        self._steps = 0
+        self._kept = kept
+        self.filters = {name: self._filter(name, function) for name, function in self.filters.items()}
+        self.filters["tojson"] = self._tojson
+        self.globals.pop("lipsum")
+        self.globals["strftime_now"] = self._now
+
+    def bounded(self, source: str) -> jinja2.Template:
+        """The template in ``source``; jinja2.TemplateError (or what Python's own compiler raises) where it is none."""
+        tree = self.parse(source)
+        _Counting().visit(tree)
+        tree.set_environment(self)
+        return self.from_string(tree)
+
+    def begin(self) -> None:
+        """Start counting anew."""
+        self._steps = 0
+
+    def charge(self, steps: int = 1) -> str:
+        """Take ``steps`` from the budget. LimitError when it is used up."""
+        self._steps += steps
+        if self._steps > MAX_STEPS:
+            raise LimitError(f"it takes more than {MAX_STEPS:,} steps")
+        return ""
+
+    def counted(self, items: Any) -> Any:
+        """What a loop runs over, charged item by item, or at once where their number is known."""
+        if isinstance(items, Sized):
+            self.charge(len(items))
+            return items
+        return self._charged(items)
+
+    def joined(self, parts: list[Any]) -> str:
+        """``a ~ b ~ c``."""
+        return self._concatenated([str(self._finalized(part)) for part in parts])
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """The operators that could make something huge of something small."""
+        if operator == "%" and isinstance(left, str):
+            self._check_format(left, [right])
+        elif operator == "+" and isinstance(left, Sized) and isinstance(right, Sized):
+            self._check_size(len(left) + len(right), left)
+        elif operator in ("*", "**"):
+            small = all(isinstance(v, int | float) and abs(v) < 1e6 for v in (left, right))
+            if not small or (operator == "**" and abs(right) > 64):
+                raise LimitError(f"{operator} on other than small numbers")
+        return super().call_binop(context, operator, left, right)
+
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+        """Methods of texts and numbers are measured before they run; everything else goes its way."""
+        owner = getattr(__obj, "__self__", None)
+        if owner is __self:
+            return __obj(*args)
+        if isinstance(__obj, types.BuiltinMethodType | type) and isinstance(owner, str | bytes | int | float | None):
+            given = [*args, *kwargs.values()]
+            name = getattr(__obj, "__name__", "")
+            if name == "join" and args:
+                return __self._join(owner, args[0])
+            if name in ("format", "format_map"):
+                __self._check_format(str(owner), given)
+            else:
+                __self._check_work([owner, *given], numbers=__obj is not range)
+        result = super().call(__context, __obj, *args, **kwargs)
+        return __self._made(result)
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """``'...'.format(...)``, which jinja2 replaces by its own, measured too."""
+        inner = super().wrap_str_format(value)
+        if inner is None:
+            return None
+
+        def measured(*args: Any, **kwargs: Any) -> str:
+            self._check_format(value.__self__, [*args, *kwargs.values()])
+            return str(self._made(inner(*args, **kwargs)))
+
+        return measured
+
+    def _filter(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A filter that is measured before it runs; the first argument it may want from jinja2 is passed on."""
+        hidden = 1 if hasattr(function, "jinja_pass_arg") else 0
+
+        @functools.wraps(function)
+        def bounded(*args: Any, **kwargs: Any) -> Any:
+            given = [*args[hidden:], *kwargs.values()]
+            for value in given:
+                if isinstance(value, Sized) and not isinstance(value, str | bytes):
+                    self.charge(len(value))
+            if name == "join":
+                return self._join_filter(*args[hidden:], **kwargs)
+            if name == "format":
+                self._check_format(str(given[0]), given[1:])
+            elif name in _WRITTEN:
+                self._measure(given)
+            self._check_work(given, numbers=name in _SIZED)
+            return self._made(function(*args, **kwargs))
+
+        return bounded
+
+    def _join_filter(self, value: Any, d: Any = "", attribute: Any = None) -> str:
+        if attribute is not None:
+            value = map(make_attrgetter(self, attribute), value)
+        return self._join(str(d), value)
+
+    def _join(self, separator: Any, items: Iterable[Any]) -> Any:
+        if not isinstance(separator, str):
+            raise LimitError("join on other than text")
+        parts, size = [], 0
+        for item in self._charged(items):
+            parts.append(str(self._finalized(item)))
+            size += len(parts[-1]) + len(separator)
+            self._check_size(size, "")
+        return self._made(separator.join(parts))
+
+    def _tojson(
+        self,
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
+        """JSON as transformers' templates expect it: no HTML escaping, non-ASCII kept."""
+        if isinstance(indent, int) and indent > 100:
+            raise LimitError(f"an indent of {indent}")
+        encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+        self._measure(value)
+        text = self._concatenated(encoder.iterencode(value))
+        for character in self._kept if ensure_ascii else "":
+            text = text.replace(f"\\u{ord(character):04x}", character)
+        return text
+
+    def _now(self, form: str) -> str:
+        self._check_format(form, [])
+        return datetime.now().strftime(form)
+
+    def _charged(self, items: Iterable[Any]) -> Iterator[Any]:
+        for item in items:
+            self.charge()
+            yield item
+
+    def _concatenated(self, pieces: Iterable[str]) -> str:
+        parts, size = [], 0
+        for piece in pieces:
+            parts.append(piece)
+            size += len(piece)
+            self._check_size(size, "")
+        return str(self._made("".join(parts)))
+
+    def _finalized(self, value: Any) -> Any:
+        """A value about to be written: lists within lists are measured, since one may hold another many times over."""
+        if isinstance(value, list | tuple | dict):
+            self._measure(value)
+        return value
+
+    def _measure(self, value: Any) -> None:
+        waiting = [value]
+        while waiting:
+            self.charge(_VALUE_STEPS)
+            item = waiting.pop()
+            if isinstance(item, dict):
+                waiting += [*item.keys(), *item.values()]
+            elif isinstance(item, list | tuple):
+                waiting += item
+            elif isinstance(item, str):
+                self.charge(len(item) // _TEXT_PER_STEP)
+
+    def _made(self, result: Any) -> Any:
+        if isinstance(result, str | bytes | list):
+            self._check_size(len(result), result)
+            self.charge(len(result) // _TEXT_PER_STEP)
+        return result
+
+    def _check_size(self, size: int, kind: Any) -> None:
+        if size > (MAX_TEXT if isinstance(kind, str | bytes) else MAX_STEPS):
+            raise LimitError(f"it makes something of {size:,} characters or items")
+
+    def _check_work(self, given: list[Any], numbers: bool) -> None:
+        work = 1
+        for value in given:
+            if isinstance(value, str | bytes | list | tuple | dict | range):
+                work *= max(1, len(value))
+            elif numbers and isinstance(value, int):
+                if abs(value) > _MAX_NUMBER:
+                    raise LimitError(f"a size of {value}")
+                work *= max(1, abs(value))
+        if work > _MAX_WORK:
+            raise LimitError("it makes too much of what it is given")
+
+    def _check_format(self, form: str, given: list[Any]) -> None:
+        if _WIDTHS.search(form):
+            raise LimitError(f"the format {form[:40]!a}")
+        for value in given:
+            self._measure(value)
+            if isinstance(value, str):
+                self._check_size(len(value) * max(1, form.count("{") + form.count("%")), "")
+
+
+class _Counting(NodeTransformer):
+    """Puts the counting into a template's tree: around what is looped over, into macros, in place of ``~``."""
+
+    def visit_For(self, node: nodes.For) -> nodes.Node:
+        self.generic_visit(node)
+        node.iter = _call("counted", node.iter)
+        if node.recursive:
+            node.body.insert(0, _step(node))
+        return node
+
+    def visit_Macro(self, node: nodes.Macro) -> nodes.Node:
+        self.generic_visit(node)
+        node.body.insert(0, _step(node))
+        return node
+
+    def visit_CallBlock(self, node: nodes.CallBlock) -> nodes.Node:
+        self.generic_visit(node)
+        node.body.insert(0, _step(node))
+        return node
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+        self.generic_visit(node)
+        return _call("joined", nodes.List(node.nodes, lineno=node.lineno))
+
+
+def _call(name: str, argument: nodes.Node) -> nodes.Call:
+    function = nodes.EnvironmentAttribute(name, lineno=argument.lineno)
+    return nodes.Call(function, [argument], [], None, None, lineno=argument.lineno)
+
+
+def _step(node: nodes.Node) -> nodes.ExprStmt:
+    return nodes.ExprStmt(_call("charge", nodes.Const(_MACRO_STEPS, lineno=node.lineno)), lineno=node.lineno)
