@@ -22,13 +22,14 @@ from jinja2.filters import make_attrgetter
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-MAX_STEPS = 5_000_000
+MAX_STEPS = 20_000_000  # templates that look through all messages for each one take millions
 MAX_TEXT = 1 << 26  # characters, of the rendering and of any text in it
+_MAX_ITEMS = 1 << 22
 _MAX_WORK = 1 << 28  # the sizes that go into one call, multiplied
 _MAX_NUMBER = 100_000  # as a width, an indent, a precision
-_TEXT_PER_STEP = 1000
-_VALUE_STEPS = 10  # what a value within a list costs that is written
-_MACRO_STEPS = 50
+_TEXT_PER_STEP = 250
+_VALUE_STEPS = 40  # what a value within a list costs that is written
+_MACRO_STEPS = 200
 _WIDTHS = re.compile(r"\d{4,}|\*|\{[^{}]*\{")  # in a format: a large width, or one given by an argument
 _SIZED = frozenset(["batch", "center", "indent", "round", "slice", "truncate", "wordwrap"])
 _WRITTEN = frozenset(["e", "escape", "forceescape", "pprint", "safe", "string", "urlencode", "xmlattr"])
@@ -240,7 +241,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return result
 
     def _check_size(self, size: int, kind: Any) -> None:
-        if size > (MAX_TEXT if isinstance(kind, str | bytes) else MAX_STEPS):
+        if size > (MAX_TEXT if isinstance(kind, str | bytes) else _MAX_ITEMS):
             raise LimitError(f"it makes something of {size:,} characters or items")
 
     def _check_work(self, given: list[Any], numbers: bool) -> None:
