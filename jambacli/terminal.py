@@ -6,12 +6,14 @@ redrawn, so a long answer never flickers or scrolls back.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import textwrap
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from jambacli import ui
 from jambacli.engine.chat import HELP, Chat
 from jambacli.engine.generate import Thought
 from jambacli.engine.saved import sessions_folder
@@ -19,8 +21,6 @@ from jambacli.errors import JambaError
 from jambacli.units import format_context
 
 _REDRAW_SECONDS = 0.08
-# What drives a terminal rather than being read: a model repeats what stands in its documents.
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def blocks(text: str) -> tuple[list[str], str]:
@@ -48,6 +48,27 @@ def blocks(text: str) -> tuple[list[str], str]:
     return done, "\n".join(current)
 
 
+@contextlib.contextmanager
+def _keys_unseen() -> Iterator[None]:
+    """Show no keys as they are typed, nor a "^C", where a reply is being drawn: they are there at the next prompt."""
+    try:
+        import termios
+    except ImportError:  # not on this platform
+        yield
+        return
+    try:
+        before = termios.tcgetattr(0)
+    except termios.error:
+        yield
+        return
+    quiet = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
+    termios.tcsetattr(0, termios.TCSADRAIN, quiet)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(0, termios.TCSADRAIN, before)
+
+
 def markdown(text: str) -> Any:
     """Markdown ready to print. What looks like HTML is shown as it is: a browser would hide it, a reader wants it."""
     from markdown_it import MarkdownIt
@@ -71,7 +92,8 @@ class Screen:
         """Show a reply as it comes. Ctrl-C ends it and keeps what was said; whether that happened."""
         self._shown = False
         try:
-            self._stream(iter(pieces), show_thoughts)
+            with _keys_unseen():
+                self._stream(iter(pieces), show_thoughts)
             return False
         except KeyboardInterrupt:
             self.note(
@@ -104,33 +126,46 @@ class Screen:
         pending = ""
         drawn = 0.0
         with Live(console=self.console, auto_refresh=False, transient=True, vertical_overflow="crop") as live:
-            for piece in pieces:
-                self._shown = True
-                if isinstance(piece, Thought):
-                    thought_tokens += 1
-                    if show_thoughts:
-                        self._thought(live, piece)
-                    else:
-                        live.update(
-                            f"[dim]thinking ... {thought_tokens} tokens (/think shows them)[/dim]", refresh=True
-                        )
-                    continue
+            try:
+                for piece in pieces:
+                    self._shown = True
+                    if isinstance(piece, Thought):
+                        thought_tokens += 1
+                        if show_thoughts:
+                            self._thought(live, piece)
+                        else:
+                            live.update(
+                                f"[dim]thinking ... {thought_tokens} tokens (/think shows them)[/dim]", refresh=True
+                            )
+                        continue
+                    if thought_tokens:
+                        self._end_thoughts(live, show_thoughts, thought_tokens)
+                        thought_tokens = 0
+                    pending += ui.harmless(piece)
+                    done, pending = blocks(pending)
+                    for block in done:
+                        live.update("")
+                        live.console.print(self._rendered(block), "")
+                    if done or time.monotonic() - drawn > _REDRAW_SECONDS:
+                        live.update(self._rendered(self._tail(pending)), refresh=True)
+                        drawn = time.monotonic()
+            finally:  # interrupted, what was said so far stays on the screen too
+                live.update("", refresh=True)
                 if thought_tokens:
                     self._end_thoughts(live, show_thoughts, thought_tokens)
-                    thought_tokens = 0
-                pending += _CONTROLS.sub("", piece)
-                done, pending = blocks(pending)
-                for block in done:
-                    live.update("")
-                    live.console.print(markdown(block), "")
-                if done or time.monotonic() - drawn > _REDRAW_SECONDS:
-                    live.update(markdown(self._tail(pending)), refresh=True)
-                    drawn = time.monotonic()
-            live.update("", refresh=True)
-            if thought_tokens:
-                self._end_thoughts(live, show_thoughts, thought_tokens)
-        if pending.strip():
-            self.console.print(markdown(pending))
+                if pending.strip():
+                    live.console.print(self._rendered(pending), end="")
+
+    def _rendered(self, text: str) -> Any:
+        """A block of Markdown without the blank lines that lists and code bring along: one is put between blocks."""
+        from rich.segment import Segment, Segments
+
+        lines = self.console.render_lines(markdown(text), pad=False)
+        shown = [bool("".join(s.text for s in line).strip()) for line in lines]
+        if not any(shown):
+            return Segments([])
+        lines = lines[shown.index(True) : len(lines) - shown[::-1].index(True)]
+        return Segments([s for line in lines for s in (*line, Segment.line())])
 
     def _tail(self, text: str) -> str:
         """The last screenful of an unfinished block: a live region cannot be taller than the terminal."""
@@ -141,7 +176,7 @@ class Screen:
     def _thought(self, live: Any, piece: str) -> None:
         from rich.text import Text
 
-        self._thought_line += _CONTROLS.sub("", piece)
+        self._thought_line += ui.harmless(piece)
         *lines, self._thought_line = self._thought_line.split("\n")
         for line in lines:
             live.console.print(Text(line, style="dim italic"))
@@ -241,7 +276,9 @@ def talk(chat: Chat, keep_history: bool, stats: bool = False, first: str | None 
 def closing_lines(chat: Chat) -> list[str]:
     """What is said under a reply: the places it cites, or that it cites none; and how it ended, if not by itself."""
     places, remark, ending = chat.papers.places, chat.papers.remark, ending_line(chat)
-    lines = ["Sources:", *(f"- {place}" for place in places)] if places else [f"[{remark}]"] if remark else []
+    lines = ["Sources:", *(f"- {place}" for place in places)] if places else []
+    if remark and chat.session.stats.finish == "stop":
+        lines = [f"[{remark}]"]
     return [*lines, *([ending] if ending else [])]
 
 
@@ -252,6 +289,8 @@ def ending_line(chat: Chat) -> str:
         return f"[cut off after {s.generated_tokens:,} tokens; /continue goes on]"
     if s.finish == "context":
         return f"[the context of {session.sequence.ctx:,} tokens is full; /undo, /clear or chat --overflow make room]"
+    if s.finish == "stop" and not s.generated_tokens:
+        return "[the model has nothing to add]"
     return ""
 
 

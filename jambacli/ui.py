@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _quiet = False
 
 
@@ -39,10 +41,15 @@ def warn(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
+def harmless(text: str) -> str:
+    """Text without what would drive a terminal rather than be read: a model repeats what stands in its documents."""
+    return _CONTROLS.sub("", text)
+
+
 def thought(text: str) -> None:
     """A piece of a model's thoughts: dimmed, on stderr, only where a person watches."""
     if not _quiet and sys.stderr.isatty():
-        print(f"\x1b[2m{text}\x1b[0m", end="", file=sys.stderr, flush=True)
+        print(f"\x1b[2m{harmless(text)}\x1b[0m", end="", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -61,6 +68,7 @@ def progress(title: str, total: int | None, unit: str = "bytes") -> Iterator[Cal
         Progress,
         ProgressColumn,
         Task,
+        TaskProgressColumn,
         TextColumn,
         TimeRemainingColumn,
         TransferSpeedColumn,
@@ -70,11 +78,13 @@ def progress(title: str, total: int | None, unit: str = "bytes") -> Iterator[Cal
     class Rate(ProgressColumn):
         def render(self, task: Task) -> Text:
             speed = task.finished_speed or task.speed
-            return Text(f"{speed:,.0f} {unit}/s" if speed else "")
+            return Text(f"{speed:,.0f} {unit}/s" if speed else "", no_wrap=True)
 
     middle: list[ProgressColumn] = (
         [DownloadColumn(), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn(), Rate()]
     )
+    if console().width < 60:
+        middle = [TaskProgressColumn()]
     with Progress(
         TextColumn("{task.description}"), BarColumn(), *middle, TimeRemainingColumn(), console=console(), transient=True
     ) as bar:

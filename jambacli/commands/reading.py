@@ -138,6 +138,7 @@ class Answer:
         from jambacli.engine.generate import Thought
 
         said: list[str] = []
+        watched = sys.stdout.isatty()
         try:
             for piece in pieces:
                 if isinstance(piece, Thought):
@@ -145,7 +146,7 @@ class Answer:
                     continue
                 said.append(piece)
                 if self._live:
-                    _write(piece)
+                    _write(ui.harmless(piece) if watched else piece)
         except KeyboardInterrupt:
             self.interrupted = True
         self.text = "".join(said)
