@@ -97,3 +97,11 @@ def test_a_home_that_cannot_be_written_to_costs_the_memory_not_the_answer(
     assert done.stderr.count(b"\n") == 1 and b"nothing of this will be kept" in done.stderr
     named = jamba("chat", model, "--session", "mine", "-n", "5", stdin=b"hello")
     assert named.returncode == 1 and b"cannot keep sessions under" in named.stderr
+
+
+def test_ctrl_c_while_the_program_is_still_loading_shows_no_traceback(tmp_path: Path) -> None:
+    # A typer that takes for ever to import, interrupted as by Ctrl-C.
+    (tmp_path / "typer.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n")
+    (tmp_path / "run.py").write_text("import sys\nfrom jambacli.__main__ import main\nsys.exit(main())\n")
+    done = subprocess.run([sys.executable, str(tmp_path / "run.py"), "list"], capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"interrupted\n")
