@@ -30,6 +30,7 @@ _VERDICTS = {
     "too big": ("red", "✗", "too small by {short}"),
 }
 _MARGIN = 10
+_ROOM_FOR_BARS = 64  # with fewer columns the numbers would be cut to make room for pictures of them
 
 
 def print_page(summary: Summary, plan: Plan) -> None:
@@ -53,6 +54,7 @@ class _Page:
         self.console = console
         self.unicode = console.encoding.lower().replace("-", "").startswith("utf")
         self.width = min(console.width, 110)
+        self.bars = self.width >= _ROOM_FOR_BARS
 
     def print(self, content: Text | Table | str = "") -> None:
         if isinstance(content, str):
@@ -168,26 +170,29 @@ def _files(page: _Page, s: Summary) -> None:
 
 def _weights(page: _Page, s: Summary) -> None:
     table = page.table()
-    for title, justify in [("weights", "left"), ("tensors", "right"), ("params", "right"), ("size", "right")]:
-        table.add_column(title, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-    table.add_column("", no_wrap=True, style="cyan")
+    table.add_column("weights", no_wrap=True)
+    for title in ("tensors", "params", "size") if page.bars else ("params", "size"):
+        table.add_column(title, justify="right", no_wrap=True)
+    if page.bars:
+        table.add_column("", no_wrap=True, style="cyan")
     table.add_column("bits", justify="right", no_wrap=True)
     table.add_column("types")
-    for group in s.groups:
-        table.add_row(
-            group.name,
-            str(group.tensors),
-            format_count(group.params),
-            format_bytes(group.nbytes),
-            page.bar(group.nbytes / s.weight_bytes),
-            f"{group.nbytes * 8 / group.params:.2f}",
-            _formats(page, group),
-        )
-    total = sum(group.tensors for group in s.groups)
-    table.add_row(
-        "all", str(total), format_count(s.params), format_bytes(s.weight_bytes), "", f"{s.bits_per_weight:.2f}", "",
-        style="bold",
-    )  # fmt: skip
+
+    def add(name: str, tensors: int, params: int, nbytes: int, types: str, bar: str, style: str = "") -> None:
+        cells = [
+            name,
+            str(tensors),
+            format_count(params),
+            format_bytes(nbytes),
+            bar,
+            f"{nbytes * 8 / params:.2f}",
+            types,
+        ]
+        table.add_row(*(cells if page.bars else [c for i, c in enumerate(cells) if i not in (1, 4)]), style=style)
+
+    for g in s.groups:
+        add(g.name, g.tensors, g.params, g.nbytes, _formats(page, g), page.bar(g.nbytes / s.weight_bytes))
+    add("all", sum(g.tensors for g in s.groups), s.params, s.weight_bytes, "", "", "bold")
     page.print(table)
     page.print()
 
@@ -215,10 +220,12 @@ def _memory(page: _Page, s: Summary, plan: Plan) -> None:
     table = page.table(header=False)
     table.add_column(no_wrap=True)
     table.add_column(justify="right", no_wrap=True)
-    table.add_column(no_wrap=True, style="cyan")
+    if page.bars:
+        table.add_column(no_wrap=True, style="cyan")
     table.add_column(style="dim")
     for name, nbytes, remark in rows:
-        table.add_row(name, format_bytes(nbytes), page.bar(nbytes / plan.total), page.plain(remark))
+        bar = [page.bar(nbytes / plan.total)] if page.bars else []
+        table.add_row(name, format_bytes(nbytes), *bar, page.plain(remark))
     table.add_row(Text("total", "bold"), Text(format_bytes(plan.total), "bold"))
     page.print(table)
     page.print()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +78,19 @@ def test_the_page_says_what_the_model_is(tmp_path: Path, capsys: pytest.CaptureF
     assert "memory at 2k tokens of context" in out
     assert str(path) in out
     assert "\x1b" not in out
+
+
+@pytest.mark.parametrize("columns", [40, 63, 64, 80])
+def test_a_narrow_terminal_costs_pictures_not_figures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    path = model(tmp_path / "m.gguf")
+    figures = re.compile(r"\d[\d.]* [kM]?B\b")
+    tables = page(capsys, path, "2k").partition("weights ")[2]
+    monkeypatch.setenv("COLUMNS", str(columns))
+    narrow = page(capsys, path, "2k").partition("weights ")[2]
+    assert "…" not in narrow
+    assert {f for f in figures.findall(tables) if "GB" not in f} <= set(figures.findall(narrow.replace("\n", " ")))
 
 
 def test_the_figures_are_the_gguf_package_s(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
