@@ -62,7 +62,7 @@ def read_entries(files: Sequence[str], output: Path | None) -> list[Entry]:
         for remark in document.remarks:
             ui.warn(remark)
     if sources.passed_over:
-        ui.note(f"{sources.passed_over:,} files of other kinds were passed over")
+        ui.note(f"{sources.passed_over:,} files of other kinds, or that .gitignore names, were passed over")
     return entries_of(documents)
 
 

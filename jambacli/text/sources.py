@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jambacli.errors import JambaError, UsageError
+from jambacli.text.ignore import Ignored
 
 STDIN = "standard input"
 #: The most files that directories and globs may stand for.
@@ -25,7 +26,7 @@ _TEXTS = """.pdf .docx .txt .text .md .markdown .rst .adoc .org .tex .log .csv .
 _CODE = """.py .pyi .js .mjs .jsx .ts .tsx .c .h .cc .cpp .cxx .hpp .hh .cu .cuh .rs .go .java .kt .kts .scala .rb .php .pl
     .lua .r .jl .swift .m .mm .cs .fs .vb .sh .bash .zsh .fish .ps1 .bat .cmake .gradle .proto .graphql .css .scss .vue
     .svelte .dart .ex .exs .erl .hs .ml .clj .lisp .el .f90 .zig .nim .tf .jinja"""
-_SUFFIXES = frozenset((_TEXTS + _CODE).split())
+_SUFFIXES = frozenset(f"{_TEXTS} {_CODE}".split())
 _NAMES = frozenset(("readme", "license", "licence", "changelog", "notice", "authors", "makefile", "dockerfile"))
 _SKIPPED_FOLDERS = frozenset(("node_modules", "__pycache__", "venv"))
 
@@ -99,17 +100,27 @@ def natural(path: Path) -> tuple[object, ...]:
 
 
 def _walk(folder: Path) -> tuple[list[Path], int]:
-    """The files of known kinds under a folder, links not followed, hidden and generated things passed over; and how many
-    other files there are."""
+    """The files of known kinds under a folder, links to folders not followed; and how many other files there are.
+
+    Hidden and generated things are passed over, and what a project's .gitignore leaves out.
+    """
     found: list[Path] = []
     others = 0
+    ignored = Ignored(folder)
     for top, folders, files in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not f.startswith(".") and f.lower() not in _SKIPPED_FOLDERS)
+        ignored.enter(Path(top))
+        folders[:] = sorted(
+            f
+            for f in folders
+            if not f.startswith(".") and f.lower() not in _SKIPPED_FOLDERS and not ignored(Path(top) / f, True)
+        )
         for file in files:
             path = Path(top) / file
             if file.startswith("."):
                 continue
-            if path.suffix.lower() in _SUFFIXES or path.stem.lower() in _NAMES:
+            if ignored(path, False):
+                others += 1
+            elif path.suffix.lower() in _SUFFIXES or path.stem.lower() in _NAMES:
                 found.append(path)
             else:
                 others += 1

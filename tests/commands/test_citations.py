@@ -15,6 +15,17 @@ from tests.text.files import pdf_bytes
 Says = Callable[[str], None]
 
 
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One home for these tests: the documents are read once."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(autouse=True)
+def same_home(own_home: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAMBA_HOME", str(home))
+
+
 @pytest.fixture
 def says(monkeypatch: pytest.MonkeyPatch) -> Says:
     """Makes the embedded model say a text, token by token, markup as markup, within what a schema allows."""

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
+import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -262,3 +266,106 @@ def test_a_question_is_no_file(tmp_path: Path) -> None:
     assert names_files("https://example.com/x.pdf")
     for question in ("Who counted the herons?", "why*", "x" * 5000, "", "Is http://a.b/c [sic] meant?"):
         assert not names_files(question)
+
+
+def test_a_word_documents_notes_cells_and_second_copies(tmp_path: Path, sandbox: Sandbox) -> None:
+    def cell(*texts: str) -> str:
+        return f"<w:tc>{''.join(map(paragraph, texts))}</w:tc>"
+
+    table = f"<w:tbl><w:tr>{cell('a')}{cell('')}{cell('c', 'more')}</w:tr><w:tr>{cell('')}{cell('')}</w:tr></w:tbl>"
+    note = '<w:footnoteReference w:id="2"/>'
+    copies = '<mc:AlternateContent xmlns:mc="http://schemas.openxmlformats.org/markup-compatibility/2006"><mc:Choice>'
+    copies += "<w:r><w:t>box</w:t></w:r></mc:Choice><mc:Fallback><w:r><w:t>box</w:t></w:r></mc:Fallback></mc:AlternateContent>"
+    body = (
+        f"<w:p><w:r><w:t>Notice: 90</w:t><w:noBreakHyphen/><w:t>day.</w:t>{note}</w:r></w:p><w:p>{copies}</w:p>{table}"
+    )
+    path = write(tmp_path, "n.docx", docx_bytes(body))
+    open_w = 'xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"'
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(
+            "word/footnotes.xml",
+            f'<w:footnotes {open_w}><w:footnote w:id="2">{paragraph("Unless agreed.")}</w:footnote></w:footnotes>',
+        )
+    assert read_file(path, sandbox).text == "Notice: 90-day. [Unless agreed.]\nbox\na |  | c more"
+
+
+def test_html_tables_keep_empty_cells(tmp_path: Path, sandbox: Sandbox) -> None:
+    page = "<html><table><tr><td>a<td><td>c</table><select><option>x<option>y</select>"
+    assert read_file(write(tmp_path, "t.html", page), sandbox).text == "a |  | c\nx\ny"
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("Les hérons étaient à la mer, où ça été déjà noté.", "cp1252"),
+        ("Grüße", "latin-1"),
+        ("Es ist „so“ – die Kündigung kostet 5 €…", "cp1252"),
+        ("El año pasado llovió mucho en España.", "latin-1"),
+        ("A locação não será prorrogada; são três períodos.", "latin-1"),
+        ("Příliš žluťoučký kůň úpěl ďábelské ódy. Smlouva se uzavírá na dobu určitou.", "cp1250"),
+        ("Umowa zostaje zawarta na czas określony, wypowiedzenie trzy miesiące. Zażółć gęślą jaźń.", "cp1250"),
+        ("Договор заключён на три месяца. Привет, мир.", "cp1251"),
+        ("Η σύμβαση λήγει σε τρεις μήνες.", "cp1253"),
+        ("契約は三ヶ月後に終了します。", "cp932"),
+        ("계약은 세 달 후에 종료됩니다.", "euc_kr"),
+    ],
+)
+def test_short_texts_in_old_encodings(tmp_path: Path, text: str, encoding: str) -> None:
+    document = read_file(write(tmp_path, "t.txt", text.encode(encoding)))
+    assert document.text == text and "not UTF-8" in document.remarks[0]
+
+
+def test_every_kind_is_found_in_a_directory(tmp_path: Path) -> None:
+    code = ["py", "js", "rs", "c", "h", "go", "java", "yaml", "toml", "sh"]
+    kinds = ["txt", "md", "pdf", "docx", "html", "xhtml", "csv", "json", "tex", "eml", *code]
+    for kind in kinds:
+        write(tmp_path, f"d/f.{kind}", "x")
+    assert sorted(p.suffix[1:] for p in expand([str(tmp_path / "d")]).paths if p) == sorted(kinds)
+
+
+def test_what_gitignore_leaves_out_is_what_git_leaves_out(tmp_path: Path) -> None:
+    git = shutil.which("git")
+    if git is None:
+        pytest.skip("git, the reference, is not here")
+    root = tmp_path / "project"
+    names = ["a.py", "b.log", "keep.log", "x y.txt", "#h.txt", "[1].txt", "deep.md", "é.md"]
+    for folder in ("", "src/", "src/deep/", "build/", "docs/build/", "src/logs/", "src/a/b/c/"):
+        for name in names:
+            write(root, folder + name, "x")
+    subprocess.run([git, "init", "-q", str(root)], check=True)
+    rules = [
+        "*.log",
+        "!keep.log",
+        "build/",
+        "/docs/build/a.py",
+        "src/**/c/",
+        "**/logs/*.md",
+        "\\#h.txt",
+        "x y.txt  ",
+        "src/deep/**",
+        "[ab].py",
+        "[!a-z]*.txt",
+        "src/*/b.log",
+        "*.m[!e]",
+        "# a comment",
+        "",
+        "a/b",
+        "/a.py",
+        "dee?.md",
+    ]
+    random = Random(3)
+    listing = [git, "-C", str(root), "ls-files", "-coz", "--exclude-standard"]
+    for _ in range(40):
+        (root / ".gitignore").write_text("\n".join(random.sample(rules, 5)), encoding="utf-8")
+        inner = root / "src/.gitignore"
+        inner.write_text("\n".join(random.sample([*rules, "!*.log", "!/deep/"], 2)), encoding="utf-8")
+        expected = subprocess.run(listing, check=True, capture_output=True).stdout.decode().split("\0")
+        kept = {p.relative_to(root).as_posix() for p in expand([str(root)]).paths if p}
+        rule_text = (root / ".gitignore").read_text(), inner.read_text()
+        assert kept == {p for p in expected if p and not p.endswith(".gitignore")}, rule_text
+        within = (
+            {p.relative_to(root).as_posix() for p in expand([str(root / "src/a")]).paths if p}
+            if any(p.startswith("src/a/") for p in expected)
+            else set()
+        )
+        assert within == {p for p in expected if p.startswith("src/a/")}, rule_text

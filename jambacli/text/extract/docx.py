@@ -18,6 +18,10 @@ _W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
 # XML around the text: a document of MAX_TEXT characters takes a few times as much. A bomb takes more.
 _MAX_XML = 4 * MAX_TEXT
 _MAIN = "word/document.xml"
+# Where footnotes and endnotes lie, and what each is called there.
+_NOTES = {"word/footnotes.xml": "footnote", "word/endnotes.xml": "endnote"}
+# What Word writes a second time, for programs older than a drawing's text.
+_FALLBACK = "{http://schemas.openxmlformats.org/markup-compatibility/2006}Fallback"
 
 
 class _Bounded:
@@ -67,9 +71,13 @@ def _paragraphs(path: str, name: str) -> Iterator[tuple[int, str]]:
                 raise BadFileError(name, "is encrypted; save it without a password")
             if info.file_size > _MAX_XML:
                 raise BadFileError(name, f"unpacks to {info.file_size >> 20:,} MB: a zip bomb, or too long to read")
+            notes: dict[str, str] = {}
+            for member in set(_NOTES) & set(archive.namelist()):
+                with archive.open(member) as packed:
+                    notes |= _notes(ElementTree.iterparse(_Bounded(packed, name), events=("end",)), _NOTES[member])
             with archive.open(info) as packed:
                 events = ElementTree.iterparse(_Bounded(packed, name), events=("start", "end"))
-                yield from _walk(events)
+                yield from _walk(events, notes)
     except KeyError as error:
         raise BadFileError(
             name, "is no Word document (word/document.xml is missing); save it as .docx again"
@@ -80,11 +88,24 @@ def _paragraphs(path: str, name: str) -> Iterator[tuple[int, str]]:
         raise BadFileError(name, "holds XML entities, which no honest .docx does; it was not read") from error
 
 
-def _walk(events: Iterator[tuple[str, Any]]) -> Iterator[tuple[int, str]]:
+def _notes(events: Iterator[tuple[str, Any]], kind: str) -> dict[str, str]:
+    """The text of every footnote (or endnote), by its kind and number."""
+    found: dict[str, str] = {}
+    for _, element in events:
+        if element.tag == f"{_W}{kind}":
+            text = " ".join("".join(t.text or "" for t in element.iter(f"{_W}t")).split())
+            if text:
+                found[f"{kind}{element.get(f'{_W}id')}"] = text
+            element.clear()
+    return found
+
+
+def _walk(events: Iterator[tuple[str, Any]], notes: dict[str, str]) -> Iterator[tuple[int, str]]:
     page, started = 1, 1
     words: list[str] = []
     cells: list[str] = []
-    row = 0
+    cell: list[str] = []
+    row = dropped = 0
     stack: list[Any] = []
     for event, element in events:
         tag = element.tag
@@ -96,25 +117,38 @@ def _walk(events: Iterator[tuple[str, Any]]) -> Iterator[tuple[int, str]]:
                     started = page
             elif tag == f"{_W}tr":
                 row += 1
+            dropped += tag == _FALLBACK
             continue
         stack.pop()
-        if tag == f"{_W}t":
+        dropped -= tag == _FALLBACK
+        if dropped:
+            pass
+        elif tag == f"{_W}t":
             words.append(element.text or "")
         elif tag in (f"{_W}tab", f"{_W}br", f"{_W}cr"):
             words.append("\t" if tag == f"{_W}tab" else "\n")
+        elif tag == f"{_W}noBreakHyphen":
+            words.append("-")
+        elif tag in (f"{_W}footnoteReference", f"{_W}endnoteReference"):
+            note = notes.get(f"{tag[len(_W) :].removesuffix('Reference')}{element.get(f'{_W}id')}")
+            words.append(f" [{note}]" if note else "")
         elif tag == f"{_W}p":
             text = "".join(words).strip()
             words = []
             if row:
-                cells.append(text)
+                cell += [text] if text else []
             else:
                 yield started, text
                 started = page
+        elif tag == f"{_W}tc":
+            if row == 1:  # an empty cell keeps its place: the columns count; a table within a cell is part of it
+                cells.append(" ".join(cell))
+                cell = []
         elif tag == f"{_W}tr":
             row -= 1
             if not row:
-                yield started, " | ".join(c for c in cells if c)
-                cells, started = [], page
+                yield started, " | ".join([*cells, *cell]) if any(cells) or cell else ""
+                cells, cell, started = [], [], page
         element.clear()
         if stack:  # what is done with is let go of, so that memory does not grow with the document
             stack[-1].remove(element)

@@ -10,7 +10,7 @@ from jambacli.errors import BadFileError, JambaError
 from jambacli.text.extract.plain import decode
 
 _BLOCKS = """p div section article header footer main aside nav ul ol li table tr h1 h2 h3 h4 h5 h6 pre blockquote br hr
-    dl dt dd figure figcaption form fieldset address details summary title"""
+    dl dt dd figure figcaption form fieldset address details summary title textarea select option button legend dialog"""
 _BLOCK = frozenset(_BLOCKS.split())
 _DROPPED = frozenset(("script", "style", "template", "noscript", "svg"))
 _LEADS = {"li": "- ", **{f"h{n}": "#" * n + " " for n in range(1, 7)}}
@@ -86,8 +86,10 @@ class _Walk:
     def end_line(self) -> None:
         cells, self._cells = self._cells, [""]
         at, self._at = self._at, 0
-        words = (" ".join(cell.split()) for cell in cells)
-        text = "".join(cells).rstrip() if self._kept else " | ".join(c for c in words if c)
+        words = [" ".join(cell.split()) for cell in cells]
+        if len(words) > 1 and not words[0]:  # what stands before a row's first cell; the others keep their places
+            del words[0]
+        text = "".join(cells).rstrip() if self._kept else " | ".join(words)
         if at and text.strip(" -#|"):
             self.lines.append((at, text))
 

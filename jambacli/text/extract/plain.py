@@ -35,6 +35,9 @@ _BOMS = [
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 ]
 _SAMPLE = 256 << 10
+_WESTERN = frozenset(
+    "àáâãäåæçèéêëìíîïñòóôõöøùúûüýÿœßÀÁÂÃÄÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÕÖØÙÚÛÜÝŸŒ“”‘’‚„–—…€£¥¢«»‹›°§·•©®™¿¡ºª½¼¾±×÷²³¹µ¶†‡‰\xa0\xad"
+)
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 
 
@@ -112,6 +115,19 @@ def _mixed(data: bytes) -> tuple[str, str] | None:
     return "\n".join(out), f"{other:,} {noun} not UTF-8 like the rest; read as Windows-1252"
 
 
+def _western(data: bytes) -> str | None:
+    """The text as Windows-1252 where it looks like a Western European language in it: ASCII with some of the letters and
+    signs those use; None where not."""
+    try:
+        text = data.decode("cp1252")
+    except UnicodeDecodeError:
+        return None
+    high = re.findall(r"[^\x00-\x7f]", text)
+    few = sum(c.isalpha() for c in high) <= len(re.findall(r"[a-zA-Z]", text))
+    # Other scripts make whole words of such letters.
+    return text if few and _WESTERN.issuperset(high) and not re.search(r"[^\W\d_\x00-\x7f]{4}", text) else None
+
+
 def _guessed(data: bytes, name: str) -> tuple[str, str]:
     try:
         from charset_normalizer import from_bytes
@@ -126,6 +142,9 @@ def _guessed(data: bytes, name: str) -> tuple[str, str]:
     western = next((m for m in likely if m.encoding == "cp1252"), None)
     if best is not None and western is not None and western.coherence >= best.coherence:
         best = western
+    unsure = best is None or western is not None or not best.coherence
+    if unsure and (text := _western(data)) is not None:
+        return text, "it is not UTF-8; read as cp1252 (if that is wrong, convert it with iconv)"
     if best is None:
         raise BadFileError(
             name, "is in no encoding that can be told, or no text; convert it: iconv -f ENCODING -t UTF-8"
