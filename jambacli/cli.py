@@ -142,5 +142,5 @@ def _explained(error: OSError) -> str:
 
 
 def _fail(text: str, code: int) -> NoReturn:
-    print(f"error: {' '.join(text.split())}", file=sys.stderr)
+    print(f"error: {ui.harmless(' '.join(text.split()))}", file=sys.stderr)
     sys.exit(code)

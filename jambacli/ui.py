@@ -33,12 +33,12 @@ def console() -> Console:
 def note(text: str) -> None:
     """One line of information on stderr."""
     if not _quiet:
-        print(text, file=sys.stderr, flush=True)
+        print(harmless(text), file=sys.stderr, flush=True)
 
 
 def warn(text: str) -> None:
     """One line of warning on stderr, also under ``--quiet``."""
-    print(f"warning: {text}", file=sys.stderr, flush=True)
+    print(f"warning: {harmless(text)}", file=sys.stderr, flush=True)
 
 
 def harmless(text: str) -> str:

@@ -144,7 +144,7 @@ def _stream(pieces: Iterator[str], show: bool) -> tuple[str, bool]:
 
     said: list[str] = []
     interrupted = False
-    out = sys.stdout.buffer
+    out, watched = sys.stdout.buffer, sys.stdout.isatty()
     try:
         for piece in pieces:
             if isinstance(piece, Thought):
@@ -152,11 +152,11 @@ def _stream(pieces: Iterator[str], show: bool) -> tuple[str, bool]:
                 continue
             said.append(piece)
             if show:
-                out.write(piece.encode("utf-8", "replace"))
+                out.write((ui.harmless(piece) if watched else piece).encode("utf-8", "replace"))
                 out.flush()
     except KeyboardInterrupt:
         interrupted = True
-    if show and said and not said[-1].endswith("\n") and sys.stdout.isatty():
+    if show and said and not said[-1].endswith("\n") and watched:
         out.write(b"\n")
         out.flush()
     return "".join(said), interrupted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -45,7 +46,9 @@ def list_(as_json: Json = False) -> None:
     width = max(len(r["name"]) for r in rows)
     for r in rows:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(r["updated"]))
-        print(f"{r['name']:<{width}}  {r['turns']:>4} turns  {r['tokens']:>8,} tokens  {when}  {r['model']}")
+        print(
+            f"{r['name']:<{width}}  {r['turns']:>4} turns  {r['tokens']:>8,} tokens  {when}  {ui.harmless(r['model'])}"
+        )
 
 
 @app.command()
@@ -64,7 +67,8 @@ def show(name: Name, as_json: Json = False) -> None:
         )
         return
     for turn in s.turns:
-        print(f"[{turn['role']}]\n{turn.get('content', '')}\n")
+        text = f"[{turn['role']}]\n{turn.get('content', '')}\n"
+        print(ui.harmless(text) if sys.stdout.isatty() else text)
 
 
 @app.command()
@@ -80,6 +84,8 @@ def rm(
         chosen += [n for n in saved.names() if saved.is_generated(n)]
     if not chosen and not unnamed:
         raise UsageError("name the sessions to remove, or say --unnamed")
+    if not chosen:
+        ui.note("there are no unnamed sessions")
     for name in chosen:
         saved.remove(name)
         ui.note(f"removed {name}")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -58,3 +61,21 @@ def test_a_home_that_cannot_hold_sessions_says_what_to_do(tmp_path: Path, monkey
         done = jamba(*command)
         assert done.returncode == 1
         assert b"set JAMBA_HOME to a folder that can be written to" in done.stderr and done.stderr.count(b"\n") == 1
+
+
+def test_words_from_elsewhere_do_not_command_the_terminal() -> None:
+    evil = "sm\x1b[31mall\x9b2J\x07"
+    foreign = session("a")
+    foreign.model, foreign.turns = evil, [{"role": "user", "content": f"tab\there {evil}\nline"}]
+    saved.write(foreign)
+    listed, shown = jamba("sessions", "list").stdout.decode(), jamba("sessions", "show", "a").stdout.decode()
+    assert "\x1b" not in listed and "sm[31mall" in listed
+    assert evil in shown  # into a pipe it is the text as it is
+    failed = jamba("show", "no\x1b[2Jsuch.gguf")
+    assert failed.returncode == 1 and b"no[2Jsuch.gguf" in failed.stderr and b"\x1b" not in failed.stderr
+    ours, theirs = os.openpty()
+    with os.fdopen(ours, "rb", buffering=0) as screen:
+        subprocess.run([sys.executable, "-m", "jambacli", "sessions", "show", "a"], stdout=theirs, check=True)
+        os.close(theirs)
+        seen = screen.read(10_000).decode()
+    assert "tab\there sm[31mall2J" in seen and "\x1b" not in seen
