@@ -167,12 +167,13 @@ def quantize(plan: Plan, output: Path) -> Result:
     is left behind and nothing that stood there is touched.
     """
     source, request = plan.source, plan.request
-    _refuse_input_as_output(source, output)
     encoder = Encoder(threads=request.threads, device=request.device)
     panels = list(_panels(plan))
     errors: dict[str, Error] = {}
     with GGUFWriter(output, split_max_size=request.split_max_size, force=request.force) as writer:
         _describe(writer, plan)
+        for path in writer.planned_paths():
+            _refuse_input_as_output(source, path)
         writer.begin()
         title = f"Quantizing to {request.recipe.label}"
         total = sum(p.stop - p.start for p in panels)

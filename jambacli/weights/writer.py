@@ -137,6 +137,10 @@ class GGUFWriter:
         sizes = [_pad(len(self._header(tensors, i, len(parts))), self.alignment) for i, tensors in enumerate(parts)]
         return sum(sizes) + sum(_pad(tensor.nbytes, self.alignment) for tensor in self._tensors.values())
 
+    def planned_paths(self) -> list[Path]:
+        """The files that would be written, as planned so far; nothing is created."""
+        return self._part_paths(len(self._layout()))
+
     def begin(self) -> None:
         """Lay the parts out, create and preallocate their temporary files and write the headers."""
         self._need("planning", "begin")
