@@ -248,17 +248,18 @@ def task_of(text: str, citations: bool, schema: Path | None) -> Task:
 
 
 def check_schema(reader: Reader, task: Task) -> None:
-    """Refuse a schema that cannot be followed before anything is read."""
+    """Refuse a schema that cannot be followed, or not within the tokens there are, before anything is read."""
     if task.schema is not None:
         from jambacli.engine.schema import SchemaConstraint
 
-        SchemaConstraint(
+        constraint = SchemaConstraint(
             reader.model.tokenizer,
             task.schema,
             reader.model.config.vocab_size,
             (None, None),
             citable=int(task.citations),
         )
+        constraint.begin(min(reader.generation.get("max_tokens") or reader.ctx, reader.ctx))
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jambacli.engine.generate import CITATIONS, CITATIONS_END
+from jambacli.engine.schema_check import check_ends, refused
 from jambacli.errors import JambaError, UsageError
 
 if TYPE_CHECKING:
@@ -30,8 +31,9 @@ MAX_SCHEMA = 1 << 20
 _NUMBER = 17
 # How many tokens before the end the shortest way to finish is looked for at every step; before, every so many steps.
 _NEAR, _STEP = 64, 16
-# Tries to find an end, the first by rule, the others at random: a pattern may have only one way out.
-_TRIES = 12
+# Tries to find an end, the first by rule, the others at random: a pattern may have only one way out. In all of them
+# together at most so many tokens are chosen, for an end of at most so many.
+_TRIES, _CHOICES, _LONGEST = 12, 8192, 1 << 16
 # The most documents that are cited after a JSON document.
 _CITED = 32
 
@@ -75,6 +77,7 @@ class SchemaConstraint:
         if not tokenizer.stop_ids:
             raise JambaError("this model's file names no end-of-text token; answers by a schema need one")
         self._vocabulary = _vocabulary(tokenizer, n_vocab)
+        check_ends(schema)
         options = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
         try:
             text = json.dumps({**schema, "x-guidance": options})
@@ -86,7 +89,7 @@ class SchemaConstraint:
         grammar = llguidance.LLMatcher.grammar_from_lark(lark)
         self._matcher: Any = llguidance.LLMatcher(self._vocabulary.backend, grammar, log_level=0)
         if self._matcher.is_error():
-            raise UsageError(f"the schema cannot be followed: {_first_line(self._matcher.get_error())}")
+            raise refused(self._matcher.get_error())
         self._stop_ids = tokenizer.stop_ids
         self._begin, self._end = marks
         self._mask = np.zeros((n_vocab + 31) // 32, dtype=np.int32)
@@ -108,7 +111,7 @@ class SchemaConstraint:
         for token in said:
             self.accept(token)
         self._left = budget
-        self._closing = self._way_out(self._matcher, self._text, min(budget, 4096))
+        self._closing = self._way_out(self._matcher, self._text, min(budget, _LONGEST))
         if self._closing is None:
             raise JambaError(
                 f"{budget:,} tokens are too few for any document of the schema (or none satisfies it); raise --max-tokens"
@@ -181,12 +184,18 @@ class SchemaConstraint:
     def _way_out(self, matcher: Any, text: _Text, limit: int) -> list[int] | None:
         """Tokens that finish the document from here, ``text`` so far, at most ``limit``; None where none were found."""
         random = np.random.default_rng(0)
+        choices = 0
         for attempt in range(_TRIES):
             at, seen, way = matcher.deep_copy(), copy.copy(text), list[int]()
             while not at.is_accepting():
                 if len(way) >= limit or at.is_error():
                     break
-                next_ones = at.compute_ff_tokens() or [self._closer(at, seen, random if attempt else None)]
+                next_ones = at.compute_ff_tokens()
+                if not next_ones:
+                    choices += 1
+                    next_ones = [self._closer(at, seen, random if attempt else None)]
+                if choices > _CHOICES:
+                    return None
                 if next_ones[0] is None or not all(t not in self._stop_ids and at.consume_token(t) for t in next_ones):
                     break
                 for token in next_ones:

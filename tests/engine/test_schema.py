@@ -108,6 +108,91 @@ def test_schemas_nothing_follows_are_refused_in_one_line(schema: dict[str, Any])
     assert "\n" not in str(failure.value) and len(str(failure.value)) < 500
 
 
+NODE = {
+    "type": "object",
+    "properties": {"v": {"type": "integer"}, "next": {"anyOf": [{"$ref": "#/$defs/n"}, {"type": "null"}]}},
+    "required": ["v", "next"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$defs": {"n": NODE}, "$ref": "#/$defs/n"},
+        {
+            "definitions": {"a/b": {"type": "array", "items": {"$ref": "#"}, "maxItems": 2}},
+            "$ref": "#/definitions/a~1b",
+        },
+        {"oneOf": [{"type": "integer"}, {"type": "string", "maxLength": 3}]},
+        {"anyOf": [{"const": {"a": [1, None, "x"]}}, {"enum": ["a", None, 2.5]}]},
+        {"type": "object", "additionalProperties": {"type": "integer"}, "minProperties": 1, "maxProperties": 2},
+        {
+            "type": "object",
+            "patternProperties": {"^x_[a-z]{1,2}$": {"type": "boolean"}},
+            "additionalProperties": False,
+            "maxProperties": 3,
+        },
+        {"type": "array", "prefixItems": [{"const": 1}, {"type": "boolean"}], "items": False, "minItems": 2},
+        {"type": "integer", "minimum": -5, "exclusiveMaximum": 3},
+        {"type": "number", "minimum": 0.5, "maximum": 0.75},
+        {"type": "integer", "multipleOf": 7, "minimum": 1, "maximum": 100},
+        {"type": "string", "format": "date"},
+        {"type": "string", "format": "uuid"},
+        {"type": ["integer", "null"]},
+        {
+            "type": "object",
+            "properties": {f"p{i}": {"type": "boolean"} for i in range(60)},
+            "additionalProperties": False,
+        },
+        {"enum": [f"value {i}" for i in range(2000)]},
+    ],
+)
+def test_what_schemas_seldom_use_is_followed_too(schema: dict[str, Any]) -> None:
+    model = small_model()
+    for seed in range(3):
+        text = reply(model, schema, seed, 400)
+        jsonschema.Draft202012Validator(schema, format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER).validate(
+            json.loads(text)
+        )
+
+
+@pytest.mark.parametrize(
+    ("schema", "says"),
+    [
+        ({"not": {"type": "string"}}, "it uses not"),
+        ({"type": "array", "items": {"type": "integer"}, "uniqueItems": True}, "it uses uniqueItems"),
+        ({"if": {"const": 1}, "then": {"const": 1}}, "it uses if, then"),
+        ({"$ref": "https://example.com/x.json"}, "nothing is fetched"),
+        ({"$ref": "file:///etc/passwd"}, "nothing is fetched"),
+        ({"type": "string", "format": "credit-card"}, "use a pattern"),
+        ({"type": "string", "pattern": "^(?=a)b"}, "look-around"),
+        ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "use anyOf"),
+        ({"enum": []}, "nothing satisfies it"),
+        ({"type": "integer", "minimum": 5, "maximum": 3}, "nothing satisfies it: minimum (5)"),
+        ({"type": "object", "required": ["a"], "properties": {"a": False}}, "nothing satisfies it"),
+        ({"$ref": "#"}, "ever ends"),
+        ({"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}, "ever ends"),
+        ({"type": "object", "properties": {"next": {"$ref": "#"}}, "required": ["next"]}, "ever ends"),
+        ({"type": "array", "items": {"$ref": "#"}, "minItems": 1}, "ever ends"),
+        ({"type": "array", "items": {"type": "integer"}, "minItems": 1_000_000}, "--max-tokens"),
+    ],
+)
+def test_what_cannot_be_followed_is_said_in_one_line(schema: dict[str, Any], says: str) -> None:
+    with pytest.raises((UsageError, JambaError)) as failure:
+        reply(small_model(), schema, 0, None)
+    text = str(failure.value)
+    assert says in text and "\n" not in text and len(text) < 300 and "compile" not in text
+
+
+def test_a_schema_nested_too_deeply_is_refused() -> None:
+    schema: dict[str, Any] = {"type": "integer"}
+    for _ in range(90):
+        schema = {"type": "object", "properties": {"a": schema}, "required": ["a"], "additionalProperties": False}
+    with pytest.raises(UsageError, match="nested too deeply"):
+        reply(small_model(), schema, 0)
+
+
 def test_a_cut_off_reply_goes_on_within_its_schema() -> None:
     schema = {
         "type": "object",
