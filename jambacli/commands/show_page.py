@@ -243,6 +243,8 @@ def _device(page: _Page, plan: Plan, fit: Fit) -> None:
     verdict = words.format(
         spare=format_bytes(fit.spare), short=format_bytes(-fit.spare), offload=format_bytes(fit.offload)
     )
+    if fit.cpu_kv:
+        verdict += "; with --cpu-kv its experts and keys and values fit, in RAM"
     memory = "RAM" if device.kind == "cpu" else "memory"
     page.print(
         Text.assemble(

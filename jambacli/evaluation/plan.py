@@ -27,6 +27,7 @@ class Fit:
     on a card with that many expert bytes (``offload``) left in RAM; "from disk": the CPU must re-read weights that RAM
     cannot hold; "too big". ``spare`` is free memory less the plan's total, negative when short. ``prefill_seconds`` is
     the time at the device's full rate, which only the first two verdicts let it reach; None where that is unknown.
+    ``cpu_kv``: too big for this card, but not with its experts and all but a layer's keys and values in RAM (--cpu-kv).
     ``largest_ctx`` is the longest context that fits in what is free, by KV type, at most the model's own.
     """
 
@@ -36,6 +37,7 @@ class Fit:
     offload: int
     prefill_seconds: float | None
     largest_ctx: dict[str, int]
+    cpu_kv: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,9 +101,13 @@ def _fit(config: JambaConfig, weights: int, experts: int, ctx: int, kv_type: str
         verdict, offload = "experts in RAM", -spare
     else:
         verdict = "too big"
+    kv = moving - fixed
+    behind = experts + kv - kv // max(1, config.n_attention_layers)
+    cpu_kv = verdict == "too big" and device.kind == "cuda" and -spare <= behind and -spare <= ram
     seconds = prefill_flops(config, ctx) / device.flops if device.flops > 0 else None
     room = device.available - weights - fixed
-    return Fit(device, verdict, spare, offload, seconds, {name: _largest(config, room, name) for name in KV_TYPES})
+    largest = {name: _largest(config, room, name) for name in KV_TYPES}
+    return Fit(device, verdict, spare, offload, seconds, largest, cpu_kv)
 
 
 def _largest(config: JambaConfig, room: int, kv_type: str) -> int:

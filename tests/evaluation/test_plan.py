@@ -64,6 +64,11 @@ def test_verdicts(kind: str, total: float, available: float, verdict: str) -> No
     assert fit.offload == (-fit.spare if verdict == "experts in RAM" else 0)
 
 
+def test_keys_and_values_in_ram_are_named_where_they_are_what_helps() -> None:
+    for total, ram, helps in ((48, 64, False), (24, 64, False), (8, 64, True), (8, 16, False), (2, 64, False)):
+        assert plan(device("cpu", ram), device("cuda", total)).fits[1].cpu_kv == helps, (total, ram)
+
+
 def test_experts_stay_in_ram_only_where_ram_has_room() -> None:
     assert plan(device("cpu", 8), device("cuda", 24)).fits[1].verdict == "too big"
 
