@@ -46,6 +46,8 @@ def compile_everything(capability: int, formats: str) -> None:
         q, kv, at = torch.zeros(20, 128), torch.zeros(64, 1, 128, dtype=dtype), torch.zeros(1, dtype=torch.int32)
         append(q[0], q[0], kv, kv, at, 128)
         decode(q, kv, kv, at, DecodeScratch(20, 128, 64, q.device), torch.empty_like(q), dtype)
+        wide = kv.float()
+        decode(q, wide, wide, at, DecodeScratch(20, 128, 64, q.device), torch.empty_like(q), torch.float32)
     for kernel in done:
         print(kernel.name, kernel.shared, kernel.warps, len(kernel.asm["cubin"]))
         assert kernel.asm["cubin"]

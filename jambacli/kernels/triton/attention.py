@@ -176,10 +176,12 @@ def decode(
     n_kv_heads = k.shape[1]
     group = n_heads // n_kv_heads
     dp = max(32, power_of_two(head_dim))
+    # A tile of keys and one of values lie in shared memory, of which Turing has 64 KB: at most 16 KB each.
+    keys = max(16, min(64, (1 << 14) // (dp * dtype.itemsize)))
     _split_kernel[n_kv_heads, scratch.n_splits](
         q, k, v, position, scratch.part, scratch.top, scratch.total, k.stride(0), k.stride(1), scratch.n_splits,
         head_dim**-0.5, GROUP=group, GP=max(16, power_of_two(group)), DIM=head_dim, DP=dp, Q8=k.dtype == torch.uint8,
-        DOT=triton_dtype(dtype), SPLIT=SPLIT, BK=64, num_warps=4,
+        DOT=triton_dtype(dtype), SPLIT=SPLIT, BK=keys, num_warps=4,
     )  # fmt: skip
     bd = min(32, dp)
     _join_kernel[n_heads, cdiv(head_dim, bd)](
@@ -200,18 +202,32 @@ def prefill(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, n_past: int, dtyp
 
     keys, values = expand(k), expand(v)
     gqa = n_heads != n_kv_heads
-    if n_past == 0:
-        out = F.scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=gqa)
-    else:
-        found = _lower_right(queries, keys, values, gqa) if q.is_cuda and dtype != torch.float32 else None
-        out = _in_pieces(queries, keys, values, n_past, gqa) if found is None else found
+    out = None
+    if q.is_cuda and dtype != torch.float32 and torch.cuda.get_device_capability(q.device) >= (8, 0):
+        if n_past == 0:
+            out = F.scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=gqa)
+        else:
+            out = _lower_right(queries, keys, values, gqa)
+    if out is None:
+        out = _by_kv_head(queries, keys, values, n_past)
     return out[0].transpose(0, 1).float().reshape(n_tokens, n_heads * head_dim)
+
+
+def _by_kv_head(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, n_past: int) -> torch.Tensor:
+    """Kv heads as a batch, each with its queries' heads. Torch's fused attention that older cards and float32 have knows
+    no groups: told of them, torch would make whole matrices of scores."""
+    _, n_kv_heads, _, head_dim = k.shape
+    queries = q[0].reshape(n_kv_heads, -1, q.shape[2], head_dim)
+    keys, values = (x[0][:, None].expand(-1, queries.shape[1], -1, -1) for x in (k, v))
+    if n_past == 0:
+        out = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+    else:
+        out = _in_pieces(queries, keys, values, n_past)
+    return out.reshape(q.shape)
 
 
 def _lower_right(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, gqa: bool) -> torch.Tensor | None:
     """Fused attention of the last queries over all keys; None where this torch or card has none for the case."""
-    if torch.cuda.get_device_capability(q.device) < (8, 0):
-        return None
     from torch.nn.attention.bias import causal_lower_right
 
     bias = causal_lower_right(q.shape[2], k.shape[2])
@@ -223,7 +239,7 @@ def _lower_right(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, gqa: bool) -
         return None
 
 
-def _in_pieces(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, n_past: int, gqa: bool) -> torch.Tensor:
+def _in_pieces(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, n_past: int) -> torch.Tensor:
     """The same with a mask, which is read for every head: some queries at a time, each over the keys that it sees."""
     pieces = []
     block = max(1, _MASK_VALUES // k.shape[2])
@@ -233,5 +249,5 @@ def _in_pieces(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, n_past: int, g
         limit = torch.arange(n_past + start, seen, device=q.device)[:, None]
         mask = torch.arange(seen, device=q.device)[None, :] <= limit
         sub = k[:, :, :seen], v[:, :, :seen]
-        pieces.append(F.scaled_dot_product_attention(part, *sub, attn_mask=mask, enable_gqa=gqa))
+        pieces.append(F.scaled_dot_product_attention(part, *sub, attn_mask=mask))
     return torch.cat(pieces, 2)

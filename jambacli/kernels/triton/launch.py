@@ -60,7 +60,7 @@ def gemv_tile(w: Packed, n_rows: int) -> Tile:
     """
     groups = w.groups
     if interpreted():
-        return Tile(1, 1, min(64, power_of_two(groups)), min(64, power_of_two(n_rows)))
+        return Tile(min(64, power_of_two(n_rows)), 1, min(64, power_of_two(groups)), 1)
     if (n_rows, groups) in TUNED:
         return TUNED[n_rows, groups]
     rows = 4 if n_rows >= 8192 else 2 if n_rows >= 2048 else 1

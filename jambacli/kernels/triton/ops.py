@@ -85,7 +85,10 @@ class TritonOps:
     def embed(self, ids: torch.Tensor, w: QTensor) -> torch.Tensor:
         """See ``reference.embed``; ids may be anywhere."""
         packed = as_packed(w)
-        return dequant.embed(ids.to(packed.data.device), packed)
+        device = packed.data.device
+        # A copy from ordinary memory waits for the card; a number is handed to a kernel.
+        there = torch.full((1,), int(ids), device=device) if len(ids) == 1 and not ids.is_cuda else ids.to(device)
+        return dequant.embed(there, packed)
 
     def linear(self, x: torch.Tensor, w: QTensor) -> torch.Tensor:
         """See ``reference.linear``."""
