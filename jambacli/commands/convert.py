@@ -30,7 +30,9 @@ def convert(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The .gguf to write; default: NAME-TYPE.gguf, here.")
     ] = None,
-    type: Annotated[Type, typer.Option("--type", help="Type of the matrices; auto: the checkpoint's own.")] = Type.auto,
+    type: Annotated[
+        Type, typer.Option("--type", case_sensitive=False, help="Type of the matrices; auto: the checkpoint's own.")
+    ] = Type.auto,
     split_max_size: Annotated[
         str | None, typer.Option("--split-max-size", metavar="SIZE", help="Split into files of at most this, e.g. 10G.")
     ] = None,

@@ -54,7 +54,13 @@ Ctx = Annotated[
     typer.Option("--ctx", "-c", help="Context length, e.g. 256k; default: the model's.", rich_help_panel=_RUNTIME),
 ]
 KvType = Annotated[
-    str | None, typer.Option("--kv-type", help="Keys and values as f16, bf16, f32 or q8_0.", rich_help_panel=_RUNTIME)
+    str | None,
+    typer.Option(
+        "--kv-type",
+        help="Keys and values as f16, bf16, f32 or q8_0.",
+        callback=lambda text: text and text.lower(),
+        rich_help_panel=_RUNTIME,
+    ),
 ]
 Threads = Annotated[
     int | None,

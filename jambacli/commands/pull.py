@@ -52,6 +52,7 @@ def pull(
     if is_in_the_box(name):
         ui.note(f"{name} comes with the program: jamba run {name}")
         return
+    kv_type = kv_type.lower()
     if kv_type not in KV_TYPES:
         raise UsageError(f"--kv-type {kv_type!r} is not one of {', '.join(KV_TYPES)}")
     request = hub.Request(quant, revision, own_name, o.context(ctx), kv_type)

@@ -36,6 +36,7 @@ def show(
     from jambacli.weights.summary import summarize
 
     tokens = o.context(ctx)
+    kv_type = kv_type.lower()
     if kv_type not in KV_TYPES:
         raise UsageError(f"--kv-type {kv_type!r} is not one of {', '.join(KV_TYPES)}")
     summary = summarize(o.model_path(model))

@@ -75,6 +75,14 @@ def test_numbers_and_devices_out_of_range_are_usage_errors(
     assert not (tmp_path / "out.gguf").exists()
 
 
+def test_types_may_be_written_as_others_write_them(plain: Path, tmp_path: Path) -> None:
+    assert jamba("show", str(plain), "--kv-type", "Q8_0").returncode == 0
+    refused = jamba("run", str(plain), "hi", "--kv-type", "Q9", "--no-store")
+    assert b"KV type 'q9' is not one of" in refused.stderr
+    converted = jamba("convert", str(tmp_path), "--type", "BF16")
+    assert (converted.returncode, b"no config.json" in converted.stderr) == (1, True)
+
+
 def test_quantize_takes_a_directory_and_tells_programs_what_it_made(plain: Path, tmp_path: Path) -> None:
     done = jamba("quantize", str(plain), str(tmp_path), "--type", "q8_0", "--json")
     told = json.loads(done.stdout)
