@@ -45,6 +45,11 @@ def models(suite: Suite, device: torch.device) -> None:
             if found is not None:
                 rows.append({"model": name, **found})
     if not suite.tiny:
+        run = partial(compare, config, "q4_k_m", device, frozenset({1, 3}), suite.tiny, cpu_kv=True)
+        found = suite.attempt("model experts and keys in RAM", 20, run)
+        if found is not None:
+            rows.append({"model": "q4_k_m, experts, keys and values in RAM", **found})
+    if not suite.tiny:
         found = suite.attempt("model embedded", 30, lambda: embedded(device))
         if found is not None:
             rows.append({"model": "the embedded one", **found})
@@ -65,7 +70,7 @@ def embedded(device: torch.device) -> dict[str, Any]:
 
 
 def compare(
-    config: JambaConfig, quant: str, device: torch.device, behind: frozenset[int], tiny: bool
+    config: JambaConfig, quant: str, device: torch.device, behind: frozenset[int], tiny: bool, *, cpu_kv: bool = False
 ) -> dict[str, Any]:
     """The same random model on the CPU and on the card: errors of prefill and decode, greedy tokens, states exchanged."""
     from jambacli.evaluation.gpu_synthetic import CardTensors
@@ -75,7 +80,7 @@ def compare(
     make = CardTensors(config, quant, torch.device("cpu"))
     tensors = {name: make(name) for name in make.shapes()}
     cpu = build(config, tensors.__getitem__, ops=reference_ops())
-    plan = Placement(0, 0, 0, 0, behind, config.n_moe_layers)
+    plan = Placement(0, 0, 0, 0, behind, config.n_moe_layers, host_kv=int(cpu_kv))
     card = put_on_card(config, tensors.__getitem__, device, plan)
     return against(cpu, card, *((9, 4) if tiny else (90, 24)))
 

@@ -71,9 +71,27 @@ def cases() -> Iterator[Case]:
         yield Case(f"gemm {fmt} half", HALF, functools.partial(_gemm, fmt, 3, 70, 256, None))
     for fmt in ("f32", "i8", "q8_0"):  # rows that end inside a tile, and inside a group where a format can
         yield Case(f"gemv {fmt} odd row", EXACT, functools.partial(_gemv, fmt, 5, 160 if fmt == "q8_0" else 45))
+    for options in ({"temperature": 0.0}, {"temperature": 1.0}, {"top_k": 40, "min_p": 0.02}, {"typical_p": 0.5}):
+        run = functools.partial(_sampling, options)
+        yield Case("sampling " + ", ".join(f"{k} {v:g}" for k, v in options.items()), 0.0, run)
     for fmt in ("q4_k", "i8", "q6_k", "bf16"):
         yield Case(f"experts one token {fmt}", EXACT, functools.partial(_experts_one, fmt))
         yield Case(f"experts many tokens {fmt}", EXACT, functools.partial(_experts_many, fmt))
+
+
+def _sampling(options: dict[str, float], device: torch.device) -> float:
+    """The share of tokens chosen on the device that are not the processor's, given the same random numbers."""
+    import numpy as np
+
+    from jambacli.engine.card_sampling import CardLogits
+    from jambacli.engine.sampling import Sampler, Sampling
+
+    here, there = (Sampler(Sampling(**options, seed=7)) for _ in range(2))  # type: ignore[arg-type]
+    wrong = 0
+    for seed in range(40):
+        x = np.random.default_rng(seed).normal(0, 2.5, 65536).astype(np.float32)
+        wrong += here.sample(x) != there.sample(CardLogits(torch.from_numpy(x).to(device)))  # type: ignore[arg-type]
+    return wrong / 40
 
 
 def random_weight(fmt: str, shape: tuple[int, ...], *, seed: int = 0, size: float = 0.1) -> QTensor:
