@@ -44,6 +44,8 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no n
 # Reading shorter than this is not worth a line.
 _WORTH_SAYING = 256
 _EVERY = 5.0
+# So many files that cannot be read are named; of more, how many.
+_FAULTS = 20
 
 
 def read_entries(files: Sequence[str], output: Path | None) -> list[Entry]:
@@ -56,8 +58,18 @@ def read_entries(files: Sequence[str], output: Path | None) -> list[Entry]:
     if output is not None:
         _check_output(output, [p for p in sources.paths if p is not None])
     count = len(sources.paths)
+    faults = 0
+
+    def problem(line: str) -> None:
+        nonlocal faults
+        faults += 1
+        if faults <= _FAULTS:
+            ui.warn(line)
+
     with ui.progress("Opening", count, "files") as done:
-        documents = read_documents(sources, done=done, problem=ui.warn)
+        documents = read_documents(sources, done=done, problem=problem)
+    if faults > _FAULTS:
+        ui.warn(f"{faults - _FAULTS:,} more files could not be read and were left out")
     for document in documents:
         for remark in document.remarks:
             ui.warn(remark)

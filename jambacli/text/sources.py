@@ -51,6 +51,8 @@ def expand(arguments: Sequence[str]) -> Sources:
     named: set[Path] = set()
     stdin, passed_over = False, 0
     for argument in arguments:
+        if not argument.strip():
+            raise UsageError("a file's name is empty (a variable of the shell that is not set?)")
         if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", argument):
             raise UsageError(f"{shown(argument)} is a URL; nothing is fetched: download it first (curl -o FILE URL)")
         if argument == "-":

@@ -243,6 +243,7 @@ def test_mistakes_are_one_line_with_what_to_do(model: str, reports: Path, tmp_pa
         (("ask",), 2, "question"),
         (("ask", "Who?"), 2, "files"),
         (("ask", one, " "), 2, "empty"),
+        (("ask", "", "Who?"), 2, "name is empty"),
         (("ask", str(tmp_path / "none.pdf"), "Who?"), 1, "no file"),
         (("ask", str(empty), "Who?"), 1, "is empty"),
         (("ask", "https://example.com/a.pdf", "Who?"), 2, "download"),
@@ -258,3 +259,38 @@ def test_mistakes_are_one_line_with_what_to_do(model: str, reports: Path, tmp_pa
         done = jamba(*arguments, *(("-m", model) if len(arguments) > 1 else ()))
         lines = [line for line in done.stderr.decode().strip().split("\n") if line.startswith("error:")]
         assert done.returncode == code and len(lines) == 1 and says in lines[0], (arguments, done)
+
+
+def test_many_files_that_cannot_be_read_are_not_all_named(model: str, tmp_path: Path) -> None:
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for i in range(60):
+        (folder / f"{i}.txt").touch()
+    (folder / "r.txt").write_text("42 herons.", encoding="utf-8")
+    err = run("ask", str(folder), "How many?", "-m", model, "-n", "2").stderr.decode()
+    assert err.count("is empty") == 20 and "warning: 40 more files could not be read" in err
+
+
+def test_what_interrupts_an_answer_leaves_an_older_file_alone(
+    model: str, reports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from jambacli.engine.sampling import Sampler
+
+    out, schema = tmp_path / "out.json", tmp_path / "s.json"
+    out.write_text("older")
+    schema.write_text('{"type": "string", "minLength": 30, "maxLength": 40}')
+    sample, drawn = Sampler.sample, []
+
+    def interrupted(self: Sampler, logits: object) -> int:
+        drawn.append(1)
+        if len(drawn) == 5:
+            raise KeyboardInterrupt
+        return sample(self, logits)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Sampler, "sample", interrupted)
+    done = jamba("ask", str(reports), "Who?", "-m", model, "--schema", str(schema), "-o", str(out))
+    assert done.returncode == 130 and out.read_text() == "older" and b"nothing was written" in done.stderr
+    assert b"interrupted" in done.stderr.splitlines()[-1]
+    drawn.clear()
+    done = jamba("ask", str(reports), "Who?", "-m", model, "--schema", str(schema))
+    assert done.returncode == 130 and done.stdout == b""

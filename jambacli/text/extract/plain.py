@@ -132,6 +132,8 @@ def _guessed(data: bytes, name: str) -> tuple[str, str]:
     try:
         from charset_normalizer import from_bytes
     except ImportError as error:
+        if (text := _western(data)) is not None:
+            return text, "it is not UTF-8; read as cp1252 (if that is wrong, convert it with iconv)"
         raise JambaError(
             f"{name} is not UTF-8; convert it (iconv -f ENCODING -t UTF-8), or let its encoding be guessed: "
             "pip install 'jambacli[docs]'"
