@@ -57,6 +57,13 @@ class Sampling:
         for name, value, low, high in checks:
             if not low <= value <= high:  # also refuses NaN
                 raise UsageError(f"{name} {value} is outside {low:g} to {high:g}")
+        for token, bias in self.logit_bias.items():
+            if (
+                not bias <= 1e9
+            ):  # also refuses NaN; minus infinity forbids a token, plus infinity leaves no probabilities
+                raise UsageError(f"--logit-bias {token}={bias} is not a number up to 1e9 or -inf")
+        if self.seed is not None and not 0 <= self.seed < 1 << 64:
+            raise UsageError(f"--seed {self.seed} is outside 0 to {(1 << 64) - 1}")
 
     def with_given(self, **given: Any) -> Sampling:
         """A copy in which every argument that is not None replaces the field of its name."""
@@ -123,7 +130,7 @@ class Sampler:
     def random_state(self, value: Mapping[str, Any]) -> None:
         try:
             self._random.bit_generator.state = dict(value)
-        except (TypeError, ValueError, KeyError) as error:
+        except (TypeError, ValueError, KeyError, OverflowError) as error:
             raise JambaError("the saved state of the random generator is damaged; start the reply anew") from error
 
     def sample(self, logits: np.ndarray) -> int:

@@ -114,6 +114,14 @@ def ask_documents(
     return _in_passes(reader, entries, task, each, "Answer", tell, size)
 
 
+def _notes(reader: Reader) -> Notes | None:
+    """Where passes are kept; nowhere without a store (the session says why there is none)."""
+    try:
+        return Notes(PrefixStore().root) if reader.options.get("store", True) else None
+    except JambaError:
+        return None
+
+
 def _in_passes(
     reader: Reader,
     entries: Sequence[Entry],
@@ -123,7 +131,7 @@ def _in_passes(
     tell: Tell,
     size: Size | None,
 ) -> Work:
-    notes = Notes(PrefixStore().root) if reader.options.get("store", True) else None
+    notes = _notes(reader)
     passes = 1
     for depth in range(_DEPTH):
         chosen = plan(reader, entries, task, each=each(99, 99))

@@ -294,3 +294,13 @@ def test_what_interrupts_an_answer_leaves_an_older_file_alone(
     drawn.clear()
     done = jamba("ask", str(reports), "Who?", "-m", model, "--schema", str(schema))
     assert done.returncode == 130 and done.stdout == b""
+
+
+def test_where_nothing_can_be_kept_documents_are_answered_all_the_same(
+    model: str, reports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
+    monkeypatch.setenv("JAMBA_HOME", str(tmp_path / "file" / "home"))
+    for command in (("ask", str(reports), "How many?"), ("summarize", str(reports))):
+        done = run(*command, "-m", model, *GREEDY)
+        assert done.stderr.count(b"nothing of this will be kept") == 1

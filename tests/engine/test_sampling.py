@@ -120,11 +120,20 @@ def test_a_bad_bias_is_a_usage_error(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("temperature", -1), ("top_p", 1.5), ("min_p", float("nan")), ("top_k", -2), ("repeat_penalty", 0)],
+    [
+        ("temperature", -1),
+        ("top_p", 1.5),
+        ("min_p", float("nan")),
+        ("top_k", -2),
+        ("repeat_penalty", 0),
+        ("seed", -1),
+        ("logit_bias", {5: float("inf")}),
+        ("logit_bias", {5: float("nan")}),
+    ],
 )
-def test_values_out_of_range_are_named(field: str, value: float) -> None:
+def test_values_out_of_range_are_named(field: str, value: object) -> None:
     with pytest.raises(UsageError, match="--"):
-        Sampling(**{field: value})
+        Sampling(**{field: value})  # type: ignore[arg-type]
 
 
 def test_the_models_own_defaults_are_read_and_bad_ones_ignored() -> None:
