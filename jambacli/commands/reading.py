@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from jambacli.engine.chat import Chat
     from jambacli.engine.citations import Cited
     from jambacli.engine.documents import Entry, Reader, Task
+    from jambacli.engine.grounding import Grounded
     from jambacli.engine.tasks import Work
 
 Model = Annotated[
@@ -173,21 +174,29 @@ class Answer:
             if self.output is not None or self.schema:
                 ui.note("interrupted before there was an answer; nothing was written")
             return
-        sources = cited.sources(entries)
+        from jambacli.engine.citations import places_of
+        from jambacli.engine.grounding import ground
+
+        named = cited.cited(entries)
+        checked = ground(self.text, named, entries)
+        sources = places_of(checked.ids, entries)
         if self.citations and not self.interrupted:
             _say_missing(cited, entries)
+            _say_doubts(checked, named, entries)
+        listed = [f"- {s}{' (where its words stand)' if checked.moved else ''}" for s in sources]
         out = ""
         if self.as_json:
             value: dict[str, Any] = {key: json.loads(self.text) if self.schema else self.text.strip()}
             if self.citations:
-                value["citations"] = [s.to_json() for s in sources]
+                by = {"by": "words"} if checked.moved else {}
+                value["citations"] = [{**s.to_json(), **by} for s in sources]
             out = json.dumps({**value, **figures}, ensure_ascii=False) + "\n"
         elif self.schema:
             out = self.text + "\n"
             if sources:
-                print("\n".join(["Sources:", *(f"- {s}" for s in sources)]), file=sys.stderr, flush=True)
+                print("\n".join(["Sources:", *listed]), file=sys.stderr, flush=True)
         else:
-            out = "\n\nSources:\n" + "\n".join(f"- {s}" for s in sources) + "\n" if sources else ""
+            out = "\n".join(["\n\nSources:", *listed, ""]) if listed else ""
             if not self._live:
                 out = self.text.rstrip() + (out or "\n")
             elif not out and self.text and not self.text.endswith("\n"):
@@ -208,6 +217,17 @@ def _say_missing(cited: Cited, entries: Sequence[Entry]) -> None:
         ui.note("the model named no documents")
     elif not cited.cited(entries):
         ui.note("the model names no document that supports this answer")
+
+
+def _say_doubts(checked: Grounded, named: Sequence[int], entries: Sequence[Entry]) -> None:
+    """Where the documents named do not say what the answer says."""
+    from jambacli.engine.citations import places_of
+
+    said = "; ".join(str(s) for s in places_of(named, entries)[:3])
+    if checked.moved:
+        ui.warn(f"the model names {said}, but the answer's words stand elsewhere; named is where")
+    elif checked.bare:
+        ui.warn(f"no telling word of the answer stands in what the model names ({said})")
 
 
 def _write_file(path: Path, data: bytes) -> None:

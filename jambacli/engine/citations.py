@@ -61,7 +61,7 @@ class Cited:
 
     def sources(self, entries: Sequence[Entry]) -> list[Source]:
         """The places the named entries come from, each once, in the order named."""
-        return list(dict.fromkeys(s for n in self.cited(entries) for s in entries[n].sources))
+        return places_of(self.cited(entries), entries)
 
     def _text(self, pieces: Iterable[str]) -> Iterator[str]:
         held, blank, inside = "", "", False  # white space is held back: none should stand before a section
@@ -113,6 +113,11 @@ class Cited:
         section = said[end:].strip()
         if section.startswith(CITATIONS):
             self.sections.append(section[len(CITATIONS) :].partition(CITATIONS_END)[0])
+
+
+def places_of(ids: Iterable[int], entries: Sequence[Entry]) -> list[Source]:
+    """The places that these entries come from, each once, in order."""
+    return list(dict.fromkeys(s for n in ids for s in entries[n].sources))
 
 
 def _numbers(section: str) -> list[int]:

@@ -10,9 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from jambacli.engine.citations import Cited
+from jambacli.engine.citations import Cited, places_of
 from jambacli.engine.conversation import Turn
 from jambacli.engine.documents import Entry
+from jambacli.engine.generate import Thought
+from jambacli.engine.grounding import ground
 
 
 @dataclass
@@ -30,6 +32,7 @@ class Papers:
     _given: dict[str, list[Entry]] = field(default_factory=dict)
     _cited: Cited | None = None
     _meant: list[Entry] = field(default_factory=list)
+    _said: str = ""
 
     def next(self, turns: Sequence[Turn]) -> tuple[list[Entry], Mapping[str, Any] | None]:
         """What goes with a message after ``turns``: documents and modes."""
@@ -51,10 +54,15 @@ class Papers:
 
     def reply(self, pieces: Iterable[str], turns: Sequence[Turn]) -> Iterator[str]:
         """A reply without its citations; ``places`` are known when it has ended. ``turns`` are looked at then."""
-        self._cited, self._meant = Cited(), []
+        self._cited, self._meant, self._said = Cited(), [], ""
+        answer = self._cited.answer(pieces)
         try:
-            yield from self._cited.answer(pieces)
+            for piece in answer:
+                if not isinstance(piece, Thought):
+                    self._said += piece
+                yield piece
         finally:
+            getattr(answer, "close", lambda: None)()
             # Numbers count from the documents that were given last.
             blocks = (self._given.get(_block(t)) for t in reversed(turns) if t.role == "user")
             self._meant = next((b for b in blocks if b), [])
@@ -66,7 +74,9 @@ class Papers:
             return []
         if not self._meant:
             return [f"document {n}" for n in dict.fromkeys(self._cited.numbers) if n >= 0]
-        return [str(s) for s in self._cited.sources(self._meant)]
+        checked = ground(self._said, self._cited.cited(self._meant), self._meant)
+        by = " (where its words stand)" if checked.moved else ""
+        return [f"{s}{by}" for s in places_of(checked.ids, self._meant)]
 
     @property
     def remark(self) -> str:
