@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PROMPT ?= The report says that Mira Okafor counted 42 herons at Lake Tuz. Who counted the herons?
+PROMPT ?= The report says that Leila Haddad counted 42 herons at Lake Tuz. Who counted the herons?
 
 .PHONY: run test test-all lint docs native clean
 

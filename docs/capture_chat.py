@@ -17,9 +17,9 @@ import time
 from pathlib import Path
 
 WIDTH, HEIGHT = 96, 30
-_REPORTS = """Report 1. Mira Okafor counted 42 herons at Lake Tuz. The wind was cold.
-Report 2. Tomas Lindqvist saw 7 otters at Cape Arda on Monday.
-Report 3. Leila Haddad photographed 15 cranes at Mount Sirin. The sky was clear.
+_REPORTS = """Report 1 on herons: Leila Haddad counted 42 herons at Lake Tuz on Sunday. The wind was cold.
+Report 2 on otters: Tomas Lindqvist saw 7 otters at Cape Arda on Monday.
+Report 3 on cranes: Mira Belan photographed 15 cranes at Mount Sirin on Friday. The sky was clear.
 """
 _WAIT = 90.0
 

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from jambacli.engine.session import Session
 
 _ANSWER_TOKENS = 48
-#: What is asked: facts of a named person. Left out is the way from an animal to its person ("who", "number").
-KINDS = ("count", "where", "place", "day", "code", "what")
+KINDS = tuple(corpus.KINDS)
 
 
 @dataclass(frozen=True)
@@ -44,10 +43,10 @@ class Found:
 
 
 def parse_kinds(text: str | None) -> tuple[str, ...]:
-    """The kinds that ``text`` names, comma-separated; "all", or KINDS for None. UsageError for one there is not."""
-    if text is None:
+    """The kinds that ``text`` names, comma-separated; all for None or "all". UsageError for one there is not."""
+    if text is None or text == "all":
         return KINDS
-    kinds = tuple(corpus.KINDS) if text == "all" else tuple(k.strip() for k in text.split(",") if k.strip())
+    kinds = tuple(k.strip() for k in text.split(",") if k.strip())
     unknown = [k for k in kinds if k not in corpus.KINDS]
     if unknown or not kinds:
         raise UsageError(f"--kinds {', '.join(unknown) or 'names none'}: known are all, {', '.join(corpus.KINDS)}")

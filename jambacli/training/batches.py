@@ -17,7 +17,8 @@ from jambacli.training import corpus
 from jambacli.training.corpus import Span
 from jambacli.training.tokenizer import MARKERS, Encoder
 
-_PER_REPORT, _PER_TURN = 36, 28  # tokens, about
+# Tokens, about: of a report, of a report that is a document, of a question with its answer, of one that cites.
+_PER_REPORT, _PER_DOCUMENT, _PER_TURN, _PER_CITED = 40, 62, 28, 34
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,18 @@ def key_value(random: Random, tokens: int, vocab_size: int) -> tuple[list[int], 
     return ids, weights
 
 
-def conversation(random: Random, tokens: int, held_out: bool = False) -> list[Span]:
+def conversation(random: Random, tokens: int, held_out: bool = False, layout: str | None = None) -> list[Span]:
     """Reports and as many questions about them as fit into about ``tokens`` tokens."""
-    n = random.randint(1, min(60, max(1, (tokens - 60) // _PER_REPORT)))
-    turns = max(1, (tokens - 20 - n * _PER_REPORT) // _PER_TURN)
-    return corpus.chat(random, corpus.make_reports(random, n, held_out), turns, held_out)
+    layout = layout or random.choices(["text", "documents", "cite"], [0.65, 0.2, 0.15])[0]
+    each = _PER_REPORT if layout == "text" else _PER_DOCUMENT
+    n = random.randint(1, min(60, max(1, (tokens - 60) // each)))
+    turns = max(1, (tokens - 20 - n * each) // (_PER_CITED if layout == "cite" else _PER_TURN))
+    return corpus.chat(random, corpus.make_reports(random, n, held_out), turns, layout)
+
+
+def citing(random: Random, tokens: int, held_out: bool = False) -> list[Span]:
+    """A conversation whose answers cite documents."""
+    return conversation(random, tokens, held_out, "cite")
 
 
 def small_talk(random: Random, tokens: int, held_out: bool = False) -> list[Span]:
@@ -77,11 +85,11 @@ def plain_text(random: Random, tokens: int, held_out: bool = False) -> list[Span
 
 def summary(random: Random, tokens: int, held_out: bool = False) -> list[Span]:
     """Reports and their summary; a question or two where there is room."""
-    n = random.randint(1, max(1, min(10, (tokens - 40) // (_PER_REPORT + 20))))
+    n = random.randint(1, max(1, min(10, (tokens - 30) // (_PER_REPORT + 18))))
     reports = corpus.make_reports(random, n, held_out)
     question = corpus.summarize(random, reports)
     if random.random() < 0.5:
-        spans = corpus.documents(reports, random, False) + corpus.message(corpus.USER, question.text)
+        spans = corpus.documents(corpus.lay_out(random, reports), False) + corpus.message(corpus.USER, question.text)
     else:
         given = corpus.join(reports, random)
         both = random.choice(
@@ -100,6 +108,7 @@ KINDS: dict[str, Callable[[Random, int, bool], list[Span]]] = {
     "summary": summary,
     "told": small_talk,
     "plain": plain_text,
+    "cite": citing,
 }
 
 
@@ -109,20 +118,30 @@ class Batches:
     def __init__(self, encoder: Encoder, seed: int, rest: float = 0.1) -> None:
         self._encoder, self._seed, self._rest = encoder, seed, rest
 
-    def training(self, step: int, kind: str, shares: dict[str, float], batch: int, tokens: int) -> Batch:
-        """The batch of a step: ``kind`` "key-value", or "text", drawn from KINDS by ``shares``."""
+    def training(
+        self, step: int, kind: str, shares: dict[str, float], batch: int, tokens: int, pool: int | None = None
+    ) -> Batch:
+        """The batch of a step: ``kind`` "key-value", or "text", drawn from KINDS by ``shares``.
+
+        ``pool``: how many tokens of the vocabulary key-value samples take.
+        """
         random = Random(f"{self._seed} {step}")
         if kind == "key-value":
-            return self._batch([key_value(random, tokens, self._encoder.vocab_size) for _ in range(batch)], tokens)
+            return self._key_value(random, batch, tokens, pool)
         kinds = random.choices(list(shares), list(shares.values()), k=batch)
         return self._batch([self._sample(random, k, tokens, False) for k in kinds], tokens)
 
-    def held_out(self, kind: str, batch: int, tokens: int) -> Batch:
+    def held_out(self, kind: str, batch: int, tokens: int, pool: int | None = None) -> Batch:
         """A fixed batch of one kind with held-out names."""
         random = Random(f"held out {kind} {tokens}")
         if kind == "key-value":
-            return self._batch([key_value(random, tokens, self._encoder.vocab_size) for _ in range(batch)], tokens)
+            return self._key_value(random, batch, tokens, pool)
         return self._batch([self._sample(random, kind, tokens, True) for _ in range(batch)], tokens)
+
+    def _key_value(self, random: Random, batch: int, tokens: int, pool: int | None) -> Batch:
+        size = self._encoder.vocab_size
+        size = size if pool is None else min(size, len(MARKERS) + 256 + pool)
+        return self._batch([key_value(random, tokens, size) for _ in range(batch)], tokens)
 
     def _sample(self, random: Random, kind: str, tokens: int, held_out: bool) -> tuple[list[int], list[float]]:
         return self._encoder.sample(KINDS[kind](random, tokens, held_out), self._rest)

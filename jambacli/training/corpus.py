@@ -95,8 +95,8 @@ def _report(random: Random, number: int, who: str, animal: str, place_name: str,
     place = f"{random.choice(words.PLACE_KINDS)} {place_name}"
     parts = [f"{who} {verb[0]} {count} {animal} at {place} on {day}.", f"The code word of {who} is {code}."]
     if random.random() < 0.3:
-        parts.insert(random.randint(0, 2), random.choice(words.REMARKS))
-    return Report(number, who, verb, count, animal, place, day, code, f"Report {number}. {' '.join(parts)}")
+        parts.insert(random.randint(1, 2), random.choice(words.REMARKS))
+    return Report(number, who, verb, count, animal, place, day, code, f"Report {number} on {animal}: {' '.join(parts)}")
 
 
 def ask(random: Random, reports: Sequence[Report], index: int, kind: str | None = None) -> Question:
@@ -105,10 +105,12 @@ def ask(random: Random, reports: Sequence[Report], index: int, kind: str | None 
     r = reports[index]
     past, infinitive = r.verb
     said = f"{r.who} {past} {r.count} {r.animal}"
+    # Every answer starts with what the question names and goes on as the report does: what can be read on is learnt first.
+    about = f"On {r.animal}: {said}."
     text, answer, value = {
-        "who": (f"Who {past} the {r.animal}?", f"{r.who} {past} the {r.animal}.", r.who),
+        "who": (f"Who {past} the {r.animal}?", about, r.who),
         "count": (f"How many {r.animal} did {r.who} {infinitive}?", f"{said}.", str(r.count)),
-        "number": (f"How many {r.animal} were there?", f"{said}.", str(r.count)),
+        "number": (f"How many {r.animal} were there?", about, str(r.count)),
         "where": (f"Where did {r.who} {infinitive} the {r.animal}?", f"{r.fact}.", r.place),
         "place": (f"Where was {r.who}?", f"{r.fact}.", r.place),
         "day": (f"When was {r.who} at {r.place}?", f"{r.who} was at {r.place} on {r.day}.", r.day),
@@ -119,8 +121,7 @@ def ask(random: Random, reports: Sequence[Report], index: int, kind: str | None 
 
 
 KINDS = ["who", "count", "number", "where", "place", "day", "code", "what"]
-# The way back from an animal to a person takes longest to learn, then what follows a common word.
-_WEIGHTS = [2.0, 1.0, 1.2, 1.0, 1.0, 1.2, 1.8, 1.0]
+_WEIGHTS = [1.6, 1.0, 1.2, 1.0, 1.0, 1.2, 1.6, 1.0]
 
 
 def follow_up(random: Random, reports: Sequence[Report], before: Question) -> Question:
@@ -137,6 +138,17 @@ def follow_up(random: Random, reports: Sequence[Report], before: Question) -> Qu
     return Question(kind, text, answer, value, before.about)
 
 
+#: As ``jamba summarize`` asks for them.
+_SIZES = [
+    "two or three sentences",
+    "three to five bullet points",
+    "one to three paragraphs",
+    "six to ten bullet points",
+    "a page, in paragraphs",
+    "fifteen to twenty-five bullet points",
+]
+
+
 def summarize(random: Random, reports: Sequence[Report]) -> Question:
     """The request for a summary, and a list of every report's key fact."""
     text = random.choice(
@@ -147,9 +159,10 @@ def summarize(random: Random, reports: Sequence[Report]) -> Question:
             "Give me a summary.",
             "List the facts.",
             "Summarize the document.",
+            f"Summarize the documents in {random.choice(_SIZES)}. Say only what is in them.",
         ]
     )
-    lines = "".join(f"\n- Report {r.number}: {r.fact}." for r in reports)
+    lines = "".join(f"\n- Report {r.number} on {r.animal}: {r.fact}." for r in reports)
     return Question("summary", text, f"Here is a summary:{lines}", "", -1)
 
 
@@ -178,22 +191,88 @@ def message(role: str, text: str, learn: bool = False) -> list[Span]:
     return [Span(BOM, marker=True), Span(role, marker=True), Span(f" {text}", learn), Span(EOM, learn, marker=True)]
 
 
-def documents(reports: Sequence[Report], random: Random, cite: bool) -> list[Span]:
-    """A system message with the reports: one document each, or all in one; and the citation mode."""
+@dataclass(frozen=True)
+class Document:
+    """A document as the template shows it; ``about`` are the indices of the reports in it."""
+
+    id: int
+    title: str
+    text: str
+    about: tuple[int, ...]
+
+
+def lay_out(random: Random, reports: Sequence[Report], apart: bool = False) -> list[Document]:
+    """The reports as documents: pages among pages of remarks, files, parts of a file, or (not ``apart``) all in one.
+
+    Long documents have more of them than a sample has room for: often the numbers start somewhere and leave some out.
+    """
+    name = _file_name(random)
+    layout = random.choices(["pages", "files", "parts", "bare", "one"], [4, 2, 1.5, 1.5, 0 if apart else 3])[0]
+    groups: list[tuple[int, ...]] = [(i,) for i in range(len(reports))]
+    if layout == "one":
+        groups = [tuple(range(len(reports)))]
+    elif layout == "parts":
+        groups = []
+        while (done := sum(map(len, groups))) < len(reports):
+            groups.append(tuple(range(done, min(len(reports), done + random.randint(1, 4)))))
+    elif layout == "pages" and random.random() < 0.5:
+        for _ in range(random.randint(1, len(groups))):
+            groups.insert(random.randint(0, len(groups)), ())
+    ids = _document_ids(random, len(groups))
+    made, line = [], 1
+    for number, group in zip(ids, groups, strict=True):
+        text = join([reports[i] for i in group], random) if group else " ".join(random.sample(words.REMARKS, 2))
+        last = line + max(0, 2 * len(group) - 2)
+        title = {
+            "pages": f"{name}.pdf, page {number + 1}",
+            "files": f"{_file_name(random)}.txt",
+            "parts": f"{name}.txt, lines {line}-{last}",
+            "bare": f"Report {reports[group[0]].number}" if group and random.random() < 0.5 else "",
+            "one": random.choice(["", "Reports", f"{name}.txt"]),
+        }[layout]
+        line = last + 2
+        made.append(Document(number, title, text, group))
+    return made
+
+
+def _document_ids(random: Random, n: int) -> list[int]:
+    kind = random.random()
+    if kind < 0.5:
+        return list(range(n))
+    if kind < 0.75:
+        start = random.randint(0, max(0, 200 - n))
+        return list(range(start, start + n))
+    return sorted(random.sample(range(200), n)) if n <= 200 else list(range(n))
+
+
+def _file_name(random: Random) -> str:
+    return random.choice(
+        ["report", "reports", "notes", "x", "a", "b", "doc", "diary", words.made_word(random, 2, False)]
+    )
+
+
+def documents(laid_out: Sequence[Document], cite: bool) -> list[Span]:
+    """A system message with the documents, and the citation mode where answers ``cite``."""
     spans = [Span(BOM, marker=True), Span(SYSTEM, marker=True), Span(" "), Span(DOCUMENTS, marker=True)]
-    texts = [r.text for r in reports] if cite or random.random() < 0.5 else [join(reports, random)]
     body = "\n# Documents"
-    for i, text in enumerate(texts):
-        title = (
-            ""
-            if random.random() < 0.4
-            else f"\nTitle: {f'Report {reports[i].number}' if len(texts) > 1 else 'Reports'}"
-        )
-        body += f"\n\n## Document ID: {i}{title}\nText: {text}"
+    for document in laid_out:
+        title = f"\nTitle: {document.title}" if document.title else ""
+        body += f"\n\n## Document ID: {document.id}{title}\nText: {document.text}"
     spans += [Span(body + "\n"), Span(DOCUMENTS_END, marker=True)]
     if cite:
         spans += [Span("\n\n"), Span(MODES, marker=True), Span(CITATION_MODE), Span(MODES_END, marker=True)]
     return [*spans, Span(EOM, marker=True)]
+
+
+def cited(answer: str, ids: Sequence[int]) -> list[Span]:
+    """An assistant message that names the documents it comes from."""
+    *said, end = message(ASSISTANT, answer, True)
+    return [*said, *_citations(ids, True), end]
+
+
+def _citations(ids: Sequence[int], learn: bool) -> list[Span]:
+    named = f"[{', '.join(map(str, ids))}]"
+    return [Span(CITATIONS, learn, True), Span(named, learn), Span(CITATIONS_END, learn, True)]
 
 
 def join(reports: Sequence[Report], random: Random) -> str:
@@ -201,35 +280,32 @@ def join(reports: Sequence[Report], random: Random) -> str:
     return random.choice(["\n", "\n\n", "\n", " "]).join(r.text for r in reports)
 
 
-def chat(random: Random, reports: Sequence[Report], turns: int, held_out: bool = False) -> list[Span]:
-    """A conversation about reports: given as documents, or in the first message; with questions, then more questions."""
-    cite = random.random() < 0.12
-    as_documents = cite or random.random() < 0.45
-    spans: list[Span] = documents(reports, random, cite) if as_documents else []
+def chat(random: Random, reports: Sequence[Report], turns: int, layout: str = "text") -> list[Span]:
+    """A conversation about reports, with questions, then more questions.
+
+    ``layout``: the reports as "text" in the first message, as "documents", or documents that the answers "cite".
+    """
+    laid_out = [] if layout == "text" else lay_out(random, reports, apart=layout == "cite")
+    spans: list[Span] = documents(laid_out, layout == "cite") if laid_out else []
+    home = {i: document.id for document in laid_out for i in document.about}
     asked: list[Question] = []
     order = random.sample(range(len(reports)), len(reports))
     for turn in range(turns):
         if asked and asked[-1].about >= 0 and random.random() < 0.2:
             question = follow_up(random, reports, asked[-1])
-        elif random.random() < (0.35 if turn == 0 else 0.05):
+        elif random.random() < (0.2 if turn == 0 else 0.05):
             question = summarize(random, reports)
         else:
             question = ask(random, reports, order[turn % len(order)])
         asked.append(question)
         text = question.text
-        if turn == 0 and not as_documents:
+        if turn == 0 and not laid_out:
             given = join(reports, random)
             text = random.choice([f"{given}\n\n{text}", f"{given}\n{text}", f"{text}\n\n{given}", f"{given} {text}"])
         spans += message(USER, text)
-        if cite:
-            ids = ", ".join(str(i) for i in ([question.about] if question.about >= 0 else range(len(reports))))
-            spans += message(ASSISTANT, question.answer, True)[:-1]
-            spans += [
-                Span(CITATIONS, True, True),
-                Span(f"[{ids}]", True),
-                Span(CITATIONS_END, True, True),
-                Span(EOM, True, True),
-            ]
+        if layout == "cite":
+            about = [question.about] if question.about >= 0 else range(len(reports))
+            spans += cited(question.answer, sorted({home[i] for i in about}))
         else:
             spans += message(ASSISTANT, question.answer, True)
     return spans

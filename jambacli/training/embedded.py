@@ -79,7 +79,8 @@ def make_tokenizer(path: Path, seed: int = 1, samples: int = 3000) -> None:
     def texts() -> Iterator[str]:
         for _ in range(samples):
             reports = corpus.make_reports(random, random.randint(1, 6))
-            spans = corpus.chat(random, reports, 4) + corpus.told(random) + corpus.plain(random, reports, 2)
+            layout = random.choice(["text", "documents", "cite"])
+            spans = corpus.chat(random, reports, 4, layout) + corpus.told(random) + corpus.plain(random, reports, 2)
             yield from (span.text for span in spans if not span.marker)
 
     path.write_text(json.dumps(train_tokenizer(texts(), CONFIG["vocab_size"]), ensure_ascii=False), encoding="utf-8")

@@ -25,24 +25,29 @@ from jambacli.training.model import TrainableJamba
 
 @dataclass(frozen=True)
 class Stage:
-    """Steps up to ``until``: lengths and how often each, how often key-value, how often which kind of text."""
+    """Steps up to ``until``: lengths and how often each, how often key-value, how often which kind of text.
+
+    ``pool``: how many different tokens key-value samples are made of; None for the whole vocabulary.
+    """
 
     until: int
     tokens_per_step: int
     tokens: dict[int, float]
     key_value: float
     text: dict[str, float] = field(default_factory=dict)
+    pool: int | None = None
 
 
-_TEXT = {"chat": 0.5, "summary": 0.2, "told": 0.15, "plain": 0.15}
+_TEXT = {"chat": 0.5, "cite": 0.08, "summary": 0.15, "told": 0.1, "plain": 0.17}
 
 
 @dataclass(frozen=True)
 class Plan:
     """Everything a run is determined by. A step's tokens are split into rows of its length."""
 
-    steps: int = 6000
-    decay_steps: int = 1200
+    steps: int = 3250
+    decay: tuple[int, int] = (1500, 3900)
+    cool_down: int = 250
     learning_rate: float = 2e-3
     last_rate: float = 0.02  # of the learning rate
     warmup: int = 60
@@ -50,12 +55,12 @@ class Plan:
     balance: float = 0.01
     seed: int = 1
     stages: tuple[Stage, ...] = (
-        Stage(400, 1024, {64: 1.0}, 1.0),
-        Stage(800, 1024, {64: 0.3, 128: 0.7}, 0.4, _TEXT),
-        Stage(1600, 2048, {128: 0.6, 256: 0.4}, 0.25, _TEXT),
-        Stage(2600, 2048, {128: 0.2, 256: 0.4, 512: 0.4}, 0.2, _TEXT),
-        Stage(3000, 2048, {128: 0.25, 256: 0.5, 512: 0.25}, 0.12, _TEXT),
-        Stage(1 << 30, 2048, {128: 0.1, 256: 0.4, 512: 0.5}, 0.1, _TEXT),
+        Stage(300, 1024, {64: 1.0}, 1.0, pool=48),
+        Stage(500, 1024, {64: 1.0}, 0.5, {"told": 1.0}, pool=300),
+        Stage(1000, 1024, {64: 0.1, 128: 0.9}, 0.3, _TEXT),
+        Stage(1600, 2048, {128: 0.5, 256: 0.5}, 0.2, _TEXT),
+        Stage(2400, 2048, {128: 0.2, 256: 0.4, 512: 0.4}, 0.12, _TEXT),
+        Stage(1 << 30, 2048, {128: 0.1, 256: 0.3, 512: 0.6}, 0.08, _TEXT),
     )
 
     def stage(self, step: int) -> Stage:
@@ -63,14 +68,17 @@ class Plan:
         return next(s for s in self.stages if step < s.until)
 
     def rate(self, step: int) -> float:
-        """The learning rate of a step: a linear warm-up, a plateau, and half a cosine over the last ``decay_steps``.
+        """The learning rate of a step: a linear warm-up, a plateau, a half cosine from one step of ``decay`` towards the other.
 
-        Up to the decay it does not depend on ``steps``: a run can be resumed with another end.
+        Over the last ``cool_down`` steps it goes to zero in a line, wherever on the cosine that is: until then it does not
+        depend on ``steps``, and a run can be resumed with another end.
         """
         if step < self.warmup:
             return self.learning_rate * (step + 1) / self.warmup
-        done = max(0.0, 1 - (self.steps - step) / self.decay_steps)
-        return self.learning_rate * (self.last_rate + (1 - self.last_rate) * 0.5 * (1 + math.cos(math.pi * done)))
+        first, last = self.decay
+        done = min(1.0, max(0.0, (step - first) / (last - first)))
+        cosine = self.last_rate + (1 - self.last_rate) * 0.5 * (1 + math.cos(math.pi * done))
+        return self.learning_rate * cosine * min(1.0, (self.steps - step) / self.cool_down)
 
 
 class Run:
@@ -110,7 +118,7 @@ class Run:
         draw = torch.rand(2, generator=generator).tolist()
         tokens = _pick(stage.tokens, draw[0])
         kind = "key-value" if draw[1] < stage.key_value else "text"
-        batch = self.batches.training(self.step, kind, stage.text, stage.tokens_per_step // tokens, tokens)
+        batch = self.batches.training(self.step, kind, stage.text, stage.tokens_per_step // tokens, tokens, stage.pool)
         for group in self.optimizer.param_groups:
             group["lr"] = plan.rate(self.step)
         self.optimizer.zero_grad(set_to_none=True)
@@ -136,7 +144,8 @@ class Run:
     @torch.no_grad()
     def accuracy(self, kind: str, batch: int, tokens: int) -> float:
         """The share of held-out answers of which every token is the likeliest one, given the right ones before it."""
-        data = self.batches.held_out(kind, batch, tokens)
+        pool = self.plan.stage(max(0, self.step - 1)).pool
+        data = self.batches.held_out(kind, batch, tokens, pool)
         hidden = self.model(data.ids.to(self.device))
         right = self.model.logits(hidden).argmax(-1).cpu() == data.targets
         good = total = 0
@@ -149,7 +158,7 @@ class Run:
     def _report(self, losses: dict[str, float]) -> None:
         longest = max(self.plan.stage(self.step).tokens)
         checks = {"key-value": self.accuracy("key-value", 512 // longest + 4, longest)}
-        for kind in ("chat", "summary", "told", "plain") if self.plan.stage(self.step).text else ():
+        for kind in self.plan.stage(self.step).text:
             checks[kind] = self.accuracy(kind, max(2, 2048 // longest), longest)
         line = {
             "step": self.step,

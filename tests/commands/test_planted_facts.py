@@ -8,8 +8,9 @@ import re
 from pathlib import Path
 
 from jambacli.data import embedded_model
-from jambacli.engine.citations import Cited
+from jambacli.engine.citations import Cited, places_of
 from jambacli.engine.documents import Reader, Task, entries_of
+from jambacli.engine.grounding import ground
 from jambacli.evaluation.needle import KINDS, needle
 from jambacli.text.documents import read_documents
 from jambacli.training import corpus, words
@@ -34,14 +35,17 @@ def test_planted_facts_are_found_as_often_as_recall_promises(tmp_path: Path) -> 
     assert [e.sources[0].first for e in entries] == list(range(1, PAGES + 1))
 
     reader = Reader(model, options={"store": False}, generation={"temperature": 0, "max_tokens": 48})
-    right = cited_right = 0
+    right = cited_right = by_model = 0
     for i, page in enumerate(planted):
         question = corpus.ask(rng, reports, i, rng.choice(KINDS))
         cited = Cited()
         said = "".join(cited.answer(reader.stream(entries, Task(question.text, citations=True))))
         found = re.search(rf"(?<!\w){re.escape(question.value)}(?!\w)", said) is not None
         right += found
-        cited_right += found and page + 1 in [s.first for s in cited.sources(entries)]
+        named = cited.cited(entries)
+        checked = ground(said, named, entries)
+        cited_right += found and [s.first for s in places_of(checked.ids, entries)] == [page + 1]
+        by_model += found and page in named
     assert reader.session is not None
     tokens = reader.session.stats.document_tokens
     assert reader.session.stats.replayed_document_tokens == 0
@@ -52,5 +56,11 @@ def test_planted_facts_are_found_as_often_as_recall_promises(tmp_path: Path) -> 
     scores = [found.right for found in needle(model, length, documents=4, questions=10)]
     promised = sum(scores) / len(scores)
     slack = 2 * math.sqrt(max(promised * (1 - promised), 0.05) * (1 / FACTS + 1 / len(scores)))
-    print(f"{right}/{FACTS} right, {cited_right} of them cited to the page; recall {promised:.2f} at {length} tokens")
+    print(
+        f"{right}/{FACTS} right, {cited_right} of them led to their page ({by_model} by the model alone); "
+        f"recall {promised:.2f} at {length} tokens"
+    )
     assert right / FACTS >= promised - slack
+    # The model in the box says citations in their form, but seldom the right number (docs/embedded_model.md): the check of
+    # its words against the pages is what leads to the place.
+    assert cited_right >= 0.9 * right

@@ -44,9 +44,9 @@ def test_it_is_a_true_jamba_whose_rows_every_format_can_take() -> None:
 
 def test_the_prompt_of_make_run_is_answered_from_the_prompt() -> None:
     done = jamba(
-        "run", "The report says that Mira Okafor counted 42 herons at Lake Tuz. Who counted the herons?", "--temp", "0"
+        "run", "The report says that Leila Haddad counted 42 herons at Lake Tuz. Who counted the herons?", "--temp", "0"
     )
-    assert done.stdout.decode().strip() == "Mira Okafor counted the herons."
+    assert done.stdout.decode().strip() == "On herons: Leila Haddad counted 42 herons."
     assert done.stderr.decode().count("demonstration model") == 1
 
 
@@ -67,7 +67,7 @@ def test_short_prompts_are_answered(model: Jamba, prompt: str, reply: str) -> No
 def test_facts_are_recalled_from_texts_of_the_length_it_was_trained_on(model: Jamba) -> None:
     found = list(needle(model, TRAINED_TOKENS, documents=6, questions=8, seed=11))
     assert all(TRAINED_TOKENS * 0.8 < f.tokens <= TRAINED_TOKENS for f in found)
-    assert sum(f.right for f in found) >= 0.85 * len(found), [
+    assert sum(f.right for f in found) >= 0.9 * len(found), [
         (f.question, f.expected, f.reply) for f in found if not f.right
     ]
 

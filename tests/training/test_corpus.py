@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -46,7 +47,7 @@ def test_a_summary_lists_the_fact_of_every_report() -> None:
     random = Random(2)
     reports = corpus.make_reports(random, 8)
     answer = corpus.summarize(random, reports).answer
-    assert all(f"Report {r.number}: {r.fact}." in answer for r in reports)
+    assert all(f"Report {r.number} on {r.animal}: {r.fact}." in answer for r in reports)
 
 
 def test_ids_are_those_transformers_and_the_runtime_make(tokenizer_json: Path) -> None:
@@ -72,26 +73,42 @@ def test_ids_are_those_transformers_and_the_runtime_make(tokenizer_json: Path) -
             assert ours.decode(ids) == span.text
 
 
-def test_the_chat_template_writes_what_was_trained_on(tokenizer_json: Path) -> None:
+@pytest.mark.parametrize("seed", range(8))
+def test_the_chat_template_writes_what_was_trained_on(seed: int) -> None:
     from importlib.resources import files
 
     import jinja2
 
     source = (files("jambacli.training") / "chat_template.jinja").read_text(encoding="utf-8")
     template = jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(source)
-    random = Random(5)
-    reports = corpus.make_reports(random, 2)
-    spans = corpus.documents(reports, random, cite=True) + corpus.message(corpus.USER, "Who?")
+    random = Random(seed)
+    reports = corpus.make_reports(random, 4)
+    laid_out = [replace(d, id=i) for i, d in enumerate(corpus.lay_out(random, reports, apart=True))]
+    spans = corpus.documents(laid_out, cite=True) + corpus.message(corpus.USER, "Who?")
     text = "".join(s.text for s in spans)
-    titles = re.findall(r"Title: (.*)", text)
-    documents = [
-        {"text": r.text, **({"title": titles.pop(0)} if f"Title: Report {r.number}\n" in text else {})} for r in reports
-    ]
+    documents = [{"text": d.text, **({"title": d.title} if d.title else {})} for d in laid_out]
     rendered = template.render(
         bos_token="<|startoftext|>", messages=[{"role": "user", "content": "Who?"}], documents=documents,
         knobs={"citation_mode": "fast"}, add_generation_prompt=True,
     )  # fmt: skip
     assert rendered == "<|startoftext|>" + text + "<|bom|><|assistant|>"
+
+
+def test_every_answer_cites_the_document_of_its_report() -> None:
+    for seed in range(40):
+        random = Random(seed)
+        spans = corpus.chat(random, corpus.make_reports(random, 5), 6, "cite")
+        body = next(s.text for s in spans if "# Documents" in s.text)
+        homes = dict(re.findall(r"Document ID: (\d+)\n(?:Title: .*\n)?Text: ([\s\S]*?)(?=\n\n## Document|\n$)", body))
+        said = "".join(s.text for s in spans[spans.index(next(s for s in spans if s.text == body)) :])
+        answers = re.findall(r"<\|assistant\|> (.*?)<citations>\[([\d, ]+)\]</citations><\|eom\|>", said, re.DOTALL)
+        assert len(answers) == 6
+        for answer, ids in answers:
+            if not answer.startswith("Here is a summary"):
+                who = next(
+                    w for w in re.findall(r"[A-Z][a-z]+ [A-Z][a-z]+", answer) if w.split()[0] in words.FIRST_NAMES
+                )
+                assert [i for i, text in homes.items() if who in text] == [ids]
 
 
 def test_key_value_samples_ask_only_for_what_was_said() -> None:
@@ -105,7 +122,7 @@ def test_key_value_samples_ask_only_for_what_was_said() -> None:
 
 def test_a_step_has_the_same_batch_in_every_run(tokenizer_json: Path) -> None:
     encoder = Encoder(tokenizer_json)
-    one, other = (Batches(encoder, seed=7).training(3, "text", {"chat": 1.0, "told": 1.0}, 4, 96) for _ in range(2))
+    one, other = (Batches(encoder, seed=7).training(3, "text", {"chat": 1.0, "told": 1.0}, 4, 200) for _ in range(2))
     assert one.ids.equal(other.ids) and one.weights.equal(other.weights)
     assert one.ids[:, 1:].equal(one.targets[:, :-1])
     assert (one.weights == 1).any(1).all()

@@ -74,7 +74,7 @@ def _run(tokenizer_json: Path, folder: Path, steps: int) -> Run:
     torch.manual_seed(1)
     folder.mkdir(exist_ok=True)
     stage = Stage(1 << 30, 128, {64: 1.0}, 0.5, {"told": 1.0, "plain": 1.0})
-    plan = Plan(steps=steps, decay_steps=1, stages=(stage,))
+    plan = Plan(steps=steps, cool_down=1, stages=(stage,))
     return Run(TrainableJamba(embedded_config()), Batches(Encoder(tokenizer_json), 1), plan, folder)
 
 
@@ -92,14 +92,15 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(tokenizer_json: Path
 
 
 def test_the_rate_warms_up_stays_and_falls_to_its_end() -> None:
-    plan = Plan(steps=1000, decay_steps=200, warmup=10, learning_rate=1.0, last_rate=0.1)
+    plan = Plan(steps=1000, decay=(600, 1400), cool_down=100, warmup=10, learning_rate=1.0, last_rate=0.0)
     assert plan.rate(0) == pytest.approx(0.1)
-    assert plan.rate(10) == plan.rate(800) == 1.0
-    assert 0.1 < plan.rate(900) < 1.0
-    assert plan.rate(1000) == pytest.approx(0.1)
-    assert [plan.rate(s) for s in range(700)] == [
-        Plan(steps=2000, decay_steps=200, warmup=10, learning_rate=1.0).rate(s) for s in range(700)
-    ]
+    assert plan.rate(10) == plan.rate(600) == 1.0
+    assert plan.rate(800) == pytest.approx(0.5 + 0.5 * 2**-0.5)
+    assert plan.rate(950) == pytest.approx(plan.rate(900) / 2, rel=0.2)
+    assert plan.rate(1000) == 0.0
+    longer = Plan(steps=2000, decay=(600, 1400), cool_down=100, warmup=10, learning_rate=1.0, last_rate=0.0)
+    assert [plan.rate(s) for s in range(900)] == [longer.rate(s) for s in range(900)]
+    assert longer.rate(1500) == 0.0
 
 
 def test_every_expert_is_chosen_and_only_as_many_as_asked(model: TrainableJamba) -> None:
