@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 from jambacli.engine.documents import Entry
 
-# Of the best document's evidence, what a cited one needs to stand; of all the evidence, what the best one needs to be named.
-_STANDS, _DECIDES, _SECOND = 0.5, 0.6, 0.8
+# Of the best document's evidence, what a cited one needs to stand; of all the evidence, what the best one needs to be named;
+# how near the next may come; how many words must stand together, since one may stand anywhere.
+_STANDS, _DECIDES, _SECOND, _TOGETHER = 0.5, 0.6, 0.8, 2
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ def ground(answer: str, cited: Sequence[int], entries: Sequence[Entry]) -> Groun
         return Grounded(tuple(cited))
     first = scores.index(best)
     second = max(s for i, s in enumerate(scores) if i != first)
-    if best >= _DECIDES * total and second <= _SECOND * best:
+    together = sum(weights[w] > 0 for w in having[first])
+    if together >= _TOGETHER and best >= _DECIDES * total and second <= _SECOND * best:
         return Grounded((first,), moved=True)
     return Grounded(tuple(cited), bare=not any(scores[i] for i in cited))
 

@@ -47,6 +47,10 @@ def test_an_answer_without_telling_words_changes_nothing(answer: str) -> None:
     assert not ground(answer, [2], PAGES).moved
 
 
+def test_one_word_is_no_evidence() -> None:
+    assert ground("Lindqvist.", [0], PAGES) == Grounded((0,), bare=True)
+
+
 def test_no_citations_stay_none_and_one_document_is_itself() -> None:
     assert ground("Mira Okafor", [], PAGES) == Grounded(())
     assert ground("Mira Okafor", [0], PAGES[:1]) == Grounded((0,))
