@@ -95,7 +95,11 @@ def test_a_pipe_gets_the_text_in_a_process_of_its_own(model: str) -> None:
 
 def test_ctrl_c_keeps_what_was_said(model: str) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "jambacli", "run", model, "go on", "-n", "100000", "--no-store"],
+        # It must not end by itself: token 1 is what stops it.
+        [
+            *(sys.executable, "-m", "jambacli", "run", model, "go on"),
+            *("-n", "100000", "--no-store", "--logit-bias", "1=-inf"),
+        ],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
