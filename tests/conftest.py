@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,14 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("../shared/data (the real Jamba tokenizer and templates) is not here")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def session_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What fixtures of whole modules load is not the user's last used model either."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAMBA_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
 
 
 @pytest.fixture(autouse=True)
