@@ -1,7 +1,7 @@
-"""GGUF's metadata values: their types, and reading them from a mapped file in bulk; knows nothing of tensors or models.
+"""GGUF's metadata values as bytes: types, encoding, reading in bulk from a mapped file; knows nothing of tensors or models.
 
 Value type ids, their widths and the length-prefixed strings are those of the GGUF specification, versions 2 and 3.
-Nothing is allocated before the bytes that a count or a length promises are known to be in the file.
+Reading, nothing is allocated before the bytes that a count or a length promises are known to be in the file.
 """
 
 from __future__ import annotations
@@ -216,6 +216,10 @@ class Metadata(Mapping[str, Any]):
         entry = self._entries[key]
         return self._buffer[entry.start : entry.end]
 
+    def encoded(self, key: str) -> bytes:
+        """The value with its type before it, byte for byte as in the file and as ``encode_value`` makes them."""
+        return _type_head(self.type_name(key), self.count(key)) + self.raw(key)
+
     def _decode(self, entry: Entry) -> Any:
         if entry.type == STRING:
             return str(self._buffer[entry.start + 8 : entry.end], "utf-8", "surrogateescape")
@@ -270,3 +274,72 @@ def _split_strings(raw: bytes, count: int, errors: str) -> list[str]:
         pos = start + unpack(raw, pos)[0]
         append(raw[start:pos].decode("utf-8", errors))
     return out
+
+
+def encode_value(key: str, value: Any, type_name: str | None = None) -> bytes:
+    """A value's bytes in a file, its type before it: ``u32``, ``str``, ``arr[i32]`` ..., or None to infer it.
+
+    Inferred: bool, str, f32 for floats, u32 for integers that fit (else i32, u64, i64); arrays by their first element,
+    integers as i32. Strings that came from bytes with surrogateescape become those bytes again. ValueError naming
+    ``key`` for a value that no type, or not this one, holds.
+    """
+    type_name = type_name or _infer_type(key, value)
+    array = type_name.startswith("arr[") and type_name.endswith("]")
+    element = type_name[4:-1] if array else type_name
+    if element not in TYPE_IDS:
+        raise ValueError(f"unknown GGUF type {type_name!r} for metadata key {key!r}")
+    head = _type_head(type_name, len(value) if array else 1)
+    if TYPE_IDS[element] == STRING:
+        return head + b"".join(encode_string(text) for text in (value if array else [value]))
+    _, code, dtype = SCALARS[TYPE_IDS[element]]
+    try:
+        if not array:
+            return head + struct.pack(code, value)
+        if hasattr(value, "dtype"):
+            if value.dtype.kind in "iu" and element[0] in "iu":
+                value = value.tolist()  # lets struct refuse what does not fit
+            else:
+                return head + value.astype(dtype).tobytes()
+        return head + struct.pack(f"<{len(value)}{code[1]}", *value)
+    except (struct.error, OverflowError, TypeError) as error:
+        raise ValueError(f"metadata key {key!r} does not fit {type_name}: {error}") from None
+
+
+def encode_string(text: str) -> bytes:
+    """A string's bytes with their length before them, as keys, tensor names and values have them."""
+    raw = text.encode("utf-8", "surrogateescape")
+    return _U64.pack(len(raw)) + raw
+
+
+def _type_head(type_name: str, count: int) -> bytes:
+    if type_name.startswith("arr["):
+        return struct.pack("<IIQ", ARRAY, TYPE_IDS[type_name[4:-1]], count)
+    return _U32.pack(TYPE_IDS[type_name])
+
+
+def _infer_type(key: str, value: Any) -> str:
+    if isinstance(value, (bool, str, int, float)):
+        return _infer_scalar(value)
+    dtype = getattr(value, "dtype", None)
+    if dtype is not None and getattr(value, "ndim", 1) == 1:
+        kind = "bool" if dtype.kind == "b" else f"{dtype.kind}{dtype.itemsize * 8}"
+        if kind in TYPE_IDS:
+            return f"arr[{kind}]"
+    if isinstance(value, (list, tuple)) and value:
+        element = _infer_scalar(value[0])
+        return f"arr[{'i32' if element in ('u32', 'i32') else element}]"
+    raise ValueError(f"cannot tell the GGUF type of metadata key {key!r}; give it")
+
+
+def _infer_scalar(value: Any) -> str:
+    if isinstance(value, bool):
+        return "bool"
+    if isinstance(value, str):
+        return "str"
+    if isinstance(value, float):
+        return "f32"
+    if not isinstance(value, int):
+        raise ValueError(f"no GGUF type holds {value!r}")
+    if value >= 0:
+        return "u32" if value < 1 << 32 else "u64"
+    return "i32" if value >= -(1 << 31) else "i64"

@@ -20,7 +20,7 @@ from jambacli.errors import JambaError
 from jambacli.files import refuse_existing, sync_directory, temporary_beside
 from jambacli.units import format_bytes
 from jambacli.weights.gguf import DEFAULT_ALIGNMENT, MAGIC, MAX_DIMS, SPLIT_NAME, split_path
-from jambacli.weights.gguf_values import ARRAY, SCALARS, STRING, TYPE_IDS, Metadata
+from jambacli.weights.gguf_values import Metadata, encode_string, encode_value
 from quant.formats import Format, get_format
 
 VERSION = 3
@@ -90,21 +90,16 @@ class GGUFWriter:
         return [output.path for output in self._outputs]
 
     def add(self, key: str, value: Any, type: str | None = None) -> None:
-        """Add one key-value pair: ``type`` is "u32", "f32", "str", "bool", "arr[i32]" ... or None to infer it.
-
-        Inferred: bool, str, f32 for floats, u32 for integers that fit (else i32, u64, i64); arrays by their first
-        element, integers as i32. Strings that came from bytes with surrogateescape are written back as those bytes.
-        """
-        self._put(key, _encode_value(key, value, type or _infer_type(key, value)))
+        """Add one key-value pair: ``type`` is "u32", "f32", "str", "bool", "arr[i32]" ... or None to infer it, as
+        ``gguf_values.encode_value`` does."""
+        self._put(key, encode_value(key, value, type))
 
     def copy_metadata(self, source: Metadata, skip: Collection[str] = ()) -> None:
         """Copy ``source``'s pairs byte for byte in its order, but ``skip``, the split.* keys and general.alignment."""
         for key in source:
             if key in skip or key in _SPLIT_KEYS or key == "general.alignment":
                 continue
-            name = source.type_name(key)
-            head = _type_head(name, source.count(key))
-            self._put(key, head + source.raw(key))
+            self._put(key, source.encoded(key))
 
     def _put(self, key: str, encoded: bytes) -> None:
         self._need("planning", "add metadata")
@@ -270,16 +265,16 @@ class GGUFWriter:
         if index and self.alignment != DEFAULT_ALIGNMENT:
             values["general.alignment"] = self._values["general.alignment"]
         if count > 1:
-            values["split.no"] = _encode_value("split.no", index, "u16")
-            values["split.count"] = _encode_value("split.count", count, "u16")
-            values["split.tensors.count"] = _encode_value("split.tensors.count", len(self._tensors), "i32")
+            values["split.no"] = encode_value("split.no", index, "u16")
+            values["split.count"] = encode_value("split.count", count, "u16")
+            values["split.tensors.count"] = encode_value("split.tensors.count", len(self._tensors), "i32")
         out = [MAGIC, struct.pack("<IQQ", VERSION, len(tensors), len(values))]
         for key, encoded in values.items():
-            out += [_encode_string(key), encoded]
+            out += [encode_string(key), encoded]
         for tensor in tensors:
             dims = tuple(reversed(tensor.shape))
             out += [
-                _encode_string(tensor.name),
+                encode_string(tensor.name),
                 struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, tensor.format.ggml_type, tensor.offset),
             ]
         return b"".join(out)
@@ -345,64 +340,3 @@ def _start_writeback(fd: int, offset: int, nbytes: int) -> None:
         # On Linux this queues dirty pages for writing; being dirty, they are not dropped from the cache.
         with contextlib.suppress(OSError):
             os.posix_fadvise(fd, offset, nbytes, os.POSIX_FADV_DONTNEED)
-
-
-def _infer_type(key: str, value: Any) -> str:
-    if isinstance(value, (bool, str, int, float)):
-        return _infer_scalar(value)
-    dtype = getattr(value, "dtype", None)
-    if dtype is not None and getattr(value, "ndim", 1) == 1:
-        kind = "bool" if dtype.kind == "b" else f"{dtype.kind}{dtype.itemsize * 8}"
-        if kind in TYPE_IDS:
-            return f"arr[{kind}]"
-    if isinstance(value, (list, tuple)) and value:
-        element = _infer_scalar(value[0])
-        return f"arr[{'i32' if element in ('u32', 'i32') else element}]"
-    raise ValueError(f"cannot tell the GGUF type of metadata key {key!r}; give it")
-
-
-def _infer_scalar(value: Any) -> str:
-    if isinstance(value, bool):
-        return "bool"
-    if isinstance(value, str):
-        return "str"
-    if isinstance(value, float):
-        return "f32"
-    if not isinstance(value, int):
-        raise ValueError(f"no GGUF type holds {value!r}")
-    if value >= 0:
-        return "u32" if value < 1 << 32 else "u64"
-    return "i32" if value >= -(1 << 31) else "i64"
-
-
-def _type_head(type_name: str, count: int) -> bytes:
-    if type_name.startswith("arr["):
-        return struct.pack("<IIQ", ARRAY, TYPE_IDS[type_name[4:-1]], count)
-    return struct.pack("<I", TYPE_IDS[type_name])
-
-
-def _encode_string(text: str) -> bytes:
-    raw = text.encode("utf-8", "surrogateescape")
-    return struct.pack("<Q", len(raw)) + raw
-
-
-def _encode_value(key: str, value: Any, type_name: str) -> bytes:
-    array = type_name.startswith("arr[") and type_name.endswith("]")
-    element = type_name[4:-1] if array else type_name
-    if element not in TYPE_IDS:
-        raise ValueError(f"unknown GGUF type {type_name!r} for metadata key {key!r}")
-    head = _type_head(type_name, len(value) if array else 1)
-    if TYPE_IDS[element] == STRING:
-        return head + b"".join(_encode_string(text) for text in (value if array else [value]))
-    _, code, dtype = SCALARS[TYPE_IDS[element]]
-    try:
-        if not array:
-            return head + struct.pack(code, value)
-        if hasattr(value, "dtype"):
-            if value.dtype.kind in "iu" and element[0] in "iu":
-                value = value.tolist()  # lets struct refuse what does not fit
-            else:
-                return head + value.astype(dtype).tobytes()
-        return head + struct.pack(f"<{len(value)}{code[1]}", *value)
-    except (struct.error, OverflowError, TypeError) as error:
-        raise ValueError(f"metadata key {key!r} does not fit {type_name}: {error}") from None
