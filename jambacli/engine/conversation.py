@@ -14,7 +14,7 @@ back as ``boundaries``: that is where checkpoints belong.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,16 @@ class Turn:
         """The template's view of this turn."""
         message: dict[str, Any] = {"role": self.role, "content": self.content, **self.extra}
         return message if self.thoughts is None else {**message, "reasoning_content": self.thoughts}
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object that ``from_json`` reads."""
+        return {k: v for k, v in asdict(self).items() if v not in (None, {})}
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> Turn:
+        """The turn in a JSON object whose fields have been checked."""
+        pinned = value.get("pinned")
+        return Turn(**{**value, "pinned": (int(pinned[0]), str(pinned[1])) if pinned else None})
 
 
 @dataclass(frozen=True)
@@ -119,7 +129,7 @@ class Conversation:
         """
         ids = list(ids)
         tokenizer = self.tokenizer
-        begin, end = tokenizer.marker_id(THINK), tokenizer.marker_id(THINK_END)
+        begin, end = thought_marks(tokenizer)
         thoughts: str | None = None
         thought_ids: list[int] | None = None
         if end is not None and (thinking or end in ids):
@@ -272,6 +282,20 @@ class Conversation:
             if start is not None and start + len(core) > (found[-1] if found else 0):
                 found.append(start + len(core))
         return found
+
+
+def thought_marks(tokenizer: Tokenizer) -> tuple[int | None, int | None]:
+    """The tokens that begin and end a thought, None where the vocabulary has none."""
+    return tokenizer.marker_id(THINK), tokenizer.marker_id(THINK_END)
+
+
+def ends_in_thought(tokenizer: Tokenizer, ids: Sequence[int], reply: int = 0) -> bool:
+    """Whether the text after ``ids``, whose last ``reply`` tokens are a reply, is a thought."""
+    begin, end = thought_marks(tokenizer)
+    marks = {begin: True, end: False}
+    # A prompt opens thoughts at its very end (a line break may follow); earlier turns' thoughts do not count.
+    recent = ids[len(ids) - reply - 4 :]
+    return next((marks[t] for t in reversed(recent) if t in marks), False)
 
 
 def plain_documents(documents: Sequence[Mapping[str, Any]]) -> str:

@@ -111,11 +111,6 @@ class Persistence:
             self._thread.start()
         self._queue.put(_Batch(blobs, listed, (lambda: done(prefixes)) if done else None, durable))
 
-    def remember(self, prefixes: Sequence[Prefix]) -> None:
-        """Shorter prefixes of the sequence just loaded are in the store too: later commits list them again."""
-        self._checkpoints |= {p.position: p.checkpoint for p in prefixes}
-        self._logits |= {p.position: p.logits for p in prefixes if p.logits}
-
     def flush(self) -> None:
         """Wait until everything committed is written."""
         if self._thread is not None:
@@ -142,6 +137,19 @@ class Persistence:
                 return prefix.position
             self.store.drop_prefix(self.space, prefix)
         return 0
+
+    def take_up(self, sequence: TokenSequence, prefixes: Sequence[Prefix], tokens: Sequence[int]) -> None:
+        """Put the longest of these prefixes of ``tokens`` that is still stored into the sequence.
+
+        Those shorter than it count as stored, so that later commits list them again: an edit goes back to one of them.
+        """
+        for prefix in sorted(prefixes, key=lambda p: -p.position):
+            at = prefix.position
+            if at <= len(tokens) and self.load(sequence, prefix, list(tokens[:at])):
+                shorter = [p for p in prefixes if p.position < at]
+                self._checkpoints |= {p.position: p.checkpoint for p in shorter}
+                self._logits |= {p.position: p.logits for p in shorter if p.logits}
+                return
 
     def load(self, sequence: TokenSequence, prefix: Prefix, tokens: list[int]) -> bool:
         """Put a stored prefix into the sequence. False when a part of it is missing (nothing has changed then) or

@@ -13,7 +13,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any
 
@@ -259,11 +259,6 @@ def release(name: str, lock: IO[bytes]) -> None:
     if not session_path(name).exists():
         session_path(name).with_suffix(".lock").unlink(missing_ok=True)
     lock.close()
-
-
-def turn_to_json(turn: Any) -> dict[str, Any]:
-    """A Conversation's turn as a JSON object."""
-    return {k: v for k, v in asdict(turn).items() if v not in (None, {})}
 
 
 def _packed(ids: Sequence[int]) -> str:

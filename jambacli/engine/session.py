@@ -9,20 +9,19 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
-from jambacli import ui
-from jambacli.engine import saved as files
-from jambacli.engine.conversation import THINK, THINK_END, Conversation, Rendered, Turn, render_plain
+from jambacli.engine.conversation import Conversation, Rendered, Turn, ends_in_thought, render_plain, thought_marks
 from jambacli.engine.generate import Generated, Thought, generate
-from jambacli.engine.persist import Persistence, text_hash
+from jambacli.engine.persist import text_hash
+from jambacli.engine.record import Record
 from jambacli.engine.sampling import Sampler, Sampling
 from jambacli.engine.sequence import Counters, Reading, TokenSequence, silent
-from jambacli.engine.store import Prefix, PrefixStore
 from jambacli.errors import JambaError, UsageError
 
 if TYPE_CHECKING:
     from jambacli.engine.api import Jamba
+    from jambacli.engine.saved import SavedSession
     from jambacli.engine.schema import SchemaConstraint
     from jambacli.model.state import SequenceState
 
@@ -79,38 +78,32 @@ class Session:
         if (name or resume) and not store:
             raise UsageError("a named session needs the store; leave out the name, or the wish to store nothing")
         self.model = model
-        self.name = resume or name
-        self.parent: str | None = None
         self.sampling = sampling or model.sampling
         self.stats = Stats()
         self._system = system
         self._conversation: Conversation | None = None
-        self._created = time.time()
         self._prompt: list[int] = []
         self._reply_ids: list[int] = []
         self._chat = True
         self._finish = ""
         self._random_state: dict[str, Any] | None = None
-        self._lock: IO[bytes] | None = None
-        self._read_only = read_only
-        if self.name and not read_only:
-            self._lock = files.acquire(self.name)
+        self._record = Record(model, name=name, resume=resume, read_only=read_only)
         try:
-            saved = files.read(resume) if resume else None
-            if saved is not None:
-                self._check_same(saved, kv_type)
-                ctx = ctx or saved.ctx
-            elif name and files.exists(name):
-                raise UsageError(f"there is a session {name!r} already; resume it, or choose another name")
-            kv_type = kv_type or (saved.kv_type if saved else "f16")
-            self.sequence = TokenSequence(model.model, ctx or limit, kv_type)
+            found = self._record.found
+            kv_type = self._record.kv_type(kv_type)
+            self.sequence = TokenSequence(model.model, ctx or (found.ctx if found else limit), kv_type)
             if store:
-                self.sequence.persistence = self._persistence(kv_type)
-            if saved is not None:
-                self._take_up(saved)
+                self.sequence.persistence = self._record.persistence(kv_type)
+            if found is not None:
+                self._take_up(found)
         except BaseException:
             self.close()
             raise
+
+    @property
+    def name(self) -> str | None:
+        """The name it is saved under, None where it has none."""
+        return self._record.name
 
     @property
     def state(self) -> SequenceState:
@@ -231,14 +224,7 @@ class Session:
         """
         if self.sequence.persistence is None:
             raise UsageError("this session stores nothing on disk; it cannot be saved")
-        if name is not None and name != self.name:
-            lock = files.acquire(name)
-            if self._lock is not None:
-                files.release(self.name or "", self._lock)
-            self.parent, self.name, self._lock, self._read_only = self.name, name, lock, False
-        if self.name is None:
-            self.name = files.generated_name()
-            self._lock = files.acquire(self.name)
+        self._record.rename(name)
         self.commit()
         self.sequence.persistence.close()
 
@@ -247,9 +233,7 @@ class Session:
         sequence = getattr(self, "sequence", None)
         if sequence is not None and sequence.persistence is not None:
             sequence.persistence.close()
-        if self._lock is not None:
-            files.release(self.name or "", self._lock)
-            self._lock = None
+        self._record.close()
 
     def __enter__(self) -> Session:
         return self
@@ -257,49 +241,18 @@ class Session:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _persistence(self, kv_type: str) -> Persistence | None:
-        """The way to the store. Where there can be no store, a session without a name does without, and says so."""
-        try:
-            return Persistence(PrefixStore(), f"{self.model.fingerprint}-{kv_type}")
-        except JambaError as error:
-            if self.name:
-                raise
-            ui.warn(f"{error}; nothing of this will be kept")
-            return None
-
     def _check_writable(self) -> None:
-        if self._read_only:
+        if self._record.read_only:
             raise UsageError(f"session {self.name!r} is open read-only; branch it under another name to go on")
 
-    def _check_same(self, saved: files.SavedSession, kv_type: str | None) -> None:
-        if saved.fingerprint != self.model.fingerprint:
-            raise JambaError(
-                f"session {saved.name!r} was made with {saved.model} ({saved.model_path}), not with {self.model.name} "
-                f"({self.model.path}): open it with that file, or start another session"
-            )
-        if kv_type is not None and kv_type != saved.kv_type:
-            raise JambaError(
-                f"session {saved.name!r} keeps its keys and values as {saved.kv_type}, not {kv_type}: "
-                f"leave out --kv-type, or start another session"
-            )
-
-    def _take_up(self, saved: files.SavedSession) -> None:
-        """Stand where a saved session stopped: its turns, and the longest of its own prefixes that is still stored."""
-        self._created, self.parent, self._chat = saved.created, saved.parent, saved.chat
-        self._prompt, self._reply_ids, self._finish = list(saved.prompt), list(saved.reply), saved.finish
-        self._random_state = saved.random_state
+    def _take_up(self, saved: SavedSession) -> None:
+        """Stand where a saved session stopped."""
+        self._chat, self._finish, self._random_state = saved.chat, saved.finish, saved.random_state
+        self._prompt, self._reply_ids = list(saved.prompt), list(saved.reply)
         if saved.chat:
             self._system = saved.system
-            self.conversation.turns = [_turn(t) for t in saved.turns]
-        persistence = self.sequence.persistence
-        assert persistence is not None
-        persistence.documents = list(saved.documents)
-        tokens = saved.tokens
-        for prefix in sorted(saved.prefixes, key=lambda p: -p.position):
-            if prefix.position <= len(tokens) and persistence.load(self.sequence, prefix, tokens[: prefix.position]):
-                # The shorter ones stay reachable: an edit goes back to one of them.
-                persistence.remember([p for p in saved.prefixes if p.position < prefix.position])
-                return
+            self.conversation.turns = [Turn.from_json(t) for t in saved.turns]
+        self._record.restore(self.sequence)
 
     def _answer(
         self, max_tokens: int | None, stop: Sequence[str], reserve: int, reading: Reading, sampling: Mapping[str, Any]
@@ -330,7 +283,7 @@ class Session:
         finally:
             pieces.close()  # type: ignore[attr-defined]
             if self._prompt:
-                self.conversation.add_assistant(result.ids, self._thinking(self._prompt, 0))
+                self.conversation.add_assistant(result.ids, ends_in_thought(self.model.tokenizer, self._prompt))
                 self.commit()
 
     def _generate(
@@ -358,10 +311,10 @@ class Session:
         try:
             sequence.advance(rendered.ids, rendered.boundaries, reading, reserve)
             self._prompt = rendered.ids[: len(rendered.ids) - skip]
-            result.thinking = self._chat and self._thinking(rendered.ids, skip)
+            result.thinking = self._chat and ends_in_thought(tokenizer, rendered.ids, skip)
             if constraint is not None:
                 room = sequence.ctx - len(rendered.ids)
-                opened = self._chat and self._thinking(self._prompt, 0)
+                opened = self._chat and ends_in_thought(tokenizer, self._prompt)
                 constraint.begin(room if max_tokens is None else min(room, max_tokens), opened, result.ids)
             pieces = generate(
                 sequence,
@@ -370,7 +323,7 @@ class Session:
                 max_tokens=None if max_tokens is None else max_tokens + skip,
                 stops=() if constraint is not None else stop,
                 stop_ids=tokenizer.stop_ids,
-                thought_marks=(tokenizer.marker_id(THINK), tokenizer.marker_id(THINK_END)),
+                thought_marks=thought_marks(tokenizer),
                 result=result,
             )
             for piece in pieces:
@@ -414,56 +367,25 @@ class Session:
             return None
         from jambacli.engine.schema import SchemaConstraint
 
-        tokenizer = self.model.tokenizer
-        marks = (tokenizer.marker_id(THINK), tokenizer.marker_id(THINK_END))
-        return SchemaConstraint(
-            tokenizer, sampling.schema, self.model.config.vocab_size, marks, citable=sampling.cite or 0
-        )
-
-    def _thinking(self, ids: Sequence[int], reply: int) -> bool:
-        """Whether the text after ``ids``, whose last ``reply`` tokens are a reply, is a thought."""
-        tokenizer = self.model.tokenizer
-        marks = {tokenizer.marker_id(THINK): True, tokenizer.marker_id(THINK_END): False}
-        # A prompt opens thoughts at its very end (a line break may follow); earlier turns' thoughts do not count.
-        recent = ids[len(ids) - reply - 4 :]
-        return next((marks[t] for t in reversed(recent) if t in marks), False)
+        tokenizer, n_vocab = self.model.tokenizer, self.model.config.vocab_size
+        marks = thought_marks(tokenizer)
+        return SchemaConstraint(tokenizer, sampling.schema, n_vocab, marks, citable=sampling.cite or 0)
 
     def commit(self) -> None:
         """Store the sequence and, under a name, the session that leads to it; returns before it is written."""
-        persistence = self.sequence.persistence
-        if persistence is None or self._read_only or self.sequence.state.torn:
+        sequence, persistence = self.sequence, self.sequence.persistence
+        if persistence is None or self._record.read_only or sequence.state.torn:
             return
         if self.name is None:
-            persistence.commit(self.sequence)
+            persistence.commit(sequence)
             return
-        turns = [files.turn_to_json(t) for t in self.conversation.turns] if self._chat else []
-        saved = files.SavedSession(
-            name=self.name,
-            model=self.model.name,
-            model_path=str(self.model.path),
-            fingerprint=self.model.fingerprint,
-            kv_type=self.state.kv_type,
-            ctx=self.sequence.ctx,
-            created=self._created,
-            updated=time.time(),
+        self._record.commit(
+            sequence,
             system=self._system,
-            parent=self.parent,
             chat=self._chat,
-            turns=turns,
+            turns=[t.to_json() for t in self.conversation.turns] if self._chat else [],
             prompt=list(self._prompt),
             reply=list(self._reply_ids),
             finish=self._finish,
             random_state=self._random_state,
-            documents=list(persistence.documents),
         )
-
-        def done(prefixes: list[Prefix]) -> None:
-            saved.prefixes = prefixes
-            files.write(saved)
-
-        persistence.commit(self.sequence, done)
-
-
-def _turn(value: Mapping[str, Any]) -> Turn:
-    pinned = value.get("pinned")
-    return Turn(**{**value, "pinned": (int(pinned[0]), str(pinned[1])) if pinned else None})

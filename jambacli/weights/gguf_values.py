@@ -1,4 +1,4 @@
-"""GGUF's metadata values as bytes: types, encoding, reading in bulk from a mapped file; knows nothing of tensors or models.
+"""GGUF's metadata values as bytes: encoding, and reading in bulk from a mapped file; knows no tensors, no models.
 
 Value type ids, their widths and the length-prefixed strings are those of the GGUF specification, versions 2 and 3.
 Reading, nothing is allocated before the bytes that a count or a length promises are known to be in the file.
