@@ -27,7 +27,8 @@ from jambacli.files import atomic_write, jamba_home
 _VERSION = 1
 _MAX_FILE = 256 << 20
 _LATEST = 253402300799  # the end of the year 9999, in seconds since 1970
-_TURN_FIELDS = frozenset(["role", "content", "ids", "thoughts", "thought_ids", "pinned", "extra"])
+_TURN_TEXTS = frozenset(["role", "content", "thoughts", "plain"])
+_TURN_FIELDS = _TURN_TEXTS | {"ids", "thought_ids", "pinned", "extra"}
 
 
 @dataclass
@@ -171,7 +172,7 @@ def _check_types(value: dict[str, Any]) -> None:
     for turn in value.get("turns", []):
         if not isinstance(turn, dict) or not turn.keys() <= _TURN_FIELDS:
             raise ValueError("a turn is no turn")
-        if not all(isinstance(turn.get(k, ""), str) for k in ("role", "content", "thoughts")) or "role" not in turn:
+        if "role" not in turn or not all(isinstance(turn.get(k, ""), str) for k in _TURN_TEXTS):
             raise ValueError("a turn has no role, or no text")
         pinned = turn.get("pinned")
         if pinned is not None and not (isinstance(pinned, list) and [type(x) for x in pinned] == [int, str]):

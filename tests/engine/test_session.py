@@ -211,6 +211,19 @@ def test_documents_are_read_once(model: Jamba, model_file: Path) -> None:
         assert third.stats.prefilled_tokens <= 64
 
 
+def test_documents_that_the_template_has_no_place_for_are_taken_up_with_the_session(tmp_path: Path) -> None:
+    template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<assistant>"
+    path = small_file(tmp_path, "f32", template=template)
+    with Jamba.load(path).session(name="plain") as session:
+        list(session.send("Who?", documents=[{"text": "Mira counted 42 herons."}], max_tokens=4, **GREEDY))
+        turns = session.conversation.turns
+        assert "42 herons" in (turns[0].plain or "")
+    with Jamba.load(path).session(resume="plain") as again:
+        assert again.conversation.turns == turns
+        say(again, "And how many?")
+        assert again.stats.replayed_document_tokens == 0
+
+
 def test_an_interrupted_reply_is_kept(model: Jamba) -> None:
     with model.session(name="cut") as session:
         pieces = session.send("Tell me of herons.", max_tokens=50, temperature=0, stop=[])
