@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -77,3 +77,21 @@ def jamba_home() -> Path:
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("jamba", appauthor=False))
+
+
+def private_folder(folder: Path, purpose: str, inside: Iterable[str] = ()) -> Path:
+    """Make a folder below ``jamba_home``, and those of these names ``inside`` it, for the user alone; returns it.
+
+    Where it cannot be made, a JambaError says that the ``purpose`` ("keep sessions") cannot be served.
+    """
+    try:
+        for place in (folder, *(folder / name for name in inside)):
+            place.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise JambaError(
+            f"cannot {purpose} under {folder}: {error.strerror or error}; set JAMBA_HOME to a folder that can be "
+            "written to"
+        ) from error
+    with contextlib.suppress(OSError):
+        folder.chmod(0o700)
+    return folder

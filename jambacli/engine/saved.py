@@ -22,7 +22,7 @@ import numpy as np
 from jambacli import ui
 from jambacli.engine.store import Prefix
 from jambacli.errors import BadFileError, JambaError, UsageError
-from jambacli.files import atomic_write, jamba_home
+from jambacli.files import atomic_write, jamba_home, private_folder
 
 _VERSION = 1
 _MAX_FILE = 256 << 20
@@ -79,17 +79,7 @@ def generated_name() -> str:
 
 def sessions_folder() -> Path:
     """``JAMBA_HOME/sessions``, made for the user alone. JambaError where it cannot be."""
-    folder = jamba_home() / "sessions"
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise JambaError(
-            f"cannot keep sessions under {folder}: {error.strerror or error}; set JAMBA_HOME to a folder that can be "
-            "written to"
-        ) from error
-    with contextlib.suppress(OSError):
-        folder.chmod(0o700)
-    return folder
+    return private_folder(jamba_home() / "sessions", "keep sessions")
 
 
 def session_path(name: str) -> Path:

@@ -26,8 +26,7 @@ import numpy as np
 
 from jambacli import ui
 from jambacli.engine.notes import Notes
-from jambacli.errors import JambaError
-from jambacli.files import jamba_home, sync_directory
+from jambacli.files import jamba_home, private_folder, sync_directory
 from jambacli.units import parse_size
 
 DEFAULT_BUDGET = 20 * 10**9
@@ -106,21 +105,11 @@ class PrefixStore:
 
         JambaError where the directories cannot be made.
         """
-        self.root = root or jamba_home() / "prefixes"
         self.budget = budget_from_environment() if budget is None else budget
+        self.root = private_folder(root or jamba_home() / "prefixes", "store", inside=("blobs", "index"))
         self._warned: set[str] = set()
         # Bytes that may be written before the blobs are counted again.
         self._slack = 0
-        try:
-            for folder in (self.root, self.root / "blobs", self.root / "index"):
-                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        except OSError as error:
-            raise JambaError(
-                f"cannot store under {self.root}: {error.strerror or error}; set JAMBA_HOME to a folder that can be "
-                "written to"
-            ) from error
-        with contextlib.suppress(OSError):
-            self.root.chmod(0o700)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
