@@ -15,7 +15,10 @@ from torch import Tensor
 
 from jambacli.training import corpus
 from jambacli.training.corpus import Span
+from jambacli.training.probe import homes_tensor
 from jambacli.training.tokenizer import MARKERS, Encoder
+
+Sample = tuple[list[int], list[float], list[str]]
 
 # Tokens, about: of a report, of a report that is a document, of a question with its answer, of one that cites.
 _PER_REPORT, _PER_DOCUMENT, _PER_TURN, _PER_CITED = 40, 62, 28, 34
@@ -23,11 +26,16 @@ _PER_REPORT, _PER_DOCUMENT, _PER_TURN, _PER_CITED = 40, 62, 28, 34
 
 @dataclass(frozen=True)
 class Batch:
-    """ids [batch, tokens] to read, targets [batch, tokens] to predict, the weight of each in the loss."""
+    """ids [batch, tokens] to read, targets [batch, tokens] to predict, the weight of each in the loss.
+
+    ``homes`` [batch, tokens, digits]: the document that each id belongs to (probe.py); ``answers``: which ids are learnt.
+    """
 
     ids: Tensor
     targets: Tensor
     weights: Tensor
+    homes: Tensor
+    answers: Tensor
 
 
 def key_value(random: Random, tokens: int, vocab_size: int) -> tuple[list[int], list[float]]:
@@ -141,14 +149,21 @@ class Batches:
     def _key_value(self, random: Random, batch: int, tokens: int, pool: int | None) -> Batch:
         size = self._encoder.vocab_size
         size = size if pool is None else min(size, len(MARKERS) + 256 + pool)
-        return self._batch([key_value(random, tokens, size) for _ in range(batch)], tokens)
+        made = [key_value(random, tokens, size) for _ in range(batch)]
+        return self._batch([(ids, weights, []) for ids, weights in made], tokens)
 
-    def _sample(self, random: Random, kind: str, tokens: int, held_out: bool) -> tuple[list[int], list[float]]:
+    def _sample(self, random: Random, kind: str, tokens: int, held_out: bool) -> Sample:
         return self._encoder.sample(KINDS[kind](random, tokens, held_out), self._rest)
 
-    def _batch(self, samples: list[tuple[list[int], list[float]]], tokens: int) -> Batch:
+    def _batch(self, samples: list[Sample], tokens: int) -> Batch:
         ids, weights = torch.zeros(len(samples), tokens + 1, dtype=torch.int64), torch.zeros(len(samples), tokens + 1)
-        for row, (sample, weight) in enumerate(samples):
+        for row, (sample, weight, _) in enumerate(samples):
             n = min(len(sample), tokens + 1)
             ids[row, :n], weights[row, :n] = torch.tensor(sample[:n]), torch.tensor(weight[:n])
-        return Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), weights[:, 1:].contiguous())
+        return Batch(
+            ids[:, :-1].contiguous(),
+            ids[:, 1:].contiguous(),
+            weights[:, 1:].contiguous(),
+            homes_tensor([homes for *_, homes in samples], tokens),
+            weights[:, :-1] == 1,
+        )

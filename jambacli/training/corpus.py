@@ -8,7 +8,7 @@ training never sees, so that a right answer can only have been read.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from jambacli.training import words
@@ -26,11 +26,15 @@ CITATION_MODE = "\n# Active Modes\n\n## Citation Mode\n"
 
 @dataclass(frozen=True)
 class Span:
-    """A stretch of a sample: markup (one token) or text; ``learn`` where the model is to say it."""
+    """A stretch of a sample: markup (one token) or text; ``learn`` where the model is to say it.
+
+    ``home`` is the number of the document that the text stands in, or, in an answer, of the one it was taken from.
+    """
 
     text: str
     learn: bool = False
     marker: bool = False
+    home: str = ""
 
 
 @dataclass(frozen=True)
@@ -254,11 +258,12 @@ def _file_name(random: Random) -> str:
 def documents(laid_out: Sequence[Document], cite: bool) -> list[Span]:
     """A system message with the documents, and the citation mode where answers ``cite``."""
     spans = [Span(BOM, marker=True), Span(SYSTEM, marker=True), Span(" "), Span(DOCUMENTS, marker=True)]
-    body = "\n# Documents"
+    spans.append(Span("\n# Documents"))
     for document in laid_out:
         title = f"\nTitle: {document.title}" if document.title else ""
-        body += f"\n\n## Document ID: {document.id}{title}\nText: {document.text}"
-    spans += [Span(body + "\n"), Span(DOCUMENTS_END, marker=True)]
+        spans.append(Span(f"\n\n## Document ID: {document.id}"))
+        spans.append(Span(f"{title}\nText: {document.text}", home=str(document.id)))
+    spans += [Span("\n"), Span(DOCUMENTS_END, marker=True)]
     if cite:
         spans += [Span("\n\n"), Span(MODES, marker=True), Span(CITATION_MODE), Span(MODES_END, marker=True)]
     return [*spans, Span(EOM, marker=True)]
@@ -266,13 +271,10 @@ def documents(laid_out: Sequence[Document], cite: bool) -> list[Span]:
 
 def cited(answer: str, ids: Sequence[int]) -> list[Span]:
     """An assistant message that names the documents it comes from."""
-    *said, end = message(ASSISTANT, answer, True)
-    return [*said, *_citations(ids, True), end]
-
-
-def _citations(ids: Sequence[int], learn: bool) -> list[Span]:
-    named = f"[{', '.join(map(str, ids))}]"
-    return [Span(CITATIONS, learn, True), Span(named, learn), Span(CITATIONS_END, learn, True)]
+    begin, role, said, end = message(ASSISTANT, answer, True)
+    named = [Span(CITATIONS, True, True), Span(f"[{', '.join(map(str, ids))}]", True), Span(CITATIONS_END, True, True)]
+    home = str(ids[0]) if len(ids) == 1 else ""
+    return [begin, role, *(replace(span, home=home) for span in (said, *named)), end]
 
 
 def join(reports: Sequence[Report], random: Random) -> str:

@@ -141,7 +141,10 @@ class Layer(nn.Module):
 
 
 class TrainableJamba(nn.Module):
-    """Token ids [batch, tokens] -> final hidden states; ``logits`` are those times the (tied) embedding."""
+    """Token ids [batch, tokens] -> final hidden states; ``logits`` are those times the (tied) embedding.
+
+    ``before_attention`` holds the residual stream that went into the last attention layer in the last pass.
+    """
 
     def __init__(self, config: JambaConfig, compute: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -149,11 +152,15 @@ class TrainableJamba(nn.Module):
         self.embed = nn.Parameter(torch.randn(config.vocab_size, config.hidden) / math.sqrt(config.hidden))
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.n_layers))
         self.norm = RmsNorm(config.hidden, config.rms_eps)
+        self.before_attention: Tensor | None = None
 
     def forward(self, ids: Tensor) -> Tensor:
         """Normed hidden states [batch, tokens, hidden] in the compute type."""
         x = F.embedding(ids, self.embed)
-        for layer in self.layers:
+        last_attention = max((i for i, a in enumerate(self.config.layer_is_attention) if a), default=0)
+        for i, layer in enumerate(self.layers):
+            if i == last_attention:
+                self.before_attention = x
             x = layer(x, self.compute)
         return self.norm(x, self.compute)
 

@@ -91,7 +91,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> dict[str, Any]:
 
 
 class Encoder:
-    """Samples -> ids and the weight that each id's prediction has in the loss."""
+    """Samples -> ids, the weight that each id's prediction has in the loss, and the document that it belongs to."""
 
     def __init__(self, tokenizer_json: Path) -> None:
         from tokenizers import Tokenizer
@@ -113,14 +113,15 @@ class Encoder:
             ids += known
         return ids
 
-    def sample(self, spans: Sequence[Span], rest: float) -> tuple[list[int], list[float]]:
-        """Ids and weights, bos first: 1 for what is to be learnt, ``rest`` for the other tokens."""
-        ids, weights = [self.markers[BOS]], [0.0]
+    def sample(self, spans: Sequence[Span], rest: float) -> tuple[list[int], list[float], list[str]]:
+        """Ids, weights and homes, bos first. A weight is 1 for what is to be learnt, ``rest`` for the other tokens."""
+        ids, weights, homes = [self.markers[BOS]], [0.0], [""]
         for span in spans:
             new = [self.markers[span.text]] if span.marker else self.text(span.text)
             ids += new
             weights += [1.0 if span.learn else rest] * len(new)
-        return ids, weights
+            homes += [span.home] * len(new)
+        return ids, weights, homes
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, markers shown."""

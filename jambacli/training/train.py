@@ -21,6 +21,7 @@ from torch import Tensor
 from jambacli import ui
 from jambacli.training.batches import Batch, Batches
 from jambacli.training.model import TrainableJamba
+from jambacli.training.probe import Probe
 
 
 @dataclass(frozen=True)
@@ -38,21 +39,22 @@ class Stage:
     pool: int | None = None
 
 
-_TEXT = {"chat": 0.5, "cite": 0.08, "summary": 0.15, "told": 0.1, "plain": 0.17}
+_TEXT = {"chat": 0.42, "cite": 0.2, "summary": 0.15, "told": 0.08, "plain": 0.15}
 
 
 @dataclass(frozen=True)
 class Plan:
     """Everything a run is determined by. A step's tokens are split into rows of its length."""
 
-    steps: int = 3250
-    decay: tuple[int, int] = (1500, 3900)
-    cool_down: int = 250
+    steps: int = 4000
+    decay: tuple[int, int] = (1800, 4600)
+    cool_down: int = 300
     learning_rate: float = 2e-3
     last_rate: float = 0.02  # of the learning rate
     warmup: int = 60
     weight_decay: float = 0.05
     balance: float = 0.01
+    where: float = 0.5  # weight of the probes' loss
     seed: int = 1
     stages: tuple[Stage, ...] = (
         Stage(300, 1024, {64: 1.0}, 1.0, pool=48),
@@ -86,13 +88,15 @@ class Run:
 
     def __init__(self, model: TrainableJamba, batches: Batches, plan: Plan, folder: Path, device: str = "cpu") -> None:
         self.model, self.batches, self.plan, self.folder, self.device = model.to(device), batches, plan, folder, device
+        self.probe = Probe(model.config.hidden).to(device)
         matrices = [p for p in model.parameters() if p.dim() >= 2 and p is not model.embed and p.shape[-1] > 16]
         chosen = {id(p) for p in matrices}
-        others = [p for p in model.parameters() if id(p) not in chosen]
+        others = [p for p in (*model.parameters(), *self.probe.parameters()) if id(p) not in chosen]
         groups = [{"params": matrices, "weight_decay": plan.weight_decay}, {"params": others, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(0.9, 0.95), fused=True)
         self.step = self.tokens = 0
         self.seconds = 0.0
+        self._where: list[list[float]] = []
         self._resume()
 
     def train(self, until: int | None = None, report_every: int = 50, save_every: int = 200) -> None:
@@ -122,15 +126,24 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = plan.rate(self.step)
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.loss(batch)
-        (loss + plan.balance * self.model.balance()[0]).backward()
+        hidden = self.model(batch.ids.to(self.device))
+        loss, where = self.loss(batch, hidden), self._whereabouts(batch, hidden)
+        (loss + plan.where * where + plan.balance * self.model.balance()[0]).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         return kind, tokens, len(batch.ids), float(loss.detach())
 
-    def loss(self, batch: Batch) -> Tensor:
-        """Mean cross entropy over the tokens with a weight; logits are made for those alone."""
-        hidden = self.model(batch.ids.to(self.device))
+    def _whereabouts(self, batch: Batch, hidden: Tensor) -> Tensor:
+        """The probes' loss after a pass that ended in ``hidden``; their shares of right numbers are kept for the log."""
+        assert self.model.before_attention is not None
+        where, shares = self.probe(
+            self.model.before_attention, hidden, batch.homes.to(self.device), batch.answers.to(self.device)
+        )
+        self._where.append(shares)
+        return where
+
+    def loss(self, batch: Batch, hidden: Tensor) -> Tensor:
+        """Mean cross entropy over the tokens with a weight, from the final states; logits are made for those alone."""
         weights = batch.weights.flatten().to(self.device)
         chosen = weights.nonzero()[:, 0]
         kept = weights[chosen]
@@ -160,6 +173,7 @@ class Run:
         checks = {"key-value": self.accuracy("key-value", 512 // longest + 4, longest)}
         for kind in self.plan.stage(self.step).text:
             checks[kind] = self.accuracy(kind, max(2, 2048 // longest), longest)
+        where = torch.tensor(self._where or [[math.nan] * 2]).nanmean(0).tolist()
         line = {
             "step": self.step,
             "tokens": self.tokens,
@@ -167,8 +181,10 @@ class Run:
             "rate": round(self.plan.rate(self.step), 6),
             "loss": {k: round(v, 4) for k, v in sorted(losses.items())},
             "exact": {k: round(v, 4) for k, v in checks.items()},
+            "where": [None if math.isnan(x) else round(x, 4) for x in where],
             "loads": [[round(x, 3) for x in load.tolist()] for load in self.model.balance()[1]],
         }
+        self._where.clear()
         with (self.folder / "log.jsonl").open("a") as log:
             log.write(json.dumps(line) + "\n")
         ui.note(json.dumps({k: v for k, v in line.items() if k != "loads"}))
@@ -177,6 +193,7 @@ class Run:
         """Write ``checkpoint.pt`` whole or not at all."""
         state: dict[str, Any] = {
             "model": self.model.state_dict(),
+            "probe": self.probe.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "tokens": self.tokens,
@@ -194,6 +211,7 @@ class Run:
             return
         state = torch.load(path, map_location=self.device, weights_only=True)
         self.model.load_state_dict(state["model"])
+        self.probe.load_state_dict(state["probe"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
         # What was reported after the checkpoint is going to be reported again.

@@ -42,6 +42,7 @@ REMARKS = _words(
 _ONSETS = _words("b c d f g h j k l m n p r s t v w z br dr gr kr tr st sh th fl")
 _VOWELS = _words("a e i o u a e o")
 _CODAS = ["", "", "", "", "l", "n", "r", "s", "k", "m", "t", "z"]
+_INNER_CODAS = ["l", "n", "r", "s", "m", "d"]
 
 
 def is_held_out(word: str) -> bool:
@@ -50,10 +51,17 @@ def is_held_out(word: str) -> bool:
 
 
 def made_word(random: Random, syllables: int, held_out: bool) -> str:
-    """A word of that many random syllables, from the held-out share or from the other."""
+    """A word of that many random syllables, from the held-out share or from the other.
+
+    A tenth of those of several syllables begin with a vowel; a fifth of the inner syllables are closed.
+    """
     while True:
-        word = "".join(random.choice(_ONSETS) + random.choice(_VOWELS) for _ in range(syllables)) + random.choice(
-            _CODAS
-        )
+        word = ""
+        for i in range(syllables):
+            if i and random.random() < 0.2:
+                word += random.choice(_INNER_CODAS)
+            bare = i == 0 and syllables > 1 and random.random() < 0.1
+            word += ("" if bare else random.choice(_ONSETS)) + random.choice(_VOWELS)
+        word += random.choice(_CODAS)
         if is_held_out(word) == held_out:
             return word

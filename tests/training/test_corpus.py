@@ -98,9 +98,8 @@ def test_every_answer_cites_the_document_of_its_report() -> None:
     for seed in range(40):
         random = Random(seed)
         spans = corpus.chat(random, corpus.make_reports(random, 5), 6, "cite")
-        body = next(s.text for s in spans if "# Documents" in s.text)
+        body, said = "".join(s.text for s in spans).split(corpus.DOCUMENTS_END, 1)
         homes = dict(re.findall(r"Document ID: (\d+)\n(?:Title: .*\n)?Text: ([\s\S]*?)(?=\n\n## Document|\n$)", body))
-        said = "".join(s.text for s in spans[spans.index(next(s for s in spans if s.text == body)) :])
         answers = re.findall(r"<\|assistant\|> (.*?)<citations>\[([\d, ]+)\]</citations><\|eom\|>", said, re.DOTALL)
         assert len(answers) == 6
         for answer, ids in answers:
@@ -109,6 +108,29 @@ def test_every_answer_cites_the_document_of_its_report() -> None:
                     w for w in re.findall(r"[A-Z][a-z]+ [A-Z][a-z]+", answer) if w.split()[0] in words.FIRST_NAMES
                 )
                 assert [i for i, text in homes.items() if who in text] == [ids]
+
+
+def test_tokens_of_documents_and_cited_answers_know_their_document(tokenizer_json: Path) -> None:
+    encoder = Encoder(tokenizer_json)
+    for seed in range(10):
+        random = Random(seed)
+        reports = corpus.make_reports(random, 4)
+        ids, weights, homes = encoder.sample(corpus.chat(random, reports, 4, "cite"), 0.1)
+        assert len(ids) == len(weights) == len(homes)
+        end = ids.index(MARKERS.index(corpus.DOCUMENTS_END))
+        texts: dict[str, list[int]] = {}
+        for id_, home in zip(ids[:end], homes[:end], strict=True):
+            texts.setdefault(home, []).append(id_)
+        for report in reports:
+            found = [home for home, there in texts.items() if home and report.fact in encoder.decode(there)]
+            assert len(found) == 1, (report.fact, found)
+        # An answer's tokens name the number that it goes on to cite, up to the end of the citation.
+        for start in [i for i, id_ in enumerate(ids) if id_ == MARKERS.index(corpus.ASSISTANT)]:
+            stop = ids.index(MARKERS.index("<|eom|>"), start)
+            named = re.search(r"\[([\d, ]+)\]", encoder.decode(ids[start:stop]))
+            assert named is not None
+            assert homes[start] == homes[stop] == ""
+            assert set(homes[start + 1 : stop]) == {named[1] if "," not in named[1] else ""}
 
 
 def test_key_value_samples_ask_only_for_what_was_said() -> None:
