@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -12,6 +12,7 @@ from jambacli.commands import reading as r
 from jambacli.errors import UsageError
 
 
+@o.generates
 def ask(
     files: Annotated[
         list[str] | None,
@@ -29,28 +30,8 @@ def ask(
     schema: r.Schema = None,
     output: r.Output = None,
     model: r.Model = None,
-    temp: o.Temp = None,
-    top_p: o.TopP = None,
-    top_k: o.TopK = None,
-    min_p: o.MinP = None,
-    typical_p: o.TypicalP = None,
-    repeat_penalty: o.RepeatPenalty = None,
-    presence_penalty: o.PresencePenalty = None,
-    frequency_penalty: o.FrequencyPenalty = None,
-    penalty_last_n: o.PenaltyLastN = None,
-    logit_bias: o.LogitBias = None,
-    seed: o.Seed = None,
-    max_tokens: o.MaxTokens = None,
-    stop: o.Stop = None,
-    ctx: o.Ctx = None,
-    kv_type: o.KvType = None,
-    no_store: o.NoStore = False,
-    threads: o.Threads = None,
-    device: o.Device = "auto",
-    gpu_memory: o.GpuMemory = None,
-    cpu_experts: o.CpuExperts = None,
-    cpu_kv: o.CpuKv = False,
-    stats: o.Stats = False,
+    *,
+    given: o.Given,
     quiet: r.Quiet = False,
 ) -> None:
     """Ask about documents. They are read once; every later question, in any process, costs only itself."""
@@ -61,46 +42,22 @@ def ask(
 
     if interactive and (as_json or schema is not None or output is not None or passes):
         raise UsageError("-i goes on in a chat; leave out --json, --schema, --passes and -o")
-    sampling = o.sampling_options(
-        temperature=temp,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        typical_p=typical_p,
-        repeat_penalty=repeat_penalty,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        penalty_last_n=penalty_last_n,
-        logit_bias=logit_bias,
-        seed=seed,
-    )
-    context = o.context(ctx)
+    generation, options = given.generation(), given.session()
     names, question = _files_and_question(list(files or ()), interactive)
     if interactive and "-" in names:
         raise UsageError("-i takes its questions from standard input; name the documents as files")
     task = r.task_of(question_text(question or "", language), citations, schema)
     entries = r.read_entries(names, output)
 
-    loaded = o.load_model(
-        model,
-        threads,
-        device=device,
-        gpu_memory=gpu_memory,
-        cpu_experts=cpu_experts,
-        cpu_kv=cpu_kv,
-        ctx=context,
-        kv_type=kv_type,
-    )
-    options: dict[str, Any] = {"ctx": context, "kv_type": kv_type, "store": not no_store}
-    generation = {**sampling, "max_tokens": max_tokens, "stop": stop or ()}
+    loaded = given.load_model(model)
     with r.reader(loaded, options, generation) as reader:
         if interactive:
             talk = r.chat_about(reader, entries, task, language)
-            r.converse(talk, first=question, stats=stats, keep_history=not no_store)
+            r.converse(talk, first=question, stats=given.stats, keep_history=not given.no_store)
             return
         r.check_schema(reader, task)
         work = ask_documents(reader, entries, task, passes=passes, tell=ui.note, size=r.say_size)
-        r.deliver(reader, work, task, key="answer", output=output, as_json=as_json, stats=stats)
+        r.deliver(reader, work, task, key="answer", output=output, as_json=as_json, stats=given.stats)
 
 
 def _files_and_question(words: list[str], interactive: bool) -> tuple[list[str], str | None]:
@@ -113,7 +70,7 @@ def _files_and_question(words: list[str], interactive: bool) -> tuple[list[str],
         return names or r.stdin_as_file("ask needs files before the question, or a text piped in"), question
     if interactive and words:
         return words, None
-    if words and "-" not in words and r.stdin_has_input():
+    if words and "-" not in words and o.has_input():
         question = o.read_text(None).strip()
         if question:
             return words, question

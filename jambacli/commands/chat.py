@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import sys
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,11 +14,10 @@ from jambacli.commands import options as o
 from jambacli.errors import JambaError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from jambacli.engine.chat import Chat
 
 
+@o.generates
 def chat(
     name: Annotated[
         str | None, typer.Argument(metavar="[MODEL]", help="A name or a .gguf; left out: the last used.")
@@ -29,71 +28,28 @@ def chat(
     read_only: Annotated[bool, typer.Option("--read-only", help="Look at a session without changing it.")] = False,
     system: Annotated[str | None, typer.Option("--system", help="System message.")] = None,
     overflow: Annotated[bool, typer.Option("--overflow", help="At the context limit, drop the oldest turns.")] = False,
-    temp: o.Temp = None,
-    top_p: o.TopP = None,
-    top_k: o.TopK = None,
-    min_p: o.MinP = None,
-    typical_p: o.TypicalP = None,
-    repeat_penalty: o.RepeatPenalty = None,
-    presence_penalty: o.PresencePenalty = None,
-    frequency_penalty: o.FrequencyPenalty = None,
-    penalty_last_n: o.PenaltyLastN = None,
-    logit_bias: o.LogitBias = None,
-    seed: o.Seed = None,
-    max_tokens: o.MaxTokens = None,
-    stop: o.Stop = None,
-    ctx: o.Ctx = None,
-    kv_type: o.KvType = None,
-    no_store: o.NoStore = False,
-    threads: o.Threads = None,
-    device: o.Device = "auto",
-    gpu_memory: o.GpuMemory = None,
-    cpu_experts: o.CpuExperts = None,
-    cpu_kv: o.CpuKv = False,
-    stats: o.Stats = False,
+    *,
+    given: o.Given,
 ) -> None:
     """Chat; every turn is kept, and nothing that was read is read again, in this process or another."""
-    sampling = o.sampling_options(
-        temperature=temp,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        typical_p=typical_p,
-        repeat_penalty=repeat_penalty,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        penalty_last_n=penalty_last_n,
-        logit_bias=logit_bias,
-        seed=seed,
-    )
-    context = o.context(ctx)
-    if session is not None and no_store:
+    generation, options = given.generation(), given.session()
+    if session is not None and given.no_store:
         raise UsageError("--session and --no-store exclude one another: a named session is kept on disk")
 
     from jambacli.engine.chat import Chat
 
-    model = o.load_model(
-        name,
-        threads,
-        device=device,
-        gpu_memory=gpu_memory,
-        cpu_experts=cpu_experts,
-        cpu_kv=cpu_kv,
-        ctx=context,
-        kv_type=kv_type,
-    )
-    options: dict[str, Any] = {"ctx": context, "kv_type": kv_type, "store": not no_store}
+    model = given.load_model(name)
     options |= {"system": system} if system else {}
     options |= {"read_only": True} if read_only else {}
     talk = Chat(
         model,
         options=options,
-        generation={**sampling, "max_tokens": max_tokens, "stop": stop or ()},
+        generation=generation,
         name=session,
         overflow=overflow,
-        reading=_reading,
+        reading=functools.partial(ui.progress, "Reading", unit="tokens"),
     )
-    run_chat(talk, stats=stats, keep_history=not no_store)
+    run_chat(talk, stats=given.stats, keep_history=not given.no_store)
 
 
 def run_chat(talk: Chat, *, stats: bool, keep_history: bool, first: str | None = None) -> None:
@@ -107,10 +63,6 @@ def run_chat(talk: Chat, *, stats: bool, keep_history: bool, first: str | None =
             _piped(talk, stats, first)
     finally:
         talk.close()
-
-
-def _reading(total: int) -> AbstractContextManager[Callable[[int], None]]:
-    return ui.progress("Reading", total, "tokens")
 
 
 def _piped(chat: Chat, stats: bool, first: str | None) -> None:

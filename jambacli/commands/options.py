@@ -1,10 +1,16 @@
-"""The generation options, the same wherever text is generated; knows nothing of what is done with them."""
+"""The options of commands that generate, the same for all of them; knows nothing of what is generated or asked."""
 
 from __future__ import annotations
 
+import functools
+import inspect
+import os
+import stat
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -89,6 +95,90 @@ NoStore = Annotated[
 MAX_INPUT = 256 << 20
 
 
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What a command that generates text was given: an option a field, in the order of its ``--help``."""
+
+    temp: Temp = None
+    top_p: TopP = None
+    top_k: TopK = None
+    min_p: MinP = None
+    typical_p: TypicalP = None
+    repeat_penalty: RepeatPenalty = None
+    presence_penalty: PresencePenalty = None
+    frequency_penalty: FrequencyPenalty = None
+    penalty_last_n: PenaltyLastN = None
+    logit_bias: LogitBias = None
+    seed: Seed = None
+    max_tokens: MaxTokens = None
+    stop: Stop = None
+    ctx: Ctx = None
+    kv_type: KvType = None
+    no_store: NoStore = False
+    threads: Threads = None
+    device: Device = "auto"
+    gpu_memory: GpuMemory = None
+    cpu_experts: CpuExperts = None
+    cpu_kv: CpuKv = False
+    stats: Stats = False
+
+    def generation(self) -> dict[str, Any]:
+        """What a Session's ``send`` takes: the sampling options that were given, where to stop. UsageError for a bad one."""
+        from jambacli.engine.sampling import parse_logit_bias
+
+        sampling = {
+            "temperature": self.temp,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "min_p": self.min_p,
+            "typical_p": self.typical_p,
+            "repeat_penalty": self.repeat_penalty,
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
+            "penalty_last_n": self.penalty_last_n,
+            "logit_bias": parse_logit_bias(self.logit_bias) if self.logit_bias else None,
+            "seed": self.seed,
+        }
+        chosen = {name: value for name, value in sampling.items() if value is not None}
+        return {**chosen, "max_tokens": self.max_tokens, "stop": self.stop or ()}
+
+    def session(self) -> dict[str, Any]:
+        """What a Session takes. UsageError where ``--ctx`` is no number of tokens."""
+        return {"ctx": context(self.ctx), "kv_type": self.kv_type, "store": not self.no_store}
+
+    def load_model(self, name: str | None) -> Jamba:
+        """The model of that name, as ``load_model`` finds it, where the options put it."""
+        return load_model(
+            name,
+            self.threads,
+            device=self.device,
+            gpu_memory=self.gpu_memory,
+            cpu_experts=self.cpu_experts,
+            cpu_kv=self.cpu_kv,
+            ctx=context(self.ctx),
+            kv_type=self.kv_type,
+        )
+
+
+def generates(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of ``Given`` in the place of its parameter ``given``; Typer knows no options in groups."""
+    types = get_type_hints(Given, include_extras=True)
+    options = [
+        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=types[f.name])
+        for f in fields(Given)
+    ]
+    signature = inspect.signature(command, eval_str=True)
+    parameters = [p for q in signature.parameters.values() for p in (options if q.name == "given" else [q])]
+
+    @functools.wraps(command)
+    def spread(**values: Any) -> None:
+        given = Given(**{option.name: values.pop(option.name) for option in options})
+        command(**values, given=given)
+
+    spread.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return spread
+
+
 def model_path(name: str | None) -> Path:
     """The file or directory of that name; without one the last used or the embedded demonstration model, with a note."""
     from jambacli.hub.resolve import resolve_model
@@ -139,15 +229,6 @@ def card_memory(text: str | None) -> int | None:
     return None if text is None else parse_size(text, "--gpu-memory")
 
 
-def sampling_options(**given: Any) -> dict[str, Any]:
-    """The sampling options that were given, under the names of ``engine.sampling.Sampling``."""
-    from jambacli.engine.sampling import parse_logit_bias
-
-    bias = given.pop("logit_bias", None)
-    chosen = {k: v for k, v in given.items() if v is not None}
-    return {**chosen, "logit_bias": parse_logit_bias(bias)} if bias else chosen
-
-
 def context(ctx: str | None) -> int | None:
     """``--ctx`` as a number of tokens; UsageError when it is none."""
     if ctx is None:
@@ -175,3 +256,14 @@ def read_text(path: Path | None) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise JambaError(f"{name} is not UTF-8 text (byte {error.start}); convert it first") from error
+
+
+def has_input() -> bool:
+    """Whether something is piped in: standard input is a pipe or a file, no terminal and not closed or absent."""
+    if sys.stdin.isatty():
+        return False
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jambacli import ui
+from jambacli.commands.options import has_input
+from jambacli.commands.reply import figures_of_reply, show_stats, stream, write
 from jambacli.errors import JambaError, UsageError
 from jambacli.units import format_seconds
 
@@ -148,21 +150,7 @@ class Answer:
 
     def take(self, pieces: Iterable[str]) -> None:
         """Show the pieces as they come, where they go to stdout as they are; Ctrl-C ends them and keeps what was said."""
-        from jambacli.engine.generate import Thought
-
-        said: list[str] = []
-        watched = sys.stdout.isatty()
-        try:
-            for piece in pieces:
-                if isinstance(piece, Thought):
-                    ui.thought(piece)
-                    continue
-                said.append(piece)
-                if self._live:
-                    _write(ui.harmless(piece) if watched else piece)
-        except KeyboardInterrupt:
-            self.interrupted = True
-        self.text = "".join(said)
+        self.text, self.interrupted = stream(pieces, show=self._live)
 
     def finish(self, key: str, entries: Sequence[Entry], cited: Cited, figures: dict[str, Any]) -> None:
         """Write what is not written yet: the sources, the JSON, the file. ``key`` names the text in the JSON.
@@ -202,7 +190,7 @@ class Answer:
             elif not out and self.text and not self.text.endswith("\n"):
                 out = "\n"
         if self.output is None:
-            _write(out)
+            write(out)
             return
         _write_file(self.output, out.encode("utf-8", "replace"))
         ui.note(f"written to {self.output}")
@@ -242,15 +230,8 @@ def _write_file(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-def _write(text: str) -> None:
-    sys.stdout.buffer.write(text.encode("utf-8", "replace"))
-    sys.stdout.buffer.flush()
-
-
 def figures_of(reader: Reader) -> dict[str, Any]:
-    """The figures of the last reply, those of ``jambacli.commands.run`` and the documents'."""
-    from jambacli.commands.run import figures_of_reply
-
+    """The figures of the last reply, those of any reply and the documents'."""
     assert reader.session is not None
     stats = reader.session.stats
     return {
@@ -262,8 +243,6 @@ def figures_of(reader: Reader) -> dict[str, Any]:
 
 def show_figures(figures: dict[str, Any]) -> None:
     """The same for people, on stderr."""
-    from jambacli.commands.run import show_stats
-
     show_stats(figures)
     print(
         f"document {figures['document_tokens']:,} tokens, {figures['document_tokens_read']:,} of them read now",
@@ -356,7 +335,7 @@ def converse(chat: Chat, *, first: str | None, stats: bool, keep_history: bool) 
 
 def stdin_as_file(otherwise: str) -> list[str]:
     """``-`` where something is piped in; UsageError saying ``otherwise`` where not."""
-    if not stdin_has_input():
+    if not has_input():
         raise UsageError(otherwise)
     return ["-"]
 
@@ -366,10 +345,3 @@ def names_files(word: str) -> bool:
     from jambacli.text.sources import names_files
 
     return names_files(word)
-
-
-def stdin_has_input() -> bool:
-    """Whether something is piped in."""
-    from jambacli.commands.run import has_input
-
-    return not sys.stdin.isatty() and has_input()

@@ -1,0 +1,76 @@
+"""A reply on its way to standard output, and its figures; knows nothing of what was asked or of other places to write to."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from jambacli import ui
+from jambacli.units import format_bytes
+
+if TYPE_CHECKING:
+    from jambacli.engine.api import Jamba
+    from jambacli.engine.session import Session
+
+
+def stream(pieces: Iterable[str], show: bool) -> tuple[str, bool]:
+    """Print a reply as it comes, where ``show`` says so; thoughts go to stderr. Returns it and whether Ctrl-C ended it."""
+    from jambacli.engine.generate import Thought
+
+    said: list[str] = []
+    interrupted = False
+    watched = sys.stdout.isatty()
+    try:
+        for piece in pieces:
+            if isinstance(piece, Thought):
+                ui.thought(piece)
+                continue
+            said.append(piece)
+            if show:
+                write(ui.harmless(piece) if watched else piece)
+    except KeyboardInterrupt:
+        interrupted = True
+    return "".join(said), interrupted
+
+
+def write(text: str) -> None:
+    """Text to stdout now, whatever encoding the terminal claims."""
+    sys.stdout.buffer.write(text.encode("utf-8", "replace"))
+    sys.stdout.buffer.flush()
+
+
+def figures_of_reply(model: Jamba, session: Session) -> dict[str, Any]:
+    """The figures of one reply, by name."""
+    from jambacli.evaluation.peaks import peak_memory
+
+    s = session.stats
+    return {
+        "finish": s.finish,
+        "prompt_tokens": s.prompt_tokens,
+        "reused_tokens": s.reused_tokens,
+        "prefilled_tokens": s.prefilled_tokens,
+        "generated_tokens": s.generated_tokens,
+        "load_seconds": round(model.load_seconds, 3),
+        "first_token_seconds": round(s.first_token_seconds, 3),
+        "prefill_tokens_per_second": round(s.prefilled_tokens / s.prefill_seconds, 2) if s.prefill_seconds else None,
+        "decode_tokens_per_second": round(s.decoded_tokens / s.decode_seconds, 2) if s.decode_seconds else None,
+        "peak_memory_bytes": peak_memory(),
+    }
+
+
+def show_stats(figures: dict[str, Any]) -> None:
+    """The same figures for people, on stderr."""
+
+    def rate(key: str) -> str:
+        return f"{figures[key]:,.1f} tokens/s" if figures[key] else "-"
+
+    lines = [
+        f"load     {figures['load_seconds']:.2f} s",
+        f"prefill  {figures['prefilled_tokens']:,} tokens, {rate('prefill_tokens_per_second')}"
+        f" ({figures['reused_tokens']:,} reused)",
+        f"decode   {figures['generated_tokens']:,} tokens, {rate('decode_tokens_per_second')} ({figures['finish']})",
+        f"first    {figures['first_token_seconds']:.2f} s to the first token",
+        f"memory   {format_bytes(figures['peak_memory_bytes'])} at its peak",
+    ]
+    print("\n" + "\n".join(lines), file=sys.stderr)
