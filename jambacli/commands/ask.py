@@ -38,7 +38,8 @@ def ask(
     if quiet:
         ui.set_quiet(True)
     output = r.output_path(output)
-    from jambacli.engine.tasks import ask_documents, question_text
+    with o.importing():
+        from jambacli.engine.tasks import ask_documents, question_text
 
     if interactive and (as_json or schema is not None or output is not None or passes):
         raise UsageError("-i goes on in a chat; leave out --json, --schema, --passes and -o")

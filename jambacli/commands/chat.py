@@ -36,7 +36,8 @@ def chat(
     if session is not None and given.no_store:
         raise UsageError("--session and --no-store exclude one another: a named session is kept on disk")
 
-    from jambacli.engine.chat import Chat
+    with o.importing():
+        from jambacli.engine.chat import Chat
 
     model = given.load_model(name)
     options |= {"system": system} if system else {}

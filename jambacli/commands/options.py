@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import gc
 import inspect
 import os
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -124,7 +126,8 @@ class Given:
 
     def generation(self) -> dict[str, Any]:
         """What a Session's ``send`` takes: the sampling options that were given, where to stop. UsageError for a bad one."""
-        from jambacli.engine.sampling import parse_logit_bias
+        with importing():
+            from jambacli.engine.sampling import parse_logit_bias
 
         sampling = {
             "temperature": self.temp,
@@ -201,6 +204,19 @@ def _default_model() -> Path:
     return embedded_model()
 
 
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """Around imports that bring torch: a million objects that stay, looked through for garbage for a fifth of the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if was_on:
+            gc.enable()
+
+
 def load_model(
     name: str | None,
     threads: int | None,
@@ -213,7 +229,8 @@ def load_model(
     kv_type: str | None = None,
 ) -> Jamba:
     """The model of that name; without one the last used or the embedded demonstration model, and a note that says which."""
-    from jambacli.engine.api import Jamba
+    with importing():
+        from jambacli.engine.api import Jamba
 
     if name is None:
         _default_model()

@@ -34,7 +34,8 @@ def summarize(
     if quiet:
         ui.set_quiet(True)
     output = r.output_path(output)
-    from jambacli.engine.tasks import Wish, summarize_documents
+    with o.importing():
+        from jambacli.engine.tasks import Wish, summarize_documents
 
     wish = Wish(length=length, style=style, focus=focus, language=language)
     generation, options = given.generation(), given.session()
