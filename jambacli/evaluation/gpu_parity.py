@@ -77,6 +77,7 @@ def cases() -> Iterator[Case]:
     for fmt in ("q4_k", "i8", "q6_k", "bf16"):
         yield Case(f"experts one token {fmt}", EXACT, functools.partial(_experts_one, fmt))
         yield Case(f"experts many tokens {fmt}", EXACT, functools.partial(_experts_many, fmt))
+        yield Case(f"experts one by one {fmt}", EXACT, functools.partial(_experts_one_by_one, fmt))
 
 
 def _sampling(options: dict[str, float], device: torch.device) -> float:
@@ -307,4 +308,15 @@ def _experts_many(fmt: str, device: torch.device) -> float:
     x, router, gate, up, down = _mixture(fmt)
     packed = on(gate, device), on(up, device), on(down, device)
     got = many_tokens(x.to(device), router.to(device), packed[0], packed[1], packed[2], 2, torch.float32)
+    return error(got, reference.experts(x, router, gate, up, down, 2))
+
+
+def _experts_one_by_one(fmt: str, device: torch.device) -> float:
+    """So many tokens that every expert's matrix is expanded and multiplied by itself."""
+    from jambacli.kernels.triton.ops import FEW_ROWS, TritonOps
+
+    _, router, gate, up, down = _mixture(fmt)
+    x = _randn(FEW_ROWS * len(router) // 2 + 1, gate.shape[-1], seed=4)
+    packed = on(gate, device), on(up, device), on(down, device)
+    got = TritonOps(torch.float32).experts(x.to(device), router.to(device), *packed, 2)
     return error(got, reference.experts(x, router, gate, up, down, 2))

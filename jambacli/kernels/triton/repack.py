@@ -157,12 +157,14 @@ def repack(w: QTensor) -> Packed:
 
 
 def select(w: Packed, index: int) -> Packed:
-    """The matrix [out, in] of one expert of a stack [experts, out, in], as a view."""
+    """The matrix [out, in] of one expert of a stack [experts, out, in]: views, but for a plane h of two words a group."""
     n_out = w.shape[1]
     part = slice(index * n_out, (index + 1) * n_out)
 
     def cut(p: torch.Tensor | None) -> torch.Tensor | None:
-        return None if p is None else p[part] if p.shape[0] == w.rows else p[:, part]
+        if p is None or p.dim() < 3:
+            return None if p is None else p[part]
+        return p[:, part].contiguous()  # kernels look for the second words right behind the matrix's own first ones
 
     return Packed(w.data, w.format, w.shape[1:], None, cut(w.q), cut(w.h), cut(w.s), cut(w.d))
 
