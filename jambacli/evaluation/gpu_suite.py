@@ -3,16 +3,19 @@
 Knows nothing of how things are computed. Parts run in order of importance: the card's own rates, every kernel against
 its reference, whole models on the CPU and the card, then speeds and memory of synthetic models; one that fails is
 reported and the rest goes on, and what no longer fits into the time is skipped and listed. Results are kept after each
-step in a JSON file ($OUT/gpu_suite.json, or --out) and shown as a table at the end. ``--tiny`` proves the whole path in a
-minute on a machine without a card, under TRITON_INTERPRET=1; its figures mean nothing.
+step in a JSON file ($OUT/gpu_suite.json, or --out), with a table beside it. On a card the parts run in processes of their
+own, which begin again after a step that crashed or hung. ``--tiny`` proves the whole path in a minute on a machine
+without a card, under TRITON_INTERPRET=1; its figures mean nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
+import signal
 import sys
 import time
 import traceback
@@ -21,8 +24,14 @@ from pathlib import Path
 from typing import Any
 
 from jambacli.evaluation import gpu_report
+from jambacli.evaluation.gpu_watch import LOST, Job, merged, watch
+from jambacli.files import atomic_write
 
 PARTS = ("rates", "kernels", "models", "gemv", "bench", "limits")
+
+
+class CardLostError(Exception):
+    """Every call on the card fails from now on, in this process."""
 
 
 class Suite:
@@ -31,19 +40,47 @@ class Suite:
     def __init__(self, out: Path, budget: float, tiny: bool) -> None:
         self.out, self.budget, self.tiny = out, budget, tiny
         self.began = time.monotonic()
-        self.results: dict[str, Any] = {"failed": [], "skipped": []}
+        self.results: dict[str, Any] = {"failed": [], "skipped": [], "done": [], "running": None}
+
+    def resume(self, died: str) -> None:
+        """Go on with what an earlier process left, after the step that it died of, if ``died`` says so."""
+        self.results |= json.loads(self.out.read_text())
+        if step := self.results["running"]:
+            self.results["failed"].append({"step": step, "error": died or "the card was lost"})
+            self.end(step)
 
     @property
     def left(self) -> float:
         """Seconds of the budget left."""
         return self.budget - (time.monotonic() - self.began)
 
+    def begin(self, name: str, seconds: float) -> bool:
+        """Note that a step of about ``seconds`` begins; False when an earlier process has been through it."""
+        if name in self.results["done"]:
+            return False
+        # The first time, kernels are compiled; a step that keeps what it has found is heard in between.
+        self.results["patience"] = min(150.0, max(60.0, 6 * seconds))
+        self.results["running"] = name
+        self.save()
+        return True
+
+    def end(self, name: str) -> None:
+        """Note that it has ended, well or not."""
+        self.results["done"].append(name)
+        self.results["running"] = None
+        self.save()
+
     def attempt(self, name: str, seconds: float, run: Callable[[], Any]) -> Any:
-        """Run a step expected to take ``seconds``; None where time does not allow it or it failed (both are listed)."""
-        if self.left < seconds:
+        """Run a step expected to take ``seconds``; None where time does not allow it or it failed (both are listed).
+
+        Raises CardLostError where no other step can work either.
+        """
+        if self.left < seconds and name not in self.results["done"]:
             self.results["skipped"].append(name)
             self.say(f"skipped {name}: {self.left:.0f} s are left, it takes about {seconds:.0f}")
             self.save()
+            return None
+        if not self.begin(name, seconds):
             return None
         start = time.monotonic()
         try:
@@ -52,23 +89,26 @@ class Suite:
             text = str(error).strip().splitlines()
             line = f"{type(error).__name__}: {text[0] if text else ''}"
             self.results["failed"].append({"step": name, "error": line, "trace": traceback.format_exc()[-3000:]})
-            self.say(f"FAILED {name}: {line}")
-            self.save()
-            _forget()
-            return None
-        self.say(f"{name}: {time.monotonic() - start:.1f} s")
-        self.save()
-        return result
+        else:
+            self.say(f"{name}: {time.monotonic() - start:.1f} s")
+            self.end(name)
+            return result
+        # Only here is what the step held on the card let go of: the error's traceback held it.
+        self.say(f"FAILED {name}: {line}")
+        self.end(name)
+        _forget()
+        return None
 
     def say(self, line: str) -> None:
         """A line of progress on stderr, with the time."""
         print(f"[{time.monotonic() - self.began:6.1f}] {line}", file=sys.stderr, flush=True)
 
     def save(self) -> None:
-        """Write what there is."""
+        """Write what there is, whole: the process may be ended at any time."""
         self.results["seconds"] = round(time.monotonic() - self.began, 1)
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        self.out.write_text(json.dumps(self.results, indent=1))
+        with atomic_write(self.out, durable=False) as file:
+            file.write(json.dumps(self.results, indent=1).encode())
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -76,41 +116,100 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     import torch
 
-    from jambacli.kernels.triton import triton_version
     from jambacli.kernels.triton.interpret import interpreted
 
     if not torch.cuda.is_available() and not (options.tiny and interpreted()):
         print("there is no CUDA card; TRITON_INTERPRET=1 with --tiny shows that the suite runs", file=sys.stderr)
         return 1
+    out = Path(options.out) if options.out else Path(os.environ.get("OUT", ".")) / "gpu_suite.json"
+    wanted = [part for part in PARTS if part in options.parts.split(",")]
+    if options.inside:
+        return _run_parts(options, wanted, out)
+    if torch.cuda.is_available():
+        results = _watched(options, wanted, out)
+    else:
+        _run_parts(options, wanted, out)
+        results = json.loads(out.read_text())
+    print(_show(results, out))
+    bad = [row for part in ("kernels", "models") for row in results.get(part, []) if not row["ok"]]
+    return 1 if bad or results["failed"] else 0
+
+
+def _show(results: dict[str, Any], out: Path) -> str:
+    table = gpu_report.markdown(results)
+    out.with_suffix(".md").write_text(table)
+    return table
+
+
+def _run_parts(options: argparse.Namespace, wanted: list[str], out: Path) -> int:
+    """The parts one after the other in this process; ``LOST`` when the card cannot be used in it any more."""
+    import torch
+
+    from jambacli.evaluation import gpu_bench, gpu_models
+    from jambacli.kernels.triton import triton_version
+
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     # The reference is float32: no TF32 where it runs on the card.
     torch.set_float32_matmul_precision("highest")
-    folder = Path(os.environ.get("OUT", "."))
-    suite = Suite(Path(options.out) if options.out else folder / "gpu_suite.json", options.budget, options.tiny)
+    suite = Suite(out, options.budget, options.tiny)
+    if options.died is not None and out.exists():
+        suite.resume(options.died)
     suite.results["machine"] = _machine(device) | {"triton": ".".join(map(str, triton_version() or ()))}
     suite.results["date"] = time.strftime("%Y-%m-%d")
     suite.say(json.dumps(suite.results["machine"]))
-    from jambacli.evaluation import gpu_bench, gpu_models
-
-    wanted = [part for part in PARTS if part in options.parts.split(",")]
     steps: dict[str, Callable[[], None]] = {
         "rates": lambda: gpu_bench.rates(suite, device),
-        "kernels": lambda: _kernels(suite, device),
+        "kernels": lambda: _kernels(suite, device, options.shard),
         "models": lambda: gpu_models.models(suite, device),
         "gemv": lambda: gpu_bench.gemv_sweep(suite, device, tune=options.tune),
         "bench": lambda: gpu_bench.bench(suite, device, options.shapes.split(","), options.quants.split(",")),
         "limits": lambda: gpu_bench.limits(suite, device, [float(x) for x in options.limits.split(",") if x]),
     }
-    for part in wanted:
-        steps[part]()
+    try:
+        for part in wanted:
+            steps[part]()
+    except CardLostError as error:
+        suite.say(str(error))
+        return LOST
+    suite.results["ended"] = True
     suite.save()
-    table = gpu_report.markdown(suite.results)
-    suite.out.with_suffix(".md").write_text(table)
-    print(table)
-    bad = [c for c in suite.results.get("kernels", []) if not c["ok"]] + [
-        m for m in suite.results.get("models", []) if not m["ok"]
-    ]
-    return 1 if bad or suite.results["failed"] else 0
+    return 0
+
+
+def _watched(options: argparse.Namespace, wanted: list[str], out: Path) -> dict[str, Any]:
+    """The parts in processes of their own: the kernels' cases first, side by side (they mostly compile), then the rest."""
+    until, began = time.monotonic() + options.budget, time.monotonic()
+    with contextlib.suppress(ValueError):  # not in the main thread
+        # Leave through the stack, so that no process is left behind.
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    common = [sys.executable, "-m", "jambacli.evaluation.gpu_suite", "--inside", "--shapes", options.shapes,
+              "--quants", options.quants, "--limits", options.limits,
+              *(["--tiny"] if options.tiny else []), *(["--tune"] if options.tune else [])]  # fmt: skip
+
+    def job(name: str, parts: list[str], shard: str = "0/1") -> Job:
+        place = out.with_name(f"{out.stem}.{name}.json")
+        place.unlink(missing_ok=True)
+        return Job([*common, "--parts", ",".join(parts), "--shard", shard, "--out", str(place)], place)
+
+    n = max(1, min(6, (os.cpu_count() or 1) // 2))
+    side_by_side = [job(f"kernels{i}", ["kernels"], f"{i}/{n}") for i in range(n)] if "kernels" in wanted else []
+    rest = [part for part in wanted if part != "kernels"]
+    others = [job("others", rest)] if rest else []
+    results: dict[str, Any] = {}
+
+    def changed() -> None:
+        results.clear()
+        results.update(merged(j.found() for j in [*side_by_side, *others]))
+        results["seconds"] = round(time.monotonic() - began, 1)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(out, durable=False) as file:
+            file.write(json.dumps(results, indent=1).encode())
+        _show(results, out)
+
+    for jobs in (side_by_side, others):
+        watch(jobs, until + 12, changed)  # a process that keeps to its time is let finish
+    changed()
+    return results
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -123,6 +222,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quants", default="q4_k_m,q8_0,experts_int8")
     parser.add_argument("--limits", default="24,48", help="GB of card memory to pretend, for the plans")
     parser.add_argument("--tune", action="store_true", help="try other tiles for the matrix-vector product too")
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)  # one of the processes watched
+    parser.add_argument("--shard", default="0/1", help=argparse.SUPPRESS)  # which of the kernels' cases: i of n
+    parser.add_argument("--died", help=argparse.SUPPRESS)  # why the process before this one ended
     return parser
 
 
@@ -149,43 +251,52 @@ def _machine(device: Any) -> dict[str, Any]:
     }
 
 
-def _kernels(suite: Suite, device: Any) -> None:
+def _kernels(suite: Suite, device: Any, shard: str = "0/1") -> None:
     """Every parity case, each on its own, so that one that breaks does not hide the others."""
     from jambacli.evaluation.gpu_parity import cases
 
     rows = suite.results.setdefault("kernels", [])
     start = time.monotonic()
     allowed = 0.45 * suite.budget
-    chosen = list(cases())
+    mine, of = (int(x) for x in shard.split("/"))
+    chosen = list(cases())[mine::of]
     if suite.tiny:
         chosen = chosen[::9]
     for case in chosen:
         if time.monotonic() - start > allowed:
             suite.results["skipped"].append(f"kernel cases from {case.name} on")
             break
+        if not suite.begin(case.name, 1):
+            continue
+        row: dict[str, Any] = {"case": case.name, "error": None, "tolerance": case.tolerance, "ok": False}
         try:
-            found = case.run(device)
-            rows.append({"case": case.name, "error": found, "tolerance": case.tolerance, "ok": found <= case.tolerance})
+            row["error"] = case.run(device)
+            row["ok"] = row["error"] <= case.tolerance
         except Exception as error:
             text = str(error).strip().splitlines()
-            line = f"{type(error).__name__}: {text[-1] if text else ''}"
-            rows.append(
-                {"case": case.name, "error": None, "tolerance": case.tolerance, "ok": False, "problem": line[:300]}
-            )
-            suite.say(f"FAILED {case.name}: {line[:200]}")
+            row["problem"] = f"{type(error).__name__}: {text[-1] if text else ''}"[:300]
+            suite.say(f"FAILED {case.name}: {row['problem'][:200]}")
+        rows.append(row)
+        suite.end(case.name)
+        if "problem" in row:
+            _forget()
     suite.say(f"kernels: {sum(r['ok'] for r in rows)} of {len(rows)} hold, {time.monotonic() - start:.1f} s")
     suite.save()
 
 
 def _forget() -> None:
-    """Give back what a failed step held on the card."""
+    """Give back what a failed step held on the card; CardLostError where the card is not to be used any more."""
     import gc
 
     import torch
 
     gc.collect()
     if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+        try:
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+        except RuntimeError as error:
+            raise CardLostError(f"the card cannot be used any more: {str(error).splitlines()[0]}") from error
 
 
 if __name__ == "__main__":

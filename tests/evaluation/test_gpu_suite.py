@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,8 @@ import torch
 
 from jambacli.evaluation.gpu_estimate import CARDS, kernels
 from jambacli.evaluation.gpu_report import markdown
-from jambacli.evaluation.gpu_suite import Suite, main
+from jambacli.evaluation.gpu_suite import CardLostError, Suite, main
+from jambacli.evaluation.gpu_watch import LOST, Job, merged, watch
 from jambacli.evaluation.synthetic import shape_config, synthetic_bytes
 
 
@@ -33,6 +36,83 @@ def test_a_failing_part_is_listed_and_the_others_stay(tmp_path: Path) -> None:
     assert "FAILED second: RuntimeError: the card fell off" in page
     assert "skipped for lack of time: third" in page
     assert "FAILED gemv q4_k: error 5.00e-01 over 1e-05" in page
+
+
+def test_another_process_goes_on_after_the_step_that_the_first_died_of(tmp_path: Path) -> None:
+    out = tmp_path / "r.json"
+    first = Suite(out, 100.0, False)
+    assert first.attempt("rates", 1, lambda: 7) == 7
+    assert first.begin("gemv q4_k", 1)  # and never ends
+    second = Suite(out, 100.0, False)
+    second.resume("the process ended with status -11")
+    ran: list[str] = []
+    for name in ("rates", "gemv q4_k", "gemv q8_0"):
+        second.attempt(name, 1, lambda name=name: ran.append(name))
+    assert ran == ["gemv q8_0"]
+    kept = json.loads(out.read_text())
+    assert kept["failed"] == [{"step": "gemv q4_k", "error": "the process ended with status -11"}]
+    assert kept["skipped"] == []
+
+
+def test_a_card_that_is_lost_ends_the_process_but_not_its_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", broken)
+    suite = Suite(tmp_path / "r.json", 100.0, False)
+    with pytest.raises(CardLostError, match="illegal memory access"):
+        suite.attempt("first", 1, broken)
+    kept = json.loads((tmp_path / "r.json").read_text())
+    assert kept["done"] == ["first"]
+    assert kept["failed"][0]["step"] == "first"
+
+
+_WORKER = """
+import json, os, sys, time
+out, what = sys.argv[1:3]
+died = sys.argv[sys.argv.index("--died") + 1] if "--died" in sys.argv else None
+found = {"failed": [], "gemv": [1], "running": "second", "patience": 0.5}
+if died is None:
+    open(out, "w").write(json.dumps(found))
+    if what == "crashes":
+        os.abort()
+    if what == "hangs":
+        time.sleep(60)
+    if what == "loses its card":
+        sys.exit(75)
+open(out, "w").write(json.dumps(found | {"gemv": [1, 2], "failed": [died] if died else [], "ended": True}))
+"""
+
+
+def test_jobs_that_crash_or_hang_are_begun_again_and_told_why(tmp_path: Path) -> None:
+    kinds = ("crashes", "hangs", "loses its card", "works")
+    places = [tmp_path / f"{i}.json" for i in range(len(kinds))]
+    jobs = [
+        Job([sys.executable, "-c", _WORKER, str(place), kind], place) for place, kind in zip(places, kinds, strict=True)
+    ]
+    assert LOST == 75
+    watch(jobs, time.monotonic() + 60, lambda: None, pause=0.05)
+    assert [job.starts for job in jobs] == [2, 2, 2, 1]
+    results = merged(job.found() for job in jobs)
+    assert results["gemv"] == [1, 2] * 4
+    assert results["failed"][0].startswith("the process ended with status")
+    assert results["failed"][1].startswith("nothing was heard for")
+    assert len(results["failed"]) == 2
+    assert "ended" not in results
+
+
+def test_when_the_time_is_up_jobs_are_stopped_and_what_they_found_stays(tmp_path: Path) -> None:
+    place = tmp_path / "x.json"
+    place.write_text(json.dumps({"gemv": [1], "running": "second", "patience": 60}))
+    job = Job([sys.executable, "-c", "import time; time.sleep(60)"], place)
+    watch([job], time.monotonic() + 0.3, lambda: None, pause=0.05)
+    assert job.process is not None
+    assert job.process.poll() is not None
+    assert job.found()["gemv"] == [1]
+    assert job.found()["failed"] == [{"step": "x: second", "error": "the time was up"}]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card here")
