@@ -5,6 +5,7 @@ A card that cannot be used is not an error where nobody asked for one: the CPU c
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -111,7 +112,8 @@ def load_on(
 
     ``tensors`` are (format, shape) by name, to plan with; the other options as ``placement.place``. ``auto`` falls back
     to the CPU, saying why, where the model does not fit on the card or its first token fails there. Raises as
-    ``find_device`` and ``load_on_card``, UsageError for options of a card where there is none.
+    ``find_device`` and ``load_on_card``, UsageError for options of a card where there is none, JambaError for whatever the
+    card's own software raises.
     """
     import torch
 
@@ -132,13 +134,16 @@ def load_on(
         )  # fmt: skip
         ui.note("trying out the card (the first time, its kernels are compiled) ...")
         try_out(model)
-    except (JambaError, RuntimeError, ValueError, OSError) as error:
-        if wanted != "auto" or isinstance(error, UsageError):
+    except Exception as error:  # those of triton, and of the C compiler that it calls, are of no common kind
+        if isinstance(error, UsageError) or (wanted != "auto" and isinstance(error, (JambaError, OSError))):
             raise
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if wanted != "auto":
+            raise JambaError(f"--device {wanted}: {line}") from error
     else:
         return model
     # Only here is what was on the card let go of: the error's traceback held it.
-    torch.cuda.empty_cache()
+    with contextlib.suppress(RuntimeError):  # after some errors every call on a card fails
+        torch.cuda.empty_cache()
     ui.warn(f"not on the card: {line}; computing on the CPU")
     return on_cpu()

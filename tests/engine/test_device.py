@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import subprocess
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from jambacli.engine import device as devices
 from jambacli.engine.api import Jamba
 from jambacli.errors import JambaError, UsageError
 from jambacli.evaluation import nvml
+from jambacli.model.config import JambaConfig
 
 CARD = nvml.Card(0, "GPU-1", "A card", 24 << 30, 20 << 30, 1e14)
 
@@ -92,8 +94,27 @@ def test_auto_falls_back_where_the_card_fails_and_says_why(
     model = Jamba.load(None, device="auto")
     assert model.model.device.type == "cpu"
     assert "no kernel image" in capsys.readouterr().err
-    with pytest.raises(RuntimeError, match="no kernel image"):
+    with pytest.raises(JambaError, match="--device cuda: no kernel image"):
         Jamba.load(None, device="cuda")
+
+
+@pytest.mark.usefixtures("one_card")
+def test_a_compiler_that_fails_is_a_reason_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    from jambacli.model import cuda
+
+    def fails(*_: object, **__: object) -> None:
+        raise subprocess.CalledProcessError(1, ["gcc", "cuda_utils.c"])
+
+    def lost() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(cuda, "load_on_card", fails)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lost)
+    config = JambaConfig.from_hf({})
+    given = lambda: config, dict, lambda device: fails, lambda: "here"
+    assert devices.load_on("auto", *given) == "here"  # type: ignore[arg-type]
+    with pytest.raises(JambaError, match=r"--device cuda: Command .*gcc"):
+        devices.load_on("cuda", *given)  # type: ignore[arg-type]
 
 
 def _fails(*_: object, **__: object) -> None:
