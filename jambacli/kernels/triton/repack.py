@@ -262,7 +262,7 @@ def _shifted(b: torch.Tensor, *shifts: int) -> torch.Tensor:
     """uint8 [..., k] -> [..., len(shifts), k]: the bytes shifted right by each."""
     import torch
 
-    return b.unsqueeze(-2) >> torch.tensor(shifts, dtype=torch.uint8, device=b.device).unsqueeze(-1)
+    return torch.stack([b >> shift for shift in shifts], -2)  # a tensor of shifts would wait for the card each time
 
 
 def _nibble_halves(qs: torch.Tensor, run: int) -> torch.Tensor:
