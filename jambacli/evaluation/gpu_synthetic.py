@@ -18,8 +18,8 @@ from jambacli.model.placement import expert_layer
 from quant.formats import FORMATS, QTensor
 
 _ROWS = 256
-# A matrix of at most so many rows is random throughout: equal rows would give a small vocabulary equal logits.
-_FEW_ROWS = 4096
+# A matrix of at most so many values is random throughout: equal rows would give a small vocabulary equal logits.
+_FEW_VALUES = 1 << 22
 
 
 class CardTensors:
@@ -46,7 +46,7 @@ class CardTensors:
             return _as_f32(_kept(name, shape, self._small).to(device))
         fmt, row = choice.format, shape[-1]
         rows = math.prod(shape[:-1])
-        if rows <= _FEW_ROWS:
+        if rows * row <= _FEW_VALUES:
             w = random_weight(fmt, shape, seed=zlib.crc32(name.encode()), size=2 / math.sqrt(row))
             return QTensor(w.data.to(device), w.format, shape, None if w.scale is None else w.scale.to(device))
         key = fmt, row, device.type
@@ -54,7 +54,9 @@ class CardTensors:
             # Values about 1 / sqrt(row) wide keep the activations sane.
             w = random_weight(fmt, (_ROWS, row), size=2 / math.sqrt(row))
             self._tiles[key] = w.row_blocks().to(device)
-        order = torch.randint(_ROWS, (rows,), device=device)
+        # The same each time it is asked for: attention's weights may be wanted on the card and here.
+        generator = torch.Generator(device).manual_seed(zlib.crc32(name.encode()))
+        order = torch.randint(_ROWS, (rows,), device=device, generator=generator)
         scale = None
         if fmt == "i8":
             scale = torch.full(shape[:-1], 2 / 127 / math.sqrt(row), device=device)
