@@ -99,3 +99,29 @@ def test_a_product_reads_wide_and_moves_nothing_between_threads_as_it_goes() -> 
     # Only where the warps meet, at the end: the product and the squares, over the warps and over eight threads each.
     assert stores <= 4
     assert shuffles <= 2 * (3 + 3) + 2
+
+
+_WIDEST = """
+import dataclasses, torch
+from jambacli.evaluation.gpu_parity import on, random_weight
+from jambacli.kernels.triton.gemm import gemm
+from tests.kernels.gpu_compile import compile_for
+for fmt in ("f32", "bf16"):
+    # Nothing runs: a few rows of planes stand for all.
+    w = dataclasses.replace(on(random_weight(fmt, (8, 4096)), torch.device("cpu")), shape=(14336, 4096))
+    with compile_for(86) as done:
+        gemm(torch.zeros(64, 4096), w, up=w)
+    print(done[0].shared)
+"""
+
+
+def test_the_widest_product_fits_into_the_shared_memory_of_small_cards() -> None:
+    import subprocess
+    import sys
+
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", _WIDEST]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=True)
+    sizes = [int(line) for line in ran.stdout.split()]
+    assert len(sizes) == 2
+    assert max(sizes) <= 99 << 10
