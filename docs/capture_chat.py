@@ -106,7 +106,7 @@ def capture(model: str) -> list[tuple[str, str]]:
             terminal.type("/edit")
             terminal.wait("^edit ")
             terminal.press("C-a", "C-k", "BSpace", "C-a", "C-k")
-            terminal.say("Where were the otters seen?")
+            terminal.say("Where did Tomas Lindqvist see the otters?")
             shots.append(("/edit brings the last message up; here it is said differently", terminal.ready()))
             terminal.clear()
             terminal.type("/branch other")

@@ -22,6 +22,7 @@ Sample = tuple[list[int], list[float], list[str]]
 
 # Tokens, about: of a report, of a report that is a document, of a question with its answer, of one that cites.
 _PER_REPORT, _PER_DOCUMENT, _PER_TURN, _PER_CITED = 40, 62, 28, 34
+_PER_BLANK_PAGE = 31
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,14 @@ def citing(random: Random, tokens: int, held_out: bool = False) -> list[Span]:
     return conversation(random, tokens, held_out, "cite")
 
 
+def pages(random: Random, tokens: int, held_out: bool = False) -> list[Span]:
+    """Questions about a few pages among many that say nothing of matter, as a long PDF has them; most answers cite."""
+    n, turns = random.randint(1, max(1, tokens // 150)), max(1, int(0.35 * tokens / _PER_CITED))
+    blank = max(0, (tokens - 60 - turns * _PER_CITED - n * _PER_DOCUMENT) // _PER_BLANK_PAGE)
+    layout = "cite" if random.random() < 0.8 else "documents"
+    return corpus.chat(random, corpus.make_reports(random, min(n, 60), held_out), turns, layout, blank)
+
+
 def small_talk(random: Random, tokens: int, held_out: bool = False) -> list[Span]:
     """Facts told in a sentence, names and small talk, one after another."""
     spans: list[Span] = []
@@ -117,6 +126,7 @@ KINDS: dict[str, Callable[[Random, int, bool], list[Span]]] = {
     "told": small_talk,
     "plain": plain_text,
     "cite": citing,
+    "pages": pages,
 }
 
 

@@ -205,13 +205,15 @@ class Document:
     about: tuple[int, ...]
 
 
-def lay_out(random: Random, reports: Sequence[Report], apart: bool = False) -> list[Document]:
+def lay_out(random: Random, reports: Sequence[Report], apart: bool = False, blank: int | None = None) -> list[Document]:
     """The reports as documents: pages among pages of remarks, files, parts of a file, or (not ``apart``) all in one.
 
     Long documents have more of them than a sample has room for: often the numbers start somewhere and leave some out.
+    ``blank``: pages, with so many pages of remarks among them.
     """
     name = _file_name(random)
     layout = random.choices(["pages", "files", "parts", "bare", "one"], [4, 2, 1.5, 1.5, 0 if apart else 3])[0]
+    layout = layout if blank is None else "pages"
     groups: list[tuple[int, ...]] = [(i,) for i in range(len(reports))]
     if layout == "one":
         groups = [tuple(range(len(reports)))]
@@ -219,13 +221,17 @@ def lay_out(random: Random, reports: Sequence[Report], apart: bool = False) -> l
         groups = []
         while (done := sum(map(len, groups))) < len(reports):
             groups.append(tuple(range(done, min(len(reports), done + random.randint(1, 4)))))
+    elif blank is not None:
+        for at in sorted(random.choices(range(len(groups) + 1), k=blank), reverse=True):
+            groups.insert(at, ())
     elif layout == "pages" and random.random() < 0.5:
         for _ in range(random.randint(1, len(groups))):
             groups.insert(random.randint(0, len(groups)), ())
     ids = _document_ids(random, len(groups))
     made, line = [], 1
     for number, group in zip(ids, groups, strict=True):
-        text = join([reports[i] for i in group], random) if group else " ".join(random.sample(words.REMARKS, 2))
+        remarks = random.randint(1, 3) if blank is not None and not group else 2
+        text = join([reports[i] for i in group], random) if group else " ".join(random.sample(words.REMARKS, remarks))
         last = line + max(0, 2 * len(group) - 2)
         title = {
             "pages": f"{name}.pdf, page {number + 1}",
@@ -282,12 +288,15 @@ def join(reports: Sequence[Report], random: Random) -> str:
     return random.choice(["\n", "\n\n", "\n", " "]).join(r.text for r in reports)
 
 
-def chat(random: Random, reports: Sequence[Report], turns: int, layout: str = "text") -> list[Span]:
+def chat(
+    random: Random, reports: Sequence[Report], turns: int, layout: str = "text", blank: int | None = None
+) -> list[Span]:
     """A conversation about reports, with questions, then more questions.
 
-    ``layout``: the reports as "text" in the first message, as "documents", or documents that the answers "cite".
+    ``layout``: the reports as "text" in the first message, as "documents", or documents that the answers "cite"; ``blank``
+    as for ``lay_out``.
     """
-    laid_out = [] if layout == "text" else lay_out(random, reports, apart=layout == "cite")
+    laid_out = [] if layout == "text" else lay_out(random, reports, apart=layout == "cite", blank=blank)
     spans: list[Span] = documents(laid_out, layout == "cite") if laid_out else []
     home = {i: document.id for document in laid_out for i in document.about}
     asked: list[Question] = []

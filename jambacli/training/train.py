@@ -40,13 +40,20 @@ class Stage:
 
 
 _TEXT = {"chat": 0.42, "cite": 0.2, "summary": 0.15, "told": 0.08, "plain": 0.15}
+# The second part: what long documents look like.
+_LONG = {"chat": 0.2, "cite": 0.2, "pages": 0.3, "summary": 0.1, "told": 0.05, "plain": 0.15}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything a run is determined by. A step's tokens are split into rows of its length."""
+    """Everything a run is determined by. A step's tokens are split into rows of its length.
 
-    steps: int = 4000
+    From step ``second`` on, a second part: texts up to four times as long, the rate ``second_rate`` falling in a line.
+    """
+
+    steps: int = 4600
+    second: int = 4000
+    second_rate: float = 6e-4
     decay: tuple[int, int] = (1800, 4600)
     cool_down: int = 300
     learning_rate: float = 2e-3
@@ -62,7 +69,8 @@ class Plan:
         Stage(1000, 1024, {64: 0.1, 128: 0.9}, 0.3, _TEXT),
         Stage(1600, 2048, {128: 0.5, 256: 0.5}, 0.2, _TEXT),
         Stage(2400, 2048, {128: 0.2, 256: 0.4, 512: 0.4}, 0.12, _TEXT),
-        Stage(1 << 30, 2048, {128: 0.1, 256: 0.3, 512: 0.6}, 0.08, _TEXT),
+        Stage(4000, 2048, {128: 0.1, 256: 0.3, 512: 0.6}, 0.08, _TEXT),
+        Stage(1 << 30, 4096, {512: 0.3, 1024: 0.35, 2048: 0.35}, 0.05, _LONG),
     )
 
     def stage(self, step: int) -> Stage:
@@ -72,15 +80,17 @@ class Plan:
     def rate(self, step: int) -> float:
         """The learning rate of a step: a linear warm-up, a plateau, a half cosine from one step of ``decay`` towards the other.
 
-        Over the last ``cool_down`` steps it goes to zero in a line, wherever on the cosine that is: until then it does not
-        depend on ``steps``, and a run can be resumed with another end.
+        Over the last ``cool_down`` steps of the first part it goes to zero in a line, wherever on the cosine that is: until
+        then it does not depend on the end, and a run can be resumed with another one. The second part is one such line.
         """
         if step < self.warmup:
             return self.learning_rate * (step + 1) / self.warmup
+        if step >= self.second:
+            return self.second_rate * (self.steps - step) / max(1, self.steps - self.second)
         first, last = self.decay
         done = min(1.0, max(0.0, (step - first) / (last - first)))
         cosine = self.last_rate + (1 - self.last_rate) * 0.5 * (1 + math.cos(math.pi * done))
-        return self.learning_rate * cosine * min(1.0, (self.steps - step) / self.cool_down)
+        return self.learning_rate * cosine * min(1.0, (min(self.steps, self.second) - step) / self.cool_down)
 
 
 class Run:

@@ -133,6 +133,18 @@ def test_tokens_of_documents_and_cited_answers_know_their_document(tokenizer_jso
             assert set(homes[start + 1 : stop]) == {named[1] if "," not in named[1] else ""}
 
 
+def test_blank_pages_stand_among_the_reports() -> None:
+    for seed in range(10):
+        random = Random(seed)
+        reports = corpus.make_reports(random, 3)
+        laid_out = corpus.lay_out(random, reports, blank=9)
+        assert len(laid_out) == 12 and [d.about for d in laid_out if d.about] == [(0,), (1,), (2,)]
+        assert [d.id for d in laid_out] == sorted({d.id for d in laid_out})
+        for document in laid_out:
+            assert re.fullmatch(rf".*\.pdf, page {document.id + 1}", document.title)
+            assert [i for i, r in enumerate(reports) if r.fact in document.text] == list(document.about)
+
+
 def test_key_value_samples_ask_only_for_what_was_said() -> None:
     for seed in range(20):
         ids, weights = key_value(Random(seed), 64, 1536)

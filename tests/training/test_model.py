@@ -103,6 +103,15 @@ def test_the_rate_warms_up_stays_and_falls_to_its_end() -> None:
     assert longer.rate(1500) == 0.0
 
 
+def test_the_second_part_begins_where_the_first_has_come_to_rest() -> None:
+    plan = Plan(steps=500, second=400, cool_down=50, warmup=10, second_rate=0.5)
+    assert plan.rate(399) < plan.rate(350) / 20
+    assert [plan.rate(s) for s in (400, 450, 500)] == [0.5, 0.25, 0.0]
+    first = Plan(steps=400, second=400, cool_down=50, warmup=10, second_rate=0.5)
+    assert [plan.rate(s) for s in range(400)] == [first.rate(s) for s in range(400)]
+    assert max(Plan().stage(Plan.second).tokens) > max(Plan().stage(Plan.second - 1).tokens)
+
+
 def test_every_expert_is_chosen_and_only_as_many_as_asked(model: TrainableJamba) -> None:
     with torch.no_grad():
         model(IDS)
