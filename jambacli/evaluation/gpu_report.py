@@ -45,10 +45,11 @@ def _models(results: dict[str, Any]) -> list[str]:
     rows = results.get("models", [])
     if not rows:
         return []
-    lines = ["", "| model, CPU against card | prefill error | decode error | greedy | moved state | holds |",
+    lines = ["", "| model, CPU against card | prefill error | decode error (worst) | greedy | moved state | holds |",
              "| --- | ---: | ---: | --- | ---: | --- |"]  # fmt: skip
     return lines + [
-        f"| {r['model']} | {r['prefill_error']:.1e} | {r['decode_error']:.1e} | {r['greedy_agree']} | "
+        f"| {r['model']} | {r['prefill_error']:.1e} | {r['decode_error']:.1e} ({r['worst_decode_error']:.1e}) | "
+        f"{r['greedy_agree']} | "
         f"{r['moved_state_error']:.1e} | {'yes' if r['ok'] else 'NO'} |"
         for r in rows
     ]

@@ -5,16 +5,22 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from jambacli.evaluation.gpu_estimate import CARDS, kernels
+from jambacli.evaluation.gpu_models import SHAPE, against
 from jambacli.evaluation.gpu_report import markdown
 from jambacli.evaluation.gpu_suite import CardLostError, Suite, main
+from jambacli.evaluation.gpu_synthetic import CardTensors
 from jambacli.evaluation.gpu_watch import LOST, Job, merged, watch
 from jambacli.evaluation.synthetic import shape_config, synthetic_bytes
+from jambacli.model.config import JambaConfig
+from jambacli.model.loader import build
+from quant.formats import QTensor
 
 
 def test_a_failing_part_is_listed_and_the_others_stay(tmp_path: Path) -> None:
@@ -131,6 +137,33 @@ def test_the_estimate_reads_every_weight_once(quant: str) -> None:
     slow, fast = (sum(k.count * k.seconds(card) for k in listed) for card in CARDS)
     assert fast < slow
     assert slow > read / CARDS[0].bandwidth
+
+
+def test_a_model_that_rounds_to_bf16_holds_and_one_that_forgets_does_not() -> None:
+    from jambacli.kernels import reference, reference_ops
+
+    def rounded(x: torch.Tensor, w: QTensor) -> torch.Tensor:
+        if len(x) == 1:
+            return reference.linear(x, w)
+        return x.bfloat16().float() @ reference.dequantize(w).bfloat16().float().T
+
+    def forgetful(*given: torch.Tensor) -> torch.Tensor:
+        y = reference.selective_scan(*given)
+        given[-1].zero_()
+        return y
+
+    config = JambaConfig.from_hf(SHAPE)
+    make = CardTensors(config, "q8_0", torch.device("cpu"))
+    tensors = {name: make(name) for name in make.shapes()}
+    exact = reference_ops()
+    cpu, near, wrong = (
+        build(config, tensors.__getitem__, ops=ops)
+        for ops in (exact, replace(exact, linear=rounded), replace(exact, selective_scan=forgetful))
+    )
+    found = against(cpu, near, 30, 10)
+    assert found["ok"]
+    assert found["prefill_error"] > 0
+    assert not against(cpu, wrong, 30, 10)["ok"]
 
 
 def test_a_deep_context_costs_the_reading_of_its_keys() -> None:
