@@ -61,7 +61,13 @@ def cases() -> Iterator[Case]:
         for past, heads, kv_heads, dim in ((0, 4, 2, 32), (300, 6, 1, 64), (513, 3, 3, 96)):
             run = functools.partial(_attention, kv_type, past, heads, kv_heads, dim)
             yield Case(f"attention {kv_type} past {past} heads {heads}/{kv_heads} of {dim}", EXACT, run)
-        yield Case(f"attention {kv_type} many tokens", EXACT, functools.partial(_attention_many, kv_type))
+        yield Case(
+            f"attention {kv_type} many tokens", EXACT, functools.partial(_attention_many, kv_type, torch.float32)
+        )
+        run = functools.partial(_attention, kv_type, 300, 20, 1, 128, half=True)
+        yield Case(f"attention {kv_type} past 300 heads 20/1 of 128 half", HALF, run)
+        if kv_type != "f32":
+            yield Case(f"attention {kv_type} many tokens half", HALF, functools.partial(_attention_many, kv_type, None))
     for fmt in NATIVE:
         yield Case(f"dequantize {fmt}", EXACT, functools.partial(_dequantize, fmt))
         yield Case(f"embed {fmt}", EXACT, functools.partial(_embed, fmt))
@@ -201,8 +207,11 @@ def _caches(kv_type: str, capacity: int, kv_heads: int, dim: int) -> tuple[torch
     return empty, empty.clone()
 
 
-def _attention(kv_type: str, past: int, heads: int, kv_heads: int, dim: int, device: torch.device) -> float:
+def _attention(
+    kv_type: str, past: int, heads: int, kv_heads: int, dim: int, device: torch.device, *, half: bool = False
+) -> float:
     from jambacli.kernels.triton.attention import DecodeScratch, append, decode
+    from jambacli.kernels.triton.ops import attention_dtype, compute_dtype
 
     k, v = _caches(kv_type, past + 9, kv_heads, dim)
     new = [_randn(past + 1, kv_heads, dim, seed=s) for s in (1, 2)]
@@ -222,14 +231,16 @@ def _attention(kv_type: str, past: int, heads: int, kv_heads: int, dim: int, dev
     allowed = 2.0**-7 if kv_type == "bf16" else 0.0
     q, out = _randn(1, heads, dim, seed=3), torch.empty(heads, dim, device=device)
     k, v = there[0].cpu(), there[1].cpu()
-    dtype = torch.float32  # so that nothing but the order of sums differs
+    # In float32 nothing but the order of sums differs; ``half`` is what a model's step does.
+    dtype = attention_dtype(k, compute_dtype(device)) if half else torch.float32
     scratch = DecodeScratch(heads, dim, past + 9, device)
     decode(q[0].to(device), there[0], there[1], position, scratch, out, dtype)
     return max(error(out.view(1, -1), reference.attention(q, k, v, past)), stored - allowed)
 
 
-def _attention_many(kv_type: str, device: torch.device) -> float:
+def _attention_many(kv_type: str, dtype: torch.dtype | None, device: torch.device) -> float:
     from jambacli.kernels.triton.attention import prefill
+    from jambacli.kernels.triton.ops import attention_dtype, compute_dtype
 
     dim, heads, kv_heads, past, tokens = 64, 4, 2, 13, 7
     k, v = _caches(kv_type, past + tokens + 3, kv_heads, dim)
@@ -238,7 +249,8 @@ def _attention_many(kv_type: str, device: torch.device) -> float:
     worst = 0.0
     for n_past in (0, past):
         q = _randn(tokens, heads, dim, seed=3 + n_past)
-        got = prefill(q.to(device), k.to(device), v.to(device), n_past, torch.float32)
+        as_type = dtype or attention_dtype(k, compute_dtype(device))
+        got = prefill(q.to(device), k.to(device), v.to(device), n_past, as_type)
         worst = max(worst, error(got, reference.attention(q, k, v, n_past)))
     return worst
 

@@ -160,10 +160,10 @@ def test_a_model_that_rounds_to_bf16_holds_and_one_that_forgets_does_not() -> No
         build(config, tensors.__getitem__, ops=ops)
         for ops in (exact, replace(exact, linear=rounded), replace(exact, selective_scan=forgetful))
     )
-    found = against(cpu, near, 30, 10)
+    found = against(cpu, near, 20, 10, 10)
     assert found["ok"]
     assert found["prefill_error"] > 0
-    assert not against(cpu, wrong, 30, 10)["ok"]
+    assert not against(cpu, wrong, 20, 10, 10)["ok"]
 
 
 def test_a_deep_context_costs_the_reading_of_its_keys() -> None:
