@@ -166,13 +166,15 @@ def through_torch(config: JambaConfig, tensor: GetTensor, device: torch.device, 
 
 
 def try_out(model: JambaModel) -> None:
-    """Run one token: what does not compile or does not fit on this card shows now, not in the middle of an answer.
+    """Run a token, then a few at once: what does not compile or does not fit on this card shows now, not in an answer.
 
     Raises whatever the card's software raises, and JambaError for logits that are no numbers.
     """
-    logits = model.forward(torch.zeros(1, dtype=torch.int64), model.new_state(8))
-    if logits is None or not bool(torch.isfinite(logits).all()):
-        raise JambaError("a first token on the card gives no numbers")
+    state = model.new_state(8)
+    for n in (1, 3):  # other kernels for many than for one
+        logits = model.forward(torch.zeros(n, dtype=torch.int64), state)
+        if logits is None or not bool(torch.isfinite(logits).all()):
+            raise JambaError("a first token on the card gives no numbers")
 
 
 def load_on_card(

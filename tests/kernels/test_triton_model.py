@@ -154,6 +154,22 @@ def test_without_page_locked_memory_everything_still_arrives(
     assert capsys.readouterr().err.count("no page-locked memory") == 1
 
 
+def test_kernels_for_many_tokens_are_tried_out_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    from jambacli.kernels.triton import conv
+    from jambacli.model.cuda import try_out
+
+    config = JambaConfig.from_hf(SMALL)
+    tensors = tiny_tensors(config, "legacy")
+    try_out(pair(config, tensors, set())[1])
+
+    def broken(*_: object) -> torch.Tensor:
+        raise RuntimeError("CUDA error: no kernel image is available")
+
+    monkeypatch.setattr(conv, "causal_conv", broken)
+    with pytest.raises(RuntimeError, match="no kernel image"):
+        try_out(pair(config, tensors, set())[1])
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="graphs can be recorded here")
 def test_decoding_goes_on_where_graphs_cannot_be_recorded(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
