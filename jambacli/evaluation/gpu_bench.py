@@ -195,6 +195,7 @@ def _model(
         make = CardTensors(config, quant, device, plan.host_layers)
         model = put_on_card(config, make, device, plan)
         made = time.monotonic() - start
+        suite.save()  # a sign of life: compiling comes next
         common = {"shape": shape, "quant": quant, "limit": limit, "plan": plan.describe(), "made_seconds": made}
         rate = suite.results.get("rates", {})
         # Decode first: it is the shorter, and the first of the figures people ask for.

@@ -59,7 +59,7 @@ class Suite:
         if name in self.results["done"]:
             return False
         # The first time, kernels are compiled; a step that keeps what it has found is heard in between.
-        self.results["patience"] = min(150.0, max(60.0, 6 * seconds))
+        self.results["patience"] = min(200.0, max(90.0, 10 * seconds))
         self.results["running"] = name
         self.save()
         return True
