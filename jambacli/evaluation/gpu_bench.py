@@ -6,6 +6,7 @@ computed but filled with random keys, values and states, which take as long to r
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -156,6 +157,33 @@ def bench(suite: Suite, device: torch.device, shapes: list[str], quants: list[st
             if quant == "experts_int8" and not config.n_moe_layers:
                 continue
             suite.attempt(f"bench {shape} {quant}", 12, partial(_model, suite, rows, device, shape, config, quant))
+
+
+def warm(suite: Suite, device: torch.device, shapes: list[str], quants: list[str], shard: str) -> None:
+    """Compile, for the disk's cache, what ``bench`` is going to launch: models of the first few layers. Measures nothing.
+
+    ``shard``: which of them, "i/n" being every n-th from the i-th on.
+    """
+    mine, of = (int(x) for x in shard.split("/"))
+    pairs = [(shape, quant) for shape in shapes for quant in quants] if not suite.tiny else [("tiny", "q8_0")]
+    for shape, quant in pairs[mine::of]:
+        config = JambaConfig.from_hf(_TINY) if shape == "tiny" else shape_config(shape)
+        if quant == "experts_int8" and not config.n_moe_layers:
+            continue
+        tokens = (5, 1) if suite.tiny else (4096, 512, 1)
+        suite.attempt(f"compile {shape} {quant}", 20, partial(_first_layers, device, config, quant, tokens))
+
+
+def _first_layers(device: torch.device, config: JambaConfig, quant: str, tokens: tuple[int, ...]) -> None:
+    n = config.layer_is_attention.index(True) + 1
+    config = dataclasses.replace(
+        config, n_layers=n, layer_is_attention=config.layer_is_attention[:n], layer_is_moe=config.layer_is_moe[:n]
+    )
+    plan = Placement(0, 0, 0, 0, frozenset(), config.n_moe_layers)
+    model = put_on_card(config, CardTensors(config, quant, device), device, plan, graphs=False)
+    state = model.new_state(sum(tokens))
+    for count in tokens:
+        model.forward(torch.zeros(count, dtype=torch.int64), state)
 
 
 def limits(suite: Suite, device: torch.device, sizes: list[float]) -> None:

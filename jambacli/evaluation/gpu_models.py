@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -40,26 +41,29 @@ SHAPE = {
 }
 
 
-def models(suite: Suite, device: torch.device) -> None:
-    """Compare models in several types, with all weights on the card and with some experts behind, and their states."""
+def models(suite: Suite, device: torch.device, shard: str = "0/1") -> None:
+    """Compare models in several types, with all weights on the card and with some experts behind, and their states.
+
+    ``shard``: which of them, "i/n" being every n-th from the i-th on.
+    """
     rows = suite.results.setdefault("models", [])
     config = JambaConfig.from_hf(SHAPE if not suite.tiny else SHAPE | {"intermediate_size": 256, "vocab_size": 320})
     quants = ("q4_k_m", "q8_0", "experts_int8") if not suite.tiny else ("q4_k_m",)
+    runs: list[tuple[str, Callable[[], dict[str, Any]]]] = []
     for quant in quants:
         for behind in (frozenset(), frozenset({3})):
             name = f"{quant}{', some experts in RAM' if behind else ''}"
-            found = suite.attempt(f"model {name}", 20, partial(compare, config, quant, device, behind, suite.tiny))
-            if found is not None:
-                rows.append({"model": name, **found})
+            runs.append((name, partial(compare, config, quant, device, behind, suite.tiny)))
     if not suite.tiny:
-        run = partial(compare, config, "q4_k_m", device, frozenset({1, 3}), suite.tiny, cpu_kv=True)
-        found = suite.attempt("model experts and keys in RAM", 20, run)
+        some = frozenset({1, 3})
+        run = partial(compare, config, "q4_k_m", device, some, suite.tiny, cpu_kv=True)
+        runs += [("q4_k_m, experts, keys and values in RAM", run), ("the embedded one", partial(embedded, device))]
+    mine, of = (int(x) for x in shard.split("/"))
+    for name, compared in runs[mine::of]:
+        found = suite.attempt(f"model {name}", 20, compared)
         if found is not None:
-            rows.append({"model": "q4_k_m, experts, keys and values in RAM", **found})
-    if not suite.tiny:
-        found = suite.attempt("model embedded", 30, lambda: embedded(device))
-        if found is not None:
-            rows.append({"model": "the embedded one", **found})
+            rows.append({"model": name, **found})
+            suite.save()
 
 
 def embedded(device: torch.device) -> dict[str, Any]:

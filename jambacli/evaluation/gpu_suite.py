@@ -122,9 +122,9 @@ def main(arguments: list[str] | None = None) -> int:
         print("there is no CUDA card; TRITON_INTERPRET=1 with --tiny shows that the suite runs", file=sys.stderr)
         return 1
     out = Path(options.out) if options.out else Path(os.environ.get("OUT", ".")) / "gpu_suite.json"
-    wanted = [part for part in PARTS if part in options.parts.split(",")]
     if options.inside:
-        return _run_parts(options, wanted, out)
+        return _run_parts(options, options.parts.split(","), out)
+    wanted = [part for part in PARTS if part in options.parts.split(",")]
     if torch.cuda.is_available():
         results = _watched(options, wanted, out)
     else:
@@ -160,7 +160,10 @@ def _run_parts(options: argparse.Namespace, wanted: list[str], out: Path) -> int
     steps: dict[str, Callable[[], None]] = {
         "rates": lambda: gpu_bench.rates(suite, device),
         "kernels": lambda: _kernels(suite, device, options.shard),
-        "models": lambda: gpu_models.models(suite, device),
+        "models": lambda: gpu_models.models(suite, device, options.shard),
+        "warm": lambda: gpu_bench.warm(
+            suite, device, options.shapes.split(","), options.quants.split(","), options.shard
+        ),
         "gemv": lambda: gpu_bench.gemv_sweep(suite, device, tune=options.tune),
         "bench": lambda: gpu_bench.bench(suite, device, options.shapes.split(","), options.quants.split(",")),
         "limits": lambda: gpu_bench.limits(suite, device, [float(x) for x in options.limits.split(",") if x]),
@@ -177,7 +180,7 @@ def _run_parts(options: argparse.Namespace, wanted: list[str], out: Path) -> int
 
 
 def _watched(options: argparse.Namespace, wanted: list[str], out: Path) -> dict[str, Any]:
-    """The parts in processes of their own: the kernels' cases first, side by side (they mostly compile), then the rest."""
+    """The parts in processes of their own: first what mostly compiles, side by side, then what is timed."""
     until, began = time.monotonic() + options.budget, time.monotonic()
     with contextlib.suppress(ValueError):  # not in the main thread
         # Leave through the stack, so that no process is left behind.
@@ -186,14 +189,21 @@ def _watched(options: argparse.Namespace, wanted: list[str], out: Path) -> dict[
               "--quants", options.quants, "--limits", options.limits,
               *(["--tiny"] if options.tiny else []), *(["--tune"] if options.tune else [])]  # fmt: skip
 
-    def job(name: str, parts: list[str], shard: str = "0/1") -> Job:
+    def job(name: str, parts: list[str], shard: str = "0/1", environment: dict[str, str] | None = None) -> Job:
         place = out.with_name(f"{out.stem}.{name}.json")
         place.unlink(missing_ok=True)
-        return Job([*common, "--parts", ",".join(parts), "--shard", shard, "--out", str(place)], place)
+        return Job(
+            [*common, "--parts", ",".join(parts), "--shard", shard, "--out", str(place)], place, environment or {}
+        )
 
-    n = max(1, min(6, (os.cpu_count() or 1) // 2))
-    side_by_side = [job(f"kernels{i}", ["kernels"], f"{i}/{n}") for i in range(n)] if "kernels" in wanted else []
-    rest = [part for part in wanted if part != "kernels"]
+    # As many processes as compile well side by side; what ``bench`` launches is compiled beside the rest.
+    share = max(1, (os.cpu_count() or 1) // 4)
+    most = {"kernels": 6, "models": 4, "warm": 5}
+    first = [part for part in ("kernels", "models") if part in wanted] + (["warm"] if "bench" in wanted else [])
+    shards = {part: min(most[part], share) for part in first}
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // max(1, sum(shards.values()))))}
+    side_by_side = [job(f"{part}{i}", [part], f"{i}/{n}", threads) for part, n in shards.items() for i in range(n)]
+    rest = [part for part in wanted if part not in first]
     others = [job("others", rest)] if rest else []
     results: dict[str, Any] = {}
 

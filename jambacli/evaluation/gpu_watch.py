@@ -9,6 +9,7 @@ in its JSON file: ``done`` (names of steps), ``running`` (the one it is in), ``p
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import time
 from collections.abc import Callable, Iterable
@@ -27,10 +28,14 @@ _OWN = ("done", "running", "patience", "ended", "seconds")
 
 @dataclass
 class Job:
-    """A command that is run until it has ended properly; ``died`` names the argument that tells it why it last did not."""
+    """A command that is run until it has ended properly; ``died`` names the argument that tells it why it last did not.
+
+    ``environment``: variables that it gets besides this process's own.
+    """
 
     command: list[str]
     out: Path
+    environment: dict[str, str] = field(default_factory=dict)
     died: str = "--died"
     over: bool = False
     starts: int = 0
@@ -75,7 +80,9 @@ class Job:
     def _start(self, reason: str | None, left: float) -> None:
         again = [] if reason is None else [self.died, reason]
         self.starts, self._since = self.starts + 1, time.time()
-        self.process = subprocess.Popen([*self.command, "--budget", str(left), *again])
+        self.process = subprocess.Popen(
+            [*self.command, "--budget", str(left), *again], env=os.environ | self.environment
+        )
 
     def _again(self, reason: str, left: float) -> None:
         if self.starts >= _MOST_STARTS or left <= 0:
