@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -137,7 +138,15 @@ def test_why_not_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     if kernels.triton_version() and _has_triton():
         assert "compute capability is 7.0" in (why_not() or "")
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 6))
+        driver = importlib.import_module("triton.runtime").driver
+        monkeypatch.setattr(driver, "_active", SimpleNamespace(get_current_device=_no_compiler))
+        assert "Failed to find C compiler); it needs gcc" in (why_not() or "")
+        monkeypatch.setattr(driver, "_active", SimpleNamespace(get_current_device=lambda: 0))
         assert why_not() is None
+
+
+def _no_compiler() -> None:
+    raise RuntimeError("Failed to find C compiler")
 
 
 def _has_triton() -> bool:

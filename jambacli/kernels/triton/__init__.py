@@ -27,6 +27,18 @@ def why_not(index: int = 0) -> str | None:
     if have < OLDEST_CAPABILITY:
         least = f"{OLDEST_CAPABILITY[0]}.{OLDEST_CAPABILITY[1]}"
         return f"the card's compute capability is {have[0]}.{have[1]}; the kernels need {least} or newer"
+    return start_problem()
+
+
+def start_problem() -> str | None:
+    """Why Triton cannot launch anything: it builds its launchers with the machine's C compiler, unless it has some stored."""
+    try:
+        from triton.runtime import driver
+
+        driver.active.get_current_device()
+    except Exception as error:  # what a compiler's failure is, is triton's affair
+        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return f"triton does not start ({line}); it needs gcc or clang, and Python's headers"
     return None
 
 
