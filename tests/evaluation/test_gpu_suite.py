@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import time
@@ -53,7 +54,7 @@ def test_another_process_goes_on_after_the_step_that_the_first_died_of(tmp_path:
     second.resume("the process ended with status -11")
     ran: list[str] = []
     for name in ("rates", "gemv q4_k", "gemv q8_0"):
-        second.attempt(name, 1, lambda name=name: ran.append(name))
+        second.attempt(name, 1, functools.partial(ran.append, name))
     assert ran == ["gemv q8_0"]
     kept = json.loads(out.read_text())
     assert kept["failed"] == [{"step": "gemv q4_k", "error": "the process ended with status -11"}]
