@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -99,17 +99,22 @@ def recorded(device: torch.device, run: Callable[[], Any]) -> Callable[[], Any]:
     return graph.replay
 
 
-def gemv_sweep(suite: Suite, device: torch.device, *, tune: bool) -> None:
+#: What the matrix-vector product is timed in.
+GEMV_FORMATS = ("q4_k", "q6_k", "q8_0", "i8", "q5_k", "q4_0", "q3_k", "iq4_xs", "bf16")
+
+
+def gemv_sweep(suite: Suite, device: torch.device, formats: Sequence[str], *, tune: bool) -> None:
     """The matrix-vector product by format on matrices of Mini and 3B, in bytes per second; ``tune``: other tiles too.
 
-    Matrices are taken in turn out of enough of them to exceed the card's caches.
+    A tile takes about a second to compile: ``tune`` with one or two formats fits into the suite's time. Matrices are taken
+    in turn out of enough of them to exceed the card's caches.
     """
     from jambacli.kernels.triton.gemv import gemv
     from jambacli.kernels.triton.launch import Tile, gemv_tile
 
     rows = suite.results.setdefault("gemv", [])
     shapes = [(16384, 4096), (4096, 8192), (10240, 2560), (2560, 8192)] if not suite.tiny else [(64, 256)]
-    formats = ("q4_k", "q6_k", "q8_0", "i8", "q5_k", "q4_0", "q3_k", "iq4_xs", "bf16") if not suite.tiny else ("q4_k",)
+    formats = formats if not suite.tiny else ("q4_k",)
     best: dict[str, str] = {}
 
     def measure(fmt: str, n: int, k: int) -> None:

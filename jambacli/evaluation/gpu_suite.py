@@ -121,6 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not torch.cuda.is_available() and not (options.tiny and interpreted()):
         print("there is no CUDA card; TRITON_INTERPRET=1 with --tiny shows that the suite runs", file=sys.stderr)
         return 1
+    _formats(options.formats)  # a wrong one ends it here
     out = Path(options.out) if options.out else Path(os.environ.get("OUT", ".")) / "gpu_suite.json"
     if options.inside:
         return _run_parts(options, options.parts.split(","), out)
@@ -164,7 +165,7 @@ def _run_parts(options: argparse.Namespace, wanted: list[str], out: Path) -> int
         "warm": lambda: gpu_bench.warm(
             suite, device, options.shapes.split(","), options.quants.split(","), options.shard
         ),
-        "gemv": lambda: gpu_bench.gemv_sweep(suite, device, tune=options.tune),
+        "gemv": lambda: gpu_bench.gemv_sweep(suite, device, _formats(options.formats), tune=options.tune),
         "bench": lambda: gpu_bench.bench(suite, device, options.shapes.split(","), options.quants.split(",")),
         "limits": lambda: gpu_bench.limits(suite, device, [float(x) for x in options.limits.split(",") if x]),
     }
@@ -186,7 +187,7 @@ def _watched(options: argparse.Namespace, wanted: list[str], out: Path) -> dict[
         # Leave through the stack, so that no process is left behind.
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     common = [sys.executable, "-m", "jambacli.evaluation.gpu_suite", "--inside", "--shapes", options.shapes,
-              "--quants", options.quants, "--limits", options.limits,
+              "--quants", options.quants, "--limits", options.limits, "--formats", options.formats,
               *(["--tiny"] if options.tiny else []), *(["--tune"] if options.tune else [])]  # fmt: skip
 
     def job(name: str, parts: list[str], shard: str = "0/1", environment: dict[str, str] | None = None) -> Job:
@@ -231,11 +232,22 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--shapes", default="jamba-3b,jamba-mini")
     parser.add_argument("--quants", default="q4_k_m,q8_0,experts_int8")
     parser.add_argument("--limits", default="24,48", help="GB of card memory to pretend, for the plans")
+    parser.add_argument("--formats", default="all", help="of the matrix-vector product alone, comma-separated")
     parser.add_argument("--tune", action="store_true", help="try other tiles for the matrix-vector product too")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)  # one of the processes watched
     parser.add_argument("--shard", default="0/1", help=argparse.SUPPRESS)  # which of the kernels' cases: i of n
     parser.add_argument("--died", help=argparse.SUPPRESS)  # why the process before this one ended
     return parser
+
+
+def _formats(text: str) -> tuple[str, ...]:
+    """The formats named; SystemExit for one that is not timed."""
+    from jambacli.evaluation.gpu_bench import GEMV_FORMATS
+
+    named = GEMV_FORMATS if text == "all" else tuple(text.split(","))
+    if unknown := set(named) - set(GEMV_FORMATS):
+        sys.exit(f"--formats {', '.join(sorted(unknown))}: known are all, {', '.join(GEMV_FORMATS)}")
+    return named
 
 
 def _machine(device: Any) -> dict[str, Any]:
