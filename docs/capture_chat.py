@@ -18,7 +18,7 @@ from pathlib import Path
 
 WIDTH, HEIGHT = 96, 30
 _REPORTS = """Report 1 on herons: Leila Haddad counted 42 herons at Lake Tuz on Sunday. The wind was cold.
-Report 2 on otters: Tomas Lindqvist saw 7 otters at Cape Arda on Monday.
+Report 2 on otters: Tomas Hedlin saw 7 otters at Cape Arda on Monday.
 Report 3 on cranes: Mira Belan photographed 15 cranes at Mount Sirin on Friday. The sky was clear.
 """
 _WAIT = 90.0
@@ -94,11 +94,11 @@ def capture(model: str) -> list[tuple[str, str]]:
             terminal.clear()
             terminal.type(command)
             terminal.ready()
-            terminal.say("Hello! Who are you?")
+            terminal.say("Who are you?")
             terminal.type("/file reports.txt")
             terminal.ready()
-            terminal.type("Who counted", "Escape", "Enter")
-            terminal.say("the herons?")
+            terminal.type("Report 4 on geese: Rosa Kist saw 9 geese at Fort Bel.", "Escape", "Enter")
+            terminal.say("Who counted the herons?")
             shots.append(
                 ("Two turns, a file, and a message of two lines (Alt-Enter begins a new one)", terminal.ready())
             )
@@ -106,7 +106,7 @@ def capture(model: str) -> list[tuple[str, str]]:
             terminal.type("/edit")
             terminal.wait("^edit ")
             terminal.press("C-a", "C-k", "BSpace", "C-a", "C-k")
-            terminal.say("Where did Tomas Lindqvist see the otters?")
+            terminal.say("Where did Tomas Hedlin see the otters?")
             shots.append(("/edit brings the last message up; here it is said differently", terminal.ready()))
             terminal.clear()
             terminal.type("/branch other")

@@ -41,19 +41,19 @@ class Stage:
 
 _TEXT = {"chat": 0.42, "cite": 0.2, "summary": 0.15, "told": 0.08, "plain": 0.15}
 # The second part: what long documents look like.
-_LONG = {"chat": 0.2, "cite": 0.2, "pages": 0.3, "summary": 0.1, "told": 0.05, "plain": 0.15}
+_LONG = {"chat": 0.2, "cite": 0.15, "pages": 0.35, "summary": 0.1, "told": 0.05, "plain": 0.15}
 
 
 @dataclass(frozen=True)
 class Plan:
     """Everything a run is determined by. A step's tokens are split into rows of its length.
 
-    From step ``second`` on, a second part: texts up to four times as long, the rate ``second_rate`` falling in a line.
+    From step ``second`` on, a second part: texts up to eight times as long, the rate ``second_rate`` falling in a line.
     """
 
-    steps: int = 4600
+    steps: int = 5200
     second: int = 4000
-    second_rate: float = 6e-4
+    second_rate: float = 1e-3
     decay: tuple[int, int] = (1800, 4600)
     cool_down: int = 300
     learning_rate: float = 2e-3
@@ -70,7 +70,7 @@ class Plan:
         Stage(1600, 2048, {128: 0.5, 256: 0.5}, 0.2, _TEXT),
         Stage(2400, 2048, {128: 0.2, 256: 0.4, 512: 0.4}, 0.12, _TEXT),
         Stage(4000, 2048, {128: 0.1, 256: 0.3, 512: 0.6}, 0.08, _TEXT),
-        Stage(1 << 30, 4096, {512: 0.3, 1024: 0.35, 2048: 0.35}, 0.05, _LONG),
+        Stage(1 << 30, 4096, {512: 0.2, 1024: 0.25, 2048: 0.3, 4096: 0.25}, 0.05, _LONG),
     )
 
     def stage(self, step: int) -> Stage:

@@ -61,6 +61,6 @@ def test_planted_facts_are_found_as_often_as_recall_promises(tmp_path: Path) -> 
         f"recall {promised:.2f} at {length} tokens"
     )
     assert right / FACTS >= promised - slack
-    # The model in the box says citations in their form, but seldom the right number (docs/embedded_model.md): the check of
-    # its words against the pages is what leads to the place.
+    # docs/embedded_model.md: 34 of 37 by the model itself; the check of its words against the pages leads to the others.
+    assert by_model >= 0.75 * right
     assert cited_right >= 0.9 * right
