@@ -47,6 +47,7 @@ def show(
         tokens or summary.config.context_length,
         kv_type,
         devices(),
+        summary.tensors,
     )
     if as_json:
         print(json.dumps(_as_json(summary, plan), indent=2))
@@ -59,6 +60,7 @@ def show(
 def _as_json(summary: Summary, plan: Plan) -> dict[str, Any]:
     described = dataclasses.asdict(summary)
     described["path"] = str(summary.path)
+    del described["tensors"]
     described["bits_per_weight"] = round(summary.bits_per_weight, 4)
     described["parts"] = [{"name": name, "bytes": nbytes} for name, nbytes in summary.parts]
     config = summary.config

@@ -20,10 +20,11 @@ from jambacli.evaluation.gpu_parity import random_weight
 from jambacli.evaluation.gpu_synthetic import CardTensors
 from jambacli.evaluation.plan import prefill_flops
 from jambacli.evaluation.synthetic import shape_config
+from jambacli.model.card_memory import card_sizes
 from jambacli.model.config import JambaConfig
-from jambacli.model.cuda import card_sizes, free_memory, put_on_card, upload
+from jambacli.model.cuda import free_memory, put_on_card, upload
 from jambacli.model.jamba import JambaModel
-from jambacli.model.placement import PREFILL_CHUNK, Placement, place
+from jambacli.model.placement import Placement, place
 
 if TYPE_CHECKING:
     from jambacli.evaluation.gpu_suite import Suite
@@ -306,7 +307,7 @@ def _prefill(
         state = model.new_state(tokens, kv_type)
         _wait(device)
         start = time.perf_counter()
-        parts = ids.split(PREFILL_CHUNK)
+        parts = ids.split(model.prefill_chunk)
         for i, part in enumerate(parts):
             model.forward(part, state, logits="last" if i == len(parts) - 1 else "none")
         _wait(device)

@@ -13,8 +13,8 @@ import torch
 
 from jambacli.evaluation.gpu_parity import random_weight
 from jambacli.evaluation.synthetic import choices
+from jambacli.model.card_memory import expert_layer
 from jambacli.model.config import JambaConfig
-from jambacli.model.placement import expert_layer
 from quant.formats import FORMATS, QTensor
 
 _ROWS = 256

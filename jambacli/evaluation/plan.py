@@ -1,20 +1,24 @@
 """What a context length costs in memory and time on this machine; knows nothing of files or of torch.
 
-Weights, keys and values and Mamba state are exact; scratch memory and prefill time are estimates, documented here.
+Weights, keys and values and Mamba state are exact; the CPU's scratch memory and prefill time are estimates, documented here.
+What a card can do is what ``model.placement`` decides when a model is loaded on it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from jambacli.errors import JambaError
 from jambacli.evaluation.machine import Device
+from jambacli.model.card_memory import CONTEXT_BYTES, CardSizes, beside_weights, card_sizes, guessed_sizes
 from jambacli.model.config import KV_TYPES, JambaConfig
+from jambacli.model.placement import CHUNKS, Placement, place, usable
 
-# Tokens that prefill takes through the layers at a time.
-PREFILL_CHUNK = 512
-# Resident memory of the interpreter with torch loaded, and of a CUDA context with its libraries.
-_RUNTIME_BYTES = {"cpu": 350_000_000, "cuda": 600_000_000}
+# Tokens that prefill takes through the layers at a time on the CPU.
+_CPU_CHUNK = 512
+# Resident memory of the interpreter with torch loaded.
+_RUNTIME_BYTES = 350_000_000
 # Dequantized panels of weights on their way into a matrix product.
 _PANEL_BYTES = 64 << 20
 
@@ -24,10 +28,10 @@ class Fit:
     """How a plan sits on one device.
 
     ``verdict``: "fits" in what is free; "tight": in the memory there is, but not in what is free now; "experts in RAM":
-    on a card with that many expert bytes (``offload``) left in RAM; "from disk": the CPU must re-read weights that RAM
-    cannot hold; "too big". ``spare`` is free memory less the plan's total, negative when short. ``prefill_seconds`` is
+    on a card with the experts of some layers (``offload`` bytes) left in RAM; "from disk": the CPU must re-read weights that
+    RAM cannot hold; "too big". ``spare`` is free memory less all that is needed, negative when short. ``prefill_seconds`` is
     the time at the device's full rate, which only the first two verdicts let it reach; None where that is unknown.
-    ``cpu_kv``: too big for this card, but not with its experts and all but a layer's keys and values in RAM (--cpu-kv).
+    ``cpu_kv``: too big for this card, but not with keys and values in RAM (--cpu-kv), experts too where they must.
     ``largest_ctx`` is the longest context that fits in what is free, by KV type, at most the model's own.
     """
 
@@ -42,7 +46,10 @@ class Fit:
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes that ``ctx`` tokens take; ``kv`` for every KV type, the rest with ``kv_type``; ``fits`` one a device."""
+    """Bytes that ``ctx`` tokens take; ``kv`` for every KV type, the rest with ``kv_type``; ``fits`` one a device.
+
+    ``scratch`` and ``total`` are the CPU's: cards, and plans for them, differ.
+    """
 
     ctx: int
     kv_type: str
@@ -55,23 +62,38 @@ class Plan:
 
 
 def memory_plan(
-    config: JambaConfig, weights: int, expert_weights: int, ctx: int, kv_type: str, devices: Sequence[Device]
+    config: JambaConfig,
+    weights: int,
+    expert_weights: int,
+    ctx: int,
+    kv_type: str,
+    devices: Sequence[Device],
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]] | None = None,
 ) -> Plan:
-    """The plan for ``ctx`` tokens: ``weights`` and ``expert_weights`` (those of them that are experts') in bytes."""
+    """The plan for ``ctx`` tokens: ``weights`` and ``expert_weights`` (those of them that are experts') in bytes.
+
+    ``tensors`` (format, shape) by GGUF name, where they are known: a card's plan is then the one it will be loaded by.
+    """
     kv = {name: ctx * config.kv_bytes_per_token(name) for name in KV_TYPES}
-    state, scratch = config.state_bytes(), scratch_bytes(config, "cpu")
+    state, scratch = config.state_bytes(), scratch_bytes(config)
     total = weights + kv[kv_type] + state + scratch
     ram = devices[0].available if devices else 0
-    fits = [_fit(config, weights, expert_weights, ctx, kv_type, device, ram) for device in devices]
+    sizes = card_sizes(tensors) if tensors else guessed_sizes(config, weights, expert_weights)
+    fits = [
+        _on_card(config, sizes, ctx, kv_type, device, ram)
+        if device.kind == "cuda"
+        else _on_cpu(config, weights, ctx, kv_type, device)
+        for device in devices
+    ]
     return Plan(ctx, kv_type, weights, kv, state, scratch, total, fits)
 
 
-def scratch_bytes(config: JambaConfig, kind: str) -> int:
-    """Estimated bytes beyond weights, KV and state: the runtime, one chunk's activations in f32, the logits."""
+def scratch_bytes(config: JambaConfig) -> int:
+    """Estimated bytes on the CPU beyond weights, KV and state: the runtime, a chunk's activations in f32, the logits."""
     c = config
     used = c.n_experts_used if c.n_moe_layers else 1
     values = 3 * c.hidden + 6 * c.d_inner + 3 * c.ffn * used
-    return _RUNTIME_BYTES[kind] + _PANEL_BYTES + 4 * (PREFILL_CHUNK * values + c.vocab_size)
+    return _RUNTIME_BYTES + _PANEL_BYTES + 4 * (_CPU_CHUNK * values + c.vocab_size)
 
 
 def prefill_flops(config: JambaConfig, tokens: int, start: int = 0) -> float:
@@ -85,29 +107,72 @@ def prefill_flops(config: JambaConfig, tokens: int, start: int = 0) -> float:
     return 2.0 * matrices * tokens + 4.0 * c.n_attention_layers * c.n_heads * c.head_dim * pairs
 
 
-def _fit(config: JambaConfig, weights: int, experts: int, ctx: int, kv_type: str, device: Device, ram: int) -> Fit:
-    fixed = config.state_bytes() + scratch_bytes(config, device.kind)
+def _on_cpu(config: JambaConfig, weights: int, ctx: int, kv_type: str, device: Device) -> Fit:
+    fixed = config.state_bytes() + scratch_bytes(config)
     moving = fixed + ctx * config.kv_bytes_per_token(kv_type)
     need = weights + moving
     spare = device.available - need
-    offload = 0
     if spare >= 0:
         verdict = "fits"
     elif need <= device.total:
         verdict = "tight"
-    elif device.kind == "cpu":
-        verdict = "from disk" if moving <= device.available else "too big"
-    elif -spare <= experts and -spare <= ram:
-        verdict, offload = "experts in RAM", -spare
     else:
-        verdict = "too big"
-    kv = moving - fixed
-    behind = experts + kv - kv // max(1, config.n_attention_layers)
-    cpu_kv = verdict == "too big" and device.kind == "cuda" and -spare <= behind and -spare <= ram
-    seconds = prefill_flops(config, ctx) / device.flops if device.flops > 0 else None
+        verdict = "from disk" if moving <= device.available else "too big"
     room = device.available - weights - fixed
     largest = {name: _largest(config, room, name) for name in KV_TYPES}
-    return Fit(device, verdict, spare, offload, seconds, largest, cpu_kv)
+    return Fit(device, verdict, spare, 0, _seconds(config, ctx, device), largest)
+
+
+def _on_card(config: JambaConfig, sizes: CardSizes, ctx: int, kv_type: str, device: Device, ram: int) -> Fit:
+    """What ``place`` will decide once a process has its context on the card, which takes of what is free now."""
+    free = device.available - CONTEXT_BYTES
+    plan, offload = _plan(config, sizes, ctx, kv_type, free), 0
+    behind = plan is not None and plan.host + plan.pinned <= ram
+    if plan is not None and not plan.host_layers:
+        verdict, spare = "fits", plan.spare
+    else:
+        spare = min(-1, usable(free) - sizes.total - _beside(config, sizes, ctx, kv_type))
+        if plan is not None and behind:
+            verdict, offload = "experts in RAM", plan.host
+        else:
+            roomy = _plan(config, sizes, ctx, kv_type, device.total - CONTEXT_BYTES)
+            verdict = "tight" if roomy is not None and not roomy.host_layers else "too big"
+    cpu_kv = False
+    if verdict == "too big" and config.n_attention_layers:
+        other = _plan(config, sizes, ctx, kv_type, free, cpu_kv=True)
+        cpu_kv = other is not None and other.host + other.host_kv + other.pinned <= ram
+    room = usable(free) - sizes.total
+    largest = {name: _longest(config, sizes, room, name) for name in KV_TYPES}
+    return Fit(device, verdict, spare, offload, _seconds(config, ctx, device), largest, cpu_kv)
+
+
+def _plan(
+    config: JambaConfig, sizes: CardSizes, ctx: int, kv_type: str, free: int, *, cpu_kv: bool = False
+) -> Placement | None:
+    try:
+        return place(config, sizes, ctx, kv_type, free, cpu_kv=cpu_kv)
+    except JambaError:
+        return None
+
+
+def _beside(config: JambaConfig, sizes: CardSizes, ctx: int, kv_type: str) -> int:
+    """The least that must lie beside all the weights."""
+    return beside_weights(config, sizes, ctx, kv_type, CHUNKS[-1], [])
+
+
+def _longest(config: JambaConfig, sizes: CardSizes, room: int, kv_type: str) -> int:
+    """The longest context, in steps of 1,024 tokens, that fits into ``room`` bytes beside the weights."""
+    if _beside(config, sizes, config.context_length, kv_type) <= room:
+        return config.context_length
+    low, high = 0, config.context_length // 1024 + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if _beside(config, sizes, middle * 1024, kv_type) <= room else (low, middle)
+    return low * 1024
+
+
+def _seconds(config: JambaConfig, ctx: int, device: Device) -> float | None:
+    return prefill_flops(config, ctx) / device.flops if device.flops > 0 else None
 
 
 def _largest(config: JambaConfig, room: int, kv_type: str) -> int:

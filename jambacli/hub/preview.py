@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -87,8 +87,11 @@ def judge(
     devices: Sequence[Device],
     same: Sequence[Other],
     known: Sequence[Other],
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]] | None = None,
 ) -> Fit:
     """Whether a model of ``weights`` bytes (``experts`` of them the experts') fits, and what would where it does not.
+
+    ``tensors``: its own, (format, shape) by name, as ``memory_plan`` takes them.
 
     ``size`` is of its files, ``left`` what of them is still to come. ``ctx`` None is the longest context that fits, the
     model's own at most. What fits is looked for in ``same``, its other types, and among the ``known`` models.
@@ -97,7 +100,8 @@ def judge(
     longest_ctx = config.context_length
 
     def planned(nbytes: int, tokens: int) -> Plan:
-        return memory_plan(config, nbytes, int(share * nbytes), tokens, kv_type, devices)
+        own = tensors if nbytes == weights else None
+        return memory_plan(config, nbytes, int(share * nbytes), tokens, kv_type, devices, own)
 
     plan = planned(weights, ctx or longest_ctx)
     longest = max((fit.largest_ctx[kv_type] for fit in plan.fits), default=0)

@@ -7,7 +7,7 @@ caller decide, fetch, verify, register. Nothing is registered before its digests
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -121,7 +121,12 @@ def obtain(store: Store, name: str, found: Found, request: Request, decide: Call
                     raise JambaError(f"{name} is no model that runs here: {error}; nothing was kept") from error
                 weights, experts = seen.weight_bytes, seen.expert_bytes
                 others = found.others
-                decide(fit(name, seen.config, weights, experts, size=size, left=left, others=others, request=request))
+                decide(
+                    fit(
+                        name, seen.config, weights, experts, size=size, left=left, others=others, request=request,
+                        tensors=seen.tensors,
+                    )
+                )  # fmt: skip
             digests = _fetch_all(client, name, found.remotes, targets)
         summary = _sound(targets[0], folder)
         files = [
@@ -222,6 +227,7 @@ def fit(
     left: int,
     others: Sequence[Other],
     request: Request,
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]] | None = None,
 ) -> Fit:
     """How a model sits on this machine with what ``request`` wants of it (see ``preview.judge``)."""
     from jambacli.evaluation.machine import devices
@@ -244,6 +250,7 @@ def fit(
         devices=devices(),
         same=others,
         known=known,
+        tensors=tensors,
     )
 
 

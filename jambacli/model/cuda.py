@@ -17,30 +17,17 @@ from jambacli import ui
 from jambacli.errors import JambaError, UsageError
 from jambacli.kernels import choose_ops, reference_ops
 from jambacli.model.attention import Attention
+from jambacli.model.card_memory import card_sizes, expert_layer, is_matrix
 from jambacli.model.config import KV_TYPES, JambaConfig
 from jambacli.model.jamba import JambaModel
 from jambacli.model.loader import GetTensor, build
 from jambacli.model.moe import MoE
-from jambacli.model.placement import Placement, expert_layer, place
+from jambacli.model.placement import Placement, place
+from jambacli.model.transfer import Uploader
 from quant.formats import FORMATS, QTensor
 
 if TYPE_CHECKING:
     from jambacli.kernels.triton.repack import Packed
-
-# Names of the matrices that kernels read; every other tensor is a few values.
-_MATRICES = (
-    "token_embd",
-    "output",
-    "attn_q",
-    "attn_k",
-    "attn_v",
-    "attn_output",
-    "ssm_in",
-    "ssm_x",
-    "ssm_dt",
-    "ssm_out",
-)
-_NETWORKS = ("ffn_gate", "ffn_up", "ffn_down", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
 
 
 def free_memory(device: torch.device) -> int:
@@ -50,30 +37,8 @@ def free_memory(device: torch.device) -> int:
     return int(torch.cuda.mem_get_info(device)[0])
 
 
-def is_matrix(name: str) -> bool:
-    """Whether the tensor of that GGUF name is one that kernels multiply with, not a few values."""
-    stem = name.removesuffix(".weight").rsplit(".", 1)[-1]
-    return name.endswith(".weight") and stem in (*_MATRICES, *_NETWORKS)
-
-
-def card_sizes(tensors: dict[str, tuple[str, tuple[int, ...]]]) -> dict[str, int]:
-    """Bytes that tensors, by name (format, shape), take on a card."""
-    from jambacli.kernels.triton.repack import LAYOUTS, packed_bytes
-
-    sizes = {}
-    for name, (fmt, shape) in tensors.items():
-        rows, n = 1, shape[-1]
-        for size in shape[:-1]:
-            rows *= size
-        if is_matrix(name):
-            sizes[name] = packed_bytes(fmt if fmt in LAYOUTS else "f16", rows, n)
-        else:
-            sizes[name] = rows * n * 4
-    return sizes
-
-
-def upload(w: QTensor, device: torch.device) -> Packed:
-    """A matrix in planes on the card. A format without kernels becomes f16 there."""
+def upload(w: QTensor, device: torch.device, send: Callable[[torch.Tensor], torch.Tensor] | None = None) -> Packed:
+    """A matrix in planes on the card. A format without kernels becomes f16 there. ``send`` as ``repack``."""
     from jambacli.kernels import reference
     from jambacli.kernels.triton.repack import LAYOUTS, repack
 
@@ -81,12 +46,12 @@ def upload(w: QTensor, device: torch.device) -> Packed:
         ui.warn(f"{w.format.name} has no GPU kernel: its weights are kept as f16 on the card")
         values = reference.dequantize(w).to(torch.float16)
         w = QTensor(values.view(-1).view(torch.uint8), FORMATS["f16"], w.shape)
-    scale = None if w.scale is None else w.scale.to(device)
-    return repack(QTensor(w.data.to(device), w.format, w.shape, scale))
+    return repack(w, device, send)
 
 
 def uploader(tensor: GetTensor, device: torch.device, host_layers: frozenset[int]) -> GetTensor:
     """``tensor`` with what it gives on the card: matrices in planes, experts of ``host_layers`` as they are."""
+    send = Uploader(device) if device.type == "cuda" else None
 
     def get(name: str) -> QTensor:
         w = tensor(name)
@@ -94,7 +59,7 @@ def uploader(tensor: GetTensor, device: torch.device, host_layers: frozenset[int
         if layer is not None and layer in host_layers:
             return QTensor(w.data.cpu(), w.format, w.shape, None if w.scale is None else w.scale.cpu())
         if is_matrix(name):
-            return upload(w, device)
+            return upload(w, device, send)
         return QTensor(w.data.to(device), w.format, w.shape, w.scale)
 
     return get
@@ -125,6 +90,7 @@ def put_on_card(
     keys = HostKeys(device) if plan.host_kv else None
     ops = triton_ops(dtype, host, keys)
     model = build(config, uploader(tensor, device, plan.host_layers), ops=ops, source=source)
+    model = dataclasses.replace(model, chunk=plan.chunk)
     if keys is not None:
         model = dataclasses.replace(model, kv_device=torch.device("cpu"))
     if not decodable(model.layers):

@@ -252,7 +252,7 @@ class CudaDecoder:
         return [
             lambda: _discard(gemv(b.x, gate, out=b.wide, **normed)),
             lambda: _discard(gemv(b.x, up, out=b.wide2, **normed)),
-            lambda: _discard(b.wide.copy_(norm.gate_up(b.wide, b.wide2))),
+            lambda: _discard(norm.gate_up(b.wide, b.wide2, out=b.wide)),
             last,
         ]
 

@@ -36,13 +36,13 @@ class Layer:
 
     def forward(self, x: torch.Tensor, state: MambaState | KVCache, n_past: int, ops: Ops) -> torch.Tensor:
         """The residual stream x float32 [T, hidden] after this layer."""
-        h = ops.rms_norm(x, self.attn_norm, self.eps)
+        # Nothing is named that is not needed again: of thousands of tokens, every tensor counts.
         if isinstance(self.mixer, Mamba):
             assert isinstance(state, MambaState)
-            x = x + self.mixer.forward(h, state, ops)
+            x = x + self.mixer.forward(ops.rms_norm(x, self.attn_norm, self.eps), state, ops)
         else:
             assert isinstance(state, KVCache)
-            x = x + self.mixer.forward(h, state, n_past, ops)
+            x = x + self.mixer.forward(ops.rms_norm(x, self.attn_norm, self.eps), state, n_past, ops)
         return x + self.ffn.forward(ops.rms_norm(x, self.ffn_norm, self.eps), ops)
 
 
@@ -76,6 +76,8 @@ class JambaModel:
     source: Any = None
     #: Where keys and values lie when not on ``device``: a card's model may keep them in the computer's memory.
     kv_device: torch.device | None = None
+    #: How many tokens of a long prompt a plan says to take at a time, where it says anything.
+    chunk: int | None = None
 
     @property
     def device(self) -> torch.device:
@@ -85,7 +87,7 @@ class JambaModel:
     @property
     def prefill_chunk(self) -> int:
         """How many tokens of a long prompt to take through the layers at a time: more on a card, which is wider."""
-        return PREFILL_CHUNK if self.device.type == "cuda" else 512
+        return self.chunk or (PREFILL_CHUNK if self.device.type == "cuda" else 512)
 
     def new_state(self, ctx: int, kv_type: str = "f16") -> SequenceState:
         """An empty sequence of at most ``ctx`` tokens, its keys and values kept as f16, bf16, f32 or q8_0."""

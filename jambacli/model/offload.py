@@ -22,6 +22,7 @@ from jambacli.kernels.triton import attention as attend
 from jambacli.kernels.triton import experts as routing
 from jambacli.kernels.triton.repack import Packed, repack
 from jambacli.model.attention import Attention
+from jambacli.model.card_memory import ALIGNED
 from jambacli.model.moe import MoE
 from jambacli.model.state import KVCache
 from jambacli.model.transfer import Uploader, staging
@@ -88,15 +89,15 @@ class HostExperts:
         spans = [(e, a, b) for e, (a, b) in enumerate(zip([0, *stops], stops, strict=False)) if a < b]
         rows = x[token]
         y = torch.empty_like(rows)
-        self._reserve(max(sum(_expert_bytes(w) for w in stacks), 1))
+        self._reserve(max(sum(nbytes for w in stacks for nbytes in _room(w)), 1))
         coming: Future[_Slot] = self._mover.submit(self._send, self._slots[0], stacks, spans[0][0])
-        for i, (e, start, stop) in enumerate(spans):
+        for i, (_, start, stop) in enumerate(spans):
             slot = coming.result()
             if i + 1 < len(spans):
                 coming = self._mover.submit(self._send, self._slots[(i + 1) % 2], stacks, spans[i + 1][0])
             if slot.sent is not None:
                 torch.cuda.current_stream(self._device).wait_event(slot.sent)
-            y[start:stop] = self._mlp(rows[start:stop], *_unpack(slot.there, stacks, e, self._device))
+            y[start:stop] = self._mlp(rows[start:stop], *_unpack(slot.there, stacks))
             if self._cuda:
                 slot.used = torch.cuda.Event()
                 slot.used.record(torch.cuda.current_stream(self._device))
@@ -122,9 +123,9 @@ class HostExperts:
             slot.sent.synchronize()  # the bytes sent last from here have left
         at = 0
         for w in stacks:
-            n = w.data.numel() // w.shape[0]
-            slot.here[at : at + n].copy_(w.data[e * n : (e + 1) * n])
-            at += _expert_bytes(w)
+            for part, room in zip(_parts(reference.expert(w, e)), _room(w), strict=True):
+                slot.here[at : at + part.nbytes].copy_(part.contiguous().view(torch.uint8))
+                at += room
         if self._stream is None:
             slot.there[:at].copy_(slot.here[:at])
             return slot
@@ -137,18 +138,25 @@ class HostExperts:
         return slot
 
 
-def _expert_bytes(w: QTensor) -> int:
-    """Bytes of one expert's blocks, rounded up so that what follows is aligned."""
-    return -(-(w.data.numel() // w.shape[0]) // 256) * 256
+def _parts(w: QTensor) -> list[torch.Tensor]:
+    """A weight's blocks, and its rows' factors where it has any."""
+    return [w.data] if w.scale is None else [w.data, w.scale]
 
 
-def _unpack(there: torch.Tensor, stacks: tuple[QTensor, ...], e: int, device: torch.device) -> list[Packed]:
+def _room(w: QTensor) -> list[int]:
+    """Bytes that one expert's parts take in a slot: each begins aligned."""
+    return [-(-(part.nbytes // w.shape[0]) // ALIGNED) * ALIGNED for part in _parts(w)]
+
+
+def _unpack(there: torch.Tensor, stacks: tuple[QTensor, ...]) -> list[Packed]:
+    """The three matrices of the expert in a slot: planes beside it, or views of it where it lies there as kernels read."""
     found, at = [], 0
     for w in stacks:
-        n = w.data.numel() // w.shape[0]
-        scale = None if w.scale is None else w.scale.view(w.shape[0], -1)[e].to(device)
-        found.append(repack(QTensor(there[at : at + n], w.format, w.shape[1:], scale)))
-        at += _expert_bytes(w)
+        parts = []
+        for whole, room in zip(_parts(w), _room(w), strict=True):
+            parts.append(there[at : at + whole.nbytes // w.shape[0]].view(whole.dtype))
+            at += room
+        found.append(repack(QTensor(parts[0], w.format, w.shape[1:], parts[1] if len(parts) > 1 else None)))
     return found
 
 

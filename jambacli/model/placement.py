@@ -2,28 +2,28 @@
 
 Everything a token always reads (mixers, dense networks, routers, output) belongs on the card. Experts are most of a mixture's
 bytes and few of them are active, so they stay behind first, a whole layer's at a time, the last layers before the
-others: the card then decodes one uninterrupted stretch before the first of them.
+others: the card then decodes one uninterrupted stretch before the first of them. Before any stay behind, long prompts are
+read in smaller pieces: that takes less memory, and costs reading them some speed, but no token its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from jambacli.errors import JambaError, UsageError
+from jambacli.model.card_memory import CardSizes, beside_weights, slot
 from jambacli.model.config import JambaConfig
 from jambacli.units import format_bytes
 
 #: Tokens that a card takes through the layers at a time: enough for expanding weights to cost little beside multiplying.
 PREFILL_CHUNK = 4096
+#: What it may be where memory is short.
+CHUNKS = (PREFILL_CHUNK, 2048, 1024, 512)
 # Of what is free on a card, this much is left alone: other programs, fragmentation, the display.
 _RESERVE = 384 << 20
-# Copies of the recurrent state to go back to, which lie beside the state (engine.sequence keeps to this much).
-_CHECKPOINT_BYTES = 256 << 20
-# A CUDA context with its libraries.
-_RUNTIME_BYTES = 600_000_000
-# An expanded panel of weights (see kernels.triton.ops) and its product.
-_PANEL_BYTES = 512 << 20
+# One of the two page-locked buffers that weights, and keys and values, go through (``transfer.PIECE``).
+_PIECE = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class Placement:
 
     ``host_kv``: bytes of keys and values that stay in the computer's memory, for the whole context; 0: on the card.
     ``host_layers`` are the layers whose experts stay in the computer's memory, of ``moe_layers`` that have any.
-    ``budget`` is what the card may hold.
+    ``budget`` is what the card may hold. ``chunk``: how many tokens of a long prompt the card takes at a time. ``pinned``:
+    bytes of page-locked memory here that weights, keys and values pass through.
     """
 
     budget: int
@@ -42,6 +43,8 @@ class Placement:
     host_layers: frozenset[int]
     moe_layers: int
     host_kv: int = 0
+    chunk: int = PREFILL_CHUNK
+    pinned: int = 0
 
     @property
     def spare(self) -> int:
@@ -59,37 +62,21 @@ class Placement:
             line += f"; the experts of {n} of {self.moe_layers} layers, {size}, stay in RAM (--cpu-experts {n})"
         if self.host_kv:
             line += f"; keys and values, up to {format_bytes(self.host_kv)}, stay in RAM (--cpu-kv)"
+        if self.host_layers or self.host_kv:
+            line += f", through {format_bytes(self.pinned)} of page-locked memory"
+        if self.chunk < PREFILL_CHUNK:
+            line += f"; prompts are read {self.chunk} tokens at a time, for want of memory"
         return line
 
 
-def card_scratch_bytes(
-    config: JambaConfig, ctx: int, kv_type: str, chunk: int = PREFILL_CHUNK, *, cpu_kv: bool = False
-) -> int:
-    """Estimated bytes beyond weights, KV and state on a card: the runtime, a panel, one chunk's activations, checkpoints,
-    and a layer's keys and values once more where they are not stored as attention reads them, or not on the card."""
-    c = config
-    chunk = min(chunk, ctx)
-    used = c.n_experts_used if c.n_moe_layers else 1
-    values = 4 * c.hidden + max(7 * c.d_inner, 2 * c.hidden * used + 3 * c.ffn)
-    converted = 0
-    if c.n_attention_layers and kv_type in ("q8_0", "f32"):
-        converted = ctx * c.n_kv_heads * c.head_dim * (4 + 2) * 2
-    if c.n_attention_layers and cpu_kv:  # many tokens' attention reads a layer's from the card, one layer at a time
-        converted += ctx * c.kv_bytes_per_token(kv_type) // c.n_attention_layers
-    return _RUNTIME_BYTES + _PANEL_BYTES + _CHECKPOINT_BYTES + 4 * (chunk * values + c.vocab_size) + converted
-
-
-def expert_layer(name: str) -> int | None:
-    """The layer whose experts the tensor of that GGUF name belongs to; None for any other tensor."""
-    parts = name.split(".")
-    if len(parts) == 4 and parts[0] == "blk" and parts[2].startswith("ffn_") and parts[2].endswith("_exps"):
-        return int(parts[1])
-    return None
+def usable(free: int, gpu_memory: int | None = None) -> int:
+    """Bytes that a plan may fill of those free on a card; ``gpu_memory``: at most this."""
+    return max(0, free - _RESERVE) if gpu_memory is None else min(gpu_memory, free)
 
 
 def place(
     config: JambaConfig,
-    sizes: Mapping[str, int],
+    sizes: CardSizes,
     ctx: int,
     kv_type: str,
     free: int,
@@ -98,36 +85,41 @@ def place(
     cpu_experts: int | None = None,
     cpu_kv: bool = False,
 ) -> Placement:
-    """The plan for tensors of ``sizes`` bytes (by GGUF name, as they lie on the card) and ``ctx`` tokens.
+    """The plan for tensors of ``sizes`` (``card_memory.card_sizes``) and ``ctx`` tokens.
 
     ``free``: bytes free on the card; ``gpu_memory``: use at most this; ``cpu_experts``: leave exactly so many layers'
     experts behind, whether they would fit or not; ``cpu_kv``: keys and values stay behind too. Raises UsageError for an
     impossible number of layers, JambaError when even with all experts behind it does not fit, naming what to change.
     """
-    budget = max(0, free - _RESERVE) if gpu_memory is None else min(gpu_memory, free)
+    most = len(sizes.experts)
+    if cpu_experts is not None and not 0 <= cpu_experts <= most:
+        raise UsageError(f"--cpu-experts {cpu_experts}: this model has {most} layers with experts")
+    budget = usable(free, gpu_memory)
     kv = ctx * config.kv_bytes_per_token(kv_type)
-    moving = config.state_bytes() + card_scratch_bytes(config, ctx, kv_type, cpu_kv=cpu_kv) + (0 if cpu_kv else kv)
-    by_layer: dict[int, int] = {}
-    total = sum(sizes.values())
-    for name, size in sizes.items():
-        layer = expert_layer(name)
-        if layer is not None:
-            by_layer[layer] = by_layer.get(layer, 0) + size
-    order = sorted(by_layer, reverse=True)
-    if cpu_experts is not None:
-        if not 0 <= cpu_experts <= len(order):
-            raise UsageError(f"--cpu-experts {cpu_experts}: this model has {len(order)} layers with experts")
-        behind = order[:cpu_experts]
-    else:
-        behind, over = [], total + moving - budget
-        while over > 0 and len(behind) < len(order):
-            behind.append(order[len(behind)])
-            over -= by_layer[behind[-1]]
-    host = sum(by_layer[layer] for layer in behind)
-    plan = Placement(budget, total - host, moving, host, frozenset(behind), len(order), kv if cpu_kv else 0)
-    if plan.spare < 0:
-        raise JambaError(_too_big(plan, config, ctx, kv_type, cpu_experts is not None))
-    return plan
+    order = sorted(sizes.experts, reverse=True)
+    plan = None
+    for n, chunk in _choices(most) if cpu_experts is None else ((cpu_experts, chunk) for chunk in CHUNKS):
+        behind = order[:n]
+        host = sum(sizes.experts[layer] for layer in behind)
+        moving = beside_weights(config, sizes, ctx, kv_type, chunk, behind, cpu_kv=cpu_kv)
+        pinned = 2 * slot(sizes, behind) + 2 * _PIECE
+        plan = Placement(
+            budget, sizes.total - host, moving, host, frozenset(behind), most, kv if cpu_kv else 0, chunk, pinned
+        )
+        if plan.spare >= 0:
+            return plan
+    assert plan is not None
+    raise JambaError(_too_big(plan, config, ctx, kv_type, cpu_experts is not None))
+
+
+def _choices(most: int) -> Iterator[tuple[int, int]]:
+    """Layers behind and tokens at a time, in the order of what they cost.
+
+    With experts behind, every piece of a prompt has them all sent to the card again: then small pieces come last.
+    """
+    yield from ((0, chunk) for chunk in CHUNKS)
+    yield from ((n, CHUNKS[0]) for n in range(1, most + 1))
+    yield from ((most, chunk) for chunk in CHUNKS[1:])
 
 
 def _too_big(plan: Placement, config: JambaConfig, ctx: int, kv_type: str, chosen: bool) -> str:

@@ -42,6 +42,7 @@ class Uploader:
         self._device, self._piece = device, piece or PIECE
         self._buffers: list[torch.Tensor] = []
         self._sent: list[Any] = [None, None]
+        self._next = 0
 
     def __call__(self, source: torch.Tensor) -> torch.Tensor:
         """The contiguous tensor ``source`` on the card, in the order of the card's present stream."""
@@ -49,9 +50,9 @@ class Uploader:
         bytes_here, bytes_there = (x.view(-1).view(torch.uint8) for x in (source, there))
         if not self._buffers:
             self._buffers = [staging((self._piece,), torch.uint8, self._device) for _ in range(2)]
-        for number, start in enumerate(range(0, len(bytes_here), self._piece)):
+        for start in range(0, len(bytes_here), self._piece):
             part = bytes_here[start : start + self._piece]
-            slot = number % 2
+            slot, self._next = self._next, 1 - self._next  # in turn over all tensors: small ones overlap too
             if self._sent[slot] is not None:
                 self._sent[slot].synchronize()  # what lay there has left
             buffer = self._buffers[slot][: len(part)]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,8 @@ class Summary:
     about: dict[str, str]
     parts: list[tuple[str, int]]
     notes: list[str]
+    #: (format, shape) by name, where they are named as in a GGUF.
+    tensors: dict[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict, repr=False)
 
     @property
     def bits_per_weight(self) -> float:
@@ -150,6 +152,7 @@ def summarize(path: Path) -> Summary:
             about=describe_origin(file.metadata),
             parts=[(clean(part.name), part.stat().st_size) for part in file.paths],
             notes=notes,
+            tensors={name: (info.format.name, tuple(info.shape)) for name, info in file.tensors.items()},
         )
 
 

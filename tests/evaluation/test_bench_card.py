@@ -41,13 +41,14 @@ def test_a_device_has_a_name_and_rates() -> None:
 def test_a_synthetic_model_is_made_where_the_plan_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a card with room for all but one layer's experts; Triton's interpreter stands in for it."""
     from jambacli.model import cuda
+    from jambacli.model.card_memory import card_sizes
     from jambacli.model.placement import place
 
     config, asked = JambaConfig.from_hf(SHAPE), {}
 
     def on_card(config: JambaConfig, tensors: Any, tensor: Any, device: torch.device, **options: Any) -> Any:
         asked.update(options)
-        plan = place(config, cuda.card_sizes(tensors), 64, "f16", 8 << 30, cpu_experts=options["cpu_experts"])
+        plan = place(config, card_sizes(tensors), 64, "f16", 8 << 30, cpu_experts=options["cpu_experts"])
         return cuda.put_on_card(config, tensor, torch.device("cpu"), plan)
 
     class Card:  # named like one; tensors for it are made here

@@ -97,12 +97,13 @@ def test_a_model_of_four_layers_in_usual_formats(formats: str) -> None:
     check(config, tiny_tensors(config, formats), set(), "f32", 2e-4)
 
 
-def test_many_tokens_through_experts_in_ram_are_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("formats", ["legacy", "int8"])
+def test_many_tokens_through_experts_in_ram_are_streamed(formats: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from jambacli.model import offload
 
     monkeypatch.setattr(offload, "FEW_TOKENS", 1)
     config = JambaConfig.from_hf(SMALL)
-    cpu, card = pair(config, tiny_tensors(config, "legacy"), {1})
+    cpu, card = pair(config, tiny_tensors(config, formats), {1})
     ids = torch.arange(5)
     expected, got = cpu.forward(ids, cpu.new_state(8)), card.forward(ids, card.new_state(8))
     assert expected is not None

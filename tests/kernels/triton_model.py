@@ -42,7 +42,7 @@ def tiny_config() -> JambaConfig:
 
 def tiny_tensors(config: JambaConfig, formats: str) -> dict[str, QTensor]:
     """Random tensors by GGUF name; matrices in the three formats of ``FORMATS_TOGETHER[formats]``."""
-    from jambacli.model.cuda import is_matrix
+    from jambacli.model.card_memory import is_matrix
 
     experts, networks, rest = FORMATS_TOGETHER[formats]
     found = {}

@@ -15,11 +15,7 @@ import triton.language as tl
 from jambacli.kernels import reference
 from jambacli.kernels.triton.gemv import dot
 from jambacli.kernels.triton.launch import cdiv, power_of_two
-
-#: Keys in a run.
-SPLIT = 256
-# The largest mask of queries by keys made where torch has no fused attention for the case.
-_MASK_VALUES = 1 << 26
+from jambacli.kernels.triton.limits import CONVERT_VALUES, MASK_VALUES, SPLIT
 
 
 @triton.jit
@@ -197,7 +193,12 @@ def prefill(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, n_past: int, dtyp
     queries = q.to(dtype).transpose(0, 1)[None]  # [1, heads, T, dim]
 
     def expand(cache: torch.Tensor) -> torch.Tensor:
-        values = cache[:total] if cache.dtype == dtype else reference.kv_values(cache[:total], head_dim).to(dtype)
+        values = cache[:total]
+        if cache.dtype != dtype:  # some tokens at a time: in float32 a long context's would fill the card
+            values = torch.empty(total, n_kv_heads, head_dim, dtype=dtype, device=cache.device)
+            step = max(1, CONVERT_VALUES // (n_kv_heads * head_dim))
+            for first in range(0, total, step):
+                values[first : first + step] = reference.kv_values(cache[first : min(first + step, total)], head_dim)
         return values.transpose(0, 1)[None]
 
     keys, values = expand(k), expand(v)
@@ -242,7 +243,7 @@ def _lower_right(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, gqa: bool) -
 def _in_pieces(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, n_past: int) -> torch.Tensor:
     """The same with a mask, which is read for every head: some queries at a time, each over the keys that it sees."""
     pieces = []
-    block = max(1, _MASK_VALUES // k.shape[2])
+    block = max(1, MASK_VALUES // k.shape[2])
     for start in range(0, q.shape[2], block):
         part = q[:, :, start : start + block]
         seen = n_past + start + part.shape[2]

@@ -42,8 +42,9 @@ def _gate_kernel(gate, up, out, n, BLOCK: tl.constexpr):
     tl.store(out + i, value.to(out.dtype.element_ty), mask=i < n)
 
 
-def gate_up(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """silu(gate) * up, of any one shape, both contiguous: float32."""
-    out = torch.empty_like(gate, dtype=torch.float32)
+def gate_up(gate: torch.Tensor, up: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """silu(gate) * up, of any one shape, both contiguous: float32, into ``out`` (which may be either) if given."""
+    if out is None:
+        out = torch.empty_like(gate, dtype=torch.float32)
     _gate_kernel[(cdiv(gate.numel(), 1024),)](gate, up, out, gate.numel(), BLOCK=1024, num_warps=4)
     return out

@@ -15,15 +15,11 @@ from jambacli.kernels import Ops, reference
 from jambacli.kernels.triton import attention as attend
 from jambacli.kernels.triton import conv, dequant, experts, gemm, gemv, norm, scan
 from jambacli.kernels.triton.launch import as_packed
+from jambacli.kernels.triton.limits import FEW_ROWS, PANEL_VALUES
 from jambacli.kernels.triton.repack import Packed, select
 
 if TYPE_CHECKING:
     from quant.formats import QTensor
-
-#: Rows up to which weights are expanded in registers, not in memory; of an expert's rows, on average.
-FEW_ROWS = 64
-# A panel of an expanded matrix, in values: bounds the scratch memory (the output matrix of Mini would take 0.5 GB).
-_PANEL_VALUES = 1 << 27
 
 
 class HostExperts(Protocol):
@@ -98,7 +94,7 @@ class TritonOps:
         if x.shape[0] <= FEW_ROWS and self.dtype != torch.float16:
             return gemm.gemm(x, packed, dtype=self.dtype)
         n_out, n_in = packed.shape
-        panel = max(1, _PANEL_VALUES // n_in)
+        panel = max(1, PANEL_VALUES // n_in)
         if n_out <= panel:
             return product(x, dequant.dequantize(packed, self.dtype))
         out = torch.empty(x.shape[0], n_out, device=x.device)
@@ -114,7 +110,8 @@ class TritonOps:
             return self.linear(gemv.gemv(x, as_packed(gate), up=as_packed(up)), down)
         if alike and x.shape[0] <= FEW_ROWS and self.dtype != torch.float16:
             return self.linear(gemm.gemm(x, as_packed(gate), up=as_packed(up), dtype=self.dtype), down)
-        return self.linear(norm.gate_up(self.linear(x, gate), self.linear(x, up)), down)
+        gated = self.linear(x, gate)
+        return self.linear(norm.gate_up(gated, self.linear(x, up), out=gated), down)
 
     def experts(
         self, x: torch.Tensor, router: torch.Tensor, gate: QTensor, up: QTensor, down: QTensor, top_k: int

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from jambacli.kernels.triton.limits import REPACK_VALUES
 from quant.formats import QTensor
 
 if TYPE_CHECKING:
@@ -64,8 +65,8 @@ LAYOUTS: dict[str, Layout] = {
     "iq4_xs": Layout(GRID, scales=K32),
 }
 
-# Values repacked at once: bounds the temporaries, which take up to eight times as many bytes.
-_CHUNK_VALUES = {"cpu": 1 << 21, "cuda": 1 << 26}
+# Values repacked at once here, where they are to stay in a processor's caches.
+_CPU_VALUES = 1 << 21
 
 
 @dataclass(frozen=True)
@@ -126,20 +127,37 @@ def packed_bytes(fmt: str, rows: int, n: int) -> int:
     return rows * (groups * bits // 8 + (4 if layout.scales == ROW else 0))
 
 
-def repack(w: QTensor) -> Packed:
-    """The same weight in planes, on the device its blocks are on. ValueError for a format without planes."""
+def repack(
+    w: QTensor, device: torch.device | None = None, send: Callable[[torch.Tensor], torch.Tensor] | None = None
+) -> Packed:
+    """The same weight in planes on ``device`` (by default where its blocks are), repacked there a piece at a time.
+
+    ``send``: how blocks get there, a piece of them as bytes; by default ``Tensor.to``. A stack of experts is thus never on
+    a card as blocks and as planes. ValueError for a format without planes.
+    """
     import torch
 
     name = w.format.name
     if name not in LAYOUTS:
         raise ValueError(f"{name} has no GPU kernel")
     layout = LAYOUTS[name]
+    device = w.data.device if device is None else device
+    if w.data.device == device:
+        send = _stay
+    elif send is None:
+
+        def send(piece: torch.Tensor) -> torch.Tensor:
+            return piece.to(device)
+
     if layout.levels == FLOAT or name == "i8":
-        return _plain(w)
+        return _plain(w, device, send)
     rows, n = math.prod(w.shape[:-1]), w.shape[-1]
     groups = n // GROUP
     blocks = w.data.view(rows, n // w.format.block, w.format.block_bytes)
-    new = blocks.new_empty
+
+    def new(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device=device)
+
     q_bytes = {BYTES: GROUP, PAIRS: 8}.get(layout.levels, 16)
     q = new((rows, groups * q_bytes), dtype=torch.int8 if layout.levels == BYTES else torch.uint8)
     h = None
@@ -149,10 +167,10 @@ def repack(w: QTensor) -> Packed:
     s = new((rows, groups), dtype=s_type) if layout.scales >= K32_MIN else None
     pair = layout.scales in (BLOCK_MIN, K32_MIN, K16_MIN)
     d = new((rows, n // w.format.block), dtype=torch.int32 if pair else torch.float16)
-    step = max(1, _CHUNK_VALUES.get(w.data.device.type, 1 << 21) // n)
+    step = max(1, (REPACK_VALUES if device.type == "cuda" else _CPU_VALUES) // n)
     for first in range(0, rows, step):
         part = slice(first, min(first + step, rows))
-        _SPLITTERS[name](blocks[part], _Rows(q, h, s, d, part))
+        _SPLITTERS[name](send(blocks[part]), _Rows(q, h, s, d, part))
     return Packed(q.view(torch.uint8).view(-1), w.format, w.shape, None, q, h, s, d)
 
 
@@ -169,16 +187,20 @@ def select(w: Packed, index: int) -> Packed:
     return Packed(w.data, w.format, w.shape[1:], None, cut(w.q), cut(w.h), cut(w.s), cut(w.d))
 
 
-def _plain(w: QTensor) -> Packed:
+def _stay(piece: torch.Tensor) -> torch.Tensor:
+    return piece
+
+
+def _plain(w: QTensor, device: torch.device, send: Callable[[torch.Tensor], torch.Tensor]) -> Packed:
     import torch
     import torch.nn.functional as F
 
     dtypes = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "i8": torch.int8}
     rows, n = math.prod(w.shape[:-1]), w.shape[-1]
-    q = w.data.view(dtypes[w.format.name]).view(rows, n)
+    q = send(w.data).view(dtypes[w.format.name]).view(rows, n)
     if n % GROUP:
         q = F.pad(q, (0, GROUP - n % GROUP))
-    d = None if w.scale is None else w.scale.to(q.device, torch.float32).contiguous().view(-1)
+    d = None if w.scale is None else w.scale.to(device, torch.float32).contiguous().view(-1)
     return Packed(q.view(torch.uint8).view(-1), w.format, w.shape, None, q, None, None, d)
 
 

@@ -15,12 +15,10 @@ import triton.language as tl
 from jambacli.kernels.triton.gemv import silu
 from jambacli.kernels.triton.interpret import interpreted
 from jambacli.kernels.triton.launch import cdiv, constants, gemv_tile, power_of_two
+from jambacli.kernels.triton.limits import SCAN_CHUNK
 from jambacli.kernels.triton.repack import Packed
 from jambacli.kernels.triton.stream import groups_at, load_half, over_the_row, rows_of, stream_dots
 from jambacli.kernels.triton.tiles import row_factor
-
-#: Tokens in a chunk; sequences up to twice as long are one chunk.
-CHUNK = 128
 
 
 @triton.jit
@@ -108,7 +106,7 @@ def selective_scan(
     z: torch.Tensor,
     state: torch.Tensor,
     *,
-    chunk: int = CHUNK,
+    chunk: int = SCAN_CHUNK,
 ) -> torch.Tensor:
     """See ``reference.selective_scan``; x, dt, B, C and z may be slices of wider rows."""
     n_tokens, d_inner = x.shape
