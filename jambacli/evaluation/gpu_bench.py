@@ -15,16 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from jambacli.errors import JambaError
 from jambacli.evaluation.bench import weight_bytes_per_token
 from jambacli.evaluation.gpu_parity import random_weight
 from jambacli.evaluation.gpu_synthetic import CardTensors
+from jambacli.evaluation.machine import devices
 from jambacli.evaluation.plan import prefill_flops
-from jambacli.evaluation.synthetic import shape_config
-from jambacli.model.card_memory import card_sizes
+from jambacli.evaluation.synthetic import choices, shape_config
+from jambacli.model.card_memory import CONTEXT_BYTES, beside_weights, card_sizes
 from jambacli.model.config import JambaConfig
 from jambacli.model.cuda import free_memory, put_on_card, upload
 from jambacli.model.jamba import JambaModel
-from jambacli.model.placement import Placement, place
+from jambacli.model.placement import PREFILL_CHUNK, Placement, place
+from jambacli.units import format_bytes
 
 if TYPE_CHECKING:
     from jambacli.evaluation.gpu_suite import Suite
@@ -47,7 +50,7 @@ _TINY = {
 
 def rates(suite: Suite, device: torch.device) -> None:
     """What the card can do: bytes copied (read and written both counted) and bf16 products, per second."""
-    size = 1 << 30 if device.type == "cuda" else 1 << 22
+    size = min(1 << 30, free_memory(device) >> 3) if device.type == "cuda" else 1 << 22
     width = 8192 if device.type == "cuda" else 128
 
     def measure() -> dict[str, float]:
@@ -177,19 +180,64 @@ def warm(suite: Suite, device: torch.device, shapes: list[str], quants: list[str
         if quant == "experts_int8" and not config.n_moe_layers:
             continue
         tokens = (5, 1) if suite.tiny else (4096, 512, 1)
-        suite.attempt(f"compile {shape} {quant}", 20, partial(_first_layers, device, config, quant, tokens))
+        name = f"compile {shape} {quant}"
+        suite.attempt(name, 20, partial(_first_layers, suite, name, device, config, quant, tokens))
 
 
-def _first_layers(device: torch.device, config: JambaConfig, quant: str, tokens: tuple[int, ...]) -> None:
+def first_layers(config: JambaConfig) -> JambaConfig:
+    """The same model up to its first layer of attention: one of every kind."""
     n = config.layer_is_attention.index(True) + 1
-    config = dataclasses.replace(
+    return dataclasses.replace(
         config, n_layers=n, layer_is_attention=config.layer_is_attention[:n], layer_is_moe=config.layer_is_moe[:n]
     )
-    plan = Placement(0, 0, 0, 0, frozenset(), config.n_moe_layers)
-    model = put_on_card(config, CardTensors(config, quant, device), device, plan, graphs=False)
+
+
+def warm_bytes(shape: str, quant: str) -> int:
+    """What compiling for that model takes of a card: its first layers, 4,096 tokens, and a CUDA context."""
+    config = first_layers(shape_config(shape))
+    if quant == "experts_int8" and not config.n_moe_layers:
+        return 0
+    sizes = card_sizes({name: (c.format, c.tensor.shape) for name, c in choices(config, quant).items()})
+    return sizes.total + beside_weights(config, sizes, 8192, "f16", PREFILL_CHUNK, []) + CONTEXT_BYTES
+
+
+def _first_layers(
+    suite: Suite, name: str, device: torch.device, config: JambaConfig, quant: str, tokens: tuple[int, ...]
+) -> None:
+    config = first_layers(config)
+    make = CardTensors(config, quant, device)
+    plan = _room(suite, name, config, make, sum(tokens), "f16", device, None)
+    if plan is None or plan.host_layers:
+        return
+    model = put_on_card(config, make, device, plan, graphs=False)
     state = model.new_state(sum(tokens))
-    for count in tokens:
-        model.forward(torch.zeros(count, dtype=torch.int64), state)
+    try:
+        for count in tokens:
+            model.forward(torch.zeros(count, dtype=torch.int64), state)
+    except torch.OutOfMemoryError as error:  # processes beside this one compile too
+        suite.no_room(name, str(error).splitlines()[0])
+
+
+def _room(
+    suite: Suite, name: str, config: JambaConfig, make: CardTensors, ctx: int, kv_type: str, device: torch.device,
+    limit: int | None,
+) -> Placement | None:  # fmt: skip
+    """The plan, or None (and the reason listed) where the card or the computer's memory has no room for it."""
+    free = free_memory(device) if device.type == "cuda" else 8 << 30
+    if limit is not None and limit > free:
+        suite.no_room(name, f"the card has {format_bytes(free)} free")
+        return None
+    try:
+        plan = place(config, card_sizes(make.shapes()), ctx, kv_type, free, gpu_memory=limit)
+    except JambaError as error:
+        suite.no_room(name, str(error))
+        return None
+    here = devices()[0].available
+    if plan.host + plan.pinned > 0.8 * here:
+        need = format_bytes(plan.host + plan.pinned)
+        suite.no_room(name, f"{need} of experts would stay in RAM, of which {format_bytes(here)} are free")
+        return None
+    return plan
 
 
 def limits(suite: Suite, device: torch.device, sizes: list[float]) -> None:
@@ -211,9 +259,10 @@ def _model(
 ) -> None:  # fmt: skip
     ctx = 512 if suite.tiny else config.context_length
     kv_type = "f16"
-    planned = CardTensors(config, quant, device)
-    free = free_memory(device) if device.type == "cuda" else 8 << 30
-    plan = place(config, card_sizes(planned.shapes()), ctx, kv_type, free, gpu_memory=limit)
+    name = f"{shape} {quant}" + (f" in {format_bytes(limit)}" if limit is not None else "")
+    plan = _room(suite, name, config, CardTensors(config, quant, device), ctx, kv_type, device, limit)
+    if plan is None:
+        return
     if suite.tiny and limit is not None:
         plan = Placement(plan.budget, plan.weights, plan.moving, 1, frozenset({1}), config.n_moe_layers)
     suite.say(f"{shape} {quant}: {plan.describe()}")

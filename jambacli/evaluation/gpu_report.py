@@ -21,6 +21,7 @@ def markdown(results: dict[str, Any]) -> str:
     for item in results["failed"]:
         lines.append(f"- FAILED {item['step']}: {item['error']}")
     lines += [f"- skipped for lack of time: {name}" for name in results["skipped"]]
+    lines += [f"- skipped {item['step']}: {item['reason']}" for item in results.get("no_room", [])]
     lines.append(f"\n{results.get('seconds', 0)} s in all.")
     return "\n".join(lines) + "\n"
 

@@ -99,6 +99,11 @@ class Suite:
         _forget()
         return None
 
+    def no_room(self, name: str, reason: str) -> None:
+        """Note that a step is left out because the card or the computer has no memory for it."""
+        self.results.setdefault("no_room", []).append({"step": name, "reason": reason})
+        self.say(f"skipped {name}: {reason}")
+
     def say(self, line: str) -> None:
         """A line of progress on stderr, with the time."""
         print(f"[{time.monotonic() - self.began:6.1f}] {line}", file=sys.stderr, flush=True)
@@ -201,6 +206,7 @@ def _watched(options: argparse.Namespace, wanted: list[str], out: Path) -> dict[
     share = max(1, (os.cpu_count() or 1) // 4)
     most = {"kernels": 6, "models": 4, "warm": 5}
     first = [part for part in ("kernels", "models") if part in wanted] + (["warm"] if "bench" in wanted else [])
+    most["warm"] = min(most["warm"], _warm_at_once(options))
     shards = {part: min(most[part], share) for part in first}
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // max(1, sum(shards.values()))))}
     side_by_side = [job(f"{part}{i}", [part], f"{i}/{n}", threads) for part, n in shards.items() for i in range(n)]
@@ -221,6 +227,19 @@ def _watched(options: argparse.Namespace, wanted: list[str], out: Path) -> dict[
         watch(jobs, until + 12, changed)  # a process that keeps to its time is let finish
     changed()
     return results
+
+
+def _warm_at_once(options: argparse.Namespace) -> int:
+    """How many processes that compile whole layers fit on the first card side by side; one where that is not known."""
+    from jambacli.evaluation import nvml
+    from jambacli.evaluation.gpu_bench import warm_bytes
+
+    cards = nvml.cards()
+    if not cards or options.tiny:
+        return 1
+    each = [warm_bytes(shape, quant) for shape in options.shapes.split(",") for quant in options.quants.split(",")]
+    # Half of the card: those that run single kernels and tiny models are there too.
+    return max(1, cards[0].free // 2 // max(1, *each))
 
 
 def _parser() -> argparse.ArgumentParser:

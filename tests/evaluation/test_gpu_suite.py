@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import json
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from jambacli.evaluation import gpu_bench, gpu_suite, nvml
 from jambacli.evaluation.gpu_estimate import CARDS, kernels
 from jambacli.evaluation.gpu_models import SHAPE, against
 from jambacli.evaluation.gpu_report import markdown
@@ -22,6 +25,8 @@ from jambacli.evaluation.synthetic import shape_config, synthetic_bytes
 from jambacli.model.config import JambaConfig
 from jambacli.model.loader import build
 from quant.formats import QTensor
+
+_HERE = torch.device("cpu")
 
 
 def test_a_failing_part_is_listed_and_the_others_stay(tmp_path: Path) -> None:
@@ -43,6 +48,45 @@ def test_a_failing_part_is_listed_and_the_others_stay(tmp_path: Path) -> None:
     assert "FAILED second: RuntimeError: the card fell off" in page
     assert "skipped for lack of time: third" in page
     assert "FAILED gemv q4_k: error 5.00e-01 over 1e-05" in page
+
+
+def test_what_has_no_room_is_skipped_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A card of 8 GB: Mini is too big beside its context, or its experts for RAM; the 3B model has room."""
+    suite = Suite(tmp_path / "r.json", 100.0, False)
+    card = torch.device("cuda", 0)
+    monkeypatch.setattr(gpu_bench, "CardTensors", lambda config, quant, device: CardTensors(config, quant, _HERE))
+    monkeypatch.setattr(gpu_bench, "free_memory", lambda device: 8 * 10**9)
+    monkeypatch.setattr(gpu_bench, "devices", lambda: [SimpleNamespace(available=16 * 10**9)])
+    monkeypatch.setattr(gpu_bench, "put_on_card", lambda *given, **options: pytest.fail("was made all the same"))
+    rows: list[dict[str, object]] = []
+    mini, small = shape_config("jamba-mini"), shape_config("jamba-3b")
+    gpu_bench._model(suite, rows, card, "jamba-mini", mini, "q4_k_m")
+    gpu_bench._model(suite, rows, card, "jamba-mini", mini, "q4_k_m", 24 * 10**9)
+    reasons = {item["step"]: item["reason"] for item in suite.results["no_room"]}
+    assert "are needed on the card even with all experts in RAM" in reasons["jamba-mini q4_k_m"]
+    assert reasons["jamba-mini q4_k_m in 24 GB"] == "the card has 8 GB free"
+    monkeypatch.setattr(gpu_bench, "free_memory", lambda device: 24 * 10**9)
+    gpu_bench._model(suite, rows, card, "jamba-mini", mini, "q8_0")
+    assert "of experts would stay in RAM, of which 16 GB are free" in suite.results["no_room"][-1]["reason"]
+    make = CardTensors(small, "q4_k_m", _HERE)
+    assert gpu_bench._room(suite, "small", small, make, 262144, "f16", card, None) is not None
+    assert rows == suite.results["failed"] == []
+    assert "- skipped jamba-mini q4_k_m in 24 GB: the card has 8 GB free" in markdown(suite.results)
+
+
+def test_as_many_processes_compile_as_the_card_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = argparse.Namespace(tiny=False, shapes="jamba-3b,jamba-mini", quants="q4_k_m,q8_0,experts_int8")
+    counts = []
+    for gigabytes in (8, 24, 48, 80):
+        card = SimpleNamespace(free=gigabytes * 10**9)
+        monkeypatch.setattr(nvml, "cards", lambda card=card: [card])
+        counts.append(gpu_suite._warm_at_once(options))
+    assert counts[0] == 1
+    assert counts == sorted(counts)
+    assert counts[-1] > 1
+    assert (
+        counts[-1] * max(gpu_bench.warm_bytes("jamba-mini", quant) for quant in ("q8_0", "experts_int8")) < 80 * 10**9
+    )
 
 
 def test_another_process_goes_on_after_the_step_that_the_first_died_of(tmp_path: Path) -> None:
