@@ -223,7 +223,7 @@ def _room(
     limit: int | None,
 ) -> Placement | None:  # fmt: skip
     """The plan, or None (and the reason listed) where the card or the computer's memory has no room for it."""
-    free = free_memory(device) if device.type == "cuda" else 8 << 30
+    free = free_memory(device) if device.type == "cuda" else 1 << 40
     if limit is not None and limit > free:
         suite.no_room(name, f"the card has {format_bytes(free)} free")
         return None

@@ -125,3 +125,51 @@ def test_the_widest_product_fits_into_the_shared_memory_of_small_cards() -> None
     sizes = [int(line) for line in ran.stdout.split()]
     assert len(sizes) == 2
     assert max(sizes) <= 99 << 10
+
+
+_LENGTHS = """
+import torch
+from jambacli.evaluation.gpu_parity import on, random_weight
+from jambacli.kernels.triton.attention import DecodeScratch, append, decode
+from jambacli.kernels.triton.conv import causal_conv
+from jambacli.kernels.triton.dequant import embed
+from jambacli.kernels.triton.gemm import gemm
+from jambacli.kernels.triton.scan import selective_scan
+from tests.kernels.gpu_compile import compile_for
+here, half = torch.device("cpu"), torch.float16
+w = on(random_weight("q4_0", (64, 64)), here)
+A, x, wide = torch.zeros(64, 16), torch.zeros(4096, 64), torch.zeros(4096, 128)
+with compile_for(86) as done:
+    for t in (2, 16, 17, 200, 300, 304, 4096):
+        causal_conv(wide[:t, :64], A[:, :4], A[:, 0], torch.zeros(64, 3))
+        selective_scan(x[:t], x[:t], x[0], A, x[:t, :16], x[:t, :16], x[0], wide[:t, 64:], A.clone())
+        embed(torch.zeros(t, dtype=torch.int64), w)
+    for t in (2, 3, 16):
+        gemm(x[:t], w, dtype=half)
+    for capacity in (256, 512, 1000, 4096, 8192):
+        k, q = torch.zeros(capacity, 1, 64, dtype=half), torch.zeros(4, 64)
+        at = torch.zeros(1, dtype=torch.int32)
+        append(q[0], q[0], k, k, at, 64)
+        decode(q, k, k, at, DecodeScratch(4, 64, capacity, here), torch.empty_like(q), half)
+for kernel in done:
+    print(kernel.name, kernel.asm["ptx"].count("ld.global.v4"))
+"""
+
+
+def test_other_lengths_of_prompt_and_context_compile_nothing_new() -> None:
+    import subprocess
+    import sys
+    from collections import Counter
+
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", _LENGTHS]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=True)
+    lines = [line.split() for line in ran.stdout.splitlines()]
+    # The scan's runs with and without outputs; its way of joining chunks and attention's of joining runs share a name.
+    assert Counter(name for name, _ in lines) == {
+        "_conv_kernel": 1, "_chunk_kernel": 2, "_join_kernel": 2, "_dequant_kernel": 1, "_gemm_kernel": 1,
+        "_append_kernel": 1, "_split_kernel": 1,
+    }  # fmt: skip
+    # Not knowing these numbers does not make loads narrower.
+    wide = {"_conv_kernel", "_chunk_kernel", "_join_kernel", "_dequant_kernel", "_split_kernel"}
+    assert all(int(count) > 0 for name, count in lines if name in wide), lines

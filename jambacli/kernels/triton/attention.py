@@ -31,7 +31,7 @@ def _cache_rows(cache, at, head_row, j, inside, Q8: tl.constexpr):
     return value
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_splits"])
 def _split_kernel(
     q, k, v, position, part, top, total, token_stride, head_stride, n_splits, scale,
     GROUP: tl.constexpr, GP: tl.constexpr, DIM: tl.constexpr, DP: tl.constexpr, Q8: tl.constexpr,
@@ -72,7 +72,7 @@ def _split_kernel(
         tl.store(total + row, mass, mask=i < GROUP)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_splits"])
 def _join_kernel(
     part, top, total, position, out, n_splits,
     DIM: tl.constexpr, BD: tl.constexpr, SPLIT: tl.constexpr, BS: tl.constexpr,
@@ -99,7 +99,7 @@ def _join_kernel(
     tl.store(out + head * DIM + j, sums / mass, mask=j < DIM)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["CAPACITY"])
 def _append_kernel(
     k_new, v_new, k, v, position, token_stride, head_stride, CAPACITY,
     DIM: tl.constexpr, DP: tl.constexpr, Q8: tl.constexpr,

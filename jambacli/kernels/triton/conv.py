@@ -10,7 +10,7 @@ from jambacli.kernels.triton.gemv import silu
 from jambacli.kernels.triton.launch import cdiv
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _conv_kernel(
     x, weight, bias, state, out, T, C, x_stride, TAPS: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr
 ):  # fmt: skip
@@ -35,7 +35,7 @@ def causal_conv(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, state
     n_tokens, d_inner = x.shape
     taps = weight.shape[1]
     out = torch.empty(n_tokens, d_inner, device=x.device)
-    bt, bc = (16, 128) if n_tokens >= 16 else (4, 128)
+    bt, bc = 16, 128
     _conv_kernel[cdiv(n_tokens, bt), cdiv(d_inner, bc)](
         x, weight, bias, state, out, n_tokens, d_inner, x.stride(0), TAPS=taps, BT=bt, BC=bc
     )

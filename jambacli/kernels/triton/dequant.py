@@ -12,7 +12,7 @@ from jambacli.kernels.triton.repack import Packed
 from jambacli.kernels.triton.tiles import values
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows", "first"])
 def _dequant_kernel(
     q, h, s, d, ids, out, n_rows, first, R, K,
     G: tl.constexpr, LEVELS: tl.constexpr, HIGH: tl.constexpr, ZERO: tl.constexpr, SCALES: tl.constexpr,

@@ -37,7 +37,7 @@ def _operand(
     return lo, tl.reshape(tl.permute(hi.to(DOT), (0, 2, 1)), (BG * 16, BN))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def _gemm_kernel(
     x, out, source, bounds, q, h, s, d, q2, h2, s2, d2, M, N, R, K, x_stride,
     G: tl.constexpr, LEVELS: tl.constexpr, HIGH: tl.constexpr, ZERO: tl.constexpr, SCALES: tl.constexpr,

@@ -1,6 +1,10 @@
 """How kernels are launched: tile sizes, the constants a weight's format fixes, scratch memory; knows nothing of models.
 
 Tile sizes are chosen by shape alone, never by what else runs, so that a sum is added up in the same order every time.
+
+Triton compiles a kernel anew for an integer argument that is 1, a multiple of 16, or neither. Kernels say ``do_not_specialize``
+of those that change from call to call (tokens, chunks, runs of keys), or an answer would pause for its prompt's length;
+sizes and strides of weights stay as they are: that they are multiples of 16 is what makes loads wide.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ def softplus(x):
     return tl.where(x > 20.0, x, near)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "chunk"])
 def _chunk_kernel(
     x, dt, dt_bias, A, B, C, D, z, start, end, decay, out, T, CH, x_stride, dt_stride, b_stride, c_stride, z_stride,
     chunk, N: tl.constexpr, NP: tl.constexpr, BC: tl.constexpr, OUTPUTS: tl.constexpr,
@@ -78,7 +78,7 @@ def _chunk_kernel(
         tl.store(decay + number.to(tl.int64) * CH + c, elapsed, mask=c_in)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunks"])
 def _join_kernel(A, state, end, decay, chunks, CH, N: tl.constexpr, NP: tl.constexpr, BC: tl.constexpr):
     """end[chunk], what each chunk added, becomes the state that each chunk starts from; ``state`` is the first one's."""
     c = tl.program_id(0) * BC + tl.arange(0, BC)
