@@ -1,0 +1,544 @@
+"""A CUDA device that is not there: tensors that say they lie on it, streams that lag, graphs. Knows nothing of models.
+
+Values are computed on the CPU (Triton's kernels by its interpreter), but under a card's rules, so that what only a card would
+punish fails here too: an operation on tensors of both devices, a kernel given memory of the computer's, a host that reads or
+overwrites page-locked memory before the copy has happened, streams that do not wait for one another, values that a recorded
+graph froze, a wait inside a recording. Work is queued by stream and done as late as the rules allow ("late"), at once
+("at once"), late on the first stream and at once on all others ("others first"), or at random. Memory is counted, so that
+plans can be held to it.
+
+    with simulated_card() as card:
+        model = put_on_card(config, tensors, card.device, plan)
+
+Not simulated: memory that the allocator hands out again while another stream still reads it; how long anything takes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import random
+import shutil
+import subprocess
+import tempfile
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+import torch.nn.attention.bias
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_flatten, tree_map_only
+
+aten = torch.ops.aten
+_CARD = torch.device("cuda", 0)
+_HOST = torch.device("cpu")
+Order = Literal["at once", "late", "others first", "random"]
+
+#: Operations with no counterpart on a CPU, in terms of ones that have.
+_INSTEAD: dict[Any, Callable[..., torch.Tensor]] = {
+    aten.mm.dtype: lambda a, b, out_dtype: (a.float() @ b.float()).to(out_dtype),
+}
+#: What may take indices from the computer's memory: torch copies them over (and waits).
+_TAKES_INDICES = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default}
+_UNINITIALIZED = {aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default, aten.empty_strided.default}
+
+
+@dataclass
+class _Stream:
+    """Work in order: what ``run`` does, numbered from 1; ``done`` is the number of the last that has been done."""
+
+    queue: deque[Callable[[], None]] = field(default_factory=deque)
+    given: int = 0
+    done: int = 0
+
+
+class Card:
+    """The device's streams, memory and recordings. ``peak`` and ``used``: bytes of its tensors."""
+
+    def __init__(self, order: Order, capability: tuple[int, int], memory: int, seed: int) -> None:
+        self.device, self.capability, self.memory = _CARD, capability, memory
+        self.used = self.peak = 0
+        self.launches: list[str] = []
+        self._order, self._random = order, random.Random(seed)
+        self._lock = threading.RLock()
+        self._main = _Stream()
+        self._streams = [self._main]
+        self._here = threading.local()
+        self._counted: set[int] = set()
+        self._pinned: set[int] = set()
+
+    # -- streams
+
+    @property
+    def current(self) -> _Stream:
+        """The calling thread's stream."""
+        return getattr(self._here, "stream", self._main)
+
+    @current.setter
+    def current(self, stream: _Stream) -> None:
+        self._here.stream = stream
+
+    @property
+    def recording(self) -> Graph | None:
+        """The graph that the calling thread records, if any."""
+        return getattr(self._here, "graph", None)
+
+    def stream(self) -> _Stream:
+        """A new one."""
+        new = _Stream()
+        self._streams.append(new)
+        return new
+
+    def give(self, work: Callable[[], None]) -> None:
+        """Work for the calling thread's stream, or for the graph it records."""
+        graph = self.recording
+        if graph is not None:
+            graph.steps.append(work)
+            return
+        with self._lock:
+            stream = self.current
+            stream.queue.append(work)
+            stream.given += 1
+            if self._order == "at once" or (self._order == "others first" and stream is not self._main):
+                self.finish(stream)
+            elif self._order == "random":
+                for other in self._random.sample(self._streams, len(self._streams)):
+                    if other.queue and self._random.random() < 0.5:
+                        self.finish(other, other.done + self._random.randint(1, len(other.queue)))
+
+    def finish(self, stream: _Stream, upto: int | None = None) -> None:
+        """Do a stream's work, all of it or to the number ``upto``."""
+        with self._lock, _disable_current_modes(), torch.no_grad():
+            while stream.queue and (upto is None or stream.done < upto):
+                work = stream.queue.popleft()
+                work()
+                stream.done += 1
+
+    def wait(self, what: str, stream: _Stream | None = None) -> None:
+        """The host waits for a stream (its own by default), which a recording forbids."""
+        if self.recording is not None:
+            raise RuntimeError(f"CUDA error: operation not permitted when stream is capturing ({what})")
+        self.finish(stream or self.current)
+
+    def wait_for_all(self, *_: Any) -> None:
+        """``torch.cuda.synchronize``."""
+        for stream in self._streams:
+            self.wait("synchronize", stream)
+
+    # -- memory
+
+    def count(self, x: torch.Tensor) -> None:
+        """Take a tensor's memory as the card's, until it goes."""
+        storage = x.untyped_storage()
+        key, size = storage._cdata, -(-storage.nbytes() // 512) * 512
+        with self._lock:
+            if key in self._counted or size == 0:
+                return
+            if self.used + size > self.memory:
+                raise torch.cuda.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {size} bytes")
+            self._counted.add(key)
+            self.used += size
+            self.peak = max(self.peak, self.used)
+        weakref.finalize(storage, self._free, key, size)
+
+    def _free(self, key: int, size: int) -> None:
+        with self._lock:
+            self._counted.discard(key)
+            self.used -= size
+
+    def pin(self, x: torch.Tensor) -> torch.Tensor:
+        """Mark memory of the computer's as page-locked."""
+        key = x.untyped_storage().data_ptr()
+        self._pinned.add(key)
+        weakref.finalize(x.untyped_storage(), self._pinned.discard, key)
+        return x
+
+    def pinned(self, x: torch.Tensor) -> bool:
+        """Whether the card reads x by itself."""
+        return x.untyped_storage().data_ptr() in self._pinned
+
+
+class OnCard(torch.Tensor):
+    """A tensor that lies on the simulated card. ``inside``: where its values really are."""
+
+    inside: torch.Tensor
+    card: Card
+
+    @staticmethod
+    def __new__(cls, values: torch.Tensor, card: Card) -> OnCard:
+        made: OnCard = torch.Tensor._make_wrapper_subclass(
+            cls, values.shape, strides=values.stride(), storage_offset=values.storage_offset(), dtype=values.dtype,
+            device=_CARD,
+        )  # fmt: skip
+        return made
+
+    def __init__(self, values: torch.Tensor, card: Card) -> None:
+        self.inside, self.card = values, card
+        card.count(values)
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            return _attention(*args, **kwargs)
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **kwargs)
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        card = next(x.card for x in tree_flatten((args, kwargs))[0] if isinstance(x, OnCard))
+        return _dispatch(card, func, args, kwargs or {})
+
+    def tolist(self) -> Any:
+        """As any tensor's; the host waits."""
+        return self.cpu().tolist()
+
+    def __repr__(self, *, tensor_contents: Any = None) -> Any:
+        return f"OnCard({tuple(self.shape)}, {self.dtype})"
+
+
+class _Mode(TorchDispatchMode):
+    """Catches what makes tensors on the card out of nothing, or out of the computer's."""
+
+    def __init__(self, card: Card) -> None:
+        super().__init__()
+        self._card = card
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _dispatch(self._card, func, args, kwargs or {})
+
+
+def _values(x: Any) -> Any:
+    return tree_map_only(OnCard, lambda t: t.inside, x)
+
+
+def _dispatch(card: Card, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, torch.Tensor)]
+    there = [x for x in tensors if isinstance(x, OnCard)]
+    wanted = kwargs.get("device")
+    on_card = wanted.type == "cuda" if wanted is not None else bool(there)
+    if not there and not on_card:
+        if kwargs.pop("pin_memory", False):
+            return card.pin(func(*args, **kwargs))
+        return func(*args, **kwargs)
+    if func is aten._to_copy.default:
+        return _moved(card, args[0], on_card, kwargs)
+    if func is aten.copy_.default:
+        return _copied(card, args[0], args[1], bool(args[2]) if len(args) > 2 else kwargs.get("non_blocking", False))
+    kwargs = {k: v for k, v in kwargs.items() if k != "pin_memory"}
+    if "device" in kwargs:
+        kwargs["device"] = _HOST
+    if func in _UNINITIALIZED:
+        new = func(*_values(args), **kwargs)
+        return OnCard(_poisoned(new), card) if on_card else new
+    if there and not on_card:
+        raise NotImplementedError(f"{func} from the card to the computer's memory is not simulated")
+    _check_devices(func, args, tensors)
+    return _computed(card, func, args, kwargs)
+
+
+def _poisoned(x: torch.Tensor) -> torch.Tensor:
+    """What memory holds that nobody has written."""
+    return x.fill_(torch.nan) if x.is_floating_point() else x.fill_(113)
+
+
+def _check_devices(func: Any, args: Any, tensors: list[torch.Tensor]) -> None:
+    here = [x for x in tensors if not isinstance(x, OnCard) and x.dim() > 0]
+    if here and not (func in _TAKES_INDICES and isinstance(args[0], OnCard)):
+        raise RuntimeError(f"Expected all tensors to be on the same device, but got cuda:0 and cpu, in {func}")
+
+
+def _computed(card: Card, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    do = _INSTEAD.get(func, func)
+    returns = func._schema.returns
+    written = [i for i, a in enumerate(func._schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
+    if any(r.alias_info is not None and not r.alias_info.is_write for r in returns):  # a view
+        return tree_map_only(torch.Tensor, lambda x: OnCard(x, card), do(*_values(args), **_values(kwargs)))
+    if written:
+        names = [func._schema.arguments[i].name for i in written]
+        outs = [args[i] if i < len(args) else kwargs[name] for i, name in zip(written, names, strict=True)]
+        a, k = _values(args), _values(kwargs)
+        card.give(lambda: do(*a, **k))
+        return outs[0] if len(outs) == 1 else tuple(outs)
+    if not any("Tensor" in str(r.type) for r in returns):  # a number, a truth: the host waits for it
+        card.wait(str(func))
+        return do(*_values(args), **_values(kwargs))
+    return _queued(card, do, func, args, kwargs)
+
+
+def _queued(card: Card, do: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """New tensors now, their values when the stream gets there."""
+    a, k = _values(args), _values(kwargs)
+    meta = tree_map_only(
+        torch.Tensor, lambda x: torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta"), (a, k)
+    )
+    if "device" in meta[1]:
+        meta[1]["device"] = torch.device("meta")
+    try:
+        shapes = func(*meta[0], **meta[1])
+    except (NotImplementedError, RuntimeError):  # its result's size depends on values: torch waits too
+        card.wait(str(func))
+        return tree_map_only(torch.Tensor, lambda x: OnCard(x, card), do(*a, **k))
+    out = tree_map_only(
+        torch.Tensor, lambda x: _poisoned(torch.empty_strided(x.shape, x.stride(), dtype=x.dtype)), shapes
+    )
+
+    def work() -> None:
+        for x, y in zip(tree_flatten(out)[0], tree_flatten(do(*a, **k))[0], strict=True):
+            x.copy_(y)
+
+    made = tree_map_only(torch.Tensor, lambda x: OnCard(x, card), out)
+    card.give(work)
+    return made
+
+
+def _moved(card: Card, x: torch.Tensor, on_card: bool, kwargs: dict[str, Any]) -> torch.Tensor:
+    later = kwargs.get("non_blocking", False)
+    rest = {k: v for k, v in kwargs.items() if k in ("dtype", "memory_format") and v is not None}
+    if isinstance(x, OnCard) and on_card:
+        made: torch.Tensor = _computed(card, aten._to_copy.default, (x,), rest)
+        return made
+    if isinstance(x, OnCard):
+        card.wait("a copy to the computer's memory")
+        here: torch.Tensor = aten._to_copy.default(x.inside, **rest)
+        return here
+    out = OnCard(torch.empty(x.shape, dtype=rest.get("dtype", x.dtype)), card)
+    _copied(card, out, x, later)
+    return out
+
+
+def _copied(card: Card, to: torch.Tensor, source: torch.Tensor, later: bool) -> torch.Tensor:
+    if isinstance(to, OnCard) and isinstance(source, OnCard):
+        a, b = to.inside, source.inside
+        card.give(lambda: _discard(a.copy_(b)))
+    elif isinstance(to, OnCard):
+        a = to.inside
+        if later and card.pinned(source):
+            card.give(lambda: _discard(a.copy_(source)))  # reads what is there by then
+        else:
+            if source.dim() > 0 or card.recording is not None:
+                card.wait("a copy from ordinary memory")
+            taken = source.clone()
+            card.give(lambda: _discard(a.copy_(taken)))
+            if card.recording is None:
+                card.wait("a copy from ordinary memory")
+    else:
+        assert isinstance(source, OnCard)
+        b = source.inside
+        if later and card.pinned(to):
+            card.give(lambda: _discard(to.copy_(b)))
+        else:
+            card.wait("a copy to the computer's memory")
+            to.copy_(b)
+    return to
+
+
+def _discard(_: Any) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class _LowerRight:
+    """As torch's ``causal_lower_right``."""
+
+    rows: int
+    columns: int
+
+
+def _attention(q: Any, k: Any, v: Any, attn_mask: Any = None, **options: Any) -> torch.Tensor:
+    """Torch's fused attention, which is one operation of the card's."""
+    if not all(isinstance(x, OnCard) for x in (q, k, v)):
+        raise RuntimeError("Expected query, key, and value to be on the same device")
+    mask = attn_mask
+    if isinstance(mask, _LowerRight):
+        mask = torch.ones(mask.rows, mask.columns, dtype=torch.bool).tril(mask.columns - mask.rows)
+    elif mask is not None and not isinstance(mask, OnCard):
+        raise RuntimeError("Expected attn_mask to be on the same device as query")
+    card, (a, b, c, d) = q.card, _values((q, k, v, mask))
+    out = torch.empty(*q.shape[:-1], v.shape[-1], dtype=q.dtype).fill_(torch.nan)
+    made = OnCard(out, card)
+    card.give(lambda: _discard(out.copy_(F.scaled_dot_product_attention(a, b, c, attn_mask=d, **options))))
+    return made
+
+
+# -- what torch.cuda is replaced by
+
+_GUARD = """
+#include <c10/core/impl/DeviceGuardImplInterface.h>
+static c10::impl::NoOpDeviceGuardImpl<c10::DeviceType::CUDA> guard;
+static c10::impl::DeviceGuardImplRegistrar registrar(c10::DeviceType::CUDA, &guard);
+"""
+
+
+@functools.cache
+def _let_torch_know_of_cards() -> None:
+    """A torch without CUDA refuses to name a card at all; told of one whose switching does nothing, it does not."""
+    compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        pytest.skip("no C++ compiler, which simulating a card takes")
+    torch_home = Path(torch.__file__).parent
+    with tempfile.TemporaryDirectory() as folder:
+        source, library = Path(folder) / "guard.cpp", Path(folder) / "guard.so"
+        source.write_text(_GUARD)
+        subprocess.run(
+            [compiler, "-O0", "-std=c++20", "-shared", "-fPIC", f"-I{torch_home / 'include'}", "-o", str(library),
+             str(source), f"-L{torch_home / 'lib'}", "-lc10"],
+            check=True, capture_output=True,
+        )  # fmt: skip
+        ctypes.CDLL(str(library))
+
+
+class Event:
+    """As torch.cuda.Event."""
+
+    def __init__(self, card: Card) -> None:
+        self._card = card
+        self._at: tuple[_Stream, int] | None = None
+
+    def record(self, handle: _StreamHandle | None = None) -> None:
+        """Mark a stream's present end."""
+        stream = self._card.current if handle is None else handle.inner
+        self._at = stream, stream.given
+
+    def reach(self) -> None:
+        """Do what comes before the mark."""
+        if self._at is not None:
+            self._card.finish(*self._at)
+
+    def synchronize(self) -> None:
+        """The host waits."""
+        if self._card.recording is not None:
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing (an event)")
+        self.reach()
+
+    def query(self) -> bool:
+        """Whether the mark has been passed."""
+        return self._at is None or self._at[0].done >= self._at[1]
+
+
+class Graph:
+    """As torch.cuda.CUDAGraph: what a stream is given between beginning and end, to be given again."""
+
+    def __init__(self, card: Card) -> None:
+        self._card = card
+        self.steps: list[Callable[[], None]] = []
+        self.replays = 0
+
+    def capture_begin(self, *_: Any, **__: Any) -> None:
+        """Record what the calling thread does from now on, on a stream that is not the first."""
+        if self._card.current is self._card._main:
+            raise RuntimeError("CUDA graphs must be captured on a non-default stream")
+        self._card._here.graph = self
+
+    def capture_end(self) -> None:
+        """Enough."""
+        self._card._here.graph = None
+        if not self.steps:
+            raise RuntimeError("the graph is empty")
+
+    def replay(self) -> None:
+        """Everything recorded, once more, on the present stream."""
+        self.replays += 1
+        for step in self.steps:
+            self._card.give(step)
+
+
+class _StreamHandle:
+    """As torch.cuda.Stream."""
+
+    def __init__(self, card: Card, stream: _Stream) -> None:
+        self._card, self.inner = card, stream
+
+    def wait_event(self, event: Event) -> None:
+        """Nothing more here before that."""
+        at = event._at
+        if at is not None:
+            self._give(lambda: self._card.finish(*at))
+
+    def wait_stream(self, other: _StreamHandle) -> None:
+        """Nothing more here before what is there now."""
+        at = other.inner, other.inner.given
+        self._give(lambda: self._card.finish(*at))
+
+    def _give(self, work: Callable[[], None]) -> None:
+        with on_stream(self._card, self):
+            self._card.give(work)
+
+    def synchronize(self) -> None:
+        """The host waits."""
+        self._card.wait("a stream", self.inner)
+
+
+@contextlib.contextmanager
+def on_stream(card: Card, handle: _StreamHandle) -> Iterator[None]:
+    """``torch.cuda.stream``: the thread's present stream for a while."""
+    before = card.current
+    card.current = handle.inner
+    try:
+        yield
+    finally:
+        card.current = before
+
+
+@contextlib.contextmanager
+def simulated_card(
+    order: Order = "late", *, capability: tuple[int, int] = (9, 0), memory: int = 1 << 40, seed: int = 0
+) -> Iterator[Card]:
+    """Within this context there is one card, cuda:0. ``memory``: its bytes."""
+    from triton.runtime.interpreter import GridExecutor
+
+    if torch.version.cuda is not None:
+        pytest.skip("this torch knows real cards")
+    _let_torch_know_of_cards()
+    card = Card(order, capability, memory, seed)
+    main = _StreamHandle(card, card._main)
+    plain = GridExecutor.__call__
+
+    def launch(self: Any, *args: Any, **kwargs: Any) -> None:
+        for x in (*args, *kwargs.values()):
+            if isinstance(x, torch.Tensor) and not isinstance(x, OnCard):
+                raise ValueError(
+                    f"Pointer argument cannot be accessed from Triton (cpu tensor?), in {self.fn.__name__}"
+                )
+        a, k = _values(args), _values(kwargs)
+        card.launches.append(self.fn.__name__)
+        card.give(lambda: plain(self, *a, **k))
+
+    def event_of(_: Any = None) -> Any:
+        handle = _StreamHandle(card, card.current)
+        return main if handle.inner is card._main else handle
+
+    with pytest.MonkeyPatch.context() as patch, _Mode(card):
+        patch.setattr(GridExecutor, "__call__", launch)
+        patch.setattr(torch.version, "cuda", "12.8")
+        patch.setattr(torch.nn.attention.bias, "causal_lower_right", _LowerRight)
+        for name, value in {
+            "is_available": lambda: True,
+            "device_count": lambda: 1,
+            "current_device": lambda: 0,
+            "set_device": lambda device: None,
+            "device": lambda device: contextlib.nullcontext(),
+            "get_device_capability": lambda device=None: capability,
+            "get_device_name": lambda device=None: "Simulated",
+            "mem_get_info": lambda device=None: (memory - card.used, memory),
+            "max_memory_allocated": lambda device=None: card.peak,
+            "empty_cache": lambda: None,
+            "synchronize": card.wait_for_all,
+            "Stream": lambda device=None: _StreamHandle(card, card.stream()),
+            "Event": lambda **_: Event(card),
+            "CUDAGraph": lambda: Graph(card),
+            "current_stream": event_of,
+            "stream": lambda handle: on_stream(card, handle),
+            "_lazy_init": lambda: None,
+        }.items():
+            patch.setattr(torch.cuda, name, value)
+        yield card
+        card.wait_for_all()
