@@ -18,7 +18,7 @@ from jambacli.engine.chat import HELP, Chat
 from jambacli.engine.generate import Thought
 from jambacli.engine.saved import sessions_folder
 from jambacli.errors import JambaError
-from jambacli.units import format_context
+from jambacli.units import counted, format_context
 
 _REDRAW_SECONDS = 0.08
 
@@ -234,7 +234,10 @@ def talk(chat: Chat, keep_history: bool, stats: bool = False, first: str | None 
 
     screen.note(f"{chat.model.name} - /help lists the commands, Alt-Enter begins a new line, Ctrl-D leaves")
     if turns := chat.messages:
-        screen.note(f"going on with {chat.session.name}: {turns} messages, {chat.used:,} tokens; last: {chat.last}")
+        screen.note(
+            f"going on with {chat.session.name}: {counted(turns, 'message')}, {counted(chat.used, 'token')}; "
+            f"last: {chat.last}"
+        )
     interrupted = False
     waiting = first
     while True:

@@ -29,6 +29,11 @@ def format_bytes(n: float) -> str:
     raise AssertionError
 
 
+def counted(n: int, what: str) -> str:
+    """So many of something, by its singular: ``1 turn``, ``2,000 turns``."""
+    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
+
+
 def format_count(n: float) -> str:
     """A parameter count: ``51.6B``, ``930M``, ``65.5K``."""
     for unit in ("", "K", "M", "B", "T"):

@@ -12,7 +12,7 @@ import typer
 from jambacli import ui
 from jambacli.commands import options as o
 from jambacli.errors import JambaError
-from jambacli.units import format_bytes
+from jambacli.units import counted, format_bytes
 
 app = typer.Typer(help="The store of prefixes that no process computes twice.", no_args_is_help=True)
 
@@ -28,7 +28,8 @@ def stats(as_json: Annotated[bool, typer.Option("--json", help="For programs.")]
         return
     print(f"{s['path']}: {format_bytes(s['bytes'])} of {format_bytes(s['budget'])}")
     print(
-        f"{s['prefixes']:,} prefixes of {s['models']} models, the longest {s['longest']:,} tokens, {s['blobs']:,} blobs"
+        f"{s['prefixes']:,} prefixes of {counted(s['models'], 'model')}, the longest {s['longest']:,} tokens, "
+        f"{s['blobs']:,} blobs"
     )
 
 

@@ -14,7 +14,7 @@ import typer
 from jambacli import ui
 from jambacli.errors import JambaError, UsageError
 from jambacli.kernels import MAX_THREADS
-from jambacli.units import format_bytes, format_seconds, parse_size
+from jambacli.units import counted, format_bytes, format_seconds, parse_size
 
 if TYPE_CHECKING:
     from jambacli.weights.panels import Error
@@ -150,7 +150,7 @@ def _mention(plan: Plan) -> None:
         ui.warn(wish)
     if plan.unweighted:
         some = ", ".join(plan.unweighted[:3]) + (" ..." if len(plan.unweighted) > 3 else "")
-        ui.note(f"note: the imatrix has no entry for {len(plan.unweighted)} tensors, done without: {some}")
+        ui.note(f"note: the imatrix has no entry for {counted(len(plan.unweighted), 'tensor')}, done without: {some}")
 
 
 def _tell(plan: Plan, result: Result, took: float) -> None:

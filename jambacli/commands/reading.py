@@ -17,7 +17,7 @@ from jambacli import ui
 from jambacli.commands.options import has_input
 from jambacli.commands.reply import figures_of_reply, show_stats, stream, write
 from jambacli.errors import JambaError, UsageError
-from jambacli.units import format_seconds
+from jambacli.units import counted, format_seconds
 
 if TYPE_CHECKING:
     from jambacli.engine.api import Jamba
@@ -72,12 +72,12 @@ def read_entries(files: Sequence[str], output: Path | None) -> list[Entry]:
     with ui.progress("Opening", count, "files") as done:
         documents = read_documents(sources, done=done, problem=problem)
     if faults > _FAULTS:
-        ui.warn(f"{faults - _FAULTS:,} more files could not be read and were left out")
+        ui.warn(f"{counted(faults - _FAULTS, 'more file')} could not be read; left out")
     for document in documents:
         for remark in document.remarks:
             ui.warn(remark)
     if sources.passed_over:
-        ui.note(f"{sources.passed_over:,} files of other kinds, or that .gitignore names, were passed over")
+        ui.note(f"passed over {counted(sources.passed_over, 'file')} (of other kinds, or named in .gitignore)")
     return entries_of(documents)
 
 
@@ -136,7 +136,7 @@ def reading(total: int) -> Iterator[Callable[[int], None]]:
 def say_size(entries: Sequence[Entry], tokens: int) -> None:
     """One line on what is about to be read."""
     files = len({s.file for e in entries for s in e.sources})
-    ui.note(f"{files:,} file{'s' if files > 1 else ''}, {tokens:,} tokens")
+    ui.note(f"{counted(files, 'file')}, {counted(tokens, 'token')}")
 
 
 class Answer:

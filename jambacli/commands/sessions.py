@@ -12,6 +12,7 @@ import typer
 
 from jambacli import ui
 from jambacli.errors import UsageError
+from jambacli.units import counted
 
 app = typer.Typer(help="The chats kept on this machine.", no_args_is_help=True)
 
@@ -47,7 +48,8 @@ def list_(as_json: Json = False) -> None:
     for r in rows:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(r["updated"]))
         print(
-            f"{r['name']:<{width}}  {r['turns']:>4} turns  {r['tokens']:>8,} tokens  {when}  {ui.harmless(r['model'])}"
+            f"{r['name']:<{width}}  {counted(r['turns'], 'turn'):>10}  {r['tokens']:>8,} tokens  {when}  "
+            f"{ui.harmless(r['model'])}"
         )
 
 

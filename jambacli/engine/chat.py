@@ -21,6 +21,7 @@ from jambacli.engine.sequence import Reading, common_prefix, silent
 from jambacli.engine.session import Session
 from jambacli.errors import JambaError, UsageError
 from jambacli.text.documents import read_documents
+from jambacli.units import counted
 
 if TYPE_CHECKING:
     from jambacli.engine.api import Jamba
@@ -160,12 +161,13 @@ class Chat:
 
     def _open(self, name: str | None) -> Session:
         stored = self._options.get("store", True)
+        name = name and saved.check_name(name)
         if name is not None and saved.exists(name):
             return Session(self.model, **{**self._options, "resume": name})
         if stored and not self._options.get("read_only"):
             return Session(self.model, **{**self._options, "name": name or saved.generated_name()})
         if name is not None:
-            raise JambaError(f"there is no session {name!r} to read; `jamba sessions list` shows them")
+            raise saved.not_there(name)
         return Session(self.model, **self._options)
 
     def _say(self, text: str) -> Iterator[str]:
@@ -235,7 +237,7 @@ class Chat:
             raise
         finally:
             if dropped and conversation.turns != before:
-                self.tell(f"[the context was full: the oldest {dropped} turns went]")
+                self.tell(f"[the context was full: the oldest {counted(dropped, 'turn')} went]")
 
     def _changed(self) -> None:
         """Turns were taken back: count what is left of the context, and save."""
@@ -319,12 +321,14 @@ class Chat:
         return Outcome(lines=[*lines, f"{what} ({count:,} tokens) goes with the next message"])
 
     def _save(self, name: str) -> Outcome:
+        name = name and saved.check_name(name)
         if name and name != self.session.name and saved.exists(name):
             raise UsageError(f"there is a session {name!r} already; choose another name")
         self.session.save(name or None)
         return Outcome(lines=[f"saved as {self.session.name}"])
 
     def _load(self, name: str) -> Outcome:
+        name = name and saved.check_name(name)
         if not name or not saved.exists(name):
             raise UsageError(f"there is no session {name!r}; there are: {', '.join(saved.names()[:20]) or 'none yet'}")
         if name == self.session.name:
@@ -334,7 +338,7 @@ class Chat:
         self.session.close()
         self.session = session
         self._count()
-        return Outcome(lines=[f"on {name}: {self.messages} messages, {self.used:,} tokens"])
+        return Outcome(lines=[f"on {name}: {counted(self.messages, 'message')}, {counted(self.used, 'token')}"])
 
     def _think(self, _: str) -> Outcome:
         self.show_thoughts = not self.show_thoughts

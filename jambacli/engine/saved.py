@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import difflib
 import json
 import os
 import re
 import time
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -61,12 +63,16 @@ class SavedSession:
 
 
 def check_name(name: str) -> str:
-    """``name`` if it can name a session: letters, digits, dot, dash, underscore, at most 64; UsageError otherwise."""
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}", name):
+    """``name``, composed (NFC), if it can name a session: letters and digits of any script, dot, dash, underscore.
+
+    At most 64 of them, and 200 bytes, so that the file's name stays below what file systems take; UsageError otherwise.
+    """
+    composed = unicodedata.normalize("NFC", name)
+    if not re.fullmatch(r"\w[\w.-]{0,63}", composed) or len(composed.encode()) > 200:
         raise UsageError(
-            f"session name {name[:80]!a} is not usable; take up to 64 letters, digits, dots, dashes or underscores"
+            f"session name {name[:80]!r} is not usable; take up to 64 letters, digits, dots, dashes or underscores"
         )
-    return name
+    return composed
 
 
 def generated_name() -> str:
@@ -116,9 +122,15 @@ def read(name: str) -> SavedSession:
     """The session of that name. Raises JambaError when there is none, BadFileError when its file is damaged."""
     path = session_path(name)
     if not path.exists():
-        near = ", ".join(s for s in names() if s[:1] == name[:1]) or "none yet"
-        raise JambaError(f"there is no session {name!r}; `jamba sessions list` shows them ({near})")
+        raise not_there(name)
     return read_file(path)
+
+
+def not_there(name: str) -> JambaError:
+    """The error for a session that does not exist, with the names most like it."""
+    near = difflib.get_close_matches(name, names(), n=3, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    return JambaError(f"there is no session {name!r}{hint}; `jamba sessions list` shows those there are")
 
 
 def read_file(path: Path) -> SavedSession:
@@ -174,7 +186,7 @@ def _check_types(value: dict[str, Any]) -> None:
 def names() -> list[str]:
     """The names of all sessions, most recently used first."""
     files = [p for p in sessions_folder().glob("*.json") if not p.name.startswith(".")]
-    return [p.stem for p in sorted(files, key=lambda p: -p.stat().st_mtime)]
+    return [unicodedata.normalize("NFC", p.stem) for p in sorted(files, key=lambda p: -p.stat().st_mtime)]
 
 
 def readable() -> Iterator[tuple[str, SavedSession]]:
@@ -204,7 +216,7 @@ def remove(name: str) -> None:
     """Delete a session (its prefixes stay in the store until they are evicted). JambaError when open or not there."""
     read_path = session_path(name)
     if not read_path.exists():
-        raise JambaError(f"there is no session {name!r}; `jamba sessions list` shows them")
+        raise not_there(name)
     with opened(name):
         read_path.unlink()
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jambacli.model.config import JambaConfig
-from jambacli.units import format_count
+from jambacli.units import counted, format_count
 from jambacli.weights import keys
 from jambacli.weights.gguf import GGUFFile
 from jambacli.weights.gguf_values import Metadata
@@ -134,7 +134,9 @@ def summarize(path: Path) -> Summary:
         vocabulary, notes = _vocabulary(file.metadata, config)
         extra = file.tensors.keys() - keys.expected_tensors(config).keys()
         if extra:
-            notes.append(f"{len(extra)} tensors that llama.cpp does not know, {clean(min(extra), 60)} among them")
+            notes.append(
+                f"{counted(len(extra), 'tensor')} that llama.cpp does not know, {clean(min(extra), 60)} among them"
+            )
         return Summary(
             name=clean(file.metadata.get(keys.NAME)) or clean(path.stem),
             path=file.path,

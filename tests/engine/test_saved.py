@@ -7,12 +7,13 @@ import os
 import subprocess
 import sys
 import time
+import unicodedata
 from pathlib import Path
 
 import pytest
 
 from jambacli.engine import saved
-from jambacli.errors import BadFileError
+from jambacli.errors import BadFileError, UsageError
 from tests.commands.cli_runner import jamba
 
 
@@ -79,3 +80,28 @@ def test_words_from_elsewhere_do_not_command_the_terminal() -> None:
         os.close(theirs)
         seen = screen.read(10_000).decode()
     assert "tab\there sm[31mall2J" in seen and "\x1b" not in seen
+
+
+@pytest.mark.parametrize("name", ["שיחה", "日本語", "Übung-2.neu", "é"])
+def test_names_are_of_any_script(name: str) -> None:
+    saved.write(session(name))
+    assert saved.names() == [name] and saved.exists(unicodedata.normalize("NFD", name))
+    (row,) = jamba("sessions", "list").stdout.decode().splitlines()
+    assert row.startswith(name) and " 1 turn " in row
+
+
+@pytest.mark.parametrize(
+    "name", ["", "a/b", "../x", "a b", ".a", "-a", "a\x1bb", "a\u202eb", "a\udcffb", "x" * 65, "\U00020000" * 60]
+)
+def test_a_name_that_is_none_is_refused_as_it_was_typed(name: str) -> None:
+    with pytest.raises(UsageError, match="is not usable") as refused:
+        saved.check_name(name)
+    assert repr(name[:80]) in str(refused.value)
+
+
+def test_a_session_that_is_not_there_is_compared_with_those_that_are() -> None:
+    for name in ("notes", "work"):
+        saved.write(session(name))
+    for command in ("show", "rm"):
+        assert b"no session 'note'; did you mean notes?" in jamba("sessions", command, "note").stderr
+        assert b"none yet" not in jamba("sessions", command, "zzz").stderr
