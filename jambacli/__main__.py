@@ -8,7 +8,11 @@ import sys
 def main() -> None:
     """Run the command line; exit codes are those of ``jambacli.cli.main``."""
     try:
-        from jambacli.cli import main as run
+        from jambacli.startup import importing, own_process
+
+        own_process()
+        with importing():
+            from jambacli.cli import main as run
     except KeyboardInterrupt:  # Ctrl-C before anything has begun is no error to show the insides of
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -4,58 +4,66 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import importlib
 import os
 import signal
 import sys
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, NoReturn
 
 import typer
 
 from jambacli import __version__, ui
-from jambacli.commands import (
-    ask,
-    bench,
-    cache,
-    chat,
-    convert,
-    eval,
-    list_models,
-    pull,
-    quantize,
-    rm,
-    run,
-    sessions,
-    show,
-    summarize,
-)
 from jambacli.errors import JambaError
+from jambacli.startup import importing
 
 # Click's base of every command line error; typer brings its own copy of click or not, by version.
 _CommandLineError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
-app = typer.Typer(
-    name="jamba",
-    help="Run AI21's Jamba models locally: quantized, long-context, and never computing a prefix twice.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # plain help takes 0.24 s, rich panels 0.42 s
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+# Where each command is. Groups (eval, sessions, cache) are apps of their own, which bring their commands.
+COMMANDS = {
+    "pull": "pull:pull",
+    "list": "list_models:list_models",
+    "show": "show:show",
+    "rm": "rm:rm",
+    "convert": "convert:convert",
+    "quantize": "quantize:quantize",
+    "run": "run:run",
+    "chat": "chat:chat",
+    "summarize": "summarize:summarize",
+    "ask": "ask:ask",
+    "bench": "bench:bench",
+    "eval": "eval:app",
+    "sessions": "sessions:app",
+    "cache": "cache:app",
+}
 
-app.command("pull")(pull.pull)
-app.command("list")(list_models.list_models)
-app.command("show")(show.show)
-app.command("rm")(rm.rm)
-app.command("convert")(convert.convert)
-app.command("quantize")(quantize.quantize)
-app.command("run")(run.run)
-app.command("chat")(chat.chat)
-app.command("summarize")(summarize.summarize)
-app.command("ask")(ask.ask)
-app.command("bench")(bench.bench)
-app.add_typer(eval.app, name="eval")
-app.add_typer(sessions.app, name="sessions")
-app.add_typer(cache.app, name="cache")
+
+def make_app(names: Iterable[str] = COMMANDS) -> typer.Typer:
+    """The app with the commands of these names; one alone is read in a fraction of the time."""
+    app = typer.Typer(
+        name="jamba",
+        help="Run AI21's Jamba models locally: quantized, long-context, and never computing a prefix twice.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,  # plain help takes 0.24 s, rich panels 0.42 s
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(options)
+    for name in names:
+        module, _, attribute = COMMANDS[name].partition(":")
+        command = getattr(importlib.import_module(f"jambacli.commands.{module}"), attribute)
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
+        else:
+            app.command(name)(command)
+    return app
+
+
+def _called(arguments: Sequence[str]) -> Iterable[str]:
+    """The one command that a command line names, where it begins with that; all of them where it asks for other things."""
+    first = next((word for word in arguments if word not in ("-q", "--quiet", "--debug")), None)
+    return [first] if first in COMMANDS else COMMANDS
 
 
 def _version(value: bool) -> None:
@@ -64,7 +72,6 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def options(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes on stderr.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
@@ -88,6 +95,8 @@ def main() -> None:
             # Leave through the stack, so that temporary files are removed on the way.
             signal.signal(getattr(signal, name), lambda number, frame: sys.exit(128 + number))
     try:
+        with importing():
+            app = make_app(_called(sys.argv[1:]))
         code = app(standalone_mode=False) or 0
         if code == 130:  # what typer makes of Ctrl-C
             raise KeyboardInterrupt

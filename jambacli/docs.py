@@ -58,9 +58,9 @@ def render() -> str:
     """The whole page."""
     import typer.main
 
-    from jambacli.cli import app
+    from jambacli.cli import make_app
 
-    group: Any = typer.main.get_command(app)
+    group: Any = typer.main.get_command(make_app())
     lines = [_HEAD]
     general = [p for p in group.params if p.name not in ("help", "install_completion", "show_completion")]
     lines += ["## Before the command", "", "| option | |", "| --- | --- |", *(_option(o) for o in general), ""]

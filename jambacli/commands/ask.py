@@ -10,6 +10,7 @@ from jambacli import ui
 from jambacli.commands import options as o
 from jambacli.commands import reading as r
 from jambacli.errors import UsageError
+from jambacli.startup import importing
 
 
 @o.generates
@@ -38,7 +39,7 @@ def ask(
     if quiet:
         ui.set_quiet(True)
     output = r.output_path(output)
-    with o.importing():
+    with importing():
         from jambacli.engine.tasks import ask_documents, question_text
 
     if interactive and (as_json or schema is not None or output is not None or passes):

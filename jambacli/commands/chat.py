@@ -12,6 +12,7 @@ import typer
 from jambacli import ui
 from jambacli.commands import options as o
 from jambacli.errors import JambaError, UsageError
+from jambacli.startup import importing
 
 if TYPE_CHECKING:
     from jambacli.engine.chat import Chat
@@ -36,7 +37,7 @@ def chat(
     if session is not None and given.no_store:
         raise UsageError("--session and --no-store exclude one another: a named session is kept on disk")
 
-    with o.importing():
+    with importing():
         from jambacli.engine.chat import Chat
 
     model = given.load_model(name)

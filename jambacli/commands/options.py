@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import gc
 import inspect
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -18,6 +16,7 @@ import typer
 
 from jambacli import ui
 from jambacli.errors import JambaError, UsageError
+from jambacli.startup import importing, load_torch_ahead
 from jambacli.units import parse_size
 
 if TYPE_CHECKING:
@@ -95,6 +94,8 @@ NoStore = Annotated[
 ]
 
 MAX_INPUT = 256 << 20
+# What generating needs of other shared libraries than torch's, beside Python's own.
+_LIBRARIES = ("numpy", "tokenizers", "markupsafe", "hashlib", "mmap", "queue", "zipfile")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +176,7 @@ def generates(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def spread(**values: Any) -> None:
+        load_torch_ahead(*_LIBRARIES)
         given = Given(**{option.name: values.pop(option.name) for option in options})
         command(**values, given=given)
 
@@ -202,19 +204,6 @@ def _default_model() -> Path:
         "but short reports (jamba pull jamba:3b gets a real one)"
     )
     return embedded_model()
-
-
-@contextlib.contextmanager
-def importing() -> Iterator[None]:
-    """Around imports that bring torch: a million objects that stay, looked through for garbage for a fifth of the time."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        if was_on:
-            gc.enable()
 
 
 def load_model(

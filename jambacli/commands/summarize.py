@@ -9,6 +9,7 @@ import typer
 from jambacli import ui
 from jambacli.commands import options as o
 from jambacli.commands import reading as r
+from jambacli.startup import importing
 
 
 @o.generates
@@ -34,7 +35,7 @@ def summarize(
     if quiet:
         ui.set_quiet(True)
     output = r.output_path(output)
-    with o.importing():
+    with importing():
         from jambacli.engine.tasks import Wish, summarize_documents
 
     wish = Wish(length=length, style=style, focus=focus, language=language)

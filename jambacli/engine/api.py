@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from jambacli.engine.sampling import Sampling, model_defaults
 from jambacli.engine.session import Session
 from jambacli.errors import JambaError
 from jambacli.files import jamba_home
+from jambacli.startup import importing
 from jambacli.text.template import ChatTemplate
 from jambacli.text.tokenizer import Tokenizer
 
@@ -66,9 +68,7 @@ class Jamba:
         ``ctx`` tokens (the model's own limit by default) of ``kv_type``, in ``gpu_memory`` bytes (what is free); experts
         that do not fit, or those of ``cpu_experts`` layers, stay in RAM; with ``cpu_kv`` so do keys and values.
         """
-        from jambacli.engine.device import load_gguf_on
         from jambacli.hub.resolve import last_used, remember_used, resolve_model
-        from jambacli.kernels import set_threads
         from jambacli.weights.gguf import GGUFFile
 
         known = last_used() if name is None else resolve_model(str(name))
@@ -83,9 +83,13 @@ class Jamba:
 
             path = converted(path)
         start = time.perf_counter()
+        file = GGUFFile.open(path)  # before torch is imported: what is wrong with a file is said at once
+        with importing():
+            from jambacli.engine.device import load_gguf_on
+            from jambacli.kernels import set_threads
+            importlib.import_module("jambacli.model.loader")  # what brings torch
         if threads is not None:
             set_threads(threads)
-        file = GGUFFile.open(path)
         model = load_gguf_on(
             file, device, ctx=ctx, kv_type=kv_type, gpu_memory=gpu_memory, cpu_experts=cpu_experts, cpu_kv=cpu_kv
         )

@@ -19,9 +19,9 @@ def test_the_command_reference_is_current() -> None:
 def test_every_jamba_command_in_the_readme_parses() -> None:
     import typer.main
 
-    from jambacli.cli import app
+    from jambacli.cli import make_app
 
-    commands = typer.main.get_command(app).commands
+    commands = typer.main.get_command(make_app()).commands
     readme = (REPO / "README.md").read_text(encoding="utf-8")
     lines = re.findall(r"(?:^|\| )jamba (\S+)(.*?)(?:  +#.*)?$", readme, re.MULTILINE)
     assert len(lines) >= 12
