@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -131,13 +131,23 @@ def through_torch(config: JambaConfig, tensor: GetTensor, device: torch.device, 
     return build(config, get, ops=reference_ops(), source=source)
 
 
-def try_out(model: JambaModel) -> None:
-    """Run a token, then a few at once: what does not compile or does not fit on this card shows now, not in an answer.
+# Numbers of tokens for which a pass launches different kernels: one; a few; more than a small tile's rows; so many that
+# weights are expanded and the scan is cut into chunks.
+_LENGTHS = (1, 3, 40, 300)
 
-    Raises whatever the card's software raises, and JambaError for logits that are no numbers.
+
+def try_out(model: JambaModel, lengths: Sequence[int] = _LENGTHS) -> None:
+    """Run a token, then more at once: what does not compile or does not fit on this card shows now, not in an answer.
+
+    Only a few where nothing is compiled, and with experts in RAM: more would have all of them read from the file and sent
+    to the card. Raises whatever the card's software raises, and JambaError for logits that are no numbers.
     """
-    state = model.new_state(8)
-    for n in (1, 3):  # other kernels for many than for one
+    from jambacli.kernels.triton.repack import Packed
+
+    visiting = any(isinstance(y.ffn, MoE) and not isinstance(y.ffn.gate, Packed) for y in model.layers)
+    lengths = [n for n in lengths if n < 10 or (model.ops.name == "triton" and not visiting)]
+    state = model.new_state(sum(lengths))
+    for n in lengths:
         logits = model.forward(torch.zeros(n, dtype=torch.int64), state)
         if logits is None or not bool(torch.isfinite(logits).all()):
             raise JambaError("a first token on the card gives no numbers")

@@ -161,7 +161,15 @@ def test_kernels_for_many_tokens_are_tried_out_too(monkeypatch: pytest.MonkeyPat
 
     config = JambaConfig.from_hf(SMALL)
     tensors = tiny_tensors(config, "legacy")
-    try_out(pair(config, tensors, set())[1])
+    card = pair(config, tensors, set())[1]
+    try_out(card, (1, 3, 12))
+    seen: list[int] = []
+    forward = type(card).forward
+    monkeypatch.setattr(
+        type(card), "forward", lambda self, ids, state: seen.append(len(ids)) or forward(self, ids, state)
+    )
+    try_out(pair(config, tensors, {1})[1], (1, 3, 12))
+    assert seen == [1, 3]  # experts in RAM are not all read for it
 
     def broken(*_: object) -> torch.Tensor:
         raise RuntimeError("CUDA error: no kernel image is available")

@@ -35,7 +35,8 @@ def _dequant_kernel(
 def _launch(w: Packed, out: torch.Tensor, ids: torch.Tensor | None, first: int) -> torch.Tensor:
     n_rows, k = out.shape
     bg = min(64, power_of_two(w.groups))
-    bn = min(64, power_of_two(n_rows)) if interpreted() else max(1, min(128 // bg, power_of_two(n_rows)) * 2)
+    # Not by the number of rows: each would be another kernel to compile.
+    bn = min(64, power_of_two(n_rows)) if interpreted() else 256 // bg
     grid = (cdiv(n_rows, bn), cdiv(w.groups, bg))
     _dequant_kernel[grid](
         *w.planes(),

@@ -21,8 +21,11 @@ from jambacli.kernels.triton.tiles import values
 
 
 def block_rows(rows: float) -> int:
-    """Rows of x that a program takes: the more it takes, the less often weights are expanded."""
-    return 16 if rows <= 16 else 32 if rows <= 32 else 64
+    """Rows of x that a program takes: the more it takes, the less often weights are expanded.
+
+    Two choices, since each is a kernel to compile: matrix units idle for some rows, weights are read once either way.
+    """
+    return 16 if rows <= 16 else 64
 
 
 @triton.jit
