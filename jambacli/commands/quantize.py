@@ -24,10 +24,14 @@ T = TypeVar("T")
 
 
 def quantize(
-    source: Annotated[Path, typer.Argument(metavar="IN.gguf", help="The model; any part of a split one.")],
+    source: Annotated[
+        str, typer.Argument(metavar="IN.gguf", help="The model: a file, any part of a split one, or a pulled name.")
+    ],
     output: Annotated[
         Path | None,
-        typer.Argument(metavar="[OUT.gguf]", help="A file, or the directory for it; default: beside the input."),
+        typer.Argument(
+            metavar="[OUT.gguf]", help="A file, or the directory for it; default: beside the input, of a name: here."
+        ),
     ] = None,
     type: Annotated[
         str,
@@ -66,13 +70,17 @@ def quantize(
 ) -> None:
     """Quantize a GGUF file exactly as llama-quantize does, tensor for tensor and byte for byte."""
     from jambacli.files import refuse_existing
+    from jambacli.hub.resolve import resolve_model
     from jambacli.weights import quantize as weights
     from jambacli.weights.gguf import GGUFFile
     from jambacli.weights.imatrix import read_imatrix
     from quant import recipes
 
-    if source.is_dir():
-        raise UsageError(f"{source} is a directory; make a .gguf of a checkpoint with: jamba convert {source}")
+    path = resolve_model(source)
+    if path.is_dir():
+        raise UsageError(f"{path} is a directory; make a .gguf of a checkpoint with: jamba convert {path}")
+    if output is None and path.name != Path(source).name:
+        output = Path()  # a pulled file's folder is the store's, no place for others
     recipe = _asked("--type", recipes.get_recipe, type)
     options = recipes.Options(
         tensor_types=[_asked("--tensor-type", recipes.parse_tensor_type, text) for text in tensor_type or ()],
@@ -93,7 +101,7 @@ def quantize(
         report=report,
         force=force,
     )
-    with GGUFFile.open(source) as file:
+    with GGUFFile.open(path) as file:
         target = weights.output_path(file, recipe, output)
         if not (dry_run or keep_split or split_max_size):
             refuse_existing(target, force)

@@ -449,6 +449,17 @@ def test_other_files_are_refused(
     assert not (tmp_path / "out.gguf").exists()
 
 
+def test_a_pulled_name_is_quantized_here_not_in_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("jamba:tiny", "--type", "q8_0", "--dry-run", monkeypatch=monkeypatch) == 0
+    assert run("jamba:tiny", "--type", "q8_0", monkeypatch=monkeypatch) == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["tiny-jamba-Q8_0.gguf"]
+    assert run("jamba:nosuch", monkeypatch=monkeypatch) == 1
+    assert "unknown model 'jamba:nosuch'" in capsys.readouterr().err
+
+
 def test_an_interrupt_leaves_what_was_there(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
