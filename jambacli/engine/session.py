@@ -116,7 +116,9 @@ class Session:
         if self._conversation is None:
             template = self.model.template
             if template is None:
-                raise UsageError(f"{self.model.name} has no chat template; use plain completion (--raw)")
+                raise UsageError(
+                    f"{self.model.name} has no chat template; continue plain text with it: jamba run --raw"
+                )
             self._conversation = Conversation(template, self.model.tokenizer, self._system)
         return self._conversation
 

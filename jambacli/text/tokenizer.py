@@ -7,11 +7,12 @@ Two vocabularies exist: SentencePiece BPE with byte fallback (``tokenizer.ggml.m
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
+
+import numpy as np
 
 from jambacli.errors import BadFileError, UnsupportedError
 from jambacli.text.merges import cached_merges
@@ -19,7 +20,6 @@ from jambacli.text.streaming import StreamDecoder
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 Markers = Literal["none", "user", "all"]
-N = TypeVar("N", int, float)
 
 # Pre-tokenizer regexes by tokenizer.ggml.pre, as the models' own tokenizer.json files state them.
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -43,6 +43,13 @@ def _byte_alphabet() -> dict[str, int]:
     return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(rest)}
 
 
+_ALPHABET = _byte_alphabet()
+
+
+def _looks_like_markup(piece: str) -> bool:
+    return len(piece) > 2 and not piece.isspace() and piece.strip("▁ ") != ""
+
+
 class Tokenizer:
     """A model's tokenizer.
 
@@ -54,6 +61,10 @@ class Tokenizer:
         """Build from GGUF metadata; BadFileError on an inconsistent vocabulary, UnsupportedError on another kind."""
         self._source = source
         self.kind = str(metadata.get("tokenizer.ggml.model", ""))
+        if self.kind in ("", "no_vocab"):
+            raise UnsupportedError(
+                f"{source}: the file holds no tokenizer; convert the checkpoint again with one in it"
+            )
         if self.kind not in ("llama", "gpt2"):
             raise UnsupportedError(
                 f"{source}: tokenizer.ggml.model {self.kind!r} is not supported (llama and gpt2 are)"
@@ -63,8 +74,12 @@ class Tokenizer:
             raise BadFileError(source, "tokenizer.ggml.tokens is missing or empty")
         self.pieces: list[str] = pieces
         n = len(pieces)
-        self.types: list[int] = self._numbers(metadata, "token_type", int, NORMAL)
-        self._scores: list[float] = self._numbers(metadata, "scores", float, 0.0)
+        types = self._numbers(metadata, "token_type", NORMAL)
+        if not (abs(types) < 1 << 31).all():
+            raise BadFileError(source, "tokenizer.ggml.token_type holds numbers that are no type's")
+        self._types = types.astype(np.int64)
+        self.types: list[int] = self._types.tolist()
+        self._scores = self._numbers(metadata, "scores", 0.0)
         self._merges = metadata.get("tokenizer.ggml.merges")
         self._pre = str(metadata.get("tokenizer.ggml.pre", "default"))
         self._cache = cache
@@ -77,12 +92,13 @@ class Tokenizer:
         self.add_space_prefix = bool(metadata.get("tokenizer.ggml.add_space_prefix", False))
         template = metadata.get("tokenizer.chat_template")
         self.template = template if isinstance(template, str) and template.strip() else None
-        self._is_marker = [
-            t == CONTROL or (t == USER_DEFINED and len(p) > 2 and not p.isspace() and p.strip("▁ ") != "")
-            for p, t in zip(pieces, self.types, strict=True)
-        ]
-        self._marker_ids = {p: i for i, p in enumerate(pieces) if self._is_marker[i] and p}
-        self._bytes: list[bytes] | None = None
+        self._is_marker = [False] * n
+        for i in self._of_type(CONTROL, USER_DEFINED):
+            self._is_marker[i] = self.types[i] == CONTROL or _looks_like_markup(pieces[i])
+        self._marker_ids = {
+            p: i for i in self._of_type(CONTROL, USER_DEFINED) if self._is_marker[i] and (p := pieces[i])
+        }
+        self._bytes: dict[int, bytes] | None = None
         self._bpe: Any = None
         self._patterns: dict[str, re.Pattern[str] | None] = {}
 
@@ -98,21 +114,25 @@ class Tokenizer:
             raise BadFileError(self._source, f"tokenizer.ggml.{name}_token_id {value} is outside the vocabulary")
         return value
 
-    def _numbers(self, metadata: Mapping[str, Any], name: str, kind: Callable[[Any], N], default: N) -> list[N]:
-        """One number for every token: the file's, or ``default`` where it has none."""
+    def _numbers(self, metadata: Mapping[str, Any], name: str, default: float) -> np.ndarray:
+        """One number for every token: the file's, or ``default`` where it has none. None of them is a NaN."""
         n = len(self.pieces)
-        values = metadata.get(f"tokenizer.ggml.{name}")
-        if values is None:
-            return [default] * n
-        values = values.tolist() if hasattr(values, "tolist") else values
-        if not isinstance(values, list) or not all(isinstance(v, (int, float)) and not math.isnan(v) for v in values):
+        given = metadata.get(f"tokenizer.ggml.{name}")
+        if given is None:
+            return np.full(n, default)
+        try:
+            values = np.asarray(given)
+        except ValueError:  # lists of several lengths
+            values = np.empty((0, 0))
+        if values.ndim != 1 or values.dtype.kind not in "iuf" or np.isnan(values).any():
             raise BadFileError(self._source, f"tokenizer.ggml.{name} is no list of numbers")
         if len(values) != n:
             raise BadFileError(self._source, f"tokenizer.ggml.{name} has {len(values)} entries, tokens has {n}")
-        try:
-            return [kind(v) for v in values]
-        except OverflowError:  # an infinite type
-            raise BadFileError(self._source, f"tokenizer.ggml.{name} holds an infinity") from None
+        return values
+
+    def _of_type(self, *types: int) -> list[int]:
+        """The tokens of these types, in order: a few of many."""
+        return np.flatnonzero(np.isin(self._types, types)).tolist()
 
     def marker_id(self, text: str) -> int | None:
         """The id of a marker such as ``<|assistant|>`` or None where the vocabulary has no such single token."""
@@ -157,29 +177,34 @@ class Tokenizer:
 
     def token_bytes(self, token: int, markers: bool = False) -> bytes:
         """The bytes a token stands for; b"" for markup unless ``markers``; raises IndexError outside the vocabulary."""
-        if self._bytes is None:
-            self._bytes = self._byte_table()
         if token < 0:
             raise IndexError(f"token {token} is negative")
+        if self._bytes is None:
+            self._bytes = self._byte_tokens()
         if self._is_marker[token] and not markers:
             return b""
-        return self._bytes[token]
+        known = self._bytes.get(token)
+        if known is None:
+            known = self._bytes[token] = self._spelled(token)
+        return known
 
-    def _byte_table(self) -> list[bytes]:
-        alphabet = _byte_alphabet()
-        table: list[bytes] = []
-        for piece, kind in zip(self.pieces, self.types, strict=True):
-            if kind == BYTE:
-                try:
-                    table.append(bytes([int(piece[3:5], 16)]))
-                except ValueError:
-                    raise BadFileError(self._source, f"byte token {piece!r} is not of the form <0xNN>") from None
-            elif self.kind == "gpt2" and kind == NORMAL and all(c in alphabet for c in piece):
-                table.append(bytes(alphabet[c] for c in piece))
-            else:
-                text = piece.replace("▁", " ") if self.kind == "llama" else piece
-                table.append(text.encode("utf-8", "surrogateescape"))
-        return table
+    def _byte_tokens(self) -> dict[int, bytes]:
+        """Those that name their byte; the others are spelled out as they are needed."""
+        named: dict[int, bytes] = {}
+        for token in self._of_type(BYTE):
+            piece = self.pieces[token]
+            try:
+                named[token] = bytes([int(piece[3:5], 16)])
+            except ValueError:
+                raise BadFileError(self._source, f"byte token {piece!r} is not of the form <0xNN>") from None
+        return named
+
+    def _spelled(self, token: int) -> bytes:
+        piece = self.pieces[token]
+        if self.kind == "gpt2" and self.types[token] == NORMAL and all(c in _ALPHABET for c in piece):
+            return bytes(_ALPHABET[c] for c in piece)
+        text = piece.replace("▁", " ") if self.kind == "llama" else piece
+        return text.encode("utf-8", "surrogateescape")
 
     def marker_pattern(self, markers: Markers) -> re.Pattern[str] | None:
         """A regex whose matches may be markers (look them up with ``marker_id``); None where there are none to find."""
@@ -209,17 +234,19 @@ class Tokenizer:
         from tokenizers import AddedToken, models, normalizers, pre_tokenizers
         from tokenizers import Tokenizer as Backend
 
-        # Undecodable pieces cannot be typed; give them a name nobody can type either, keeping ids in place.
-        names = [p if p.isprintable() or _utf8(p) else f"\x00undecodable{i}" for i, p in enumerate(self.pieces)]
-        vocab = {p: i for i, p in reversed(list(enumerate(names)))}
+        names = self.pieces
+        if not _utf8("".join(names)):
+            # Undecodable pieces cannot be typed; give them a name nobody can type either, keeping ids in place.
+            names = [p if p.isprintable() or _utf8(p) else f"\x00undecodable{i}" for i, p in enumerate(names)]
+        vocab = dict(zip(reversed(names), range(len(names) - 1, -1, -1), strict=True))  # the first of a name counts
+        atom_ids = [i for i in self._of_type(USER_DEFINED) if not self._is_marker[i]]
         if self.kind == "llama":
-            mergeable = [
-                t in (NORMAL, UNUSED) or (t == USER_DEFINED and not m)
-                for t, m in zip(self.types, self._is_marker, strict=True)
-            ]
-            rules = cached_merges(names, self._scores, mergeable, self._cache)
-            merges = [(names[a], names[b]) for a, b in rules.tolist()]
-            unknown = next((p for p, t in zip(names, self.types, strict=True) if t == UNKNOWN), None)
+            mergeable = np.isin(self._types, (NORMAL, UNUSED))
+            mergeable[atom_ids] = True
+            rules = cached_merges(names, self._scores.tolist(), mergeable.tolist(), self._cache)
+            name = names.__getitem__
+            merges = list(zip(map(name, rules[:, 0].tolist()), map(name, rules[:, 1].tolist()), strict=True))
+            unknown = next((names[i] for i in self._of_type(UNKNOWN)), None)
             backend = Backend(models.BPE(vocab=vocab, merges=merges, unk_token=unknown, byte_fallback=True))
             backend.normalizer = normalizers.Replace(" ", "▁")
         else:
@@ -237,9 +264,8 @@ class Tokenizer:
                 ]
             )
         atoms = [
-            AddedToken(p.replace("▁", " ") if self.kind == "llama" else p, normalized=False)
-            for i, p in enumerate(names)
-            if self.types[i] == USER_DEFINED and not self._is_marker[i]
+            AddedToken(names[i].replace("▁", " ") if self.kind == "llama" else names[i], normalized=False)
+            for i in atom_ids
         ]
         self._atoms_keep_ids(backend, atoms)
         return backend
