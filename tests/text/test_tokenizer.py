@@ -135,6 +135,7 @@ def test_byte_level_vocabulary_matches_the_library() -> None:
         ({"tokenizer.ggml.token_type": [1]}, BadFileError, "token_type"),
         ({"tokenizer.ggml.token_type": "x"}, BadFileError, "token_type"),
         ({"tokenizer.ggml.token_type": 3}, BadFileError, "token_type"),
+        ({"tokenizer.ggml.token_type": [[1], [1, 2]]}, BadFileError, "token_type"),
         ({"tokenizer.ggml.scores": float("nan")}, BadFileError, "scores"),
         ({"tokenizer.ggml.scores": ["0"]}, BadFileError, "scores"),
         ({"tokenizer.ggml.eos_token_id": np.array([1, 2])}, BadFileError, "eos"),
@@ -146,6 +147,25 @@ def test_inconsistent_vocabularies_are_refused(change: dict, error: type[Excepti
     metadata, _ = byte_level_metadata(["some text"])
     with pytest.raises(error, match=words):
         Tokenizer({**metadata, **change})
+
+
+@pytest.mark.parametrize(("name", "value"), [("token_type", np.inf), ("token_type", 1e300), ("scores", np.nan)])
+def test_one_number_that_is_none_is_refused(name: str, value: float) -> None:
+    metadata, _ = byte_level_metadata(["some text"])
+    numbers = np.ones(len(metadata["tokenizer.ggml.tokens"]))
+    Tokenizer({**metadata, f"tokenizer.ggml.{name}": numbers})
+    numbers[-1] = value
+    with pytest.raises(BadFileError, match=f"tokenizer.ggml.{name} "):
+        Tokenizer({**metadata, f"tokenizer.ggml.{name}": numbers})
+
+
+def test_a_token_is_no_byte_until_it_is_written_as_one() -> None:
+    metadata, _ = byte_level_metadata(["some text"])
+    types = list(metadata["tokenizer.ggml.token_type"])
+    types[-1] = 6
+    tokenizer = Tokenizer({**metadata, "tokenizer.ggml.token_type": types})
+    with pytest.raises(BadFileError, match="not of the form <0xNN>"):
+        tokenizer.token_bytes(0)
 
 
 @pytest.mark.parametrize("cut", range(1, 9))
