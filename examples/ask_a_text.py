@@ -2,7 +2,7 @@
 
     python examples/ask_a_text.py model.gguf contract.txt "What is the notice period?"
 
-Without arguments it uses the demonstration model and its own source as the text.
+Without arguments it asks the demonstration model about two short reports, which is what that model can read.
 """
 
 import sys
@@ -10,14 +10,19 @@ from pathlib import Path
 
 from jambacli import Jamba
 
+REPORTS = (
+    "Report 1 on herons: Leila Haddad counted 42 herons at Lake Tuz.\n"
+    "Report 2 on otters: Tomas Hedlin saw 7 otters at Cape Arda."
+)
+
 
 def main() -> None:
-    arguments = sys.argv[1:]
-    model = Jamba.load(arguments[0] if arguments else None)
-    path = Path(arguments[1] if len(arguments) > 1 else __file__)
-    question = arguments[2] if len(arguments) > 2 else "What does it do?"
-    documents = [{"title": path.name, "text": path.read_text(encoding="utf-8")}]
-    with model.session() as session:
+    name, *rest = sys.argv[1:] or ["jamba:tiny"]
+    path = Path(rest[0]) if rest else None
+    question = rest[1] if len(rest) > 1 else "Who counted the herons?"
+    text = path.read_text(encoding="utf-8") if path else REPORTS
+    with Jamba.load(name).session() as session:
+        documents = [{"title": path.name if path else "reports", "text": text}]
         for piece in session.send(question, documents=documents, max_tokens=200, temperature=0):
             print(piece, end="", flush=True)
         s = session.stats
