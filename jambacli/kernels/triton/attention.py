@@ -73,6 +73,48 @@ def _split_kernel(
 
 
 @triton.jit(do_not_specialize=["n_splits"])
+def _split_vector_kernel(
+    q, k, v, position, part, top, total, token_stride, head_stride, n_splits, scale,
+    GROUP: tl.constexpr, DIM: tl.constexpr, DP: tl.constexpr, Q8: tl.constexpr,
+    SPLIT: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """The same without matrix units: run ``program_id(1)`` of head ``program_id(0)``; a group's heads share their keys' cache.
+
+    Each of BK places keeps a softmax of its own over every BK-th key; they meet at the end. So in the loop a key's product is
+    added up within the threads that share its row, and nothing else moves between threads.
+    """
+    head, run = tl.program_id(0), tl.program_id(1)
+    seen = tl.load(position).to(tl.int32) + 1
+    if run * SPLIT < seen:
+        j = tl.arange(0, DP)
+        query = tl.load(q + head * DIM + j, mask=j < DIM, other=0) * scale
+        most = tl.full((BK,), float("-inf"), tl.float32)
+        mass = tl.zeros((BK,), tl.float32)
+        sums = tl.zeros((BK, DP), tl.float32)
+        for start in range(0, SPLIT, BK):
+            if run * SPLIT + start < seen:
+                key = run * SPLIT + start + tl.arange(0, BK)
+                inside = (key < seen)[:, None] & (j < DIM)[None, :]
+                at = key.to(tl.int64) * token_stride
+                keys = _cache_rows(k, at, head // GROUP * head_stride, j, inside, Q8)
+                values = _cache_rows(v, at, head // GROUP * head_stride, j, inside, Q8)
+                scores = tl.where(key < seen, tl.sum(keys * query[None, :], 1), float("-inf"))
+                new = tl.maximum(most, scores)
+                base = tl.where(new > float("-inf"), new, 0.0)  # a place that has seen no key yet
+                p = tl.exp(scores - base)
+                shrink = tl.exp(most - base)
+                mass = mass * shrink + p
+                sums = sums * shrink[:, None] + p[:, None] * values
+                most = new
+        largest = tl.max(most, 0)
+        weight = tl.exp(most - largest)
+        row = head.to(tl.int64) * n_splits + run
+        tl.store(part + row * DIM + j, tl.sum(sums * weight[:, None], 0), mask=j < DIM)
+        tl.store(top + row, largest)
+        tl.store(total + row, tl.sum(mass * weight, 0))
+
+
+@triton.jit(do_not_specialize=["n_splits"])
 def _join_kernel(
     part, top, total, position, out, n_splits,
     DIM: tl.constexpr, BD: tl.constexpr, SPLIT: tl.constexpr, BS: tl.constexpr,
@@ -131,6 +173,14 @@ def _append_kernel(
             tl.store(row + j, value.to(cache.dtype.element_ty), mask=j < DIM)
 
 
+def matrix_units(device: torch.device) -> bool:
+    """Whether Triton's products run on the device's matrix units: from compute capability 8.0 on.
+
+    On Turing it makes them of single multiplications, for which whole tiles must lie in registers: they do not fit.
+    """
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def append(
     k_new: torch.Tensor, v_new: torch.Tensor, k: torch.Tensor, v: torch.Tensor, position: torch.Tensor, head_dim: int
 ) -> None:
@@ -172,13 +222,21 @@ def decode(
     n_kv_heads = k.shape[1]
     group = n_heads // n_kv_heads
     dp = max(32, power_of_two(head_dim))
-    # A tile of keys and one of values lie in shared memory, of which Turing has 64 KB: at most 16 KB each.
-    keys = max(16, min(64, (1 << 14) // (dp * dtype.itemsize)))
-    _split_kernel[n_kv_heads, scratch.n_splits](
+    given = (
         q, k, v, position, scratch.part, scratch.top, scratch.total, k.stride(0), k.stride(1), scratch.n_splits,
-        head_dim**-0.5, GROUP=group, GP=max(16, power_of_two(group)), DIM=head_dim, DP=dp, Q8=k.dtype == torch.uint8,
-        DOT=triton_dtype(dtype), SPLIT=SPLIT, BK=keys, num_warps=4,
+        head_dim**-0.5,
     )  # fmt: skip
+    sizes = {"GROUP": group, "DIM": head_dim, "DP": dp, "Q8": k.dtype == torch.uint8, "SPLIT": SPLIT}
+    if dtype == torch.float32 or not matrix_units(q.device):
+        # What a thread holds of a tile fits into half of its registers; unpacking q8_0 takes several for a value.
+        keys = max(4, (1 << 10) // dp if k.dtype == torch.uint8 else min(32, (1 << 13) // (dp * k.dtype.itemsize)))
+        _split_vector_kernel[n_heads, scratch.n_splits](*given, **sizes, BK=keys, num_warps=4)
+    else:
+        # A tile of keys and one of values lie in shared memory: at most 16 KB each.
+        keys = max(16, min(64, (1 << 14) // (dp * dtype.itemsize)))
+        _split_kernel[n_kv_heads, scratch.n_splits](
+            *given, **sizes, GP=max(16, power_of_two(group)), DOT=triton_dtype(dtype), BK=keys, num_warps=4
+        )
     bd = min(32, dp)
     _join_kernel[n_heads, cdiv(head_dim, bd)](
         scratch.part, scratch.top, scratch.total, position, out, scratch.n_splits,
