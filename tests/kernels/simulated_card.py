@@ -201,7 +201,7 @@ class OnCard(torch.Tensor):
         """As any tensor's; the host waits."""
         return self.cpu().tolist()
 
-    def __repr__(self, *, tensor_contents: Any = None) -> Any:
+    def __repr__(self, *, tensor_contents: Any = None) -> Any:  # type: ignore[override]
         return f"OnCard({tuple(self.shape)}, {self.dtype})"
 
 
@@ -488,6 +488,16 @@ def on_stream(card: Card, handle: _StreamHandle) -> Iterator[None]:
         card.current = before
 
 
+def _tensor(plain: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """``torch.tensor``, which makes its values beside whatever catches other operations."""
+
+    def make(data: Any, *, device: Any = None, **options: Any) -> torch.Tensor:
+        x = plain(data, **options)
+        return x if device is None else x.to(device)
+
+    return make
+
+
 @contextlib.contextmanager
 def simulated_card(
     order: Order = "late", *, capability: tuple[int, int] = (9, 0), memory: int = 1 << 40, seed: int = 0
@@ -518,6 +528,7 @@ def simulated_card(
 
     with pytest.MonkeyPatch.context() as patch, _Mode(card):
         patch.setattr(GridExecutor, "__call__", launch)
+        patch.setattr(torch, "tensor", _tensor(torch.tensor))
         patch.setattr(torch.version, "cuda", "12.8")
         patch.setattr(torch.nn.attention.bias, "causal_lower_right", _LowerRight)
         for name, value in {
