@@ -49,6 +49,8 @@ def ask(
     if interactive and "-" in names:
         raise UsageError("-i takes its questions from standard input; name the documents as files")
     task = r.task_of(question_text(question or "", language), citations, schema)
+    if model is not None:
+        o.model_path(model)  # a name that means nothing is said before long documents are opened
     entries = r.read_entries(names, output)
 
     loaded = given.load_model(model)

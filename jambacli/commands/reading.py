@@ -307,15 +307,12 @@ def chat_about(reader: Reader, entries: Sequence[Entry], task: Task, language: s
     from jambacli.engine.chat import Chat
     from jambacli.engine.documents import Task
     from jambacli.engine.papers import Papers
-    from jambacli.engine.passes import plan, refuse
+    from jambacli.engine.passes import does_not_fit, plan
     from jambacli.engine.tasks import question_text
 
     chosen = plan(reader, entries, task)
     if len(chosen.groups) > 1:
-        refusal = refuse(reader, entries, chosen.tokens)
-        raise JambaError(
-            f"{refusal}: leave out documents or raise --ctx; or ask without -i, with --passes"
-        ) from refusal
+        raise does_not_fit(reader, entries, chosen.tokens, "ask without -i, with --passes")
     say_size(entries, chosen.tokens)
     nothing = Task(question_text("", language), task.citations)
     knobs, suffix = reader.knobs(nothing), reader.instruction(nothing)

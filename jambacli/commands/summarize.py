@@ -42,6 +42,8 @@ def summarize(
     generation, options = given.generation(), given.session()
     names = list(files or ()) or r.stdin_as_file("there is nothing to summarize: name files, or pipe a text in")
     task = r.task_of(wish.instruction(), citations, schema)
+    if model is not None:
+        o.model_path(model)  # a name that means nothing is said before long documents are opened
     entries = r.read_entries(names, output)
 
     loaded = given.load_model(model)

@@ -23,15 +23,6 @@ _AROUND = 16
 _PART_REPLY = 512
 
 
-class DoesNotFitError(JambaError):
-    """The documents and the task are more than the context holds. ``tokens``: how many they are."""
-
-    def __init__(self, tokens: int, room: int, ctx: int, first_out: Entry | None) -> None:
-        where = f"; it is full at {first_out.title}" if first_out else ""
-        super().__init__(f"the documents are {tokens:,} tokens and the context of {ctx:,} has room for {room:,}{where}")
-        self.tokens = tokens
-
-
 @dataclass(frozen=True)
 class Plan:
     """How a text is read: at once (one group) or in several passes. ``tokens``: of all of it."""
@@ -66,15 +57,20 @@ def plan(reader: Reader, entries: Sequence[Entry], task: Task, *, each: Task | N
     return Plan(groups, total)
 
 
-def refuse(reader: Reader, entries: Sequence[Entry], tokens: int) -> DoesNotFitError:
-    """The error that says how much does not fit, and from where on."""
-    room = reader.ctx - reader.reserve()
-    tokenizer, used = reader.model.tokenizer, 0
+def does_not_fit(reader: Reader, entries: Sequence[Entry], tokens: int, otherwise: str) -> JambaError:
+    """The error that says how much does not fit, from where on, and what to do: take more context, if any, or ``otherwise``."""
+    room, limit = reader.ctx - reader.reserve(), reader.model.config.context_length
+    tokenizer, used, where = reader.model.tokenizer, 0, ""
     for entry in entries:
         used += len(tokenizer.encode(entry.text)) + len(tokenizer.encode(entry.title)) + _AROUND
         if used > room:
-            return DoesNotFitError(tokens, room, reader.ctx, entry)
-    return DoesNotFitError(tokens, room, reader.ctx, None)
+            where = f"; it is full at {entry.title}"
+            break
+    larger = f"raise --ctx (the model takes up to {limit:,}), " if reader.ctx < limit else ""
+    return JambaError(
+        f"the documents are {tokens:,} tokens and the context of {reader.ctx:,} has room for {room:,}{where}: "
+        f"leave out documents, {larger}or {otherwise}"
+    )
 
 
 def _fitting(entry: Entry, room: int, count: Callable[[str], int]) -> Iterator[tuple[Entry, int]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from jambacli.engine.documents import Entry, Reader, Task
 from jambacli.engine.notes import Notes
-from jambacli.engine.passes import plan, read_in_passes, refuse
+from jambacli.engine.passes import does_not_fit, plan, read_in_passes
 from jambacli.engine.store import PrefixStore
 from jambacli.errors import JambaError, UsageError
 
@@ -106,11 +106,8 @@ def ask_documents(
     if not passes:
         first = plan(reader, entries, task)
         if len(first.groups) > 1:
-            refusal = refuse(reader, entries, first.tokens)
-            raise JambaError(
-                f"{refusal}: leave out documents, raise --ctx (the model takes up to {reader.model.config.context_length:,}), "
-                f"or use --passes to ask {len(first.groups)} parts one after another"
-            ) from refusal
+            otherwise = f"use --passes to ask {len(first.groups)} parts one after another"
+            raise does_not_fit(reader, entries, first.tokens, otherwise)
     return _in_passes(reader, entries, task, each, "Answer", tell, size)
 
 

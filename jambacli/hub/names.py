@@ -244,5 +244,5 @@ def _nearest(full: str, table: Table) -> str:
     if not near and QUANT.fullmatch(quant):
         near = [f"{name}-{quant}" for name in difflib.get_close_matches(base, names, 3, 0.6)]
     near = near or difflib.get_close_matches(full, names, 3, 0.6)
-    head = f"did you mean {' or '.join(near)}? " if near else ""
-    return f"{head}There are {', '.join(names)}, each also with a type behind it (jamba:3b-q8_0), and OWNER/REPO of the hub"
+    head = f"did you mean {' or '.join(near)}? There are" if near else "there are"
+    return f"{head} {', '.join(names)}, each also with a type behind it (jamba:3b-q8_0), and OWNER/REPO of the hub"

@@ -133,10 +133,27 @@ def test_schema_output_is_a_document_of_the_schema(model: str, reports: Path, tm
     assert jamba("ask", str(reports), "Who?", "-m", model, "--schema", str(path)).returncode == 1
 
 
+def test_no_larger_context_is_advised_than_the_model_takes(tmp_path: Path) -> None:
+    (tmp_path / "long.txt").write_text("herons " * 20_000, encoding="utf-8")
+    refused = jamba("ask", str(tmp_path / "long.txt"), "Who?", "-m", "jamba:tiny")
+    assert refused.returncode == 1 and b"16,384" in refused.stderr and b"leave out documents, or use" in refused.stderr
+
+
+@pytest.mark.parametrize("command", [("ask", "FILE", "Who?"), ("summarize", "FILE")])
+def test_a_model_that_is_not_there_is_said_before_documents_are_opened(
+    command: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "damaged.pdf").write_bytes(b"%PDF-1.4 damaged")
+    words = [str(tmp_path / "damaged.pdf") if word == "FILE" else word for word in command]
+    refused = jamba(*words, "-m", "jamba:nosuch")
+    assert refused.returncode == 1 and b"unknown model 'jamba:nosuch'" in refused.stderr
+
+
 def test_what_does_not_fit_is_said_and_passes_are_offered(model: str, reports: Path) -> None:
     refused = jamba("ask", str(reports), "Who?", "-m", model, "--ctx", "600")
     line = refused.stderr.decode().strip().split("\n")[-1]
     assert refused.returncode == 1 and "--passes" in line and "600" in line and "r" in line
+    assert "raise --ctx (the model takes up to 262,144)" in line
     done = run("ask", str(reports), "Who?", "-m", model, "--ctx", "600", "--passes", "-n", "8", "--json")
     assert json.loads(done.stdout)["passes"] >= 3 and b"pass 2 of" in done.stderr
 
