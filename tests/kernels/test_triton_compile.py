@@ -185,3 +185,28 @@ def test_other_lengths_of_prompt_and_context_compile_nothing_new() -> None:
     # Not knowing these numbers does not make loads narrower.
     wide = {"_conv_kernel", "_chunk_kernel", "_join_kernel", "_dequant_kernel", "_split_kernel"}
     assert all(int(count) > 0 for name, count in lines if name in wide), lines
+
+
+_TILES = """
+from types import SimpleNamespace
+from jambacli.kernels.triton.launch import gemv_tile
+for rows, values in ((10240, 2560), (2560, 5120), (192, 5120), (8192, 2560), (2560, 8192), (2560, 2560), (128, 2560),
+                     (16384, 4096), (4096, 8192), (288, 8192), (14336, 4096), (4096, 14336), (1024, 4096)):
+    tile = gemv_tile(SimpleNamespace(groups=values // 32), rows)
+    turns = -(-values // 32 // (8 * tile.warps))
+    print(rows, turns, tile.warps, -(-rows // tile.height) * tile.warps)
+"""
+
+
+def test_small_matrices_are_read_in_few_turns_and_large_ones_with_few_idle_warps() -> None:
+    import subprocess
+    import sys
+
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    ran = subprocess.run([sys.executable, "-c", _TILES], env=environment, capture_output=True, text=True, check=True)
+    found = [tuple(map(int, line.split())) for line in ran.stdout.splitlines()]
+    for rows, turns, _, warps in found:
+        # A warp waits for memory once a turn: 3.35 TB/s leave time for three in a matrix of 4 to 8 MB.
+        assert turns <= (7 if rows >= 4096 else 4), (rows, turns)
+        # Of 132 multiprocessors, each has a few warps to take turns with, where there are rows enough.
+        assert warps >= (1024 if rows >= 1024 else 128), (rows, warps)
