@@ -9,18 +9,18 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
-import importlib
 import importlib.util
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # The libraries of a torch that knows no cards. How others are loaded ahead of torch itself has not been tried.
 _PLAIN = {"libtorch_cpu.so", "libtorch_python.so", "libtorch_global_deps.so"}
 
 _own = False
+_loader: threading.Thread | None = None
 
 
 def own_process() -> None:
@@ -45,12 +45,18 @@ def importing() -> Iterator[None]:
             gc.enable()
 
 
-def load_torch_ahead(*first: str) -> threading.Thread | None:
+def is_loading_torch() -> bool:
+    """Whether another thread loads torch's library now: what needs neither torch nor another library goes on meanwhile."""
+    return _loader is not None and _loader.is_alive()
+
+
+def load_torch_ahead(first: Callable[[], object]) -> threading.Thread | None:
     """Begin to load torch's library in another thread, where a processor is free for it; ``import torch`` finds it there.
 
-    ``first``: modules with shared libraries of their own that will be needed meanwhile. The system loads one library at
-    a time, so those imported later would wait. Nothing depends on it: where it does not work, torch's import does all.
+    ``first`` is called before and imports what will be needed meanwhile: the system loads one library at a time, so
+    that whatever loads another later waits. Nothing depends on it: where it does not work, torch's import does all.
     """
+    global _loader
     if sys.platform != "linux" or "torch" in sys.modules or len(os.sched_getaffinity(0)) < 2:
         return None
     spec = importlib.util.find_spec("torch")
@@ -58,14 +64,13 @@ def load_torch_ahead(*first: str) -> threading.Thread | None:
     if folder is None or {path.name for path in folder.glob("libtorch_*.so")} != _PLAIN:
         return None
     with importing():
-        for name in first:
-            importlib.import_module(name)
-    thread = threading.Thread(target=_load, args=(folder,), name="jamba-load-torch")
+        first()
+    _loader = threading.Thread(target=_load, args=(folder,), name="jamba-load-torch")
     try:
-        thread.start()
+        _loader.start()
     except RuntimeError:  # no more threads are allowed here
-        return None
-    return thread
+        _loader = None
+    return _loader
 
 
 def _load(folder: Path) -> None:

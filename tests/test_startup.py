@@ -66,12 +66,12 @@ def test_torch_works_as_ever_after_its_library_was_loaded_ahead() -> None:
     code = (
         "import os, sys\nfrom pathlib import Path\nfrom jambacli import startup\n"
         "os.sched_getaffinity = lambda pid: {0, 1}\n"
-        "thread = startup.load_torch_ahead('hashlib')\n"
+        "thread = startup.load_torch_ahead(lambda: __import__('colorsys'))\n"
         "if thread is None: sys.exit(77)\n"
-        "thread.join()\nassert 'torch' not in sys.modules and 'hashlib' in sys.modules\n"
+        "thread.join()\nassert 'torch' not in sys.modules and 'colorsys' in sys.modules\n"
         "assert 'libtorch_cpu.so' in Path('/proc/self/maps').read_text()\n"
         "import torch\nassert (torch.ones(40, 40) @ torch.ones(40, 40)).sum() == 64000\n"
-        "assert startup.load_torch_ahead() is None"
+        "assert startup.load_torch_ahead(sys.exit) is None"
     )
     done = _run(code)
     if done.returncode == 77:
@@ -116,7 +116,7 @@ def test_nothing_is_loaded_ahead_without_a_core_a_plain_torch_or_a_thread(
             raise RuntimeError("can't start new thread")
 
         monkeypatch.setattr(threading.Thread, "start", refuse)
-    assert load_torch_ahead() is None
+    assert load_torch_ahead(lambda: None) is None
 
 
 def test_ctrl_c_while_torch_is_imported_is_one_line(torch_package: Path) -> None:

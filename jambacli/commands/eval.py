@@ -31,6 +31,7 @@ Limit = Annotated[str | None, typer.Option("--tokens", "-n", help="Read at most 
 
 
 @app.command()
+@o.measures
 def perplexity(
     models: Annotated[
         list[str] | None, typer.Argument(metavar="[MODEL]...", help="Names or .gguf files; none: as in run.")
@@ -38,12 +39,8 @@ def perplexity(
     text: Text = None,
     ctx: Window_ = "512",
     tokens: Limit = None,
-    kv_type: o.KvType = None,
-    threads: o.Threads = None,
-    device: o.Device = "auto",
-    gpu_memory: o.GpuMemory = None,
-    cpu_experts: o.CpuExperts = None,
-    cpu_kv: o.CpuKv = False,
+    *,
+    where: o.Where,
     as_json: Json = False,
 ) -> None:
     """Perplexity on a text, with its standard error; several models make a table."""
@@ -51,12 +48,11 @@ def perplexity(
 
     rows = []
     names: list[str | None] = [*models] if models else [None]
-    where = _where(device, gpu_memory, cpu_experts, cpu_kv, _size(ctx), kv_type)
     for name in names:
-        model = o.load_model(name, threads, **where)
+        model = where.load_model(name, _size(ctx))
         windows = _windows(model, text, ctx, tokens)
         with ui.progress(f"Reading with {model.name}", sum(len(w.ids) for w in windows), "tokens") as done:
-            rows.append({**_about(model), **asdict(p.perplexity(model, windows, kv_type or "f16", done))})
+            rows.append({**_about(model), **asdict(p.perplexity(model, windows, where.kv_type or "f16", done))})
         del model  # a card has room for one at a time
     if as_json:
         print(json.dumps(rows if len(rows) > 1 else rows[0], ensure_ascii=False))
@@ -66,6 +62,7 @@ def perplexity(
 
 
 @app.command()
+@o.measures
 def kl(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The model to judge, e.g. a quantized one.")],
     reference: Annotated[str, typer.Argument(metavar="REFERENCE", help="What it should say, e.g. the bf16 file.")],
@@ -75,12 +72,8 @@ def kl(
     ] = None,
     ctx: Window_ = "512",
     tokens: Limit = None,
-    kv_type: o.KvType = None,
-    threads: o.Threads = None,
-    device: o.Device = "auto",
-    gpu_memory: o.GpuMemory = None,
-    cpu_experts: o.CpuExperts = None,
-    cpu_kv: o.CpuKv = False,
+    *,
+    where: o.Where,
     as_json: Json = False,
 ) -> None:
     """Kullback-Leibler divergence from a reference on the same tokens, and agreement on the likeliest token."""
@@ -88,14 +81,13 @@ def kl(
 
     if random is not None and text is not None:
         raise UsageError("give --text or --random, not both")
-    where = _where(device, gpu_memory, cpu_experts, cpu_kv, _size(ctx), kv_type)
-    judged, standard = o.load_model(model, threads, **where), o.load_model(reference, threads, **where)
+    judged, standard = (where.load_model(name, _size(ctx)) for name in (model, reference))
     if random is not None:
         windows = k.random_windows(standard.config.vocab_size, parse_size(random, "--random"), _size(ctx))
     else:
         windows = _windows(standard, text, ctx, tokens)
     with ui.progress("Comparing", sum(len(w.ids) for w in windows), "tokens") as done:
-        result = k.divergence(judged, standard, windows, kv_type or "f16", done)
+        result = k.divergence(judged, standard, windows, where.kv_type or "f16", done)
     if as_json:
         print(
             json.dumps({"model": _about(judged), "reference": _about(standard), **asdict(result)}, ensure_ascii=False)
@@ -115,6 +107,7 @@ def kl(
 
 
 @app.command()
+@o.measures
 def needle(
     model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="A name or a .gguf; none: as in run.")] = None,
     tokens: Annotated[str, typer.Option("--tokens", "-n", help="Lengths of the texts, comma-separated.")] = "512,2048",
@@ -125,12 +118,8 @@ def needle(
         typer.Option("--kinds", help="What is asked, comma-separated: who, count, code ...; all: everything."),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Other texts and questions.")] = 0,
-    kv_type: o.KvType = None,
-    threads: o.Threads = None,
-    device: o.Device = "auto",
-    gpu_memory: o.GpuMemory = None,
-    cpu_experts: o.CpuExperts = None,
-    cpu_kv: o.CpuKv = False,
+    *,
+    where: o.Where,
     show: Annotated[bool, typer.Option("--show", help="Every question that was answered wrongly, on stderr.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -142,12 +131,11 @@ def needle(
     lengths = [parse_size(part, "--tokens") for part in tokens.split(",") if part.strip()]
     if not lengths:
         raise UsageError("--tokens names no length")
-    where = _where(device, gpu_memory, cpu_experts, cpu_kv, max(lengths) + 1024, kv_type)
-    loaded = o.load_model(model, threads, **where)
+    loaded = where.load_model(model, max(lengths) + 1024)
     rows = []
     with ui.progress("Asking", len(lengths) * documents * questions, "questions") as done:
         for length in lengths:
-            found = list(ask(loaded, length, documents, questions, seed, kv_type, chosen, done))
+            found = list(ask(loaded, length, documents, questions, seed, where.kv_type, chosen, done))
             rows.append({"length": length, **_recall(found)})
             for f in found if show else ():
                 if not f.right:
@@ -184,20 +172,6 @@ def _recall(found: list[Found]) -> dict[str, Any]:
         "by_depth": quarters,
         "by_kind": {k: sum(v) / len(v) for k, v in kinds.items()},
         "questions": len(found),
-    }
-
-
-def _where(
-    device: str, gpu_memory: str | None, cpu_experts: int | None, cpu_kv: bool, ctx: int, kv_type: str | None
-) -> dict[str, Any]:
-    """Where a model is to compute, as ``options.load_model`` takes it: planned for what is read at once, no more."""
-    return {
-        "device": device,
-        "gpu_memory": gpu_memory,
-        "cpu_experts": cpu_experts,
-        "cpu_kv": cpu_kv,
-        "ctx": ctx,
-        "kv_type": kv_type,
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 import os
 import stat
@@ -94,8 +95,8 @@ NoStore = Annotated[
 ]
 
 MAX_INPUT = 256 << 20
-# What generating needs of other shared libraries than torch's, beside Python's own.
-_LIBRARIES = ("numpy", "tokenizers", "markupsafe", "hashlib", "mmap", "queue", "zipfile")
+# What generating needs that is in shared libraries, beside torch.
+_LIBRARIES = ("numpy", "tokenizers", "markupsafe", "hashlib", "mmap", "queue", "random", "unicodedata", "zipfile")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +155,7 @@ class Given:
         """The model of that name, as ``load_model`` finds it, where the options put it."""
         return load_model(
             name,
-            self.threads,
+            threads=self.threads,
             device=self.device,
             gpu_memory=self.gpu_memory,
             cpu_experts=self.cpu_experts,
@@ -164,24 +165,57 @@ class Given:
         )
 
 
-def generates(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of ``Given`` in the place of its parameter ``given``; Typer knows no options in groups."""
-    types = get_type_hints(Given, include_extras=True)
-    options = [
-        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=types[f.name])
-        for f in fields(Given)
-    ]
-    signature = inspect.signature(command, eval_str=True)
-    parameters = [p for q in signature.parameters.values() for p in (options if q.name == "given" else [q])]
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """Where a command that measures was told to compute: an option a field, in the order of its ``--help``."""
 
-    @functools.wraps(command)
-    def spread(**values: Any) -> None:
-        load_torch_ahead(*_LIBRARIES)
-        given = Given(**{option.name: values.pop(option.name) for option in options})
-        command(**values, given=given)
+    kv_type: KvType = None
+    threads: Threads = None
+    device: Device = "auto"
+    gpu_memory: GpuMemory = None
+    cpu_experts: CpuExperts = None
+    cpu_kv: CpuKv = False
 
-    spread.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    return spread
+    def load_model(self, name: str | None, ctx: int) -> Jamba:
+        """The model of that name, as ``load_model`` finds it, planned for ``ctx`` tokens read at once, no more."""
+        return load_model(name, ctx=ctx, **vars(self))
+
+
+def _takes(group: type[Any], parameter: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command that loads a model the options of a dataclass in the place of its parameter of that name; Typer
+    knows no options in groups."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        types = get_type_hints(group, include_extras=True)
+        options = [
+            inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=types[f.name])
+            for f in fields(group)
+        ]
+        signature = inspect.signature(command, eval_str=True)
+        parameters = [p for q in signature.parameters.values() for p in (options if q.name == parameter else [q])]
+
+        @functools.wraps(command)
+        def spread(**values: Any) -> None:
+            load_torch_ahead(_import_libraries)
+            given = group(**{option.name: values.pop(option.name) for option in options})
+            command(**values, **{parameter: given})
+
+        spread.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        return spread
+
+    return decorate
+
+
+generates = _takes(Given, "given")
+measures = _takes(Where, "where")
+
+
+def _import_libraries() -> None:
+    for name in _LIBRARIES:
+        importlib.import_module(name)
+    from tokenizers import Tokenizer, models
+
+    Tokenizer(models.BPE())  # the first one asks the system for things that it gives only while it loads no library
 
 
 def model_path(name: str | None) -> Path:
@@ -208,8 +242,8 @@ def _default_model() -> Path:
 
 def load_model(
     name: str | None,
-    threads: int | None,
     *,
+    threads: int | None = None,
     device: str = "auto",
     gpu_memory: str | None = None,
     cpu_experts: int | None = None,
