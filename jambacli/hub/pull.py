@@ -321,6 +321,9 @@ def _register(
 
 
 def _local(text: str) -> Path | None:
+    """The file here that ``text`` is the path of, None where it is a name. JambaError for a path that leads to none."""
+    if not text.strip():
+        return None
     path = Path(text).expanduser() if not text.startswith("~") or "/" in text else Path(text)
     try:
         if path.is_file():
@@ -329,6 +332,8 @@ def _local(text: str) -> Path | None:
             raise UsageError(f"{text} is a directory; make a .gguf of a checkpoint with: jamba convert {text}")
     except (OSError, ValueError):
         pass
+    if text.endswith(".gguf") and ":" not in text and ("/" not in text or text.startswith(("/", "./", "../", "~"))):
+        raise JambaError(f"{text}: no such file; a file of the hub is named OWNER/REPO/FILE.gguf")
     return None
 
 

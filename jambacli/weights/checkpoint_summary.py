@@ -65,7 +65,7 @@ def summarize_checkpoint(folder: Path) -> Summary:
             template=describe_template(chat_templates(folder).get("default")),
             about=describe_origin(about),
             parts=[(clean(path.name), path.stat().st_size) for path in files],
-            notes=["convert it with jamba convert to run it"],
+            notes=["runs as it is, converted once on the way; jamba convert makes a .gguf to keep"],
         )
 
 

@@ -16,6 +16,7 @@ from jambacli.hub.preview import Fit
 from jambacli.hub.pull import NeedsConversion, Request, pull
 from jambacli.hub.resolve import resolve_model
 from jambacli.hub.store import Entry, Store
+from tests.commands.cli_runner import jamba
 from tests.hub.conftest import REPO, STEM
 from tests.hub.servers import COMMIT, Repo, Server, git_hash
 
@@ -185,6 +186,20 @@ def test_a_path_is_registered_in_place(tmp_path: Path, models: dict[str, bytes])
         resolve_model("mine:small")
     Store().remove("mine:small")
     assert path.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gone.gguf", "no such file"),
+        ("./a/gone.gguf", "no such file"),
+        ("", "'' is no model name"),
+        (" ", "is no model name"),
+    ],
+)
+def test_a_path_that_leads_nowhere_is_no_unknown_name(name: str, message: str) -> None:
+    done = jamba("pull", name)
+    assert done.returncode != 0 and message in done.stderr.decode() and done.stderr.count(b"\n") == 1
 
 
 def test_files_in_git_itself_are_verified_too(hub: Server, models: dict[str, bytes]) -> None:
