@@ -4,6 +4,9 @@ A recurrence of T steps is cut into chunks that run side by side. The first pass
 and by how much it lets an earlier state decay (exp(A * sum of dt), so one number a channel); a short second pass
 strings the chunks together; the third runs each chunk from its true state and writes the outputs. A short sequence is
 one chunk, and then only the third pass runs. The chunk's length depends on the number of tokens alone.
+
+A thread has a channel with all its states, so that a step exchanges nothing: states have the dimensions [channels, quarters,
+4], of which Triton gives the last, whose values follow one another, to a thread, and the first to the threads.
 """
 
 from __future__ import annotations
@@ -34,6 +37,14 @@ def softplus(x):
     return tl.where(x > 20.0, x, near)
 
 
+@triton.jit
+def _cells(c, N: tl.constexpr, NP: tl.constexpr, BC: tl.constexpr):
+    """The states of channels c int32 [BC]: each one's number, where a tensor [channels, N] has it, and whether it is one."""
+    n = tl.arange(0, NP // 4)[None, :, None] * 4 + tl.arange(0, 4)[None, None, :]
+    n = tl.broadcast_to(n, (BC, NP // 4, 4))
+    return n, c[:, None, None] * N + n, n < N
+
+
 @triton.jit(do_not_specialize=["T", "chunk"])
 def _chunk_kernel(
     x, dt, dt_bias, A, B, C, D, z, start, end, decay, out, T, CH, x_stride, dt_stride, b_stride, c_stride, z_stride,
@@ -42,15 +53,14 @@ def _chunk_kernel(
     """One chunk of BC channels. OUTPUTS: from start[chunk], writes out (and end of the last chunk's state); else from
     zeros, writes end[chunk] and decay[chunk], the sum of dt."""
     c = tl.program_id(0) * BC + tl.arange(0, BC)
-    n = tl.arange(0, NP)
+    n, cell, n_in = _cells(c, N, NP, BC)
     number = tl.program_id(1)
-    c_in, n_in = c < CH, n < N
-    both = c_in[:, None] & n_in[None, :]
-    cell = c[:, None] * N + n[None, :]
+    c_in = c < CH
+    both = c_in[:, None, None] & n_in
     states = number.to(tl.int64) * CH * N
     a = tl.load(A + cell, mask=both, other=0)
     bias = tl.load(dt_bias + c, mask=c_in, other=0)
-    h = tl.zeros((BC, NP), tl.float32)
+    h = tl.zeros((BC, NP // 4, 4), tl.float32)
     d = tl.zeros((BC,), tl.float32)
     if OUTPUTS:
         h = tl.load(start + states + cell, mask=both, other=0)
@@ -63,9 +73,10 @@ def _chunk_kernel(
         xt = tl.load(x + t * x_stride + c, mask=c_in, other=0)
         step = softplus(tl.load(dt + t * dt_stride + c, mask=c_in, other=0) + bias)
         b = tl.load(B + t * b_stride + n, mask=n_in, other=0)
-        h = tl.exp(step[:, None] * a) * h + (step * xt)[:, None] * b[None, :]
+        h = tl.exp(step[:, None, None] * a) * h + (step * xt)[:, None, None] * b
         if OUTPUTS:
-            y = tl.sum(h * tl.load(C + t * c_stride + n, mask=n_in, other=0)[None, :], 1) + d * xt
+            y = h * tl.load(C + t * c_stride + n, mask=n_in, other=0)
+            y = tl.sum(tl.sum(y, 2), 1) + d * xt
             gate = tl.load(z + t * z_stride + c, mask=c_in, other=0)
             tl.store(out + t * CH + c, y * silu(gate), mask=c_in)
         else:
@@ -82,9 +93,8 @@ def _chunk_kernel(
 def _join_kernel(A, state, end, decay, chunks, CH, N: tl.constexpr, NP: tl.constexpr, BC: tl.constexpr):
     """end[chunk], what each chunk added, becomes the state that each chunk starts from; ``state`` is the first one's."""
     c = tl.program_id(0) * BC + tl.arange(0, BC)
-    n = tl.arange(0, NP)
-    both = (c < CH)[:, None] & (n < N)[None, :]
-    cell = c[:, None] * N + n[None, :]
+    _, cell, n_in = _cells(c, N, NP, BC)
+    both = (c < CH)[:, None, None] & n_in
     a = tl.load(A + cell, mask=both, other=0)
     h = tl.load(state + cell, mask=both, other=0)
     for number in range(0, chunks):
@@ -92,7 +102,7 @@ def _join_kernel(A, state, end, decay, chunks, CH, N: tl.constexpr, NP: tl.const
         added = tl.load(at, mask=both, other=0)
         elapsed = tl.load(decay + tl.cast(number, tl.int64) * CH + c, mask=c < CH, other=0)
         tl.store(at, h, mask=both)
-        h = tl.exp(elapsed[:, None] * a) * h + added
+        h = tl.exp(elapsed[:, None, None] * a) * h + added
 
 
 def selective_scan(
@@ -115,7 +125,7 @@ def selective_scan(
     chunk = chunk if n_tokens > 2 * chunk else n_tokens
     chunks = cdiv(n_tokens, chunk)
     bc = min(128, power_of_two(d_inner)) if interpreted() else 64
-    sizes = {"N": d_state, "NP": power_of_two(d_state), "BC": bc}
+    sizes = {"N": d_state, "NP": max(4, power_of_two(d_state)), "BC": bc}
     programs = cdiv(d_inner, bc)
     start, decay = state, state
     strides = x.stride(0), dt.stride(0), B.stride(0), C.stride(0), z.stride(0)
