@@ -8,6 +8,7 @@ import importlib
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, NoReturn
 
@@ -90,6 +91,8 @@ def main() -> None:
     """
     debug = "--debug" in sys.argv
     _ready_streams()
+    if not debug:
+        warnings.showwarning = _warned
     for name in ("SIGTERM", "SIGHUP"):
         with contextlib.suppress(AttributeError, ValueError):  # not on this platform, or not in the main thread
             # Leave through the stack, so that temporary files are removed on the way.
@@ -121,6 +124,11 @@ def main() -> None:
         if debug:
             raise
         _fail(f"internal: {type(error).__name__}: {error}; run again with --debug and report it", 1)
+
+
+def _warned(message: Warning | str, *where: Any) -> None:
+    """A library's warning as one line, without the place in its code that it comes from."""
+    ui.warn(" ".join(str(message).split()))
 
 
 def _ready_streams() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -123,3 +124,17 @@ def test_ctrl_c_while_the_program_is_still_loading_shows_no_traceback(tmp_path: 
     (tmp_path / "run.py").write_text("import sys\nfrom jambacli.__main__ import main\nsys.exit(main())\n")
     done = subprocess.run([sys.executable, str(tmp_path / "run.py"), "list"], capture_output=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"interrupted\n")
+
+
+def test_a_librarys_warning_is_one_line_without_its_place(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from jambacli.weights import summary
+
+    found = summary.summarize
+
+    def summarize(path: Path) -> summary.Summary:
+        warnings.warn("iq3_s is decoded by the gguf package,\nslowly", stacklevel=1)
+        return found(path)
+
+    monkeypatch.setattr(summary, "summarize", summarize)
+    done = jamba("show", model, "--json")
+    assert done.stderr == b"warning: iq3_s is decoded by the gguf package, slowly\n" and json.loads(done.stdout)
