@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 import os
 import stat
@@ -17,7 +16,7 @@ import typer
 
 from jambacli import ui
 from jambacli.errors import JambaError, UsageError
-from jambacli.startup import importing, load_torch_ahead
+from jambacli.startup import importing
 from jambacli.units import parse_size
 
 if TYPE_CHECKING:
@@ -95,8 +94,6 @@ NoStore = Annotated[
 ]
 
 MAX_INPUT = 256 << 20
-# What generating needs that is in shared libraries, beside torch.
-_LIBRARIES = ("numpy", "tokenizers", "markupsafe", "hashlib", "mmap", "queue", "random", "unicodedata", "zipfile")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,8 +179,7 @@ class Where:
 
 
 def _takes(group: type[Any], parameter: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command that loads a model the options of a dataclass in the place of its parameter of that name; Typer
-    knows no options in groups."""
+    """Gives a command the options of a dataclass in the place of its parameter of that name: Typer knows no groups."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         types = get_type_hints(group, include_extras=True)
@@ -196,7 +192,6 @@ def _takes(group: type[Any], parameter: str) -> Callable[[Callable[..., None]], 
 
         @functools.wraps(command)
         def spread(**values: Any) -> None:
-            load_torch_ahead(_import_libraries)
             given = group(**{option.name: values.pop(option.name) for option in options})
             command(**values, **{parameter: given})
 
@@ -208,14 +203,6 @@ def _takes(group: type[Any], parameter: str) -> Callable[[Callable[..., None]], 
 
 generates = _takes(Given, "given")
 measures = _takes(Where, "where")
-
-
-def _import_libraries() -> None:
-    for name in _LIBRARIES:
-        importlib.import_module(name)
-    from tokenizers import Tokenizer, models
-
-    Tokenizer(models.BPE())  # the first one asks the system for things that it gives only while it loads no library
 
 
 def model_path(name: str | None) -> Path:

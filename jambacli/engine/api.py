@@ -14,7 +14,7 @@ from jambacli.engine.sampling import Sampling, model_defaults
 from jambacli.engine.session import Session
 from jambacli.errors import JambaError
 from jambacli.files import jamba_home
-from jambacli.startup import importing, is_loading_torch
+from jambacli.startup import importing
 from jambacli.text.template import ChatTemplate
 from jambacli.text.tokenizer import Tokenizer
 
@@ -23,29 +23,6 @@ if TYPE_CHECKING:
 
     from jambacli.model.config import JambaConfig
     from jambacli.model.jamba import JambaModel
-
-
-class _Text:
-    """The tokenizer and the chat template of a file, each made when first asked for."""
-
-    def __init__(self, metadata: Mapping[str, Any], name: str) -> None:
-        self.metadata = metadata
-        self.name = name
-
-    @functools.cached_property
-    def tokenizer(self) -> Tokenizer:
-        return Tokenizer(self.metadata, self.name, jamba_home() / "tokenizers")
-
-    @functools.cached_property
-    def template(self) -> ChatTemplate | None:
-        source = self.tokenizer.template
-        return ChatTemplate(source, self.tokenizer, self.name) if source else None
-
-    def make(self) -> None:
-        """Make both now; what is wrong with them is said when they are needed, if they are."""
-        with contextlib.suppress(JambaError):
-            self.tokenizer.encode(" ")
-            _ = self.template
 
 
 class Jamba:
@@ -66,7 +43,6 @@ class Jamba:
         self.config: JambaConfig = model.config
         self.sampling: Sampling = model_defaults(metadata)
         self.load_seconds = 0.0
-        self._text = _Text(metadata, name)
 
     @classmethod
     def load(
@@ -108,9 +84,6 @@ class Jamba:
             path = converted(path)
         start = time.perf_counter()
         file = GGUFFile.open(path)  # before torch is imported: what is wrong with a file is said at once
-        text = _Text(file.metadata, str(file.metadata.get("general.name") or path.stem))
-        if is_loading_torch():
-            text.make()  # in the time that would be spent waiting
         with importing():
             from jambacli.engine.device import load_gguf_on
             from jambacli.kernels import set_threads
@@ -121,23 +94,23 @@ class Jamba:
         model = load_gguf_on(
             file, device, ctx=ctx, kv_type=kv_type, gpu_memory=gpu_memory, cpu_experts=cpu_experts, cpu_kv=cpu_kv
         )
-        loaded = cls(model, file.metadata, text.name, path)
-        loaded._text = text
+        loaded = cls(model, file.metadata, str(file.metadata.get("general.name") or path.stem), path)
         loaded.load_seconds = time.perf_counter() - start
         if name is not None:
             with contextlib.suppress(JambaError, OSError):  # a home that cannot be written loads models all the same
                 remember_used(str(name))
         return loaded
 
-    @property
+    @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         """The file's own tokenizer."""
-        return self._text.tokenizer
+        return Tokenizer(self.metadata, self.name, jamba_home() / "tokenizers")
 
-    @property
+    @functools.cached_property
     def template(self) -> ChatTemplate | None:
         """The file's own chat template, None where it has none."""
-        return self._text.template
+        source = self.tokenizer.template
+        return ChatTemplate(source, self.tokenizer, self.name) if source else None
 
     @functools.cached_property
     def fingerprint(self) -> str:
