@@ -93,8 +93,9 @@ def _steps(c: JambaConfig, quant: str, depth: int) -> Iterator[tuple[str, float,
             ops += rows * n * share * INSTRUCTIONS[_ALIKE.get(choice.format, choice.format)]
         return nbytes, ops
 
-    for what in ("embedding row", "copy of it", "position"):
-        yield what, 4.0 * c.hidden if what != "position" else 4.0, 0.0
+    yield "token, position", 4.0, 0.0
+    yield "token, position", 4.0, 0.0
+    yield "embedding row", 4.0 * c.hidden, 0.0
     for i in range(c.n_layers):
         b = f"blk.{i}."
         if c.layer_is_attention[i]:

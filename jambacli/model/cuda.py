@@ -106,7 +106,15 @@ def put_on_card(
         if keys is not None and isinstance(layer.mixer, Attention)
     }
     decoder = CudaDecoder(
-        config, model.layers, model.output_norm, model.output, dtype, host=steps, attention=attention, graphs=graphs
+        config,
+        model.token_embd,
+        model.layers,
+        model.output_norm,
+        model.output,
+        dtype,
+        host=steps,
+        attention=attention,
+        graphs=graphs,
     )
     return dataclasses.replace(model, decoder=decoder)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from jambacli import ui
-from jambacli.kernels.triton import attention, conv, experts, norm, scan
+from jambacli.kernels.triton import attention, conv, dequant, experts, norm, scan
 from jambacli.kernels.triton.gemv import gemv
 from jambacli.kernels.triton.launch import as_packed
 from jambacli.kernels.triton.ops import attention_dtype
@@ -61,6 +61,7 @@ class Buffers:
         self.wide_experts = new(max(1, c.n_experts_used), c.ffn)
         self.scores = new(1, max(1, c.n_experts))
         self.logits = new(1, c.vocab_size)
+        self.token = torch.zeros(1, dtype=torch.int64, device=device)
         self.position = torch.zeros(1, dtype=torch.int32, device=device)
 
 
@@ -84,6 +85,7 @@ class CudaDecoder:
     def __init__(
         self,
         config: JambaConfig,
+        token_embd: QTensor,
         layers: Sequence[Layer],
         output_norm: torch.Tensor,
         output: QTensor,
@@ -95,7 +97,7 @@ class CudaDecoder:
     ) -> None:
         """``dtype``: what attention multiplies as. ``host``: by layer, who computes the experts that are not here;
         ``attention``: by layer, who computes attention where keys and values are not here."""
-        self._layers, self._dtype = layers, dtype
+        self._token_embd, self._layers, self._dtype = as_packed(token_embd), layers, dtype
         self._output_norm, self._output = output_norm, as_packed(output)
         self._config, self._host = config, host or {}
         self._device = self._output.data.device
@@ -107,13 +109,17 @@ class CudaDecoder:
         self._routers = {i: _router(layer) for i, layer in enumerate(layers) if isinstance(layer.ffn, MoE)}
         self._bound: weakref.WeakKeyDictionary[SequenceState, _Bound] = weakref.WeakKeyDictionary()
 
-    def run(self, x: torch.Tensor, state: SequenceState, n_logits: int) -> torch.Tensor:
-        """Append the token embedded as x float32 [1, hidden]; logits float32 [n_logits, vocab]."""
+    def run(self, ids: torch.Tensor, state: SequenceState, n_logits: int) -> torch.Tensor:
+        """Append the token ids int64 [1], there or here; logits float32 [n_logits, vocab]."""
         bound = self._bound.get(state)
         if bound is None or bound.moves != state.moves:
             bound = self._bound[state] = self._bind(state)
         b = self._buffers
-        b.x.copy_(x)
+        # All that a step is told; a number is handed to a kernel, where a copy from ordinary memory would wait for the card.
+        if ids.is_cuda:
+            b.token.copy_(ids)
+        else:
+            b.token.fill_(int(ids))
         b.position.fill_(state.position)
         self._position = state.position
         if self._graphs and bound.graphs is None and bound.runs > 0:
@@ -187,6 +193,8 @@ class CudaDecoder:
             assert isinstance(last, list)
             last.extend(steps)
 
+        b = self._buffers
+        add(lambda: _discard(dequant.embed(b.token, self._token_embd, out=b.x)))
         for i, (layer, part) in enumerate(zip(self._layers, state.layers, strict=True)):
             if isinstance(layer.mixer, Mamba):
                 assert isinstance(part, MambaState)
@@ -203,7 +211,6 @@ class CudaDecoder:
                 add(*self._mlp(layer, layer.ffn))
             else:
                 add(*self._experts(layer, layer.ffn, self._routers[i]))
-        b = self._buffers
         add(lambda: _discard(gemv(b.x, self._output, norm=self._output_norm, eps=self._config.rms_eps, out=b.logits)))
         return bound
 

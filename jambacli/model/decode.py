@@ -7,7 +7,7 @@ So the layers' steps are listed once, and the library runs the list. What they c
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,16 +29,25 @@ class Decoder:
     #: Tokens up to which this beats the operations made for many.
     most_tokens = steps.MOST_TOKENS
 
-    def __init__(self, layers: Sequence[Layer], output_norm: torch.Tensor, output: QTensor, eps: float) -> None:
-        self._layers = layers
+    def __init__(
+        self,
+        embed: Callable[[torch.Tensor], torch.Tensor],
+        layers: Sequence[Layer],
+        output_norm: torch.Tensor,
+        output: QTensor,
+        eps: float,
+    ) -> None:
+        """``embed``: tokens int64 [T] to float32 [T, hidden]."""
+        self._embed, self._layers = embed, layers
         self._logits = steps.LogitsStep(output_norm, eps, output)
         self._programs: dict[str, steps.Program] = {}
         self._bindings: weakref.WeakKeyDictionary[SequenceState, tuple[int, steps.Binding]] = (
             weakref.WeakKeyDictionary()
         )
 
-    def run(self, x: torch.Tensor, state: SequenceState, n_logits: int) -> torch.Tensor:
-        """Append the tokens embedded as x float32 [T, hidden] (overwritten); logits float32 [n_logits, vocab]."""
+    def run(self, ids: torch.Tensor, state: SequenceState, n_logits: int) -> torch.Tensor:
+        """See ``StepDecoder.run``."""
+        x = self._embed(ids)
         program = self._programs.get(state.kv_type)
         if program is None:
             program = self._programs[state.kv_type] = self._program(KV_DTYPES[state.kv_type])
@@ -57,12 +66,18 @@ class Decoder:
         return steps.Program([*listed, self._logits])
 
 
-def make_decoder(layers: Sequence[Layer], output_norm: torch.Tensor, output: QTensor, eps: float) -> Decoder | None:
+def make_decoder(
+    embed: Callable[[torch.Tensor], torch.Tensor],
+    layers: Sequence[Layer],
+    output_norm: torch.Tensor,
+    output: QTensor,
+    eps: float,
+) -> Decoder | None:
     """A decoder, or None where a weight's format has no C++ kernel (then the operations do it one by one)."""
     weights = [output, *(w for layer in layers for part in (layer.mixer, layer.ffn) for w in vars(part).values())]
     if any(isinstance(w, QTensor) and w.format.ggml_type not in NATIVE_TYPES for w in weights):
         return None
-    return Decoder(layers, output_norm, output, eps)
+    return Decoder(embed, layers, output_norm, output, eps)
 
 
 def _parts(state: SequenceState) -> list[tuple[torch.Tensor, torch.Tensor] | None]:

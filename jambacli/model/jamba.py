@@ -53,8 +53,8 @@ class StepDecoder(Protocol):
     def most_tokens(self) -> int:
         """Tokens up to which this beats the operations made for many."""
 
-    def run(self, x: torch.Tensor, state: SequenceState, n_logits: int) -> torch.Tensor:
-        """Append the tokens embedded as x float32 [T, hidden] (overwritten); logits float32 [n_logits, vocab]."""
+    def run(self, ids: torch.Tensor, state: SequenceState, n_logits: int) -> torch.Tensor:
+        """Append the tokens ids int64 [T], which are in the vocabulary; logits float32 [n_logits, vocab]."""
 
 
 @dataclass(frozen=True)
@@ -119,11 +119,11 @@ class JambaModel:
             raise JambaError(f"token {low if low < 0 else high} is not in the vocabulary of {self.config.vocab_size}")
         state.begin(n_tokens)
         n_logits = {"last": 1, "all": n_tokens, "none": 0}[logits]
-        x = self.ops.embed(ids, self.token_embd)
         if self.decoder is not None and n_tokens <= self.decoder.most_tokens:
-            out = self.decoder.run(x, state, n_logits)
+            out = self.decoder.run(ids, state, n_logits)
             state.commit(n_tokens)
             return out if n_logits else None
+        x = self.ops.embed(ids, self.token_embd)
         for layer, part in zip(self.layers, state.layers, strict=True):
             x = layer.forward(x, part, state.position, self.ops)
         state.commit(n_tokens)

@@ -76,6 +76,22 @@ def test_a_small_model_equals_the_reference(behind: set[int], kv_type: str) -> N
     check(config, tiny_tensors(config, "legacy"), behind, kv_type, 2e-2 if behind else 2e-4)
 
 
+def test_a_step_is_told_its_token_by_a_number_on_the_card() -> None:
+    """So that the embedding is in the recorded graph too."""
+    from jambacli.kernels import reference
+
+    config = JambaConfig.from_hf(SMALL)
+    tensors = tiny_tensors(config, "legacy")
+    _, card = pair(config, tensors, set())
+    steps = card.decoder._bind(card.new_state(8)).stretches[0]
+    # Embedding, Mamba, experts or network and attention with its three kernels in one step, output.
+    assert len(steps) == card.decoder.launches(card.new_state(8)) == 1 + 5 + 6 + 2 * 2 + 1
+    card.decoder._buffers.token.fill_(7)
+    steps[0]()
+    expected = reference.embed(torch.tensor([7]), tensors["token_embd.weight"])
+    assert torch.allclose(card.decoder._buffers.x.cpu(), expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
 def test_keys_and_values_in_ram(kv_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from jambacli.model import transfer

@@ -65,7 +65,9 @@ def dequantize(
     return _launch(w, out, None, first)
 
 
-def embed(ids: torch.Tensor, w: Packed) -> torch.Tensor:
-    """Rows ``ids`` (int64 [T], on the weight's device) as float32 [T, row]."""
+def embed(ids: torch.Tensor, w: Packed, out: torch.Tensor | None = None) -> torch.Tensor:
+    """Rows ``ids`` (int64 [T], on the weight's device) as float32 [T, row], into ``out`` if given."""
     assert w.q is not None
-    return _launch(w, torch.empty(len(ids), w.shape[-1], device=w.q.device), ids, 0)
+    if out is None:
+        out = torch.empty(len(ids), w.shape[-1], device=w.q.device)
+    return _launch(w, out, ids, 0)

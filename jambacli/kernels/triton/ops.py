@@ -82,9 +82,7 @@ class TritonOps:
         """See ``reference.embed``; ids may be anywhere."""
         packed = as_packed(w)
         device = packed.data.device
-        # A copy from ordinary memory waits for the card; a number is handed to a kernel.
-        there = torch.full((1,), int(ids), device=device) if len(ids) == 1 and not ids.is_cuda else ids.to(device)
-        return dequant.embed(there, packed)
+        return dequant.embed(ids.to(device), packed)
 
     def linear(self, x: torch.Tensor, w: QTensor) -> torch.Tensor:
         """See ``reference.linear``."""
