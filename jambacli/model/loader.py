@@ -6,7 +6,6 @@ Nothing is copied or expanded: a weight is a view of the mapped file, and the pa
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +53,8 @@ def build(config: JambaConfig, tensor: GetTensor, *, ops: Ops | None = None, sou
     if ops.name == "cpu":
         from jambacli.model.decode import make_decoder
 
-        decoder = make_decoder(partial(ops.embed, w=token_embd), layers, output_norm, output, config.rms_eps)
+        embed = ops.embed
+        decoder = make_decoder(lambda ids: embed(ids, token_embd), layers, output_norm, output, config.rms_eps)
     return JambaModel(config, token_embd, layers, output_norm, output, ops, decoder, source)
 
 
