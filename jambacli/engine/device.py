@@ -123,7 +123,7 @@ def load_on(
     if found.device.type == "cpu":
         if gpu_memory is not None or cpu_experts is not None or cpu_kv:
             raise UsageError("--gpu-memory, --cpu-experts and --cpu-kv are for a card; there is none in use here")
-        return on_cpu()
+        return _here(on_cpu)
     from jambacli.model.cuda import load_on_card, try_out
 
     known = config()
@@ -146,4 +146,13 @@ def load_on(
     with contextlib.suppress(RuntimeError):  # after some errors every call on a card fails
         torch.cuda.empty_cache()
     ui.warn(f"not on the card: {line}; computing on the CPU")
+    return _here(on_cpu)
+
+
+def _here(on_cpu: Callable[[], JambaModel]) -> JambaModel:
+    """The model on the CPU; where that will be slow for want of the C++ kernels, one line says so."""
+    from jambacli.kernels import cpu
+
+    if not cpu.available():
+        ui.note("torch computes alone, slower: the C++ kernels are not built here; with a C++ compiler, install again")
     return on_cpu()

@@ -85,6 +85,20 @@ def test_options_of_a_card_need_one() -> None:
         Jamba.load(None, cpu_kv=True)
 
 
+@pytest.mark.usefixtures("no_card")
+def test_without_the_kernels_torch_computes_and_it_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from jambacli.kernels import cpu
+
+    Jamba.load("jamba:tiny")
+    assert "slower" not in capsys.readouterr().err or not cpu.available()
+    monkeypatch.setattr(cpu, "available", lambda: False)
+    model = Jamba.load("jamba:tiny")
+    assert capsys.readouterr().err.count("torch computes alone, slower") == 1
+    assert model.logits([1, 2, 3]).isfinite().all()
+
+
 @pytest.mark.usefixtures("one_card")
 def test_auto_falls_back_where_the_card_fails_and_says_why(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
