@@ -11,20 +11,18 @@ document is kept.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import random
 import re
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jambacli.errors import JambaError
+from jambacli.evaluation.scratch_model import made, parser_of
 from jambacli.evaluation.vocabulary import words
 
 if TYPE_CHECKING:
@@ -51,30 +49,19 @@ _SCHEMA: dict[str, Any] = {
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure and print one JSON object."""
-    parser = argparse.ArgumentParser(prog="python -m jambacli.evaluation.questions", description=__doc__.split("\n")[0])
-    parser.add_argument("--shape", default="moe", help="a named shape or a config.json (default: moe)")
-    parser.add_argument("--quant", default="q4_k_m", help="the weights' type (default: q4_k_m)")
+    parser = parser_of("questions", __doc__)
     parser.add_argument("--tokens", type=int, default=30_000, help="tokens of the document (default: 30000)")
     parser.add_argument("--repetitions", "-r", type=int, default=3)
-    parser.add_argument(
-        "--file", type=Path, default=None, help="a model with a vocabulary, or where to keep the one made"
-    )
     parser.add_argument("--peer", action="store_true", help="measure llama.cpp only, on as many tokens")
     parser.add_argument("--schema", action="store_true", help="measure decoding by a schema instead")
     given = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory(prefix="jamba-questions-") as folder:
-        path = given.file or Path(folder) / "model.gguf"
-        if not path.exists():
-            from jambacli.evaluation.resume import make_model
-
-            make_model(path, given.shape, given.quant)
-        os.environ["JAMBA_HOME"] = str(Path(folder) / "home")
+    with made(given) as (path, folder):
         if given.peer:
             print(json.dumps(peer(path, given.tokens)))
         elif given.schema:
             print(json.dumps(schema_speed(path, given.repetitions)))
         else:
-            print(json.dumps(questions(path, given.tokens, given.repetitions, Path(folder))))
+            print(json.dumps(questions(path, given.tokens, given.repetitions, folder)))
 
 
 def questions(path: Path, tokens: int, repetitions: int, folder: Path) -> dict[str, Any]:

@@ -10,14 +10,11 @@ how sessions are kept.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import random
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from jambacli import ui
 from jambacli.errors import JambaError
-from jambacli.evaluation.vocabulary import chat_vocabulary, words
+from jambacli.evaluation.scratch_model import made, parser_of
+from jambacli.evaluation.vocabulary import words
 
 if TYPE_CHECKING:
     from jambacli.engine.session import Session
@@ -37,20 +35,13 @@ _NEW = "what follows from all this ?"
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure and print a Markdown table, or one JSON object with ``--json``."""
-    parser = argparse.ArgumentParser(prog="python -m jambacli.evaluation.resume", description=__doc__.split("\n")[0])
-    parser.add_argument("--shape", default="moe", help="a named shape or a config.json (default: moe)")
-    parser.add_argument("--quant", default="q4_k_m", help="the weights' type (default: q4_k_m)")
+    parser = parser_of("resume", __doc__)
     parser.add_argument("--tokens", type=int, default=6600, help="tokens of the conversation (default: 6600)")
     parser.add_argument("--repetitions", "-r", type=int, default=3)
     parser.add_argument("--threads", "-t", type=int, default=None)
-    parser.add_argument("--file", type=Path, default=None, help="where to keep the model for another run")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory(prefix="jamba-resume-") as folder:
-        path = given.file or Path(folder) / "model.gguf"
-        if not path.exists():
-            make_model(path, given.shape, given.quant)
-        os.environ["JAMBA_HOME"] = str(Path(folder) / "home")
+    with made(given) as (path, _):
         result = measure(path, given.tokens, given.repetitions, given.threads)
     print(json.dumps(result) if given.json else _table(result))
 
@@ -80,14 +71,6 @@ def measure(path: Path, tokens: int, repetitions: int, threads: int | None) -> d
         "llama.cpp": peer,
         "llama.cpp missing": missing,
     }
-
-
-def make_model(path: Path, shape: str, quant: str) -> None:
-    """Write a random model of the shape that reads and writes (meaningless) text."""
-    from jambacli.evaluation.synthetic import shape_config, write_gguf
-
-    config = shape_config(shape)
-    write_gguf(path, config, quant, vocabulary=chat_vocabulary(config.vocab_size))
 
 
 def _in_new_process(path: Path, kind: str, tokens: int, threads: int | None) -> dict[str, float]:

@@ -9,17 +9,14 @@ there. Knows nothing of how the store writes.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import random
 import statistics
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jambacli.evaluation.resume import make_model
+from jambacli.evaluation.scratch_model import made, parser_of
 from jambacli.evaluation.vocabulary import words
 
 if TYPE_CHECKING:
@@ -28,21 +25,14 @@ if TYPE_CHECKING:
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure and print a line for people, or one JSON object with ``--json``."""
-    parser = argparse.ArgumentParser(prog="python -m jambacli.evaluation.saving", description=__doc__.split("\n")[0])
-    parser.add_argument("--shape", default="moe", help="a named shape or a config.json (default: moe)")
-    parser.add_argument("--quant", default="q4_k_m", help="the weights' type (default: q4_k_m)")
+    parser = parser_of("saving", __doc__)
     parser.add_argument("--turns", type=int, default=20)
     parser.add_argument("--message", type=int, default=48, help="tokens of a message (default: 48)")
     parser.add_argument("--reply", type=int, default=128, help="tokens of a reply (default: 128)")
     parser.add_argument("--threads", "-t", type=int, default=None)
-    parser.add_argument("--file", type=Path, default=None, help="where to keep the model for another run")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory(prefix="jamba-saving-") as folder:
-        path = given.file or Path(folder) / "model.gguf"
-        if not path.exists():
-            make_model(path, given.shape, given.quant)
-        os.environ["JAMBA_HOME"] = str(Path(folder) / "home")
+    with made(given) as (path, _):
         result = measure(path, given.turns, given.message, given.reply, given.threads)
     if given.json:
         print(json.dumps(result))

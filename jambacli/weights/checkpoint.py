@@ -112,15 +112,21 @@ class Checkpoint:
         return self._files[path]
 
 
-def read_text(path: Path, limit: int = MAX_JSON_BYTES) -> str:
-    """The UTF-8 text of ``path`` (a byte order mark dropped); BadFileError when over ``limit`` bytes or not UTF-8."""
+def read_bytes(path: Path, limit: int, what: str = "what it should hold") -> bytes:
+    """All of a small file; JambaError where it cannot be read, BadFileError where it is over ``limit`` bytes."""
     try:
         with path.open("rb") as file:
             raw = file.read(limit + 1)
     except OSError as error:
         raise JambaError(f"cannot read {path}: {error.strerror or error}") from error
     if len(raw) > limit:
-        raise BadFileError(path, f"the file is over {limit >> 20} MiB, too large for what it should hold")
+        raise BadFileError(path, f"the file is over {limit >> 20} MiB, too large for {what}")
+    return raw
+
+
+def read_text(path: Path, limit: int = MAX_JSON_BYTES) -> str:
+    """The UTF-8 text of ``path`` (a byte order mark dropped); BadFileError when over ``limit`` bytes or not UTF-8."""
+    raw = read_bytes(path, limit)
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jambacli.errors import BadFileError, JambaError, UnsupportedError
+from jambacli.errors import BadFileError, UnsupportedError
+from jambacli.weights.checkpoint import read_bytes
 from jambacli.weights.gguf_values import shown
 
 MAX_FILE_BYTES = 32 << 20
@@ -43,13 +44,7 @@ class SentencePieceModel:
 
 def read_sentencepiece(path: Path) -> SentencePieceModel:
     """Parse ``path``; BadFileError when it is damaged, UnsupportedError when it is no BPE model."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise JambaError(f"cannot read {path}: {error.strerror or error}") from error
-    if len(data) > MAX_FILE_BYTES:
-        raise BadFileError(path, f"the file is over {MAX_FILE_BYTES >> 20} MiB, too large for a tokenizer")
+    data = read_bytes(path, MAX_FILE_BYTES, "a tokenizer")
     if data.startswith(b"version https://git-lfs"):
         raise BadFileError(path, "this is a Git LFS pointer, not the file itself; fetch it with git lfs pull")
     try:
