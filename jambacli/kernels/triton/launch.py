@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jambacli.kernels.triton.interpret import interpreted
+from jambacli.kernels.triton.limits import tile_shape
 from jambacli.kernels.triton.repack import Packed
 
 if TYPE_CHECKING:
@@ -59,25 +60,14 @@ TUNED: dict[tuple[int, int], Tile] = {}
 def gemv_tile(w: Packed, n_rows: int) -> Tile:
     """The tile of a matrix-vector product with ``n_rows`` output rows of the kind in ``w``.
 
-    The more rows of a thread, the less often x is fetched and normed, but the fewer programs there are to hide the
-    memory's latency behind.
-
-    What a multiprocessor has asked for at one time must be its share of the bandwidth times the latency: 6 KB at 768 GB/s
-    and 84 multiprocessors, 19 KB at 3.35 TB/s and 132, with 0.65 and 0.75 us. A turn of a warp asks for 0.6 KB a row of its
-    threads in Q4_K and is answered before the next one. From 8,192 rows on (20 to 30 MB) eight and more warps a
-    multiprocessor ask for 23 KB and more: there instructions are what is scarce on the faster card, and at most a tenth of
-    a row's warps may be idle at its end. Fewer rows are a matter of how often a warp waits: 2,560 of 2,560 values took two
-    warps five turns, 7 KB at a time and 3.7 us, where reading takes 1.1; four warps, a fifth of which have nothing to do in the
-    third turn, take 2.2. Some hundred rows (x_proj, k, v) fill no card: eight warps, whoever is idle.
+    See ``limits.tile_shape`` for how it is chosen where nothing has been measured.
     """
     groups = w.groups
     if interpreted():
         return Tile(min(64, power_of_two(n_rows)), 1, min(64, power_of_two(groups)), 1)
     if (n_rows, groups) in TUNED:
         return TUNED[n_rows, groups]
-    rows = 4 if n_rows >= 8192 else 2 if n_rows >= 2048 else 1
-    idle = 1.1 if n_rows >= 8192 else 1.25 if n_rows >= 1024 else 2.0
-    return Tile(rows, next((n for n in (8, 4, 2) if cdiv(groups, 8 * n) * 8 * n <= groups * idle), 1))
+    return Tile(*tile_shape(n_rows, groups))
 
 
 def constants(w: Packed) -> dict[str, int]:
