@@ -74,5 +74,7 @@ def _prompt(words: str | None, file: Path | None) -> str:
         parts.append(o.read_text(None))
     prompt = "\n\n".join(p for p in parts if p)
     if not prompt:
-        raise UsageError("there is no prompt: give one as an argument, with -f FILE, or on standard input")
+        raise UsageError(
+            "there is no prompt: give one as an argument, with -f FILE, or on standard input; to talk: jamba chat"
+        )
     return prompt
