@@ -21,6 +21,7 @@ import numpy as np
 
 from jambacli.engine.generate import CITATIONS, CITATIONS_END
 from jambacli.engine.schema_check import check_ends, refused
+from jambacli.engine.schema_dates import with_calendar
 from jambacli.errors import JambaError, UsageError
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class SchemaConstraint:
         check_ends(schema)
         options = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
         try:
-            text = json.dumps({**schema, "x-guidance": options})
+            text = json.dumps({**with_calendar(schema), "x-guidance": options})
         except (TypeError, ValueError, RecursionError) as error:
             raise UsageError(f"the schema is no JSON: {error}") from error
         # A header has no space after it when generating, and models put one, or line breaks after their thoughts.

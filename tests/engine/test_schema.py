@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from typing import Any
 
@@ -9,6 +10,7 @@ import jsonschema
 import pytest
 
 from jambacli.engine.api import Jamba
+from jambacli.engine.schema_dates import with_calendar
 from jambacli.errors import JambaError, UsageError
 from tests.engine.schemas import random_schema
 from tests.engine.small import small_model
@@ -209,3 +211,40 @@ def test_a_cut_off_reply_goes_on_within_its_schema() -> None:
         turn = session.conversation.turns[-1]
         assert turn.content.startswith(first) and turn.content.endswith(rest)
         jsonschema.validate(json.loads(turn.content), schema)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sound", "wrong"),
+    [
+        ("date", ["2024-02-29", "2000-02-29", "0004-02-29", "1999-12-31"], ["2023-02-29", "1900-02-29", "0000-01-01"]),
+        ("time", ["23:59:59Z", "10:00:00.25+02:00"], ["23:59:60Z", "24:00:00Z"]),
+        ("date-time", ["2024-02-29t10:00:00Z"], ["2023-02-29T10:00:00Z", "2024-02-29T10:00:60Z"]),
+    ],
+)
+@pytest.mark.parametrize("around", [{}, {"allOf": [{"maxLength": 40}]}, {"pattern": "^[0-2]"}])
+def test_dates_are_in_the_calendar(kind: str, sound: list[str], wrong: list[str], around: dict[str, Any]) -> None:
+    import llguidance
+
+    schema = {"properties": {"x": {"type": ["string", "null"], "format": kind, **around}, "format": {"const": 1}}}
+    grammar = llguidance.LLMatcher.grammar_from_json_schema(json.dumps(with_calendar(schema)))
+    tokens = llguidance.LLTokenizer("byte")
+
+    def fits(value: str) -> bool:
+        matcher, text = llguidance.LLMatcher(tokens, grammar), tokens.tokenize_str(json.dumps({"x": value}))
+        return matcher.try_consume_tokens(text) == len(text) and matcher.is_accepting()
+
+    assert [v for v in sound if not fits(v)] == [] and [v for v in wrong if fits(v)] == []
+
+
+def test_a_date_as_data_is_left_alone() -> None:
+    schema = {"const": {"format": "date"}, "enum": [{"format": "time"}], "properties": {"format": {"type": "null"}}}
+    assert with_calendar(schema) == schema
+
+
+@pytest.mark.parametrize("kind", ["date", "time", "date-time"])
+def test_a_date_ends_within_the_tokens_there_are(kind: str) -> None:
+    model = small_model()
+    for seed in range(4):
+        text = json.loads(reply(model, {"type": "string", "format": kind}, seed, 40))
+        value = text if kind == "date-time" else f"{text}T00:00:00Z" if kind == "date" else f"2000-01-01T{text}"
+        assert datetime.datetime.fromisoformat(value.upper()[:19])

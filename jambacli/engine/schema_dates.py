@@ -1,0 +1,31 @@
+"""Dates and times of a JSON schema, held to the calendar and the clock; knows nothing of tokens, grammars or models.
+
+llguidance's own ``date`` takes 29 February in every year and the year 0, its ``time`` a 60th second; validators do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_YEAR = r"(000[1-9]|00[1-9]\d|0[1-9]\d\d|[1-9]\d\d\d)"
+_LEAP_YEAR = r"(\d\d(0[48]|[2468][048]|[13579][26])|(0[48]|[2468][048]|[13579][26])00)"
+# How many days a month has otherwise is llguidance's part.
+_DATE = rf"({_YEAR}-((0[13-9]|1[0-2])-\d\d|02-([01]\d|2[0-8]))|{_LEAP_YEAR}-02-29)"
+_TIME = r"\d\d:\d\d:[0-5]\d"
+_PATTERNS = {"date": rf"^{_DATE}$", "time": rf"^{_TIME}", "date-time": rf"^{_DATE}[Tt]{_TIME}"}
+# What stands under these is data, not a schema.
+_DATA = frozenset(("const", "enum", "default", "examples"))
+
+
+def with_calendar(schema: Any) -> Any:
+    """A copy of ``schema``, any part of one, in which every date and time is also held to a pattern of those there are."""
+    if isinstance(schema, list):
+        return [with_calendar(part) for part in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    parts = {key: value if key in _DATA else with_calendar(value) for key, value in schema.items()}
+    known, others = parts.get("format"), parts.get("allOf", [])
+    if isinstance(known, str) and known in _PATTERNS and isinstance(others, list):
+        parts["allOf"] = [*others, {"pattern": _PATTERNS[known]}]
+    return parts
