@@ -10,7 +10,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 
@@ -126,7 +126,14 @@ def main() -> None:
         _fail(f"internal: {type(error).__name__}: {error}; run again with --debug and report it", 1)
 
 
-def _warned(message: Warning | str, *where: Any) -> None:
+def _warned(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     """A library's warning as one line, without the place in its code that it comes from."""
     ui.warn(" ".join(str(message).split()))
 
