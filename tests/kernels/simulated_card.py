@@ -28,8 +28,10 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.attention.bias
@@ -61,10 +63,10 @@ class _Stream:
 
 
 class Card:
-    """The device's streams, memory and recordings. ``peak`` and ``used``: bytes of its tensors."""
+    """The device's streams, memory and recordings. ``used``, ``peak`` and ``limit``: bytes of its tensors."""
 
-    def __init__(self, order: Order, capability: tuple[int, int], memory: int, seed: int) -> None:
-        self.device, self.capability, self.memory = _CARD, capability, memory
+    def __init__(self, order: Order, capability: tuple[int, int], memory: int, seed: int, computes: bool) -> None:
+        self.device, self.capability, self.limit, self.computes = _CARD, capability, memory, computes
         self.used = self.peak = 0
         self.launches: list[str] = []
         self._order, self._random = order, random.Random(seed)
@@ -99,6 +101,8 @@ class Card:
 
     def give(self, work: Callable[[], None]) -> None:
         """Work for the calling thread's stream, or for the graph it records."""
+        if not self.computes:
+            return
         graph = self.recording
         if graph is not None:
             graph.steps.append(work)
@@ -142,7 +146,7 @@ class Card:
         with self._lock:
             if key in self._counted or size == 0:
                 return
-            if self.used + size > self.memory:
+            if self.used + size > self.limit:
                 raise torch.cuda.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {size} bytes")
             self._counted.add(key)
             self.used += size
@@ -237,17 +241,34 @@ def _dispatch(card: Card, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if "device" in kwargs:
         kwargs["device"] = _HOST
     if func in _UNINITIALIZED:
-        new = func(*_values(args), **kwargs)
-        return OnCard(_poisoned(new), card) if on_card else new
+        if not on_card:
+            return func(*_values(args), **kwargs)
+        kwargs["device"] = torch.device("meta")
+        return OnCard(_uninitialized(func(*_meta(_values(args)), **kwargs), card), card)
     if there and not on_card:
         raise NotImplementedError(f"{func} from the card to the computer's memory is not simulated")
     _check_devices(func, args, tensors)
     return _computed(card, func, args, kwargs)
 
 
-def _poisoned(x: torch.Tensor) -> torch.Tensor:
-    """What memory holds that nobody has written."""
-    return x.fill_(torch.nan) if x.is_floating_point() else x.fill_(113)
+def _meta(x: Any) -> Any:
+    """The same with tensors of the same shapes that have no values."""
+    return tree_map_only(
+        torch.Tensor, lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta"), x
+    )
+
+
+def _uninitialized(like: torch.Tensor, card: Card) -> torch.Tensor:
+    """New memory for a tensor of that shape, holding what as far as may be no result hides; zeros where nothing computes,
+    of which the system keeps no pages."""
+    if card.computes:
+        x = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype)
+        return x.fill_(torch.nan) if x.is_floating_point() else x.fill_(113)
+    if like.numel() == 0:
+        return torch.empty_strided(like.shape, like.stride(), dtype=like.dtype)
+    reach = 1 + sum((n - 1) * step for n, step in zip(like.shape, like.stride(), strict=True))
+    pages = torch.from_numpy(np.zeros(reach * like.dtype.itemsize, np.uint8))
+    return pages.view(like.dtype).as_strided(like.shape, like.stride())
 
 
 def _check_devices(func: Any, args: Any, tensors: list[torch.Tensor]) -> None:
@@ -277,19 +298,19 @@ def _computed(card: Card, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 def _queued(card: Card, do: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """New tensors now, their values when the stream gets there."""
     a, k = _values(args), _values(kwargs)
-    meta = tree_map_only(
-        torch.Tensor, lambda x: torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta"), (a, k)
-    )
-    if "device" in meta[1]:
+    meta = _meta((a, k))
+    if "device" in k:
         meta[1]["device"] = torch.device("meta")
+    tensors = [x for x in tree_flatten((a, k))[0] if isinstance(x, torch.Tensor)]
+    if not card.computes and tensors and all(x.nbytes < 1 << 20 for x in tensors):
+        # Routes and numbers of rows, which decide what is launched: of zeros, but such as there can be.
+        return tree_map_only(torch.Tensor, lambda x: OnCard(x, card), do(*a, **k))
     try:
-        shapes = func(*meta[0], **meta[1])
+        shapes = do(*meta[0], **meta[1])
     except (NotImplementedError, RuntimeError):  # its result's size depends on values: torch waits too
         card.wait(str(func))
         return tree_map_only(torch.Tensor, lambda x: OnCard(x, card), do(*a, **k))
-    out = tree_map_only(
-        torch.Tensor, lambda x: _poisoned(torch.empty_strided(x.shape, x.stride(), dtype=x.dtype)), shapes
-    )
+    out = tree_map_only(torch.Tensor, lambda x: _uninitialized(x, card), shapes)
 
     def work() -> None:
         for x, y in zip(tree_flatten(out)[0], tree_flatten(do(*a, **k))[0], strict=True):
@@ -310,7 +331,8 @@ def _moved(card: Card, x: torch.Tensor, on_card: bool, kwargs: dict[str, Any]) -
         card.wait("a copy to the computer's memory")
         here: torch.Tensor = aten._to_copy.default(x.inside, **rest)
         return here
-    out = OnCard(torch.empty(x.shape, dtype=rest.get("dtype", x.dtype)), card)
+    like = torch.empty(x.shape, dtype=rest.get("dtype", x.dtype), device="meta")
+    out = OnCard(_uninitialized(like, card), card)
     _copied(card, out, x, later)
     return out
 
@@ -326,7 +348,7 @@ def _copied(card: Card, to: torch.Tensor, source: torch.Tensor, later: bool) -> 
         else:
             if source.dim() > 0 or card.recording is not None:
                 card.wait("a copy from ordinary memory")
-            taken = source.clone()
+            taken = source.clone() if card.computes else source
             card.give(lambda: _discard(a.copy_(taken)))
             if card.recording is None:
                 card.wait("a copy from ordinary memory")
@@ -363,7 +385,7 @@ def _attention(q: Any, k: Any, v: Any, attn_mask: Any = None, **options: Any) ->
     elif mask is not None and not isinstance(mask, OnCard):
         raise RuntimeError("Expected attn_mask to be on the same device as query")
     card, (a, b, c, d) = q.card, _values((q, k, v, mask))
-    out = torch.empty(*q.shape[:-1], v.shape[-1], dtype=q.dtype).fill_(torch.nan)
+    out = _uninitialized(torch.empty(*q.shape[:-1], v.shape[-1], dtype=q.dtype, device="meta"), card)
     made = OnCard(out, card)
     card.give(lambda: _discard(out.copy_(F.scaled_dot_product_attention(a, b, c, attn_mask=d, **options))))
     return made
@@ -423,6 +445,12 @@ class Event:
         """Whether the mark has been passed."""
         return self._at is None or self._at[0].done >= self._at[1]
 
+    def elapsed_time(self, other: Event) -> float:
+        """Milliseconds to a later event: some, for nothing here takes a card's time."""
+        if not (self.query() and other.query()):
+            raise RuntimeError("CUDA error: device not ready")
+        return 1.0
+
 
 class Graph:
     """As torch.cuda.CUDAGraph: what a stream is given between beginning and end, to be given again."""
@@ -441,7 +469,7 @@ class Graph:
     def capture_end(self) -> None:
         """Enough."""
         self._card._here.graph = None
-        if not self.steps:
+        if not self.steps and self._card.computes:
             raise RuntimeError("the graph is empty")
 
     def replay(self) -> None:
@@ -488,6 +516,22 @@ def on_stream(card: Card, handle: _StreamHandle) -> Iterator[None]:
         card.current = before
 
 
+def _generator(plain: Callable[..., torch.Generator], device: Any = None) -> torch.Generator:
+    return plain()  # whatever draws for the card draws here
+
+
+@contextlib.contextmanager
+def _recording(card: Card, graph: Graph) -> Iterator[None]:
+    """``torch.cuda.graph``."""
+    card.wait_for_all()
+    with on_stream(card, _StreamHandle(card, card.stream())):
+        graph.capture_begin()
+        try:
+            yield
+        finally:
+            graph.capture_end()
+
+
 def _tensor(plain: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     """``torch.tensor``, which makes its values beside whatever catches other operations."""
 
@@ -500,15 +544,23 @@ def _tensor(plain: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
 
 @contextlib.contextmanager
 def simulated_card(
-    order: Order = "late", *, capability: tuple[int, int] = (9, 0), memory: int = 1 << 40, seed: int = 0
+    order: Order = "late",
+    *,
+    capability: tuple[int, int] = (9, 0),
+    memory: int = 1 << 40,
+    seed: int = 0,
+    computes: bool = True,
 ) -> Iterator[Card]:
-    """Within this context there is one card, cuda:0. ``memory``: its bytes."""
+    """Within this context there is one card, cuda:0. ``memory``: its bytes.
+
+    Where it does not compute, it only counts: kernels launched and bytes, of models of any size, whose values are zeros.
+    """
     from triton.runtime.interpreter import GridExecutor
 
     if torch.version.cuda is not None:
         pytest.skip("this torch knows real cards")
     _let_torch_know_of_cards()
-    card = Card(order, capability, memory, seed)
+    card = Card(order, capability, memory, seed, computes)
     main = _StreamHandle(card, card._main)
     plain = GridExecutor.__call__
 
@@ -529,6 +581,7 @@ def simulated_card(
     with pytest.MonkeyPatch.context() as patch, _Mode(card):
         patch.setattr(GridExecutor, "__call__", launch)
         patch.setattr(torch, "tensor", _tensor(torch.tensor))
+        patch.setattr(torch, "Generator", functools.partial(_generator, torch.Generator))
         patch.setattr(torch.version, "cuda", "12.8")
         patch.setattr(torch.nn.attention.bias, "causal_lower_right", _LowerRight)
         for name, value in {
@@ -541,6 +594,15 @@ def simulated_card(
             "get_device_name": lambda device=None: "Simulated",
             "mem_get_info": lambda device=None: (memory - card.used, memory),
             "max_memory_allocated": lambda device=None: card.peak,
+            "reset_peak_memory_stats": lambda device=None: setattr(card, "peak", card.used),
+            "set_per_process_memory_fraction": lambda part, device=None: setattr(card, "limit", int(part * memory)),
+            "get_device_properties": lambda device=None: SimpleNamespace(
+                name="Simulated",
+                major=capability[0],
+                minor=capability[1],
+                total_memory=memory,
+                multi_processor_count=84,
+            ),
             "empty_cache": lambda: None,
             "synchronize": card.wait_for_all,
             "Stream": lambda device=None: _StreamHandle(card, card.stream()),
@@ -548,6 +610,7 @@ def simulated_card(
             "CUDAGraph": lambda: Graph(card),
             "current_stream": event_of,
             "stream": lambda handle: on_stream(card, handle),
+            "graph": lambda graph: _recording(card, graph),
             "_lazy_init": lambda: None,
         }.items():
             patch.setattr(torch.cuda, name, value)
