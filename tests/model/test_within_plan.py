@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import inspect
 
 import numpy as np
 import pytest
@@ -21,9 +20,6 @@ if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed: pip install 'jambacli[cuda]'", allow_module_level=True)
 
 from tests.kernels.simulated_card import simulated_card
-
-if "computes" not in inspect.signature(simulated_card).parameters:
-    pytest.skip("the simulated card cannot yet leave out computing", allow_module_level=True)
 
 # One block of Mini at an eighth of its width.
 SHAPE = {
