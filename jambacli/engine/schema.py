@@ -32,9 +32,9 @@ MAX_SCHEMA = 1 << 20
 _NUMBER = 17
 # How many tokens before the end the shortest way to finish is looked for at every step; before, every so many steps.
 _NEAR, _STEP = 64, 16
-# Tries to find an end, the first by rule, the others at random: a pattern may have only one way out. In all of them
-# together at most so many tokens are chosen, for an end of at most so many.
-_TRIES, _CHOICES, _LONGEST = 12, 8192, 1 << 16
+# Tries to find an end, the first and the last by rule, the others at random: a pattern may have only one way out. In each
+# at most so many tokens are chosen, for an end of at most so many; in one string at most so many but in the last try.
+_TRIES, _CHOICES, _LONGEST, _IN_STRING = 12, 8192, 1 << 16, 256
 # The most documents that are cited after a JSON document.
 _CITED = 32
 
@@ -185,18 +185,20 @@ class SchemaConstraint:
     def _way_out(self, matcher: Any, text: _Text, limit: int) -> list[int] | None:
         """Tokens that finish the document from here, ``text`` so far, at most ``limit``; None where none were found."""
         random = np.random.default_rng(0)
-        choices = 0
-        for attempt in range(_TRIES):
-            at, seen, way = matcher.deep_copy(), copy.copy(text), list[int]()
+        tries = _TRIES if limit <= 256 else 4
+        for attempt in range(tries + 1):
+            at, seen, way, choices, in_string = matcher.deep_copy(), copy.copy(text), list[int](), 0, 0
+            by_rule = attempt in (0, tries)
             while not at.is_accepting():
                 if len(way) >= limit or at.is_error():
                     break
                 next_ones = at.compute_ff_tokens()
                 if not next_ones:
                     choices += 1
-                    next_ones = [self._closer(at, seen, random if attempt else None)]
-                if choices > _CHOICES:
-                    return None
+                    in_string = in_string + 1 if seen.in_string else 0
+                    next_ones = [self._closer(at, seen, None if by_rule else random)]
+                if choices > _CHOICES or (in_string > _IN_STRING and attempt < tries):
+                    break
                 if next_ones[0] is None or not all(t not in self._stop_ids and at.consume_token(t) for t in next_ones):
                     break
                 for token in next_ones:
@@ -205,15 +207,20 @@ class SchemaConstraint:
             else:
                 if len(way) <= limit:
                     return way
-            if limit > 256 and attempt >= 3:
-                break
         return None
 
     def _closer(self, matcher: Any, text: _Text, random: np.random.Generator | None) -> int | None:
-        """The token that leads to the end soonest by the look of it, or (``random``) now and then any; None for none."""
+        """The token that leads to the end soonest by the look of it, or (``random``) now and then any; None for none.
+
+        A string that may not end yet often waits for a sign: the @ of an address, a dash.
+        """
         valid = np.flatnonzero(self._valid(matcher))
         if not len(valid):
             return None
+        if random is not None and text.in_string and random.random() < 0.5:
+            signs = valid[self._vocabulary.signs[valid]]
+            if len(signs):
+                return int(random.choice(signs))
         ranks = (self._vocabulary.ranks_in_string if text.in_string else self._vocabulary.ranks)[valid]
         best = valid[ranks == ranks.min()] if random is None or random.random() < 0.7 else valid
         return int(best[0] if random is None else random.choice(best))
@@ -291,11 +298,14 @@ class Vocabulary:
         #: How soon a token leads to the document's end, 0 first, outside and inside strings: uint8 [n_vocab].
         self.ranks = np.array([_rank(p) for p in self.pieces], dtype=np.uint8)
         self.ranks_in_string = np.array([_rank_in_string(p) for p in self.pieces], dtype=np.uint8)
+        #: Single signs, quotes among them: bool [n_vocab].
+        self.signs = np.array([len(p) == 1 and p in _SIGNS for p in self.pieces])
         #: Tokens that go on with a number, and those of them that do so by more than one character: bool [n_vocab].
         self.numeric = np.array([p[:1] in _NUMERIC for p in self.pieces])
         self.long_numeric = self.numeric & np.array([len(p) > 1 for p in self.pieces])
 
 
+_SIGNS = frozenset(bytes([c]) for c in b" !\"#$%&'()*+,-./:;<=>?@[]^_`{|}~")
 _NUMERIC = frozenset(bytes([c]) for c in b"0123456789.eE+-")
 
 

@@ -248,3 +248,23 @@ def test_a_date_ends_within_the_tokens_there_are(kind: str) -> None:
         text = json.loads(reply(model, {"type": "string", "format": kind}, seed, 40))
         value = text if kind == "date-time" else f"{text}T00:00:00Z" if kind == "date" else f"2000-01-01T{text}"
         assert datetime.datetime.fromisoformat(value.upper()[:19])
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string", "format": "email"},
+        {"type": "string", "pattern": r"^\S+@\S+\.\S+$"},
+        {
+            "type": "object",
+            "properties": {k: {"type": "string", "format": "email"} for k in "ab"},
+            "required": ["a", "b"],
+        },
+        {"type": "string", "pattern": "^[A-Z]+(-[a-z]+){2}#$"},
+    ],
+)
+def test_strings_without_a_bound_that_wait_for_a_sign_end(schema: dict[str, Any]) -> None:
+    model = small_model()
+    for tokens in (120, None):
+        for seed in range(2):
+            jsonschema.validate(json.loads(reply(model, schema, seed, tokens)), schema)
