@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from rich.console import Console
 from rich.table import Table
@@ -254,15 +254,19 @@ def _device(page: _Page, plan: Plan, fit: Fit) -> None:
             (verdict, style),
         )
     )
-    if fit.prefill_seconds is not None:
+    if fit.prefill_seconds is not None and fit.verdict != "too big":
         source = "measured here" if device.measured else f"estimated from {device.how}"
         # With weights read again and again, or experts elsewhere, the device is not what decides.
         takes = "takes about" if fit.verdict in ("fits", "tight") else "would take at least"
         time = format_seconds(fit.prefill_seconds)
         page.print(f"  reading {format_context(plan.ctx)} tokens {takes} {time} ({source})")
     if fit.spare < 0:
-        best = [
-            f"{format_context(n)} in {name}" for name, n in fit.largest_ctx.items() if n and name in ("f16", "q8_0")
-        ]
-        if best:
-            page.print(f"  longest context that fits now: {', '.join(best)}")
+        _longest(page, "longest context that fits now", fit.largest_ctx)
+    if fit.verdict in ("tight", "too big") and fit.largest_ctx_offload != fit.largest_ctx:
+        _longest(page, "longest with experts in RAM", fit.largest_ctx_offload)
+
+
+def _longest(page: _Page, label: str, largest: Mapping[str, int]) -> None:
+    best = [f"{format_context(n)} in {name}" for name, n in largest.items() if n and name in ("f16", "q8_0")]
+    if best:
+        page.print(f"  {label}: {', '.join(best)}")

@@ -6,7 +6,7 @@ What a card can do is what ``model.placement`` decides when a model is loaded on
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from jambacli.errors import JambaError
@@ -32,7 +32,8 @@ class Fit:
     RAM cannot hold; "too big". ``spare`` is free memory less all that is needed, negative when short. ``prefill_seconds`` is
     the time at the device's full rate, which only the first two verdicts let it reach; None where that is unknown.
     ``cpu_kv``: too big for this card, but not with keys and values in RAM (--cpu-kv), experts too where they must.
-    ``largest_ctx`` is the longest context that fits in what is free, by KV type, at most the model's own.
+    ``largest_ctx`` is the longest context that fits in what is free, by KV type, at most the model's own;
+    ``largest_ctx_offload`` the same of a card with experts left in RAM where they must, so never shorter there.
     """
 
     device: Device
@@ -41,6 +42,7 @@ class Fit:
     offload: int
     prefill_seconds: float | None
     largest_ctx: dict[str, int]
+    largest_ctx_offload: dict[str, int]
     cpu_kv: bool = False
 
 
@@ -120,19 +122,18 @@ def _on_cpu(config: JambaConfig, weights: int, ctx: int, kv_type: str, device: D
         verdict = "from disk" if moving <= device.available else "too big"
     room = device.available - weights - fixed
     largest = {name: _largest(config, room, name) for name in KV_TYPES}
-    return Fit(device, verdict, spare, 0, _seconds(config, ctx, device), largest)
+    return Fit(device, verdict, spare, 0, _seconds(config, ctx, device), largest, largest)
 
 
 def _on_card(config: JambaConfig, sizes: CardSizes, ctx: int, kv_type: str, device: Device, ram: int) -> Fit:
     """What ``place`` will decide once a process has its context on the card, which takes of what is free now."""
     free = device.available - CONTEXT_BYTES
     plan, offload = _plan(config, sizes, ctx, kv_type, free), 0
-    behind = plan is not None and plan.host + plan.pinned <= ram
     if plan is not None and not plan.host_layers:
         verdict, spare = "fits", plan.spare
     else:
-        spare = min(-1, usable(free) - sizes.total - _beside(config, sizes, ctx, kv_type))
-        if plan is not None and behind:
+        spare = usable(free) - sizes.total - _beside(config, sizes, ctx, kv_type)
+        if plan is not None and _in_ram(plan) <= ram:
             verdict, offload = "experts in RAM", plan.host
         else:
             roomy = _plan(config, sizes, ctx, kv_type, device.total - CONTEXT_BYTES)
@@ -140,10 +141,24 @@ def _on_card(config: JambaConfig, sizes: CardSizes, ctx: int, kv_type: str, devi
     cpu_kv = False
     if verdict == "too big" and config.n_attention_layers:
         other = _plan(config, sizes, ctx, kv_type, free, cpu_kv=True)
-        cpu_kv = other is not None and other.host + other.host_kv + other.pinned <= ram
+        cpu_kv = other is not None and _in_ram(other) <= ram
     room = usable(free) - sizes.total
-    largest = {name: _longest(config, sizes, room, name) for name in KV_TYPES}
-    return Fit(device, verdict, spare, offload, _seconds(config, ctx, device), largest, cpu_kv)
+
+    def whole(tokens: int, kv_type: str) -> bool:
+        return _beside(config, sizes, tokens, kv_type) <= room
+
+    def offloaded(tokens: int, kv_type: str) -> bool:
+        other = _plan(config, sizes, tokens, kv_type, free)
+        return other is not None and _in_ram(other) <= ram
+
+    largest = {name: _longest(config, name, whole) for name in KV_TYPES}
+    largest_offload = {name: _longest(config, name, offloaded) for name in KV_TYPES} if sizes.experts else largest
+    return Fit(device, verdict, spare, offload, _seconds(config, ctx, device), largest, largest_offload, cpu_kv)
+
+
+def _in_ram(plan: Placement) -> int:
+    """What a card's plan leaves to the computer's memory; 0 where it leaves nothing."""
+    return plan.host + plan.host_kv + plan.pinned if plan.host_layers or plan.host_kv else 0
 
 
 def _plan(
@@ -160,14 +175,14 @@ def _beside(config: JambaConfig, sizes: CardSizes, ctx: int, kv_type: str) -> in
     return beside_weights(config, sizes, ctx, kv_type, CHUNKS[-1], [])
 
 
-def _longest(config: JambaConfig, sizes: CardSizes, room: int, kv_type: str) -> int:
-    """The longest context, in steps of 1,024 tokens, that fits into ``room`` bytes beside the weights."""
-    if _beside(config, sizes, config.context_length, kv_type) <= room:
+def _longest(config: JambaConfig, kv_type: str, fits: Callable[[int, str], bool]) -> int:
+    """The longest context, in steps of 1,024 tokens, that ``fits``; 0 where none does."""
+    if fits(config.context_length, kv_type):
         return config.context_length
     low, high = 0, config.context_length // 1024 + 1
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if _beside(config, sizes, middle * 1024, kv_type) <= room else (low, middle)
+        low, high = (middle, high) if fits(middle * 1024, kv_type) else (low, middle)
     return low * 1024
 
 

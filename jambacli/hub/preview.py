@@ -104,7 +104,7 @@ def judge(
         return memory_plan(config, nbytes, int(share * nbytes), tokens, kv_type, devices, own)
 
     plan = planned(weights, ctx or longest_ctx)
-    longest = max((fit.largest_ctx[kv_type] for fit in plan.fits), default=0)
+    longest = max((fit.largest_ctx_offload[kv_type] for fit in plan.fits), default=0)
     if ctx is None and not _good(plan) and longest:
         plan = planned(weights, longest)
     if _good(plan):

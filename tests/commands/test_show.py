@@ -14,8 +14,13 @@ import numpy as np
 import pytest
 
 from jambacli.commands.show import show
+from jambacli.commands.show_page import print_page
 from jambacli.errors import JambaError, UsageError
+from jambacli.evaluation.machine import Device
+from jambacli.evaluation.plan import memory_plan
+from jambacli.model.config import JambaConfig
 from jambacli.weights.gguf import GGUFFile
+from jambacli.weights.summary import summarize
 from jambacli.weights.writer import GGUFWriter
 from tests import jamba_gguf
 
@@ -125,6 +130,28 @@ def test_the_plan_follows_context_and_kv_type(tmp_path: Path, capsys: pytest.Cap
     assert plan["total"] == plan["weights"] + plan["kv"]["q8_0"] + plan["state"] + plan["scratch"]
     assert plan["fits"][0]["device"]["kind"] == "cpu"
     assert plan["fits"][0]["prefill_seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    ("card", "lines"),
+    [
+        (80, ["fits, "]),
+        (24, ["with ", "reading 256k tokens would take at least "]),
+        (8.5, ["too small by ", "longest with experts in RAM: "]),
+        (3, ["too small by "]),
+    ],
+)
+def test_a_card_s_lines_say_what_can_be_done_with_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], card: float, lines: list[str]
+) -> None:
+    cpu, gpu = (Device(k, k, k, int(n * 1e9), int(n * 1e9), 1e13, False, "") for k, n in (("cpu", 32), ("cuda", card)))
+    mini = JambaConfig.from_hf({})
+    plan = memory_plan(mini, 31_200_000_000, 27_300_000_000, mini.context_length, "f16", [cpu, gpu])
+    print_page(summarize(model(tmp_path / "m.gguf")), plan)
+    said = capsys.readouterr().out.partition(" cuda · ")[2]
+    assert all(line in said for line in lines), said
+    assert ("reading" in said) == ("too small" not in said), said
+    assert ("longest" in said) == any("longest" in line for line in lines), said
 
 
 def test_any_part_of_a_split_model_shows_all_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
