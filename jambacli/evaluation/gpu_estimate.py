@@ -117,8 +117,13 @@ def _steps(c: JambaConfig, quant: str, depth: int) -> Iterator[tuple[str, float,
             yield "attention, runs joined", partial, partial / 2, -(-splits // 64)
             yield "attention output + residual", *weight(b + "attn_output.weight")
         else:
-            yield "norm + in_proj", *weight(b + "ssm_in.weight")
-            yield "convolution step", 4.0 * c.d_inner * (2 * c.d_conv + 2), 20.0 * c.d_inner, 1
+            nbytes, ops, waits = weight(b + "ssm_in.weight")
+            yield (
+                "norm + in_proj + convolution step",
+                nbytes + 4.0 * c.d_inner * 3 * c.d_conv,
+                ops + 20.0 * c.d_inner,
+                waits + 1,  # the convolution's weights and inputs, at the end
+            )
             yield "x_proj", *weight(b + "ssm_x.weight")
             nbytes, ops, waits = weight(b + "ssm_dt.weight")
             states = c.d_inner * c.d_state

@@ -51,7 +51,8 @@ def cases() -> Iterator[Case]:
     yield Case("rms_norm", EXACT, _rms_norm)
     for tokens, d_inner, taps in ((1, 6, 4), (2, 130, 4), (40, 7, 2), (3, 3, 1)):
         yield Case(f"conv {tokens}x{d_inner} {taps} taps", EXACT, functools.partial(_conv, tokens, d_inner, taps))
-    yield Case("conv step", EXACT, functools.partial(_conv_step, 70, 4))
+    for taps in (4, 2, 1):
+        yield Case(f"product, then a conv step of {taps}", EXACT, functools.partial(_conv_step, taps))
     for tokens, d_inner, d_state, chunk in ((1, 6, 16, 8), (5, 70, 8, 8), (37, 4, 3, 8), (40, 130, 16, 16)):
         run = functools.partial(_scan, tokens, d_inner, d_state, chunk)
         yield Case(f"scan {tokens}x{d_inner} state {d_state} in chunks of {chunk}", EXACT, run)
@@ -157,14 +158,17 @@ def _conv(tokens: int, d_inner: int, taps: int, device: torch.device) -> float:
     return max(error(got, expected), error(here, state) if taps > 1 else 0.0)
 
 
-def _conv_step(d_inner: int, taps: int, device: torch.device) -> float:
-    from jambacli.kernels.triton.conv import conv_step
+def _conv_step(taps: int, device: torch.device) -> float:
+    from jambacli.kernels.triton.gemv import ConvStep, gemv
 
-    x, weight, bias, state = _randn(1, d_inner), _randn(d_inner, taps), _randn(d_inner), _randn(d_inner, taps - 1)
-    here, out = state.to(device, copy=True), torch.empty(d_inner, device=device)
-    conv_step(x[0].to(device), weight.to(device), bias.to(device), here, out)
-    expected = reference.causal_conv(x, weight, bias, state)
-    return max(error(out[None], expected), error(here, state))
+    d_inner = 70
+    x, w, norm = _randn(1, 96), random_weight("q8_0", (2 * d_inner, 96), size=1.0), _randn(96)
+    weight, bias, state = _randn(d_inner, taps), _randn(d_inner), _randn(d_inner, taps - 1)
+    conv = ConvStep(weight.to(device), bias.to(device), state.to(device, copy=True))
+    got = gemv(x.to(device), on(w, device), norm=norm.to(device), eps=1e-6, conv=conv)
+    expected = reference.linear(reference.rms_norm(x, norm, 1e-6), w)
+    expected[:, :d_inner] = reference.causal_conv(expected[:, :d_inner].contiguous(), weight, bias, state)
+    return max(error(got, expected), error(conv.state, state) if taps > 1 else 0.0)
 
 
 def _scan(tokens: int, d_inner: int, d_state: int, chunk: int, device: torch.device) -> float:

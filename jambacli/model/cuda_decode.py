@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from jambacli import ui
-from jambacli.kernels.triton import attention, conv, dequant, experts, norm, scan
-from jambacli.kernels.triton.gemv import gemv
+from jambacli.kernels.triton import attention, dequant, experts, norm, scan
+from jambacli.kernels.triton.gemv import ConvStep, gemv
 from jambacli.kernels.triton.launch import as_packed
 from jambacli.kernels.triton.ops import attention_dtype
 from jambacli.kernels.triton.repack import Packed, repack
@@ -49,7 +49,6 @@ class Buffers:
 
         self.x = new(1, c.hidden)
         self.xz = new(1, 2 * c.d_inner)
-        self.xc = new(1, c.d_inner)
         self.dtbc = new(1, c.dt_rank + 2 * c.d_state)
         self.y = new(1, c.d_inner)
         self.q = new(1, c.n_heads * c.head_dim)
@@ -217,17 +216,15 @@ class CudaDecoder:
     def _mamba(self, layer: Layer, m: Mamba, part: MambaState) -> list[Step]:
         b, d_inner = self._buffers, m.A.shape[0]
         w_in, w_x, w_dt, w_out = (as_packed(w) for w in (m.ssm_in, m.ssm_x, m.ssm_dt, m.ssm_out))
-        x, z = b.xz[0, :d_inner], b.xz[0, d_inner:]
+        x, z = b.xz[:, :d_inner], b.xz[0, d_inner:]
         norms = m.dt_norm, m.b_norm, m.c_norm
+        conv = ConvStep(m.conv_weight, m.conv_bias, part.conv)
         return [
-            lambda: _discard(gemv(b.x, w_in, norm=layer.attn_norm, eps=layer.eps, out=b.xz)),
-            lambda: conv.conv_step(x, m.conv_weight, m.conv_bias, part.conv, b.xc[0]),
-            lambda: _discard(gemv(b.xc, w_x, out=b.dtbc)),
-            lambda: scan.scan_step(
-                b.xc[0], b.dtbc[0], norms, m.eps, w_dt, m.dt_bias, m.A, m.D, z, part.ssm, b.y[0]
-            ),
+            lambda: _discard(gemv(b.x, w_in, norm=layer.attn_norm, eps=layer.eps, conv=conv, out=b.xz)),
+            lambda: _discard(gemv(x, w_x, out=b.dtbc)),
+            lambda: scan.scan_step(x[0], b.dtbc[0], norms, m.eps, w_dt, m.dt_bias, m.A, m.D, z, part.ssm, b.y[0]),
             lambda: _discard(gemv(b.y, w_out, residual=b.x, out=b.x)),
-        ]  # fmt: skip
+        ]
 
     def _attend(self, attention: HostAttention, part: KVCache) -> HostStep:
         return lambda x: attention(x, part, self._position)

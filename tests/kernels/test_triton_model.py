@@ -85,7 +85,7 @@ def test_a_step_is_told_its_token_by_a_number_on_the_card() -> None:
     _, card = pair(config, tensors, set())
     steps = card.decoder._bind(card.new_state(8)).stretches[0]
     # Embedding, Mamba, experts or network and attention with its three kernels in one step, output.
-    assert len(steps) == card.decoder.launches(card.new_state(8)) == 1 + 5 + 6 + 2 * 2 + 1
+    assert len(steps) == card.decoder.launches(card.new_state(8)) == 1 + 4 + 6 + 2 * 2 + 1
     card.decoder._buffers.token.fill_(7)
     steps[0]()
     expected = reference.embed(torch.tensor([7]), tensors["token_embd.weight"])

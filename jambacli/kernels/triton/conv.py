@@ -1,4 +1,7 @@
-"""The short causal convolution of a Mamba layer, for many tokens or one; knows nothing of what surrounds it."""
+"""The short causal convolution of a Mamba layer for many tokens; knows nothing of what surrounds it.
+
+One token's step is part of the product before it: ``gemv``.
+"""
 
 from __future__ import annotations
 
@@ -44,29 +47,3 @@ def causal_conv(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, state
     else:
         state.copy_(torch.cat([state[:, n_tokens:], x.T], dim=1))
     return out
-
-
-@triton.jit
-def _conv_step_kernel(x, weight, bias, state, out, C, TAPS: tl.constexpr, BC: tl.constexpr):
-    """One token; the state moves on in the same pass."""
-    c = tl.program_id(0) * BC + tl.arange(0, BC)
-    c_in = c < C
-    now = tl.load(x + c, mask=c_in, other=0)
-    total = tl.load(bias + c, mask=c_in, other=0) + tl.load(weight + c * TAPS + TAPS - 1, mask=c_in, other=0) * now
-    for tap in tl.static_range(TAPS - 1):
-        value = tl.load(state + c * (TAPS - 1) + tap, mask=c_in, other=0)
-        total += tl.load(weight + c * TAPS + tap, mask=c_in, other=0) * value
-        if tap > 0:
-            tl.store(state + c * (TAPS - 1) + tap - 1, value, mask=c_in)
-    if TAPS > 1:
-        tl.store(state + c * (TAPS - 1) + TAPS - 2, now, mask=c_in)
-    tl.store(out + c, silu(total), mask=c_in)
-
-
-def conv_step(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, state: torch.Tensor, out: torch.Tensor
-) -> None:
-    """One token: x float32 [d_inner] to ``out`` of the same size, ``state`` moved on."""
-    d_inner, taps = weight.shape
-    bc = 128
-    _conv_step_kernel[(cdiv(d_inner, bc),)](x, weight, bias, state, out, d_inner, TAPS=taps, BC=bc, num_warps=4)

@@ -96,6 +96,7 @@ def _down_kernel(
         y += probability * over_the_row(total) * row_factor(d, rows, row_in, SCALES)
     if RESIDUAL:
         y += tl.load(residual + row, mask=row_in, other=0)
+        tl.debug_barrier()  # several threads may hold the same row: all have read before one of them writes it
     tl.store(out + row, y, mask=row_in)
 
 

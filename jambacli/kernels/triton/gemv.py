@@ -1,11 +1,13 @@
 """One row of activations times a packed matrix, with what comes before and after it; knows nothing of layers.
 
 Decoding reads every weight once and computes little with it, so the kernel is made to read (see ``stream``), and the norm
-before, the gate between and the residual after a product cost no kernel of their own. The norm's factor is found on the
-way: sum(w * x * weight) * rsqrt(mean(x^2) + eps).
+before, the gate between and the residual or the convolution's step after a product cost no kernel of their own. The norm's
+factor is found on the way: sum(w * x * weight) * rsqrt(mean(x^2) + eps).
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -33,13 +35,34 @@ def dot(a, b, total):
 
 
 @triton.jit
+def _convolved(now, weight, bias, state, c, c_in, TAPS: tl.constexpr):
+    """silu(bias + sum over taps) of channels c whose newest inputs are ``now``; the state [channels, TAPS - 1] moves on."""
+    total = tl.load(bias + c, mask=c_in, other=0) + tl.load(weight + c * TAPS + TAPS - 1, mask=c_in, other=0) * now
+    for tap in tl.static_range(TAPS - 1):
+        value = tl.load(state + c * (TAPS - 1) + tap, mask=c_in, other=0)
+        total += tl.load(weight + c * TAPS + tap, mask=c_in, other=0) * value
+    # Several threads may hold the same channel: all have read before one of them writes.
+    tl.debug_barrier()
+    for tap in tl.static_range(TAPS - 1):
+        value = now
+        if tap + 1 < TAPS - 1:
+            value = tl.load(state + c * (TAPS - 1) + tap + 1, mask=c_in, other=0)
+        tl.store(state + c * (TAPS - 1) + tap, value, mask=c_in)
+    return silu(total)
+
+
+@triton.jit
 def _gemv_kernel(
-    x, norm, eps, residual, out, q, h, s, d, q2, h2, s2, d2, N, R, K: tl.constexpr, x_stride,
+    x, norm, eps, residual, out, q, h, s, d, q2, h2, s2, d2, conv_weight, conv_bias, conv_state, N, R,
+    K: tl.constexpr, x_stride,
     G: tl.constexpr, LEVELS: tl.constexpr, HIGH: tl.constexpr, ZERO: tl.constexpr, SCALES: tl.constexpr,
-    NORM: tl.constexpr, RESIDUAL: tl.constexpr, GATED: tl.constexpr,
+    NORM: tl.constexpr, RESIDUAL: tl.constexpr, GATED: tl.constexpr, CHANNELS: tl.constexpr, TAPS: tl.constexpr,
     GL: tl.constexpr, RL: tl.constexpr, KW: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
-    """out[t, n] = (residual[t, n] +) w[n] . norm(x[t]); gated: silu(w[n] . x) * (w2[n] . x)."""
+    """out[t, n] = (residual[t, n] +) w[n] . norm(x[t]); gated: silu(w[n] . x) * (w2[n] . x).
+
+    The first CHANNELS rows go through a step of a convolution of TAPS (0: none).
+    """
     row = rows_of(tl.program_id(0), RL, BR)
     token = tl.program_id(1).to(tl.int64)
     row_in, rows = row < N, tl.minimum(row, N - 1).to(tl.int64)
@@ -69,9 +92,22 @@ def _gemv_kernel(
         y2 *= scale
     if GATED:
         y = silu(y) * (y2 * row_factor(d2, rows, row_in, SCALES))
+    if TAPS > 0:
+        y = tl.where(row < CHANNELS, _convolved(y, conv_weight, conv_bias, conv_state, row, row < CHANNELS, TAPS), y)
     if RESIDUAL:
         y += tl.load(residual + token * N + row, mask=row_in, other=0)
+        tl.debug_barrier()  # the result may take the residual's place: see _convolved
     tl.store(out + token * N + row, y, mask=row_in)
+
+
+@dataclass(frozen=True)
+class ConvStep:
+    """A step of a causal convolution over the first rows of a product: weight float32 [channels, taps], bias float32
+    [channels], and the inputs before, float32 [channels, taps - 1], which move on. See ``reference.causal_conv``."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    state: torch.Tensor
 
 
 def gemv(
@@ -82,13 +118,15 @@ def gemv(
     norm: torch.Tensor | None = None,
     eps: float = 0.0,
     residual: torch.Tensor | None = None,
+    conv: ConvStep | None = None,
     out: torch.Tensor | None = None,
     tile: Tile | None = None,
 ) -> torch.Tensor:
     """x [T, in] times w [out, in], a pass over the weights for every row: float32 [T, out]. Made for T = 1.
 
     ``norm`` float32 [in]: x goes through that RMS norm first. ``up``, of w's shape and format: silu(w x) * (up x).
-    ``residual`` float32 [T, out] is added; it may be ``out``. x is contiguous along its rows.
+    ``residual`` float32 [T, out] is added; it may be ``out``. ``conv``: the first channels of the result are the
+    convolution's, not its input (T = 1). x is contiguous along its rows.
     """
     n, k = w.shape
     t = x.shape[0]
@@ -103,6 +141,7 @@ def gemv(
         out,
         *w.planes(),
         *(w if up is None else up).planes(),
+        *((out, out, out) if conv is None else (conv.weight, conv.bias, conv.state)),
         n,
         w.rows,
         k,
@@ -111,6 +150,8 @@ def gemv(
         NORM=norm is not None,
         RESIDUAL=residual is not None,
         GATED=up is not None,
+        CHANNELS=0 if conv is None else conv.weight.shape[0],
+        TAPS=0 if conv is None else conv.weight.shape[1],
         **tile.constants(),
     )
     return out

@@ -186,6 +186,7 @@ def _step_kernel(
     xt = tl.load(x + c, mask=c_in, other=0)
     decay = tl.exp(dt[:, None] * tl.load(A + cell, mask=both, other=0))
     new = decay * tl.load(state + cell, mask=both, other=0) + (dt * xt)[:, None] * b[None, :]
+    tl.debug_barrier()  # several threads may hold the same state: all have read before one of them writes it
     tl.store(state + cell, new, mask=both)
     y = tl.sum(new * c_values[None, :], 1) + tl.load(D + c, mask=c_in, other=0) * xt
     tl.store(out + c, y * silu(tl.load(z + c, mask=c_in, other=0)), mask=c_in)
