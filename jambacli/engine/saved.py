@@ -63,12 +63,15 @@ class SavedSession:
 
 
 def check_name(name: str) -> str:
-    """``name``, composed (NFC), if it can name a session: letters and digits of any script, dot, dash, underscore.
+    """``name``, composed (NFC), if it can name a session: letters, with their marks, and digits of any script, . - _
 
     At most 64 of them, and 200 bytes, so that the file's name stays below what file systems take; UsageError otherwise.
     """
     composed = unicodedata.normalize("NFC", name)
-    if not re.fullmatch(r"\w[\w.-]{0,63}", composed) or len(composed.encode()) > 200:
+    # Vowels of Devanagari and Thai, points of Hebrew are marks, which \w leaves out.
+    letters = "".join(c for c in composed[1:] if not unicodedata.category(c).startswith("M"))
+    sound = re.fullmatch(r"\w[\w.-]*", composed[:1] + letters) and len(composed) <= 64
+    if not sound or len(composed.encode()) > 200:
         raise UsageError(
             f"session name {name[:80]!r} is not usable; take up to 64 letters, digits, dots, dashes or underscores"
         )

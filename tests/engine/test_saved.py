@@ -82,7 +82,7 @@ def test_words_from_elsewhere_do_not_command_the_terminal() -> None:
     assert "tab\there sm[31mall2J" in seen and "\x1b" not in seen
 
 
-@pytest.mark.parametrize("name", ["שיחה", "日本語", "Übung-2.neu", "é"])
+@pytest.mark.parametrize("name", ["שיחה", "日本語", "Übung-2.neu", "é", "हिन्दी", "ที่นี่", "עִברִית"])
 def test_names_are_of_any_script(name: str) -> None:
     saved.write(session(name))
     assert saved.names() == [name] and saved.exists(unicodedata.normalize("NFD", name))
@@ -91,7 +91,22 @@ def test_names_are_of_any_script(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", "a/b", "../x", "a b", ".a", "-a", "a\x1bb", "a\u202eb", "a\udcffb", "x" * 65, "\U00020000" * 60]
+    "name",
+    [
+        "",
+        "a/b",
+        "../x",
+        "a b",
+        ".a",
+        "-a",
+        "a\x1bb",
+        "a\u202eb",
+        "\u0301a",
+        "a\u0301/b",
+        "a\udcffb",
+        "x" * 65,
+        "\U00020000" * 60,
+    ],
 )
 def test_a_name_that_is_none_is_refused_as_it_was_typed(name: str) -> None:
     with pytest.raises(UsageError, match="is not usable") as refused:
