@@ -61,7 +61,7 @@ class Tokenizer:
         """Build from GGUF metadata; BadFileError on an inconsistent vocabulary, UnsupportedError on another kind."""
         self._source = source
         self.kind = str(metadata.get("tokenizer.ggml.model", ""))
-        if self.kind in ("", "no_vocab"):
+        if self.kind in ("", "none", "no_vocab"):
             raise UnsupportedError(
                 f"{source}: the file holds no tokenizer; convert the checkpoint again with one in it"
             )
