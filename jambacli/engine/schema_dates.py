@@ -16,6 +16,8 @@ _TIME = r"\d\d:\d\d:[0-5]\d"
 _PATTERNS = {"date": rf"^{_DATE}$", "time": rf"^{_TIME}", "date-time": rf"^{_DATE}[Tt]{_TIME}"}
 # What stands under these is data, not a schema.
 _DATA = frozenset(("const", "enum", "default", "examples"))
+# And under these are schemas by names of any kind, those above too.
+_NAMED = frozenset(("properties", "patternProperties", "dependentSchemas", "$defs", "definitions"))
 
 
 def with_calendar(schema: Any) -> Any:
@@ -24,8 +26,14 @@ def with_calendar(schema: Any) -> Any:
         return [with_calendar(part) for part in schema]
     if not isinstance(schema, Mapping):
         return schema
-    parts = {key: value if key in _DATA else with_calendar(value) for key, value in schema.items()}
+    parts = {key: value if key in _DATA else _inside(key, value) for key, value in schema.items()}
     known, others = parts.get("format"), parts.get("allOf", [])
     if isinstance(known, str) and known in _PATTERNS and isinstance(others, list):
         parts["allOf"] = [*others, {"pattern": _PATTERNS[known]}]
     return parts
+
+
+def _inside(key: Any, value: Any) -> Any:
+    if key in _NAMED and isinstance(value, Mapping):
+        return {name: with_calendar(part) for name, part in value.items()}
+    return with_calendar(value)

@@ -221,16 +221,27 @@ def test_a_cut_off_reply_goes_on_within_its_schema() -> None:
         ("date-time", ["2024-02-29t10:00:00Z"], ["2023-02-29T10:00:00Z", "2024-02-29T10:00:60Z"]),
     ],
 )
-@pytest.mark.parametrize("around", [{}, {"allOf": [{"maxLength": 40}]}, {"pattern": "^[0-2]"}])
-def test_dates_are_in_the_calendar(kind: str, sound: list[str], wrong: list[str], around: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("name", "around"),
+    [
+        ("x", {}),
+        ("format", {"allOf": [{"maxLength": 40}]}),
+        ("x", {"pattern": "^[0-2]"}),
+        ("default", {}),
+        ("enum", {}),
+    ],
+)
+def test_dates_are_in_the_calendar(
+    kind: str, sound: list[str], wrong: list[str], name: str, around: dict[str, Any]
+) -> None:
     import llguidance
 
-    schema = {"properties": {"x": {"type": ["string", "null"], "format": kind, **around}, "format": {"const": 1}}}
+    schema = {"properties": {name: {"type": ["string", "null"], "format": kind, **around}}, "required": [name]}
     grammar = llguidance.LLMatcher.grammar_from_json_schema(json.dumps(with_calendar(schema)))
     tokens = llguidance.LLTokenizer("byte")
 
     def fits(value: str) -> bool:
-        matcher, text = llguidance.LLMatcher(tokens, grammar), tokens.tokenize_str(json.dumps({"x": value}))
+        matcher, text = llguidance.LLMatcher(tokens, grammar), tokens.tokenize_str(json.dumps({name: value}))
         return matcher.try_consume_tokens(text) == len(text) and matcher.is_accepting()
 
     assert [v for v in sound if not fits(v)] == [] and [v for v in wrong if fits(v)] == []
