@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from jambacli.kernels.triton.interpret import WIDEN
-from jambacli.kernels.triton.launch import Tile, cdiv, constants, gemv_tile
+from jambacli.kernels.triton.launch import Tile, cdiv, constants, gemv_tile, power_of_two
 from jambacli.kernels.triton.repack import Packed
 from jambacli.kernels.triton.stream import groups_at, load_half, over_the_row, rows_of, stream_dots
 from jambacli.kernels.triton.tiles import row_factor
@@ -35,20 +35,21 @@ def dot(a, b, total):
 
 
 @triton.jit
-def _convolved(now, weight, bias, state, c, c_in, TAPS: tl.constexpr):
-    """silu(bias + sum over taps) of channels c whose newest inputs are ``now``; the state [channels, TAPS - 1] moves on."""
-    total = tl.load(bias + c, mask=c_in, other=0) + tl.load(weight + c * TAPS + TAPS - 1, mask=c_in, other=0) * now
-    for tap in tl.static_range(TAPS - 1):
-        value = tl.load(state + c * (TAPS - 1) + tap, mask=c_in, other=0)
-        total += tl.load(weight + c * TAPS + tap, mask=c_in, other=0) * value
+def _convolved(now, weight, bias, state, c, c_in, TAPS: tl.constexpr, TP: tl.constexpr):
+    """silu(bias + sum over taps) of channels c [RL, BR] whose newest inputs are ``now``; the state [channels, TAPS - 1] moves
+    on. TP: a power of two, at least TAPS - 1."""
+    n = tl.arange(0, TP)[None, None, :]
+    cell = c[:, :, None] * (TAPS - 1) + n
+    inside = c_in[:, :, None] & (n < TAPS - 1)
+    before = tl.load(state + cell, mask=inside, other=0)
+    total = tl.sum(before * tl.load(weight + c[:, :, None] * TAPS + n, mask=inside, other=0), 2)
+    total += tl.load(weight + c * TAPS + TAPS - 1, mask=c_in, other=0) * now
     # Several threads may hold the same channel: all have read before one of them writes.
     tl.debug_barrier()
-    for tap in tl.static_range(TAPS - 1):
-        value = now
-        if tap + 1 < TAPS - 1:
-            value = tl.load(state + c * (TAPS - 1) + tap + 1, mask=c_in, other=0)
-        tl.store(state + c * (TAPS - 1) + tap, value, mask=c_in)
-    return silu(total)
+    tl.store(state + cell - 1, before, mask=inside & (n > 0))
+    if TAPS > 1:
+        tl.store(state + c * (TAPS - 1) + TAPS - 2, now, mask=c_in)
+    return silu(total + tl.load(bias + c, mask=c_in, other=0))
 
 
 @triton.jit
@@ -57,7 +58,7 @@ def _gemv_kernel(
     K: tl.constexpr, x_stride,
     G: tl.constexpr, LEVELS: tl.constexpr, HIGH: tl.constexpr, ZERO: tl.constexpr, SCALES: tl.constexpr,
     NORM: tl.constexpr, RESIDUAL: tl.constexpr, GATED: tl.constexpr, CHANNELS: tl.constexpr, TAPS: tl.constexpr,
-    GL: tl.constexpr, RL: tl.constexpr, KW: tl.constexpr, BR: tl.constexpr,
+    TP: tl.constexpr, GL: tl.constexpr, RL: tl.constexpr, KW: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
     """out[t, n] = (residual[t, n] +) w[n] . norm(x[t]); gated: silu(w[n] . x) * (w2[n] . x).
 
@@ -93,7 +94,8 @@ def _gemv_kernel(
     if GATED:
         y = silu(y) * (y2 * row_factor(d2, rows, row_in, SCALES))
     if TAPS > 0:
-        y = tl.where(row < CHANNELS, _convolved(y, conv_weight, conv_bias, conv_state, row, row < CHANNELS, TAPS), y)
+        first = row < CHANNELS
+        y = tl.where(first, _convolved(y, conv_weight, conv_bias, conv_state, row, first, TAPS, TP), y)
     if RESIDUAL:
         y += tl.load(residual + token * N + row, mask=row_in, other=0)
         tl.debug_barrier()  # the result may take the residual's place: see _convolved
@@ -152,6 +154,7 @@ def gemv(
         GATED=up is not None,
         CHANNELS=0 if conv is None else conv.weight.shape[0],
         TAPS=0 if conv is None else conv.weight.shape[1],
+        TP=1 if conv is None else power_of_two(conv.weight.shape[1] - 1),
         **tile.constants(),
     )
     return out
