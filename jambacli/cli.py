@@ -100,7 +100,7 @@ def main() -> None:
     try:
         with importing():
             app = make_app(_called(sys.argv[1:]))
-        code = app(standalone_mode=False) or 0
+        code = app(prog_name="jamba", standalone_mode=False) or 0
         if code == 130:  # what typer makes of Ctrl-C
             raise KeyboardInterrupt
         sys.exit(code)
@@ -108,7 +108,7 @@ def main() -> None:
         if type(error).__name__ == "NoArgsIsHelpError":
             error.show()
             sys.exit(2)
-        _fail(error.format_message(), error.exit_code)
+        _fail(_with_help(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
         sys.exit(130)
@@ -157,6 +157,12 @@ def _escaped(error: UnicodeError) -> tuple[str, int]:
         raise error
     units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")
     return "".join(f"\\u{units[i] << 8 | units[i + 1]:04x}" for i in range(0, len(units), 2)), error.end
+
+
+def _with_help(error: Any) -> str:
+    """What is wrong with a command line, and the command that says what would be right."""
+    context = getattr(error, "ctx", None)  # only a UsageError knows where it happened
+    return f"{error.format_message()} (see {context.command_path} --help)" if context else error.format_message()
 
 
 def _explained(error: OSError) -> str:

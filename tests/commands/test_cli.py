@@ -138,3 +138,21 @@ def test_a_librarys_warning_is_one_line_without_its_place(model: str, monkeypatc
     monkeypatch.setattr(summary, "summarize", summarize)
     done = jamba("show", model, "--json")
     assert done.stderr == b"warning: iq3_s is decoded by the gguf package, slowly\n" and json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("words", "wrong", "group"),
+    [
+        (["nosuch"], "'nosuch'", ""),
+        (["shw", "x.gguf"], "'show'", ""),
+        (["-q"], "Missing command", ""),
+        (["show", "--nosuch"], "--nosuch", " show"),
+        (["pull"], "Missing argument", " pull"),
+        (["--quiet", "eval", "k"], "'k'", " eval"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_that_names_the_help(words: list[str], wrong: str, group: str) -> None:
+    done = jamba(*words)
+    assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1)
+    said = done.stderr.decode()
+    assert wrong in said and said.endswith(f" (see jamba{group} --help)\n"), said
