@@ -126,7 +126,7 @@ class Given:
     def generation(self) -> dict[str, Any]:
         """What a Session's ``send`` takes: the sampling options that were given, where to stop. UsageError for a bad one."""
         with importing():
-            from jambacli.engine.sampling import parse_logit_bias
+            from jambacli.engine.sampling import Sampling, parse_logit_bias
 
         sampling = {
             "temperature": self.temp,
@@ -142,6 +142,7 @@ class Given:
             "seed": self.seed,
         }
         chosen = {name: value for name, value in sampling.items() if value is not None}
+        Sampling(**chosen)  # what is out of range is said before a model is loaded
         return {**chosen, "max_tokens": self.max_tokens, "stop": self.stop or ()}
 
     def session(self) -> dict[str, Any]:
@@ -149,8 +150,9 @@ class Given:
         return {"ctx": context(self.ctx), "kv_type": self.kv_type, "store": not self.no_store}
 
     def load_model(self, name: str | None) -> Jamba:
-        """The model of that name, as ``load_model`` finds it, where the options put it."""
-        return load_model(
+        """The model of that name, as ``load_model`` finds it, where the options put it. UsageError where a biased token is
+        none of its own."""
+        model = load_model(
             name,
             threads=self.threads,
             device=self.device,
@@ -160,6 +162,11 @@ class Given:
             ctx=context(self.ctx),
             kv_type=self.kv_type,
         )
+        if self.logit_bias:
+            from jambacli.engine.sampling import Sampling, parse_logit_bias
+
+            Sampling(logit_bias=parse_logit_bias(self.logit_bias)).check_vocabulary(model.config.vocab_size)
+        return model
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,6 +69,12 @@ class Sampling:
         """A copy in which every argument that is not None replaces the field of its name."""
         return replace(self, **{k: v for k, v in given.items() if v is not None})
 
+    def check_vocabulary(self, n_vocab: int) -> None:
+        """UsageError for a bias on a token that a model of ``n_vocab`` tokens does not have."""
+        for token in self.logit_bias:
+            if not 0 <= token < n_vocab:
+                raise UsageError(f"--logit-bias {token}: the model's tokens are 0 to {n_vocab - 1}")
+
 
 # general.sampling.* keys of a GGUF, and the field each one sets.
 _GGUF_KEYS = {

@@ -178,7 +178,7 @@ class Session:
         self._check_writable()
         self._chat = False
         self._remember(documents)
-        options = self.sampling.with_given(**sampling)
+        options = self._options(sampling)
         rendered = render_plain(self.model.tokenizer, text, documents)
         return self._generate(rendered, max_tokens, stop, reading, options, Generated())
 
@@ -191,7 +191,7 @@ class Session:
             raise UsageError("there is no reply to go on with")
         before = list(self._reply_ids)
         rendered = Rendered(self._prompt + before, [len(self._prompt)])
-        options, result = self.sampling.with_given(**sampling), Generated(ids=list(before))
+        options, result = self._options(sampling), Generated(ids=list(before))
         if not self._chat:
             return self._generate(rendered, max_tokens, stop, reading, options, result, skip=len(before))
         return self._extend_turn(
@@ -261,7 +261,7 @@ class Session:
     ) -> Iterator[str]:
         try:
             rendered = self.conversation.render()
-            options = self.sampling.with_given(**sampling)
+            options = self._options(sampling)
         except BaseException:
             self.conversation.turns.pop()
             raise
@@ -362,6 +362,12 @@ class Session:
         """Note which documents the sequence holds, so that they can be cleared from the store."""
         if self.sequence.persistence is not None:
             self.sequence.persistence.documents += [text_hash(str(d.get("text", ""))) for d in documents or ()]
+
+    def _options(self, given: Mapping[str, Any]) -> Sampling:
+        """How the tokens of a reply are chosen. UsageError for what is out of range, or no token of this model."""
+        options = self.sampling.with_given(**given)
+        options.check_vocabulary(self.model.config.vocab_size)
+        return options
 
     def _constraint(self, sampling: Sampling) -> SchemaConstraint | None:
         """What holds the reply to the sampling's schema, None where it has none."""

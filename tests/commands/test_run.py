@@ -65,6 +65,8 @@ def test_the_second_run_reads_nothing_again(model: str) -> None:
         (["run", "MODEL", "hi", "--ctx", "many"], 2, "--ctx"),
         (["run", "MODEL", "hi", "--ctx", "300m"], 2, "--ctx"),
         (["run", "MODEL", "hi", "--temp", "-1"], 2, "--temp"),
+        (["run", "MODEL", "hi", "--logit-bias", "1000000=5"], 2, "--logit-bias 1000000: the model's tokens are 0 to "),
+        (["chat", "MODEL", "--logit-bias", "-1=5"], 2, "--logit-bias -1"),
         (["run", "MODEL", "hi", "--kv-type", "q3"], 2, "q3"),
         (["run", "MODEL"], 2, "no prompt"),
         (["run", "MODEL", "-f", "no-such-file"], 1, "no-such-file"),
@@ -83,6 +85,21 @@ def test_mistakes_get_one_line_and_the_right_code(model: str, arguments: list[st
     assert done.returncode == code, error
     assert words in error[-1] and error[-1].startswith("error:")
     assert done.stdout == b"" and "Traceback" not in done.stderr.decode()
+
+
+@pytest.mark.parametrize("command", [["run", "MODEL", "hi"], ["chat", "MODEL"], ["ask", "FILE", "Who?", "-m", "MODEL"]])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--temp", "-1"), ("--top-p", "2"), ("--top-k", "-1"), ("--min-p", "nan"), ("--logit-bias", "5=inf")],
+)
+def test_what_is_out_of_range_is_said_before_anything_is_loaded(
+    tmp_path: Path, command: list[str], option: str, value: str
+) -> None:
+    (tmp_path / "empty.gguf").touch()  # would be refused with exit code 1, were it opened
+    named = {"MODEL": str(tmp_path / "empty.gguf"), "FILE": __file__}
+    done = jamba(*[named.get(word, word) for word in command], option, value)
+    assert done.returncode == 2 and done.stdout == b""
+    assert done.stderr.startswith(f"error: {option} ".encode()) and done.stderr.count(b"\n") == 1
 
 
 def test_a_pipe_gets_the_text_in_a_process_of_its_own(model: str) -> None:

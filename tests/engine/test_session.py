@@ -286,6 +286,14 @@ def test_states_of_others_are_refused_by_name(model: Jamba, tmp_path: Path) -> N
         model.session(name="../mine")
 
 
+def test_a_bias_on_no_token_of_the_model_is_refused_and_nothing_is_said(model: Jamba) -> None:
+    session = model.session(store=False)
+    for token in (model.config.vocab_size, -1):
+        with pytest.raises(UsageError, match=f"--logit-bias {token}: the model's tokens are 0 to"):
+            session.send("Hello.", logit_bias={token: 1.0})
+    assert not session.conversation.turns
+
+
 def test_a_session_in_use_is_refused_but_can_be_read(model: Jamba, model_file: Path) -> None:
     with model.session(name="busy") as session:
         say(session, "Hello.")
