@@ -180,21 +180,12 @@ def _size(ctx: str) -> int:
 
 
 def _windows(model: Jamba, text: Path | None, ctx: str, tokens: str | None) -> list[Window]:
-    """The windows of the text asked for, as many as ``tokens`` allows (at least one)."""
+    """The windows of the text asked for, or of its first ``tokens``."""
     from jambacli import data
     from jambacli.evaluation.perplexity import cut
 
-    windows = cut(model.tokenizer, data.held_out_text() if text is None else o.read_text(text), _size(ctx))
-    if tokens is None:
-        return windows
-    kept: list[Window] = []
-    most, total = parse_size(tokens, "--tokens"), 0
-    for window in windows:
-        total += len(window.ids)
-        if kept and total > most:
-            break
-        kept.append(window)
-    return kept
+    whole = data.held_out_text() if text is None else o.read_text(text)
+    return cut(model.tokenizer, whole, _size(ctx), None if tokens is None else parse_size(tokens, "--tokens"))
 
 
 def _about(model: Jamba) -> dict[str, Any]:

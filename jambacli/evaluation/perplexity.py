@@ -46,19 +46,26 @@ class Perplexity:
     windows: int
 
 
-def cut(tokenizer: Tokenizer, text: str, ctx: int) -> list[Window]:
+def cut(tokenizer: Tokenizer, text: str, ctx: int, most: int | None = None) -> list[Window]:
     """Windows of at most ``ctx`` tokens with bos first: one a document where DOCUMENT_BREAK stands, else consecutive.
 
-    JambaError where no token would be scored.
+    ``most``: the text ends where its windows hold so many tokens. JambaError where no token would be scored.
     """
-    if ctx < 4:
-        raise JambaError(f"a window of {ctx} tokens leaves nothing to score; give --ctx of at least 4")
+    for option, size in (("--ctx", ctx), ("--tokens", most)):
+        if size is not None and size < 4:
+            raise JambaError(f"{option} {size} leaves nothing to score; give at least 4")
     start = [tokenizer.bos_id] if tokenizer.bos_id is not None and tokenizer.add_bos else []
     if DOCUMENT_BREAK in text:
         documents = [start + tokenizer.encode(part.strip("\n")) for part in text.split(DOCUMENT_BREAK) if part.strip()]
-        windows = [Window(ids[:ctx], 1) for ids in documents if len(ids) > 1]
+        windows, left = [], most
+        for document in documents:
+            ids = document[: ctx if left is None else min(ctx, left)]
+            left = None if left is None else left - len(ids)
+            windows += [Window(ids, 1)] if len(ids) > 1 else []
     else:
         ids, room = tokenizer.encode(text), ctx - len(start)
+        if most is not None:
+            ids = ids[: most // ctx * room + max(0, most % ctx - len(start))]
         parts = [start + ids[i : i + room] for i in range(0, len(ids), room)]
         whole = [part for part in parts if len(part) == ctx]
         windows = [Window(part, ctx // 2) for part in whole] if whole else [Window(parts[0], 1)] if ids else []

@@ -34,6 +34,9 @@ def test_perplexity_of_several_models_is_one_table(files: list[str], text: str) 
     for row in rows:
         assert row["value"] == pytest.approx(math.exp(row["nll"]))
         assert row["error"] == pytest.approx(row["value"] * row["nll_error"])
+    some = ("eval", "perplexity", files[0], "--text", text, "--ctx", "64", "--json", "-n")
+    assert json.loads(jamba(*some, "20").stdout)["tokens"] == 19
+    assert json.loads(jamba(*some, "100").stdout)["tokens"] == json.loads(jamba(*some, "64").stdout)["tokens"] == 32
 
 
 def test_kl_of_a_file_with_itself_is_nothing_and_with_another_something(files: list[str], text: str) -> None:

@@ -53,7 +53,27 @@ def test_documents_are_scored_whole_and_a_short_text_from_its_first_token() -> N
     assert cut(tokenizer, "a short one", 512)[0].first == 1
 
 
+@pytest.mark.parametrize("most", [4, 20, 31, 32, 33, 63, 64, 100])
+def test_no_more_tokens_are_read_than_asked_for_and_whole_windows_stay_the_same(most: int) -> None:
+    tokenizer = small_model().tokenizer
+    whole, some = cut(tokenizer, TEXT, 32), cut(tokenizer, TEXT, 32, most)
+    assert sum(len(w.ids) for w in some) == most - (most % 32 if most > 32 else 0)
+    assert some == whole[: most // 32] or (len(some) == 1 and some[0].ids == whole[0].ids[:most] and some[0].first == 1)
+
+    documents = "one fox.\n\f\nanother dog.\n\f\n" + TEXT
+    whole, some = cut(tokenizer, documents, 32), cut(tokenizer, documents, 32, most)
+    tokens = sum(len(w.ids) for w in some)
+    assert most - 1 <= tokens <= most or (tokens < most and some == whole)
+    assert some[:-1] == whole[: len(some) - 1] and some[-1].ids == whole[len(some) - 1].ids[: len(some[-1].ids)]
+
+
 @pytest.mark.parametrize("text", ["", "\f\f"])
 def test_nothing_to_score_is_said(text: str) -> None:
     with pytest.raises(JambaError, match="too short"):
         cut(small_model().tokenizer, text, 64)
+
+
+def test_too_few_tokens_are_refused_by_the_options_name() -> None:
+    for option, sizes in (("--ctx", (3, None)), ("--tokens", (64, 3))):
+        with pytest.raises(JambaError, match=f"{option} 3 leaves nothing to score"):
+            cut(small_model().tokenizer, TEXT, *sizes)
