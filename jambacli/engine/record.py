@@ -126,6 +126,11 @@ class Record:
     def _check_model(self, found: files.SavedSession) -> None:
         model = self._model
         if found.fingerprint != model.fingerprint:
+            if found.model_path == str(model.path):
+                raise JambaError(
+                    f"{model.path} has changed since session {found.name!r} was saved: put the file back that it was made "
+                    "with, or start another session"
+                )
             raise JambaError(
                 f"session {found.name!r} was made with {found.model} ({found.model_path}), not with {model.name} "
                 f"({model.path}): open it with that file, or start another session"

@@ -286,6 +286,16 @@ def test_states_of_others_are_refused_by_name(model: Jamba, tmp_path: Path) -> N
         model.session(name="../mine")
 
 
+def test_a_model_file_that_was_replaced_is_said_to_have_changed(model: Jamba, model_file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(model_file.read_bytes())
+    with Jamba.load(path).session(name="mine") as session:
+        say(session, "Hello.")
+    small_file(tmp_path, "q4_k").replace(path)
+    with pytest.raises(JambaError, match=r"m\.gguf has changed since session 'mine' was saved"):
+        Jamba.load(path).session(resume="mine")
+
+
 def test_a_bias_on_no_token_of_the_model_is_refused_and_nothing_is_said(model: Jamba) -> None:
     session = model.session(store=False)
     for token in (model.config.vocab_size, -1):
