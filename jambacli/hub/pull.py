@@ -332,9 +332,17 @@ def _local(text: str) -> Path | None:
             raise UsageError(f"{text} is a directory; make a .gguf of a checkpoint with: jamba convert {text}")
     except (OSError, ValueError):
         pass
-    if text.endswith(".gguf") and ":" not in text and ("/" not in text or text.startswith(("/", "./", "../", "~"))):
+    if _means_a_path(text):
         raise JambaError(f"{text}: no such file; a file of the hub is named OWNER/REPO/FILE.gguf")
     return None
+
+
+def _means_a_path(text: str) -> bool:
+    """Whether a file is meant that is not here. A repository may be called OWNER/REPO.gguf, but not beside a folder OWNER."""
+    if not text.endswith(".gguf") or ":" in text:
+        return False
+    folder, slash, _ = text.rpartition("/")
+    return not slash or text.startswith(("/", "./", "../", "~")) or ("/" not in folder and Path(folder).is_dir())
 
 
 def _register_path(store: Store, path: Path, request: Request) -> Entry:

@@ -193,11 +193,16 @@ def test_a_path_is_registered_in_place(tmp_path: Path, models: dict[str, bytes])
     [
         ("gone.gguf", "no such file"),
         ("./a/gone.gguf", "no such file"),
+        ("here/gone.gguf", "no such file"),
         ("", "'' is no model name"),
         (" ", "is no model name"),
     ],
 )
-def test_a_path_that_leads_nowhere_is_no_unknown_name(name: str, message: str) -> None:
+def test_a_path_that_leads_nowhere_is_no_unknown_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
     done = jamba("pull", name)
     assert done.returncode != 0 and message in done.stderr.decode() and done.stderr.count(b"\n") == 1
 
