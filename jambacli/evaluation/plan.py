@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from jambacli.errors import JambaError
 from jambacli.evaluation.machine import Device
 from jambacli.model.card_memory import CONTEXT_BYTES, CardSizes, beside_weights, card_sizes, guessed_sizes
-from jambacli.model.config import KV_TYPES, JambaConfig
+from jambacli.model.config import JambaConfig
 from jambacli.model.placement import CHUNKS, Placement, place, usable
 
 # Tokens that prefill takes through the layers at a time on the CPU.
@@ -48,7 +48,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes that ``ctx`` tokens take; ``kv`` for every KV type, the rest with ``kv_type``; ``fits`` one a device.
+    """Bytes that ``ctx`` tokens take; ``kv`` for each KV type of the model, the rest with ``kv_type``; ``fits`` one a device.
 
     ``scratch`` and ``total`` are the CPU's: cards, and plans for them, differ.
     """
@@ -75,8 +75,10 @@ def memory_plan(
     """The plan for ``ctx`` tokens: ``weights`` and ``expert_weights`` (those of them that are experts') in bytes.
 
     ``tensors`` (format, shape) by GGUF name, where they are known: a card's plan is then the one it will be loaded by.
+    UnsupportedError for a KV type the model cannot have.
     """
-    kv = {name: ctx * config.kv_bytes_per_token(name) for name in KV_TYPES}
+    config.check_kv_type(kv_type)
+    kv = {name: ctx * config.kv_bytes_per_token(name) for name in config.kv_types}
     state, scratch = config.state_bytes(), scratch_bytes(config)
     total = weights + kv[kv_type] + state + scratch
     ram = devices[0].available if devices else 0
@@ -121,7 +123,7 @@ def _on_cpu(config: JambaConfig, weights: int, ctx: int, kv_type: str, device: D
     else:
         verdict = "from disk" if moving <= device.available else "too big"
     room = device.available - weights - fixed
-    largest = {name: _largest(config, room, name) for name in KV_TYPES}
+    largest = {name: _largest(config, room, name) for name in config.kv_types}
     return Fit(device, verdict, spare, 0, _seconds(config, ctx, device), largest, largest)
 
 
@@ -151,8 +153,10 @@ def _on_card(config: JambaConfig, sizes: CardSizes, ctx: int, kv_type: str, devi
         other = _plan(config, sizes, tokens, kv_type, free)
         return other is not None and _in_ram(other) <= ram
 
-    largest = {name: _longest(config, name, whole) for name in KV_TYPES}
-    largest_offload = {name: _longest(config, name, offloaded) for name in KV_TYPES} if sizes.experts else largest
+    largest = {name: _longest(config, name, whole) for name in config.kv_types}
+    largest_offload = (
+        {name: _longest(config, name, offloaded) for name in config.kv_types} if sizes.experts else largest
+    )
     return Fit(device, verdict, spare, offload, _seconds(config, ctx, device), largest, largest_offload, cpu_kv)
 
 

@@ -65,6 +65,19 @@ class JambaConfig:
         """Bytes of one sequence's Mamba state: ssm [d_inner, d_state] and conv [d_inner, d_conv - 1] a layer, f32."""
         return self.n_mamba_layers * self.d_inner * (self.d_state + self.d_conv - 1) * 4
 
+    @property
+    def kv_types(self) -> list[str]:
+        """The KV_TYPES this model's keys and values can have: blocks of q8_0 are 32 values of one head."""
+        fits = self.head_dim % 32 == 0 or not self.n_attention_layers
+        return [name for name in KV_TYPES if fits or name != "q8_0"]
+
+    def check_kv_type(self, kv_type: str) -> None:
+        """UnsupportedError where ``kv_type``, one of KV_TYPES, is none of this model's."""
+        if kv_type not in self.kv_types:
+            raise UnsupportedError(
+                f"KV type {kv_type} needs heads of a multiple of 32 values; these have {self.head_dim}: use f16"
+            )
+
     def kv_bytes_per_token(self, kv_type: str = "f16") -> int:
         """Bytes of keys and values one token adds over all attention layers; ``kv_type`` is one of KV_TYPES."""
         return int(self.n_attention_layers * 2 * self.n_kv_heads * self.head_dim * KV_TYPES[kv_type])

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from jambacli.errors import JambaError, UnsupportedError, UsageError
+from jambacli.errors import JambaError, UsageError
 from jambacli.model.config import JambaConfig
 
 KV_DTYPES: dict[str, torch.dtype] = {
@@ -110,13 +110,8 @@ class SequenceState:
             raise UsageError(f"KV type {kv_type!r} is not one of {', '.join(KV_DTYPES)}")
         if ctx < 1:
             raise UsageError(f"a context of {ctx} tokens is none; give at least 1")
-        row = config.head_dim
-        if kv_type == "q8_0" and any(config.layer_is_attention):
-            if row % 32:
-                raise UnsupportedError(
-                    f"KV type q8_0 needs heads of a multiple of 32 values; these have {row}: use f16"
-                )
-            row = row // 32 * 34
+        config.check_kv_type(kv_type)
+        row = config.head_dim // 32 * 34 if kv_type == "q8_0" else config.head_dim
         self.ctx = ctx
         self.kv_type = kv_type
         self.device = torch.device(device)

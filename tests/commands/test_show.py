@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -126,10 +127,16 @@ def test_the_plan_follows_context_and_kv_type(tmp_path: Path, capsys: pytest.Cap
     assert [plan["kv"]["f16"] for plan in (at_model, longer, small)] == [n * 256 for n in (4096, 8192, 1000)]
     assert small["state"] == 7 * 128 * (16 + 3) * 4
     assert "more than the model's 4k" in page(capsys, path, "8k")
-    plan = described(capsys, path, "8k", "q8_0")["plan"]
+    wide = model(tmp_path / "w.gguf", dataclasses.replace(SHAPE, heads=2, kv_heads=1))
+    plan = described(capsys, wide, "8k", "q8_0")["plan"]
     assert plan["total"] == plan["weights"] + plan["kv"]["q8_0"] + plan["state"] + plan["scratch"]
     assert plan["fits"][0]["device"]["kind"] == "cpu"
     assert plan["fits"][0]["prefill_seconds"] > 0
+    # Heads of 16 have no blocks of q8_0: it is neither planned for nor offered, as it is refused when run.
+    assert all("q8_0" not in kinds for kinds in (at_model["kv"], at_model["fits"][0]["largest_ctx"]))
+    assert "q8_0" in page(capsys, wide) and "q8_0" not in page(capsys, path)
+    with pytest.raises(JambaError, match="multiple of 32 values; these have 16: use f16"):
+        show(str(path), ctx=None, kv_type="q8_0", as_json=False)
 
 
 @pytest.mark.parametrize(
