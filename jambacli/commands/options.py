@@ -128,7 +128,7 @@ class Given:
         with importing():
             from jambacli.engine.sampling import Sampling, parse_logit_bias
 
-        sampling = {
+        sampling: dict[str, Any] = {
             "temperature": self.temp,
             "top_p": self.top_p,
             "top_k": self.top_k,
