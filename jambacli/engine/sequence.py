@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from jambacli.errors import UsageError
+from jambacli.model.card_memory import CHECKPOINT_BYTES
 
 if TYPE_CHECKING:
     import torch
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 
 # A checkpoint every so many tokens of a long prefill, wherever no boundary falls.
 CHECKPOINT_STEP = 4096
-CHECKPOINT_BUDGET = 256 << 20
-
 
 #: Given how many tokens are about to be read, a context that yields "so many more are done" (see ``ui.progress``).
 Reading = Callable[[int], AbstractContextManager[Callable[[int], None]]]
@@ -241,7 +240,7 @@ class TokenSequence:
 
         The newest two always stay: they are what a regeneration and an edit of the last message go back to.
         """
-        while len(self.checkpoints) > 3 and sum(c.nbytes for c in self.checkpoints.values()) > CHECKPOINT_BUDGET:
+        while len(self.checkpoints) > 3 and sum(c.nbytes for c in self.checkpoints.values()) > CHECKPOINT_BYTES:
             at = self.positions
             gaps = {at[i]: at[i + 1] - (at[i - 1] if i else 0) for i in range(len(at) - 2)}
             least = min(gaps, key=lambda p: gaps[p])

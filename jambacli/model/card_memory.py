@@ -36,8 +36,8 @@ ALIGNED = 256
 CONTEXT_BYTES = 450_000_000
 # What comes later: cuBLAS with its workspace, compiled kernels, recorded graphs.
 _LIBRARY_BYTES = 250_000_000
-# Copies of the recurrent state to go back to, which lie beside the state (engine.sequence keeps to this much).
-_CHECKPOINT_BYTES = 256 << 20
+#: What copies of the recurrent state to go back to may take, which lie beside the state.
+CHECKPOINT_BYTES = 256 << 20
 
 # Matrices that kernels read; every other tensor is a few values.
 _MATRICES = (
@@ -151,7 +151,7 @@ def beside_weights(
     c = config
     kv = ctx * c.kv_bytes_per_token(kv_type)
     runs = -(-ctx // SPLIT) * c.n_heads * (c.head_dim + 2) * 4 * c.n_attention_layers
-    stays = c.state_bytes() + _CHECKPOINT_BYTES + _LIBRARY_BYTES + _step_bytes(c)
+    stays = c.state_bytes() + CHECKPOINT_BYTES + _LIBRARY_BYTES + _step_bytes(c)
     stays += 0 if cpu_kv else kv + runs
     stays += 2 * slot(sizes, behind)
     copy = max((sizes.copy[i] for i in behind), default=0)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from jambacli.errors import JambaError, UsageError
+from jambacli.kernels.triton.limits import PIECE
 from jambacli.model.card_memory import CardSizes, beside_weights, slot
 from jambacli.model.config import JambaConfig
 from jambacli.units import format_bytes
@@ -22,8 +23,6 @@ PREFILL_CHUNK = 4096
 CHUNKS = (PREFILL_CHUNK, 2048, 1024, 512)
 # Of what is free on a card, this much is left alone: other programs, fragmentation, the display.
 _RESERVE = 384 << 20
-# One of the two page-locked buffers that weights, and keys and values, go through (``transfer.PIECE``).
-_PIECE = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ def place(
         behind = order[:n]
         host = sum(sizes.experts[layer] for layer in behind)
         moving = beside_weights(config, sizes, ctx, kv_type, chunk, behind, cpu_kv=cpu_kv)
-        pinned = 2 * slot(sizes, behind) + 2 * _PIECE
+        pinned = 2 * slot(sizes, behind) + 2 * PIECE
         plan = Placement(
             budget, sizes.total - host, moving, host, frozenset(behind), most, kv if cpu_kv else 0, chunk, pinned
         )

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 
 from jambacli import ui
+from jambacli.kernels.triton.limits import PIECE
 
-#: Bytes of one of the two buffers that large tensors go through.
-PIECE = 32 << 20
 _warned = False
 
 

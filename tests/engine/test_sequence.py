@@ -105,7 +105,7 @@ def test_a_full_context_is_refused_and_changes_nothing() -> None:
 def test_checkpoints_are_thinned_to_their_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     seq, tokens = fresh(), ids(600)
     one = small_model().model.new_state(8).snapshot().nbytes
-    monkeypatch.setattr(sequence_module, "CHECKPOINT_BUDGET", 6 * one)
+    monkeypatch.setattr(sequence_module, "CHECKPOINT_BYTES", 6 * one)
     seq.advance(tokens, boundaries=range(10, 600, 10))
     assert len(seq.positions) <= 6
     assert seq.positions[-2:] == [580, 590]

@@ -66,7 +66,7 @@ def test_a_plan_is_enough(quant: str, behind: int, cpu_kv: bool, monkeypatch: py
     config = JambaConfig.from_hf(SHAPE)
     tensors = _tensors(config, quant)
     # What is not simulated: CUDA's libraries, and checkpoints that nobody makes here. What does not shrink with a model.
-    for name in ("_LIBRARY_BYTES", "_CHECKPOINT_BYTES"):
+    for name in ("_LIBRARY_BYTES", "CHECKPOINT_BYTES"):
         monkeypatch.setattr(card_memory, name, 0)
     for module in (card_memory, repack):
         monkeypatch.setattr(module, "REPACK_VALUES", 1 << 22)

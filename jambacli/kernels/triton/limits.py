@@ -15,6 +15,8 @@ REPACK_VALUES = 1 << 24
 MASK_VALUES = 1 << 24
 #: Values of a cache converted at once where attention does not read keys and values as they are stored.
 CONVERT_VALUES = 1 << 24
+#: Bytes of one of the two page-locked buffers that weights, and keys and values, go through on their way to a card.
+PIECE = 32 << 20
 #: Keys in a run of a decode step's attention.
 SPLIT = 256
 #: Tokens in a chunk of the scan; sequences up to twice as long are one chunk.
