@@ -15,6 +15,7 @@ from typing import Annotated, Any, NoReturn, TextIO
 import typer
 
 from jambacli import __version__, ui
+from jambacli.commands.options import Quiet
 from jambacli.errors import JambaError
 from jambacli.startup import importing
 
@@ -74,7 +75,7 @@ def _version(value: bool) -> None:
 
 
 def options(
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes on stderr.")] = False,
+    quiet: Quiet = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")

@@ -13,6 +13,7 @@ from jambacli.errors import UsageError
 from jambacli.startup import importing
 
 
+@o.hushes
 @o.generates
 def ask(
     files: Annotated[
@@ -33,11 +34,8 @@ def ask(
     model: r.Model = None,
     *,
     given: o.Given,
-    quiet: r.Quiet = False,
 ) -> None:
     """Ask about documents. They are read once; every later question, in any process, costs only itself."""
-    if quiet:
-        ui.set_quiet(True)
     output = r.output_path(output)
     with importing():
         from jambacli.engine.tasks import ask_documents, question_text

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _COMPARE = ("llama.cpp",)
 
 
+@o.hushes
 def bench(
     name: Annotated[
         str | None, typer.Argument(metavar="[MODEL]", help="A name or a .gguf; left out: synthetic.")

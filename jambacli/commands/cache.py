@@ -34,6 +34,7 @@ def stats(as_json: Annotated[bool, typer.Option("--json", help="For programs.")]
 
 
 @app.command()
+@o.hushes
 def clear(
     document: Annotated[Path | None, typer.Option("--document", help="Only what was read of this file.")] = None,
 ) -> None:

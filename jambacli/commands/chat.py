@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from jambacli.engine.chat import Chat
 
 
+@o.hushes
 @o.generates
 def chat(
     name: Annotated[

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from jambacli import ui
+from jambacli.commands import options as o
 from jambacli.units import format_bytes, format_seconds, parse_size
 
 
@@ -23,6 +24,7 @@ class Type(StrEnum):
     q8_0 = "q8_0"
 
 
+@o.hushes
 def convert(
     source: Annotated[
         str, typer.Argument(metavar="SRC", help="A checkpoint directory, or a hub repository as OWNER/NAME.")

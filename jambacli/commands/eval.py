@@ -31,6 +31,7 @@ Limit = Annotated[str | None, typer.Option("--tokens", "-n", help="Read at most 
 
 
 @app.command()
+@o.hushes
 @o.measures
 def perplexity(
     models: Annotated[
@@ -62,6 +63,7 @@ def perplexity(
 
 
 @app.command()
+@o.hushes
 @o.measures
 def kl(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The model to judge, e.g. a quantized one.")],
@@ -107,6 +109,7 @@ def kl(
 
 
 @app.command()
+@o.hushes
 @o.measures
 def needle(
     model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="A name or a .gguf; none: as in run.")] = None,

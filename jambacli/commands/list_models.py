@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jambacli import ui
+from jambacli.commands import options as o
 from jambacli.errors import JambaError
 from jambacli.units import format_bytes, format_context, format_count
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from jambacli.hub.store import Entry
 
 
+@o.hushes
 def list_models(
     as_json: Annotated[bool, typer.Option("--json", help="Everything as one JSON object.")] = False,
 ) -> None:

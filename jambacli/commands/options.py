@@ -93,6 +93,8 @@ NoStore = Annotated[
     bool, typer.Option("--no-store", help="Keep nothing of the text or its state on disk.", rich_help_panel=_RUNTIME)
 ]
 
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes on stderr.")]
+
 MAX_INPUT = 256 << 20
 
 
@@ -210,6 +212,23 @@ def _takes(group: type[Any], parameter: str) -> Callable[[Callable[..., None]], 
 
 generates = _takes(Given, "given")
 measures = _takes(Where, "where")
+
+
+def hushes(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command ``--quiet`` of its own, so that it may stand behind the command as well as before it."""
+    signature = inspect.signature(command, eval_str=True)
+    option = inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Quiet)
+
+    @functools.wraps(command)
+    def hushed(*values: Any, quiet: bool = False, **named: Any) -> None:
+        if quiet:
+            ui.set_quiet(True)
+        command(*values, **named)
+
+    hushed.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*signature.parameters.values(), option]
+    )
+    return hushed
 
 
 def model_path(name: str | None) -> Path:

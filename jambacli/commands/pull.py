@@ -25,6 +25,7 @@ class _Instead(Exception):
         self.name = name
 
 
+@o.hushes
 def pull(
     name: Annotated[
         str,

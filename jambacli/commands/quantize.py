@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from jambacli import ui
+from jambacli.commands import options as o
 from jambacli.errors import JambaError, UsageError
 from jambacli.kernels import MAX_THREADS
 from jambacli.units import counted, format_bytes, format_seconds, parse_size
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+@o.hushes
 def quantize(
     source: Annotated[
         str, typer.Argument(metavar="IN.gguf", help="The model: a file, any part of a split one, or a pulled name.")

@@ -42,7 +42,6 @@ Output = Annotated[
     Path | None,
     typer.Option("--output", "-o", metavar="FILE", help="Write the answer to a file; - is standard output."),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes on stderr.")]
 
 # Reading shorter than this is not worth a line.
 _WORTH_SAYING = 256

@@ -7,10 +7,12 @@ from typing import Annotated
 import typer
 
 from jambacli import ui
+from jambacli.commands import options as o
 from jambacli.errors import JambaError, UsageError
 from jambacli.units import format_bytes
 
 
+@o.hushes
 def rm(
     names: Annotated[
         list[str] | None, typer.Argument(metavar="MODEL...", help="Pulled names, as jamba list has them.")

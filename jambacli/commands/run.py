@@ -16,6 +16,7 @@ from jambacli.commands.reply import figures_of_reply, show_stats, stream, write
 from jambacli.errors import UsageError
 
 
+@o.hushes
 @o.generates
 def run(
     first: Annotated[

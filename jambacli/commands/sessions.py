@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from jambacli import ui
+from jambacli.commands import options as o
 from jambacli.errors import UsageError
 from jambacli.units import counted
 
@@ -21,6 +22,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="A session's name.")]
 
 
 @app.command("list")
+@o.hushes
 def list_(as_json: Json = False) -> None:
     """All sessions, the most recently used first."""
     from jambacli.engine import saved
@@ -74,6 +76,7 @@ def show(name: Name, as_json: Json = False) -> None:
 
 
 @app.command()
+@o.hushes
 def rm(
     names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Sessions to remove.")] = None,
     unnamed: Annotated[bool, typer.Option("--unnamed", help="All that were given no name.")] = False,
@@ -94,6 +97,7 @@ def rm(
 
 
 @app.command()
+@o.hushes
 def export(
     name: Name,
     output: Annotated[
@@ -113,6 +117,7 @@ def export(
 
 
 @app.command("import")
+@o.hushes
 def import_(
     path: Annotated[Path, typer.Argument(metavar="FILE", help="An archive made by export.")],
     name: Annotated[str | None, typer.Option("--name", help="Another name for it here.")] = None,

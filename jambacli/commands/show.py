@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from jambacli.weights.summary import Summary
 
 
+@o.hushes
 def show(
     model: Annotated[
         str | None,

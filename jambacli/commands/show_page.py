@@ -26,7 +26,7 @@ _VERDICTS = {
     "fits": ("green", "✓", "fits, {spare} to spare"),
     "tight": ("yellow", "~", "tight: {short} more than is free now; close other programs"),
     "experts in RAM": ("yellow", "~", "with {offload} of the experts in RAM"),
-    "from disk": ("red", "✗", "too small: weights would be re-read from disk, slowly"),
+    "from disk": ("red", "✗", "too small: {what} would be re-read from disk, slowly"),
     "too big": ("red", "✗", "too small by {short}"),
 }
 _MARGIN = 10
@@ -241,7 +241,10 @@ def _device(page: _Page, plan: Plan, fit: Fit) -> None:
     device = fit.device
     style, mark, words = _VERDICTS[fit.verdict]
     verdict = words.format(
-        spare=format_bytes(fit.spare), short=format_bytes(-fit.spare), offload=format_bytes(fit.offload)
+        spare=format_bytes(fit.spare),
+        short=format_bytes(-fit.spare),
+        offload=format_bytes(fit.offload),
+        what=f"{format_bytes(fit.offload)} of experts" if fit.offload else "weights",
     )
     if fit.cpu_kv:
         verdict += "; with --cpu-kv its experts and keys and values fit, in RAM"
@@ -262,7 +265,7 @@ def _device(page: _Page, plan: Plan, fit: Fit) -> None:
         page.print(f"  reading {format_context(plan.ctx)} tokens {takes} {time} ({source})")
     if fit.spare < 0:
         _longest(page, "longest context that fits now", fit.largest_ctx)
-    if fit.verdict in ("tight", "too big") and fit.largest_ctx_offload != fit.largest_ctx:
+    if fit.verdict not in ("fits", "experts in RAM") and fit.largest_ctx_offload != fit.largest_ctx:
         _longest(page, "longest with experts in RAM", fit.largest_ctx_offload)
 
 

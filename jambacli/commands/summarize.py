@@ -12,6 +12,7 @@ from jambacli.commands import reading as r
 from jambacli.startup import importing
 
 
+@o.hushes
 @o.generates
 def summarize(
     files: Annotated[
@@ -29,11 +30,8 @@ def summarize(
     model: r.Model = None,
     *,
     given: o.Given,
-    quiet: r.Quiet = False,
 ) -> None:
     """Summarize documents; what was read is kept, and what is longer than the context is read in passes."""
-    if quiet:
-        ui.set_quiet(True)
     output = r.output_path(output)
     with importing():
         from jambacli.engine.tasks import Wish, summarize_documents

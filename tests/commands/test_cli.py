@@ -141,6 +141,32 @@ def test_a_librarys_warning_is_one_line_without_its_place(model: str, monkeypatc
 
 
 @pytest.mark.parametrize(
+    "command",
+    [
+        ["run", "hello", "-n", "1"],
+        ["chat", "-n", "1"],
+        ["ask", __file__, "Who?", "-n", "1", "--ctx", "16k"],
+        ["quantize", "MODEL", "OUT", "--type", "q4_k_m", "--allow-requantize"],
+        ["pull", "jamba:tiny"],
+        ["eval", "perplexity", "-n", "8"],
+        ["list"],
+        ["show"],
+        ["cache", "clear"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_quiet_may_stand_before_and_behind_a_command(model: str, tmp_path: Path, command: list[str]) -> None:
+    def said(*words: str) -> bytes:
+        named = {"MODEL": model, "OUT": str(tmp_path / f"{len(list(tmp_path.iterdir()))}.gguf")}
+        done = jamba(*[named.get(word, word) for word in words], stdin=b"hello\n" if "chat" in words else None)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    assert said(*command) != b""
+    assert said("-q", *command) == said(*command, "-q") == said(*command, "--quiet") == b""
+
+
+@pytest.mark.parametrize(
     ("words", "wrong", "group"),
     [
         (["nosuch"], "'nosuch'", ""),
