@@ -26,7 +26,7 @@ _VERDICTS = {
     "fits": ("green", "✓", "fits, {spare} to spare"),
     "tight": ("yellow", "~", "tight: {short} more than is free now; close other programs"),
     "experts in RAM": ("yellow", "~", "with {offload} of the experts in RAM"),
-    "from disk": ("red", "✗", "too small: {what} would be re-read from disk, slowly"),
+    "from disk": ("red", "✗", "too small{what} would be re-read from disk, slowly"),
     "too big": ("red", "✗", "too small by {short}"),
 }
 _MARGIN = 10
@@ -244,7 +244,7 @@ def _device(page: _Page, plan: Plan, fit: Fit) -> None:
         spare=format_bytes(fit.spare),
         short=format_bytes(-fit.spare),
         offload=format_bytes(fit.offload),
-        what=f"{format_bytes(fit.offload)} of experts" if fit.offload else "weights",
+        what=f", RAM too: {format_bytes(fit.offload)} of experts" if fit.offload else ": weights",
     )
     if fit.cpu_kv:
         verdict += "; with --cpu-kv its experts and keys and values fit, in RAM"

@@ -28,9 +28,10 @@ class Fit:
     """How a plan sits on one device.
 
     ``verdict``: "fits" in what is free; "tight": in the memory there is, but not in what is free now; "experts in RAM":
-    on a card with the experts of some layers (``offload`` bytes) left in RAM; "from disk": the CPU must re-read weights that
-    RAM cannot hold; "too big". ``spare`` is free memory less all that is needed, negative when short. ``prefill_seconds`` is
-    the time at the device's full rate, which only the first two verdicts let it reach; None where that is unknown.
+    on a card with the experts of some layers (``offload`` bytes) left in RAM; "from disk": weights that RAM cannot hold,
+    on a card the experts left behind (``offload`` too), are read again and again; "too big". ``spare`` is free memory less
+    all that is needed, negative when short. ``prefill_seconds`` is the time at the device's full rate, which only the
+    first two verdicts let it reach; None where that is unknown.
     ``cpu_kv``: too big for this card, but not with keys and values in RAM (--cpu-kv), experts too where they must.
     ``largest_ctx`` is the longest context that fits in what is free, by KV type, at most the model's own;
     ``largest_ctx_offload`` the same of a card with experts left in RAM where they must, so never shorter there.
@@ -130,16 +131,14 @@ def _on_cpu(config: JambaConfig, weights: int, ctx: int, kv_type: str, device: D
 def _on_card(config: JambaConfig, sizes: CardSizes, ctx: int, kv_type: str, device: Device, ram: int) -> Fit:
     """What ``place`` will decide once a process has its context on the card, which takes of what is free now."""
     free = device.available - CONTEXT_BYTES
-    plan, offload = _plan(config, sizes, ctx, kv_type, free), 0
-    if plan is not None and not plan.host_layers:
-        verdict, spare = "fits", plan.spare
+    plan = _plan(config, sizes, ctx, kv_type, free)
+    roomy = _plan(config, sizes, ctx, kv_type, device.total - CONTEXT_BYTES)
+    verdict = _card_verdict(plan, roomy, ram)
+    if plan is not None and verdict == "fits":
+        spare = plan.spare
     else:
         spare = usable(free) - sizes.total - _beside(config, sizes, ctx, kv_type)
-        if plan is not None and _in_ram(plan) <= ram:
-            verdict, offload = "experts in RAM", plan.host
-        else:
-            roomy = _plan(config, sizes, ctx, kv_type, device.total - CONTEXT_BYTES)
-            verdict = "tight" if roomy is not None and not roomy.host_layers else "too big"
+    offload = plan.host if plan is not None and verdict in ("experts in RAM", "from disk") else 0
     cpu_kv = False
     if verdict == "too big" and config.n_attention_layers:
         other = _plan(config, sizes, ctx, kv_type, free, cpu_kv=True)
@@ -158,6 +157,17 @@ def _on_card(config: JambaConfig, sizes: CardSizes, ctx: int, kv_type: str, devi
         {name: _longest(config, name, offloaded) for name in config.kv_types} if sizes.experts else largest
     )
     return Fit(device, verdict, spare, offload, _seconds(config, ctx, device), largest, largest_offload, cpu_kv)
+
+
+def _card_verdict(plan: Placement | None, roomy: Placement | None, ram: int) -> str:
+    """``plan``: for what is free on the card; ``roomy``: if all of it were; ``ram``: bytes free there."""
+    if plan is not None and not plan.host_layers:
+        return "fits"
+    if plan is not None and _in_ram(plan) <= ram:
+        return "experts in RAM"
+    if roomy is not None and not roomy.host_layers:
+        return "tight"
+    return "too big" if plan is None else "from disk"
 
 
 def _in_ram(plan: Placement) -> int:

@@ -107,7 +107,11 @@ def test_keys_and_values_in_ram_are_named_where_they_are_what_helps() -> None:
 
 
 def test_experts_stay_in_ram_only_where_ram_has_room() -> None:
-    assert plan(device("cpu", 8), device("cuda", 24)).fits[1].verdict == "too big"
+    """Where it has none they are loaded all the same, as any weights are: from the file, whenever they are needed."""
+    short = plan(device("cpu", 8), device("cuda", 24)).fits[1]
+    assert short.verdict == "from disk" and short.offload > 8 * GB
+    assert plan(device("cpu", 8), device("cuda", 6)).fits[1].verdict == "too big"
+    assert plan(device("cpu", 8), device("cuda", 48, 24)).fits[1].verdict == "tight"
 
 
 def test_the_largest_context_is_one_that_fits_and_no_smaller() -> None:
