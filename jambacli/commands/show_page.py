@@ -211,7 +211,7 @@ def _memory(page: _Page, s: Summary, plan: Plan) -> None:
         ("weights", plan.weights, "mapped from the file"),
         (f"KV {plan.kv_type}", used, f"{_per_token(per_token)} a token · {others}"),
         ("Mamba", plan.state, "whatever the context"),
-        ("scratch", plan.scratch, "estimated"),
+        ("scratch", plan.scratch, "estimated" if len(plan.fits) == 1 else "estimated, on the CPU"),
     )
     title = f"memory at {format_context(plan.ctx)} tokens of context"
     if plan.ctx > s.config.context_length:

@@ -99,14 +99,13 @@ def judge(
     share = experts / weights
     longest_ctx = config.context_length
 
-    def planned(nbytes: int, tokens: int) -> Plan:
-        own = tensors if nbytes == weights else None
+    def planned(nbytes: int, tokens: int, own: Mapping[str, tuple[str, tuple[int, ...]]] | None = None) -> Plan:
         return memory_plan(config, nbytes, int(share * nbytes), tokens, kv_type, devices, own)
 
-    plan = planned(weights, ctx or longest_ctx)
+    plan = planned(weights, ctx or longest_ctx, tensors)
     longest = max((fit.largest_ctx_offload[kv_type] for fit in plan.fits), default=0)
     if ctx is None and not _good(plan) and longest:
-        plan = planned(weights, longest)
+        plan = planned(weights, longest, tensors)
     if _good(plan):
         return Fit(name, size, left, plan, True, longest, ())
     smaller = [o for o in same if o.size < size and _good(planned(o.size, ctx or 4096))]

@@ -121,12 +121,11 @@ def obtain(store: Store, name: str, found: Found, request: Request, decide: Call
                     raise JambaError(f"{name} is no model that runs here: {error}; nothing was kept") from error
                 weights, experts = seen.weight_bytes, seen.expert_bytes
                 others = found.others
-                decide(
-                    fit(
-                        name, seen.config, weights, experts, size=size, left=left, others=others, request=request,
-                        tensors=seen.tensors,
-                    )
+                judged = fit(
+                    name, seen.config, weights, experts, size=size, left=left, others=others, request=request,
+                    tensors=seen.tensors,
                 )  # fmt: skip
+                decide(judged)
             digests = _fetch_all(client, name, found.remotes, targets)
         summary = _sound(targets[0], folder)
         files = [
