@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -61,7 +62,7 @@ def pull(
         entry = _pull(name, request, yes)
     except _Instead as chosen:
         entry = _pull(chosen.name, hub.Request(None, None, own_name, request.ctx, kv_type), yes)
-    ui.note(f"{entry.name} is ready: jamba run {entry.name}")
+    ui.note(f"{entry.name} is ready: jamba run {shlex.quote(entry.name)}")
 
 
 def _pull(name: str, request: Request, yes: bool) -> Entry:

@@ -284,6 +284,16 @@ def test_the_model_in_the_box_has_a_name(own_home: Path, jamba: Jamba, capsys: p
     assert "not here yet" in capsys.readouterr().err
 
 
+def test_a_name_with_spaces_can_be_pasted_into_a_shell(
+    jamba: Jamba, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "someone/repo/my model.gguf"
+    entry = Entry(name, {}, (), None, "Q4_K", 4096, 1, 0.0)
+    monkeypatch.setattr("jambacli.hub.pull.pull", lambda *_: entry)
+    assert jamba("pull", name) == 0
+    assert f"{name} is ready: jamba run '{name}'\n" == capsys.readouterr().err
+
+
 def test_what_was_converted_to_be_run_is_told_and_can_be_freed(
     tmp_path: Path, own_home: Path, jamba: Jamba, capsys: pytest.CaptureFixture[str]
 ) -> None:
