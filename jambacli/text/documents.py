@@ -16,9 +16,10 @@ from pathlib import Path
 
 from jambacli.errors import BadFileError, JambaError
 from jambacli.text.extract.pieces import MAX_TEXT, Piece, parts_of_lines
-from jambacli.text.extract.plain import decode
+from jambacli.text.extract.plain import EmptyFileError, decode
 from jambacli.text.extract.sandbox import Sandbox
 from jambacli.text.sources import STDIN, Sources, expand, shown
+from jambacli.units import counted
 
 #: The largest file opened at all: of text (and HTML), and of the formats that pack it.
 MAX_TEXT_FILE, MAX_PACKED_FILE = MAX_TEXT, 1 << 30
@@ -73,14 +74,14 @@ def read_documents(
 ) -> list[Document]:
     """The documents that ``sources`` (or the arguments they come from) stand for, in order.
 
-    ``done`` is called after each file. A fault in a file found in a directory or by a glob goes to ``problem`` and the file
-    is left out. Raises JambaError for a fault in a file named by itself, once every other one has been looked at, and
-    when nothing is left.
+    ``done`` is called after each file. A fault in a file found in a directory or by a glob goes to ``problem`` at the end,
+    and the file is left out; several empty files are one line. Raises JambaError for a fault in a file named by itself,
+    once every other one has been looked at, and when nothing is left.
     """
     chosen = sources if isinstance(sources, Sources) else expand(sources)
     documents: list[Document] = []
     faults: list[JambaError] = []
-    left_out = 0
+    left_out: list[JambaError] = []
     with Sandbox() as sandbox:
         for path in chosen.paths:
             try:
@@ -89,15 +90,20 @@ def read_documents(
                 if path is None or path in chosen.named:
                     faults.append(error)
                 else:
-                    left_out += 1
-                    problem(f"{error}; left out")
+                    left_out.append(error)
             done(1)
+    empty = [fault for fault in left_out if isinstance(fault, EmptyFileError)]
+    if len(empty) > 1:
+        problem(f"{counted(len(empty), 'empty file')} left out")
+    for fault in left_out:
+        if len(empty) < 2 or fault not in empty:
+            problem(f"{fault}; left out")
     for fault in faults[:-1]:
         problem(str(fault))
     if faults:
         raise faults[-1]
     if not documents:
-        raise JambaError(f"none of the {left_out:,} files could be read; the lines above say why")
+        raise JambaError(f"none of the {len(left_out):,} files could be read; the lines above say why")
     return documents
 
 
@@ -158,6 +164,8 @@ def _from_bytes(data: bytes, name: str, sandbox: Sandbox | None) -> Document:
 
 def _kind(head: bytes, path: Path | None, name: str, data: bytes | None = None) -> str:
     """ "pdf", "docx", "html" or "text", by content before name. Raises BadFileError for known kinds that hold no text."""
+    if not head:
+        raise EmptyFileError(name)
     suffix = path.suffix.lower() if path is not None else ""
     if b"%PDF-" in head[:1024]:
         return "pdf"
@@ -167,7 +175,7 @@ def _kind(head: bytes, path: Path | None, name: str, data: bytes | None = None) 
         return _zip_kind(path, name, data, head)
     if suffix == ".pdf":
         if not head.strip():
-            raise BadFileError(name, "is empty; there is nothing to read in it")
+            raise EmptyFileError(name)
         raise BadFileError(name, "is no PDF, whatever its name says; export it again")
     start = head[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if suffix in _HTML or start.startswith((b"<!doctype html", b"<html")):
@@ -179,7 +187,7 @@ def _zip_kind(path: Path | None, name: str, data: bytes | None, head: bytes) -> 
     import io
 
     if not head.strip():
-        raise BadFileError(name, "is empty; there is nothing to read in it")
+        raise EmptyFileError(name)
     try:
         with zipfile.ZipFile(path if path is not None else io.BytesIO(data or b"")) as archive:
             members = archive.namelist()

@@ -282,10 +282,10 @@ def test_many_files_that_cannot_be_read_are_not_all_named(model: str, tmp_path: 
     folder = tmp_path / "scans"
     folder.mkdir()
     for i in range(60):
-        (folder / f"{i}.txt").touch()
+        (folder / f"{i}.txt").write_bytes(b"\x00\x01" * 100)
     (folder / "r.txt").write_text("42 herons.", encoding="utf-8")
     err = run("ask", str(folder), "How many?", "-m", model, "-n", "2").stderr.decode()
-    assert err.count("is empty") == 20 and "warning: 40 more files could not be read" in err
+    assert err.count("is binary") == 20 and "warning: 40 more files could not be read" in err
 
 
 def test_what_interrupts_an_answer_leaves_an_older_file_alone(

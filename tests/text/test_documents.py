@@ -245,6 +245,22 @@ def test_faults_in_a_directory_are_told_and_passed_over(tmp_path: Path) -> None:
         read_documents([str(tmp_path / "good.txt"), str(tmp_path / "bad.txt")])
 
 
+def test_empty_files_in_a_directory_are_one_line_and_one_alone_is_named(tmp_path: Path) -> None:
+    write(tmp_path, "good.py", "text")
+    write(tmp_path, "a/__init__.py", "")
+    told: list[str] = []
+    read_documents([str(tmp_path)], problem=told.append)
+    assert len(told) == 1 and "__init__.py: is empty" in told[0]
+    for name in ("b/__init__.py", "c.html", "d.docx", "e.txt"):
+        write(tmp_path, name, "\n" if name == "e.txt" else "")
+    write(tmp_path, "bad.txt", b"\x00\x01" * 100)
+    told.clear()
+    assert len(read_documents([str(tmp_path)], problem=told.append)) == 1
+    assert told[0] == "5 empty files left out" and len(told) == 2 and "bad.txt" in told[1]
+    with pytest.raises(JambaError, match=r"__init__\.py: is empty"):
+        read_documents([str(tmp_path / "good.py"), str(tmp_path / "a/__init__.py")])
+
+
 def test_urls_are_not_fetched_and_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nothing is fetched: download it"):
         expand(["https://example.com/a.pdf"])

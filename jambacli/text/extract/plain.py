@@ -41,6 +41,13 @@ _WESTERN = frozenset(
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 
 
+class EmptyFileError(BadFileError):
+    """A file without any text, such as many a package's ``__init__.py``."""
+
+    def __init__(self, name: object) -> None:
+        super().__init__(name, "is empty; there is nothing to read in it")
+
+
 def foreign(data: bytes) -> str | None:
     """What a file that begins with ``data`` is, if it is known and no text; None otherwise."""
     return next((what for magic, what in _MAGIC if data.startswith(magic)), None)
@@ -49,10 +56,10 @@ def foreign(data: bytes) -> str | None:
 def decode(data: bytes, name: str) -> tuple[str, str | None]:
     """The text of ``data`` with ``\\n`` line ends, and a remark where its encoding had to be guessed.
 
-    Raises BadFileError, naming ``name``, when it is empty, binary or in no encoding that can be told.
+    Raises EmptyFileError, or BadFileError naming ``name`` when it is binary or in no encoding that can be told.
     """
     if not data.strip():
-        raise BadFileError(name, "is empty; there is nothing to read in it")
+        raise EmptyFileError(name)
     if (what := foreign(data)) is not None:
         raise BadFileError(name, f"is {what}")
     text, remark = _decoded(data, name)
@@ -61,7 +68,7 @@ def decode(data: bytes, name: str) -> tuple[str, str | None]:
         raise BadFileError(name, "is binary, not text; convert it to text, .pdf or .docx first")
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\x00", "")
     if not text.strip():
-        raise BadFileError(name, "is empty; there is nothing to read in it")
+        raise EmptyFileError(name)
     return text, remark
 
 
