@@ -70,10 +70,15 @@ def atomic_write(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
         sync_directory(place.parent)
 
 
+def path_of(text: str) -> Path:
+    """The path that a person wrote, ``~`` expanded; that of an unknown ~user stands as it is, and leads nowhere."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111 - Path's own raises RuntimeError there
+
+
 def jamba_home() -> Path:
     """Where models, sessions and prefixes live: ``JAMBA_HOME`` or the platform's user cache directory."""
     if home := os.environ.get("JAMBA_HOME"):
-        return Path(home).expanduser()
+        return path_of(home)
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("jamba", appauthor=False))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from jambacli import ui
 from jambacli.errors import JambaError, UsageError
+from jambacli.files import path_of
 from jambacli.weights.checkpoint import INDEX, no_weights, read_json
 from jambacli.weights.convert import check_config
 from jambacli.weights.gguf_values import shown
@@ -39,7 +40,7 @@ def find_checkpoint(source: str) -> Path:
 
     Raises UsageError for a name that is neither, JambaError where the hub cannot or will not hand it over.
     """
-    path = Path(source).expanduser()
+    path = path_of(source)
     try:
         is_folder, is_file = path.is_dir(), path.is_file()
     except (OSError, ValueError):  # too long, or with a zero byte: no file has that name

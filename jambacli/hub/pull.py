@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from jambacli import ui
 from jambacli.errors import BadFileError, JambaError, UnsupportedError, UsageError
+from jambacli.files import path_of
 from jambacli.hub import choose, download, huggingface, ollama
 from jambacli.hub import preview as previews
 from jambacli.hub.aliases import SHORT, load_table
@@ -323,7 +324,7 @@ def _local(text: str) -> Path | None:
     """The file here that ``text`` is the path of, None where it is a name. JambaError for a path that leads to none."""
     if not text.strip():
         return None
-    path = Path(text).expanduser() if not text.startswith("~") or "/" in text else Path(text)
+    path = path_of(text)
     try:
         if path.is_file():
             return path

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from jambacli.errors import JambaError, UsageError
+from jambacli.files import path_of
 from jambacli.hub.box import NAME, is_in_the_box, path_in_the_box
 from jambacli.hub.names import Hub, Name, looks_like_name, parse_name
 from jambacli.hub.store import Entry, Store
@@ -17,7 +17,7 @@ def resolve_model(name: str) -> Path:
 
     Raises JambaError when it means none: one line that says how to get it, or which names are near.
     """
-    path = _as_path(name)
+    path = path_of(name)
     if name and _exists(path):
         return path
     store = Store()
@@ -70,7 +70,7 @@ def find_named(store: Store, name: Name) -> Entry | None:
 
 def is_model_name(text: str) -> bool:
     """Whether ``text`` is meant as a model, not as words: a .gguf path (there or not), a checkpoint, or a model's name."""
-    path = _as_path(text)
+    path = path_of(text)
     if not text or "\n" in text:
         return False
     if path.suffix == ".gguf" or _exists(path / "config.json"):
@@ -98,7 +98,7 @@ def remember_used(model: str | Path) -> None:
     """Note that ``model`` (a name or a path) is used now, for ``last_used`` and ``jamba list``."""
     store = Store()
     text = str(model)
-    path = _as_path(text)
+    path = path_of(text)
     if text and _exists(path):
         where = path.absolute()
         for entry in store.entries():
@@ -143,10 +143,6 @@ def _same(one: Path, other: Path) -> bool:
         return one.samefile(other)
     except OSError:
         return False
-
-
-def _as_path(text: str) -> Path:
-    return Path(os.path.expanduser(text))  # noqa: PTH111 - unlike Path's, it lets an unknown ~user stand
 
 
 def _looks_like_a_path(name: str) -> bool:

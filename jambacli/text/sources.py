@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jambacli.errors import JambaError, UsageError
+from jambacli.files import path_of
 from jambacli.text.ignore import Ignored
 
 STDIN = "standard input"
@@ -58,7 +59,7 @@ def expand(arguments: Sequence[str]) -> Sources:
         if argument == "-":
             stdin = True
             continue
-        path = Path(argument).expanduser()
+        path = path_of(argument)
         if _is_folder(path):
             inside, others = _walk(path)
             passed_over += others

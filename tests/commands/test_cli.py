@@ -35,6 +35,22 @@ def test_closed_streams_are_no_reason_to_fail(model: str, closed: str, told: boo
     assert bool(done.stdout) == told
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full on this platform")
+def test_notes_that_cannot_be_written_cost_no_answer(model: str) -> None:
+    with Path("/dev/full").open("wb") as full:
+        for words in (["run", "hello", "-n", "3", "--temp", "0", "--stats"], ["show", "nowhere.gguf"]):
+            done = subprocess.run(
+                [sys.executable, "-m", "jambacli", *words],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=full,
+                check=False,
+            )
+            as_ever = jamba(*words)
+            assert as_ever.stderr  # else this shows nothing
+            assert (done.returncode, done.stdout) == (as_ever.returncode, as_ever.stdout)
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_json_is_json_in_any_encoding(model: str, encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONIOENCODING", encoding)
@@ -182,3 +198,20 @@ def test_a_wrong_command_line_is_one_line_that_names_the_help(words: list[str], 
     assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1)
     said = done.stderr.decode()
     assert wrong in said and said.endswith(f" (see jamba{group} --help)\n"), said
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("pull", "FILE.gguf"),
+        ("show", "FILE.gguf"),
+        ("quantize", "FILE.gguf"),
+        ("ask", "FILE", "Who?"),
+        ("convert", "FILE"),
+    ],
+)
+def test_the_home_of_a_user_that_is_none_holds_no_file(words: tuple[str, ...]) -> None:
+    done = jamba(*(word.replace("FILE", "~no-such-user/x") for word in words))
+    assert done.returncode in (1, 2) and done.stderr.count(b"\n") == 1
+    said = done.stderr.decode()
+    assert "~no-such-user/x" in said and "internal" not in said, said
