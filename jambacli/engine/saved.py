@@ -132,8 +132,8 @@ def read(name: str) -> SavedSession:
 def not_there(name: str) -> JambaError:
     """The error for a session that does not exist, with the names most like it."""
     near = difflib.get_close_matches(name, names(), n=3, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    return JambaError(f"there is no session {name!r}{hint}; `jamba sessions list` shows those there are")
+    hint = f" did you mean {' or '.join(near)}?" if near else ""
+    return JambaError(f"there is no session {name!r};{hint} `jamba sessions list` shows those there are")
 
 
 def read_file(path: Path) -> SavedSession:

@@ -118,5 +118,8 @@ def test_a_session_that_is_not_there_is_compared_with_those_that_are() -> None:
     for name in ("notes", "work"):
         saved.write(session(name))
     for command in ("show", "rm"):
-        assert b"no session 'note'; did you mean notes?" in jamba("sessions", command, "note").stderr
+        assert (
+            b"no session 'note'; did you mean notes? `jamba sessions list` shows"
+            in jamba("sessions", command, "note").stderr
+        )
         assert b"none yet" not in jamba("sessions", command, "zzz").stderr
