@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import importlib
+import io
 import os
 import signal
 import sys
@@ -140,16 +141,31 @@ def _warned(
 
 
 def _ready_streams() -> None:
-    """Make the standard streams usable whatever the shell did: a closed one leads nowhere, any text can be printed."""
+    """Make the standard streams usable whatever the shell did: a closed one leads nowhere, any text can be printed, and
+    what standard error cannot take (its disk is full) costs no more than itself."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             # Else the next file that is opened would take the number, and a stray message would end up in it.
             with contextlib.suppress(OSError):
                 fd = os.open(os.devnull, os.O_RDWR)
                 setattr(sys, name, open(fd if fd == number else os.devnull, "r" if number == 0 else "w"))  # noqa: PTH123, SIM115
+    stderr, buffer = sys.stderr, getattr(sys.stderr, "buffer", None)
+    if isinstance(getattr(buffer, "raw", buffer), io.FileIO):  # no raw file below it: PYTHONUNBUFFERED
+        raw = _Lossy(stderr.fileno(), "wb", closefd=False)
+        sys.stderr = io.TextIOWrapper(io.BufferedWriter(raw), stderr.encoding, stderr.errors, line_buffering=True)
     codecs.register_error("escape", _escaped)
     if not sys.stdout.encoding.lower().startswith("utf") and hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="escape")
+
+
+class _Lossy(io.FileIO):
+    """A file that takes whatever is written to it, also where the system does not."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return memoryview(data).nbytes
 
 
 def _escaped(error: UnicodeError) -> tuple[str, int]:

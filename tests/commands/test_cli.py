@@ -36,7 +36,11 @@ def test_closed_streams_are_no_reason_to_fail(model: str, closed: str, told: boo
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full on this platform")
-def test_notes_that_cannot_be_written_cost_no_answer(model: str) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_notes_that_cannot_be_written_cost_no_answer(
+    model: str, unbuffered: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     with Path("/dev/full").open("wb") as full:
         for words in (["run", "hello", "-n", "3", "--temp", "0", "--stats"], ["show", "nowhere.gguf"]):
             done = subprocess.run(
