@@ -30,7 +30,10 @@ class _Instead(Exception):
 def pull(
     name: Annotated[
         str,
-        typer.Argument(help="jamba:q4_0, OWNER/REPO:Q4_K_M, OWNER/REPO/FILE.gguf, ollama:NAME:TAG, or a .gguf's path."),
+        typer.Argument(
+            metavar="NAME",
+            help="jamba:q4_0, OWNER/REPO:Q4_K_M, OWNER/REPO/FILE.gguf, ollama:NAME:TAG, or a .gguf's path.",
+        ),
     ],
     quant: Annotated[
         str | None,

@@ -21,7 +21,8 @@ def show(
     model: Annotated[
         str | None,
         typer.Argument(
-            help="A name, a .gguf (any part of a split one) or a checkpoint directory; default: the last used."
+            metavar="[MODEL]",
+            help="A name, a .gguf (any part of a split one) or a checkpoint directory; default: the last used.",
         ),
     ] = None,
     ctx: Annotated[
