@@ -124,13 +124,15 @@ def load_on(
         if gpu_memory is not None or cpu_experts is not None or cpu_kv:
             raise UsageError("--gpu-memory, --cpu-experts and --cpu-kv are for a card; there is none in use here")
         return _here(on_cpu)
+    from jambacli.evaluation.machine import devices
     from jambacli.model.cuda import load_on_card, try_out
 
     known = config()
     try:
         model = load_on_card(
             known, tensors(), tensor(found.device), found.device, ctx=min(ctx or known.context_length, 1 << 24),
-            kv_type=kv_type or "f16", gpu_memory=gpu_memory, cpu_experts=cpu_experts, cpu_kv=cpu_kv, source=source,
+            kv_type=kv_type or "f16", gpu_memory=gpu_memory, cpu_experts=cpu_experts, cpu_kv=cpu_kv,
+            ram=devices()[0].available, source=source,
         )  # fmt: skip
         ui.note("trying out the card (the first time, its kernels are compiled) ...")
         try_out(model)

@@ -172,11 +172,13 @@ def load_on_card(
     gpu_memory: int | None = None,
     cpu_experts: int | None = None,
     cpu_kv: bool = False,
+    ram: int | None = None,
     say: Callable[[str], None] = ui.note,
     source: Any = None,
 ) -> JambaModel:
     """Plan and load: ``tensors`` are (format, shape) by name, to plan with; the rest as ``place`` and ``put_on_card``.
 
+    ``ram``: bytes free in the computer's memory; where what stays there needs more, the line about the plan says so.
     Raises JambaError when the model does not fit, UsageError for a KV type there is not.
     """
     from jambacli.kernels.triton import why_not
@@ -195,5 +197,5 @@ def load_on_card(
             raise JambaError(f"{problem}; without it {left} cannot stay in RAM: use --device cpu")
         say(f"{problem}: computing on the card through plain torch, which is slower")
         return through_torch(config, tensor, device, source)
-    say(plan.describe())
+    say(plan.describe(ram))
     return put_on_card(config, tensor, device, plan, source=source)

@@ -50,8 +50,8 @@ class Placement:
         """Bytes of the budget left over."""
         return self.budget - self.weights - self.moving
 
-    def describe(self) -> str:
-        """One line for people."""
+    def describe(self, ram: int | None = None) -> str:
+        """One line for people; ``ram``: bytes free in the computer's memory, where that is known."""
         line = (
             f"{format_bytes(self.weights)} of weights and {format_bytes(self.moving)} of context and scratch on the card"
             f" ({format_bytes(self.budget)} to use)"
@@ -63,6 +63,8 @@ class Placement:
             line += f"; keys and values, up to {format_bytes(self.host_kv)}, stay in RAM (--cpu-kv)"
         if self.host_layers or self.host_kv:
             line += f", through {format_bytes(self.pinned)} of page-locked memory"
+            if ram is not None and self.host + self.host_kv + self.pinned > ram:
+                line += f"; {format_bytes(ram)} of RAM are free, too little for them: this will be very slow"
         if self.chunk < PREFILL_CHUNK:
             line += f"; prompts are read {self.chunk} tokens at a time, for want of memory"
         return line

@@ -120,6 +120,14 @@ def test_what_cannot_fit_is_refused_with_advice(mini: JambaConfig) -> None:
         plan(dense, "q4_k_m", 4096, 2 * GB)
 
 
+def test_it_is_said_where_ram_has_no_room_for_what_stays_there(mini: JambaConfig) -> None:
+    found = plan(mini, "q4_k_m", 4096, 24 * GB)
+    for ram, short in ((None, False), (64 * GB, False), (found.host, True), (4 * GB, True)):
+        assert ("of RAM are free, too little" in found.describe(ram)) == short
+    assert "4 GB of RAM are free" in found.describe(4 * GB)
+    assert "slow" not in plan(mini, "q4_k_m", 4096, 80 * GB).describe(0)  # nothing stays there
+
+
 def test_more_layers_than_there_are_is_a_usage_error(mini: JambaConfig) -> None:
     with pytest.raises(UsageError, match="16 layers with experts"):
         plan(mini, "q4_k_m", 4096, 80 * GB, cpu_experts=17)
