@@ -97,7 +97,7 @@ class SchemaConstraint:
         self._n_vocab = n_vocab
         self._thinking = False
         self._left = 1 << 62
-        self._closing: list[int] | None = None  # the shortest way found to finish from here
+        self._closing: list[int] | None = None  # the last way found to finish, not always from here
         self._checked = 0
         self._guard = _NEAR
         self._forced: list[int] = []
@@ -162,17 +162,16 @@ class SchemaConstraint:
 
     def _within_reach(self, token: int) -> int:
         """``token``, or the first of the shortest way to finish where ``token`` leads too far away."""
-        known = self._closing
-        if known and known[0] == token:
-            self._closing = known[1:]
-            return token
+        known = self._closing or []
         ahead, text = self._matcher.deep_copy(), copy.copy(self._text)
         ahead.consume_token(token)
         text.push(self._vocabulary.pieces[token])
-        way = self._way_out(ahead, text, self._left)
+        # Within a string, say, what led out before the token leads out after it: to try that costs no search.
+        after = known[1:] if known[:1] == [token] else known
+        way = after if _leads_out(ahead, after, self._left) else self._way_out(ahead, text, self._left)
         if way is None:
-            # The way out of the state before, unless it has moved on since that was found.
-            way = self._way_out(self._matcher, self._text, self._left + 1)
+            still = _leads_out(self._matcher, known, self._left + 1)
+            way = known if still else self._way_out(self._matcher, self._text, self._left + 1)
             if way:
                 self._forced = way[1:]
                 self._closing = None
@@ -236,6 +235,14 @@ class SchemaConstraint:
         allowed = np.zeros(self._n_vocab, dtype=np.bool_)
         allowed[list(tokens)] = True
         return allowed
+
+
+def _leads_out(matcher: Any, way: Sequence[int], limit: int) -> bool:
+    """Whether these tokens, at most ``limit``, finish the document."""
+    if len(way) > limit:
+        return False
+    at = matcher.deep_copy()
+    return bool(at.consume_tokens(list(way)) and at.is_accepting())
 
 
 def _citations(tokenizer: Tokenizer, citable: int, options: Mapping[str, Any]) -> str:

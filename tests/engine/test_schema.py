@@ -10,6 +10,7 @@ import jsonschema
 import pytest
 
 from jambacli.engine.api import Jamba
+from jambacli.engine.schema import SchemaConstraint
 from jambacli.engine.schema_dates import with_calendar
 from jambacli.errors import JambaError, UsageError
 from tests.engine.schemas import random_schema
@@ -279,3 +280,29 @@ def test_strings_without_a_bound_that_wait_for_a_sign_end(schema: dict[str, Any]
     for tokens in (120, None):
         for seed in range(2):
             jsonschema.validate(json.loads(reply(model, schema, seed, tokens)), schema)
+
+
+def test_a_way_to_the_end_is_looked_for_again_only_where_the_one_known_leads_there_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found, look = [], SchemaConstraint._way_out
+
+    def counted(self: SchemaConstraint, *state: Any) -> list[int] | None:
+        found.append(look(self, *state))
+        return found[-1]
+
+    monkeypatch.setattr(SchemaConstraint, "_way_out", counted)
+    properties = {"to": {"type": "string", "format": "email"}, "text": {"type": "string"}}
+    schema = {"type": "object", "properties": properties, "required": ["to", "text"], "additionalProperties": False}
+    model = small_model()
+    constraint = SchemaConstraint(model.tokenizer, schema, model.config.vocab_size, (None, None))
+    begun = model.tokenizer.encode('{"to": "anna@lake.org", "text": "')
+    word, said = model.tokenizer.encode(" fox")[-1], []
+    constraint.begin(200)
+    while not constraint.finished:
+        wish, allowed = (begun[len(said)] if len(said) < len(begun) else word), constraint.allowed()
+        assert allowed is not None
+        said.append(constraint.accept(wish if allowed[wish] else int(allowed.argmax())))
+    assert said[: len(begun) + 9] == begun + 9 * [word] and 190 < len(said) <= 200
+    jsonschema.validate(json.loads(model.tokenizer.decode(said)), schema)
+    assert len(found) <= len(begun)  # nothing is looked for in the string itself
