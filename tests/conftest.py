@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import jambacli  # noqa: F401  (before torch: it sets how torch's threads wait)
+
+# Started in the background by a shell, tests would have programs that Ctrl-C does not reach.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Read when triton is first imported: without a card its kernels are interpreted on the CPU.
 if not Path("/dev/nvidiactl").exists():

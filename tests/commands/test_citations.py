@@ -128,7 +128,9 @@ def test_a_schema_keeps_its_document_clean_of_the_citations(folder: Path, says: 
 
 
 def test_passes_lead_back_to_pages_too(folder: Path, says: Says) -> None:
-    says("Mira did.<citations>[2]</citations>")  # of every part its third page; of the parts' answers the third
+    # Of every part its second page; of the parts' answers the second. (How many parts there are, in how many steps they are
+    # brought together, depends on the folder's name, which is part of what is read: there may be no third.)
+    says("Mira did.<citations>[1]</citations>")
     (folder / "a.txt").unlink()
     value = json.loads(ask(folder, "--json", "--passes", "--ctx", "1200").stdout)
     assert value["passes"] > 4 and len(value["citations"]) == 1
