@@ -17,7 +17,8 @@ $(VENV)/.test: $(VENV)/.base
 	touch $@
 
 run: $(VENV)/.base
-	@$(BIN)/jamba run "$(PROMPT)"
+	@# With a home of its own: the model in the box, whatever was used last.
+	@JAMBA_HOME=$(VENV)/home $(BIN)/jamba run "$(PROMPT)"
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -m "not slow and not gpu and not peer"
