@@ -29,10 +29,10 @@ test-all: $(VENV)/.test
 	$(BIN)/python -m pytest -m "not gpu"
 
 lint: $(VENV)/.test
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/python -m jambacli.docs --check
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/python -m tools.cli_docs --check
 
 docs: $(VENV)/.test
-	$(BIN)/python -m jambacli.docs
+	$(BIN)/python -m tools.cli_docs
 
 # Rebuild the C++ libraries in place after editing them.
 native:

@@ -12,8 +12,8 @@ import tempfile
 from pathlib import Path
 
 from jambacli import Jamba
+from jambacli.documents.load import read_documents
 from jambacli.errors import JambaError
-from jambacli.text.documents import read_documents
 
 SCHEMA = {
     "type": "object",

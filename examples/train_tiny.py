@@ -16,12 +16,12 @@ import jambacli  # noqa: F401  (before torch: it sets how torch's threads wait)
 
 import torch  # isort: skip
 
+from jambacli.convert.to_gguf import convert
 from jambacli.training.batches import Batches
 from jambacli.training.embedded import NAME, embedded_config, export, make_tokenizer
 from jambacli.training.model import TrainableJamba
 from jambacli.training.tokenizer import Encoder
 from jambacli.training.train import Plan, Run
-from jambacli.weights.convert import convert
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jambacli.engine.api import Jamba as Jamba
+    from jambacli.api import Jamba as Jamba
 
 # Threads of torch's OpenMP runtime that wait for work spin 300,000 pauses first: 16 ms where a pause takes 140 cycles, a
 # whole time slice lost on a machine with other work. Read when torch is loaded, so it is set before.
@@ -18,7 +18,7 @@ __all__ = ["Jamba", "__version__"]
 
 def __getattr__(name: str) -> Any:
     if name == "Jamba":
-        from jambacli.engine.api import Jamba
+        from jambacli.api import Jamba
 
         return Jamba
     raise AttributeError(f"module 'jambacli' has no attribute {name!r}")

@@ -17,6 +17,7 @@ import typer
 
 from jambacli import __version__, ui
 from jambacli.commands.options import Quiet
+from jambacli.commands.wording import flag
 from jambacli.errors import JambaError
 from jambacli.startup import importing
 
@@ -84,6 +85,7 @@ def options(
 ) -> None:
     """Options before the subcommand."""
     ui.set_quiet(quiet)
+    ui.show_log(flag)
 
 
 def main() -> None:
@@ -121,7 +123,10 @@ def main() -> None:
     except (JambaError, MemoryError) as error:
         if debug:
             raise
-        _fail(str(error) or "out of memory", error.exit_code if isinstance(error, JambaError) else 1)
+        _fail(
+            error.worded(flag) if isinstance(error, JambaError) else str(error) or "out of memory",
+            getattr(error, "exit_code", 1),
+        )
     except Exception as error:
         if debug:
             raise

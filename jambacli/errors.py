@@ -1,31 +1,81 @@
-"""Error classes and their exit codes; knows nothing of what failed.
+"""Errors and their exit codes. A library error says what is wrong; a front end words it for the person it serves.
 
-Every error a user can cause is a JambaError whose text is one line: what is wrong, with which file or name, what to do.
+Every error that a user can cause is a JambaError whose text is one line: what is wrong, with which file or name, and what
+to do about it. Below the front ends no text names a command-line flag: an error carries the Python name of the option it
+is about, and the command line shows ``--temp`` where Python shows ``temperature``.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+
+_NO_VALUE = object()
+
 
 class JambaError(Exception):
-    """A failure with a one-line explanation; the command exits with ``exit_code``."""
+    """A failure with a one-line explanation; the command exits with ``exit_code``.
+
+    Args:
+        problem: what is wrong: a sentence, or with ``field`` what is said of it ("is outside 0 to 100").
+        field: the Python name of the option at fault ("temperature"), or the names of several.
+        value: what the option was given.
+        remedy: what to do. A constant text in which ``{ctx}`` stands for the option of that name.
+    """
 
     exit_code = 1
 
+    def __init__(
+        self,
+        problem: str = "",
+        *,
+        field: str | tuple[str, ...] | None = None,
+        value: object = _NO_VALUE,
+        remedy: str | None = None,
+    ) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.fields = () if field is None else (field,) if isinstance(field, str) else field
+        self.value = None if value is _NO_VALUE else value
+        self.remedy = remedy
+        self._has_value = value is not _NO_VALUE
+
+    @property
+    def field(self) -> str | None:
+        """The option at fault, the first of several."""
+        return self.fields[0] if self.fields else None
+
+    def worded(self, option: Callable[[str], str] = str) -> str:
+        """The error as one line; ``option`` gives the name under which a front end knows an option."""
+        subject = " and ".join(option(name) for name in self.fields)
+        if self._has_value:
+            subject += f" {self.value!r}" if isinstance(self.value, str) else f" {self.value}"
+        text = f"{subject} {self.problem}" if subject else self.problem
+        return f"{text}; {name_options(self.remedy, option)}" if self.remedy else text
+
+    def __str__(self) -> str:
+        return self.worded()
+
+
+def name_options(text: str, option: Callable[[str], str] = str) -> str:
+    """``text`` with every ``{name}`` replaced by what ``option`` calls the option of that name."""
+    return re.sub(r"\{([a-z][a-z0-9_]*)\}", lambda m: option(m[1]), text)
+
 
 class UsageError(JambaError):
-    """The command line itself is wrong (exit code 2)."""
+    """An option or argument is wrong (exit code 2)."""
 
     exit_code = 2
 
 
 class BadFileError(JambaError):
-    """A file is damaged, foreign or hostile; the text names the file and the field."""
+    """A file is damaged, foreign or hostile; the text names the file and the field in it."""
 
-    def __init__(self, path: object, problem: str) -> None:
-        super().__init__(f"{path}: {problem}")
+    def __init__(self, path: object, problem: str, *, remedy: str | None = None) -> None:
+        super().__init__(f"{path}: {problem}", remedy=remedy)
         self.path = str(path)
-        self.problem = problem
+        self.problem_in_file = problem
 
 
 class UnsupportedError(JambaError):
-    """A sound file or model that this program does not handle; the text says which part and why."""
+    """A valid file or model that this program does not handle; the text says which part and why."""

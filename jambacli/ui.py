@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import re
 import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
+
+from jambacli.errors import name_options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,6 +42,30 @@ def note(text: str) -> None:
 def warn(text: str) -> None:
     """One line of warning on stderr, also under ``--quiet``."""
     print(f"warning: {harmless(text)}", file=sys.stderr, flush=True)
+
+
+class _LogHandler(logging.Handler):
+    """Shows what library code logs: warnings and above as warnings, the rest as notes. A record's ``remedy`` (what to do,
+    options as ``{name}``) follows its message."""
+
+    def __init__(self, option: Callable[[str], str]) -> None:
+        super().__init__()
+        self._option = option
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = " ".join(record.getMessage().split())
+        if remedy := getattr(record, "remedy", None):
+            text = f"{text}; {name_options(remedy, self._option)}"
+        (warn if record.levelno >= logging.WARNING else note)(text)
+
+
+def show_log(option: Callable[[str], str]) -> None:
+    """Show what the libraries log on stderr, with the option names that ``option`` gives (see ``_LogHandler``)."""
+    for name in ("jambacli", "quant"):
+        logger = logging.getLogger(name)
+        logger.handlers = [h for h in logger.handlers if not isinstance(h, _LogHandler)] + [_LogHandler(option)]
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
 
 
 def harmless(text: str) -> str:

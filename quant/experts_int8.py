@@ -41,8 +41,8 @@ def encode(
     """
     import torch
 
-    from quant.encode import choose_native, row_name
     from quant.formats import get_format
+    from quant.quantize_blocks import choose_native, row_name
 
     source_type = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 30}.get(weight.dtype)
     if source_type is None:

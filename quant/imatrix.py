@@ -2,7 +2,7 @@
 
 llama.cpp's llama-imatrix runs text through a model and sums, for every matrix, the squares of what each column is
 multiplied with. Its first file format (".dat", or "legacy") is read here; the later one is a GGUF file and is read by
-``jambacli.weights.imatrix``, which makes the same ``Imatrix`` of it. A stack of experts has one row of sums an expert.
+``jambacli.quantize.imatrix``, which makes the same ``Imatrix`` of it. A stack of experts has one row of sums an expert.
 """
 
 from __future__ import annotations

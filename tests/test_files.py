@@ -11,7 +11,7 @@ import pytest
 
 from jambacli.errors import JambaError
 from jambacli.files import atomic_write
-from jambacli.weights.writer import GGUFWriter
+from jambacli.gguf.writer import GGUFWriter
 
 Write = Callable[[Path], None]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from jambacli.startup import importing
-from tests.commands.cli_runner import jamba
+from tests.support.cli_runner import jamba
 
 
 def _run(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from jambacli import ui
+from jambacli.commands import documents_io as r
 from jambacli.commands import options as o
-from jambacli.commands import reading as r
 from jambacli.errors import UsageError
 from jambacli.startup import importing
 
@@ -38,7 +38,7 @@ def ask(
     """Ask about documents. They are read once; every later question, in any process, costs only itself."""
     output = r.output_path(output)
     with importing():
-        from jambacli.engine.tasks import ask_documents, question_text
+        from jambacli.documents.ask import ask_documents, question_text
 
     if interactive and (as_json or schema is not None or output is not None or passes):
         raise UsageError("-i goes on in a chat; leave out --json, --schema, --passes and -o")

@@ -20,7 +20,7 @@ from jambacli.errors import UsageError
 from jambacli.units import format_bytes, format_count, parse_size
 
 if TYPE_CHECKING:
-    from jambacli.engine.api import Jamba
+    from jambacli.api import Jamba
     from jambacli.evaluation.bench import Case, Runner
 
 _COMPARE = ("llama.cpp",)
@@ -128,8 +128,8 @@ def _model(
 ) -> Iterator[tuple[Jamba, Path | None]]:
     """The model to measure, ``where`` as Jamba.load, and its file where a peer has to read it too (a temporary one for a
     synthetic model)."""
-    from jambacli.engine.api import Jamba
-    from jambacli.evaluation.bench_card import synthetic_on
+    from jambacli.api import Jamba
+    from jambacli.evaluation.bench_gpu import synthetic_on
     from jambacli.evaluation.synthetic import shape_config, write_gguf
 
     if name is not None:
@@ -163,10 +163,10 @@ def _measure(
 ) -> list[dict[str, Any]]:
     from jambacli import kernels
     from jambacli.evaluation.bench import ModelRunner, measure, prefill_speed, weight_bytes_per_token
-    from jambacli.evaluation.bench_card import card_rates, device_name
-    from jambacli.evaluation.machine import cpu_key, remember_speed
-    from jambacli.evaluation.peaks import matrix_rate, read_bandwidth
-    from jambacli.evaluation.peer_llama_cpp import LlamaCppRunner
+    from jambacli.evaluation.bench_gpu import card_rates, device_name
+    from jambacli.evaluation.llama_cpp import LlamaCppRunner
+    from jambacli.hardware.devices import cpu_key, remember_speed
+    from jambacli.hardware.peaks import matrix_rate, read_bandwidth
 
     used = kernels.set_threads(threads or None)
     runners: list[Runner] = [ModelRunner(model.model, kv_type, chunk or model.model.prefill_chunk)]

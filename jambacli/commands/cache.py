@@ -20,7 +20,7 @@ app = typer.Typer(help="The store of prefixes that no process computes twice.", 
 @app.command()
 def stats(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
     """Where it is, how much it holds, its budget (JAMBA_CACHE_BUDGET changes it)."""
-    from jambacli.engine.store import PrefixStore
+    from jambacli.cache.prefix_store import PrefixStore
 
     s = PrefixStore().stats()
     if as_json:
@@ -39,8 +39,8 @@ def clear(
     document: Annotated[Path | None, typer.Option("--document", help="Only what was read of this file.")] = None,
 ) -> None:
     """Forget everything, or everything that holds one document. Sessions keep their text and are read again when used."""
-    from jambacli.engine.persist import text_hash
-    from jambacli.engine.store import PrefixStore
+    from jambacli.cache.prefix_store import PrefixStore
+    from jambacli.engine.prefix_cache import text_hash
 
     freed = PrefixStore().clear({text_hash(text) for text in _texts(document)} if document else None)
     ui.note(f"freed {format_bytes(freed)}")
@@ -48,7 +48,7 @@ def clear(
 
 def _texts(path: Path) -> list[str]:
     """What a file may have been read as: whole, as chat's /file does, and in the parts that ask and summarize make of it."""
-    from jambacli.text.documents import read_file
+    from jambacli.documents.load import read_file
 
     document = read_file(path)
     with contextlib.suppress(JambaError):  # a PDF, say

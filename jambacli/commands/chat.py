@@ -15,7 +15,7 @@ from jambacli.errors import JambaError, UsageError
 from jambacli.startup import importing
 
 if TYPE_CHECKING:
-    from jambacli.engine.chat import Chat
+    from jambacli.chat.commands import Chat
 
 
 @o.hushes
@@ -39,7 +39,7 @@ def chat(
         raise UsageError("--session and --no-store exclude one another: a named session is kept on disk")
 
     with importing():
-        from jambacli.engine.chat import Chat
+        from jambacli.chat.commands import Chat
 
     model = given.load_model(name)
     options |= {"system": system} if system else {}
@@ -59,7 +59,7 @@ def run_chat(talk: Chat, *, stats: bool, keep_history: bool, first: str | None =
     """Talk in the terminal, or turn by turn from a pipe; closes the chat. ``first``: a message that is said at once."""
     try:
         if sys.stdin.isatty() and sys.stdout.isatty():
-            from jambacli.terminal import talk as talk_in_terminal
+            from jambacli.chat.terminal import talk as talk_in_terminal
 
             talk_in_terminal(talk, keep_history=keep_history, stats=stats, first=first)
         else:

@@ -42,8 +42,8 @@ def convert(
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace the output if it exists.")] = False,
 ) -> None:
     """Convert a Hugging Face Jamba checkpoint to GGUF."""
+    from jambacli.convert import to_gguf as weights
     from jambacli.hub.checkpoints import find_checkpoint
-    from jambacli.weights import convert as weights
 
     limit = None if split_max_size is None else parse_size(split_max_size, "--split-max-size")
     weights.check_output(output, limit, force)

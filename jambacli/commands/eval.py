@@ -15,7 +15,7 @@ from jambacli.errors import UsageError
 from jambacli.units import parse_size
 
 if TYPE_CHECKING:
-    from jambacli.engine.api import Jamba
+    from jambacli.api import Jamba
     from jambacli.evaluation.needle import Found
     from jambacli.evaluation.perplexity import Window
 
@@ -192,8 +192,8 @@ def _windows(model: Jamba, text: Path | None, ctx: str, tokens: str | None) -> l
 
 
 def _about(model: Jamba) -> dict[str, Any]:
-    from jambacli.weights import keys
-    from jambacli.weights.summary import FILE_TYPES
+    from jambacli.gguf import jamba_metadata as keys
+    from jambacli.gguf.summary import FILE_TYPES
 
     return {
         "model": model.name,

@@ -22,7 +22,7 @@ def list_models(
     as_json: Annotated[bool, typer.Option("--json", help="Everything as one JSON object.")] = False,
 ) -> None:
     """List the pulled models: name, size, type, context, and when each was last used."""
-    from jambacli.hub.converted import converted_bytes
+    from jambacli.hub.converted_cache import converted_bytes
     from jambacli.hub.store import Store
 
     store = Store()
@@ -65,13 +65,15 @@ def list_models(
 
 def _in_the_box() -> dict[str, Any] | None:
     """The model that comes with the program; None where it was lost, or the user gave its name to another."""
-    from jambacli.hub import box
+    from jambacli.hub import demo
 
     try:
-        path = box.path_in_the_box()
+        path = demo.path_in_the_box()
     except JambaError:
         return None
-    return {"name": box.NAME, "bytes": path.stat().st_size, "path": str(path)} if box.is_in_the_box(box.NAME) else None
+    return (
+        {"name": demo.NAME, "bytes": path.stat().st_size, "path": str(path)} if demo.is_in_the_box(demo.NAME) else None
+    )
 
 
 def _as_json(path: object, entry: Entry, used: float | None, whole: bool) -> dict[str, Any]:

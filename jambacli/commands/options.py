@@ -20,7 +20,7 @@ from jambacli.startup import importing
 from jambacli.units import parse_size
 
 if TYPE_CHECKING:
-    from jambacli.engine.api import Jamba
+    from jambacli.api import Jamba
 
 _SAMPLING = "Sampling"
 _RUNTIME = "Runtime"
@@ -266,7 +266,7 @@ def load_model(
 ) -> Jamba:
     """The model of that name; without one the last used or the embedded demonstration model, and a note that says which."""
     with importing():
-        from jambacli.engine.api import Jamba
+        from jambacli.api import Jamba
 
     if name is None:
         _default_model()

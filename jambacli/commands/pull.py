@@ -51,7 +51,7 @@ def pull(
 ) -> None:
     """Download a model, or go on where it stopped, verify it and keep it under a name."""
     from jambacli.hub import pull as hub
-    from jambacli.hub.box import is_in_the_box
+    from jambacli.hub.demo import is_in_the_box
     from jambacli.model.config import KV_TYPES
 
     if is_in_the_box(name):
@@ -76,7 +76,7 @@ def _pull(name: str, request: Request, yes: bool) -> Entry:
     except hub.NeedsConversion as needed:
         if request.quant is None and not (yes or _asked(f"{needed}\nDo that now?")):
             raise
-        from jambacli.hub.make import make
+        from jambacli.hub.from_checkpoint import make
 
         return make(name, needed, request, lambda fit: _decide(fit, yes))
 

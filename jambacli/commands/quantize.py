@@ -18,8 +18,8 @@ from jambacli.kernels import MAX_THREADS
 from jambacli.units import counted, format_bytes, format_seconds, parse_size
 
 if TYPE_CHECKING:
-    from jambacli.weights.panels import Error
-    from jambacli.weights.quantize import Plan, Result
+    from jambacli.quantize.quantize_file import Plan, Result
+    from jambacli.quantize.rows import Error
 
 T = TypeVar("T")
 
@@ -72,11 +72,11 @@ def quantize(
 ) -> None:
     """Quantize a GGUF file exactly as llama-quantize does, tensor for tensor and byte for byte."""
     from jambacli.files import refuse_existing
+    from jambacli.gguf.reader import GGUFFile
     from jambacli.hub.resolve import resolve_model
-    from jambacli.weights import quantize as weights
-    from jambacli.weights.gguf import GGUFFile
-    from jambacli.weights.imatrix import read_imatrix
-    from quant import recipes
+    from jambacli.quantize import quantize_file as weights
+    from jambacli.quantize import recipes
+    from jambacli.quantize.imatrix import read_imatrix
 
     path = resolve_model(source)
     if path.is_dir():
@@ -230,7 +230,7 @@ def _changed(plan: Plan, result: Result) -> list[tuple[str, str, Error]]:
 
 
 def _report_lines(plan: Plan, result: Result) -> list[str]:
-    from jambacli.weights.panels import Error
+    from jambacli.quantize.rows import Error
 
     rows = [("tensor", "to", "RMS error", "of RMS", "worst")]
     total = Error()

@@ -10,8 +10,8 @@ from jambacli import ui
 from jambacli.units import format_bytes
 
 if TYPE_CHECKING:
-    from jambacli.engine.api import Jamba
-    from jambacli.engine.session import Session
+    from jambacli.api import Jamba
+    from jambacli.session.session import Session
 
 
 def stream(pieces: Iterable[str], show: bool) -> tuple[str, bool]:
@@ -42,7 +42,7 @@ def write(text: str) -> None:
 
 def figures_of_reply(model: Jamba, session: Session) -> dict[str, Any]:
     """The figures of one reply, by name."""
-    from jambacli.evaluation.peaks import peak_memory
+    from jambacli.hardware.peaks import peak_memory
 
     s = session.stats
     return {

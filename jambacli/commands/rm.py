@@ -23,8 +23,8 @@ def rm(
     ] = False,
 ) -> None:
     """Remove pulled models; files that were only referred to (the hub's cache, a path) stay where they are."""
-    from jambacli.hub.box import is_in_the_box
-    from jambacli.hub.converted import remove_converted
+    from jambacli.hub.converted_cache import remove_converted
+    from jambacli.hub.demo import is_in_the_box
     from jambacli.hub.resolve import find_entry
     from jambacli.hub.store import Store
 

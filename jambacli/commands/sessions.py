@@ -25,10 +25,10 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="A session's name.")]
 @o.hushes
 def list_(as_json: Json = False) -> None:
     """All sessions, the most recently used first."""
-    from jambacli.engine import saved
+    from jambacli.session import session_file
 
     rows: list[dict[str, Any]] = []
-    for name, s in saved.readable():
+    for name, s in session_file.readable():
         turns = sum(t.get("role") == "user" for t in s.turns)
         rows.append(
             {
@@ -58,9 +58,9 @@ def list_(as_json: Json = False) -> None:
 @app.command()
 def show(name: Name, as_json: Json = False) -> None:
     """The text of a session."""
-    from jambacli.engine import saved
+    from jambacli.session import session_file
 
-    s = saved.read(name)
+    s = session_file.read(name)
     if as_json:
         keep = ("role", "content", "thoughts")
         turns = [{k: t[k] for k in keep if k in t} for t in s.turns]
@@ -82,17 +82,17 @@ def rm(
     unnamed: Annotated[bool, typer.Option("--unnamed", help="All that were given no name.")] = False,
 ) -> None:
     """Remove sessions. What the store keeps of them goes when its room is needed, or with `jamba cache clear`."""
-    from jambacli.engine import saved
+    from jambacli.session import session_file
 
     chosen = list(names or [])
     if unnamed:
-        chosen += [n for n in saved.names() if saved.is_generated(n)]
+        chosen += [n for n in session_file.names() if session_file.is_generated(n)]
     if not chosen and not unnamed:
         raise UsageError("name the sessions to remove, or say --unnamed")
     if not chosen:
         ui.note("there are no unnamed sessions")
     for name in chosen:
-        saved.remove(name)
+        session_file.remove(name)
         ui.note(f"removed {name}")
 
 
@@ -109,10 +109,10 @@ def export(
     ] = False,
 ) -> None:
     """Write a session, its state included, to one file that `import` reads on another machine."""
-    from jambacli.engine import archive
+    from jambacli.session import export
 
     path = output or Path(f"{name}.jamba-session")
-    size = archive.export(name, path, force=force, with_state=not text_only)
+    size = export.export(name, path, force=force, with_state=not text_only)
     ui.note(f"{path}: {size:,} bytes")
 
 
@@ -123,6 +123,6 @@ def import_(
     name: Annotated[str | None, typer.Option("--name", help="Another name for it here.")] = None,
 ) -> None:
     """Take in a session made by `export`."""
-    from jambacli.engine import archive
+    from jambacli.session import export
 
-    ui.note(f"imported as {archive.import_(path, name)}")
+    ui.note(f"imported as {export.import_(path, name)}")

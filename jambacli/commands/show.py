@@ -12,8 +12,8 @@ from jambacli.commands import options as o
 from jambacli.errors import UsageError
 
 if TYPE_CHECKING:
-    from jambacli.evaluation.plan import Plan
-    from jambacli.weights.summary import Summary
+    from jambacli.gguf.summary import Summary
+    from jambacli.runtime.memory_plan import Plan
 
 
 @o.hushes
@@ -32,10 +32,10 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="Everything as one JSON object.")] = False,
 ) -> None:
     """Show what a model is, layer by layer, and what a context length costs on this machine."""
-    from jambacli.evaluation.machine import devices
-    from jambacli.evaluation.plan import memory_plan
+    from jambacli.gguf.summary import summarize
+    from jambacli.hardware.devices import devices
     from jambacli.model.config import KV_TYPES
-    from jambacli.weights.summary import summarize
+    from jambacli.runtime.memory_plan import memory_plan
 
     tokens = o.context(ctx)
     kv_type = kv_type.lower()

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jambacli.evaluation.plan import Fit, Plan
+from jambacli.gguf.summary import Group, Summary, size_label
 from jambacli.model.config import JambaConfig
+from jambacli.runtime.memory_plan import Fit, Plan
 from jambacli.units import format_bytes, format_context, format_count, format_seconds
-from jambacli.weights.summary import Group, Summary, size_label
 
 # (attention, MoE) -> glyph, its stand-in where the terminal has no Unicode, colour, meaning.
 _LAYERS = {

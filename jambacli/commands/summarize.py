@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from jambacli import ui
+from jambacli.commands import documents_io as r
 from jambacli.commands import options as o
-from jambacli.commands import reading as r
 from jambacli.startup import importing
 
 
@@ -34,7 +34,7 @@ def summarize(
     """Summarize documents; what was read is kept, and what is longer than the context is read in passes."""
     output = r.output_path(output)
     with importing():
-        from jambacli.engine.tasks import Wish, summarize_documents
+        from jambacli.documents.ask import Wish, summarize_documents
 
     wish = Wish(length=length, style=style, focus=focus, language=language)
     generation, options = given.generation(), given.session()

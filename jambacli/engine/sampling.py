@@ -163,7 +163,7 @@ class Sampler:
     def _stays_there(self, logits: np.ndarray) -> bool:
         if isinstance(logits, np.ndarray):
             return False
-        from jambacli.engine.card_sampling import chosen_there
+        from jambacli.engine.gpu_sampling import chosen_there
 
         return chosen_there(self.options)
 

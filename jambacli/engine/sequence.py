@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from jambacli.errors import UsageError
-from jambacli.model.card_memory import CHECKPOINT_BYTES
+from jambacli.runtime.cuda.memory import CHECKPOINT_BYTES
 
 if TYPE_CHECKING:
     import torch
 
-    from jambacli.engine.persist import Persistence
+    from jambacli.engine.prefix_cache import Persistence
     from jambacli.model.jamba import JambaModel
     from jambacli.model.state import Checkpoint, SequenceState
 
@@ -189,7 +189,7 @@ class TokenSequence:
         return self.logits
 
     def _from_card(self, logits: torch.Tensor) -> np.ndarray:
-        from jambacli.engine.card_sampling import CardLogits
+        from jambacli.engine.gpu_sampling import CardLogits
 
         counters = self.counters
 

@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from jambacli.evaluation.bench_card import wait_for
-from jambacli.evaluation.peaks import peak_memory
-from jambacli.evaluation.plan import prefill_flops
+from jambacli.evaluation.bench_gpu import wait_for
+from jambacli.hardware.peaks import peak_memory
 from jambacli.model.config import JambaConfig
 from jambacli.model.jamba import JambaModel
+from jambacli.runtime.memory_plan import prefill_flops
 
 
 @dataclass(frozen=True)

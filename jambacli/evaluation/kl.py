@@ -14,7 +14,7 @@ from jambacli.errors import JambaError
 from jambacli.evaluation.perplexity import Window, log_softmax, scored
 
 if TYPE_CHECKING:
-    from jambacli.engine.api import Jamba
+    from jambacli.api import Jamba
 
 
 @dataclass(frozen=True)

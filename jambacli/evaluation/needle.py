@@ -13,16 +13,17 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING
 
+from jambacli.data import reports as grammar
+from jambacli.data import words
+from jambacli.data.reports import Question, Report
 from jambacli.errors import JambaError, UsageError
-from jambacli.training import corpus, words
-from jambacli.training.corpus import Question, Report
 
 if TYPE_CHECKING:
-    from jambacli.engine.api import Jamba
-    from jambacli.engine.session import Session
+    from jambacli.api import Jamba
+    from jambacli.session.session import Session
 
 _ANSWER_TOKENS = 48
-KINDS = tuple(corpus.KINDS)
+KINDS = tuple(grammar.KINDS)
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,9 @@ def parse_kinds(text: str | None) -> tuple[str, ...]:
     if text is None or text == "all":
         return KINDS
     kinds = tuple(k.strip() for k in text.split(",") if k.strip())
-    unknown = [k for k in kinds if k not in corpus.KINDS]
+    unknown = [k for k in kinds if k not in grammar.KINDS]
     if unknown or not kinds:
-        raise UsageError(f"--kinds {', '.join(unknown) or 'names none'}: known are all, {', '.join(corpus.KINDS)}")
+        raise UsageError(f"--kinds {', '.join(unknown) or 'names none'}: known are all, {', '.join(grammar.KINDS)}")
     return kinds
 
 
@@ -60,7 +61,7 @@ def reports_of(model: Jamba, tokens: int, seed: int) -> list[Report]:
     """
     random = Random(f"needle {tokens} {seed}")
     most = len(words.ANIMALS)
-    made = corpus.make_reports(random, most, held_out=True, first=1)
+    made = grammar.make_reports(random, most, held_out=True, first=1)
     used, room = 0, tokens - 40
     for i, report in enumerate(made):
         used += len(model.tokenizer.encode(report.text + "\n"))
@@ -83,7 +84,7 @@ def needle(
 ) -> Iterator[Found]:
     """Ask ``questions`` questions about each of ``documents`` texts of about ``tokens`` tokens, at even depths, greedily.
 
-    ``kinds``: which of ``corpus.KINDS``.
+    ``kinds``: which of ``grammar.KINDS``.
     """
     for document in range(documents):
         reports = reports_of(model, tokens, seed * 1000 + document)
@@ -92,7 +93,7 @@ def needle(
         with model.session(kv_type=kv_type, store=False) as session:
             for i in range(questions):
                 index = min(len(reports) - 1, int((i + random.random()) * len(reports) / questions))
-                question = corpus.ask(random, reports, index, random.choice(kinds))
+                question = grammar.ask(random, reports, index, random.choice(kinds))
                 reply = answer(session, text, question)
                 depth = index / max(1, len(reports) - 1)
                 yield Found(session.stats.prompt_tokens, depth, question.kind, question.text, question.value, reply)

@@ -16,7 +16,7 @@ from jambacli.errors import JambaError
 if TYPE_CHECKING:
     import torch
 
-    from jambacli.engine.api import Jamba
+    from jambacli.api import Jamba
     from jambacli.text.tokenizer import Tokenizer
 
 #: Stands between the documents of a text that has several.

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jambacli.errors import JambaError, UsageError
+from jambacli.gguf import jamba_metadata as keys
 from jambacli.model.config import JambaConfig
+from jambacli.quantize.recipes import Choice, Facts, Tensor, get_recipe, may_quantize, plan, visiting_order
 from jambacli.units import format_bytes
-from jambacli.weights import keys
 from quant.formats import FORMATS, QTensor
-from quant.recipes import Choice, Facts, Tensor, get_recipe, may_quantize, plan, visiting_order
 
 if TYPE_CHECKING:
     import torch
@@ -109,7 +109,7 @@ def synthetic_model(config: JambaConfig, quant: str, *, seed: int = 0, ops: Ops 
     """
     import psutil
 
-    from jambacli.model.loader import build
+    from jambacli.runtime.loader import build
 
     needed, free = synthetic_bytes(config, quant), psutil.virtual_memory().available
     if needed > free:
@@ -142,7 +142,7 @@ def write_gguf(
     ``vocabulary``: the tokenizer's (key, value, kind), as ``GGUFWriter.add`` takes them. Raises as ``synthetic_model`` and
     ``GGUFWriter`` do.
     """
-    from jambacli.weights.writer import GGUFWriter
+    from jambacli.gguf.writer import GGUFWriter
 
     chosen = choices(config, quant)
     with GGUFWriter(path, force=force) as writer:
@@ -227,6 +227,6 @@ class _Maker:
         if fmt in ("f32", "f16", "bf16"):
             dtype = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[fmt]
             return values.to(dtype).view(torch.uint8)
-        from quant.encode import quantize
+        from quant.quantize_blocks import quantize
 
         return quantize(values, fmt)

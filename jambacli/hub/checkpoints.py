@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jambacli import ui
+from jambacli.convert.hf_checkpoint import INDEX, no_weights, read_json
+from jambacli.convert.to_gguf import check_config
 from jambacli.errors import JambaError, UsageError
 from jambacli.files import path_of
-from jambacli.weights.checkpoint import INDEX, no_weights, read_json
-from jambacli.weights.convert import check_config
-from jambacli.weights.gguf_values import shown
+from jambacli.gguf.values import shown
 
 _REPO = re.compile(r"(?:(?:https?://)?(?:huggingface\.co|hf\.co)/)?(?P<id>[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96})/?")
 BESIDE_THE_WEIGHTS = [

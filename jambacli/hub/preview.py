@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jambacli.errors import BadFileError
-from jambacli.evaluation.plan import Plan, memory_plan
-from jambacli.weights.gguf import MAGIC
+from jambacli.gguf.reader import MAGIC
+from jambacli.runtime.memory_plan import Plan, memory_plan
 
 if TYPE_CHECKING:
-    from jambacli.evaluation.machine import Device
+    from jambacli.gguf.summary import Summary
+    from jambacli.hardware.devices import Device
     from jambacli.model.config import JambaConfig
-    from jambacli.weights.summary import Summary
 
 _FIRST_HEAD = 1 << 21
 _LONGEST_HEAD = 1 << 26
@@ -58,7 +58,7 @@ def preview(names: Sequence[str], sizes: Sequence[int], head: Callable[[int, int
 
     Raises what ``weights.summary.summarize`` raises for a file that is no sound Jamba GGUF.
     """
-    from jambacli.weights.summary import summarize
+    from jambacli.gguf.summary import summarize
 
     length = _FIRST_HEAD
     while True:
@@ -70,7 +70,7 @@ def preview(names: Sequence[str], sizes: Sequence[int], head: Callable[[int, int
             except BadFileError as error:
                 # A head that is too short looks damaged.
                 if length >= min(_LONGEST_HEAD, max(sizes)):
-                    raise BadFileError(names[0], error.problem) from error
+                    raise BadFileError(names[0], error.problem_in_file) from error
         length *= 4
 
 

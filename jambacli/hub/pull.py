@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from jambacli import ui
 from jambacli.errors import BadFileError, JambaError, UnsupportedError, UsageError
 from jambacli.files import path_of
-from jambacli.hub import choose, download, huggingface, ollama
+from jambacli.hub import download, huggingface, ollama, pick_file
 from jambacli.hub import preview as previews
 from jambacli.hub.aliases import SHORT, load_table
 from jambacli.hub.download import Remote, Unreachable
@@ -26,8 +26,8 @@ from jambacli.hub.store import Entry, Store, StoredFile, set_id
 from jambacli.units import format_bytes
 
 if TYPE_CHECKING:
+    from jambacli.gguf.summary import Summary
     from jambacli.model.config import JambaConfig
-    from jambacli.weights.summary import Summary
 
 # Offered where another model is too big.
 _SMALL_MODEL = 4e9
@@ -152,23 +152,23 @@ def _find(name: Name, request: Request) -> Found:
         except huggingface.NotOnHub as error:
             first = first or error
     repo = name.weights
-    if repo is not None and (first is None or isinstance(first, choose.NoSuchGGUF)):
+    if repo is not None and (first is None or isinstance(first, pick_file.NoSuchGGUF)):
         _offer_conversion(name, repo, request, first)
-    if isinstance(first, choose.NoSuchGGUF) and name.model and name.quant and repo:
+    if isinstance(first, pick_file.NoSuchGGUF) and name.model and name.quant and repo:
         make = f"jamba pull {name.model.name} --quant {name.quant.lower()}"
-        raise choose.NoSuchGGUF(f"{first}; or make it of the checkpoint with: {make}", first.types)
+        raise pick_file.NoSuchGGUF(f"{first}; or make it of the checkpoint with: {make}", first.types)
     raise first or JambaError(f"{name.text}: no repository is known to have it")
 
 
 def _offer_conversion(name: Name, repo: str, request: Request, first: JambaError | None) -> None:
     """Raise NeedsConversion where ``repo`` has safetensors to make the wanted type of."""
-    if first is not None and isinstance(first, choose.NoSuchGGUF) and first.types and request.quant is None:
+    if first is not None and isinstance(first, pick_file.NoSuchGGUF) and first.types and request.quant is None:
         return
     listing = huggingface.list_repo(repo, request.revision)
     weights = [f for f in listing.files if f.path.endswith(".safetensors")]
     if not weights:
         return
-    quant = name.quant or (name.model.quant if name.model else choose.USUAL)
+    quant = name.quant or (name.model.quant if name.model else pick_file.USUAL)
     nbytes = sum(f.size or 0 for f in weights)
     size = f" ({format_bytes(nbytes)} to download)" if nbytes else ""
     base = name.model.name if name.model else repo
@@ -189,7 +189,7 @@ def _on_hub(name: Name, source: Hub, request: Request) -> Found:
             raise
         ui.warn(f"{error}; using what the hub library's cache has")
         listing = cached
-    choice = choose.choose(listing, source)
+    choice = pick_file.choose(listing, source)
     copies = [found for f in choice.files if (found := huggingface.cached_file(listing, f.path)) is not None]
     remotes = huggingface.remotes(listing, choice.files, lambda path: PurePosixPath(path).name)
     described = {
@@ -203,7 +203,7 @@ def _on_hub(name: Name, source: Hub, request: Request) -> Found:
     prefix = f"{name.model.name}-" if name.model and not at else f"hf.co/{source.repo}{at}:"
     others = [
         Other(prefix + (c.quant.lower() if name.model else c.quant), c.size)
-        for c in choose.choices(listing)
+        for c in pick_file.choices(listing)
         if c.quant and c.size is not None and c is not choice
     ]
     return Found(described, remotes, copies if len(copies) == len(choice.files) else [], choice.quant, others)
@@ -230,7 +230,7 @@ def fit(
     tensors: Mapping[str, tuple[str, tuple[int, ...]]] | None = None,
 ) -> Fit:
     """How a model sits on this machine with what ``request`` wants of it (see ``preview.judge``)."""
-    from jambacli.evaluation.machine import devices
+    from jambacli.hardware.devices import devices
 
     known = [
         Other(f"{model.name}-{quant.lower()}" if quant != model.quant else model.name, nbytes)
@@ -293,7 +293,7 @@ def _verified_copies(found: Found) -> list[StoredFile]:
 
 def _sound(path: Path, folder: Path | None) -> Summary:
     """The summary of a whole file; one that is no sound Jamba GGUF is not kept."""
-    from jambacli.weights.summary import summarize
+    from jambacli.gguf.summary import summarize
 
     try:
         return summarize(path)
@@ -347,8 +347,8 @@ def _means_a_path(text: str) -> bool:
 
 def _register_path(store: Store, path: Path, request: Request) -> Entry:
     """Refer to a file that lies where the user put it."""
-    from jambacli.weights.gguf import SPLIT_NAME, GGUFFile
-    from jambacli.weights.summary import summarize
+    from jambacli.gguf.reader import SPLIT_NAME, GGUFFile
+    from jambacli.gguf.summary import summarize
 
     if request.quant or request.revision:
         raise UsageError(f"{path} is a file here: --quant and --revision are for names of the hub; see jamba quantize")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jambacli.errors import JambaError, UsageError
 from jambacli.files import path_of
-from jambacli.hub.box import NAME, is_in_the_box, path_in_the_box
+from jambacli.hub.demo import NAME, is_in_the_box, path_in_the_box
 from jambacli.hub.names import Hub, Name, looks_like_name, parse_name
 from jambacli.hub.store import Entry, Store
 

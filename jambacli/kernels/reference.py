@@ -31,7 +31,7 @@ def dequantize(w: QTensor) -> torch.Tensor:
         return w.data.view(dtype).view(w.shape).float()
     if w.scale is not None:  # ExpertsInt8: one factor a row
         return w.data.view(torch.int8).view(w.shape).float() * w.scale.view(*w.shape[:-1], 1)
-    from quant.decode import dequantize as decode  # also formats without kernels, through the gguf package
+    from quant.dequantize_blocks import dequantize as decode  # also formats without kernels, through the gguf package
 
     return decode(w.row_blocks(), w.format.name, threads=torch.get_num_threads())
 
@@ -157,7 +157,7 @@ def kv_values(cache: torch.Tensor, head_dim: int) -> torch.Tensor:
     q8_0 blocks [..., head_dim / 32 * 34]."""
     if cache.dtype != torch.uint8:
         return cache.float()
-    from quant.decode import dequantize as decode
+    from quant.dequantize_blocks import dequantize as decode
 
     return decode(cache.contiguous(), "q8_0", threads=torch.get_num_threads())
 
@@ -167,7 +167,7 @@ def kv_store(x: torch.Tensor, cache: torch.Tensor) -> None:
     if cache.dtype != torch.uint8:
         cache.copy_(x)
         return
-    from quant.encode import quantize
+    from quant.quantize_blocks import quantize
 
     cache.copy_(quantize(x.contiguous(), "q8_0", threads=torch.get_num_threads()))
 

@@ -19,8 +19,8 @@ from jambacli.model.attention import Attention
 from jambacli.model.config import JambaConfig
 from jambacli.model.mamba import Mamba
 from jambacli.model.moe import MLP, MoE
-from jambacli.model.placement import PREFILL_CHUNK
 from jambacli.model.state import KVCache, MambaState, SequenceState
+from jambacli.runtime.cuda.placement import PREFILL_CHUNK
 from quant.formats import QTensor
 
 

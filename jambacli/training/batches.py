@@ -13,8 +13,8 @@ from random import Random
 import torch
 from torch import Tensor
 
-from jambacli.training import corpus
-from jambacli.training.corpus import Span
+from jambacli.data import reports as grammar
+from jambacli.data.reports import Span
 from jambacli.training.probe import homes_tensor
 from jambacli.training.tokenizer import MARKERS, Encoder
 
@@ -68,7 +68,7 @@ def conversation(random: Random, tokens: int, held_out: bool = False, layout: st
     each = _PER_REPORT if layout == "text" else _PER_DOCUMENT
     n = random.randint(1, min(60, max(1, (tokens - 60) // each)))
     turns = max(1, (tokens - 20 - n * each) // (_PER_CITED if layout == "cite" else _PER_TURN))
-    return corpus.chat(random, corpus.make_reports(random, n, held_out), turns, layout)
+    return grammar.chat(random, grammar.make_reports(random, n, held_out), turns, layout)
 
 
 def citing(random: Random, tokens: int, held_out: bool = False) -> list[Span]:
@@ -81,42 +81,44 @@ def pages(random: Random, tokens: int, held_out: bool = False) -> list[Span]:
     n, turns = random.randint(1, max(1, tokens // 150)), max(1, int(0.35 * tokens / _PER_CITED))
     blank = max(0, (tokens - 60 - turns * _PER_CITED - n * _PER_DOCUMENT) // _PER_BLANK_PAGE)
     layout = "cite" if random.random() < 0.8 else "documents"
-    return corpus.chat(random, corpus.make_reports(random, min(n, 60), held_out), turns, layout, blank)
+    return grammar.chat(random, grammar.make_reports(random, min(n, 60), held_out), turns, layout, blank)
 
 
 def small_talk(random: Random, tokens: int, held_out: bool = False) -> list[Span]:
     """Facts told in a sentence, names and small talk, one after another."""
     spans: list[Span] = []
     for _ in range(max(1, tokens // 130)):
-        spans += corpus.told(random, held_out)
+        spans += grammar.told(random, held_out)
     return spans
 
 
 def plain_text(random: Random, tokens: int, held_out: bool = False) -> list[Span]:
     """Reports and questions without chat markup."""
     n = random.randint(1, min(60, max(1, (tokens - 40) // _PER_REPORT)))
-    return corpus.plain(
-        random, corpus.make_reports(random, n, held_out), max(1, (tokens - 10 - n * _PER_REPORT) // _PER_TURN)
+    return grammar.plain(
+        random, grammar.make_reports(random, n, held_out), max(1, (tokens - 10 - n * _PER_REPORT) // _PER_TURN)
     )
 
 
 def summary(random: Random, tokens: int, held_out: bool = False) -> list[Span]:
     """Reports and their summary; a question or two where there is room."""
     n = random.randint(1, max(1, min(10, (tokens - 30) // (_PER_REPORT + 18))))
-    reports = corpus.make_reports(random, n, held_out)
-    question = corpus.summarize(random, reports)
+    reports = grammar.make_reports(random, n, held_out)
+    question = grammar.summarize(random, reports)
     if random.random() < 0.5:
-        spans = corpus.documents(corpus.lay_out(random, reports), False) + corpus.message(corpus.USER, question.text)
+        spans = grammar.documents(grammar.lay_out(random, reports), False) + grammar.message(
+            grammar.USER, question.text
+        )
     else:
-        given = corpus.join(reports, random)
+        given = grammar.join(reports, random)
         both = random.choice(
             [f"{given}\n\n{question.text}", f"{question.text}\n\n{given}", f"{given}\n{question.text}"]
         )
-        spans = corpus.message(corpus.USER, both)
-    spans += corpus.message(corpus.ASSISTANT, question.answer, True)
+        spans = grammar.message(grammar.USER, both)
+    spans += grammar.message(grammar.ASSISTANT, question.answer, True)
     for _ in range(max(0, (tokens - 40 - n * (_PER_REPORT + 20)) // _PER_TURN)):
-        more = corpus.ask(random, reports, random.randrange(n))
-        spans += corpus.message(corpus.USER, more.text) + corpus.message(corpus.ASSISTANT, more.answer, True)
+        more = grammar.ask(random, reports, random.randrange(n))
+        spans += grammar.message(grammar.USER, more.text) + grammar.message(grammar.ASSISTANT, more.answer, True)
     return spans
 
 

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jambacli.data import reports as grammar
 from jambacli.model.config import JambaConfig
-from jambacli.training import corpus
 from jambacli.training.model import Attention, FeedForward, Mamba, TrainableJamba
 from jambacli.training.tokenizer import BOS, EOS, MARKERS, PAD, UNKNOWN, Encoder, train_tokenizer
 
@@ -78,9 +78,9 @@ def make_tokenizer(path: Path, seed: int = 1, samples: int = 3000) -> None:
 
     def texts() -> Iterator[str]:
         for _ in range(samples):
-            reports = corpus.make_reports(random, random.randint(1, 6))
+            reports = grammar.make_reports(random, random.randint(1, 6))
             layout = random.choice(["text", "documents", "cite"])
-            spans = corpus.chat(random, reports, 4, layout) + corpus.told(random) + corpus.plain(random, reports, 2)
+            spans = grammar.chat(random, reports, 4, layout) + grammar.told(random) + grammar.plain(random, reports, 2)
             yield from (span.text for span in spans if not span.marker)
 
     path.write_text(json.dumps(train_tokenizer(texts(), CONFIG["vocab_size"]), ensure_ascii=False), encoding="utf-8")
@@ -168,8 +168,8 @@ def make_held_out(tokenizer_json: Path, documents: int = 48, tokens: int = 500) 
     texts: list[str] = []
     for i in range(documents):
         random = Random(f"held out split {i}")
-        reports = corpus.make_reports(random, random.randint(2, 10), held_out=True)
+        reports = grammar.make_reports(random, random.randint(2, 10), held_out=True)
         room = tokens - sum(len(encoder.text(r.text)) + 2 for r in reports)
-        spans = corpus.plain(random, reports, max(2, room // 26))
+        spans = grammar.plain(random, reports, max(2, room // 26))
         texts.append("".join(span.text for span in spans))
     return "\f\n".join(texts)

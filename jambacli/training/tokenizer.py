@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jambacli.training.corpus import Span
+from jambacli.data.reports import Span
 
 PAD, BOS, EOS, UNKNOWN = "<|pad|>", "<|startoftext|>", "<|endoftext|>", "<|unk|>"
 MARKERS = [

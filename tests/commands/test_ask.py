@@ -9,9 +9,9 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from tests.commands.cli_runner import Done, jamba
-from tests.engine.small import small_file
-from tests.text.files import pdf_bytes
+from tests.support.cli_runner import Done, jamba
+from tests.support.document_files import pdf_bytes
+from tests.support.small_models import small_file
 
 GREEDY = ("--temp", "0", "-n", "6", "--stats")
 
@@ -161,7 +161,7 @@ def test_what_does_not_fit_is_said_and_passes_are_offered(model: str, reports: P
 def test_an_interrupted_summary_of_many_files_goes_on_without_reading_again(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from jambacli.engine import passes
+    from jambacli.documents import passes
 
     folder = tmp_path / "many"
     folder.mkdir()

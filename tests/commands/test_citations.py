@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.commands.cli_runner import Done, jamba
-from tests.text.files import pdf_bytes
+from tests.support.cli_runner import Done, jamba
+from tests.support.document_files import pdf_bytes
 
 Says = Callable[[str], None]
 
@@ -29,8 +29,8 @@ def same_home(own_home: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.fixture
 def says(monkeypatch: pytest.MonkeyPatch) -> Says:
     """Makes the embedded model say a text, token by token, markup as markup, within what a schema allows."""
+    from jambacli.api import Jamba
     from jambacli.data import embedded_model
-    from jambacli.engine.api import Jamba
     from jambacli.engine.sampling import Sampler
 
     tokenizer = Jamba.load(embedded_model()).tokenizer

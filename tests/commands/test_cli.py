@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests import jamba_gguf
-from tests.commands.cli_runner import jamba
-from tests.engine.small import small_file
+from tests.support import jamba_gguf
+from tests.support.cli_runner import jamba
+from tests.support.small_models import small_file
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,7 @@ def test_ctrl_c_while_the_program_is_still_loading_shows_no_traceback(tmp_path: 
 
 
 def test_a_librarys_warning_is_one_line_without_its_place(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from jambacli.weights import summary
+    from jambacli.gguf import summary
 
     found = summary.summarize
 

@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 
 from jambacli.cli import main
-from jambacli.weights.gguf import GGUFFile
-from tests.checkpoints import make_checkpoint, write_tokenizer
+from jambacli.gguf.reader import GGUFFile
 from tests.conftest import REPO
+from tests.support.checkpoints import make_checkpoint, write_tokenizer
 
 SMALL: dict[str, Any] = {"num_hidden_layers": 2, "attn_layer_period": 2, "attn_layer_offset": 0}
 
@@ -207,7 +207,7 @@ def test_a_disk_without_room_is_said_and_leaves_nothing(tmp_path: Path) -> None:
 def test_memory_stays_under_a_gigabyte_whatever_the_size_of_a_matrix(tmp_path: Path, kind: str) -> None:
     folder = large_checkpoint(tmp_path / "model")
     program = (
-        "import resource, sys; from pathlib import Path; from jambacli.weights.convert import convert;"
+        "import resource, sys; from pathlib import Path; from jambacli.convert.to_gguf import convert;"
         f"convert(Path({str(folder)!r}), Path({str(tmp_path / 'm.gguf')!r}), type={kind!r});"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )

@@ -7,24 +7,24 @@ import random
 import re
 from pathlib import Path
 
-from jambacli.data import embedded_model
-from jambacli.engine.citations import Cited, places_of
-from jambacli.engine.documents import Reader, Task, entries_of
-from jambacli.engine.grounding import ground
+from jambacli.data import embedded_model, words
+from jambacli.data import reports as grammar
+from jambacli.documents.citation_check import ground
+from jambacli.documents.citations import Cited, places_of
+from jambacli.documents.load import read_documents
+from jambacli.documents.reader import Reader, Task, entries_of
 from jambacli.evaluation.needle import KINDS, needle
-from jambacli.text.documents import read_documents
-from jambacli.training import corpus, words
-from tests.text.files import pdf_bytes
+from tests.support.document_files import pdf_bytes
 
 PAGES, FACTS = 200, 40
 
 
 def test_planted_facts_are_found_as_often_as_recall_promises(tmp_path: Path) -> None:
-    from jambacli.engine.api import Jamba
+    from jambacli.api import Jamba
 
     model = Jamba.load(embedded_model())
     rng = random.Random(5)
-    reports = corpus.make_reports(rng, FACTS, held_out=True, first=1)
+    reports = grammar.make_reports(rng, FACTS, held_out=True, first=1)
     pages = [" ".join(rng.choices(words.REMARKS, k=rng.randint(1, 3))) for _ in range(PAGES)]
     planted = sorted(rng.sample(range(PAGES), FACTS))
     for page, report in zip(planted, reports, strict=True):
@@ -37,7 +37,7 @@ def test_planted_facts_are_found_as_often_as_recall_promises(tmp_path: Path) -> 
     reader = Reader(model, options={"store": False}, generation={"temperature": 0, "max_tokens": 48})
     right = cited_right = by_model = 0
     for i, page in enumerate(planted):
-        question = corpus.ask(rng, reports, i, rng.choice(KINDS))
+        question = grammar.ask(rng, reports, i, rng.choice(KINDS))
         cited = Cited()
         said = "".join(cited.answer(reader.stream(entries, Task(question.text, citations=True))))
         found = re.search(rf"(?<!\w){re.escape(question.value)}(?!\w)", said) is not None

@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 
 from jambacli import cli
-from jambacli.evaluation import machine
+from jambacli.hardware import devices
 from jambacli.hub import download
 from jambacli.hub.resolve import resolve_model
 from jambacli.hub.store import Entry, Store, StoredFile
-from tests.checkpoints import make_checkpoint
 from tests.hub.conftest import *  # noqa: F403 - the server and its models
 from tests.hub.conftest import REPO, STEM
-from tests.hub.servers import Repo, Server
+from tests.support.checkpoints import make_checkpoint
+from tests.support.hub_servers import Repo, Server
 
 Jamba = Callable[..., int]
 
@@ -43,8 +43,8 @@ def small_machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Gives this machine another amount of memory: the one thing about it that a test cannot choose."""
 
     def shrink(total: int) -> None:
-        device = machine.Device("cpu", "cpu:x", "a small machine", total, total, 1e9, False, "1 core")
-        monkeypatch.setattr(machine, "devices", lambda: [device])
+        device = devices.Device("cpu", "cpu:x", "a small machine", total, total, 1e9, False, "1 core")
+        monkeypatch.setattr(devices, "devices", lambda: [device])
 
     return shrink
 
@@ -99,8 +99,8 @@ def test_what_does_not_fit(
     assert jamba("rm", f"{REPO}:F32") == 0
     # Room for the smaller ones beside what every run needs, not for this one.
     size = {c: len(hub.repos[REPO].files[f"{STEM}-{c}.gguf"]) for c in ("F32", "Q8_0")}
-    from jambacli.evaluation.plan import scratch_bytes
-    from jambacli.weights.summary import summarize
+    from jambacli.gguf.summary import summarize
+    from jambacli.runtime.memory_plan import scratch_bytes
 
     jamba("pull", f"{REPO}:F32", "--yes")
     config = summarize(resolve_model(f"{REPO}:F32")).config
@@ -297,7 +297,7 @@ def test_a_name_with_spaces_can_be_pasted_into_a_shell(
 def test_what_was_converted_to_be_run_is_told_and_can_be_freed(
     tmp_path: Path, own_home: Path, jamba: Jamba, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from jambacli.hub.converted import converted
+    from jambacli.hub.converted_cache import converted
 
     made = converted(make_checkpoint(tmp_path / "checkpoint", "moe4"))
     size = made.stat().st_size

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 
 from jambacli import cli
-from jambacli.weights import panels
-from jambacli.weights import quantize as weights
+from jambacli.quantize import quantize_file as weights
+from jambacli.quantize import rows
 from quant import native
-from tests import jamba_gguf
-from tests.jamba_gguf import Shape
-from tests.quant.ggml_reference import quantize_chunk
-from tests.quant.test_imatrix import write_gguf as write_imatrix
+from tests.quantize.test_imatrix import write_gguf as write_imatrix
+from tests.support import jamba_gguf
+from tests.support.ggml_reference import quantize_chunk
+from tests.support.jamba_gguf import Shape
 
 # Small, yet with every kind of tensor; dt_rank 32 falls back under K-quants.
 SMALL = Shape(layers=4, hidden=256, ffn=256, experts=4, attention=(2,), vocab=64)
@@ -224,7 +224,7 @@ def test_what_has_no_effect_is_said(
     ],
 )
 def test_an_output_without_a_name_is_named_after_the_type(name: str, kind: str, made: str) -> None:
-    from quant.recipes import get_recipe
+    from jambacli.quantize.recipes import get_recipe
 
     assert weights.default_output(Path("x") / name, get_recipe(kind)) == Path("x") / made
 
@@ -288,7 +288,7 @@ def test_experts_int8_can_be_undone_to_other_types_and_is_read_with_its_scales(
 ) -> None:
     import torch
 
-    from jambacli.weights.gguf import GGUFFile
+    from jambacli.gguf.reader import GGUFFile
 
     int8, again, q8 = tmp_path / "int8.gguf", tmp_path / "again.gguf", tmp_path / "q8.gguf"
     assert run(source, int8, "--type", "experts_int8", monkeypatch=monkeypatch) == 0
@@ -465,7 +465,7 @@ def test_an_interrupt_leaves_what_was_there(
 ) -> None:
     target = tmp_path / "out.gguf"
     target.write_bytes(b"precious")
-    encode, calls = panels.Encoder.encode, 0
+    encode, calls = rows.Encoder.encode, 0
 
     def interrupted(*arguments: Any) -> None:
         nonlocal calls
@@ -474,7 +474,7 @@ def test_an_interrupt_leaves_what_was_there(
             os.kill(os.getpid(), signal.SIGINT)
         encode(*arguments)
 
-    monkeypatch.setattr(panels.Encoder, "encode", interrupted)
+    monkeypatch.setattr(rows.Encoder, "encode", interrupted)
     assert run(source, target, "--force", monkeypatch=monkeypatch) == 130
     assert f"warning: interrupted; {target} was not written" in capsys.readouterr().err
     assert target.read_bytes() == b"precious"

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.cli_runner import jamba
-from tests.engine.small import small_file
+from tests.support.cli_runner import jamba
+from tests.support.small_models import small_file
 
 
 @pytest.fixture(scope="module")

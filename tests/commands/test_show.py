@@ -17,13 +17,13 @@ import pytest
 from jambacli.commands.show import show
 from jambacli.commands.show_page import print_page
 from jambacli.errors import JambaError, UsageError
-from jambacli.evaluation.machine import Device
-from jambacli.evaluation.plan import memory_plan
+from jambacli.gguf.reader import GGUFFile
+from jambacli.gguf.summary import summarize
+from jambacli.gguf.writer import GGUFWriter
+from jambacli.hardware.devices import Device
 from jambacli.model.config import JambaConfig
-from jambacli.weights.gguf import GGUFFile
-from jambacli.weights.summary import summarize
-from jambacli.weights.writer import GGUFWriter
-from tests import jamba_gguf
+from jambacli.runtime.memory_plan import memory_plan
+from tests.support import jamba_gguf
 
 SHAPE = jamba_gguf.Shape(layers=9, hidden=64, ffn=96, experts=4, attention=(3, 8), dt_rank=4, vocab=40)
 TEMPLATE = "{% for m in messages %}<|bom|>{{ m.content }}{% endfor %}{% if tools %}{{ documents }}{% endif %}"

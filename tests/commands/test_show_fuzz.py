@@ -16,9 +16,9 @@ import pytest
 
 from jambacli.commands.show import show
 from jambacli.errors import JambaError
-from jambacli.weights.gguf import GGUFFile
-from jambacli.weights.writer import GGUFWriter
-from tests import jamba_gguf
+from jambacli.gguf.reader import GGUFFile
+from jambacli.gguf.writer import GGUFWriter
+from tests.support import jamba_gguf
 
 EXTREMES = [
     0,

@@ -15,14 +15,14 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPO
-from tests.text.files import pdf_bytes
+from tests.support.document_files import pdf_bytes
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo terminal")
 
 # Runs jamba with a model that says what it is told to, "!" in its place being a Ctrl-C within a pass.
 PROGRAM = """
 import signal, sys
-from jambacli.engine import session
+from jambacli.session import session
 from jambacli.engine.generate import Thought
 from jambacli.engine.sampling import Sampler
 from jambacli.cli import main

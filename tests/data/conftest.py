@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from jambacli.api import Jamba
 from jambacli.data import embedded_model
-from jambacli.engine.api import Jamba
-from tests.commands.cli_runner import jamba
-from tests.data.shipped import as_f32
+from tests.support.cli_runner import jamba
+from tests.support.demo_model import as_f32
 
 
 @pytest.fixture(scope="session")

@@ -10,13 +10,13 @@ from random import Random
 
 import pytest
 
-from jambacli.data import embedded_model, held_out_text
-from jambacli.engine.api import Jamba
+from jambacli.api import Jamba
+from jambacli.data import embedded_model, held_out_text, words
+from jambacli.data import reports as grammar
 from jambacli.evaluation.needle import answer, needle
-from jambacli.training import corpus, words
-from jambacli.weights.gguf import GGUFFile
-from jambacli.weights.summary import summarize
-from tests.commands.cli_runner import jamba
+from jambacli.gguf.reader import GGUFFile
+from jambacli.gguf.summary import summarize
+from tests.support.cli_runner import jamba
 
 TRAINED_TOKENS = 512
 
@@ -74,8 +74,8 @@ def test_facts_are_recalled_from_texts_of_the_length_it_was_trained_on(model: Ja
 def test_a_summary_lists_the_facts_of_eight_reports(model: Jamba) -> None:
     random = Random("eight reports")
     for _ in range(3):
-        reports = corpus.make_reports(random, 8, held_out=True, first=1)
-        question = corpus.Question("summary", "Summarize the reports.", "", "", -1)
+        reports = grammar.make_reports(random, 8, held_out=True, first=1)
+        question = grammar.Question("summary", "Summarize the reports.", "", "", -1)
         with model.session(store=False) as session:
             text = "\n".join(r.text for r in reports)
             reply = "".join(session.send(f"{text}\n\n{question.text}", temperature=0, max_tokens=300))
@@ -86,8 +86,8 @@ def test_documents_are_answered_from_and_cited(model: Jamba) -> None:
     random = Random("cited")
     right = cited = 0
     for _ in range(10):
-        reports = corpus.make_reports(random, 3, held_out=True, first=1)
-        question = corpus.ask(random, reports, random.randrange(3), "count")
+        reports = grammar.make_reports(random, 3, held_out=True, first=1)
+        question = grammar.ask(random, reports, random.randrange(3), "count")
         with model.session(store=False) as session:
             pieces = session.send(
                 question.text,
@@ -129,8 +129,8 @@ def test_quantized_it_still_answers(file_of: Callable[[str], Path], kind: str) -
     random = Random("quantized")
     right = 0
     for _ in range(10):
-        reports = corpus.make_reports(random, 1, held_out=True, first=1)
-        question = corpus.ask(random, reports, 0, "count")
+        reports = grammar.make_reports(random, 1, held_out=True, first=1)
+        question = grammar.ask(random, reports, 0, "count")
         with quantized.session(store=False) as session:
             right += question.value in answer(session, reports[0].text, question)
     assert right >= 8

@@ -14,12 +14,12 @@ from random import Random
 import pytest
 import torch
 
+from jambacli.api import Jamba
 from jambacli.data import embedded_model
-from jambacli.engine.api import Jamba
+from jambacli.data import reports as grammar
 from jambacli.evaluation.needle import answer, needle, reports_of
-from jambacli.training import corpus
-from tests.commands.cli_runner import jamba
-from tests.data.shipped import as_checkpoint
+from tests.support.cli_runner import jamba
+from tests.support.demo_model import as_checkpoint
 
 pytestmark = pytest.mark.slow
 TRAINED_TOKENS, SEED = 512, 5
@@ -58,7 +58,7 @@ def test_recall_is_the_same_after_saving_and_resuming_in_another_process(model: 
     for i in range(10):
         reports = reports_of(model, TRAINED_TOKENS - 60, 900 + i)
         text, random = "\n".join(r.text for r in reports), Random(f"resume {i}")
-        first, second = (corpus.ask(random, reports, random.randrange(len(reports))) for _ in range(2))
+        first, second = (grammar.ask(random, reports, random.randrange(len(reports))) for _ in range(2))
         with model.session(store=False) as session:
             answer(session, text, first)
             straight.append("".join(session.send(second.text, max_tokens=48, temperature=0)))
@@ -75,7 +75,7 @@ def test_recall_is_the_same_after_rewinding_an_edit(model: Jamba) -> None:
     for i in range(10):
         reports = reports_of(model, TRAINED_TOKENS - 60, 700 + i)
         text, random = "\n".join(r.text for r in reports), Random(f"edit {i}")
-        first, second, third = (corpus.ask(random, reports, random.randrange(len(reports))) for _ in range(3))
+        first, second, third = (grammar.ask(random, reports, random.randrange(len(reports))) for _ in range(3))
         replies = []
         for edited in (False, True):
             with model.session(store=False) as session:
@@ -96,13 +96,13 @@ def test_transformers_and_the_runtime_agree(model: Jamba, file_of: Callable[[str
         as_checkpoint(tmp_path / "hub"), dtype=torch.float32, use_mamba_kernels=False
     ).eval()
     random = Random("prompts")
-    ids = [1, *ours.tokenizer.encode(corpus.join(corpus.make_reports(random, 6, held_out=True), random))]
+    ids = [1, *ours.tokenizer.encode(grammar.join(grammar.make_reports(random, 6, held_out=True), random))]
     with torch.no_grad():
         wanted = theirs(torch.tensor([ids])).logits[0]
     torch.testing.assert_close(ours.logits(ids), wanted, atol=1e-4, rtol=1e-4)
     for i in range(50):
-        reports = corpus.make_reports(random, random.randint(1, 3), held_out=True)
-        prompt = [1, *ours.tokenizer.encode(corpus.join(reports, random) + "\n\nQuestion:")]
+        reports = grammar.make_reports(random, random.randint(1, 3), held_out=True)
+        prompt = [1, *ours.tokenizer.encode(grammar.join(reports, random) + "\n\nQuestion:")]
         with torch.no_grad():
             full = theirs.generate(
                 torch.tensor([prompt]), max_new_tokens=200, min_new_tokens=200, do_sample=False, pad_token_id=0

@@ -9,7 +9,7 @@ import torch
 from jambacli.engine import sequence as sequence_module
 from jambacli.engine.sequence import TokenSequence, common_prefix
 from jambacli.errors import JambaError, UsageError
-from tests.engine.small import small_model
+from tests.support.small_models import small_model
 
 
 def ids(n: int, seed: int = 0) -> list[int]:

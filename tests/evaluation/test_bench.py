@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from jambacli.evaluation.bench import Case, Result, measure, prefill_speed
-from jambacli.evaluation.plan import prefill_flops
 from jambacli.evaluation.synthetic import shape_config
 from jambacli.model.config import JambaConfig
+from jambacli.runtime.memory_plan import prefill_flops
 
 
 class Clockwork:

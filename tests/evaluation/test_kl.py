@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from jambacli.engine.api import Jamba
+from jambacli.api import Jamba
 from jambacli.errors import JambaError
 from jambacli.evaluation.kl import divergence, random_windows
-from tests.engine.small import small_file, small_model
+from tests.support.small_models import small_file, small_model
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from jambacli.data import words
 from jambacli.errors import JambaError, UsageError
 from jambacli.evaluation.needle import KINDS, Found, needle, parse_kinds, reports_of
-from jambacli.training import words
-from tests.engine.small import small_model
+from tests.support.small_models import small_model
 
 
 def _found(expected: str, reply: str) -> Found:

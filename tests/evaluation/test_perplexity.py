@@ -9,7 +9,7 @@ import torch
 
 from jambacli.errors import JambaError
 from jambacli.evaluation.perplexity import cut, perplexity
-from tests.engine.small import small_model
+from tests.support.small_models import small_model
 
 TEXT = "herons counted at the lake: 42. the quick brown fox jumps over the lazy dog. " * 12
 

@@ -12,9 +12,9 @@ import torch
 from jambacli.errors import JambaError, UsageError
 from jambacli.evaluation import synthetic
 from jambacli.evaluation.synthetic import choices, shape_config, synthetic_bytes, synthetic_model, write_gguf
-from jambacli.model.loader import load_gguf
-from jambacli.weights.gguf import GGUFFile
-from tests.checkpoints import BASE
+from jambacli.gguf.reader import GGUFFile
+from jambacli.runtime.loader import load_gguf
+from tests.support.checkpoints import BASE
 
 SMALL = BASE | {"hidden_size": 256, "intermediate_size": 512, "mamba_dt_rank": 160, "num_hidden_layers": 5}
 

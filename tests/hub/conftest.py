@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from jambacli.hub import download
-from tests import jamba_gguf
-from tests.hub.servers import Repo, Server, running
-from tests.jamba_gguf import Shape
+from tests.support import jamba_gguf
+from tests.support.hub_servers import Repo, Server, running
+from tests.support.jamba_gguf import Shape
 
 SMALL = Shape(layers=2, hidden=64, ffn=64, experts=2, attention=(1,), heads=2, kv_heads=1, dt_rank=8, vocab=32)
 REPO = "bartowski/ai21labs_AI21-Jamba2-3B-GGUF"

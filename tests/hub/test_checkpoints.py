@@ -17,7 +17,7 @@ import pytest
 
 from jambacli.errors import UsageError
 from jambacli.hub.checkpoints import find_checkpoint
-from tests.checkpoints import make_checkpoint
+from tests.support.checkpoints import make_checkpoint
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jambacli.evaluation.machine import Device
+from jambacli.hardware.devices import Device
 from jambacli.hub.preview import Fit, judge
 from jambacli.model.config import JambaConfig
 

@@ -16,9 +16,9 @@ from jambacli.hub.preview import Fit
 from jambacli.hub.pull import NeedsConversion, Request, pull
 from jambacli.hub.resolve import resolve_model
 from jambacli.hub.store import Entry, Store
-from tests.commands.cli_runner import jamba
 from tests.hub.conftest import REPO, STEM
-from tests.hub.servers import COMMIT, Repo, Server, git_hash
+from tests.support.cli_runner import jamba
+from tests.support.hub_servers import COMMIT, Repo, Server, git_hash
 
 
 def get(name: str, /, **request: Any) -> Entry:
@@ -73,7 +73,7 @@ def test_names_of_the_same_bytes_share_them(hub: Server, models: dict[str, bytes
 
 
 def test_split_files(hub: Server, split: dict[str, bytes]) -> None:
-    from jambacli.weights.gguf import GGUFFile
+    from jambacli.gguf.reader import GGUFFile
 
     assert len(split) > 1
     entry = get("jamba:3b-q6_k")

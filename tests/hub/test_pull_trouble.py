@@ -21,8 +21,8 @@ from jambacli.errors import JambaError
 from jambacli.hub import download
 from jambacli.hub.store import Entry, Store
 from tests.hub.conftest import REPO, STEM
-from tests.hub.servers import Repo, Server
 from tests.hub.test_pull import file_of, get, tree
+from tests.support.hub_servers import Repo, Server
 
 BIG = "someone/big"
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from jambacli.kernels.cpu import prefill
-from tests.kernels.blocks import isa
+from tests.support.weights import isa
 
 __all__ = ["isa"]  # a fixture
 

@@ -15,7 +15,7 @@ import torch
 
 from jambacli.kernels import cpu
 from quant.formats import QTensor, get_format
-from tests.kernels.blocks import NATIVE, random_weight, values
+from tests.support.weights import NATIVE, random_weight, values
 
 pytestmark = pytest.mark.skipif(not cpu.available(), reason="the C++ kernels were not built here")
 
@@ -157,7 +157,7 @@ sys.path.insert(0, {repo!r})
 from jambacli.kernels import cpu
 from jambacli.kernels.cpu import steps
 from quant.formats import QTensor
-from tests.kernels.blocks import NATIVE, random_weight
+from tests.support.weights import NATIVE, random_weight
 
 page = mmap.PAGESIZE
 libc = ctypes.CDLL(None, use_errno=True)

@@ -10,8 +10,8 @@ import torch
 
 from jambacli.kernels import cpu, reference
 from quant.formats import QTensor
-from tests.kernels.blocks import random_weight
 from tests.kernels.test_cpu_decode import isa  # noqa: F401
+from tests.support.weights import random_weight
 
 pytestmark = pytest.mark.skipif(not cpu.available(), reason="the C++ kernels were not built here")
 
@@ -153,7 +153,7 @@ def attention_weights(fmt: str, n_heads: int, n_kv: int, dim: int) -> dict[str, 
 
 def cache(kv: torch.dtype, capacity: int, n_kv: int, dim: int, n_past: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Random past keys and values in a cache whose unused end is poison."""
-    from tests.quant.ggml_reference import quantize_chunk
+    from tests.support.ggml_reference import quantize_chunk
 
     made = []
     for seed in (5, 6):

@@ -8,7 +8,7 @@ import torch
 from jambacli.kernels import reference
 from jambacli.kernels.cpu import prefill
 from quant.formats import FORMATS, QTensor
-from tests.kernels.blocks import NATIVE, as_f32, isa, random_weight, values
+from tests.support.weights import NATIVE, as_f32, isa, random_weight, values
 
 __all__ = ["isa"]  # a fixture
 

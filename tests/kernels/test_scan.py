@@ -9,7 +9,7 @@ import torch
 
 from jambacli.kernels import reference
 from jambacli.kernels.cpu import prefill
-from tests.kernels.blocks import isa
+from tests.support.weights import isa
 
 __all__ = ["isa"]  # a fixture
 

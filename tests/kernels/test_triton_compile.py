@@ -9,7 +9,7 @@ import os
 import pytest
 import torch
 
-from tests.kernels.triton_model import tiny_config, tiny_tensors
+from tests.support.triton_model import tiny_config, tiny_tensors
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed: pip install 'jambacli[cuda]'", allow_module_level=True)
@@ -29,9 +29,9 @@ def compile_everything(capability: int, formats: str) -> None:
     from jambacli.kernels.triton.attention import DecodeScratch, append, decode
     from jambacli.kernels.triton.launch import interpreted
     from jambacli.kernels.triton.scan import selective_scan
-    from jambacli.model.cuda import put_on_card
-    from jambacli.model.placement import Placement
-    from tests.kernels.gpu_compile import compile_for
+    from jambacli.runtime.cuda.load import put_on_card
+    from jambacli.runtime.cuda.placement import Placement
+    from tests.support.gpu_compile import compile_for
 
     assert not interpreted()
     dtype = torch.bfloat16 if capability >= 80 else torch.float16
@@ -85,9 +85,9 @@ def test_every_kernel_compiles(capability: int, formats: str) -> None:
 
 _PRODUCT = """
 import torch
-from jambacli.evaluation.gpu_parity import on, random_weight
+from jambacli.gpu_check.parity import on, random_weight
 from jambacli.kernels.triton.gemv import gemv
-from tests.kernels.gpu_compile import compile_for
+from tests.support.gpu_compile import compile_for
 w = on(random_weight("q4_k", (16, 2048)), torch.device("cpu"))
 with compile_for(86) as done:
     gemv(torch.zeros(1, 2048), w, norm=torch.zeros(2048), eps=1e-6)
@@ -115,9 +115,9 @@ def test_a_product_reads_wide_and_moves_nothing_between_threads_as_it_goes() -> 
 
 _WIDEST = """
 import dataclasses, torch
-from jambacli.evaluation.gpu_parity import on, random_weight
+from jambacli.gpu_check.parity import on, random_weight
 from jambacli.kernels.triton.gemm import gemm
-from tests.kernels.gpu_compile import compile_for
+from tests.support.gpu_compile import compile_for
 for fmt in ("f32", "bf16"):
     # Nothing runs: a few rows of planes stand for all.
     w = dataclasses.replace(on(random_weight(fmt, (8, 4096)), torch.device("cpu")), shape=(14336, 4096))
@@ -141,13 +141,13 @@ def test_the_widest_product_fits_into_the_shared_memory_of_small_cards() -> None
 
 _LENGTHS = """
 import torch
-from jambacli.evaluation.gpu_parity import on, random_weight
+from jambacli.gpu_check.parity import on, random_weight
 from jambacli.kernels.triton.attention import DecodeScratch, append, decode
 from jambacli.kernels.triton.conv import causal_conv
 from jambacli.kernels.triton.dequant import embed
 from jambacli.kernels.triton.gemm import gemm
 from jambacli.kernels.triton.scan import selective_scan
-from tests.kernels.gpu_compile import compile_for
+from tests.support.gpu_compile import compile_for
 here, half = torch.device("cpu"), torch.float16
 w = on(random_weight("q4_0", (64, 64)), here)
 A, x, wide = torch.zeros(64, 16), torch.zeros(4096, 64), torch.zeros(4096, 128)
@@ -190,7 +190,7 @@ def test_other_lengths_of_prompt_and_context_compile_nothing_new() -> None:
 _SCAN = """
 import torch
 from jambacli.kernels.triton.scan import selective_scan
-from tests.kernels.gpu_compile import compile_for
+from tests.support.gpu_compile import compile_for
 x, bc = torch.zeros(300, 128), torch.zeros(300, 16)
 with compile_for(86) as done:
     selective_scan(x, x, x[0], torch.zeros(128, 16), bc, bc, x[0], x, torch.zeros(128, 16))

@@ -7,13 +7,13 @@ import importlib.util
 import pytest
 import torch
 
-from jambacli.evaluation import gpu_parity
+from jambacli.gpu_check import parity
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed: pip install 'jambacli[cuda]'", allow_module_level=True)
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-CASES = list(gpu_parity.cases())
+CASES = list(parity.cases())
 
 
 def test_every_native_format_is_covered() -> None:
@@ -27,5 +27,5 @@ def test_every_native_format_is_covered() -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name.replace(" ", "-"))
-def test_kernel_equals_reference(case: gpu_parity.Case) -> None:
+def test_kernel_equals_reference(case: parity.Case) -> None:
     assert case.run(DEVICE) <= case.tolerance

@@ -7,14 +7,14 @@ import importlib.util
 import pytest
 import torch
 
-from jambacli.evaluation.gpu_models import relative_error
+from jambacli.gpu_check.models import relative_error
 from jambacli.kernels import reference_ops
 from jambacli.model.config import JambaConfig
 from jambacli.model.jamba import JambaModel
-from jambacli.model.loader import build
-from jambacli.model.placement import Placement
+from jambacli.runtime.cuda.placement import Placement
+from jambacli.runtime.loader import build
 from quant.formats import QTensor
-from tests.kernels.triton_model import SHAPE, tiny_config, tiny_tensors
+from tests.support.triton_model import SHAPE, tiny_config, tiny_tensors
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed: pip install 'jambacli[cuda]'", allow_module_level=True)
@@ -35,7 +35,7 @@ SMALL = SHAPE | {
 def pair(
     config: JambaConfig, tensors: dict[str, QTensor], behind: set[int], *, cpu_kv: bool = False
 ) -> tuple[JambaModel, JambaModel]:
-    from jambacli.model.cuda import put_on_card
+    from jambacli.runtime.cuda.load import put_on_card
 
     plan = Placement(0, 0, 0, 0, frozenset(behind), config.n_moe_layers, host_kv=int(cpu_kv))
     card = put_on_card(config, tensors.__getitem__, DEVICE, plan, dtype=torch.float32)
@@ -94,9 +94,9 @@ def test_a_step_is_told_its_token_by_a_number_on_the_card() -> None:
 
 @pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
 def test_keys_and_values_in_ram(kv_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from jambacli.model import transfer
+    from jambacli.runtime.cuda import upload
 
-    monkeypatch.setattr(transfer, "PIECE", 300)  # so that even these caches go through both buffers several times
+    monkeypatch.setattr(upload, "PIECE", 300)  # so that even these caches go through both buffers several times
     config = JambaConfig.from_hf(SMALL)
     tensors = tiny_tensors(config, "legacy")
     _, card = pair(config, tensors, set(), cpu_kv=True)
@@ -115,7 +115,7 @@ def test_a_model_of_four_layers_in_usual_formats(formats: str) -> None:
 
 @pytest.mark.parametrize("formats", ["legacy", "int8"])
 def test_many_tokens_through_experts_in_ram_are_streamed(formats: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from jambacli.model import offload
+    from jambacli.runtime.cuda import offload
 
     monkeypatch.setattr(offload, "FEW_TOKENS", 1)
     config = JambaConfig.from_hf(SMALL)
@@ -130,7 +130,7 @@ def test_many_tokens_through_experts_in_ram_are_streamed(formats: str, monkeypat
 def test_where_streaming_fails_the_cpu_computes_and_says_so_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from jambacli.model import offload
+    from jambacli.runtime.cuda import offload
 
     def broken(*_: object) -> None:
         raise RuntimeError("CUDA error: the link is down\nand more")
@@ -152,16 +152,16 @@ def test_where_streaming_fails_the_cpu_computes_and_says_so_once(
 def test_without_page_locked_memory_everything_still_arrives(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from jambacli.model import offload, transfer
+    from jambacli.runtime.cuda import offload, upload
 
     def none_left(*_: object) -> torch.Tensor:
         raise RuntimeError("CUDA error: out of memory")
 
-    monkeypatch.setattr(transfer, "page_locked", none_left)
-    monkeypatch.setattr(transfer, "_warned", False)
+    monkeypatch.setattr(upload, "page_locked", none_left)
+    monkeypatch.setattr(upload, "_warned", False)
     monkeypatch.setattr(offload, "FEW_TOKENS", 1)
     source = torch.randn(1000, 3)
-    assert torch.equal(transfer.Uploader(DEVICE, 1024)(source).cpu(), source)
+    assert torch.equal(upload.Uploader(DEVICE, 1024)(source).cpu(), source)
     config = JambaConfig.from_hf(SMALL)
     cpu, card = pair(config, tiny_tensors(config, "legacy"), {1})
     expected, got = cpu.forward(torch.arange(5), cpu.new_state(8)), card.forward(torch.arange(5), card.new_state(8))
@@ -173,7 +173,7 @@ def test_without_page_locked_memory_everything_still_arrives(
 
 def test_kernels_for_many_tokens_are_tried_out_too(monkeypatch: pytest.MonkeyPatch) -> None:
     from jambacli.kernels.triton import conv
-    from jambacli.model.cuda import try_out
+    from jambacli.runtime.cuda.load import try_out
 
     config = JambaConfig.from_hf(SMALL)
     tensors = tiny_tensors(config, "legacy")

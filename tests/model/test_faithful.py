@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from jambacli.kernels import Ops
-from tests.checkpoints import random_model
-from tests.model.hf import FAITHFUL, from_transformers, position_errors, truth
+from tests.support.checkpoints import random_model
+from tests.support.transformers_model import FAITHFUL, from_transformers, position_errors, truth
 
 POSITIONS = 512
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from jambacli.model.loader import load_gguf
-from tests.checkpoints import random_model
-from tests.model.files import write
+from jambacli.runtime.loader import load_gguf
+from tests.support.checkpoints import random_model
+from tests.support.model_files import write
 
 pytestmark = pytest.mark.slow
 

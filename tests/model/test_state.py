@@ -12,8 +12,8 @@ from jambacli.kernels import Ops
 from jambacli.model.config import JambaConfig
 from jambacli.model.jamba import JambaModel
 from jambacli.model.state import ContextFullError, SequenceState
-from tests.checkpoints import BASE, random_model
-from tests.model.hf import from_transformers
+from tests.support.checkpoints import BASE, random_model
+from tests.support.transformers_model import from_transformers
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests import jamba_gguf
-from tests.jamba_gguf import Shape
+from tests.support import jamba_gguf
+from tests.support.jamba_gguf import Shape
 
 WIDE_3B = Shape(
     layers=6,

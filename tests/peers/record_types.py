@@ -1,6 +1,6 @@
 """Records which types llama.cpp's quantizer gives the tensors of several Jambas: ``python -m tests.peers.record_types``.
 
-Writes tests/quant/llama_cpp_types.json, so that the recipes are held to it where llama-cpp-python is not installed.
+Writes tests/quantize/llama_cpp_types.json, so that the recipes are held to it where llama-cpp-python is not installed.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
-from tests import jamba_gguf
-from tests.jamba_gguf import Shape
-from tests.peers import llama_quantize
+from tests.support import jamba_gguf, llama_quantize
+from tests.support.jamba_gguf import Shape
 
 TARGET = Path(__file__).parent.parent / "quant" / "llama_cpp_types.json"
 

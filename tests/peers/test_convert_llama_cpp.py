@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from jambacli.weights.convert import convert
-from jambacli.weights.gguf import GGUFFile
-from tests.awkward import awkward_strings
-from tests.checkpoints import SHAPES, load_f32, make_checkpoint, write_tokenizer
+from jambacli.convert.to_gguf import convert
+from jambacli.gguf.reader import GGUFFile
+from tests.support.awkward import awkward_strings
+from tests.support.checkpoints import SHAPES, load_f32, make_checkpoint, write_tokenizer
 
 pytestmark = pytest.mark.peer
 llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")

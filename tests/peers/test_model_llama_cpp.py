@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 import torch
 
+from jambacli.gguf.jamba_metadata import jamba_config
+from jambacli.gguf.reader import GGUFFile
 from jambacli.kernels import reference, reference_ops
 from jambacli.model.config import JambaConfig
 from jambacli.model.jamba import JambaModel
-from jambacli.model.loader import build, load_gguf
-from jambacli.weights.gguf import GGUFFile
-from jambacli.weights.keys import jamba_config
+from jambacli.runtime.loader import build, load_gguf
 from quant.formats import QTensor
-from tests.checkpoints import random_model
-from tests.model.files import write
-from tests.model.hf import f32_qtensor, position_errors
+from tests.support.checkpoints import random_model
+from tests.support.model_files import write
+from tests.support.transformers_model import f32_qtensor, position_errors
 
 pytestmark = [pytest.mark.peer, pytest.mark.slow]
 

@@ -10,17 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jambacli.weights.gguf import GGUFFile
-from jambacli.weights.imatrix import read_imatrix
-from jambacli.weights.quantize import Request, Result, plan, quantize
+from jambacli.gguf.reader import GGUFFile
+from jambacli.quantize.imatrix import read_imatrix
+from jambacli.quantize.quantize_file import Request, Result, plan, quantize
+from jambacli.quantize.recipes import Options, get_recipe, parse_tensor_type
 from quant.formats import FORMATS
-from quant.recipes import Options, get_recipe, parse_tensor_type
-from tests import jamba_gguf
-from tests.jamba_gguf import Shape
-from tests.peers import llama_quantize
 from tests.peers.record_types import SHAPES as RECORDED_SHAPES
 from tests.peers.record_types import TARGET, compact, read_types
-from tests.quant.test_imatrix import write_gguf as write_imatrix
+from tests.quantize.test_imatrix import write_gguf as write_imatrix
+from tests.support import jamba_gguf, llama_quantize
+from tests.support.jamba_gguf import Shape
 
 pytestmark = pytest.mark.peer
 llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")

@@ -10,8 +10,8 @@ import torch
 
 import quant
 from quant import dequantize, native, quantize
-from quant.encode import IQ4, K_QUANTS, LEGACY, PLAIN
 from quant.formats import FORMATS, get_format
+from quant.quantize_blocks import IQ4, K_QUANTS, LEGACY, PLAIN
 
 ALL = (*PLAIN, *LEGACY, *IQ4, *K_QUANTS)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from quant.experts_int8 import decode, encode
-from tests.quant.ggml_reference import KINDS, sample_rows
+from tests.support.ggml_reference import KINDS, sample_rows
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -9,8 +9,8 @@ import torch
 from quant import dequantize, quantize
 from quant.formats import get_format
 from quant.iq4 import GRID
-from tests.quant.ggml_reference import IMATRIX_KINDS, KINDS, quantize_chunk, sample_imatrix, sample_rows
-from tests.quant.k_quant_cases import ALL_KINDS, assert_same_bits, assert_same_blocks, model_like, rows_of
+from tests.support.ggml_reference import IMATRIX_KINDS, KINDS, quantize_chunk, sample_imatrix, sample_rows
+from tests.support.k_quant_cases import ALL_KINDS, assert_same_bits, assert_same_blocks, model_like, rows_of
 
 FORMATS = ("iq4_nl", "iq4_xs")
 

@@ -8,8 +8,8 @@ import torch
 
 from quant import dequantize, native, quantize
 from quant.formats import get_format
-from tests.quant.ggml_reference import quantize_chunk
-from tests.quant.k_quant_cases import (
+from tests.support.ggml_reference import quantize_chunk
+from tests.support.k_quant_cases import (
     ALL_KINDS,
     FORMATS,
     IMATRICES,

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from quant import dequantize, quantize
 from quant.formats import get_format
-from tests.quant.ggml_reference import IMATRIX_KINDS, KINDS, quantize_chunk, sample_imatrix, sample_rows
-from tests.quant.k_quant_cases import assert_same_bits, assert_same_blocks
+from tests.support.ggml_reference import IMATRIX_KINDS, KINDS, quantize_chunk, sample_imatrix, sample_rows
+from tests.support.k_quant_cases import assert_same_bits, assert_same_blocks
 
 FORMATS = ("f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
 SEARCHED = ("q4_0", "q4_1", "q5_0", "q5_1")

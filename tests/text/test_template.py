@@ -9,7 +9,7 @@ import pytest
 from jambacli.errors import BadFileError, UsageError
 from jambacli.text.template import ChatTemplate
 from jambacli.text.tokenizer import Tokenizer
-from tests.text.vocabularies import byte_level_metadata, sentencepiece_metadata
+from tests.support.vocabularies import byte_level_metadata, sentencepiece_metadata
 
 TOOLS = [
     {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {"x": {}}}}}

@@ -11,7 +11,7 @@ import pytest
 from jambacli.errors import BadFileError, UnsupportedError
 from jambacli.text.streaming import StopMatcher
 from jambacli.text.tokenizer import Tokenizer
-from tests.text.vocabularies import byte_level_metadata, sentencepiece_metadata
+from tests.support.vocabularies import byte_level_metadata, sentencepiece_metadata
 
 AWKWARD = [
     "Hello",

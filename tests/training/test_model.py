@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from jambacli.engine.api import Jamba
+from jambacli.api import Jamba
+from jambacli.convert.to_gguf import convert
 from jambacli.training.batches import Batches
 from jambacli.training.embedded import embedded_config, export, make_tokenizer
 from jambacli.training.model import TrainableJamba
 from jambacli.training.tokenizer import Encoder
 from jambacli.training.train import Plan, Run, Stage
-from jambacli.weights.convert import convert
 
 IDS = torch.randint(0, 1536, (1, 70), generator=torch.Generator().manual_seed(3))
 

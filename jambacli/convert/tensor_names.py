@@ -1,0 +1,209 @@
+"""Which checkpoint tensor becomes which GGUF tensor, for Jamba in every naming it has had; knows nothing of reading.
+
+``plan`` checks that every tensor the config asks for is there with the right shape, and that nothing else is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from jambacli.convert.hf_checkpoint import StoredTensor
+from jambacli.errors import BadFileError, UnsupportedError
+from jambacli.gguf.jamba_metadata import expected_tensors
+from jambacli.model.config import JambaConfig
+
+MANY = 1000
+READABLE_DTYPES = ("BF16", "F16", "F32", "F64")
+
+_TOP = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.final_layernorm.weight",
+    "output.weight": "lm_head.weight",
+}
+_LAYER = {
+    "attn_norm.weight": "input_layernorm.weight",
+    "ffn_norm.weight": "pre_ff_layernorm.weight",
+    "attn_q.weight": "self_attn.q_proj.weight",
+    "attn_k.weight": "self_attn.k_proj.weight",
+    "attn_v.weight": "self_attn.v_proj.weight",
+    "attn_output.weight": "self_attn.o_proj.weight",
+    "ssm_in.weight": "mamba.in_proj.weight",
+    "ssm_conv1d.weight": "mamba.conv1d.weight",
+    "ssm_conv1d.bias": "mamba.conv1d.bias",
+    "ssm_x.weight": "mamba.x_proj.weight",
+    "ssm_dt.weight": "mamba.dt_proj.weight",
+    "ssm_dt.bias": "mamba.dt_proj.bias",
+    "ssm_a": "mamba.A_log",
+    "ssm_d": "mamba.D",
+    "ssm_dt_norm.weight": "mamba.dt_layernorm.weight",
+    "ssm_b_norm.weight": "mamba.b_layernorm.weight",
+    "ssm_c_norm.weight": "mamba.c_layernorm.weight",
+    "ssm_out.weight": "mamba.out_proj.weight",
+    "ffn_gate_inp.weight": "feed_forward.router.weight",
+    "ffn_gate.weight": "feed_forward.gate_proj.weight",
+    "ffn_up.weight": "feed_forward.up_proj.weight",
+    "ffn_down.weight": "feed_forward.down_proj.weight",
+}
+_EXPERTS = {"ffn_gate_exps.weight": "gate", "ffn_up_exps.weight": "up", "ffn_down_exps.weight": "down"}
+_OLDER = (
+    (".moe.", ".feed_forward."),
+    (".pre_moe_layernorm.", ".pre_ff_layernorm."),
+    (".mamba.B_layernorm.", ".mamba.b_layernorm."),
+    (".mamba.C_layernorm.", ".mamba.c_layernorm."),
+)
+_LAYER_NAME = re.compile(r"model\.layers\.(\d{1,5})\..+")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A run of bytes of a stored tensor: one matrix, or one expert's part of a stacked one."""
+
+    tensor: StoredTensor
+    start: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One tensor to write: its ``pieces`` follow one another along the first dimensions of ``shape``; none means zeros.
+
+    ``keep_f32``: never stored in anything but f32, as llama.cpp's graph wants it. ``negated_exp``: stored as -exp(x).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+    keep_f32: bool
+    negated_exp: bool = False
+
+
+def keeps_f32(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether llama.cpp's converter stores GGUF tensor ``name`` in f32 whatever the type asked for."""
+    return (
+        len(shape) == 1
+        or not name.endswith(".weight")
+        or name.endswith(("_norm.weight", ".ssm_conv1d.weight", ".ffn_gate_inp.weight"))
+    )
+
+
+def plan(config: JambaConfig, tensors: Mapping[str, StoredTensor], source: object) -> list[Planned]:
+    """Every GGUF tensor of ``config`` in file order, with the stored bytes it is made of.
+
+    Raises BadFileError, naming ``source`` and the checkpoint's own tensor, for one that is missing, misshapen, doubled
+    or not Jamba's, and UnsupportedError for a dtype that is no float.
+    """
+    found = _Found(_current_names(config, tensors, source), source)
+    planned = []
+    for name, shape in expected_tensors(config).items():
+        pieces = tuple(_pieces(found, config, name, shape))
+        planned.append(Planned(name, shape, pieces, keeps_f32(name, shape), name.endswith(".ssm_a")))
+    found.refuse_missing()
+    for name, tensor in found.tensors.items():
+        if name not in found.used and not _is_spare(config, name):
+            raise BadFileError(source, f"tensor {tensor.name} is not part of a Jamba model with this config.json")
+    return planned
+
+
+def _current_names(config: JambaConfig, tensors: Mapping[str, StoredTensor], source: object) -> dict[str, StoredTensor]:
+    """The tensors under today's names: older ones are mapped, with a dense layer's only expert made its plain MLP."""
+    current: dict[str, StoredTensor] = {}
+    for name, tensor in tensors.items():
+        new = name
+        for old, today in _OLDER:
+            new = new.replace(old, today)
+        match = _LAYER_NAME.fullmatch(new)
+        if match and (i := int(match[1])) < config.n_layers and not config.layer_is_moe[i]:
+            new = new.replace(".feed_forward.experts.0.", ".feed_forward.")
+        if new in current:
+            raise BadFileError(source, f"tensors {current[new].name} and {name} are the same one")
+        current[new] = tensor
+    return current
+
+
+@dataclass
+class _Found:
+    """The checkpoint's tensors while the plan takes from them."""
+
+    tensors: Mapping[str, StoredTensor]
+    source: object
+    used: set[str] = field(default_factory=set)
+    missing: list[str] = field(default_factory=list)
+
+    def take(self, name: str, *shapes: tuple[int, ...]) -> StoredTensor | None:
+        """The tensor, checked against the ``shapes`` it may have; None, noted as missing, where it is not there."""
+        tensor = self.tensors.get(name)
+        if tensor is None:
+            self.missing.append(name)
+            if len(self.missing) >= MANY:
+                self.refuse_missing()  # a config that asks for a billion experts ends here
+            return None
+        self.used.add(name)
+        if tensor.shape not in shapes:
+            raise BadFileError(
+                self.source,
+                f"tensor {tensor.name} is {list(tensor.shape)}, but config.json asks for {list(shapes[0])}",
+            )
+        if tensor.dtype not in READABLE_DTYPES:
+            raise UnsupportedError(
+                f"{self.source}: tensor {tensor.name} is stored as {tensor.dtype}; convert the original checkpoint "
+                "(bf16, f16 or f32), not a quantized one"
+            )
+        return tensor
+
+    def refuse_missing(self) -> None:
+        """Raise BadFileError naming the first missing tensor and counting the others; nothing if none is."""
+        if self.missing:
+            others = len(self.missing) - 1
+            more = "" if not others else f" and {others} more" if others < MANY - 1 else " and many more"
+            verb, what = ("are", "them") if more else ("is", "it")
+            raise BadFileError(
+                self.source, f"tensor {self.missing[0]}{more} {verb} missing, though config.json asks for {what}"
+            )
+
+
+def _pieces(found: _Found, config: JambaConfig, name: str, shape: tuple[int, ...]) -> list[Piece]:
+    if name in _TOP:
+        return _whole(found.take(_TOP[name], shape))
+    _, layer, rest = name.split(".", 2)
+    prefix = f"model.layers.{layer}."
+    if rest in _EXPERTS:
+        return _experts(found, prefix + "feed_forward.experts.", _EXPERTS[rest], shape)
+    stored = prefix + _LAYER[rest]
+    if rest == "ssm_conv1d.bias" and stored not in found.tensors:
+        return []
+    if rest == "ssm_conv1d.weight":
+        return _whole(found.take(stored, (shape[0], 1, shape[1]), shape))
+    return _whole(found.take(stored, shape))
+
+
+def _experts(found: _Found, prefix: str, kind: str, shape: tuple[int, ...]) -> list[Piece]:
+    """One piece an expert, from separate matrices or from transformers' stacked gate_up_proj and down_proj."""
+    experts, rows, width = shape
+    stacked = prefix + ("down_proj" if kind == "down" else "gate_up_proj")
+    if stacked not in found.tensors:
+        matrices = [found.take(f"{prefix}{e}.{kind}_proj.weight", (rows, width)) for e in range(experts)]
+        return [piece for matrix in matrices for piece in _whole(matrix)]
+    both = 1 if kind == "down" else 2
+    tensor = found.take(stacked, (experts, both * rows, width))
+    if tensor is None:
+        return []
+    nbytes = tensor.nbytes // (experts * both)
+    first = 1 if kind == "up" else 0
+    return [Piece(tensor, (e * both + first) * nbytes, nbytes) for e in range(experts)]
+
+
+def _whole(tensor: StoredTensor | None) -> list[Piece]:
+    return [] if tensor is None else [Piece(tensor, 0, tensor.nbytes)]
+
+
+def _is_spare(config: JambaConfig, name: str) -> bool:
+    """Tensors that change nothing: the copy of a tied embedding, and the router of a layer with one expert."""
+    if name == "lm_head.weight":
+        return config.tied_embeddings
+    match = _LAYER_NAME.fullmatch(name)
+    if match is None or not name.endswith(".feed_forward.router.weight"):
+        return False
+    layer = int(match[1])
+    return layer < config.n_layers and not config.layer_is_moe[layer]

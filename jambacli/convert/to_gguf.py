@@ -1,0 +1,287 @@
+"""Turns a Hugging Face Jamba checkpoint into a GGUF file, a panel at a time; knows nothing of downloads or arguments.
+
+Nothing is ever held but a few panels of a matrix: bytes are read into a buffer, changed to the type asked for and
+written to their final offset, while the next ones are being read. A checkpoint in its own type is copied as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jambacli import ui
+from jambacli.convert.chat_templates import chat_templates, template_metadata
+from jambacli.convert.hf_checkpoint import DTYPE_BYTES, Checkpoint
+from jambacli.convert.model_card import general_metadata, model_name
+from jambacli.convert.tensor_names import Piece, Planned, plan
+from jambacli.convert.vocabulary import tokenizer_metadata
+from jambacli.errors import BadFileError, JambaError, UnsupportedError, UsageError
+from jambacli.files import refuse_existing
+from jambacli.gguf import jamba_metadata as keys
+from jambacli.gguf.writer import GGUFWriter
+from jambacli.model.config import JambaConfig
+from jambacli.units import format_count
+from quant.formats import Format, get_format
+
+if TYPE_CHECKING:
+    import torch
+
+TYPES = ("auto", "f32", "f16", "bf16", "q8_0")
+PANEL_BYTES = 4 << 20  # small enough that a panel changes type inside the cache
+READ_AHEAD = 3  # panels
+QUANTIZATION_VERSION = 2
+# llama.cpp's llama_ftype, the number general.file_type holds.
+_FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}
+_FORMAT_OF_DTYPE = {"F32": "f32", "F64": "f32", "F16": "f16", "BF16": "bf16"}
+_PERIODS = {
+    keys.ATTENTION_PERIOD: ("attn_layer_period", 8),
+    keys.ATTENTION_OFFSET: ("attn_layer_offset", 4),
+    keys.EXPERT_PERIOD: ("expert_layer_period", 2),
+    keys.EXPERT_OFFSET: ("expert_layer_offset", 1),
+}
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What ``convert`` wrote: the file's parts, their bytes together, the type, and how many tensors."""
+
+    paths: list[Path]
+    nbytes: int
+    type: str
+    tensors: int
+
+
+def check_config(values: Mapping[str, Any], source: object) -> JambaConfig:
+    """The typed config of a config.json; UnsupportedError, naming ``source``, for a model that is no plain Jamba."""
+    architectures = values.get("architectures") or ["JambaForCausalLM"]
+    if not isinstance(architectures, list) or "JambaForCausalLM" not in architectures:
+        named = architectures[0] if isinstance(architectures, list) else architectures
+        raise UnsupportedError(f"{source}: the architecture is {named}; only JambaForCausalLM can be converted")
+    if "model_type" not in values and "architectures" not in values:
+        raise UnsupportedError(f"{source}: neither model_type nor architectures says that this is a Jamba model")
+    if values.get("mamba_inner_layernorms") is False:
+        raise UnsupportedError(
+            f"{source}: mamba_inner_layernorms is false; Mamba layers without them are not supported"
+        )
+    quantized = values.get("quantization_config")
+    if quantized:
+        method = quantized.get("quant_method", "a quantizer") if isinstance(quantized, dict) else "a quantizer"
+        raise UnsupportedError(
+            f"{source}: the weights are quantized already (by {method}); convert the original bf16 checkpoint"
+        )
+    return JambaConfig.from_hf(values, source)
+
+
+def convert(
+    folder: Path,
+    output: Path | None = None,
+    *,
+    type: str = "auto",
+    split_max_size: int | None = None,
+    force: bool = False,
+    name: str | None = None,
+) -> Converted:
+    """Convert the checkpoint in ``folder`` to ``output`` (or its split parts, each of at most ``split_max_size`` bytes).
+
+    Without ``output``, or with a directory, the file is named after model and type. ``type`` is one of TYPES, "auto"
+    being what most of the checkpoint's bytes are. Matrices become that type, except those llama.cpp wants in f32 and,
+    for q8_0, rows that are no multiple of 32, which become f16. ``name`` replaces the model's name. On any error or
+    interrupt nothing is left behind. Raises JambaError, of which BadFileError and UnsupportedError name the file and
+    what is wrong with it.
+    """
+    if type not in TYPES:
+        raise UsageError(f"type {type!r} is not one of {', '.join(TYPES)}")
+    source = folder / "config.json"
+    with Checkpoint.open(folder, lambda values: check_config(values, source)) as checkpoint:
+        config = JambaConfig.from_hf(checkpoint.config, source)
+        planned = plan(config, checkpoint.tensors, folder)
+        kind = _own_type(planned) if type == "auto" else type
+        path = _output_path(output, name or model_name(folder, checkpoint.config), kind)
+        with GGUFWriter(path, split_max_size=split_max_size, force=force) as writer:
+            for key, value, value_type in _metadata(folder, checkpoint.config, config, name, kind):
+                _add(writer, folder, key, value, value_type)
+            formats = {tensor.name: _format(tensor, kind) for tensor in planned}
+            for tensor in planned:
+                writer.plan_tensor(tensor.name, tensor.shape, formats[tensor.name])
+            writer.begin()
+            _write(checkpoint, planned, formats, writer)
+            writer.finish()
+            return Converted(writer.paths, sum(p.stat().st_size for p in writer.paths), kind, len(planned))
+
+
+def _write(checkpoint: Checkpoint, planned: list[Planned], formats: Mapping[str, Format], writer: GGUFWriter) -> None:
+    import torch
+
+    total = sum(piece.nbytes for tensor in planned for piece in tensor.pieces)
+    threads = torch.get_num_threads()
+    # Panels are small: waiting for a second thread at each of them costs more than it gives, on a busy machine far more.
+    torch.set_num_threads(1)
+    try:
+        with (
+            ui.progress("Converting", total) as advance,
+            contextlib.closing(_read_ahead(checkpoint, _panels(planned, formats))) as panels,
+        ):
+            offsets = dict.fromkeys(formats, 0)
+            for tensor in planned:
+                if not tensor.pieces:
+                    writer.write_tensor(tensor.name, bytes(formats[tensor.name].row_bytes(math.prod(tensor.shape))))
+            for panel, data in panels:
+                name = panel.tensor.name
+                out = data if panel.as_it_is else _change(data, panel, formats[name])
+                writer.write_at(name, offsets[name], out)
+                offsets[name] += memoryview(out).nbytes
+                advance(panel.nbytes)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def check_output(output: Path | None, split_max_size: int | None, force: bool) -> None:
+    """Raise what ``convert`` would for this output, before anything is downloaded or read."""
+    if split_max_size is not None and split_max_size < 1:
+        raise UsageError("--split-max-size must be at least 1 byte")
+    if output is None or output.is_dir():
+        return
+    if not output.parent.is_dir():
+        raise JambaError(f"cannot write {output}: there is no directory {output.parent}")
+    if split_max_size is None:
+        refuse_existing(output, force)
+
+
+def _output_path(output: Path | None, name: str, kind: str) -> Path:
+    if output is not None and not output.is_dir():
+        return output
+    stem = re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "model"
+    return (output or Path()) / f"{stem[:120]}-{kind.upper()}.gguf"
+
+
+def _own_type(planned: list[Planned]) -> str:
+    """The type most bytes of the matrices are stored in."""
+    sizes: dict[str, int] = {}
+    for tensor in planned:
+        for piece in () if tensor.keep_f32 else tensor.pieces:
+            kind = _FORMAT_OF_DTYPE[piece.tensor.dtype]
+            sizes[kind] = sizes.get(kind, 0) + piece.nbytes
+    return max(sizes, key=lambda kind: sizes[kind])
+
+
+def _format(tensor: Planned, kind: str) -> Format:
+    if tensor.keep_f32:
+        return get_format("f32")
+    fmt = get_format(kind)
+    return fmt if tensor.shape[-1] % fmt.block == 0 else get_format("f16")
+
+
+def _metadata(
+    folder: Path, values: Mapping[str, Any], config: JambaConfig, name: str | None, kind: str
+) -> Iterator[tuple[str, Any, str]]:
+    rows = keys.config_metadata(config)
+    yield rows[0]  # general.architecture comes first, by the specification's advice
+    yield from general_metadata(folder, values, name=name, size_label=format_count(config.params()))
+    yield keys.FILE_TYPE, _FILE_TYPES[kind], "u32"
+    yield "general.quantization_version", QUANTIZATION_VERSION, "u32"
+    yield from (row for row in rows[1:] if row[0] not in _PERIODS)
+    # The config's own word: the layers alone do not tell a period of 8 from one of 5 when there are 8 of them.
+    for key, (field, default) in _PERIODS.items():
+        yield key, values.get(field, default), "u32"
+    templates = chat_templates(folder)
+    yield from tokenizer_metadata(folder, values, config.vocab_size, templates.get("default"))
+    yield from template_metadata(templates)
+
+
+def _add(writer: GGUFWriter, folder: Path, key: str, value: Any, value_type: str) -> None:
+    try:
+        writer.add(key, value, value_type)
+    except UnicodeEncodeError:
+        raise BadFileError(folder, f"what should become {key} is not valid Unicode text") from None
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """A run of one piece's bytes to read at once; ``as_it_is``: they are written unchanged."""
+
+    tensor: Planned
+    piece: Piece
+    start: int
+    nbytes: int
+    as_it_is: bool
+
+
+def _panels(planned: list[Planned], formats: Mapping[str, Format]) -> Iterator[_Panel]:
+    """Every panel of every tensor, each tensor's from first to last."""
+    for tensor in planned:
+        for piece in tensor.pieces:
+            as_it_is = formats[tensor.name].name.upper() == piece.tensor.dtype and not tensor.negated_exp
+            step = PANEL_BYTES if as_it_is else _panel_bytes(piece, tensor.shape[-1])
+            for start in range(0, piece.nbytes, step):
+                yield _Panel(tensor, piece, piece.start + start, min(step, piece.nbytes - start), as_it_is)
+
+
+def _read_ahead(checkpoint: Checkpoint, panels: Iterator[_Panel]) -> Generator[tuple[_Panel, memoryview]]:
+    """Each panel with its bytes, valid until the next one is asked for; a thread reads the ones after it meanwhile."""
+    buffers = [memoryview(bytearray(PANEL_BYTES)) for _ in range(READ_AHEAD + 1)]
+    with ThreadPoolExecutor(1) as pool:
+        waiting: deque[tuple[_Panel, memoryview, Future[None]]] = deque()
+        for i, panel in enumerate(panels):
+            data = buffers[i % len(buffers)][: panel.nbytes]
+            waiting.append((panel, data, pool.submit(checkpoint.read_into, panel.piece.tensor, panel.start, data)))
+            if len(waiting) == len(buffers):
+                yield _arrived(waiting)
+        while waiting:
+            yield _arrived(waiting)
+
+
+def _arrived(waiting: deque[tuple[_Panel, memoryview, Future[None]]]) -> tuple[_Panel, memoryview]:
+    panel, data, read = waiting.popleft()
+    read.result()
+    return panel, data
+
+
+def _panel_bytes(piece: Piece, width: int) -> int:
+    """Source bytes to change at once: whole rows where they fit, else a part of one that holds whole blocks."""
+    row = width * DTYPE_BYTES[piece.tensor.dtype]
+    return PANEL_BYTES // row * row if row <= PANEL_BYTES else PANEL_BYTES
+
+
+def _change(data: memoryview, panel: _Panel, fmt: Format) -> Any:
+    """One panel in ``fmt``: through f32, rounded to nearest even, as torch and ggml do."""
+    import torch
+
+    dtypes = {"F32": torch.float32, "F64": torch.float64, "F16": torch.float16, "BF16": torch.bfloat16}
+    values = torch.frombuffer(data, dtype=dtypes[panel.piece.tensor.dtype])
+    if fmt.name == "q8_0":
+        from quant import quantize
+
+        if values.dtype == torch.float64:
+            values = values.float()
+        width = panel.tensor.shape[-1]
+        return _bytes(quantize(values.view(-1, width if values.numel() % width == 0 else fmt.block), fmt.name))
+    values = values.float()
+    if panel.tensor.negated_exp:
+        values = -torch.exp(values)
+    if fmt.name == "f16":
+        return _bytes(_to_f16(values, panel.tensor.name))
+    return _bytes(values if fmt.name == "f32" else values.to(torch.bfloat16))
+
+
+def _to_f16(values: torch.Tensor, name: str) -> torch.Tensor:
+    import torch
+
+    half = values.to(torch.float16)
+    largest = torch.stack(torch.aminmax(values)).abs().max()
+    # Written so that a NaN among the values, which hides the largest, leads to the slower look too.
+    if not bool(largest < 65520) and bool((torch.isinf(half) & torch.isfinite(values)).any()):
+        raise JambaError(f"tensor {name} has values beyond the range of f16 (65504); use --type bf16 or f32")
+    return half
+
+
+def _bytes(values: torch.Tensor) -> Any:
+    import torch
+
+    return values.contiguous().view(torch.uint8).numpy().reshape(-1)

@@ -1,0 +1,135 @@
+"""What a reply says of the documents it is based on: taken out of its text, and led back to files and pages.
+
+Jamba ends an answer with ``<citations>[2, 5]</citations>``, numbers of the documents in its prompt, ``[]`` where none of them
+supports it. Other models write such sections less well. Knows nothing of prompts, models or consoles.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from jambacli.documents.reader import Entry, Source
+from jambacli.engine.generate import CITATIONS, CITATIONS_END, Thought
+
+# What may stand around the numbers of a section; with any other word in it they need not be documents' numbers.
+_AROUND_NUMBERS = re.compile(r"\b(?:documents?|docs?|ids?|and)\b", re.IGNORECASE)
+_LIST = re.compile(r"\s*\[[^\]]*\]?")
+
+
+@dataclass
+class Cited:
+    """Splits a reply into the answer, which passes through, and its sections of citations, known once it has ended.
+
+    ``json``: the reply is a JSON document with a section after it; it comes in one piece, and what looks like a section in
+    one of its strings is none.
+    """
+
+    json: bool = False
+    sections: list[str] = field(default_factory=list)
+
+    @property
+    def given(self) -> bool:
+        """Whether the model wrote a section of citations at all."""
+        return bool(self.sections)
+
+    @property
+    def numbers(self) -> list[int]:
+        """The numbers in the sections, in order, those of no document too."""
+        return [n for section in self.sections for n in _numbers(section)]
+
+    def answer(self, pieces: Iterable[str]) -> Iterator[str]:
+        """The pieces without the sections of citations; thoughts pass as they are."""
+        try:
+            yield from self._whole_json(pieces) if self.json else self._text(pieces)
+        finally:
+            getattr(pieces, "close", lambda: None)()
+
+    def cited(self, entries: Sequence[Entry]) -> list[int]:
+        """Which of ``entries`` are named, each once, in the order named: by number, or by their whole title."""
+        found: list[int] = []
+        for section in self.sections:
+            numbers = _numbers(section)
+            found += [n for n in numbers if 0 <= n < len(entries)] if numbers else _titled(section, entries)
+        return list(dict.fromkeys(found))
+
+    def unknown(self, entries: Sequence[Entry]) -> list[int]:
+        """The numbers of no document among ``entries``, each once."""
+        return list(dict.fromkeys(n for n in self.numbers if not 0 <= n < len(entries)))
+
+    def sources(self, entries: Sequence[Entry]) -> list[Source]:
+        """The places the named entries come from, each once, in the order named."""
+        return places_of(self.cited(entries), entries)
+
+    def _text(self, pieces: Iterable[str]) -> Iterator[str]:
+        held, blank, inside = "", "", False  # white space is held back: none should stand before a section
+        try:
+            for piece in pieces:
+                if isinstance(piece, Thought):
+                    yield piece
+                    continue
+                held += piece
+                while (at := held.find(CITATIONS_END if inside else CITATIONS)) >= 0:
+                    before, held = held[:at], held[at + len(CITATIONS_END if inside else CITATIONS) :]
+                    if inside:
+                        self.sections.append(before)
+                    elif said := (blank + before).rstrip():
+                        yield said
+                    blank, inside = "", not inside
+                if not inside:
+                    may_begin = next(n for n in range(len(CITATIONS) - 1, -1, -1) if held.endswith(CITATIONS[:n]))
+                    text = blank + held[: len(held) - may_begin]
+                    held = held[len(held) - may_begin :]
+                    said = text.rstrip()
+                    blank = text[len(said) :]
+                    if said:
+                        yield said
+            if inside:  # never closed: the list is a section, what follows it is not
+                found = _LIST.match(held)
+                cut = found.end() if found else 0
+                self.sections.append(held[:cut])
+                inside, held = False, held[cut:].rstrip()
+            if (rest := blank + held) and (rest.strip() or not self.given):
+                yield rest
+        finally:
+            if inside:
+                self.sections.append(held)
+
+    def _whole_json(self, pieces: Iterable[str]) -> Iterator[str]:
+        said = ""
+        for piece in pieces:
+            if isinstance(piece, Thought):
+                yield piece
+            else:
+                said += piece
+        said = said.strip()
+        try:
+            end = json.JSONDecoder().raw_decode(said)[1]
+        except (ValueError, RecursionError):
+            end = len(said)
+        yield said[:end]
+        section = said[end:].strip()
+        if section.startswith(CITATIONS):
+            self.sections.append(section[len(CITATIONS) :].partition(CITATIONS_END)[0])
+
+
+def places_of(ids: Iterable[int], entries: Sequence[Entry]) -> list[Source]:
+    """The places that these entries come from, each once, in order."""
+    return list(dict.fromkeys(s for n in ids for s in entries[n].sources))
+
+
+def _numbers(section: str) -> list[int]:
+    """The numbers of a section that holds nothing else; none of one that says something, such as "page 3"."""
+    plain = _AROUND_NUMBERS.sub(" ", section)
+    if re.search(r"[^\W\d_]", plain):
+        return []
+    # More digits than any count of documents has are one number all the same, of no document.
+    return [int(n[:12]) for n in re.findall(r"(?<![\d.])-?\d+(?![\d.]*\.\d)", plain)]
+
+
+def _titled(section: str, entries: Sequence[Entry]) -> list[int]:
+    """The entries whose titles stand in the section, by where they stand."""
+    places = ((re.search(rf"{re.escape(e.title)}(?!\w)", section), i) for i, e in enumerate(entries) if e.title)
+    return [i for _, i in sorted((m.start(), i) for m, i in places if m)]

@@ -1,0 +1,132 @@
+"""Runs extraction in a process of its own, with limits on time and memory; knows nothing of what is extracted."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jambacli.documents.extract.pieces import Piece
+from jambacli.errors import BadFileError, JambaError
+
+# No page takes this long; a file that does is stuck.
+PAGE_SECONDS = 40.0
+# After so many files the process is replaced, so that what a library leaks is returned.
+_FILES = 100
+_ROOT = str(Path(__file__).resolve().parents[3])
+
+
+@dataclass
+class Extracted:
+    """A file's text: ``pieces`` in order, numbered by ``unit`` ("page", "line" or "paragraph"), and a remark on it."""
+
+    unit: str
+    pieces: list[Piece]
+    remark: str | None = None
+
+
+class Sandbox:
+    """One worker process, started when first needed and replaced when it fails. Close it, or use it in a with block."""
+
+    def __init__(self, page_seconds: float = PAGE_SECONDS) -> None:
+        self.page_seconds = page_seconds
+        self._process: subprocess.Popen[str] | None = None
+        self._answers: queue.Queue[str | None] = queue.Queue()
+        self._served = 0
+
+    def __enter__(self) -> Sandbox:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def extract(self, kind: str, path: str, name: str, pages: Callable[[int], None] = lambda n: None) -> Extracted:
+        """The text of a file of ``kind`` ("pdf", "docx", "html"); ``pages`` is told of every piece that is done.
+
+        Raises JambaError, naming ``name``, for whatever is wrong with it, a crash or a standstill included.
+        """
+        process = self._running()
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it died: the answer will say so
+            process.stdin.write(json.dumps({"kind": kind, "path": path, "name": name}) + "\n")
+            process.stdin.flush()
+        self._served += 1
+        unit, remark = "page", None
+        pieces: list[Piece] = []
+        while True:
+            answer = self._next(name, pieces)
+            if "error" in answer:
+                raise JambaError(answer["error"])
+            if "done" in answer:
+                return Extracted(unit, pieces, remark)
+            if "unit" in answer:
+                unit, remark = answer["unit"], answer["remark"]
+            else:
+                pieces.append(Piece(answer["text"], answer["first"], answer["last"]))
+                pages(1)
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            for pipe in (self._process.stdin, self._process.stdout):
+                if pipe is not None:
+                    with contextlib.suppress(OSError):
+                        pipe.close()
+            self._process = None
+
+    def _running(self) -> subprocess.Popen[str]:
+        if self._process is not None and self._served >= _FILES:
+            self.close()
+        if self._process is None:
+            self._served = 0
+            answers: queue.Queue[str | None] = queue.Queue()
+            self._answers = answers
+            process = subprocess.Popen(
+                # -P: a json.py in the user's directory is none of ours.
+                [sys.executable, "-P", "-m", "jambacli.documents.extract.worker"],
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [_ROOT, os.environ.get("PYTHONPATH")]))},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                encoding="utf-8",
+                errors="surrogatepass",
+            )
+            self._process = process
+
+            def collect() -> None:
+                assert process.stdout is not None
+                with contextlib.suppress(ValueError, OSError):
+                    for line in process.stdout:
+                        answers.put(line)
+                answers.put(None)
+
+            threading.Thread(target=collect, name="jamba-extract", daemon=True).start()
+        return self._process
+
+    def _next(self, name: str, pieces: list[Piece]) -> dict[str, Any]:
+        try:
+            line = self._answers.get(timeout=self.page_seconds)
+        except queue.Empty:
+            self.close()
+            raise BadFileError(
+                name,
+                f"reading stood still for {self.page_seconds:.0f} s after {len(pieces):,} pages; "
+                "it is damaged: repair it (qpdf IN OUT) or export it again",
+            ) from None
+        if line is None:
+            self.close()
+            raise BadFileError(
+                name, f"broke the reader after {len(pieces):,} pages; it is damaged: repair it or export it again"
+            )
+        return json.loads(line)

@@ -1,0 +1,83 @@
+"""The process that opens PDFs, Word files and web pages, bounded in memory: what crashes or hangs there harms nobody.
+
+Started by ``sandbox``; one request a line on standard input, ``{"kind", "path", "name"}``. Answers are lines too: pieces,
+then one that says how it ended. Knows nothing of prompts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from jambacli.documents.extract.pieces import MAX_TEXT, Piece, parts_of_lines
+from jambacli.errors import BadFileError, JambaError
+
+MEMORY = 2 << 30
+CPU_SECONDS = 1800
+
+
+def _bound() -> None:
+    """Limit memory and processor time where the platform can: a bomb then fails in here."""
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _pieces(kind: str, path: str, name: str) -> tuple[str, Iterator[Piece], str | None]:
+    if kind == "pdf":
+        from jambacli.documents.extract.pdf import pdf_pages
+
+        return "page", pdf_pages(path, name), None
+    if kind == "docx":
+        from jambacli.documents.extract.docx import docx_pieces
+
+        return *docx_pieces(path, name), None
+    from jambacli.documents.extract.html import html_lines
+
+    lines, remark = html_lines(Path(path).read_bytes(), name)
+    return "line", parts_of_lines(lines), remark
+
+
+def _serve(request: dict[str, str], out: IO[str]) -> None:
+    def say(**answer: Any) -> None:
+        out.write(json.dumps(answer) + "\n")
+        out.flush()
+
+    name = request["name"]
+    try:
+        unit, pieces, remark = _pieces(request["kind"], request["path"], name)
+        say(unit=unit, remark=remark)
+        total = 0
+        for piece in pieces:
+            total += len(piece.text)
+            if total > MAX_TEXT:
+                raise BadFileError(name, f"holds more than {MAX_TEXT >> 20} MB of text; split it")
+            say(text=piece.text, first=piece.first, last=piece.last)
+        say(done=True)
+    except JambaError as error:
+        say(error=str(error))
+    except (MemoryError, RecursionError):
+        say(
+            error=f"{name}: takes more than {MEMORY >> 30} GB of memory to open; it is damaged or a bomb, and was not read"
+        )
+    except Exception as error:  # a library's own failure on a damaged file is the file's, not ours
+        say(error=f"{name}: cannot be read ({type(error).__name__}: {error}); it is damaged: save or export it again")
+
+
+def main() -> None:
+    """Serve requests until standard input ends."""
+    _bound()
+    out, sys.stdout = sys.stdout, sys.stderr  # a library that prints must not talk into the answers
+    for line in sys.stdin:
+        _serve(json.loads(line), out)
+
+
+if __name__ == "__main__":
+    main()

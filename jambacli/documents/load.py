@@ -1,0 +1,252 @@
+"""Files and standard input -> documents in parts that know their page or lines; knows nothing of models or prompts.
+
+Whatever is wrong with a file is one line that names it and says what to do. Complex formats are opened in a process of
+their own (``extract.sandbox``); plain text, code, CSV and JSON are decoded here.
+"""
+
+from __future__ import annotations
+
+import stat
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jambacli.documents.extract.pieces import MAX_TEXT, Piece, parts_of_lines
+from jambacli.documents.extract.plain import EmptyFileError, decode
+from jambacli.documents.extract.sandbox import Sandbox
+from jambacli.documents.paths import STDIN, Sources, expand, shown
+from jambacli.errors import BadFileError, JambaError
+from jambacli.units import counted
+
+#: The largest file opened at all: of text (and HTML), and of the formats that pack it.
+MAX_TEXT_FILE, MAX_PACKED_FILE = MAX_TEXT, 1 << 30
+
+_HTML = frozenset((".html", ".htm", ".xhtml"))
+_OFFICE = {
+    "xl/": "an Excel workbook; save the sheet as .csv",
+    "ppt/": "a PowerPoint file; save it as .pdf",
+    "META-INF/container.xml": "an e-book; convert it to .pdf or .txt",
+    "content.xml": "an OpenDocument file; save it as .docx or .pdf",
+}
+
+
+@dataclass(frozen=True)
+class Document:
+    """One file's text. ``name``: as the user wrote it. ``unit``: what its parts are counted in (page, line, paragraph).
+
+    ``remarks``: what the user should know (a guessed encoding, pages without text). Every part holds some text.
+    """
+
+    name: str
+    unit: str
+    parts: tuple[Piece, ...]
+    remarks: tuple[str, ...] = ()
+    #: Whether the whole file is one part, so that naming the file says enough.
+    whole: bool = field(default=False)
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return "\n".join(p.text for p in self.parts)
+
+    def where(self, part: Piece) -> str:
+        """``page 3``, ``lines 1-80``; "" for a part that is the whole file."""
+        if self.whole and self.unit != "page":
+            return ""
+        if part.first == part.last:
+            return f"{self.unit} {part.first}"
+        return f"{self.unit}s {part.first}-{part.last}"
+
+    def title(self, part: Piece) -> str:
+        """What the model is told a part is called: ``contract.pdf, page 3``."""
+        where = self.where(part)
+        return f"{self.name}, {where}" if where else self.name
+
+
+def read_documents(
+    sources: Sources | Sequence[str],
+    *,
+    done: Callable[[int], None] = lambda n: None,
+    problem: Callable[[str], None] = lambda line: None,
+) -> list[Document]:
+    """The documents that ``sources`` (or the arguments they come from) stand for, in order.
+
+    ``done`` is called after each file. A fault in a file found in a directory or by a glob goes to ``problem`` at the end,
+    and the file is left out; several empty files are one line. Raises JambaError for a fault in a file named by itself,
+    once every other one has been looked at, and when nothing is left.
+    """
+    chosen = sources if isinstance(sources, Sources) else expand(sources)
+    documents: list[Document] = []
+    faults: list[JambaError] = []
+    left_out: list[JambaError] = []
+    with Sandbox() as sandbox:
+        for path in chosen.paths:
+            try:
+                documents.append(read_stdin(sandbox) if path is None else read_file(path, sandbox))
+            except JambaError as error:
+                if path is None or path in chosen.named:
+                    faults.append(error)
+                else:
+                    left_out.append(error)
+            done(1)
+    empty = [fault for fault in left_out if isinstance(fault, EmptyFileError)]
+    if len(empty) > 1:
+        problem(f"{counted(len(empty), 'empty file')} left out")
+    for fault in left_out:
+        if len(empty) < 2 or fault not in empty:
+            problem(f"{fault}; left out")
+    for fault in faults[:-1]:
+        problem(str(fault))
+    if faults:
+        raise faults[-1]
+    if not documents:
+        raise JambaError(f"none of the {len(left_out):,} files could be read; the lines above say why")
+    return documents
+
+
+def read_file(path: Path, sandbox: Sandbox | None = None) -> Document:
+    """One file's document. Raises JambaError with one line that names it and says what to do."""
+    name = shown(path)
+    try:
+        info = path.stat()
+        if stat.S_ISDIR(info.st_mode):
+            raise BadFileError(name, "is a directory")
+        if not (stat.S_ISREG(info.st_mode) or stat.S_ISFIFO(info.st_mode)):
+            raise BadFileError(name, "is a device, not a file")
+        if stat.S_ISFIFO(info.st_mode):
+            with path.open("rb") as pipe:
+                return _from_bytes(_drained(pipe, name), name, sandbox)
+        if info.st_size > MAX_PACKED_FILE:
+            raise _too_large(name, info.st_size, MAX_PACKED_FILE)
+        with path.open("rb") as file:
+            head = file.read(4096)
+            kind = _kind(head, path, name)
+            if kind in ("pdf", "docx"):
+                return _extracted(kind, str(path), name, sandbox)
+            if info.st_size > MAX_TEXT_FILE:
+                raise _too_large(name, info.st_size, MAX_TEXT_FILE)
+            if kind == "html":
+                return _extracted(kind, str(path), name, sandbox)
+            data = head + file.read(MAX_TEXT_FILE + 1 - len(head))
+    except OSError as error:
+        raise JambaError(f"cannot read {name}: {error.strerror or error}") from error
+    except ValueError as error:  # a name no file system has
+        raise JambaError(f"cannot read {name}: {error}") from error
+    if len(data) > MAX_TEXT_FILE:
+        raise _too_large(name, len(data), MAX_TEXT_FILE)
+    return _plain(data, name)
+
+
+def read_stdin(sandbox: Sandbox | None = None) -> Document:
+    """The document on standard input: text, or the bytes of a PDF, Word document or web page."""
+    return _from_bytes(_drained(sys.stdin.buffer, STDIN), STDIN, sandbox)
+
+
+def _drained(stream: object, name: str) -> bytes:
+    data: bytes = stream.read(MAX_TEXT_FILE + 1)  # type: ignore[attr-defined]
+    if len(data) > MAX_TEXT_FILE:
+        raise JambaError(f"{name} goes on for more than {MAX_TEXT_FILE >> 20} MB; give a part of it (head -c 60M)")
+    return data
+
+
+def _from_bytes(data: bytes, name: str, sandbox: Sandbox | None) -> Document:
+    kind = _kind(data[:4096], None, name, data)
+    if kind == "text":
+        return _plain(data, name)
+    with tempfile.TemporaryDirectory(prefix="jamba-") as folder:
+        path = Path(folder) / f"input.{kind}"
+        path.write_bytes(data)
+        return _extracted(kind, str(path), name, sandbox)
+
+
+def _kind(head: bytes, path: Path | None, name: str, data: bytes | None = None) -> str:
+    """ "pdf", "docx", "html" or "text", by content before name. Raises BadFileError for known kinds that hold no text."""
+    if not head:
+        raise EmptyFileError(name)
+    suffix = path.suffix.lower() if path is not None else ""
+    if b"%PDF-" in head[:1024]:
+        return "pdf"
+    if head.startswith(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"):
+        raise BadFileError(name, "is an old or a password-protected Office file; save it as .docx or .pdf, unprotected")
+    if head.startswith(b"PK\x03\x04") or suffix == ".docx":
+        return _zip_kind(path, name, data, head)
+    if suffix == ".pdf":
+        if not head.strip():
+            raise EmptyFileError(name)
+        raise BadFileError(name, "is no PDF, whatever its name says; export it again")
+    start = head[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if suffix in _HTML or start.startswith((b"<!doctype html", b"<html")):
+        return "html"
+    return "text"
+
+
+def _zip_kind(path: Path | None, name: str, data: bytes | None, head: bytes) -> str:
+    import io
+
+    if not head.strip():
+        raise EmptyFileError(name)
+    try:
+        with zipfile.ZipFile(path if path is not None else io.BytesIO(data or b"")) as archive:
+            members = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise BadFileError(name, f"is a damaged .docx or archive ({error}); save it again") from error
+    if "word/document.xml" in members:
+        return "docx"
+    what = next((w for start, w in _OFFICE.items() if any(m.startswith(start) for m in members)), None)
+    raise BadFileError(name, f"is {what or 'a zip archive; unpack it first and name the directory'}")
+
+
+def _extracted(kind: str, path: str, name: str, sandbox: Sandbox | None) -> Document:
+    if sandbox is None:
+        with Sandbox() as own:
+            return _extracted(kind, path, name, own)
+    found = sandbox.extract(kind, path, name)
+    parts = tuple(p for p in found.pieces if p.text.strip())
+    if not parts:
+        raise BadFileError(name, "holds no text; there is nothing to read in it")
+    remarks = [found.remark] if found.remark else []
+    if len(parts) < len(found.pieces):
+        bare = [p.first for p in found.pieces if not p.text.strip()]
+        what = "page has no text (a scan?) and was" if len(bare) == 1 else "pages have no text (scans?) and were"
+        remarks.append(f"{len(bare):,} {what} left out: {_ranges(bare)}")
+    return Document(name, found.unit, parts, tuple(f"{name}: {r}" for r in remarks), whole=len(parts) == 1)
+
+
+def _plain(data: bytes, name: str) -> Document:
+    text, remark = decode(data, name)
+    del data
+    parts = list(parts_of_lines(enumerate(text.split("\n"), 1)))
+    if name.lower().endswith((".csv", ".tsv")) and len(parts) > 1:
+        header = text.split("\n", 1)[0]
+        if len(header) < 1000:  # every part of a table says what its columns are
+            parts[1:] = [Piece(f"{header}\n{p.text}", p.first, p.last) for p in parts[1:]]
+    remarks = (f"{name}: {remark}",) if remark else ()
+    return Document(name, "line", tuple(parts), remarks, whole=len(parts) == 1)
+
+
+def _too_large(name: str, size: int, limit: int) -> JambaError:
+    return BadFileError(
+        name, f"is {size / 1e6:,.0f} MB; the limit is {limit >> 20} MB of text: split it, or name a part of it"
+    )
+
+
+def _ranges(numbers: Iterable[int]) -> str:
+    """``3, 7-9`` for 3, 7, 8, 9; cut off after ten."""
+
+    def runs() -> Iterator[str]:
+        first = last = None
+        for n in numbers:
+            if last is not None and n == last + 1:
+                last = n
+                continue
+            if first is not None:
+                yield f"{first}-{last}" if last != first else f"{first}"
+            first = last = n
+        if first is not None:
+            yield f"{first}-{last}" if last != first else f"{first}"
+
+    shown = list(runs())
+    return ", ".join(shown[:10]) + (", ..." if len(shown) > 10 else "")

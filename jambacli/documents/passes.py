@@ -1,0 +1,161 @@
+"""More text than a context holds: read in parts, then what was said of the parts; knows nothing of files or consoles.
+
+Each part's reply is kept beside the stored prefixes as soon as it is there, and its reading is stored as any reading is:
+interrupted, the same call goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from jambacli.cache.reply_cache import Notes, note_key
+from jambacli.documents.citations import Cited
+from jambacli.documents.reader import Entry, Reader, Source, Task
+from jambacli.engine.generate import Thought
+from jambacli.engine.prefix_cache import text_hash
+from jambacli.errors import JambaError
+from jambacli.session.conversation import THINK
+
+# Tokens around a document's text and title: markup, its number, line breaks.
+_AROUND = 16
+# The longest reply to a part where nothing else is said; never more than an eighth of the context.
+_PART_REPLY = 512
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a text is read: at once (one group) or in several passes. ``tokens``: of all of it."""
+
+    groups: list[list[Entry]]
+    tokens: int
+
+
+def plan(reader: Reader, entries: Sequence[Entry], task: Task, *, each: Task | None = None) -> Plan:
+    """One group where everything fits beside the reply, else groups in order for the task ``each``.
+
+    Raises JambaError where not even an empty document would fit.
+    """
+    total = len(reader.prompt(entries, task))
+    room = reader.ctx - reader.reserve()
+    if total <= room:
+        return Plan([list(entries)], total)
+    tokenizer = reader.model.tokenizer
+    around = len(reader.prompt([Entry("", "", ())], each or task))
+    room = reader.ctx - around - min(_PART_REPLY, reader.ctx // 8) - 8
+    if room < 4 * _AROUND:
+        raise JambaError(f"a context of {reader.ctx:,} tokens is too small to read documents in; use a larger --ctx")
+    groups: list[list[Entry]] = [[]]
+    left = room
+    for entry in entries:
+        for part, size in _fitting(entry, room, lambda text: len(tokenizer.encode(text))):
+            if size > left and groups[-1]:
+                groups.append([])
+                left = room
+            groups[-1].append(part)
+            left -= size
+    return Plan(groups, total)
+
+
+def does_not_fit(reader: Reader, entries: Sequence[Entry], tokens: int, otherwise: str) -> JambaError:
+    """The error that says how much does not fit, from where on, and what to do: take more context, if any, or ``otherwise``."""
+    room, limit = reader.ctx - reader.reserve(), reader.model.config.context_length
+    tokenizer, used, where = reader.model.tokenizer, 0, ""
+    for entry in entries:
+        used += len(tokenizer.encode(entry.text)) + len(tokenizer.encode(entry.title)) + _AROUND
+        if used > room:
+            where = f"; it is full at {entry.title}"
+            break
+    larger = f"raise --ctx (the model takes up to {limit:,}), " if reader.ctx < limit else ""
+    return JambaError(
+        f"the documents are {tokens:,} tokens and the context of {reader.ctx:,} has room for {room:,}{where}: "
+        f"leave out documents, {larger}or {otherwise}"
+    )
+
+
+def _fitting(entry: Entry, room: int, count: Callable[[str], int]) -> Iterator[tuple[Entry, int]]:
+    """The entry, or its halves where it is larger than ``room`` tokens, with their sizes."""
+    size = count(entry.text) + count(entry.title) + _AROUND
+    if size <= room or len(entry.text) < 2:
+        yield entry, size
+        return
+    middle = len(entry.text) // 2
+    line = entry.text.find("\n", middle, middle + 2000)
+    cut = line + 1 if line >= 0 else middle
+    for half in (entry.text[:cut], entry.text[cut:]):
+        yield from _fitting(replace(entry, text=half), room, count)
+
+
+def read_in_passes(
+    reader: Reader,
+    groups: Sequence[Sequence[Entry]],
+    each: Callable[[int, int], Task],
+    *,
+    called: str,
+    notes: Notes | None,
+    tell: Callable[[str], None],
+) -> list[Entry]:
+    """What the model says of each group, as documents for a last pass. ``each`` gives the task of part i of n.
+
+    ``called``: what such a reply is ("Summary"). ``notes``: where replies are kept, None for nowhere.
+    """
+    said: list[Entry] = []
+    for i, group in enumerate(groups, 1):
+        task = each(i, len(groups))
+        span = _span(group)
+        ids = reader.prompt(group, task)
+        thinks = reader.model.tokenizer.marker_id(THINK) in ids[-4:]
+        usual = _PART_REPLY * (4 if thinks else 1)
+        most = min(reader.generation.get("max_tokens") or usual, max(1, reader.ctx // 8))
+        key = _key(reader, ids, most, task)
+        note = notes.get(key) if notes is not None else None
+        if note is not None:
+            tell(f"pass {i} of {len(groups)}: {span}: kept from before")
+            text, numbers = note["text"], note.get("numbers", [])
+        else:
+            tell(f"pass {i} of {len(groups)}: {span}, {len(ids):,} tokens")
+            cited = Cited()
+            pieces = cited.answer(reader.stream(group, task, max_tokens=most))
+            text = "".join(p for p in pieces if not isinstance(p, Thought)).strip()
+            numbers = cited.cited(group)
+            if notes is not None:
+                notes.put(key, text, [text_hash(e.text) for e in group], numbers=numbers)
+        named = [s for n in numbers if isinstance(n, int) and n < len(group) for s in group[n].sources]
+        sources = list(dict.fromkeys(named)) or _whole(group)
+        said.append(Entry(f"{called} of {span}", text, tuple(sources)))
+    reader.close()
+    return said
+
+
+def _key(reader: Reader, ids: Sequence[int], most: int, task: Task) -> str:
+    sampling = {k: v for k, v in reader.generation.items() if k not in ("max_tokens", "reading")}
+    model = reader.model
+    weights = model.fingerprint if reader.options.get("store", True) else model.name
+    return note_key(weights, reader.options.get("kv_type"), list(ids), most, sampling, task.citations)
+
+
+def _whole(group: Sequence[Entry]) -> list[Source]:
+    """All of a group's places, as few as say them: one span where a file's pages follow one another."""
+    found: list[Source] = []
+    for place in dict.fromkeys(s for e in group for s in e.sources):
+        last = found[-1] if found else None
+        if last is not None and place.unit and (last.file, last.unit) == (place.file, place.unit):
+            found[-1] = replace(last, last=max(last.last, place.last))
+        else:
+            found.append(place)
+    return found
+
+
+def _span(group: Sequence[Entry]) -> str:
+    """``contract.pdf, pages 3-40``, or the first and the last title."""
+    places = [s for e in group for s in e.sources]
+    files = list(dict.fromkeys(s.file for s in places))
+    if len(files) == 1 and all(s.unit for s in places):
+        return str(replace(places[0], first=min(s.first for s in places), last=max(s.last for s in places)))
+    if len(group) == 1:
+        return group[0].title
+    return (
+        f"{len(files):,} files, {files[0]} to {files[-1]}"
+        if len(files) > 1
+        else f"{group[0].title} to {group[-1].title}"
+    )

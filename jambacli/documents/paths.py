@@ -1,0 +1,160 @@
+"""A command line's files, directories, globs and ``-`` -> paths in a stable order; knows nothing of what is in them.
+
+Nothing is ever fetched from a network: a URL is refused with what to do instead.
+"""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jambacli.documents.gitignore import Ignored
+from jambacli.errors import JambaError, UsageError
+from jambacli.files import path_of
+
+STDIN = "standard input"
+#: The most files that directories and globs may stand for.
+MAX_FILES = 10_000
+
+# What a directory is searched for; a file named by itself may be called anything.
+_TEXTS = """.pdf .docx .txt .text .md .markdown .rst .adoc .org .tex .log .csv .tsv .json .jsonl .ndjson .yaml .yml .toml
+    .ini .cfg .conf .xml .sql .srt .vtt .eml .html .htm .xhtml"""
+_CODE = """.py .pyi .js .mjs .jsx .ts .tsx .c .h .cc .cpp .cxx .hpp .hh .cu .cuh .rs .go .java .kt .kts .scala .rb .php .pl
+    .lua .r .jl .swift .m .mm .cs .fs .vb .sh .bash .zsh .fish .ps1 .bat .cmake .gradle .proto .graphql .css .scss .vue
+    .svelte .dart .ex .exs .erl .hs .ml .clj .lisp .el .f90 .zig .nim .tf .jinja"""
+_SUFFIXES = frozenset(f"{_TEXTS} {_CODE}".split())
+_NAMES = frozenset(("readme", "license", "licence", "changelog", "notice", "authors", "makefile", "dockerfile"))
+_SKIPPED_FOLDERS = frozenset(("node_modules", "__pycache__", "venv"))
+
+
+@dataclass
+class Sources:
+    """What a command line's files stand for: paths in a stable order (None: standard input), and what was passed over."""
+
+    paths: list[Path | None]
+    #: Paths the user named one by one: a fault in one of them is an error, not a remark.
+    named: frozenset[Path]
+    passed_over: int = 0
+
+
+def expand(arguments: Sequence[str]) -> Sources:
+    """Files, directories (searched for files of known kinds), globs and ``-`` as paths in natural order, each once.
+
+    The order does not depend on that of the arguments, so that the same files are the same prompt. Raises UsageError for
+    a URL, JambaError for what does not exist.
+    """
+    found: dict[Path, Path] = {}
+    named: set[Path] = set()
+    stdin, passed_over = False, 0
+    for argument in arguments:
+        if not argument.strip():
+            raise UsageError("a file's name is empty (a variable of the shell that is not set?)")
+        if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", argument):
+            raise UsageError(f"{shown(argument)} is a URL; nothing is fetched: download it first (curl -o FILE URL)")
+        if argument == "-":
+            stdin = True
+            continue
+        path = path_of(argument)
+        if _is_folder(path):
+            inside, others = _walk(path)
+            passed_over += others
+        elif _exists(path):
+            inside = [path]
+            named.add(path)
+        elif any(c in argument for c in "*?["):
+            matches = glob.iglob(str(path), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
+            inside = [p for p in map(Path, itertools.islice(matches, 10 * MAX_FILES)) if not _is_folder(p)]
+            if not inside:
+                raise JambaError(f"no file matches {shown(argument)}")
+        else:
+            raise JambaError(f"there is no file {shown(argument)}; name files, directories, globs, or - for {STDIN}")
+        for each in inside:
+            found.setdefault(_real(each), each)
+        if len(found) > MAX_FILES:
+            raise JambaError(f"{shown(argument)} holds more than {MAX_FILES:,} files; name a part of them")
+    if not found and not stdin:
+        raise JambaError(f"{', '.join(map(shown, arguments))}: no file of a kind that can be read is in there")
+    paths: list[Path | None] = [None] if stdin else []
+    return Sources([*paths, *sorted(found.values(), key=natural)], frozenset(named), passed_over)
+
+
+def names_files(argument: str) -> bool:
+    """Whether a word of the command line is a file, a directory, a glob that matches, or a URL, and not a question."""
+    if re.fullmatch(r"[a-zA-Z][a-zA-Z0-9+.-]+://\S+", argument):
+        return True
+    path = Path(argument)
+    if _exists(path):
+        return bool(argument)
+    if not any(c in argument for c in "*?[") or any(c.isspace() for c in argument):
+        return False
+    matches = glob.iglob(str(path), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
+    return next(matches, None) is not None
+
+
+def natural(path: Path) -> tuple[object, ...]:
+    """A sort key in which ``page 10`` follows ``page 9`` and the locale plays no part."""
+    pieces = re.split(r"(\d+)", str(path).casefold())
+    return tuple((int(p) if p.isascii() and p.isdigit() else -1, p) for p in pieces), str(path)
+
+
+def _walk(folder: Path) -> tuple[list[Path], int]:
+    """The files of known kinds under a folder, links to folders not followed; and how many other files there are.
+
+    Hidden and generated things are passed over, and what a project's .gitignore leaves out.
+    """
+    found: list[Path] = []
+    others = 0
+    ignored = Ignored(folder)
+    for top, folders, files in os.walk(folder):
+        ignored.enter(Path(top))
+        folders[:] = sorted(
+            f
+            for f in folders
+            if not f.startswith(".") and f.lower() not in _SKIPPED_FOLDERS and not ignored(Path(top) / f, True)
+        )
+        for file in files:
+            path = Path(top) / file
+            if file.startswith("."):
+                continue
+            if ignored(path, False):
+                others += 1
+            elif path.suffix.lower() in _SUFFIXES or path.stem.lower() in _NAMES:
+                found.append(path)
+            else:
+                others += 1
+        if len(found) > MAX_FILES:
+            raise JambaError(f"{shown(folder)} holds more than {MAX_FILES:,} files; name a part of them")
+    return found, others
+
+
+def shown(path: object) -> str:
+    """A path as one line of printable text: file names come from strangers too."""
+    text = str(path).encode("utf-8", "replace").decode("utf-8")
+    text = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]", "?", text)
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
+def _real(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError):
+        return path.absolute()
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,365 @@
+"""Text that must be a JSON document of a schema: which tokens may come next, by llguidance. Knows no models or sessions.
+
+llguidance says in a fraction of a millisecond which of the 65,536 tokens keep the text valid. Three things are added here:
+the document ends validly within the tokens there are (near the end every choice is tried against the shortest way to
+finish, and refused where that no longer fits), numbers end (a schema does not bound their digits), and thoughts before
+the answer are left alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+import re
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jambacli.engine.constraints.schema_checks import check_ends, refused
+from jambacli.engine.constraints.schema_dates import with_calendar
+from jambacli.engine.generate import CITATIONS, CITATIONS_END
+from jambacli.errors import JambaError, UsageError
+
+if TYPE_CHECKING:
+    from jambacli.text.tokenizer import Tokenizer
+
+MAX_SCHEMA = 1 << 20
+# A number longer than this ends where it can: more digits than any double or 64-bit integer has.
+_NUMBER = 17
+# How many tokens before the end the shortest way to finish is looked for at every step; before, every so many steps.
+_NEAR, _STEP = 64, 16
+# Tries to find an end, the first and the last by rule, the others at random: a pattern may have only one way out. In each
+# at most so many tokens are chosen, for an end of at most so many; in one string at most so many but in the last try.
+_TRIES, _CHOICES, _LONGEST, _IN_STRING = 12, 8192, 1 << 16, 256
+# The most documents that are cited after a JSON document.
+_CITED = 32
+
+
+def read_schema(path: Path) -> dict[str, Any]:
+    """The JSON schema in a file. Raises JambaError naming it when it is none."""
+    try:
+        if path.stat().st_size > MAX_SCHEMA:
+            raise JambaError(f"{path} is larger than {MAX_SCHEMA >> 10} kB; a schema is smaller")
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise JambaError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise JambaError(f"{path} is no JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise JambaError(f'{path} is no JSON schema: it must be an object such as {{"type": "object", ...}}')
+    return value
+
+
+class SchemaConstraint:
+    """Which tokens may come next in a document of a schema. ``begin`` it, then ``allowed`` and ``accept`` in turn."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        schema: Mapping[str, Any],
+        n_vocab: int,
+        marks: tuple[int | None, int | None],
+        *,
+        citable: int = 0,
+    ):
+        """``n_vocab``: how many logits there are. ``marks``: the tokens that begin and end thoughts. ``citable``: after
+        the JSON comes a section of citations that names some of so many documents, or none.
+
+        Raises UsageError for a schema that is wrong, or uses what llguidance does not support, or nothing satisfies.
+        """
+        try:
+            import llguidance
+        except ImportError as error:
+            raise JambaError("answers by a schema need: pip install 'jambacli[schema]'") from error
+        if not tokenizer.stop_ids:
+            raise JambaError("this model's file names no end-of-text token; answers by a schema need one")
+        self._vocabulary = _vocabulary(tokenizer, n_vocab)
+        check_ends(schema)
+        options = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+        try:
+            text = json.dumps({**with_calendar(schema), "x-guidance": options})
+        except (TypeError, ValueError, RecursionError) as error:
+            raise UsageError(f"the schema is no JSON: {error}") from error
+        # A header has no space after it when generating, and models put one, or line breaks after their thoughts.
+        lark = f"start: /[ \\n]{{0,2}}/ json{' cited' if citable else ''}\njson: %json {text}\n"
+        lark += _citations(tokenizer, citable, options) if citable else ""
+        grammar = llguidance.LLMatcher.grammar_from_lark(lark)
+        self._matcher: Any = llguidance.LLMatcher(self._vocabulary.backend, grammar, log_level=0)
+        if self._matcher.is_error():
+            raise refused(self._matcher.get_error())
+        self._stop_ids = tokenizer.stop_ids
+        self._begin, self._end = marks
+        self._mask = np.zeros((n_vocab + 31) // 32, dtype=np.int32)
+        self._n_vocab = n_vocab
+        self._thinking = False
+        self._left = 1 << 62
+        self._closing: list[int] | None = None  # the last way found to finish, not always from here
+        self._checked = 0
+        self._guard = _NEAR
+        self._forced: list[int] = []
+        self._text = _Text()
+
+    def begin(self, budget: int, thinking: bool = False, said: Sequence[int] = ()) -> None:
+        """Start: ``budget`` more tokens may come, the prompt has opened thoughts or not, ``said`` is the answer so far.
+
+        Raises JambaError when no document of the schema fits the budget.
+        """
+        self._thinking, self._left = thinking, 1 << 62
+        for token in said:
+            self.accept(token)
+        self._left = budget
+        self._closing = self._way_out(self._matcher, self._text, min(budget, _LONGEST))
+        if self._closing is None:
+            raise JambaError(
+                f"{budget:,} tokens are too few for any document of the schema (or none satisfies it); raise --max-tokens"
+            )
+        self._guard = len(self._closing) + _NEAR
+
+    @property
+    def finished(self) -> bool:
+        """Whether the text so far is a whole document."""
+        return not self._thinking and bool(self._matcher.is_accepting())
+
+    def allowed(self) -> np.ndarray | None:
+        """Bool [n_vocab]: the tokens that may come; None for any (within thoughts)."""
+        if self._thinking:
+            out_of_room = self._end is not None and self._left <= self._guard
+            return self._only([self._end]) if out_of_room and self._end is not None else None
+        if self._forced:
+            return self._only(self._forced[:1])
+        allowed = self._valid(self._matcher)
+        too_long = self._text.banned(self._vocabulary)
+        if too_long is not None:
+            shorter = allowed & ~too_long
+            if shorter.any():
+                return shorter
+        return allowed
+
+    def accept(self, token: int) -> int:
+        """Take note of ``token``. Returns it, or, where no document could be finished any more after it, another."""
+        self._left -= 1
+        if self._thinking:
+            self._thinking = token != self._end
+            return token
+        if token in self._stop_ids:
+            return token
+        if self._forced:
+            self._forced.pop(0)
+        elif self._left < 1 << 61 and (self._left <= self._guard or (self._left < 1024 and self._due())):
+            token = self._within_reach(token)
+        self._text.push(self._vocabulary.pieces[token])
+        if not self._matcher.consume_token(token):
+            raise JambaError(f"the schema's grammar failed: {_first_line(self._matcher.get_error())}")
+        return token
+
+    def _due(self) -> bool:
+        self._checked += 1
+        return self._checked % _STEP == 0
+
+    def _within_reach(self, token: int) -> int:
+        """``token``, or the first of the shortest way to finish where ``token`` leads too far away."""
+        known = self._closing or []
+        ahead, text = self._matcher.deep_copy(), copy.copy(self._text)
+        ahead.consume_token(token)
+        text.push(self._vocabulary.pieces[token])
+        # Within a string, say, what led out before the token leads out after it: to try that costs no search.
+        after = known[1:] if known[:1] == [token] else known
+        way = after if _leads_out(ahead, after, self._left) else self._way_out(ahead, text, self._left)
+        if way is None:
+            still = _leads_out(self._matcher, known, self._left + 1)
+            way = known if still else self._way_out(self._matcher, self._text, self._left + 1)
+            if way:
+                self._forced = way[1:]
+                self._closing = None
+                return way[0]
+            return token
+        self._closing = way
+        self._guard = max(self._guard, len(way) + _NEAR)
+        return token
+
+    def _way_out(self, matcher: Any, text: _Text, limit: int) -> list[int] | None:
+        """Tokens that finish the document from here, ``text`` so far, at most ``limit``; None where none were found."""
+        random = np.random.default_rng(0)
+        tries = _TRIES if limit <= 256 else 4
+        for attempt in range(tries + 1):
+            at, seen, way, choices, in_string = matcher.deep_copy(), copy.copy(text), list[int](), 0, 0
+            by_rule = attempt in (0, tries)
+            while not at.is_accepting():
+                if len(way) >= limit or at.is_error():
+                    break
+                next_ones = at.compute_ff_tokens()
+                if not next_ones:
+                    choices += 1
+                    in_string = in_string + 1 if seen.in_string else 0
+                    next_ones = [self._closer(at, seen, None if by_rule else random)]
+                if choices > _CHOICES or (in_string > _IN_STRING and attempt < tries):
+                    break
+                if next_ones[0] is None or not all(t not in self._stop_ids and at.consume_token(t) for t in next_ones):
+                    break
+                for token in next_ones:
+                    seen.push(self._vocabulary.pieces[token])
+                way += next_ones
+            else:
+                if len(way) <= limit:
+                    return way
+        return None
+
+    def _closer(self, matcher: Any, text: _Text, random: np.random.Generator | None) -> int | None:
+        """The token that leads to the end soonest by the look of it, or (``random``) now and then any; None for none.
+
+        A string that may not end yet often waits for a sign: the @ of an address, a dash.
+        """
+        valid = np.flatnonzero(self._valid(matcher))
+        if not len(valid):
+            return None
+        if random is not None and text.in_string and random.random() < 0.5:
+            signs = valid[self._vocabulary.signs[valid]]
+            if len(signs):
+                return int(random.choice(signs))
+        ranks = (self._vocabulary.ranks_in_string if text.in_string else self._vocabulary.ranks)[valid]
+        best = valid[ranks == ranks.min()] if random is None or random.random() < 0.7 else valid
+        return int(best[0] if random is None else random.choice(best))
+
+    def _valid(self, matcher: Any) -> np.ndarray:
+        matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
+        if matcher.is_error():
+            raise JambaError(f"the schema's grammar failed: {_first_line(matcher.get_error())}")
+        bits = np.unpackbits(self._mask.view(np.uint8), bitorder="little")
+        return bits[: self._n_vocab].view(np.bool_)
+
+    def _only(self, tokens: Sequence[int]) -> np.ndarray:
+        allowed = np.zeros(self._n_vocab, dtype=np.bool_)
+        allowed[list(tokens)] = True
+        return allowed
+
+
+def _leads_out(matcher: Any, way: Sequence[int], limit: int) -> bool:
+    """Whether these tokens, at most ``limit``, finish the document."""
+    if len(way) > limit:
+        return False
+    at = matcher.deep_copy()
+    return bool(at.consume_tokens(list(way)) and at.is_accepting())
+
+
+def _citations(tokenizer: Tokenizer, citable: int, options: Mapping[str, Any]) -> str:
+    """Rules for the section of citations: its marks are tokens where the model has them, text where not."""
+    marks = [(tokenizer.marker_id(mark), mark) for mark in (CITATIONS, CITATIONS_END)]
+    first, last = (f"<[{i}]>" if i is not None else json.dumps(mark) for i, mark in marks)
+    number = {"type": "integer", "minimum": 0, "maximum": citable - 1}
+    schema = {"type": "array", "items": number, "maxItems": min(citable, _CITED), "x-guidance": options}
+    return f"cited: {first} numbers {last}\nnumbers: %json {json.dumps(schema)}\n"
+
+
+class _Text:
+    """Follows the JSON text far enough to know whether it is in a string, or how long the number it is in has become."""
+
+    def __init__(self) -> None:
+        self.in_string = self._escaped = self._exponent = False
+        self._length = 0
+
+    def push(self, piece: bytes) -> None:
+        for byte in piece:
+            c = chr(byte)
+            if self.in_string:
+                self.in_string = self._escaped or c != '"'
+                self._escaped = c == "\\" and not self._escaped
+                self._length = 0
+            elif c in "0123456789.+-" or (self._length and c in "eE"):
+                self._length += not (self._exponent and c in "+-")
+                if c in "eE":
+                    self._exponent, self._length = True, _NUMBER - 2  # two digits are left
+            else:
+                self.in_string, self._escaped = c == '"', False
+                self._length, self._exponent = 0, False
+
+    def banned(self, vocabulary: Vocabulary) -> np.ndarray | None:
+        """The tokens that would make a number too long, None where there is no danger of it."""
+        if self.in_string or not self._length:
+            return None
+        if self._length >= _NUMBER:
+            return vocabulary.numeric
+        return vocabulary.long_numeric if self._exponent or self._length > _NUMBER - 4 else None
+
+
+class Vocabulary:
+    """A tokenizer as llguidance wants it, and what kinds of tokens it has."""
+
+    def __init__(self, tokenizer: Tokenizer, n_vocab: int) -> None:
+        import llguidance
+
+        markers = [i for i in range(tokenizer.vocab_size) if tokenizer.is_marker(i)]
+        self.pieces = [tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)]
+        self.pieces += [b""] * (n_vocab - len(self.pieces))
+        stops = sorted(tokenizer.stop_ids)
+        source = _Source(tokenizer, self.pieces, stops[0], sorted({*markers, *stops}))
+        self.backend: Any = llguidance.LLTokenizer(
+            llguidance.TokenizerWrapper(source),
+            n_vocab=n_vocab,
+            eos_token=stops,
+            slices=llguidance.LLTokenizer.json_slices(),
+        )
+        #: How soon a token leads to the document's end, 0 first, outside and inside strings: uint8 [n_vocab].
+        self.ranks = np.array([_rank(p) for p in self.pieces], dtype=np.uint8)
+        self.ranks_in_string = np.array([_rank_in_string(p) for p in self.pieces], dtype=np.uint8)
+        #: Single signs, quotes among them: bool [n_vocab].
+        self.signs = np.array([len(p) == 1 and p in _SIGNS for p in self.pieces])
+        #: Tokens that go on with a number, and those of them that do so by more than one character: bool [n_vocab].
+        self.numeric = np.array([p[:1] in _NUMERIC for p in self.pieces])
+        self.long_numeric = self.numeric & np.array([len(p) > 1 for p in self.pieces])
+
+
+_SIGNS = frozenset(bytes([c]) for c in b" !\"#$%&'()*+,-./:;<=>?@[]^_`{|}~")
+_NUMERIC = frozenset(bytes([c]) for c in b"0123456789.eE+-")
+
+
+class _Source:
+    """What llguidance asks of a tokenizer."""
+
+    def __init__(self, tokenizer: Tokenizer, pieces: list[bytes], eos: int, special: list[int]) -> None:
+        self._tokenizer = weakref.ref(tokenizer)  # the tables outlive no tokenizer
+        self.eos_token_id, self.bos_token_id = eos, tokenizer.bos_id
+        self.tokens, self.special_token_ids = pieces, special
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        tokenizer = self._tokenizer()
+        return tokenizer.encode(text if isinstance(text, str) else text.decode("utf-8", "replace")) if tokenizer else []
+
+
+_vocabularies: weakref.WeakKeyDictionary[Tokenizer, dict[int, Vocabulary]] = weakref.WeakKeyDictionary()
+
+
+def _vocabulary(tokenizer: Tokenizer, n_vocab: int) -> Vocabulary:
+    """Made once a tokenizer: half a second for 65,536 tokens."""
+    known = _vocabularies.setdefault(tokenizer, {})
+    if n_vocab not in known:
+        known[n_vocab] = Vocabulary(tokenizer, n_vocab)
+    return known[n_vocab]
+
+
+@functools.lru_cache(maxsize=1 << 17)
+def _rank(piece: bytes) -> int:
+    """Closing brackets first, then quotes, then what makes a value of one character, then the rest."""
+    if re.fullmatch(rb'"?[}\]]+', piece):
+        return 0 if len(piece) == 1 else 1
+    order = [rb'"', rb"[0-9]", rb"[A-Za-z]", rb"[,: ]", rb"[ -~]", rb"\[", rb"\{"]
+    plain = next((i for i, pattern in enumerate(order) if re.fullmatch(pattern, piece)), None)
+    if piece in (b"[", b"{", b"\\"):
+        return 12 + b"[{\\".index(piece)
+    if plain is not None:
+        return 2 + plain
+    return 10 if piece.isascii() and not any(c in b"[{\\" for c in piece) else 20
+
+
+@functools.lru_cache(maxsize=1 << 17)
+def _rank_in_string(piece: bytes) -> int:
+    """What ends the string first, then long words (a string may have a shortest length), then the rest."""
+    order = [rb'"[}\]]*', rb"[A-Za-z]{4,}", rb"[A-Za-z]{2,3}", rb"[A-Za-z]", rb"[0-9]+", rb"[ !#-\[\]-~]+", rb'"[^\\]*']
+    return next((i for i, pattern in enumerate(order) if re.fullmatch(pattern, piece)), 20)
+
+
+def _first_line(text: str) -> str:
+    return " ".join(text.split("\n", maxsplit=1)[0].split())[:300]

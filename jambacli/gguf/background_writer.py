@@ -1,0 +1,85 @@
+"""Writes a GGUF file's tensors from a thread of its own; knows nothing of where the bytes come from.
+
+While one panel is encoded, the one before it goes to the disk. A fixed set of buffers goes round, so memory stays bounded
+however slow the disk is.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from jambacli.gguf.writer import GGUFWriter
+
+BUFFERS = 4
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Bytes ``start`` to ``stop`` of a buffer, to be written at ``offset`` of tensor ``name``."""
+
+    name: str
+    offset: int
+    start: int
+    stop: int
+
+
+class BackgroundWriter:
+    """``take`` a buffer, fill it, ``write`` it; leaving the context waits for the rest, or drops it on an error."""
+
+    def __init__(self, writer: GGUFWriter, buffer_bytes: int, wrote: Callable[[int], None]) -> None:
+        """``wrote(cost)`` is called, on the thread, after each write with the ``cost`` given for it."""
+        import numpy as np
+
+        self._writer, self._wrote = writer, wrote
+        self._free: queue.SimpleQueue[np.ndarray] = queue.SimpleQueue()
+        for _ in range(BUFFERS):
+            self._free.put(np.empty(buffer_bytes, np.uint8))
+        self._work: queue.SimpleQueue[tuple[np.ndarray, Sequence[Piece], int] | None] = queue.SimpleQueue()
+        self._error: BaseException | None = None
+        self._stop = False
+        self._thread = threading.Thread(target=self._run, name="gguf-writer", daemon=True)
+
+    def take(self) -> np.ndarray:
+        """A buffer that is not in use, once there is one; raises what went wrong in the thread."""
+        self._raise()
+        return self._free.get()
+
+    def write(self, buffer: np.ndarray, pieces: Sequence[Piece], cost: int) -> None:
+        """Write what ``pieces`` say of a taken buffer, which is given up."""
+        self._work.put((buffer, pieces, cost))
+
+    def _run(self) -> None:
+        while (item := self._work.get()) is not None:
+            buffer, pieces, cost = item
+            try:
+                if not self._stop:
+                    for piece in pieces:
+                        self._writer.write_at(piece.name, piece.offset, buffer[piece.start : piece.stop])
+                    self._wrote(cost)
+            except BaseException as error:
+                self._error, self._stop = error, True
+            self._free.put(buffer)
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def __enter__(self) -> BackgroundWriter:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if kind is not None:
+            self._stop = True
+        self._work.put(None)
+        self._thread.join()
+        if kind is None:
+            self._raise()

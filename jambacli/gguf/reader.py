@@ -1,0 +1,330 @@
+"""Reads GGUF files, split ones included, by mapping them; knows nothing of Jamba, of what tensors mean, or of torch.
+
+Versions 2 and 3, little-endian, as the GGUF specification lays them out. Every count, length, dimension and offset is
+checked against the file's size before it is used: a damaged or hostile file is a BadFileError naming file and field.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import mmap
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from jambacli.errors import BadFileError, JambaError, UnsupportedError
+from jambacli.gguf.experts_int8 import scale_name
+from jambacli.gguf.values import MAX_KEYS, Cursor, Entry, Metadata, shown, skip_value
+from quant.formats import BY_GGML_TYPE, Format
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from quant.formats import QTensor
+
+MAGIC = b"GGUF"
+DEFAULT_ALIGNMENT = 32
+MAX_TENSORS = 1 << 17
+MAX_DIMS = 4
+_NO_WEIGHTS = ("i8", "i16", "i32", "i64", "f64")  # i8: unless scales lie beside it
+SPLIT_NAME = re.compile(r"(?P<stem>.*)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One tensor's place: ``shape`` in torch order (the row last), ``offset`` absolute in the file of part ``part``."""
+
+    name: str
+    shape: tuple[int, ...]
+    format: Format
+    offset: int
+    nbytes: int
+    part: int
+
+
+def split_path(stem: str, number: int, count: int) -> str:
+    """The file name of part ``number`` (from 1) of ``count``, as llama.cpp's gguf-split names it."""
+    return f"{stem}-{number:05d}-of-{count:05d}.gguf"
+
+
+class GGUFFile:
+    """A GGUF file (all its parts) mapped read-only. Use ``GGUFFile.open``; close it or use it as a context manager."""
+
+    def __init__(self, parts: list[_Part]) -> None:
+        first = parts[0]
+        self._parts = parts
+        self._views: list[np.ndarray | None] = [None] * len(parts)
+        self.path: Path = first.path
+        self.paths: list[Path] = [part.path for part in parts]
+        self.version: int = first.version
+        self.alignment: int = first.alignment
+        self.size: int = sum(part.size for part in parts)
+        self.metadata: Metadata = first.metadata
+        self.tensors: dict[str, TensorInfo] = {}
+        for part in parts:
+            for name, info in part.tensors.items():
+                if name in self.tensors:
+                    raise BadFileError(
+                        part.path, f"tensor {shown(name)} is also in {parts[self.tensors[name].part].path}"
+                    )
+                self.tensors[name] = info
+
+    @classmethod
+    def open(cls, path: str | Path) -> GGUFFile:
+        """Map ``path`` and, where it is one part of a split model, every other part of it.
+
+        Raises JambaError when a file is missing or unreadable, BadFileError when it is damaged, UnsupportedError for
+        a GGUF version or byte order that is not handled.
+        """
+        path = Path(path)
+        parts = [_Part(path, 0)]
+        try:
+            count = _split_value(parts[0], "split.count", 1)
+            if count > 1:
+                parts[:] = _open_parts(parts[0], count)
+            return cls(parts)
+        except BaseException:
+            for part in parts:
+                part.close()
+            raise
+
+    def data(self, name: str) -> np.ndarray:
+        """The tensor's bytes, uint8 [nbytes]: a read-only view of the mapped file. KeyError for an unknown name."""
+        info = self.tensors[name]
+        view = self._views[info.part]
+        if view is None:
+            import numpy as np
+
+            view = self._views[info.part] = np.frombuffer(self._parts[info.part].buffer, np.uint8)
+        return view[info.offset : info.offset + info.nbytes]
+
+    def advise(self, name: str, start: int, stop: int, *, needed: bool) -> None:
+        """Hint that bytes ``start`` to ``stop`` of a tensor will be read soon, or (``needed`` False) not again for long.
+
+        Reading ahead overlaps the disk with work; letting go keeps a pass over the whole file out of resident memory.
+        """
+        advice = getattr(mmap, "MADV_WILLNEED" if needed else "MADV_DONTNEED", None)
+        if advice is None:
+            return
+        info = self.tensors[name]
+        page = mmap.PAGESIZE
+        # Whole pages: rounded outwards to read, inwards to let go, where the neighbours may still be in use.
+        first = (info.offset + start) // page if needed else -(-(info.offset + start) // page)
+        last = -(-(info.offset + stop) // page) if needed else (info.offset + stop) // page
+        if last > first:
+            buffer = self._parts[info.part].buffer
+            with contextlib.suppress(OSError, ValueError):
+                buffer.madvise(advice, first * page, min(last * page, len(buffer)) - first * page)
+
+    def qtensor(self, name: str) -> QTensor:
+        """The tensor as a QTensor over the mapped bytes, uncopied; ExpertsInt8's (i8) with the row scales beside it.
+
+        Imports torch; the tensor must not be written to. BadFileError where the scales do not fit, UnsupportedError
+        for a type that holds no weights: plain integers, or f64.
+        """
+        import warnings
+
+        import torch
+
+        from quant.formats import QTensor
+
+        info = self.tensors[name]
+        with warnings.catch_warnings():
+            # torch has no read-only tensors and says so; nothing here writes to weights.
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            scale = None
+            if info.format.name == "i8" and (beside := scale_name(name)) in self.tensors:
+                found = self.tensors[beside]
+                if found.format.name != "f32" or found.shape != info.shape[:-1]:
+                    raise BadFileError(self.path, f"tensor {beside} is not F32 {list(info.shape[:-1])}, a scale a row")
+                scale = torch.from_numpy(self.data(beside).view("<f4")).view(found.shape)
+            if scale is None and info.format.name in _NO_WEIGHTS:
+                raise UnsupportedError(
+                    f"{self.path}: tensor {shown(name)} is stored as {info.format.name}, which is no type of weights"
+                )
+            return QTensor(torch.from_numpy(self.data(name)), info.format, info.shape, scale)
+
+    def close(self) -> None:
+        """Unmap the parts; views handed out keep theirs mapped until they are gone."""
+        self._views = [None] * len(self._parts)
+        for part in self._parts:
+            part.close()
+
+    def __enter__(self) -> GGUFFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+class _Part:
+    """One mapped file: its header parsed and checked."""
+
+    def __init__(self, path: Path, index: int) -> None:
+        self.path = path
+        self.buffer = _map(path)
+        self.size = len(self.buffer)
+        try:
+            self._parse(index)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        # A view of it may still be in use; the map goes with the last one.
+        with contextlib.suppress(BufferError):
+            self.buffer.close()
+
+    def _parse(self, index: int) -> None:
+        cursor = Cursor(self.path, self.buffer)
+        self.version = _read_version(cursor)
+        n_tensors = cursor.u64("the tensor count")
+        n_keys = cursor.u64("the metadata count")
+        # The smallest tensor entry is 33 bytes, the smallest key-value pair 14.
+        _check_count(cursor, n_tensors, "tensors", MAX_TENSORS, 33)
+        _check_count(cursor, n_keys, "metadata keys", MAX_KEYS, 14)
+        entries: dict[str, Entry] = {}
+        for i in range(n_keys):
+            key = cursor.name(f"metadata key number {i}")
+            if key in entries:
+                raise cursor.bad(f"metadata key {shown(key)} appears twice")
+            entries[key] = skip_value(cursor, key)
+        self.metadata = Metadata(self.path, self.buffer, entries)
+        self.alignment = _alignment(cursor, self.metadata)
+        found = [_read_tensor(cursor, i, index) for i in range(n_tensors)]
+        start = -(-cursor.pos // self.alignment) * self.alignment
+        self.tensors = _place(cursor, found, start, self.alignment)
+
+
+def _map(path: Path) -> mmap.mmap:
+    try:
+        # Looked at before it is opened: opening a pipe would wait for its writer.
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+            raise JambaError(f"cannot read {path}: it is {kind}")
+        if status.st_size == 0:
+            raise BadFileError(path, "the file is empty, not a GGUF file")
+        with path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        raise JambaError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _read_version(cursor: Cursor) -> int:
+    if (magic := cursor.buffer[:4]) != MAGIC:
+        raise cursor.bad(f"not a GGUF file: it starts with {magic!a} instead of b'GGUF'")
+    cursor.pos = 4
+    version = cursor.u32("the version")
+    if version and version & 0xFFFF == 0:
+        raise UnsupportedError(f"{cursor.path}: a big-endian GGUF file; only little-endian files are read, convert it")
+    if version not in (2, 3):
+        raise UnsupportedError(f"{cursor.path}: GGUF version {version}; versions 2 and 3 are read")
+    return version
+
+
+def _check_count(cursor: Cursor, count: int, what: str, limit: int, least_bytes: int) -> None:
+    if count > limit or count * least_bytes > cursor.size - cursor.pos:
+        raise cursor.bad(f"the header claims {count} {what}, more than the file can hold")
+
+
+def _alignment(cursor: Cursor, metadata: Metadata) -> int:
+    key = "general.alignment"
+    if key not in metadata:
+        return DEFAULT_ALIGNMENT
+    value = metadata[key] if metadata.type_name(key) == "u32" else None
+    if value is None or not 8 <= value <= 1 << 20 or value & (value - 1):
+        told = metadata.type_name(key) if value is None else value
+        raise cursor.bad(f"{key} is {told}; it must be a u32 power of two from 8 to 1048576")
+    return int(value)
+
+
+def _read_tensor(cursor: Cursor, number: int, part: int) -> TensorInfo:
+    name = cursor.name(f"the name of tensor number {number}")
+    what = f"tensor {shown(name)}"
+    n_dims = cursor.u32(f"the dimension count of {what}")
+    if not 1 <= n_dims <= MAX_DIMS:
+        raise cursor.bad(f"{what} has {n_dims} dimensions; 1 to {MAX_DIMS} are possible")
+    dims = [cursor.u64(f"a dimension of {what}") for _ in range(n_dims)]
+    type_id = cursor.u32(f"the type of {what}")
+    offset = cursor.u64(f"the offset of {what}")
+    fmt = BY_GGML_TYPE.get(type_id)
+    if fmt is None:
+        raise cursor.bad(f"{what} has the unknown type {type_id}")
+    values = 1
+    for dim in dims:
+        values *= dim
+    if values == 0:
+        raise cursor.bad(f"{what} has a dimension of 0: {dims}")
+    if values >= 1 << 63:
+        raise cursor.bad(f"{what} has impossible dimensions: {dims}")
+    if dims[0] % fmt.block:
+        raise cursor.bad(f"{what} has rows of {dims[0]} values, no multiple of {fmt.name}'s block of {fmt.block}")
+    nbytes = values // fmt.block * fmt.block_bytes
+    return TensorInfo(name, tuple(reversed(dims)), fmt, offset, nbytes, part)
+
+
+def _place(cursor: Cursor, found: list[TensorInfo], start: int, alignment: int) -> dict[str, TensorInfo]:
+    """The tensors by name in file order, their offsets made absolute; checks names, bounds and overlaps."""
+    placed: dict[str, TensorInfo] = {}
+    for info in found:
+        what = f"tensor {shown(info.name)}"
+        if info.name in placed:
+            raise cursor.bad(f"{what} appears twice")
+        if info.offset % alignment:
+            raise cursor.bad(f"{what} lies at offset {info.offset}, no multiple of the alignment of {alignment}")
+        offset = start + info.offset
+        if offset + info.nbytes > cursor.size:
+            raise cursor.bad(
+                f"truncated or damaged: {what} needs bytes {offset} to {offset + info.nbytes}, "
+                f"the file has {cursor.size}"
+            )
+        placed[info.name] = TensorInfo(info.name, info.shape, info.format, offset, info.nbytes, info.part)
+    ordered = sorted(placed.values(), key=lambda info: info.offset)
+    for before, after in itertools.pairwise(ordered):
+        if before.offset + before.nbytes > after.offset:
+            raise cursor.bad(f"tensors {shown(before.name)} and {shown(after.name)} overlap")
+    return placed
+
+
+def _split_value(part: _Part, key: str, default: int | None = None) -> int:
+    value = part.metadata.get(key, default)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise BadFileError(part.path, f"{key} is {'missing' if value is None else 'not a count'}")
+    return value
+
+
+def _open_parts(given: _Part, count: int) -> list[_Part]:
+    """Every part of the split model that ``given`` belongs to, in order; takes ``given`` over, closes all on error."""
+    match = SPLIT_NAME.fullmatch(given.path.name)
+    number = _split_value(given, "split.no") + 1
+    if number > count:
+        raise BadFileError(given.path, f"split.no is {number - 1}, but split.count is {count}")
+    if not match or int(match["count"]) != count or int(match["no"]) != number:
+        raise BadFileError(
+            given.path, f"it is part {number} of {count}; name it {split_path('NAME', number, count)} beside the others"
+        )
+    paths = [given.path.with_name(split_path(match["stem"], i + 1, count)) for i in range(count)]
+    if missing := [path.name for path in paths if not path.is_file()]:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise BadFileError(given.path, f"of its {count} parts {', '.join(missing[:3])}{more} are missing beside it")
+    parts: list[_Part] = []
+    try:
+        for i, path in enumerate(paths):
+            part = _Part(path, i)
+            parts.append(part)
+            if _split_value(part, "split.count") != count or _split_value(part, "split.no") != i:
+                raise BadFileError(path, f"its split.no or split.count does not say part {i + 1} of {count}")
+        total, held = _split_value(parts[0], "split.tensors.count"), sum(len(part.tensors) for part in parts)
+        if total != held:
+            raise BadFileError(paths[0], f"split.tensors.count is {total}, but the parts hold {held} tensors")
+    except BaseException:
+        for part in parts:
+            part.close()
+        raise
+    given.close()
+    return parts

@@ -1,0 +1,338 @@
+"""The Triton kernels against the torch reference, case by case, on any device; knows nothing of timing or tables.
+
+The same cases run under Triton's interpreter in the tests (on the CPU) and on a card in ``gpu_suite``. A case's error is the
+largest difference over the largest reference value. The reference computes in float32 on the CPU from the same bytes.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from jambacli.kernels import reference
+from jambacli.kernels.triton.repack import Packed
+from quant.formats import FORMATS, QTensor
+
+# Where a block's float16 factors lie (the GGUF specification), and about how large a level they multiply.
+_FACTORS: dict[str, tuple[tuple[int, ...], int]] = {
+    "q4_0": ((0,), 8),
+    "q4_1": ((0, 2), 15),
+    "q5_0": ((0,), 16),
+    "q5_1": ((0, 2), 31),
+    "q8_0": ((0,), 127),
+    "q2_k": ((80, 82), 45),
+    "q3_k": ((108,), 128),
+    "q4_k": ((0, 2), 945),
+    "q5_k": ((0, 2), 1953),
+    "q6_k": ((208,), 4064),
+    "iq4_nl": ((0,), 127),
+    "iq4_xs": ((0,), 4064),
+}
+NATIVE = tuple(f.name for f in FORMATS.values() if f.native)
+# Sums of float32 in another order; products of bf16 operands summed in float32 (truncated ones, as the interpreter does).
+EXACT, HALF = 2e-5, 2.5e-2
+
+
+@dataclass(frozen=True)
+class Case:
+    """A comparison: ``run(device)`` gives the error, which must not exceed ``tolerance``."""
+
+    name: str
+    tolerance: float
+    run: Callable[[torch.device], float]
+
+
+def cases() -> Iterator[Case]:
+    """All cases, the cheapest first."""
+    yield Case("rms_norm", EXACT, _rms_norm)
+    for tokens, d_inner, taps in ((1, 6, 4), (2, 130, 4), (40, 7, 2), (3, 3, 1)):
+        yield Case(f"conv {tokens}x{d_inner} {taps} taps", EXACT, functools.partial(_conv, tokens, d_inner, taps))
+    for taps in (4, 2, 1):
+        yield Case(f"product, then a conv step of {taps}", EXACT, functools.partial(_conv_step, taps))
+    for tokens, d_inner, d_state, chunk in ((1, 6, 16, 8), (5, 70, 8, 8), (37, 4, 3, 8), (40, 130, 16, 16)):
+        run = functools.partial(_scan, tokens, d_inner, d_state, chunk)
+        yield Case(f"scan {tokens}x{d_inner} state {d_state} in chunks of {chunk}", EXACT, run)
+    for fmt in ("f32", "q5_0", "q8_0"):
+        yield Case(f"scan step, dt in {fmt}", EXACT, functools.partial(_scan_step, fmt))
+    for kv_type in ("f32", "f16", "bf16", "q8_0"):
+        for past, heads, kv_heads, dim in ((0, 4, 2, 32), (300, 6, 1, 64), (513, 3, 3, 96)):
+            run = functools.partial(_attention, kv_type, past, heads, kv_heads, dim)
+            yield Case(f"attention {kv_type} past {past} heads {heads}/{kv_heads} of {dim}", EXACT, run)
+        yield Case(
+            f"attention {kv_type} many tokens", EXACT, functools.partial(_attention_many, kv_type, torch.float32)
+        )
+        run = functools.partial(_attention, kv_type, 300, 20, 1, 128, half=True)
+        yield Case(f"attention {kv_type} past 300 heads 20/1 of 128 half", HALF, run)
+        if kv_type != "f32":
+            yield Case(f"attention {kv_type} many tokens half", HALF, functools.partial(_attention_many, kv_type, None))
+    for fmt in NATIVE:
+        yield Case(f"dequantize {fmt}", EXACT, functools.partial(_dequantize, fmt))
+        yield Case(f"embed {fmt}", EXACT, functools.partial(_embed, fmt))
+        yield Case(f"gemv {fmt}", EXACT, functools.partial(_gemv, fmt, 21, 512))
+        yield Case(f"gemv gated {fmt}", EXACT, functools.partial(_gated, fmt))
+        yield Case(f"gemm {fmt} f32", EXACT, functools.partial(_gemm, fmt, 19, 33, 256, torch.float32))
+        yield Case(f"gemm {fmt} half", HALF, functools.partial(_gemm, fmt, 3, 70, 256, None))
+    for fmt in ("f32", "i8", "q8_0"):  # rows that end inside a tile, and inside a group where a format can
+        yield Case(f"gemv {fmt} odd row", EXACT, functools.partial(_gemv, fmt, 5, 160 if fmt == "q8_0" else 45))
+    for options in ({"temperature": 0.0}, {"temperature": 1.0}, {"top_k": 40, "min_p": 0.02}, {"typical_p": 0.5}):
+        run = functools.partial(_sampling, options)
+        yield Case("sampling " + ", ".join(f"{k} {v:g}" for k, v in options.items()), 0.0, run)
+    for fmt in ("q4_k", "i8", "q6_k", "bf16"):
+        yield Case(f"experts one token {fmt}", EXACT, functools.partial(_experts_one, fmt))
+        yield Case(f"experts many tokens {fmt}", EXACT, functools.partial(_experts_many, fmt))
+        yield Case(f"experts one by one {fmt}", EXACT, functools.partial(_experts_one_by_one, fmt))
+
+
+def _sampling(options: dict[str, float], device: torch.device) -> float:
+    """The share of tokens chosen on the device that are not the processor's, given the same random numbers."""
+    import numpy as np
+
+    from jambacli.engine.gpu_sampling import CardLogits
+    from jambacli.engine.sampling import Sampler, Sampling
+
+    here, there = (Sampler(Sampling(**options, seed=7)) for _ in range(2))  # type: ignore[arg-type]
+    wrong = 0
+    for seed in range(40):
+        x = np.random.default_rng(seed).normal(0, 2.5, 65536).astype(np.float32)
+        wrong += here.sample(x) != there.sample(CardLogits(torch.from_numpy(x).to(device)))  # type: ignore[arg-type]
+    return wrong / 40
+
+
+def random_weight(fmt: str, shape: tuple[int, ...], *, seed: int = 0, size: float = 0.1) -> QTensor:
+    """A weight of random bytes, but for its factors: values of at most about ``size``. On the CPU."""
+    generator = torch.Generator().manual_seed(seed)
+    form, n = FORMATS[fmt], math.prod(shape)
+    if fmt in ("f32", "f16", "bf16"):
+        dtype = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[fmt]
+        values = torch.randn(n, generator=generator) * size / 3
+        return QTensor(values.to(dtype).view(torch.uint8), form, shape)
+    blocks = torch.randint(0, 256, (n // form.block, form.block_bytes), generator=generator, dtype=torch.uint8)
+    if fmt == "i8":
+        scale = (torch.rand(shape[:-1], generator=generator) + 0.5) * size / 127
+        return QTensor(blocks.flatten(), form, shape, scale)
+    places, largest = _FACTORS[fmt]
+    for place in places:
+        factor = (torch.rand(len(blocks), generator=generator) + 0.5) * size / largest
+        blocks[:, place : place + 2] = factor.half().view(torch.uint8).view(-1, 2)
+    return QTensor(blocks.flatten(), form, shape)
+
+
+def error(got: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest difference over the largest expected value; infinite where a value is missing or not a number."""
+    got = got.float().cpu()
+    if got.shape != expected.shape or not bool(torch.isfinite(got).all()):
+        return math.inf
+    return float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-20)) if expected.numel() else 0.0
+
+
+def on(w: QTensor, device: torch.device) -> Packed:
+    """The weight in planes on the device."""
+    from jambacli.runtime.cuda.load import upload
+
+    return upload(w, device)
+
+
+def _randn(*shape: int, seed: int = 1) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + 1000 * math.prod(shape)))
+
+
+def _rms_norm(device: torch.device) -> float:
+    from jambacli.kernels.triton.norm import rms_norm
+
+    x, weight = _randn(3, 2100)[:, :1400], _randn(1400)
+    return error(rms_norm(x.to(device), weight.to(device), 1e-3), reference.rms_norm(x, weight, 1e-3))
+
+
+def _conv(tokens: int, d_inner: int, taps: int, device: torch.device) -> float:
+    from jambacli.kernels.triton.conv import causal_conv
+
+    x, weight, bias = _randn(tokens, 2 * d_inner)[:, :d_inner], _randn(d_inner, taps), _randn(d_inner, seed=3)
+    state = _randn(d_inner, taps - 1)
+    here = state.to(device, copy=True)
+    got = causal_conv(x.to(device), weight.to(device), bias.to(device), here)
+    expected = reference.causal_conv(x, weight, bias, state)
+    return max(error(got, expected), error(here, state) if taps > 1 else 0.0)
+
+
+def _conv_step(taps: int, device: torch.device) -> float:
+    from jambacli.kernels.triton.gemv import ConvStep, gemv
+
+    d_inner = 70
+    x, w, norm = _randn(1, 96), random_weight("q8_0", (2 * d_inner, 96), size=1.0), _randn(96)
+    weight, bias, state = _randn(d_inner, taps), _randn(d_inner), _randn(d_inner, taps - 1)
+    conv = ConvStep(weight.to(device), bias.to(device), state.to(device, copy=True))
+    got = gemv(x.to(device), on(w, device), norm=norm.to(device), eps=1e-6, conv=conv)
+    expected = reference.linear(reference.rms_norm(x, norm, 1e-6), w)
+    expected[:, :d_inner] = reference.causal_conv(expected[:, :d_inner].contiguous(), weight, bias, state)
+    return max(error(got, expected), error(conv.state, state) if taps > 1 else 0.0)
+
+
+def _scan(tokens: int, d_inner: int, d_state: int, chunk: int, device: torch.device) -> float:
+    from jambacli.kernels.triton.scan import selective_scan
+
+    x, dt, z = (_randn(tokens, d_inner, seed=s) for s in (1, 2, 3))
+    bias, D, A = _randn(d_inner, seed=4), _randn(d_inner, seed=5), -3 * _randn(d_inner, d_state).abs()
+    B, C, state = _randn(tokens, d_state, seed=6), _randn(tokens, d_state, seed=7), _randn(d_inner, d_state, seed=8)
+    given = [t.to(device, copy=True) for t in (x, dt, bias, A, B, C, D, z, state)]
+    got = selective_scan(*given, chunk=chunk)
+    expected = reference.selective_scan(x, dt, bias, A, B, C, D, z, state)
+    return max(error(got, expected), error(given[-1], state))
+
+
+def _scan_step(fmt: str, device: torch.device) -> float:
+    from jambacli.kernels.triton.scan import scan_step
+
+    d_inner, d_state, rank = 70, 6, 96
+    w = random_weight(fmt, (d_inner, rank))
+    x, z, dtbc = _randn(1, d_inner), _randn(1, d_inner, seed=2), _randn(rank + 2 * d_state)
+    norms = _randn(rank), _randn(d_state), _randn(d_state, seed=2)
+    bias, D, A = _randn(d_inner, seed=4), _randn(d_inner, seed=5), -3 * _randn(d_inner, d_state).abs()
+    state = _randn(d_inner, d_state, seed=8)
+    here, out = state.to(device, copy=True), torch.empty(d_inner, device=device)
+    there = [t.to(device) for t in norms]
+    scan_step(
+        x[0].to(device), dtbc.to(device), (there[0], there[1], there[2]), 1e-6, on(w, device), bias.to(device),
+        A.to(device), D.to(device), z[0].to(device), here, out,
+    )  # fmt: skip
+    parts = dtbc[None].split([rank, d_state, d_state], 1)
+    dt, B, C = (reference.rms_norm(part, weight, 1e-6) for part, weight in zip(parts, norms, strict=True))
+    expected = reference.selective_scan(x, reference.linear(dt, w), bias, A, B, C, D, z, state)
+    return max(error(out[None], expected), error(here, state))
+
+
+def _caches(kv_type: str, capacity: int, kv_heads: int, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+    dtypes = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "q8_0": torch.uint8}
+    row = dim // 32 * 34 if kv_type == "q8_0" else dim
+    empty = torch.zeros(capacity, kv_heads, row, dtype=dtypes[kv_type])
+    return empty, empty.clone()
+
+
+def _attention(
+    kv_type: str, past: int, heads: int, kv_heads: int, dim: int, device: torch.device, *, half: bool = False
+) -> float:
+    from jambacli.kernels.triton.attention import DecodeScratch, append, decode
+    from jambacli.kernels.triton.ops import attention_dtype, compute_dtype
+
+    k, v = _caches(kv_type, past + 9, kv_heads, dim)
+    new = [_randn(past + 1, kv_heads, dim, seed=s) for s in (1, 2)]
+    for x, cache in zip(new, (k, v), strict=True):
+        reference.kv_store(x, cache[: past + 1])
+    there = [cache.to(device, copy=True) for cache in (k, v)]
+    for cache in there:
+        cache[past:].zero_()
+    position = torch.tensor([past], dtype=torch.int32, device=device)
+    k_new, v_new = (x[past].flatten().to(device) for x in new)
+    append(k_new, v_new, there[0], there[1], position, dim)
+    stored = max(
+        error(reference.kv_values(a[: past + 1].cpu(), dim), reference.kv_values(b[: past + 1], dim))
+        for a, b in zip(there, (k, v), strict=True)
+    )
+    # The interpreter truncates to bf16 where cards round: one step of the last place.
+    allowed = 2.0**-7 if kv_type == "bf16" else 0.0
+    q, out = _randn(1, heads, dim, seed=3), torch.empty(heads, dim, device=device)
+    k, v = there[0].cpu(), there[1].cpu()
+    # In float32 nothing but the order of sums differs; ``half`` is what a model's step does.
+    dtype = attention_dtype(k, compute_dtype(device)) if half else torch.float32
+    scratch = DecodeScratch(heads, dim, past + 9, device)
+    decode(q[0].to(device), there[0], there[1], position, scratch, out, dtype)
+    return max(error(out.view(1, -1), reference.attention(q, k, v, past)), stored - allowed)
+
+
+def _attention_many(kv_type: str, dtype: torch.dtype | None, device: torch.device) -> float:
+    from jambacli.kernels.triton.attention import prefill
+    from jambacli.kernels.triton.ops import attention_dtype, compute_dtype
+
+    dim, heads, kv_heads, past, tokens = 64, 4, 2, 13, 7
+    k, v = _caches(kv_type, past + tokens + 3, kv_heads, dim)
+    for cache, seed in ((k, 1), (v, 2)):
+        reference.kv_store(_randn(past + tokens + 3, kv_heads, dim, seed=seed), cache)
+    worst = 0.0
+    for n_past in (0, past):
+        q = _randn(tokens, heads, dim, seed=3 + n_past)
+        as_type = dtype or attention_dtype(k, compute_dtype(device))
+        got = prefill(q.to(device), k.to(device), v.to(device), n_past, as_type)
+        worst = max(worst, error(got, reference.attention(q, k, v, n_past)))
+    return worst
+
+
+def _dequantize(fmt: str, device: torch.device) -> float:
+    from jambacli.kernels.triton.dequant import dequantize
+
+    w = random_weight(fmt, (3, 7, 256))
+    return error(dequantize(on(w, device), torch.float32).view(3, 7, 256), reference.dequantize(w))
+
+
+def _embed(fmt: str, device: torch.device) -> float:
+    from jambacli.kernels.triton.dequant import embed
+
+    w, ids = random_weight(fmt, (11, 256)), torch.tensor([10, 0, 3, 3])
+    return error(embed(ids.to(device), on(w, device)), reference.embed(ids, w))
+
+
+def _gemv(fmt: str, n: int, k: int, device: torch.device) -> float:
+    from jambacli.kernels.triton.gemv import gemv
+
+    w, x, norm, residual = random_weight(fmt, (n, k)), _randn(2, k), _randn(k, seed=2), _randn(2, n, seed=3)
+    got = gemv(x.to(device), on(w, device), norm=norm.to(device), eps=1e-5, residual=residual.to(device))
+    return error(got, residual + reference.linear(reference.rms_norm(x, norm, 1e-5), w))
+
+
+def _gated(fmt: str, device: torch.device) -> float:
+    from jambacli.kernels.triton.gemv import gemv
+
+    gate, up, x = random_weight(fmt, (21, 256)), random_weight(fmt, (21, 256), seed=1), _randn(1, 256)
+    got = gemv(x.to(device), on(gate, device), up=on(up, device))
+    expected = torch.nn.functional.silu(reference.linear(x, gate)) * reference.linear(x, up)
+    return error(got, expected)
+
+
+def _gemm(fmt: str, m: int, n: int, k: int, dtype: torch.dtype | None, device: torch.device) -> float:
+    from jambacli.kernels.triton.gemm import gemm
+    from jambacli.kernels.triton.ops import compute_dtype
+
+    w, x = random_weight(fmt, (n, k)), _randn(m, k)
+    got = gemm(x.to(device), on(w, device), dtype=dtype or compute_dtype(device))
+    return error(got, reference.linear(x, w))
+
+
+def _mixture(fmt: str) -> tuple[torch.Tensor, torch.Tensor, QTensor, QTensor, QTensor]:
+    n, hidden, ffn = 5, 256, 256
+    gate, up = (random_weight(fmt, (n, ffn, hidden), seed=s) for s in (1, 2))
+    return _randn(9, hidden), _randn(n, hidden), gate, up, random_weight(fmt, (n, hidden, ffn), seed=3)
+
+
+def _experts_one(fmt: str, device: torch.device) -> float:
+    from jambacli.kernels.triton.experts import one_token
+
+    x, router, gate, up, down = _mixture(fmt)
+    norm = _randn(x.shape[1], seed=9)
+    h = reference.rms_norm(x[:1], norm, 1e-5)
+    there = x[0].to(device)
+    logits = (h @ router.T)[0].to(device)
+    packed = on(gate, device), on(up, device), on(down, device)
+    got = one_token(there, logits, packed[0], packed[1], packed[2], 2, norm=norm.to(device), eps=1e-5, residual=there)
+    return error(got[None], x[:1] + reference.experts(h, router, gate, up, down, 2))
+
+
+def _experts_many(fmt: str, device: torch.device) -> float:
+    from jambacli.kernels.triton.experts import many_tokens
+
+    x, router, gate, up, down = _mixture(fmt)
+    packed = on(gate, device), on(up, device), on(down, device)
+    got = many_tokens(x.to(device), router.to(device), packed[0], packed[1], packed[2], 2, torch.float32)
+    return error(got, reference.experts(x, router, gate, up, down, 2))
+
+
+def _experts_one_by_one(fmt: str, device: torch.device) -> float:
+    """So many tokens that every expert's matrix is expanded and multiplied by itself."""
+    from jambacli.kernels.triton.ops import FEW_ROWS, TritonOps
+
+    _, router, gate, up, down = _mixture(fmt)
+    x = _randn(FEW_ROWS * len(router) // 2 + 1, gate.shape[-1], seed=4)
+    packed = on(gate, device), on(up, device), on(down, device)
+    got = TritonOps(torch.float32).experts(x.to(device), router.to(device), *packed, 2)
+    return error(got, reference.experts(x, router, gate, up, down, 2))

@@ -1,0 +1,291 @@
+"""One token through a model on a card: a few fused kernels a layer on fixed buffers, replayed as CUDA graphs.
+
+Knows nothing of files, text or plans. What is computed is what ``Layer.forward`` says; the first token runs kernel by
+kernel, the second is recorded, and from then on a step is one graph, or one for each stretch between layers whose experts
+are computed in the computer's memory. Where recording fails, steps go on kernel by kernel, and one line says so.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from jambacli import ui
+from jambacli.kernels.triton import attention, dequant, experts, norm, scan
+from jambacli.kernels.triton.gemv import ConvStep, gemv
+from jambacli.kernels.triton.launch import as_packed
+from jambacli.kernels.triton.ops import attention_dtype
+from jambacli.kernels.triton.repack import Packed, repack
+from jambacli.model.attention import Attention
+from jambacli.model.mamba import Mamba
+from jambacli.model.moe import MLP, MoE
+from jambacli.model.state import KVCache, MambaState, SequenceState
+from jambacli.runtime.cuda.upload import staging
+from quant.formats import FORMATS, QTensor
+
+if TYPE_CHECKING:
+    from jambacli.model.config import JambaConfig
+    from jambacli.model.jamba import Layer
+    from jambacli.runtime.cuda.offload import HostAttention
+
+Step = Callable[[], None]
+#: Runs a layer's feed-forward half, norm and residual included, in the computer's memory: x float32 [1, hidden] there.
+HostStep = Callable[[torch.Tensor], None]
+
+
+class Buffers:
+    """Where a step's values lie: allocated once, so that a recorded graph finds them again. All float32 on the card."""
+
+    def __init__(self, config: JambaConfig, device: torch.device) -> None:
+        c = config
+
+        def new(*shape: int) -> torch.Tensor:
+            return torch.zeros(*shape, device=device)
+
+        self.x = new(1, c.hidden)
+        self.xz = new(1, 2 * c.d_inner)
+        self.dtbc = new(1, c.dt_rank + 2 * c.d_state)
+        self.y = new(1, c.d_inner)
+        self.q = new(1, c.n_heads * c.head_dim)
+        self.k = new(1, c.n_kv_heads * c.head_dim)
+        self.v = new(1, c.n_kv_heads * c.head_dim)
+        self.heads = new(c.n_heads, c.head_dim)
+        self.wide = new(1, c.ffn)
+        self.wide2 = new(1, c.ffn)
+        self.wide_experts = new(max(1, c.n_experts_used), c.ffn)
+        self.scores = new(1, max(1, c.n_experts))
+        self.logits = new(1, c.vocab_size)
+        self.token = torch.zeros(1, dtype=torch.int64, device=device)
+        self.position = torch.zeros(1, dtype=torch.int32, device=device)
+
+
+@dataclass
+class _Bound:
+    """A sequence's step: what runs on the card and what in the computer's memory, in turn; its graphs once recorded."""
+
+    moves: int
+    stretches: list[list[Step] | Step]
+    graphs: list[Any] | None = None
+    runs: int = 0
+    scratch: list[Any] = field(default_factory=list)
+
+
+class CudaDecoder:
+    """A model's layers and output as kernels for one token; see ``JambaModel.decoder``."""
+
+    #: Tokens up to which this beats the operations made for many.
+    most_tokens = 1
+
+    def __init__(
+        self,
+        config: JambaConfig,
+        token_embd: QTensor,
+        layers: Sequence[Layer],
+        output_norm: torch.Tensor,
+        output: QTensor,
+        dtype: torch.dtype,
+        *,
+        host: dict[int, HostStep] | None = None,
+        attention: dict[int, HostAttention] | None = None,
+        graphs: bool = True,
+    ) -> None:
+        """``dtype``: what attention multiplies as. ``host``: by layer, who computes the experts that are not here;
+        ``attention``: by layer, who computes attention where keys and values are not here."""
+        self._token_embd, self._layers, self._dtype = as_packed(token_embd), layers, dtype
+        self._output_norm, self._output = output_norm, as_packed(output)
+        self._config, self._host = config, host or {}
+        self._device = self._output.data.device
+        self._buffers = Buffers(config, self._device)
+        self._host_attention, self._position = attention or {}, 0
+        self._host_x = staging((1, config.hidden), torch.float32, self._device)
+        self._graphs = graphs and self._device.type == "cuda"
+        self._side: Any = None
+        self._routers = {i: _router(layer) for i, layer in enumerate(layers) if isinstance(layer.ffn, MoE)}
+        self._bound: weakref.WeakKeyDictionary[SequenceState, _Bound] = weakref.WeakKeyDictionary()
+
+    def run(self, ids: torch.Tensor, state: SequenceState, n_logits: int) -> torch.Tensor:
+        """Append the token ids int64 [1], there or here; logits float32 [n_logits, vocab]."""
+        bound = self._bound.get(state)
+        if bound is None or bound.moves != state.moves:
+            bound = self._bound[state] = self._bind(state)
+        b = self._buffers
+        # All that a step is told; a number is handed to a kernel, where a copy from ordinary memory would wait for the card.
+        if ids.is_cuda:
+            b.token.copy_(ids)
+        else:
+            b.token.fill_(int(ids))
+        b.position.fill_(state.position)
+        self._position = state.position
+        if self._graphs and bound.graphs is None and bound.runs > 0:
+            self._record(bound)
+        for i, stretch in enumerate(bound.stretches):
+            if callable(stretch):
+                stretch()
+            elif bound.graphs is not None:
+                bound.graphs[i].replay()
+            else:
+                for step in stretch:
+                    step()
+        bound.runs += 1
+        return b.logits.clone()[:n_logits]
+
+    @property
+    def recorded(self) -> bool:
+        """Whether steps are replayed as CUDA graphs (from the third token on)."""
+        return any(bound.graphs is not None for bound in self._bound.values())
+
+    def launches(self, state: SequenceState) -> int:
+        """Steps of one token on the card: about its kernels (attention's step is three)."""
+        return sum(len(s) for s in self._bind(state).stretches if not callable(s))
+
+    def _on_host(self, stretch: HostStep) -> None:
+        self._host_x.copy_(self._buffers.x)  # waits for the card: the experts need what it has computed
+        stretch(self._host_x)
+        self._buffers.x.copy_(self._host_x, non_blocking=True)
+
+    def _record(self, bound: _Bound) -> None:
+        graphs: list[Any] = []
+        try:
+            for stretch in bound.stretches:
+                graph = None
+                if not callable(stretch):
+                    graph = torch.cuda.CUDAGraph()
+                    self._capture(graph, stretch)
+                graphs.append(graph)
+        except RuntimeError as error:
+            self._graphs = False
+            ui.warn(
+                f"CUDA graphs do not work here ({str(error).splitlines()[0]}); decoding launches kernels one by one"
+            )
+            return
+        bound.graphs = graphs
+
+    def _capture(self, graph: Any, stretch: list[Step]) -> None:
+        """Record kernels that have all run before. Without what ``torch.cuda.graph`` does around it: collecting garbage
+        and emptying the allocator's cache, for each of up to seventeen stretches, whenever a cache has grown."""
+        if self._side is None:
+            self._side = torch.cuda.Stream(self._device)
+        self._side.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._side):
+            # What other threads do on the card meanwhile (sending experts, say) is no business of this recording.
+            graph.capture_begin(capture_error_mode="thread_local")
+            try:
+                for step in stretch:
+                    step()
+            finally:
+                graph.capture_end()
+        torch.cuda.current_stream(self._device).wait_stream(self._side)
+
+    def _bind(self, state: SequenceState) -> _Bound:
+        bound = _Bound(state.moves, [])
+        stretches = bound.stretches
+
+        def add(*steps: Step) -> None:
+            if not stretches or callable(stretches[-1]):
+                stretches.append([])
+            last = stretches[-1]
+            assert isinstance(last, list)
+            last.extend(steps)
+
+        b = self._buffers
+        add(lambda: _discard(dequant.embed(b.token, self._token_embd, out=b.x)))
+        for i, (layer, part) in enumerate(zip(self._layers, state.layers, strict=True)):
+            if isinstance(layer.mixer, Mamba):
+                assert isinstance(part, MambaState)
+                add(*self._mamba(layer, layer.mixer, part))
+            else:
+                assert isinstance(part, KVCache)
+                if i in self._host_attention:
+                    stretches.append(partial(self._on_host, self._attend(self._host_attention[i], part)))
+                else:
+                    add(*self._attention(layer, layer.mixer, part, bound))
+            if i in self._host:
+                stretches.append(partial(self._on_host, self._host[i]))
+            elif isinstance(layer.ffn, MLP):
+                add(*self._mlp(layer, layer.ffn))
+            else:
+                add(*self._experts(layer, layer.ffn, self._routers[i]))
+        add(lambda: _discard(gemv(b.x, self._output, norm=self._output_norm, eps=self._config.rms_eps, out=b.logits)))
+        return bound
+
+    def _mamba(self, layer: Layer, m: Mamba, part: MambaState) -> list[Step]:
+        b, d_inner = self._buffers, m.A.shape[0]
+        w_in, w_x, w_dt, w_out = (as_packed(w) for w in (m.ssm_in, m.ssm_x, m.ssm_dt, m.ssm_out))
+        x, z = b.xz[:, :d_inner], b.xz[0, d_inner:]
+        norms = m.dt_norm, m.b_norm, m.c_norm
+        conv = ConvStep(m.conv_weight, m.conv_bias, part.conv)
+        return [
+            lambda: _discard(gemv(b.x, w_in, norm=layer.attn_norm, eps=layer.eps, conv=conv, out=b.xz)),
+            lambda: _discard(gemv(x, w_x, out=b.dtbc)),
+            lambda: scan.scan_step(x[0], b.dtbc[0], norms, m.eps, w_dt, m.dt_bias, m.A, m.D, z, part.ssm, b.y[0]),
+            lambda: _discard(gemv(b.y, w_out, residual=b.x, out=b.x)),
+        ]
+
+    def _attend(self, attention: HostAttention, part: KVCache) -> HostStep:
+        return lambda x: attention(x, part, self._position)
+
+    def _attention(self, layer: Layer, m: Attention, part: KVCache, bound: _Bound) -> list[Step]:
+        b, dim = self._buffers, self._config.head_dim
+        w_q, w_k, w_v, w_out = (as_packed(w) for w in (m.q, m.k, m.v, m.output))
+        normed: dict[str, Any] = {"norm": layer.attn_norm, "eps": layer.eps}
+        k, v = part.k, part.v
+        scratch = attention.DecodeScratch(m.n_heads, dim, k.shape[0], self._device)
+        bound.scratch.append(scratch)
+        dtype = attention_dtype(k, self._dtype)
+        return [
+            lambda: _discard(gemv(b.x, w_q, out=b.q, **normed)),
+            lambda: _discard(gemv(b.x, w_k, out=b.k, **normed)),
+            lambda: _discard(gemv(b.x, w_v, out=b.v, **normed)),
+            lambda: attention.append(b.k, b.v, k, v, b.position, dim),
+            lambda: attention.decode(b.q.view(-1, dim), k, v, b.position, scratch, b.heads, dtype),
+            lambda: _discard(gemv(b.heads.view(1, -1), w_out, residual=b.x, out=b.x)),
+        ]
+
+    def _mlp(self, layer: Layer, f: MLP) -> list[Step]:
+        b = self._buffers
+        gate, up, down = (as_packed(w) for w in (f.gate, f.up, f.down))
+        normed: dict[str, Any] = {"norm": layer.ffn_norm, "eps": layer.eps}
+        last: Step = lambda: _discard(gemv(b.wide, down, residual=b.x, out=b.x))  # noqa: E731
+        if gate.format == up.format:
+            return [lambda: _discard(gemv(b.x, gate, up=up, out=b.wide, **normed)), last]
+        return [
+            lambda: _discard(gemv(b.x, gate, out=b.wide, **normed)),
+            lambda: _discard(gemv(b.x, up, out=b.wide2, **normed)),
+            lambda: _discard(norm.gate_up(b.wide, b.wide2, out=b.wide)),
+            last,
+        ]
+
+    def _experts(self, layer: Layer, f: MoE, router: Packed) -> list[Step]:
+        b = self._buffers
+        gate, up, down = (as_packed(w) for w in (f.gate, f.up, f.down))
+        if gate.format != up.format:
+            raise ValueError("experts whose gate and up have different formats have no decode kernel")
+        return [
+            lambda: _discard(gemv(b.x, router, norm=layer.ffn_norm, eps=layer.eps, out=b.scores)),
+            lambda: _discard(
+                experts.one_token(
+                    b.x[0], b.scores[0], gate, up, down, f.top_k,
+                    norm=layer.ffn_norm, eps=layer.eps, residual=b.x[0], hidden=b.wide_experts, out=b.x[0],
+                )
+            ),
+        ]  # fmt: skip
+
+
+def decodable(layers: Sequence[Layer]) -> bool:
+    """Whether every layer's experts can take the fused path: gate and up in one format (all usual files)."""
+    return all(layer.ffn.gate.format == layer.ffn.up.format for layer in layers if isinstance(layer.ffn, MoE))
+
+
+def _router(layer: Layer) -> Packed:
+    assert isinstance(layer.ffn, MoE)
+    x = layer.ffn.router
+    return repack(QTensor(x.contiguous().view(-1).view(torch.uint8), FORMATS["f32"], tuple(x.shape)))
+
+
+def _discard(_: Any) -> None:
+    """A step returns nothing."""

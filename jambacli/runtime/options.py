@@ -1,0 +1,22 @@
+"""Where and how a model is loaded: the options of ``Jamba.load``, of the command line and of the server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceOptions:
+    """Where a model computes.
+
+    ``device``: "auto" (a GPU that works, else the CPU), "cpu", "cuda" or "cuda:N". ``threads``: CPU threads of the process,
+    None for the number of cores. ``gpu_memory``: the most bytes to use of the GPU, None for what is free. ``cpu_experts``:
+    how many layers keep their experts in host memory, None for as many as do not fit on the GPU. ``cpu_kv``: keep keys and
+    values in host memory.
+    """
+
+    device: str = "auto"
+    threads: int | None = None
+    gpu_memory: int | None = None
+    cpu_experts: int | None = None
+    cpu_kv: bool = False

@@ -1,0 +1,82 @@
+"""A session as one file to carry elsewhere: its text and, if wanted, the stored state; knows no models.
+
+A zip without compression: ``session.json`` as in the sessions folder, ``blobs/NAME`` for each blob. It is hostile until
+checked: only those two kinds of names are read, each blob must have the content its name says, sizes are bounded.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import zipfile
+from pathlib import Path
+
+from jambacli.cache.prefix_store import PrefixStore, blob_name
+from jambacli.errors import BadFileError, JambaError
+from jambacli.files import atomic_write, refuse_existing
+from jambacli.session import session_file
+
+_MAX_BLOB = 4 << 30
+_MAX_ENTRIES = 100_000
+
+
+def export(name: str, path: Path, *, force: bool = False, with_state: bool = True) -> int:
+    """Write the session of that name to ``path``; returns its bytes. JambaError when it is not there or open elsewhere."""
+    refuse_existing(path, force)
+    store = PrefixStore()
+    with session_file.opened(name):
+        session = session_file.read(name)
+        with atomic_write(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            longest = session.prefixes[-1:] if with_state else []
+            kept = []
+            for prefix in longest:
+                blobs = {blob: store.get_blob(blob) for blob in prefix.blobs}
+                if any(data is None for data in blobs.values()):
+                    continue
+                kept.append(prefix)
+                for blob, data in blobs.items():
+                    assert data is not None
+                    archive.writestr(f"blobs/{blob}", bytes(data))
+            session.prefixes = kept
+            archive.writestr("session.json", session_file.to_json(session))
+    return path.stat().st_size
+
+
+def import_(path: Path, name: str | None = None) -> str:
+    """Take in an archive; returns the session's name here. Raises BadFileError for anything but a sound archive."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _import(path, archive, name)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+        raise BadFileError(path, f"is no session archive ({error})") from error
+    except OSError as error:
+        raise JambaError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _import(path: Path, archive: zipfile.ZipFile, name: str | None) -> str:
+    entries = {info.filename: info for info in archive.infolist()}
+    if len(entries) > _MAX_ENTRIES or "session.json" not in entries:
+        raise BadFileError(path, "is no session archive: it has no session.json")
+    if any(info.file_size != info.compress_size or info.file_size > _MAX_BLOB for info in entries.values()):
+        raise BadFileError(path, "is no session archive: it holds compressed or oversized entries")
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "session.json"
+        copy.write_bytes(archive.read("session.json"))
+        try:
+            session = session_file.read_file(copy)
+        except BadFileError as error:
+            raise BadFileError(path, error.problem_in_file) from error
+    session.name = session_file.check_name(name or session.name)
+    if session_file.exists(session.name):
+        raise JambaError(f"there is a session {session.name!r} already; import under another name with --name")
+    store = PrefixStore()
+    with session_file.opened(session.name):
+        with store.writing():
+            for blob in {b for p in session.prefixes for b in p.blobs}:
+                if f"blobs/{blob}" not in entries:
+                    raise BadFileError(path, f"blob {blob} is missing")
+                data = archive.read(f"blobs/{blob}")
+                if blob_name(data) != blob:
+                    raise BadFileError(path, f"blob {blob} is damaged")
+                store.put_blob(data, blob)
+        session_file.write(session)
+    return session.name

@@ -1,0 +1,153 @@
+"""Plans: what goes to a card and what stays behind, for real models' sizes and cards."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from jambacli.errors import JambaError, UsageError
+from jambacli.evaluation.synthetic import choices, shape_config
+from jambacli.model.config import JambaConfig
+from jambacli.runtime.cuda.memory import CardSizes, beside_weights, card_sizes, expert_layer
+from jambacli.runtime.cuda.placement import CHUNKS, PREFILL_CHUNK, Placement, place
+
+GB = 10**9
+
+
+def sizes(config: JambaConfig, quant: str) -> CardSizes:
+    return card_sizes({name: (c.format, c.tensor.shape) for name, c in choices(config, quant).items()})
+
+
+@pytest.fixture(scope="module")
+def mini() -> JambaConfig:
+    return shape_config("jamba-mini")
+
+
+def plan(config: JambaConfig, quant: str, ctx: int, free: int, kv_type: str = "f16", **options: Any) -> Placement:
+    return place(config, sizes(config, quant), ctx, kv_type, free, **options)
+
+
+def test_mini_with_its_whole_context_fits_into_48_gb(mini: JambaConfig) -> None:
+    found = plan(mini, "q4_k_m", 262144, 48 * GB)
+    assert not found.host_layers
+    assert found.weights + found.moving < 40 * GB
+    assert found.spare >= 0
+
+
+def test_on_24_gb_experts_stay_behind_and_only_as_many_as_must(mini: JambaConfig) -> None:
+    found = plan(mini, "q4_k_m", 32768, 24 * GB)
+    assert 0 < len(found.host_layers) < mini.n_moe_layers
+    assert found.spare >= 0
+    assert found.chunk == PREFILL_CHUNK
+    n = len(found.host_layers)
+    # One layer less would fit with smaller pieces of prompts at most, each of which all experts behind are sent for.
+    assert plan(mini, "q4_k_m", 32768, 24 * GB, cpu_experts=n - 1).chunk < PREFILL_CHUNK
+    with pytest.raises(JambaError, match="--cpu-experts"):
+        plan(mini, "q4_k_m", 32768, 24 * GB, cpu_experts=n - 2)
+
+
+def test_smaller_pieces_come_before_experts_in_ram(mini: JambaConfig) -> None:
+    full = plan(mini, "q4_k_m", 32768, 80 * GB)
+    for short, chunk in ((0, 4096), (1, 2048), (10**9, 512)):
+        tight = plan(mini, "q4_k_m", 32768, 80 * GB, gpu_memory=full.weights + full.moving - short)
+        assert not tight.host_layers
+        assert tight.chunk == chunk
+        assert ("tokens at a time" in tight.describe()) == (chunk < PREFILL_CHUNK)
+    least = sizes(mini, "q4_k_m").total + beside_weights(mini, sizes(mini, "q4_k_m"), 32768, "f16", CHUNKS[-1], [])
+    assert plan(mini, "q4_k_m", 32768, 80 * GB, gpu_memory=least).chunk == CHUNKS[-1]
+    behind = plan(mini, "q4_k_m", 32768, 80 * GB, gpu_memory=least - 1)
+    assert len(behind.host_layers) == 1
+    assert behind.chunk == PREFILL_CHUNK
+    dense = shape_config("jamba-3b")
+    assert plan(dense, "q4_k_m", 4096, int(3.2 * GB)).chunk < PREFILL_CHUNK
+
+
+@pytest.mark.parametrize(("shape", "quant", "slots"), [("jamba-mini", "q4_k_m", 0.23), ("jamba-large", "q4_k_m", 0.79)])
+def test_experts_in_ram_cost_the_card_their_slots(shape: str, quant: str, slots: float) -> None:
+    config = shape_config(shape)
+    none, one, two = (plan(config, quant, 4096, 400 * GB, cpu_experts=n) for n in (0, 1, 2))
+    # Two slots, and the expert that is multiplied a second time: as it lies in planes.
+    assert one.moving - none.moving == pytest.approx(1.5 * slots * GB, rel=0.1)
+    assert two.moving == one.moving
+    assert one.pinned - none.pinned == pytest.approx(slots * GB, rel=0.02)
+    assert "of page-locked memory" in one.describe()
+    assert one.chunk == PREFILL_CHUNK
+
+
+def test_the_last_layers_stay_behind_first(mini: JambaConfig) -> None:
+    moe = [i for i, flag in enumerate(mini.layer_is_moe) if flag]
+    found = plan(mini, "q4_k_m", 4096, 80 * GB, cpu_experts=3)
+    assert found.host_layers == set(moe[-3:])
+    all_bytes = sizes(mini, "q4_k_m").total
+    assert found.weights + found.host == all_bytes
+    assert "--cpu-experts 3" in found.describe()
+
+
+def test_a_smaller_budget_leaves_more_behind(mini: JambaConfig) -> None:
+    counts = [len(plan(mini, "q4_k_m", 8192, 80 * GB, gpu_memory=g * GB).host_layers) for g in (60, 30, 20, 12)]
+    assert counts == sorted(counts)
+    assert counts[0] == 0
+    assert counts[-1] > counts[1]
+
+
+def test_a_longer_context_leaves_more_behind(mini: JambaConfig) -> None:
+    short, long = (plan(mini, "q4_k_m", ctx, 32 * GB) for ctx in (4096, 262144))
+    assert len(long.host_layers) > len(short.host_layers)
+    # Keys and values, and a decode step's sums over runs of them.
+    kv = 258048 * mini.kv_bytes_per_token("f16")
+    assert kv < long.moving - short.moving < 1.02 * kv
+
+
+def test_keys_and_values_stay_behind_when_asked(mini: JambaConfig) -> None:
+    there, here = (plan(mini, "q4_k_m", 262144, 80 * GB, cpu_kv=flag) for flag in (False, True))
+    kv = 262144 * mini.kv_bytes_per_token("f16")
+    assert (there.host_kv, here.host_kv) == (0, kv)
+    # Many tokens' attention reads a layer's keys and values from the card, one layer at a time.
+    assert kv - kv // mini.n_attention_layers < there.moving - here.moving < kv
+    assert "--cpu-kv" in here.describe()
+    assert "--cpu-kv" not in there.describe()
+    with pytest.raises(JambaError, match="--cpu-kv"):
+        plan(mini, "q4_k_m", 262144, 10 * GB)
+    assert plan(mini, "q4_k_m", 262144, 10 * GB, cpu_kv=True, cpu_experts=16).spare >= 0
+
+
+def test_what_cannot_fit_is_refused_with_advice(mini: JambaConfig) -> None:
+    with pytest.raises(JambaError, match=r"even with all experts in RAM.*smaller --ctx.*--kv-type q8_0.*--device cpu"):
+        plan(mini, "q4_k_m", 262144, 6 * GB)
+    dense = shape_config("jamba-3b")
+    with pytest.raises(JambaError, match="--device cpu"):
+        plan(dense, "q4_k_m", 4096, 2 * GB)
+
+
+def test_it_is_said_where_ram_has_no_room_for_what_stays_there(mini: JambaConfig) -> None:
+    found = plan(mini, "q4_k_m", 4096, 24 * GB)
+    for ram, short in ((None, False), (64 * GB, False), (found.host, True), (4 * GB, True)):
+        assert ("of RAM are free, too little" in found.describe(ram)) == short
+    assert "4 GB of RAM are free" in found.describe(4 * GB)
+    assert "slow" not in plan(mini, "q4_k_m", 4096, 80 * GB).describe(0)  # nothing stays there
+
+
+def test_more_layers_than_there_are_is_a_usage_error(mini: JambaConfig) -> None:
+    with pytest.raises(UsageError, match="16 layers with experts"):
+        plan(mini, "q4_k_m", 4096, 80 * GB, cpu_experts=17)
+
+
+def test_planes_take_hardly_more_than_blocks(mini: JambaConfig) -> None:
+    for quant in ("q4_k_m", "q8_0", "q3_k_m", "experts_int8"):
+        blocks = sum(c.nbytes for c in choices(mini, quant).values())
+        assert blocks <= sizes(mini, quant).total <= 1.04 * blocks
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("blk.3.ffn_gate_exps.weight", 3),
+        ("blk.31.ffn_down_exps.weight", 31),
+        ("blk.3.ffn_gate_inp.weight", None),
+        ("blk.2.ffn_gate.weight", None),
+        ("output.weight", None),
+    ],
+)
+def test_expert_tensors_are_known_by_name(name: str, layer: int | None) -> None:
+    assert expert_layer(name) == layer

@@ -1,0 +1,88 @@
+"""A model of usual proportions is loaded and read on a simulated card that has not a byte more than its plan says."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+
+from jambacli.evaluation.synthetic import choices
+from jambacli.kernels.triton import repack
+from jambacli.model.config import JambaConfig
+from jambacli.runtime.cuda import memory
+from jambacli.runtime.cuda.memory import card_sizes
+from jambacli.runtime.cuda.placement import place
+from quant.formats import FORMATS, QTensor
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("triton is not installed: pip install 'jambacli[cuda]'", allow_module_level=True)
+
+from tests.support.simulated_gpu import simulated_card
+
+# One block of Mini at an eighth of its width.
+SHAPE = {
+    "hidden_size": 512,
+    "intermediate_size": 1792,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+    "num_experts": 4,
+    "vocab_size": 8192,
+}
+CTX = 8192
+
+
+def _tensors(config: JambaConfig, quant: str) -> dict[str, QTensor]:
+    """Zeros, of which the system keeps no pages."""
+    found = {}
+    for name, choice in choices(config, quant).items():
+        form, shape = FORMATS[choice.format], choice.tensor.shape
+        nbytes = torch.Size(shape).numel() // form.block * form.block_bytes
+        scale = torch.ones(shape[:-1]) if choice.format == "i8" else None
+        found[name] = QTensor(torch.from_numpy(np.zeros(nbytes, np.uint8)), form, shape, scale)
+    return found
+
+
+def _to_two(x: torch.Tensor, minlength: int) -> torch.Tensor:
+    """The worst of routers sends every token to the same two experts."""
+    counts = torch.zeros(minlength, dtype=torch.int64)
+    counts[0], counts[1] = len(x) // 2, len(x) - len(x) // 2
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("quant", "behind", "cpu_kv"),
+    [
+        ("q4_k_m", 2, False),
+        pytest.param("q8_0", 0, False, marks=pytest.mark.slow),
+        pytest.param("experts_int8", 4, True, marks=pytest.mark.slow),
+    ],
+)
+def test_a_plan_is_enough(quant: str, behind: int, cpu_kv: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from jambacli.runtime.cuda.load import put_on_card
+
+    config = JambaConfig.from_hf(SHAPE)
+    tensors = _tensors(config, quant)
+    # What is not simulated: CUDA's libraries, and checkpoints that nobody makes here. What does not shrink with a model.
+    for name in ("_LIBRARY_BYTES", "CHECKPOINT_BYTES"):
+        monkeypatch.setattr(memory, name, 0)
+    for module in (memory, repack):
+        monkeypatch.setattr(module, "REPACK_VALUES", 1 << 22)
+    sizes = card_sizes({name: (w.format.name, w.shape) for name, w in tensors.items()})
+    plan = place(config, sizes, CTX, "f16", 10**12, cpu_experts=behind, cpu_kv=cpu_kv)
+    monkeypatch.setattr(torch, "bincount", _to_two)
+    with simulated_card("at once", memory=plan.weights + plan.moving, computes=False) as card:
+        model = put_on_card(config, tensors.__getitem__, card.device, plan)
+        assert plan.weights <= card.used <= plan.weights + (8 << 20)  # and a step's buffers
+        assert card.peak <= plan.weights + plan.moving
+        state = model.new_state(CTX)
+        n = model.prefill_chunk
+        assert n == 4096
+        model.forward(torch.zeros(n, dtype=torch.int64), state)
+        model.forward(torch.zeros(n - 4, dtype=torch.int64), state)
+        for _ in range(3):
+            model.forward(torch.zeros(1, dtype=torch.int64), state)
+        # Nor does a plan keep much of the card from being used.
+        assert card.peak >= 0.85 * (plan.weights + plan.moving), (card.peak, plan)

@@ -1,0 +1,385 @@
+"""A CUDA device that is not there: tensors that say they lie on it, streams that lag, graphs. Knows nothing of models.
+
+Values are computed on the CPU (Triton's kernels by its interpreter), but under a card's rules, so that what only a card would
+punish fails here too: an operation on tensors of both devices, a kernel given memory of the computer's, a host that reads or
+overwrites page-locked memory before the copy has happened, streams that do not wait for one another, values that a recorded
+graph froze, a wait inside a recording. Work is queued by stream and done as late as the rules allow ("late"), at once
+("at once"), late on the first stream and at once on all others ("others first"), or at random. Memory is counted, so that
+plans can be held to it.
+
+    with simulated_card() as card:
+        model = put_on_card(config, tensors, card.device, plan)
+
+Not simulated: memory that the allocator hands out again while another stream still reads it; how long anything takes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import random
+import shutil
+import subprocess
+import tempfile
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import pytest
+import torch
+import torch.nn.attention.bias
+from torch.utils._python_dispatch import _disable_current_modes
+
+from tests.support.simulated_tensors import CARD, CardMode, LowerRight, OnCard, inside_of
+
+Order = Literal["at once", "late", "others first", "random"]
+
+
+@dataclass
+class _Stream:
+    """Work in order: what ``run`` does, numbered from 1; ``done`` is the number of the last that has been done."""
+
+    queue: deque[Callable[[], None]] = field(default_factory=deque)
+    given: int = 0
+    done: int = 0
+
+
+class Card:
+    """The device's streams, memory and recordings. ``used``, ``peak`` and ``limit``: bytes of its tensors."""
+
+    def __init__(self, order: Order, capability: tuple[int, int], memory: int, seed: int, computes: bool) -> None:
+        self.device, self.capability, self.limit, self.computes = CARD, capability, memory, computes
+        self.used = self.peak = 0
+        self.launches: list[str] = []
+        self._order, self._random = order, random.Random(seed)
+        self._lock = threading.RLock()
+        self._main = _Stream()
+        self._streams = [self._main]
+        self._here = threading.local()
+        self._counted: set[int] = set()
+        self._pinned: set[int] = set()
+
+    # -- streams
+
+    @property
+    def current(self) -> _Stream:
+        """The calling thread's stream."""
+        return getattr(self._here, "stream", self._main)
+
+    @current.setter
+    def current(self, stream: _Stream) -> None:
+        self._here.stream = stream
+
+    @property
+    def recording(self) -> Graph | None:
+        """The graph that the calling thread records, if any."""
+        return getattr(self._here, "graph", None)
+
+    def stream(self) -> _Stream:
+        """A new one."""
+        new = _Stream()
+        self._streams.append(new)
+        return new
+
+    def give(self, work: Callable[[], None]) -> None:
+        """Work for the calling thread's stream, or for the graph it records."""
+        if not self.computes:
+            return
+        graph = self.recording
+        if graph is not None:
+            graph.steps.append(work)
+            return
+        with self._lock:
+            stream = self.current
+            stream.queue.append(work)
+            stream.given += 1
+            if self._order == "at once" or (self._order == "others first" and stream is not self._main):
+                self.finish(stream)
+            elif self._order == "random":
+                for other in self._random.sample(self._streams, len(self._streams)):
+                    if other.queue and self._random.random() < 0.5:
+                        self.finish(other, other.done + self._random.randint(1, len(other.queue)))
+
+    def finish(self, stream: _Stream, upto: int | None = None) -> None:
+        """Do a stream's work, all of it or to the number ``upto``."""
+        with self._lock, _disable_current_modes(), torch.no_grad():
+            while stream.queue and (upto is None or stream.done < upto):
+                work = stream.queue.popleft()
+                work()
+                stream.done += 1
+
+    def wait(self, what: str, stream: _Stream | None = None) -> None:
+        """The host waits for a stream (its own by default), which a recording forbids."""
+        if self.recording is not None:
+            raise RuntimeError(f"CUDA error: operation not permitted when stream is capturing ({what})")
+        self.finish(stream or self.current)
+
+    def wait_for_all(self, *_: Any) -> None:
+        """``torch.cuda.synchronize``."""
+        for stream in self._streams:
+            self.wait("synchronize", stream)
+
+    # -- memory
+
+    def count(self, x: torch.Tensor) -> None:
+        """Take a tensor's memory as the card's, until it goes."""
+        storage = x.untyped_storage()
+        key, size = storage._cdata, -(-storage.nbytes() // 512) * 512
+        with self._lock:
+            if key in self._counted or size == 0:
+                return
+            if self.used + size > self.limit:
+                raise torch.cuda.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {size} bytes")
+            self._counted.add(key)
+            self.used += size
+            self.peak = max(self.peak, self.used)
+        weakref.finalize(storage, self._free, key, size)
+
+    def _free(self, key: int, size: int) -> None:
+        with self._lock:
+            self._counted.discard(key)
+            self.used -= size
+
+    def pin(self, x: torch.Tensor) -> torch.Tensor:
+        """Mark memory of the computer's as page-locked."""
+        key = x.untyped_storage().data_ptr()
+        self._pinned.add(key)
+        weakref.finalize(x.untyped_storage(), self._pinned.discard, key)
+        return x
+
+    def pinned(self, x: torch.Tensor) -> bool:
+        """Whether the card reads x by itself."""
+        return x.untyped_storage().data_ptr() in self._pinned
+
+
+# -- what torch.cuda is replaced by
+
+_GUARD = """
+#include <c10/core/impl/DeviceGuardImplInterface.h>
+static c10::impl::NoOpDeviceGuardImpl<c10::DeviceType::CUDA> guard;
+static c10::impl::DeviceGuardImplRegistrar registrar(c10::DeviceType::CUDA, &guard);
+"""
+
+
+@functools.cache
+def _let_torch_know_of_cards() -> None:
+    """A torch without CUDA refuses to name a card at all; told of one whose switching does nothing, it does not."""
+    compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        pytest.skip("no C++ compiler, which simulating a card takes")
+    torch_home = Path(torch.__file__).parent
+    with tempfile.TemporaryDirectory() as folder:
+        source, library = Path(folder) / "guard.cpp", Path(folder) / "guard.so"
+        source.write_text(_GUARD)
+        subprocess.run(
+            [compiler, "-O0", "-std=c++20", "-shared", "-fPIC", f"-I{torch_home / 'include'}", "-o", str(library),
+             str(source), f"-L{torch_home / 'lib'}", "-lc10"],
+            check=True, capture_output=True,
+        )  # fmt: skip
+        ctypes.CDLL(str(library))
+
+
+class Event:
+    """As torch.cuda.Event."""
+
+    def __init__(self, card: Card) -> None:
+        self._card = card
+        self._at: tuple[_Stream, int] | None = None
+
+    def record(self, handle: _StreamHandle | None = None) -> None:
+        """Mark a stream's present end."""
+        stream = self._card.current if handle is None else handle.inner
+        self._at = stream, stream.given
+
+    def reach(self) -> None:
+        """Do what comes before the mark."""
+        if self._at is not None:
+            self._card.finish(*self._at)
+
+    def synchronize(self) -> None:
+        """The host waits."""
+        if self._card.recording is not None:
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing (an event)")
+        self.reach()
+
+    def query(self) -> bool:
+        """Whether the mark has been passed."""
+        return self._at is None or self._at[0].done >= self._at[1]
+
+    def elapsed_time(self, other: Event) -> float:
+        """Milliseconds to a later event: some, for nothing here takes a card's time."""
+        if not (self.query() and other.query()):
+            raise RuntimeError("CUDA error: device not ready")
+        return 1.0
+
+
+class Graph:
+    """As torch.cuda.CUDAGraph: what a stream is given between beginning and end, to be given again."""
+
+    def __init__(self, card: Card) -> None:
+        self._card = card
+        self.steps: list[Callable[[], None]] = []
+        self.replays = 0
+
+    def capture_begin(self, *_: Any, **__: Any) -> None:
+        """Record what the calling thread does from now on, on a stream that is not the first."""
+        if self._card.current is self._card._main:
+            raise RuntimeError("CUDA graphs must be captured on a non-default stream")
+        self._card._here.graph = self
+
+    def capture_end(self) -> None:
+        """Enough."""
+        self._card._here.graph = None
+        if not self.steps and self._card.computes:
+            raise RuntimeError("the graph is empty")
+
+    def replay(self) -> None:
+        """Everything recorded, once more, on the present stream."""
+        self.replays += 1
+        for step in self.steps:
+            self._card.give(step)
+
+
+class _StreamHandle:
+    """As torch.cuda.Stream."""
+
+    def __init__(self, card: Card, stream: _Stream) -> None:
+        self._card, self.inner = card, stream
+
+    def wait_event(self, event: Event) -> None:
+        """Nothing more here before that."""
+        at = event._at
+        if at is not None:
+            self._give(lambda: self._card.finish(*at))
+
+    def wait_stream(self, other: _StreamHandle) -> None:
+        """Nothing more here before what is there now."""
+        at = other.inner, other.inner.given
+        self._give(lambda: self._card.finish(*at))
+
+    def _give(self, work: Callable[[], None]) -> None:
+        with on_stream(self._card, self):
+            self._card.give(work)
+
+    def synchronize(self) -> None:
+        """The host waits."""
+        self._card.wait("a stream", self.inner)
+
+
+@contextlib.contextmanager
+def on_stream(card: Card, handle: _StreamHandle) -> Iterator[None]:
+    """``torch.cuda.stream``: the thread's present stream for a while."""
+    before = card.current
+    card.current = handle.inner
+    try:
+        yield
+    finally:
+        card.current = before
+
+
+def _generator(plain: Callable[..., torch.Generator], device: Any = None) -> torch.Generator:
+    return plain()  # whatever draws for the card draws here
+
+
+@contextlib.contextmanager
+def _recording(card: Card, graph: Graph) -> Iterator[None]:
+    """``torch.cuda.graph``."""
+    card.wait_for_all()
+    with on_stream(card, _StreamHandle(card, card.stream())):
+        graph.capture_begin()
+        try:
+            yield
+        finally:
+            graph.capture_end()
+
+
+def _tensor(plain: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """``torch.tensor``, which makes its values beside whatever catches other operations."""
+
+    def make(data: Any, *, device: Any = None, **options: Any) -> torch.Tensor:
+        x = plain(data, **options)
+        return x if device is None else x.to(device)
+
+    return make
+
+
+@contextlib.contextmanager
+def simulated_card(
+    order: Order = "late",
+    *,
+    capability: tuple[int, int] = (9, 0),
+    memory: int = 1 << 40,
+    seed: int = 0,
+    computes: bool = True,
+) -> Iterator[Card]:
+    """Within this context there is one card, cuda:0. ``memory``: its bytes.
+
+    Where it does not compute, it only counts: kernels launched and bytes, of models of any size, whose values are zeros.
+    """
+    from triton.runtime.interpreter import GridExecutor
+
+    if torch.version.cuda is not None:
+        pytest.skip("this torch knows real cards")
+    _let_torch_know_of_cards()
+    card = Card(order, capability, memory, seed, computes)
+    main = _StreamHandle(card, card._main)
+    plain = GridExecutor.__call__
+
+    def launch(self: Any, *args: Any, **kwargs: Any) -> None:
+        for x in (*args, *kwargs.values()):
+            if isinstance(x, torch.Tensor) and not isinstance(x, OnCard):
+                raise ValueError(
+                    f"Pointer argument cannot be accessed from Triton (cpu tensor?), in {self.fn.__name__}"
+                )
+        a, k = inside_of(args), inside_of(kwargs)
+        card.launches.append(self.fn.__name__)
+        card.give(lambda: plain(self, *a, **k))
+
+    def event_of(_: Any = None) -> Any:
+        handle = _StreamHandle(card, card.current)
+        return main if handle.inner is card._main else handle
+
+    with pytest.MonkeyPatch.context() as patch, CardMode(card):
+        patch.setattr(GridExecutor, "__call__", launch)
+        patch.setattr(torch, "tensor", _tensor(torch.tensor))
+        patch.setattr(torch, "Generator", functools.partial(_generator, torch.Generator))
+        patch.setattr(torch.version, "cuda", "12.8")
+        patch.setattr(torch.nn.attention.bias, "causal_lower_right", LowerRight)
+        for name, value in {
+            "is_available": lambda: True,
+            "device_count": lambda: 1,
+            "current_device": lambda: 0,
+            "set_device": lambda device: None,
+            "device": lambda device: contextlib.nullcontext(),
+            "get_device_capability": lambda device=None: capability,
+            "get_device_name": lambda device=None: "Simulated",
+            "mem_get_info": lambda device=None: (memory - card.used, memory),
+            "max_memory_allocated": lambda device=None: card.peak,
+            "reset_peak_memory_stats": lambda device=None: setattr(card, "peak", card.used),
+            "set_per_process_memory_fraction": lambda part, device=None: setattr(card, "limit", int(part * memory)),
+            "get_device_properties": lambda device=None: SimpleNamespace(
+                name="Simulated",
+                major=capability[0],
+                minor=capability[1],
+                total_memory=memory,
+                multi_processor_count=84,
+            ),
+            "empty_cache": lambda: None,
+            "synchronize": card.wait_for_all,
+            "Stream": lambda device=None: _StreamHandle(card, card.stream()),
+            "Event": lambda **_: Event(card),
+            "CUDAGraph": lambda: Graph(card),
+            "current_stream": event_of,
+            "stream": lambda handle: on_stream(card, handle),
+            "graph": lambda graph: _recording(card, graph),
+            "_lazy_init": lambda: None,
+        }.items():
+            patch.setattr(torch.cuda, name, value)
+        yield card
+        card.wait_for_all()

@@ -1,0 +1,254 @@
+"""Tensors that say they lie on a simulated card: what torch's operations do with them. Knows nothing of streams' order.
+
+An operation's result is there at once, as memory nobody has written; its values come when the card gets to it. What a card
+would refuse is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map_only
+
+if TYPE_CHECKING:
+    from tests.support.simulated_gpu import Card
+
+aten = torch.ops.aten
+CARD = torch.device("cuda", 0)
+_HOST = torch.device("cpu")
+
+
+#: Operations with no counterpart on a CPU, in terms of ones that have.
+_INSTEAD: dict[Any, Callable[..., torch.Tensor]] = {
+    aten.mm.dtype: lambda a, b, out_dtype: (a.float() @ b.float()).to(out_dtype),
+}
+#: What may take indices from the computer's memory: torch copies them over (and waits).
+_TAKES_INDICES = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default}
+_UNINITIALIZED = {aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default, aten.empty_strided.default}
+
+
+class OnCard(torch.Tensor):
+    """A tensor that lies on the simulated card. ``inside``: where its values really are."""
+
+    inside: torch.Tensor
+    card: Card
+
+    @staticmethod
+    def __new__(cls, values: torch.Tensor, card: Card) -> OnCard:
+        made: OnCard = torch.Tensor._make_wrapper_subclass(
+            cls, values.shape, strides=values.stride(), storage_offset=values.storage_offset(), dtype=values.dtype,
+            device=CARD,
+        )  # fmt: skip
+        return made
+
+    def __init__(self, values: torch.Tensor, card: Card) -> None:
+        self.inside, self.card = values, card
+        card.count(values)
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            return _attention(*args, **kwargs)
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **kwargs)
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        card = next(x.card for x in tree_flatten((args, kwargs))[0] if isinstance(x, OnCard))
+        return _dispatch(card, func, args, kwargs or {})
+
+    def tolist(self) -> Any:
+        """As any tensor's; the host waits."""
+        return self.cpu().tolist()
+
+    def __repr__(self, *, tensor_contents: Any = None) -> Any:  # type: ignore[override]
+        return f"OnCard({tuple(self.shape)}, {self.dtype})"
+
+
+class CardMode(TorchDispatchMode):
+    """Catches what makes tensors on the card out of nothing, or out of the computer's."""
+
+    def __init__(self, card: Card) -> None:
+        super().__init__()
+        self._card = card
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _dispatch(self._card, func, args, kwargs or {})
+
+
+def inside_of(x: Any) -> Any:
+    return tree_map_only(OnCard, lambda t: t.inside, x)
+
+
+def _dispatch(card: Card, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, torch.Tensor)]
+    there = [x for x in tensors if isinstance(x, OnCard)]
+    wanted = kwargs.get("device")
+    on_card = wanted.type == "cuda" if wanted is not None else bool(there)
+    if not there and not on_card:
+        if kwargs.pop("pin_memory", False):
+            return card.pin(func(*args, **kwargs))
+        return func(*args, **kwargs)
+    if func is aten._to_copy.default:
+        return _moved(card, args[0], on_card, kwargs)
+    if func is aten.copy_.default:
+        return _copied(card, args[0], args[1], bool(args[2]) if len(args) > 2 else kwargs.get("non_blocking", False))
+    kwargs = {k: v for k, v in kwargs.items() if k != "pin_memory"}
+    if "device" in kwargs:
+        kwargs["device"] = _HOST
+    if func in _UNINITIALIZED:
+        if not on_card:
+            return func(*inside_of(args), **kwargs)
+        kwargs["device"] = torch.device("meta")
+        return OnCard(_uninitialized(func(*_meta(inside_of(args)), **kwargs), card), card)
+    if there and not on_card:
+        raise NotImplementedError(f"{func} from the card to the computer's memory is not simulated")
+    _check_devices(func, args, tensors)
+    return _computed(card, func, args, kwargs)
+
+
+def _meta(x: Any) -> Any:
+    """The same with tensors of the same shapes that have no values."""
+    return tree_map_only(
+        torch.Tensor, lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta"), x
+    )
+
+
+def _uninitialized(like: torch.Tensor, card: Card) -> torch.Tensor:
+    """New memory for a tensor of that shape, holding what as far as may be no result hides; zeros where nothing computes,
+    of which the system keeps no pages."""
+    if card.computes:
+        x = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype)
+        return x.fill_(torch.nan) if x.is_floating_point() else x.fill_(113)
+    if like.numel() == 0:
+        return torch.empty_strided(like.shape, like.stride(), dtype=like.dtype)
+    reach = 1 + sum((n - 1) * step for n, step in zip(like.shape, like.stride(), strict=True))
+    pages = torch.from_numpy(np.zeros(reach * like.dtype.itemsize, np.uint8))
+    return pages.view(like.dtype).as_strided(like.shape, like.stride())
+
+
+def _check_devices(func: Any, args: Any, tensors: list[torch.Tensor]) -> None:
+    here = [x for x in tensors if not isinstance(x, OnCard) and x.dim() > 0]
+    if here and not (func in _TAKES_INDICES and isinstance(args[0], OnCard)):
+        raise RuntimeError(f"Expected all tensors to be on the same device, but got cuda:0 and cpu, in {func}")
+
+
+def _computed(card: Card, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    do = _INSTEAD.get(func, func)
+    returns = func._schema.returns
+    written = [i for i, a in enumerate(func._schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
+    if any(r.alias_info is not None and not r.alias_info.is_write for r in returns):  # a view
+        return tree_map_only(torch.Tensor, lambda x: OnCard(x, card), do(*inside_of(args), **inside_of(kwargs)))
+    if written:
+        names = [func._schema.arguments[i].name for i in written]
+        outs = [args[i] if i < len(args) else kwargs[name] for i, name in zip(written, names, strict=True)]
+        a, k = inside_of(args), inside_of(kwargs)
+        card.give(lambda: do(*a, **k))
+        return outs[0] if len(outs) == 1 else tuple(outs)
+    if not any("Tensor" in str(r.type) for r in returns):  # a number, a truth: the host waits for it
+        card.wait(str(func))
+        return do(*inside_of(args), **inside_of(kwargs))
+    return _queued(card, do, func, args, kwargs)
+
+
+def _queued(card: Card, do: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """New tensors now, their values when the stream gets there."""
+    a, k = inside_of(args), inside_of(kwargs)
+    meta = _meta((a, k))
+    if "device" in k:
+        meta[1]["device"] = torch.device("meta")
+    tensors = [x for x in tree_flatten((a, k))[0] if isinstance(x, torch.Tensor)]
+    if not card.computes and tensors and all(x.nbytes < 1 << 20 for x in tensors):
+        # Routes and numbers of rows, which decide what is launched: of zeros, but such as there can be.
+        return tree_map_only(torch.Tensor, lambda x: OnCard(x, card), do(*a, **k))
+    try:
+        shapes = do(*meta[0], **meta[1])
+    except (NotImplementedError, RuntimeError):  # its result's size depends on values: torch waits too
+        card.wait(str(func))
+        return tree_map_only(torch.Tensor, lambda x: OnCard(x, card), do(*a, **k))
+    out = tree_map_only(torch.Tensor, lambda x: _uninitialized(x, card), shapes)
+
+    def work() -> None:
+        for x, y in zip(tree_flatten(out)[0], tree_flatten(do(*a, **k))[0], strict=True):
+            x.copy_(y)
+
+    made = tree_map_only(torch.Tensor, lambda x: OnCard(x, card), out)
+    card.give(work)
+    return made
+
+
+def _moved(card: Card, x: torch.Tensor, on_card: bool, kwargs: dict[str, Any]) -> torch.Tensor:
+    later = kwargs.get("non_blocking", False)
+    rest = {k: v for k, v in kwargs.items() if k in ("dtype", "memory_format") and v is not None}
+    if isinstance(x, OnCard) and on_card:
+        made: torch.Tensor = _computed(card, aten._to_copy.default, (x,), rest)
+        return made
+    if isinstance(x, OnCard):
+        card.wait("a copy to the computer's memory")
+        here: torch.Tensor = aten._to_copy.default(x.inside, **rest)
+        return here
+    like = torch.empty(x.shape, dtype=rest.get("dtype", x.dtype), device="meta")
+    out = OnCard(_uninitialized(like, card), card)
+    _copied(card, out, x, later)
+    return out
+
+
+def _copied(card: Card, to: torch.Tensor, source: torch.Tensor, later: bool) -> torch.Tensor:
+    if isinstance(to, OnCard) and isinstance(source, OnCard):
+        a, b = to.inside, source.inside
+        card.give(lambda: _discard(a.copy_(b)))
+    elif isinstance(to, OnCard):
+        a = to.inside
+        if later and card.pinned(source):
+            card.give(lambda: _discard(a.copy_(source)))  # reads what is there by then
+        else:
+            if source.dim() > 0 or card.recording is not None:
+                card.wait("a copy from ordinary memory")
+            taken = source.clone() if card.computes else source
+            card.give(lambda: _discard(a.copy_(taken)))
+            if card.recording is None:
+                card.wait("a copy from ordinary memory")
+    else:
+        assert isinstance(source, OnCard)
+        b = source.inside
+        if later and card.pinned(to):
+            card.give(lambda: _discard(to.copy_(b)))
+        else:
+            card.wait("a copy to the computer's memory")
+            to.copy_(b)
+    return to
+
+
+def _discard(_: Any) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class LowerRight:
+    """As torch's ``causal_lower_right``."""
+
+    rows: int
+    columns: int
+
+
+def _attention(q: Any, k: Any, v: Any, attn_mask: Any = None, **options: Any) -> torch.Tensor:
+    """Torch's fused attention, which is one operation of the card's."""
+    if not all(isinstance(x, OnCard) for x in (q, k, v)):
+        raise RuntimeError("Expected query, key, and value to be on the same device")
+    mask = attn_mask
+    if isinstance(mask, LowerRight):
+        mask = torch.ones(mask.rows, mask.columns, dtype=torch.bool).tril(mask.columns - mask.rows)
+    elif mask is not None and not isinstance(mask, OnCard):
+        raise RuntimeError("Expected attn_mask to be on the same device as query")
+    card, (a, b, c, d) = q.card, inside_of((q, k, v, mask))
+    out = _uninitialized(torch.empty(*q.shape[:-1], v.shape[-1], dtype=q.dtype, device="meta"), card)
+    made = OnCard(out, card)
+    card.give(lambda: _discard(out.copy_(F.scaled_dot_product_attention(a, b, c, attn_mask=d, **options))))
+    return made
