@@ -1,0 +1,77 @@
+"""The structure of the packages holds: imports run down, none in a circle, only front ends print or name flags."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tools import check_house
+from tools.check_house import Module
+
+FOUND = check_house.modules()
+
+
+def with_line(name: str, line: str) -> list[Module]:
+    """The modules, with one line more in the module called ``name``."""
+    assert any(m.name == name for m in FOUND)
+    return [replace(m, text=f"{m.text}\n{line}\n") if m.name == name else m for m in FOUND]
+
+
+def test_every_import_runs_down() -> None:
+    assert check_house.upward_imports(FOUND) == []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    assert check_house.circles(FOUND) == []
+
+
+def test_only_front_ends_print_or_name_flags() -> None:
+    assert check_house.console_uses(FOUND) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("quant.formats", "from jambacli.errors import JambaError"),
+        ("jambacli.kernels.reference", "import jambacli.model.jamba"),
+        ("jambacli.engine.sequence", "from jambacli.session import session"),
+        ("jambacli.session.session", "def f() -> None:\n    from jambacli.api import Jamba"),
+        ("jambacli.cache.prefix_store", "from ..engine import sequence"),
+        ("jambacli.hub.names", "from jambacli import ui"),
+    ],
+)
+def test_an_upward_import_is_reported(module: str, line: str) -> None:
+    lines = check_house.upward_imports(with_line(module, line))
+    assert len(lines) == 1 and module in lines[0]
+
+
+def test_a_module_without_a_floor_is_reported() -> None:
+    lines = check_house.upward_imports([*FOUND, Module("jambacli.attic", "jambacli/attic.py", "")])
+    assert len(lines) == 1 and "jambacli.attic has no floor" in lines[0]
+
+
+def test_a_circle_is_reported_with_its_modules() -> None:
+    (group,) = check_house.circles(with_line("quant.formats", "from quant import legacy"))
+    assert {"quant.formats", "quant.legacy"} <= set(group)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "print('text')",
+        "from jambacli import ui",
+        "from jambacli.ui import note",
+        "raise ValueError('use --ctx 4k')",
+        "raise ValueError(f'use --ctx {1}')",
+        "x = 1  # what --temp sets",
+        '"""Sets --temp."""',
+    ],
+)
+def test_console_and_flags_below_the_front_ends_are_reported(line: str) -> None:
+    lines = check_house.console_uses(with_line("jambacli.engine.sampling", line))
+    assert len(lines) == 1 and lines[0].startswith("jambacli/engine/sampling.py:")
+
+
+def test_a_front_end_may_print_and_name_flags() -> None:
+    assert check_house.console_uses(with_line("jambacli.commands.run", "print('use --ctx')")) == check_house.console_uses(FOUND)
