@@ -32,7 +32,7 @@ WIDE_3B = Shape(
 )
 REPO = Path(__file__).parent.parent.parent
 _THEIRS = (
-    "import sys; from pathlib import Path; from tests.peers import llama_quantize as q; "
+    "import sys; from pathlib import Path; from tests.support import llama_quantize as q; "
     "sys.exit(not q.quantize(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], threads=int(sys.argv[4])))"
 )
 

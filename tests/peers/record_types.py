@@ -15,7 +15,7 @@ from typing import Any
 from tests.support import jamba_gguf, llama_quantize
 from tests.support.jamba_gguf import Shape
 
-TARGET = Path(__file__).parent.parent / "quant" / "llama_cpp_types.json"
+TARGET = Path(__file__).parent.parent / "quantize" / "llama_cpp_types.json"
 
 SHAPES = {
     "moe": jamba_gguf.MOE,

@@ -17,8 +17,8 @@ from jambacli.quantize.recipes import Options, get_recipe, parse_tensor_type
 from quant.formats import FORMATS
 from tests.peers.record_types import SHAPES as RECORDED_SHAPES
 from tests.peers.record_types import TARGET, compact, read_types
-from tests.quantize.test_imatrix import write_gguf as write_imatrix
 from tests.support import jamba_gguf, llama_quantize
+from tests.support.imatrix_files import write_imatrix
 from tests.support.jamba_gguf import Shape
 
 pytestmark = pytest.mark.peer
