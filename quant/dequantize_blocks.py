@@ -83,7 +83,9 @@ def _dequantize_tensor(
         raise ValueError(f"blocks are uint8 [..., row bytes], not {blocks.dtype} {list(blocks.shape)}")
     row_bytes = blocks.shape[-1]
     if row_bytes % source.block_bytes:
-        raise ValueError(f"a row of {row_bytes} bytes is no multiple of {source.name}'s block of {source.block_bytes}")
+        raise ValueError(
+            f"a row of {row_bytes} bytes is not a multiple of {source.name}'s block of {source.block_bytes}"
+        )
     n = row_bytes // source.block_bytes * source.block
     use_native = uses_native(backend, blocks.device, native.can_dequantize(source.ggml_type), source)
 

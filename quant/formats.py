@@ -29,9 +29,9 @@ class Format:
         return self.block_bytes * 8 / self.block
 
     def row_bytes(self, n: int) -> int:
-        """Bytes of a row of ``n`` values; ValueError when ``n`` is no multiple of the block length."""
+        """Bytes of a row of ``n`` values; ValueError when ``n`` is not a multiple of the block length."""
         if n % self.block:
-            raise ValueError(f"a row of {n} values is no multiple of {self.name}'s block of {self.block}")
+            raise ValueError(f"a row of {n} values is not a multiple of {self.name}'s block of {self.block}")
         return n // self.block * self.block_bytes
 
 

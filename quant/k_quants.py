@@ -33,7 +33,7 @@ SUPER = 256
 def quantize_k(x: Tensor, fmt: str, imatrix: Tensor | None = None) -> Tensor:
     """Blocks of float32 ``x`` [rows, n] in K-quant ``fmt``: uint8 [rows, bytes per row], on ``x``'s device.
 
-    ``imatrix`` is float32 [n], the importance of each column, not negative. ValueError when n is no multiple of 256.
+    ``imatrix`` is float32 [n], the importance of each column, not negative. ValueError when n is not a multiple of 256.
     """
     form = get_format(fmt)
     rows, n = x.shape
@@ -57,7 +57,7 @@ def dequantize_k(blocks: Tensor, fmt: str) -> Tensor:
     form = get_format(fmt)
     rows, row_bytes = blocks.shape
     if row_bytes % form.block_bytes:
-        raise ValueError(f"a row of {row_bytes} bytes is no multiple of {form.name}'s block of {form.block_bytes}")
+        raise ValueError(f"a row of {row_bytes} bytes is not a multiple of {form.name}'s block of {form.block_bytes}")
     per_row = row_bytes // form.block_bytes
     out = torch.empty(rows, per_row * SUPER, dtype=torch.float32, device=blocks.device)
     step = _rows_at_once(blocks, per_row)

@@ -92,7 +92,7 @@ def convert(
 
     Without ``output``, or with a directory, the file is named after model and type. ``type`` is one of TYPES, "auto"
     being what most of the checkpoint's bytes are. Matrices become that type, except those llama.cpp wants in f32 and,
-    for q8_0, rows that are no multiple of 32, which become f16. ``name`` replaces the model's name. On any error or
+    for q8_0, rows that are not a multiple of 32, which become f16. ``name`` replaces the model's name. On any error or
     interrupt nothing is left behind. Raises JambaError, of which BadFileError and UnsupportedError name the file and
     what is wrong with it.
     """

@@ -218,4 +218,6 @@ class _Reader:
             self._need(4 * n, f"the values of {name!a}")
             sums = np.frombuffer(self.raw, "<f4", n, self.pos).astype(np.float32)
             self.pos += 4 * n
-            yield name, _valid_weights(self.path, name, sums / np.float32(calls) if calls > 0 else sums)
+            with np.errstate(all="ignore"):  # _valid_weights names what is wrong
+                means = sums / np.float32(calls) if calls > 0 else sums
+            yield name, _valid_weights(self.path, name, means)

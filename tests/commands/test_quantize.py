@@ -418,7 +418,7 @@ def test_a_row_that_a_demanded_type_does_not_divide_is_named(
     shape = Shape(layers=2, hidden=96, ffn=96, experts=1, attention=(1,), heads=3, kv_heads=3, vocab=16)
     path = jamba_gguf.write(tmp_path / "odd.gguf", shape)
     assert run(path, tmp_path / "out.gguf", "--embedding-type", "q6_k", monkeypatch=monkeypatch) == 1
-    assert "token_embd.weight: a row of 96 values is no multiple of q6_k's block of 256" in capsys.readouterr().err
+    assert "token_embd.weight: a row of 96 values is not a multiple of q6_k's block of 256" in capsys.readouterr().err
 
 
 def test_files_in_the_way_are_safe(

@@ -83,7 +83,7 @@ def test_what_does_not_fit_is_said_in_one_line(backend: str) -> None:
     for call, text in (
         (
             lambda: quantize(values, "q4_k", backend=backend),
-            r"a row of 160 values is no multiple of q4_k's block of 256",
+            r"a row of 160 values is not a multiple of q4_k's block of 256",
         ),
         (lambda: quantize(values, "q9", backend=backend), r"unknown format 'q9'; known: f32, f16"),
         (lambda: quantize(values, "iq2_xxs", backend=backend), r"iq2_xxs is not a format this package quantizes to"),

@@ -104,7 +104,7 @@ def test_a_row_that_fits_no_block_becomes_f16_but_not_where_a_type_was_demanded(
     odd = [c for c in choices if c.fallback_from]
     assert {(c.fallback_from, c.format) for c in odd} == {("q4_0", "f16"), ("q8_0", "f16")}
     with pytest.raises(
-        ValueError, match=r"token_embd\.weight: a row of 80 values is no multiple of q4_k's block of 256"
+        ValueError, match=r"token_embd\.weight: a row of 80 values is not a multiple of q4_k's block of 256"
     ):
         plan(tensors_of(shape), facts_of(shape), get_recipe("q4_0"), Options(embedding="q4_k"))
 
@@ -151,7 +151,7 @@ def test_unknown_types_are_answered_with_the_known_ones() -> None:
         ("attn_v=", "is not PATTERN=TYPE"),
         ("attn_v=q9", "unknown format 'q9'"),
         ("attn_v=i8", "cannot write i8"),
-        ("attn_(v=q8_0", "is no regular expression"),
+        ("attn_(v=q8_0", "is not a regular expression"),
     ],
 )
 def test_malformed_patterns_are_explained(text: str, told: str) -> None:
