@@ -131,7 +131,7 @@ def test_an_error_in_the_checkpoint_names_it_and_leaves_nothing(jamba: Any, tmp_
 
 
 def large_checkpoint(folder: Path, rows: int = 65536, hidden: int = 4096) -> Path:
-    """A sound checkpoint of one attention layer that is a hole in a file: 1.3 GB to read, nothing on disk."""
+    """A valid checkpoint of one attention layer in a sparse file: 1.3 GB to read, nothing on disk."""
     folder.mkdir()
     config = {
         "architectures": ["JambaForCausalLM"],

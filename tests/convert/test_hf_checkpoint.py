@@ -194,7 +194,7 @@ BAD: dict[str, tuple[Change, str]] = {
     "an index to the root": (write_index({"a": "/etc/passwd"}), "not inside the directory"),
     "an index to a drive": (write_index({"a": "C:\\x.safetensors"}), "not inside the directory"),
     "an index to a number": (write_index({"a": 5}), "not inside the directory"),
-    "an index to a pickle": (write_index({"a": "pytorch_model.bin"}), "no safetensors file"),
+    "an index to a pickle": (write_index({"a": "pytorch_model.bin"}), "not a safetensors file"),
     "an empty index": (write_index({}), "weight_map is missing or empty"),
     "an index to a file not here": (index_missing_file, "model-00001-of-00002.safetensors is missing"),
     "an index to a tensor not there": (index_missing_tensor, "layers.0.extra.weight' should be in model.safetensors"),
