@@ -27,10 +27,11 @@ class Type(StrEnum):
 @o.hushes
 def convert(
     source: Annotated[
-        str, typer.Argument(metavar="SRC", help="A checkpoint directory, or a hub repository as OWNER/NAME.")
+        str, typer.Argument(metavar="SRC", help="An HF checkpoint directory, or a hub repository as OWNER/NAME.")
     ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The .gguf to write; default: NAME-TYPE.gguf, here.")
+        Path | None,
+        typer.Option("--output", "-o", help="The .gguf to write; default: NAME-TYPE.gguf in the current directory."),
     ] = None,
     type: Annotated[
         Type, typer.Option("--type", case_sensitive=False, help="Type of the matrices; auto: the checkpoint's own.")

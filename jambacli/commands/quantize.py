@@ -28,32 +28,38 @@ T = TypeVar("T")
 @o.hushes
 def quantize(
     source: Annotated[
-        str, typer.Argument(metavar="IN.gguf", help="The model: a file, any part of a split one, or a pulled name.")
+        str,
+        typer.Argument(
+            metavar="IN.gguf", help="The model: a .gguf file (any part of a split one) or the name of a pulled model."
+        ),
     ],
     output: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[OUT.gguf]", help="A file, or the directory for it; default: beside the input, of a name: here."
+            metavar="[OUT.gguf]",
+            help="A file or a directory for it; default: beside the input; for a pulled model the current directory.",
         ),
     ] = None,
     type: Annotated[
         str,
-        typer.Option("--type", help="q4_k_m, q8_0, iq4_xs, experts_int8 ...; an unknown one lists them all."),
+        typer.Option("--type", help="q4_k_m, q8_0, iq4_xs, experts_int8 ...; any other word lists all types."),
     ] = "q4_k_m",
     imatrix: Annotated[
-        Path | None, typer.Option("--imatrix", metavar="FILE", help="Importance matrix: GGUF, or the older .dat.")
+        Path | None, typer.Option("--imatrix", metavar="FILE", help="Importance matrix: a GGUF file or the older .dat.")
     ] = None,
     tensor_type: Annotated[
         list[str] | None,
-        typer.Option("--tensor-type", metavar="REGEX=TYPE", help="A type for the tensors it finds, repeatable."),
+        typer.Option(
+            "--tensor-type", metavar="REGEX=TYPE", help="A type for the tensors whose names match; repeatable."
+        ),
     ] = None,
     output_type: Annotated[str | None, typer.Option("--output-type", help="Type of the output matrix.")] = None,
     embedding_type: Annotated[
         str | None,
         typer.Option("--embedding-type", "--token-embedding-type", help="Type of the token embedding."),
     ] = None,
-    pure: Annotated[bool, typer.Option("--pure", help="The base type everywhere, no mixture.")] = False,
-    keep_split: Annotated[bool, typer.Option("--keep-split", help="As many parts as the input has.")] = False,
+    pure: Annotated[bool, typer.Option("--pure", help="The same type for all matrices, without the mixture.")] = False,
+    keep_split: Annotated[bool, typer.Option("--keep-split", help="Write as many parts as the input has.")] = False,
     split_max_size: Annotated[
         str | None, typer.Option("--split-max-size", metavar="SIZE", help="Split into files of at most this, e.g. 10G.")
     ] = None,
@@ -62,12 +68,16 @@ def quantize(
     ] = None,
     device: Annotated[str, typer.Option("--device", help="cpu, or a CUDA device: cuda, cuda:1.")] = "cpu",
     allow_requantize: Annotated[
-        bool, typer.Option("--allow-requantize", help="Also quantize what is quantized already.")
+        bool, typer.Option("--allow-requantize", help="Also quantize tensors that are quantized already.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only the table and the final size.")] = False,
-    report: Annotated[bool, typer.Option("--report", help="Each tensor's RMS and worst error, afterwards.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the table and the final size; write nothing.")
+    ] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Show each tensor's RMS and worst error afterwards.")
+    ] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="What was made, or the table of --dry-run or --report, as JSON.")
+        bool, typer.Option("--json", help="The result, or the table of --dry-run or --report, as JSON.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace the output if it exists.")] = False,
 ) -> None:
@@ -80,7 +90,7 @@ def quantize(
 
     path = resolve_model(source)
     if path.is_dir():
-        raise UsageError(f"{path} is a directory; make a .gguf of a checkpoint with: jamba convert {path}")
+        raise UsageError(f"{path} is a directory; convert a checkpoint to a .gguf with: jamba convert {path}")
     if output is None and path.name != Path(source).name:
         output = Path()  # a pulled model lies in the store, which holds pulled models alone
     recipe = _parsed("type", recipes.get_recipe, type)

@@ -38,7 +38,6 @@ class SentencePieceModel:
     eos_id: int = 2
     pad_id: int = -1
     add_dummy_prefix: bool = True
-    remove_extra_whitespaces: bool = True
     normalizes: bool = False
 
 
@@ -118,8 +117,6 @@ def _normalizer(model: SentencePieceModel, data: bytes, where: slice) -> None:
             model.normalizes = value.stop > value.start
         elif number == 3 and isinstance(value, int):
             model.add_dummy_prefix = bool(value)
-        elif number == 4 and isinstance(value, int):
-            model.remove_extra_whitespaces = bool(value)
 
 
 def _signed(value: int) -> int:

@@ -441,7 +441,7 @@ def test_other_files_are_refused(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(tmp_path, monkeypatch=monkeypatch) == 2
-    assert "is a directory; make a .gguf" in capsys.readouterr().err
+    assert "is a directory; convert a checkpoint to a .gguf" in capsys.readouterr().err
     (tmp_path / "cut.gguf").write_bytes(source.read_bytes()[:-5000])
     assert run(tmp_path / "cut.gguf", tmp_path / "out.gguf", monkeypatch=monkeypatch) == 1
     assert f"error: {tmp_path / 'cut.gguf'}: " in capsys.readouterr().err
