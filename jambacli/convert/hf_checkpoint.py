@@ -225,7 +225,7 @@ def no_weights(where: object, names: Iterable[str]) -> JambaError:
             f"{where}: the weights are pickled ({pickled}), and reading a pickle runs any code it holds; where you trust "
             "it, AutoModelForCausalLM.from_pretrained(SRC).save_pretrained(DST) writes safetensors"
         )
-    return JambaError(f"{where}: there are no .safetensors weights here")
+    return JambaError(f"{where}: there are no .safetensors weights")
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:

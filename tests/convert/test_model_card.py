@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself: names, licence, base models, sampling defaults and chat templates in the GGUF."""
+"""A checkpoint's general.* metadata: names, licence, base models, sampling defaults and chat templates in the GGUF."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metadata and tensors to a config and back: what published models come to, and the line each broken one gets."""
+"""Metadata and tensors to a config and back: those of published models, and an error in one line for each damaged one."""
 
 from __future__ import annotations
 

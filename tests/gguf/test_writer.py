@@ -1,4 +1,4 @@
-"""The GGUF writer: what the gguf package and llama.cpp read back, split sets, and nothing left behind when it fails."""
+"""The GGUF writer: its files are read by the gguf package and llama.cpp, split or not; a failure leaves nothing behind."""
 
 from __future__ import annotations
 

@@ -53,14 +53,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--scratch", type=Path, default=None)
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=given.scratch) as folder:
-        source = (given.source or jamba_gguf.write(Path(folder) / "in.gguf", WIDE_3B)).resolve()
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.scratch) as folder:
+        source = (arguments.source or jamba_gguf.write(Path(folder) / "in.gguf", WIDE_3B)).resolve()
         one, other = Path(folder) / "jamba.gguf", Path(folder) / "llama.gguf"
-        print(f"{source.stat().st_size / 1e9:.2f} GB, {given.threads} threads")
-        for kind in given.types.split(","):
-            for _ in range(given.rounds):
-                threads = str(given.threads)
+        print(f"{source.stat().st_size / 1e9:.2f} GB, {arguments.threads} threads")
+        for kind in arguments.types.split(","):
+            for _ in range(arguments.rounds):
+                threads = str(arguments.threads)
                 ours = [sys.executable, "-m", "jambacli", "quantize", str(source), str(one), "--force"]
                 a, a_cpu = timed([*ours, "--type", kind, "--threads", threads])
                 b, b_cpu = timed([sys.executable, "-c", _THEIRS, str(source), str(other), kind, threads])

@@ -49,9 +49,9 @@ def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return jamba_gguf.write(folder / "in.gguf", SHAPES[request.param], shuffled=True)
 
 
-def ours(source: Path, target: Path, kind: str, **wanted: Any) -> Result:
+def ours(source: Path, target: Path, kind: str, **options: Any) -> Result:
     with GGUFFile.open(source) as file:
-        return quantize(plan(file, Request(get_recipe(kind), **wanted)), target)
+        return quantize(plan(file, Request(get_recipe(kind), **options)), target)
 
 
 @pytest.mark.parametrize("kind", TYPES)

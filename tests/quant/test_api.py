@@ -230,3 +230,16 @@ def test_rows_take_an_imatrix_and_name_a_bad_row(backend: str) -> None:
         assert caught.value.row == 3
     with pytest.raises(ValueError, match="out must be 5 rows of 512 values in q8_0"):
         quantize(rows, "q8_0", out=empty_rows(4, 512, "q8_0"), backend=backend)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("fmt", [*LEGACY, *K_QUANTS, "i8"])
+def test_a_gpu_quantizes_rows_to_the_same_bytes(fmt: str) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    values = torch.randn(64, 512, generator=torch.Generator().manual_seed(5))
+    expected = as_rows(values, fmt)
+    found = quantize(as_rows(values, "f32"), fmt, out=empty_rows(64, 512, fmt), device="cuda")
+    assert np.array_equal(found.data, expected.data)
+    if fmt == "i8":
+        assert np.array_equal(found.scale, expected.scale)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Importance matrices: both of llama.cpp's formats say the same, and nothing damaged or foreign gets through."""
+"""Importance matrices: both of llama.cpp's formats give the same, and damaged or foreign files are refused."""
 
 from __future__ import annotations
 

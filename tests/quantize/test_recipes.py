@@ -1,4 +1,4 @@
-"""Recipes give every tensor the type that llama.cpp's quantizer gave it (recorded; tests/peers asks it anew)."""
+"""Recipes give every tensor the type that llama.cpp's quantizer gave it, as recorded by tests/peers/record_types.py."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_types_are_those_llama_cpp_gave(shape: str, option: str) -> None:
     names = [t.name for t in listed if may_quantize(t)]
     for kind, recorded in RECORDED[shape][option].items():
         if kind in ("f16", "bf16") and option in ("patterns", "output q4_k"):
-            continue  # there llama.cpp drops the wish; see the next test
+            continue  # llama.cpp ignores the option in this case; see the next test
         choices = plan(listed, facts_of(SHAPES[shape]), get_recipe(kind), OPTIONS[option])
         assert {c.name: c.format for c in choices if not c.kept} == expand(recorded, names), kind
         assert all(c.format == c.tensor.format for c in choices if c.kept)
