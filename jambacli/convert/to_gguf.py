@@ -271,6 +271,7 @@ def _convert_panel(data: memoryview, panel: _Panel, fmt: Format) -> Any:
             values = values.float()
         width = panel.tensor.shape[-1]
         return _bytes(quantize(values.view(-1, width if values.numel() % width == 0 else fmt.block), fmt.name))
+    # Plain casts, because they keep a NaN or an infinity as llama.cpp's converter does; ``quantize`` refuses both.
     values = values.float()
     if panel.tensor.negated_exp:
         values = -torch.exp(values)
