@@ -1,4 +1,4 @@
-"""Quantizes one GGUF file into another, in panels: runs of rows small enough to stay in the processor's caches.
+"""Quantizes one GGUF file into another, panel by panel.
 
 The result is llama-quantize's, byte for byte: the same tensors in the same order with the same types, the same metadata.
 Reading ahead, quantizing and writing overlap. A few panels are in memory at a time, whatever the model's size.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING
 import quant
 from jambacli.errors import BadFileError, JambaError, UnsupportedError, UsageError
 from jambacli.gguf import jamba_metadata as keys
-from jambacli.gguf.background_writer import BackgroundWriter, Piece
+from jambacli.gguf.background_writer import BackgroundWriter
 from jambacli.gguf.experts_int8 import EXPERTS_INT8, EXPERTS_TYPE, scale_name
 from jambacli.gguf.layout import TensorSpec, copied_metadata, file_size
 from jambacli.gguf.reader import SPLIT_NAME, GGUFFile
@@ -25,8 +24,9 @@ from jambacli.gguf.writer import GGUFWriter
 from jambacli.progress import Progress, no_progress
 from jambacli.quantize import recipes
 from jambacli.quantize.error_stats import ErrorStats
+from jambacli.quantize.panels import Panel, split_into_panels
 from jambacli.quantize.recipes import Choice, Facts, Options, Recipe
-from quant.formats import FLOATS, Format, get_format
+from quant.formats import FLOATS, get_format
 from quant.native import NonFiniteRowError
 from quant.overflow import overflowed_row
 from quant.rows import Rows
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
     from jambacli.quantize.imatrix import Imatrix
 
-PANEL_VALUES = 1 << 22
 _READ_AHEAD = 16  # panels: enough to keep a disk busy, few enough to stay in the page cache
 QUANTIZATION_VERSION = 2
 _IMATRIX_KEY_BYTES = 127  # the longest string that llama.cpp's metadata overrides hold
@@ -183,7 +182,7 @@ def quantize(plan: Plan, output: Path, progress: Progress = no_progress) -> Resu
     is left and files that existed before are unchanged.
     """
     source, request = plan.source, plan.request
-    panels = list(_panels(plan))
+    panels = list(split_into_panels(plan.choices, request.imatrix))
     errors: dict[str, ErrorStats] = {}
     with GGUFWriter(output, split_max_size=request.split_max_size, force=request.force) as writer:
         for key, encoded in plan.metadata.items():
@@ -213,72 +212,7 @@ def quantize(plan: Plan, output: Path, progress: Progress = no_progress) -> Resu
         return Result(tuple(writer.paths), errors)
 
 
-@dataclass(frozen=True)
-class _Panel:
-    """``rows`` rows of one tensor from row ``first``, and the importance of their columns, float32 [n] or None."""
-
-    choice: Choice
-    source: Format
-    target: Format
-    first: int
-    rows: int
-    weights: np.ndarray | None
-
-    @property
-    def name(self) -> str:
-        return self.choice.name
-
-    @property
-    def n(self) -> int:
-        return self.choice.tensor.row
-
-    @property
-    def start(self) -> int:
-        """Where the rows start in the source tensor, bytes; ``stop`` is where they end."""
-        return self.first * self.source.row_bytes(self.n)
-
-    @property
-    def stop(self) -> int:
-        return (self.first + self.rows) * self.source.row_bytes(self.n)
-
-    @property
-    def out_bytes(self) -> int:
-        return self.rows * self.target.row_bytes(self.n)
-
-    @property
-    def scales_start(self) -> int:
-        """Where ExpertsInt8's scales start in the buffer, after the levels."""
-        return -(-self.out_bytes // 4) * 4
-
-    @property
-    def buffer_bytes(self) -> int:
-        return self.scales_start + 4 * self.rows if self.target.name == "i8" else self.out_bytes
-
-    def pieces(self) -> list[Piece]:
-        """Which bytes of the filled buffer belong to which tensor."""
-        pieces = [Piece(self.name, self.first * self.target.row_bytes(self.n), 0, self.out_bytes)]
-        if self.target.name == "i8":
-            pieces.append(Piece(scale_name(self.name), 4 * self.first, self.scales_start, self.buffer_bytes))
-        return pieces
-
-
-def _panels(plan: Plan) -> Iterator[_Panel]:
-    """All tensors in the order of the output, panel by panel."""
-    imatrix = plan.request.imatrix
-    for choice in plan.choices:
-        shape = choice.tensor.shape
-        source, target = get_format(choice.tensor.format), get_format(choice.format)
-        rows, step = math.prod(shape[:-1]), max(1, PANEL_VALUES // shape[-1])
-        weights = imatrix.weights_for(choice.name, shape) if imatrix and source != target else None
-        # Each expert has column weights of its own, so a panel ends with its expert.
-        run = rows if weights is None or weights.ndim == 1 else shape[-2]
-        for base in range(0, rows, run):
-            columns = weights if weights is None or weights.ndim == 1 else weights[base // run]
-            for first in range(base, base + run, step):
-                yield _Panel(choice, source, target, first, min(step, base + run - first), columns)
-
-
-def _quantize_panel(plan: Plan, panel: _Panel, buffer: np.ndarray) -> ErrorStats | None:
+def _quantize_panel(plan: Plan, panel: Panel, buffer: np.ndarray) -> ErrorStats | None:
     source, request = plan.source, plan.request
     data = source.data(panel.name)[panel.start : panel.stop]
     rows = Rows(data, panel.source, panel.n, _source_scales(source, panel))
@@ -305,12 +239,12 @@ def _quantize_panel(plan: Plan, panel: _Panel, buffer: np.ndarray) -> ErrorStats
     return stats
 
 
-def _bad_row(source: GGUFFile, panel: _Panel, row: int, problem: str) -> BadFileError:
+def _bad_row(source: GGUFFile, panel: Panel, row: int, problem: str) -> BadFileError:
     where = _row_name(panel.first + row, panel.choice.tensor.shape)
     return BadFileError(source.path, f"tensor {panel.name}: {where} {problem}; nothing was written")
 
 
-def _source_scales(source: GGUFFile, panel: _Panel) -> np.ndarray | None:
+def _source_scales(source: GGUFFile, panel: Panel) -> np.ndarray | None:
     """The row scales of a panel that is ExpertsInt8 already."""
     if panel.source.name != "i8":
         return None
