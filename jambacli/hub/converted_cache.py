@@ -30,7 +30,7 @@ def converted(folder: Path) -> Path:
             _make_folder()
             ui.note(f"converting {folder} once, to {path}")
         # Another process may be at the same: whichever is last replaces a file by its equal.
-        convert(folder, path, name=folder.resolve().name, force=True)
+        convert(folder, path, name=folder.resolve().name, force=True, progress=ui.progress)
     return path
 
 

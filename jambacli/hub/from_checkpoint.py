@@ -152,12 +152,12 @@ def _convert(store: Store, checkpoint: Path, folder: Path, repo: str, kind: str)
     between = path if direct else folder / "converted.gguf"
     try:
         ui.note(f"converting {repo}")
-        convert(checkpoint, between, type=kind if direct else "auto", name=stem)
+        convert(checkpoint, between, type=kind if direct else "auto", name=stem, progress=ui.progress)
         if not direct:
             ui.note(f"quantizing it to {label}")
             with GGUFFile.open(between) as file:
                 request = quantizing.Request(recipes.get_recipe(kind), recipes.Options())
-                quantizing.quantize(quantizing.plan(file, request), path)
+                quantizing.quantize(quantizing.plan(file, request), path, ui.progress)
     except BaseException:
         forget(folder)
         raise

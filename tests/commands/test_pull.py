@@ -311,5 +311,5 @@ def test_what_was_converted_to_be_run_is_told_and_can_be_freed(
     assert jamba("run", str(tmp_path), "hello") == 1
     assert (
         capsys.readouterr().err
-        == f"error: {tmp_path}: there is no config.json, so this is no Hugging Face checkpoint\n"
+        == f"error: {tmp_path}: there is no config.json, so this is not a Hugging Face checkpoint\n"
     )
