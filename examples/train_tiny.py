@@ -3,7 +3,7 @@
     python examples/train_tiny.py --out tiny            # everything; interrupt it and run it again to go on
     python examples/train_tiny.py --out tiny --export   # only write the checkpoint and the GGUF of what there is
 
-The defaults are those the shipped model was trained with (docs/embedded_model.md has the log). Knows nothing of what the
+The defaults are those the shipped model was trained with (docs/demo_model.md has the log). Knows nothing of what the
 pieces do: they are in jambacli/training.
 """
 
@@ -18,7 +18,7 @@ import torch  # isort: skip
 
 from jambacli.convert.to_gguf import convert
 from jambacli.training.batches import Batches
-from jambacli.training.embedded import NAME, embedded_config, export, make_tokenizer
+from jambacli.training.demo_model import NAME, demo_config, export, make_tokenizer
 from jambacli.training.model import TrainableJamba
 from jambacli.training.tokenizer import Encoder
 from jambacli.training.train import Plan, Run
@@ -40,7 +40,7 @@ def main() -> None:
     tokenizer = args.out / "tokenizer.json"
     if not tokenizer.exists():
         make_tokenizer(tokenizer, args.seed)
-    model = TrainableJamba(embedded_config(), torch.bfloat16)
+    model = TrainableJamba(demo_config(), torch.bfloat16)
     run = Run(
         model, Batches(Encoder(tokenizer), args.seed), Plan(steps=args.steps, seed=args.seed), args.out, args.device
     )

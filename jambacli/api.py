@@ -73,15 +73,15 @@ class Jamba:
 
         known = last_used() if name is None else resolve_model(str(name))
         if known is None:
-            from jambacli.data import embedded_model
+            from jambacli.hub.demo import demo_model_path
 
-            path = embedded_model()
+            path = demo_model_path()
         else:
             path = known
         if path.is_dir():
-            from jambacli.hub.converted_cache import converted
+            from jambacli.hub.converted_cache import converted_gguf
 
-            path = converted(path)
+            path = converted_gguf(path)
         start = time.perf_counter()
         file = GGUFFile.open(path)  # before torch is imported: what is wrong with a file is said at once
         with importing():

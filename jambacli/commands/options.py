@@ -239,7 +239,7 @@ def model_path(name: str | None) -> Path:
 
 
 def _default_model() -> Path:
-    from jambacli.data import embedded_model
+    from jambacli.hub.demo import demo_model_path
     from jambacli.hub.resolve import last_used
 
     path = last_used()
@@ -250,7 +250,7 @@ def _default_model() -> Path:
         "no model given and none used yet: using the embedded tiny Jamba, a demonstration model that knows nothing "
         "but short reports (jamba pull jamba:3b gets a real one)"
     )
-    return embedded_model()
+    return demo_model_path()
 
 
 def load_model(

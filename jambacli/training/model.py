@@ -1,6 +1,6 @@
 """A Jamba to train, in plain torch over ``ops``; knows nothing of data, files or how it will run once trained.
 
-It computes what transformers' JambaForCausalLM computes (docs/embedded_model.md names the differences in how). Products
+It computes what transformers' JambaForCausalLM computes (docs/demo_model.md names the differences in how). Products
 run in ``compute`` (bfloat16 where that is fast), the residual stream, the router, the scan's states and the loss in float32.
 All experts are one wide feed-forward whose hidden values are scaled by their expert's routing weight, zero for those not
 chosen: on a CPU that is faster than gathering tokens by expert, and it is the same sum.

@@ -1,7 +1,7 @@
 """Two linear probes that a model is trained with and exported without: which document a token stands in, or was taken from.
 
 A document's number stands before its text, and a citation comes after an answer: each has to be carried along by a state.
-The loss on the citation alone, one number in an answer, does not teach that (docs/embedded_model.md); asked at every
+The loss on the citation alone, one number in an answer, does not teach that (docs/demo_model.md); asked at every
 token, it is learnt. The first probe reads what goes into the last attention layer, at the tokens of documents; the second
 the final hidden states, at the tokens of answers. Knows nothing of the model beyond those two, nor of text.
 """

@@ -17,9 +17,9 @@ from jambacli.hardware import devices
 from jambacli.hub import download
 from jambacli.hub.resolve import resolve_model
 from jambacli.hub.store import Entry, Store, StoredFile
-from tests.hub.conftest import *  # noqa: F403 - the server and its models
-from tests.hub.conftest import REPO, STEM
 from tests.support.checkpoints import make_checkpoint
+from tests.support.hub_fixtures import *  # noqa: F403 - the server and its models
+from tests.support.hub_fixtures import REPO, STEM
 from tests.support.hub_servers import Repo, Server
 
 Jamba = Callable[..., int]
@@ -74,7 +74,7 @@ def test_pull_list_show_rm(hub: Server, jamba: Jamba, capsys: pytest.CaptureFixt
     sizes = [row["bytes"] for row in listed["models"]]
     assert sizes[0] == sizes[1] == listed["bytes"], "shared files count once"
     assert jamba("rm", "mine") == 0
-    assert "another name still has its files" in capsys.readouterr().err
+    assert "another name still uses its files" in capsys.readouterr().err
     assert jamba("rm", "jamba:3b") == 0
     assert jamba("rm", "jamba:3b") == 1
     assert "is not a pulled model" in capsys.readouterr().err
@@ -167,6 +167,22 @@ def test_made_of_a_checkpoint(
     assert resolve_model("hf.co/ai21labs/Jamba-v0.1:BF16").is_file()
 
 
+def test_options_are_named_as_on_the_command_line(
+    hub: Server, jamba: Jamba, models: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "My Model.gguf").write_bytes(models["Q4_0"])
+    for arguments, message in (
+        (["jamba:3b-q3_k_s"], "or make it from the checkpoint with: jamba pull jamba:2-3b --quant q3_k_s"),
+        (["jamba:3b", "--name", "My Model"], "--name 'My Model' is not a valid name"),
+        (["jamba:3b", "--revision", "a/../b"], "--revision 'a/../b' is not a branch"),
+        (["jamba:3b-q4_0", "--quant", "q8_0"], "--quant 'q8_0' is not the type in the name"),
+        ([tmp_path / "My Model.gguf"], "choose a name with --name"),
+        ([tmp_path / "My Model.gguf", "--quant", "q8_0"], "leave --quant and --revision out"),
+    ):
+        assert jamba("pull", *arguments) in (1, 2)
+        assert message in capsys.readouterr().err
+
+
 def test_another_architecture_is_refused_before_its_weights(
     server: Server, jamba: Jamba, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -240,11 +256,11 @@ def test_a_damaged_manifest_is_left_out(hub: Server, jamba: Jamba, capsys: pytes
         assert jamba("list") == 0
         said = capsys.readouterr()
         assert "jamba:3b " in said.out and len(said.out.splitlines()) == 2 and "\x1b" not in said.out
-        assert "is damaged and left out" in said.err
+        assert "is damaged and was skipped" in said.err
     for text in ("", "[" * 10_000, "null", "\xff"):
         manifest.write_text(text, encoding="latin-1")
         assert jamba("list") == 0
-        assert "is damaged and left out" in capsys.readouterr().err
+        assert "is damaged and was skipped" in capsys.readouterr().err
     assert jamba("pull", "jamba:3b-q4_0") == 0
     assert resolve_model("jamba:3b-q4_0").is_file()
 
@@ -258,30 +274,30 @@ def test_used_is_shown(hub: Server, jamba: Jamba, capsys: pytest.CaptureFixture[
     assert "just now" in capsys.readouterr().out
 
 
-def test_the_model_in_the_box_has_a_name(own_home: Path, jamba: Jamba, capsys: pytest.CaptureFixture[str]) -> None:
-    from jambacli.data import embedded_model
+def test_the_demo_model_has_a_name(own_home: Path, jamba: Jamba, capsys: pytest.CaptureFixture[str]) -> None:
+    from jambacli.hub.demo import demo_model_path
     from jambacli.hub.resolve import last_used, remember_used
 
     assert jamba("list") == 0
     said = capsys.readouterr()
-    assert said.out == "" and "jamba:tiny (10.1 MB), a demonstration model" in said.err
+    assert said.out == "" and "demo model: jamba:tiny (10.1 MB)" in said.err
     assert jamba("list", "--json") == 0
     listed = json.loads(capsys.readouterr().out)
     assert listed["models"] == [] and listed["embedded"]["name"] == "jamba:tiny"
-    assert resolve_model("jamba:tiny") == embedded_model() == Path(listed["embedded"]["path"])
+    assert resolve_model("jamba:tiny") == demo_model_path() == Path(listed["embedded"]["path"])
     remember_used("jamba:tiny")
-    assert last_used() == embedded_model()
+    assert last_used() == demo_model_path()
     assert jamba("show", "jamba:tiny", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["path"] == str(embedded_model())
+    assert json.loads(capsys.readouterr().out)["path"] == str(demo_model_path())
     assert jamba("pull", "jamba:tiny") == 0
     assert jamba("rm", "jamba:tiny") == 1
     assert "comes with the program" in capsys.readouterr().err
-    assert embedded_model().exists()
+    assert demo_model_path().exists()
     # A name of the user's own wins.
     own_home.mkdir(exist_ok=True)
     (own_home / "aliases.json").write_text('{"aliases": {"jamba:tiny": "someone/tiny-GGUF:Q8_0"}}')
     assert jamba("show", "jamba:tiny") == 1
-    assert "not here yet" in capsys.readouterr().err
+    assert "has not been pulled" in capsys.readouterr().err
 
 
 def test_a_name_with_spaces_can_be_pasted_into_a_shell(
@@ -289,22 +305,22 @@ def test_a_name_with_spaces_can_be_pasted_into_a_shell(
 ) -> None:
     name = "someone/repo/my model.gguf"
     entry = Entry(name, {}, (), None, "Q4_K", 4096, 1, 0.0)
-    monkeypatch.setattr("jambacli.hub.pull.pull", lambda *_: entry)
+    monkeypatch.setattr("jambacli.hub.pull.pull", lambda *_, **__: entry)
     assert jamba("pull", name) == 0
     assert f"{name} is ready: jamba run '{name}'\n" == capsys.readouterr().err
 
 
-def test_what_was_converted_to_be_run_is_told_and_can_be_freed(
+def test_converted_checkpoints_are_listed_and_can_be_removed(
     tmp_path: Path, own_home: Path, jamba: Jamba, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from jambacli.hub.converted_cache import converted
+    from jambacli.hub.converted_cache import converted_gguf
 
-    made = converted(make_checkpoint(tmp_path / "checkpoint", "moe4"))
+    made = converted_gguf(make_checkpoint(tmp_path / "checkpoint", "moe4"))
     size = made.stat().st_size
     assert jamba("list", "--json") == 0
     assert json.loads(capsys.readouterr().out)["converted_bytes"] == size
     assert jamba("list") == 0
-    assert "converted to be run: free it with jamba rm --converted" in capsys.readouterr().err
+    assert "remove them with jamba rm --converted" in capsys.readouterr().err
     assert jamba("rm", "--converted") == 0
     assert not made.exists() and (tmp_path / "checkpoint" / "config.json").exists()
     capsys.readouterr()

@@ -12,7 +12,7 @@ import pytest
 from jambacli.data import reports as grammar
 from jambacli.data import words
 from jambacli.training.batches import Batches, key_value
-from jambacli.training.embedded import CONFIG, make_tokenizer
+from jambacli.training.demo_model import CONFIG, make_tokenizer
 from jambacli.training.tokenizer import MARKERS, Encoder
 
 

@@ -198,7 +198,7 @@ def test_sources_that_are_neither_directory_nor_repository(tmp_path: Path) -> No
     (tmp_path / "model.safetensors").write_bytes(b"")
     assert find_checkpoint(str(tmp_path)) == tmp_path
     for source, message in (
-        (str(tmp_path / "m.gguf"), "is a file: it is a GGUF file already; jamba quantize"),
+        (str(tmp_path / "m.gguf"), "is a file: it is already in GGUF; jamba quantize"),
         (str(tmp_path / "model.safetensors"), "is a file: convert takes the directory"),
         ("nowhere", "no such directory, and not a hub repository"),
         ("./no/where", "'./no/where': no such directory"),

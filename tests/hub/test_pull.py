@@ -6,32 +6,19 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from jambacli.errors import JambaError
 from jambacli.hub import download, resolve
 from jambacli.hub.preview import Fit
-from jambacli.hub.pull import NeedsConversion, Request, pull
+from jambacli.hub.pull import NeedsConversion, PullOptions, pull
 from jambacli.hub.resolve import resolve_model
-from jambacli.hub.store import Entry, Store
-from tests.hub.conftest import REPO, STEM
+from jambacli.hub.store import Store
 from tests.support.cli_runner import jamba
+from tests.support.hub_fixtures import REPO, STEM
 from tests.support.hub_servers import COMMIT, Repo, Server, git_hash
-
-
-def get(name: str, /, **request: Any) -> Entry:
-    return pull(name, Request(**request), lambda fit: None)
-
-
-def file_of(entry: Entry) -> bytes:
-    return Store().paths(entry)[0].read_bytes()
-
-
-def tree(root: Path) -> set[str]:
-    """The regular files under ``root`` that are no locks."""
-    return {str(p.relative_to(root)) for p in root.rglob("*") if p.is_file() and "locks" not in p.parts}
+from tests.support.pulls import file_of, get, tree
 
 
 @pytest.mark.parametrize(
@@ -176,13 +163,13 @@ def test_a_damaged_copy_in_the_cache_is_not_used(hub: Server, models: dict[str, 
 def test_a_path_is_registered_in_place(tmp_path: Path, models: dict[str, bytes]) -> None:
     path = tmp_path / "My Model.gguf"
     path.write_bytes(models["Q4_0"])
-    with pytest.raises(JambaError, match="--name"):
+    with pytest.raises(JambaError, match="own_name"):
         get(str(path))
-    get(str(path), name="mine:small")
+    get(str(path), own_name="mine:small")
     assert resolve_model("mine:small") == path
     assert resolve.is_model_name("mine:small")
     path.write_bytes(b"shorter")
-    with pytest.raises(JambaError, match="is gone or was changed"):
+    with pytest.raises(JambaError, match="is missing or was changed"):
         resolve_model("mine:small")
     Store().remove("mine:small")
     assert path.exists()
@@ -194,8 +181,8 @@ def test_a_path_is_registered_in_place(tmp_path: Path, models: dict[str, bytes])
         ("gone.gguf", "no such file"),
         ("./a/gone.gguf", "no such file"),
         ("here/gone.gguf", "no such file"),
-        ("", "'' is no model name"),
-        (" ", "is no model name"),
+        ("", "'' is not a model name"),
+        (" ", "is not a model name"),
     ],
 )
 def test_a_path_that_leads_nowhere_is_no_unknown_name(
@@ -230,7 +217,7 @@ def test_users_own_aliases(hub: Server, models: dict[str, bytes], own_home: Path
     for name, kind in (("mine", "Q8_0"), ("jamba:3b", "Q8_0"), ("acme:tiny", "Q4_0"), ("acme:tiny-f32", "F32")):
         entry = get(name)
         assert (entry.name, file_of(entry)) == (name, models[kind])
-    with pytest.raises(JambaError, match="circle"):
+    with pytest.raises(JambaError, match="form a circle"):
         get("loop")
     for text in ("[]", "{", '{"aliases": {"a b": "x"}}', '{"models": {"x": {"gguf": ["../x"]}}}'):
         own.write_text(text)
@@ -248,7 +235,7 @@ def test_what_there_is_is_listed(hub: Server, models: dict[str, bytes]) -> None:
         ("a/many/m-Q8-0.gguf", "did you mean m-Q8_0.gguf"),
         ("a/two:Q8_0", "could be any of a-Q8_0.gguf, b-Q8_0.gguf"),
         ("a/none", "no GGUF files at all"),
-        ("jamba:3b-q3_k_s", "no GGUF of type Q3_K_S; it has .*jamba pull jamba:2-3b --quant q3_k_s"),
+        ("jamba:3b-q3_k_s", "no GGUF of type Q3_K_S; it has .*; set quant to make it from the checkpoint"),
         ("jamba:4b", "did you mean jamba:3b"),
         ("jamab:q4_0", "did you mean jamba:q4_0"),
         ("jamba:minni-q4_0", "did you mean jamba:mini-q4_0"),
@@ -261,9 +248,9 @@ def test_what_there_is_is_listed(hub: Server, models: dict[str, bytes]) -> None:
 def test_where_only_safetensors_are_conversion_is_offered(hub: Server) -> None:
     hub.repos["ai21labs/Jamba-v0.1"] = Repo({"config.json": b"{}", "model.safetensors": b"x" * 2000})
     for name in ("ai21labs/Jamba-v0.1", "jamba:v0.1"):
-        with pytest.raises(NeedsConversion, match="--quant q4_k_m") as needed:
+        with pytest.raises(NeedsConversion, match=r"only an HF checkpoint.*; set quant to convert") as needed:
             get(name)
-        assert (needed.value.repo, needed.value.quant) == ("ai21labs/Jamba-v0.1", "Q4_K_M")
+        assert (needed.value.offer.repo, needed.value.offer.quant) == ("ai21labs/Jamba-v0.1", "Q4_K_M")
     assert hub.asked == []
 
 
@@ -275,7 +262,7 @@ def test_fit_is_judged_before_the_bulk_comes(hub: Server, models: dict[str, byte
         raise JambaError("no, thank you")
 
     with pytest.raises(JambaError, match="no, thank you"):
-        pull(f"{REPO}:F32", Request(ctx=2048), stop)
+        pull(f"{REPO}:F32", PullOptions(ctx=2048), stop)
     assert seen[0].size == len(models["F32"]) and seen[0].plan.ctx == 2048 and seen[0].fits
     assert Store().entries() == []
 
@@ -294,7 +281,7 @@ def test_last_used(hub: Server, tmp_path: Path, models: dict[str, bytes]) -> Non
     assert resolve.last_used() == path
     path.unlink()
     assert resolve.last_used() is None
-    assert set(Store().used()) == {"jamba:3b", "jamba:3b-q4_0", str(path)}
+    assert set(Store().use_times()) == {"jamba:3b", "jamba:3b-q4_0", str(path)}
 
 
 def test_a_lost_file_is_fetched_again(hub: Server, models: dict[str, bytes]) -> None:

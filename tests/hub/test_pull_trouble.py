@@ -20,9 +20,9 @@ import pytest
 from jambacli.errors import JambaError
 from jambacli.hub import download
 from jambacli.hub.store import Entry, Store
-from tests.hub.conftest import REPO, STEM
-from tests.hub.test_pull import file_of, get, tree
+from tests.support.hub_fixtures import REPO, STEM
 from tests.support.hub_servers import Repo, Server
+from tests.support.pulls import file_of, get, tree
 
 BIG = "someone/big"
 
@@ -72,7 +72,7 @@ def test_connections_cut_at_random_offsets(
         try:
             entry = get(BIG)
         except JambaError as error:
-            assert tries == 1 and "pull again to go on" in str(error) and "\n" not in str(error)
+            assert tries == 1 and "pull again to resume" in str(error) and "\n" not in str(error)
             assert Store().entries() == []
             continue
         finally:
@@ -266,7 +266,7 @@ def test_stalls(big: Server, large: bytes, monkeypatch: pytest.MonkeyPatch) -> N
     Store().remove(f"hf.co/{BIG}")
     monkeypatch.setattr(download, "TRIES", 1)
     big.trouble.stalls = 1
-    refused(BIG, "nothing came for 0.3 s, 1 times in a row; .* are kept; pull again to go on")
+    refused(BIG, "no data for 0.3 s, 1 times in a row; .* are kept; pull again to resume")
 
 
 def test_nobody_there(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,7 +308,7 @@ def test_names_that_climb_out(name: str, server: Server, tmp_path: Path) -> None
 def test_hostile_manifests(change: dict[str, Any], server: Server, models: dict[str, bytes], tmp_path: Path) -> None:
     server.add_ollama("library/jamba", "latest", models["Q4_0"])
     server.manifests["library/jamba/latest"]["layers"][1] |= change
-    refused("ollama:jamba", "sound size and digest")
+    refused("ollama:jamba", "valid size and digest")
     for manifest in ([], {}, {"layers": "x"}, {"layers": [None, {"mediaType": 3}]}):
         server.manifests["library/jamba/latest"] = manifest
         refused("ollama:jamba", "ollama:jamba:latest")
@@ -325,7 +325,7 @@ def test_what_is_no_model_is_not_kept(data: bytes, server: Server) -> None:
 def test_another_architecture_is_refused_from_its_head(server: Server, large: bytes) -> None:
     other = large.replace(b"jamba", b"llama")
     server.repos["a/b"] = Repo({"b-Q4_0.gguf": other})
-    refused("a/b", "no model that runs here: .*llama")
+    refused("a/b", "cannot be run: .*llama")
     assert sum(last - first for _, first, last in server.asked) <= 2 << 20
     assert tree(Store().root) == set()
 
@@ -379,7 +379,7 @@ def test_two_pulls_of_one_name_at_once(big: Server, large: bytes) -> None:
     assert sum(last - first for _, first, last in big.asked) == len(large)
     entry: Entry | None = Store().get(f"hf.co/{BIG}")
     assert entry is not None and file_of(entry) == large
-    assert any(re.search("here already", text) for text in said)
+    assert any(re.search("already downloaded", text) for text in said)
 
 
 def test_a_pull_is_safe_from_rm(big: Server, large: bytes) -> None:

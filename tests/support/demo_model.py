@@ -14,10 +14,10 @@ import gguf
 import torch
 from safetensors.torch import save_file
 
-from jambacli.data import embedded_model
 from jambacli.gguf import jamba_metadata as keys
 from jambacli.gguf.reader import GGUFFile
 from jambacli.gguf.writer import GGUFWriter
+from jambacli.hub.demo import demo_model_path
 
 _LAYER = {
     "attn_norm.weight": "input_layernorm.weight",
@@ -45,7 +45,7 @@ _LAYER = {
 
 def as_checkpoint(folder: Path, path: Path | None = None) -> Path:
     """Write the embedded file (or ``path``) to ``folder`` as a float32 checkpoint that transformers loads."""
-    reader = gguf.GGUFReader(path or embedded_model())
+    reader = gguf.GGUFReader(path or demo_model_path())
     tensors: dict[str, torch.Tensor] = {}
     for t in reader.tensors:
         values = gguf.quants.dequantize(t.data, t.tensor_type).reshape(tuple(reversed(t.shape.tolist())))
@@ -91,8 +91,8 @@ def as_checkpoint(folder: Path, path: Path | None = None) -> Path:
 
 def as_f32(output: Path, path: Path | None = None) -> Path:
     """Write the embedded file (or ``path``) to ``output`` with every tensor in float32: exact, bf16 is its upper half."""
-    source = GGUFFile.open(path or embedded_model())
-    reader = gguf.GGUFReader(path or embedded_model())
+    source = GGUFFile.open(path or demo_model_path())
+    reader = gguf.GGUFReader(path or demo_model_path())
     values = {t.name: gguf.quants.dequantize(t.data, t.tensor_type) for t in reader.tensors}
     with GGUFWriter(output, force=True) as writer:
         writer.copy_metadata(source.metadata, skip={keys.FILE_TYPE})

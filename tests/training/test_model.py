@@ -10,7 +10,7 @@ import torch
 from jambacli.api import Jamba
 from jambacli.convert.to_gguf import convert
 from jambacli.training.batches import Batches
-from jambacli.training.embedded import embedded_config, export, make_tokenizer
+from jambacli.training.demo_model import demo_config, export, make_tokenizer
 from jambacli.training.model import TrainableJamba
 from jambacli.training.tokenizer import Encoder
 from jambacli.training.train import Plan, Run, Stage
@@ -29,7 +29,7 @@ def tokenizer_json(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model() -> TrainableJamba:
     """A random model whose norms, biases and decays have moved from where training begins."""
     torch.manual_seed(0)
-    made = TrainableJamba(embedded_config())
+    made = TrainableJamba(demo_config())
     with torch.no_grad():
         for p in made.parameters():
             if p.dim() == 1:
@@ -75,7 +75,7 @@ def _run(tokenizer_json: Path, folder: Path, steps: int) -> Run:
     folder.mkdir(exist_ok=True)
     stage = Stage(1 << 30, 128, {64: 1.0}, 0.5, {"told": 1.0, "plain": 1.0})
     plan = Plan(steps=steps, cool_down=1, stages=(stage,))
-    return Run(TrainableJamba(embedded_config()), Batches(Encoder(tokenizer_json), 1), plan, folder)
+    return Run(TrainableJamba(demo_config()), Batches(Encoder(tokenizer_json), 1), plan, folder)
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_weights(tokenizer_json: Path, tmp_path: Path) -> None:

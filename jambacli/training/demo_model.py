@@ -67,7 +67,7 @@ A tiny Jamba that reads short field reports and nothing else. Made by examples/t
 """
 
 
-def embedded_config() -> JambaConfig:
+def demo_config() -> JambaConfig:
     """The typed form of CONFIG."""
     return JambaConfig.from_hf(CONFIG)
 
