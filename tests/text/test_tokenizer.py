@@ -130,8 +130,8 @@ def test_byte_level_vocabulary_matches_the_library() -> None:
     ("change", "error", "words"),
     [
         ({"tokenizer.ggml.model": "bert"}, UnsupportedError, "bert"),
-        ({"tokenizer.ggml.model": ""}, UnsupportedError, "holds no tokenizer"),
-        ({"tokenizer.ggml.model": "none"}, UnsupportedError, "holds no tokenizer"),
+        ({"tokenizer.ggml.model": ""}, UnsupportedError, "has no tokenizer"),
+        ({"tokenizer.ggml.model": "none"}, UnsupportedError, "has no tokenizer"),
         ({"tokenizer.ggml.tokens": []}, BadFileError, "tokens"),
         ({"tokenizer.ggml.token_type": [1]}, BadFileError, "token_type"),
         ({"tokenizer.ggml.token_type": "x"}, BadFileError, "token_type"),
