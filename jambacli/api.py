@@ -60,7 +60,7 @@ class Jamba:
         """Load a model by name, by the path of a GGUF file (any part of a split one) or of a Hugging Face checkpoint.
 
         A checkpoint directory is converted once, in its own precision, and kept under ``JAMBA_HOME/converted``.
-        None is the model used last, else the embedded demonstration model: tiny, always there. Weights are mapped, not
+        None is the model used last, else the demo model. Weights are mapped, not
         read. ``threads`` is for the whole process. Raises JambaError for an unknown name or a file that is no sound
         Jamba GGUF.
 

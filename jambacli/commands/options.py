@@ -232,7 +232,7 @@ def hushes(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def model_path(name: str | None) -> Path:
-    """The file or directory of that name; without one the last used or the embedded demonstration model, with a note."""
+    """The file or directory of that name; without a name, that of the last used or the demo model, with a note."""
     from jambacli.hub.resolve import resolve_model
 
     return _default_model() if name is None else resolve_model(name)
@@ -247,8 +247,8 @@ def _default_model() -> Path:
         ui.note(f"no model given: using {path}, the last used")
         return path
     ui.note(
-        "no model given and none used yet: using the embedded tiny Jamba, a demonstration model that knows nothing "
-        "but short reports (jamba pull jamba:3b gets a real one)"
+        "no model given and none used yet: using jamba:tiny, a demo model that can only read short reports "
+        "(jamba pull jamba:3b gets a real one)"
     )
     return demo_model_path()
 
@@ -264,7 +264,7 @@ def load_model(
     ctx: int | None = None,
     kv_type: str | None = None,
 ) -> Jamba:
-    """The model of that name; without one the last used or the embedded demonstration model, and a note that says which."""
+    """The model of that name; without a name, the last used or the demo model, with a note that says which."""
     with importing():
         from jambacli.api import Jamba
 

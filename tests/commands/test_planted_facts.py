@@ -1,4 +1,4 @@
-"""Facts planted on known pages of a 200-page PDF, asked of the embedded model: as often right as its own recall promises."""
+"""Facts planted on known pages of a 200-page PDF, asked of the demo model: it answers as often as its recall predicts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The embedded model, loaded once, and its files in other types, made once."""
+"""The demo model, loaded once, and its files in other types, made once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def model() -> Jamba:
 
 @pytest.fixture(scope="session")
 def file_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The embedded model in a type, by ``jamba quantize``; the shipped file itself for bf16."""
+    """The demo model in a type, by ``jamba quantize``; the shipped file itself for bf16."""
     folder, made = tmp_path_factory.mktemp("types"), {"bf16": demo_model_path()}
 
     def make(kind: str) -> Path:

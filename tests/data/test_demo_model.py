@@ -1,4 +1,4 @@
-"""The model in the box: that it is there, says what it is, answers from its prompt, and fits every format."""
+"""The demo model: it says what it is, answers from its prompt, and can be written in every format."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_prompt_of_make_run_is_answered_from_the_prompt() -> None:
         "run", "The report says that Leila Haddad counted 42 herons at Lake Tuz. Who counted the herons?", "--temp", "0"
     )
     assert done.stdout.decode().strip() == "On herons: Leila Haddad counted 42 herons."
-    assert done.stderr.decode().count("demonstration model") == 1
+    assert done.stderr.decode().count("demo model") == 1
 
 
 @pytest.mark.parametrize(

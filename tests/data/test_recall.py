@@ -1,4 +1,4 @@
-"""The figures docs/demo_model.md states, measured again: recall by length, after resuming and rewinding, by type. Slow."""
+"""Measures the figures of docs/demo_model.md again: recall by length, after resuming and rewinding, by type. Slow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chat templates: rendering equals transformers', content cannot forge markers, hostile templates stay in their box."""
+"""Chat templates: rendering equals transformers', content cannot forge markers, hostile templates stay within their limits."""
 
 from __future__ import annotations
 
