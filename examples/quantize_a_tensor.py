@@ -1,4 +1,4 @@
-"""Quantize a random matrix to every format and print its size and error: the `quant` package alone, no model."""
+"""Quantize a random matrix to every format; print the bits per weight and the error. Needs the `quant` package alone."""
 
 import torch
 

@@ -13,19 +13,16 @@ from jambacli.errors import JambaError
 
 
 def refuse_existing(path: Path, force: bool) -> None:
-    """Raise JambaError when ``path`` exists and the user has not said ``--force``, or is nothing a file could replace.
-
-    A device, a pipe or a directory stays what it is, whatever was said.
-    """
+    """Raise JambaError where ``path`` exists and ``force`` is False, or where it is a directory, a device or a pipe."""
     try:
         mode = path.stat().st_mode
-    except OSError:  # not there, or not to be reached: then writing says why
+    except OSError:  # it does not exist, or cannot be reached: writing will say why
         return
     if not stat.S_ISREG(mode):
         kind = "a directory" if stat.S_ISDIR(mode) else "a device or a pipe"
         raise JambaError(f"cannot write {path}: it is {kind}; give the name of a file")
     if not force:
-        raise JambaError(f"{path} exists already; choose another name, or use --force to replace it")
+        raise JambaError(f"{path} exists already", remedy="choose another name, or use {force} to replace it")
 
 
 def temporary_beside(path: Path) -> tuple[Path, Path]:

@@ -1,20 +1,21 @@
-"""Block formats: bytes <-> values, alone: ``from quant import quantize, dequantize``. Knows nothing of models or files."""
+"""GGUF's block formats, from values to bytes and back: ``from quant import quantize, dequantize``. No models, no files."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from quant.formats import FORMATS, Format, QTensor, get_format
+from quant.rows import Rows
 
 if TYPE_CHECKING:
     from quant.dequantize_blocks import dequantize as dequantize
     from quant.quantize_blocks import quantize as quantize
 
-__all__ = ["FORMATS", "Format", "QTensor", "dequantize", "get_format", "quantize"]
+__all__ = ["FORMATS", "Format", "QTensor", "Rows", "dequantize", "get_format", "quantize"]
 
 
 def __getattr__(name: str) -> Any:
-    # Lazy: the table above is used by commands that must not pay for importing torch.
+    # Lazy: many commands need the table of formats and nothing else.
     if name == "quantize":
         from quant.quantize_blocks import quantize
 

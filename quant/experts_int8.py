@@ -1,7 +1,7 @@
-"""ExpertsInt8: signed bytes with one float32 scale per output row per expert; knows nothing of routing, models or files.
+"""ExpertsInt8: signed bytes with one float32 scale per output row of each expert.
 
 AI21's scheme as vLLM runs it: symmetric, scale = largest magnitude of the row / 127, levels rounded to nearest even, so
-that value = level * scale. Only expert matrices are stored so; everything else keeps its type.
+that value = level * scale.
 """
 
 from __future__ import annotations
@@ -9,6 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from quant import native
+from quant.backends import uses_native
+from quant.formats import float_format, get_format
+from quant.rows import row_name
 
 if TYPE_CHECKING:
     import torch
@@ -16,17 +19,17 @@ if TYPE_CHECKING:
 LEVELS = 127
 SMALLEST_NORMAL = 1.1754943508222875e-38
 
-# Rows are worked on in runs of about this many values, so that float32 copies stay small.
+# Torch takes about this many values at once, so that the float32 copies stay small.
 CHUNK_VALUES = {"cpu": 1 << 22, "cuda": 1 << 27}
 
 
-def encode(
+def quantize(
     weight: torch.Tensor, *, threads: int | None = None, backend: str = "auto"
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of signed bytes and their scales.
+    """Signed bytes and the scale of each row.
 
-    A row of zeros gets scale 1. A scale is never subnormal: rows below 1e-36 are stored against the smallest normal float,
-    where a subnormal scale could not keep the error within half a step.
+    A row of zeros gets scale 1. A scale is at least the smallest normal float: a subnormal one could not keep the error
+    within half a step.
 
     Args:
         weight: float32, float16 or bfloat16 [..., out, in] (or one row [in]). Any device.
@@ -41,15 +44,12 @@ def encode(
     """
     import torch
 
-    from quant.formats import get_format
-    from quant.quantize_blocks import choose_native, row_name
-
-    source_type = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 30}.get(weight.dtype)
-    if source_type is None:
+    source = float_format(weight.dtype)
+    if source is None:
         raise ValueError(f"cannot quantize {weight.dtype}; convert to float32, float16 or bfloat16 first")
     if weight.dim() == 0:
         raise ValueError("cannot quantize a scalar: scales belong to rows")
-    use_native = choose_native(backend, weight, native.library() is not None, get_format("i8"))
+    use_native = uses_native(backend, weight.device, native.library() is not None, get_format("i8"))
     n = weight.shape[-1]
     levels = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
     scale = torch.ones(weight.shape[:-1], dtype=torch.float32, device=weight.device)
@@ -59,18 +59,18 @@ def encode(
     try:
         if use_native:
             addresses = rows.data_ptr(), rows.shape[0], n, flat_levels.data_ptr(), flat_scale.data_ptr()
-            native.encode_rowwise_int8(source_type, *addresses, threads)
+            native.quantize_rowwise_int8(source.ggml_type, *addresses, threads)
         else:
             step = max(1, CHUNK_VALUES.get(weight.device.type, 1 << 22) // n)
             for first in range(0, rows.shape[0], step):
                 last = first + step
-                _encode_torch(first, rows[first:last], flat_levels[first:last], flat_scale[first:last])
+                _quantize_torch(first, rows[first:last], flat_levels[first:last], flat_scale[first:last])
     except native.NonFiniteRowError as error:
         raise native.NonFiniteRowError(error.row, row_name(error.row, weight.shape)) from None
     return levels, scale
 
 
-def _encode_torch(first: int, rows: torch.Tensor, levels: torch.Tensor, scale: torch.Tensor) -> None:
+def _quantize_torch(first: int, rows: torch.Tensor, levels: torch.Tensor, scale: torch.Tensor) -> None:
     import torch
 
     values = rows.to(torch.float32)
@@ -83,10 +83,10 @@ def _encode_torch(first: int, rows: torch.Tensor, levels: torch.Tensor, scale: t
     levels.copy_(torch.div(values, scale.unsqueeze(1)).round_().clamp_(-LEVELS, LEVELS))
 
 
-def decode(levels: torch.Tensor, scale: torch.Tensor, *, dtype: torch.dtype | None = None) -> torch.Tensor:
+def dequantize(levels: torch.Tensor, scale: torch.Tensor, *, dtype: torch.dtype | None = None) -> torch.Tensor:
     """``levels`` int8 [..., out, in] times ``scale`` float32 [..., out]: ``dtype`` (float32 by default) [..., out, in].
 
-    Raises ValueError where the shapes or types do not belong together.
+    Raises ValueError for shapes or dtypes that do not match.
     """
     import torch
 

@@ -1,7 +1,7 @@
-"""The one table of block formats: name, GGML type id, values and bytes per block; knows nothing of how blocks are coded.
+"""The table of block formats: name, GGML type id, values and bytes per block.
 
-Sizes are those of the GGUF specification (ggml's block structs). ``native`` formats are encoded and decoded by this
-package; the rest are listed so that a file that uses them can be described and refused by name.
+Sizes are those of the GGUF specification (ggml's block structs). This package implements the ``native`` formats; the rest
+are listed so that a file that uses them can be described, or refused by name.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class Format:
         return self.block_bytes * 8 / self.block
 
     def row_bytes(self, n: int) -> int:
-        """Bytes of a row of ``n`` values; ValueError when ``n`` is no multiple of the block length."""
+        """Bytes of a row of ``n`` values; ValueError when ``n`` is not a multiple of the block length."""
         if n % self.block:
-            raise ValueError(f"a row of {n} values is no multiple of {self.name}'s block of {self.block}")
+            raise ValueError(f"a row of {n} values is not a multiple of {self.name}'s block of {self.block}")
         return n // self.block * self.block_bytes
 
 
@@ -70,25 +70,37 @@ _TABLE = [
     Format("mxfp4", 39, 32, 17, native=False),
 ]
 
+#: The formats that this package quantizes to and from, by family. "i8" (ExpertsInt8) has a module of its own.
+FLOATS = ("f32", "f16", "bf16")
+LEGACY = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
+IQ4 = ("iq4_nl", "iq4_xs")
+K_QUANTS = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
+
 FORMATS: dict[str, Format] = {f.name: f for f in _TABLE}
 BY_GGML_TYPE: dict[int, Format] = {f.ggml_type: f for f in _TABLE}
 
 
 def get_format(name: str) -> Format:
-    """The format called ``name`` (any case); ValueError naming the known ones otherwise."""
+    """The format called ``name`` (any case); ValueError, listing the known ones, for another name."""
     try:
         return FORMATS[name.lower()]
     except KeyError:
         raise ValueError(f"unknown format {name!r}; known: {', '.join(f.name for f in _TABLE if f.native)}") from None
 
 
+def float_format(dtype: torch.dtype) -> Format | None:
+    """The format of a tensor of float32, float16 or bfloat16; None for another dtype."""
+    name = {"torch.float32": "f32", "torch.float16": "f16", "torch.bfloat16": "bf16"}.get(str(dtype))
+    return None if name is None else FORMATS[name]
+
+
 @dataclass(frozen=True)
 class QTensor:
-    """A weight as it lies in the file: a flat uint8 view of its blocks, their format and the logical shape.
+    """A weight as a file holds it: a flat uint8 view of its blocks, their format and the logical shape.
 
-    ``data`` is uint8 [nbytes], contiguous, on any device, never copied on load on CPU. ``shape`` is in torch order: the last
-    dimension is the row that blocks run along, e.g. [out, in] or [experts, out, in]. ``scale`` is only set for
-    ExpertsInt8: f32 [experts, out], one factor a row, with ``format`` "i8".
+    ``data`` is uint8 [nbytes], contiguous, on any device; on the CPU it is the mapped file, not a copy. ``shape`` is in
+    torch order: the last dimension is the row that blocks run along, e.g. [out, in] or [experts, out, in]. ``scale`` is
+    set for ExpertsInt8 alone (``format`` "i8"): float32 [experts, out], one factor per row.
     """
 
     data: torch.Tensor

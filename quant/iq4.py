@@ -1,7 +1,7 @@
-"""IQ4_NL and IQ4_XS in torch, the reference and the CUDA path; knows nothing of models, files or the C++ code.
+"""IQ4_NL and IQ4_XS in torch: the reference, and what runs on CUDA.
 
-Four-bit levels on a fixed non-linear grid: blocks of 32 with one factor, or super-blocks of 256 with a six-bit factor for
-each 32. Byte for byte ggml's search; inside, blocks are columns as in quant.legacy.
+Four-bit levels on a fixed non-linear grid: blocks of 32 with one scale, or super-blocks of 256 with a six-bit scale for
+each 32. The bytes are those of ggml's search. As in quant.legacy, blocks are columns.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from quant.legacy import (
 
 SUPER = 256
 GRID = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
-TRIES = 7  # to either side
+TRIES = 7  # scales tried above and below the first one
 
 
 def _nearest_level(x: Tensor) -> Tensor:
-    """int64 index of the nearest grid value, the upper one of a tie; NaN gives the highest."""
+    """int64 index of the nearest grid value, ties upwards; NaN gives the highest."""
     boundaries = torch.tensor([(a + b) / 2 for a, b in pairwise(GRID)], device=x.device)
     return torch.bucketize(torch.where(torch.isnan(x), torch.inf, x), boundaries, right=True)
 
 
 def _fit_grid(x: Tensor, w: Tensor) -> Tensor:
-    """[32, blocks] values and weights -> the factor that explains most weight, 0 where all values are negligible."""
+    """Scale [blocks] of values ``x`` and weights ``w`` [32, blocks] with the least weighted error; 0 for negligible blocks."""
     grid = torch.tensor(GRID, dtype=torch.float32, device=x.device)
     peak, most = largest(x)
 
@@ -61,14 +61,14 @@ def _fit_grid(x: Tensor, w: Tensor) -> Tensor:
 
 
 def _weights(x: Tensor, importance: Tensor | None) -> Tensor:
-    """[length, blocks] of a whole (super-)block: with importance, spread is twice the block's mean square."""
+    """Search weights [length, blocks] of whole (super-)blocks; with importance, the spread is twice the mean square."""
     squares = x * x
     if importance is None:
         return squares
     return weigh(x, importance, ordered_sum(squares) * (2.0 / len(x)))
 
 
-def encode_iq4_nl(rows: Tensor, weights: Tensor | None) -> Tensor:
+def quantize_iq4_nl(rows: Tensor, weights: Tensor | None) -> Tensor:
     """float32 [rows, n], importance [n] or None -> uint8 [rows, row bytes]."""
     x = to_columns(rows, BLOCK)
     importance = None if weights is None else importance_columns(weights, rows.shape[0], BLOCK)
@@ -77,7 +77,7 @@ def encode_iq4_nl(rows: Tensor, weights: Tensor | None) -> Tensor:
     return to_rows(torch.cat([half_bytes(scale), pack_nibbles(levels)]), rows.shape[0])
 
 
-def encode_iq4_xs(rows: Tensor, weights: Tensor | None) -> Tensor:
+def quantize_iq4_xs(rows: Tensor, weights: Tensor | None) -> Tensor:
     """float32 [rows, n], importance [n] or None -> uint8 [rows, row bytes]."""
     x = to_columns(rows, SUPER)
     importance = None if weights is None else importance_columns(weights, rows.shape[0], SUPER)
@@ -97,7 +97,10 @@ def encode_iq4_xs(rows: Tensor, weights: Tensor | None) -> Tensor:
     return to_rows(torch.cat([half_bytes(d), torch.stack(high_bytes), low_bytes, packed]), rows.shape[0])
 
 
-ENCODERS: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {"iq4_nl": encode_iq4_nl, "iq4_xs": encode_iq4_xs}
+QUANTIZERS: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
+    "iq4_nl": quantize_iq4_nl,
+    "iq4_xs": quantize_iq4_xs,
+}
 
 
 def _grid_values(packed: Tensor) -> Tensor:
@@ -106,11 +109,11 @@ def _grid_values(packed: Tensor) -> Tensor:
     return grid[unpack_nibbles(packed).to(torch.int64)]
 
 
-def _decode_iq4_nl(b: Tensor) -> Tensor:
+def _dequantize_iq4_nl(b: Tensor) -> Tensor:
     return _grid_values(b[:, 2:]) * half_at(b, 0)
 
 
-def _decode_iq4_xs(b: Tensor) -> Tensor:
+def _dequantize_iq4_xs(b: Tensor) -> Tensor:
     pairs = torch.arange(0, 8, 2, dtype=torch.uint8, device=b.device)
     high = (b[:, 2:4].unsqueeze(-1) >> pairs & 3).reshape(-1, 8)
     low = torch.stack([b[:, 4:8] & 15, b[:, 4:8] >> 4], dim=-1).reshape(-1, 8)
@@ -118,7 +121,7 @@ def _decode_iq4_xs(b: Tensor) -> Tensor:
     return (_grid_values(b[:, 8:].reshape(-1, 16)).view(-1, 8, BLOCK) * scale.unsqueeze(-1)).view(-1, SUPER)
 
 
-DECODERS: dict[str, Callable[[Tensor], Tensor]] = {
-    "iq4_nl": by_blocks(_decode_iq4_nl, 18),
-    "iq4_xs": by_blocks(_decode_iq4_xs, 136),
+DEQUANTIZERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "iq4_nl": by_blocks(_dequantize_iq4_nl, 18),
+    "iq4_xs": by_blocks(_dequantize_iq4_xs, 136),
 }

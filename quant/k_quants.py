@@ -1,8 +1,8 @@
-"""Q2_K Q3_K Q4_K Q5_K Q6_K in torch, the reference and the CUDA path; knows nothing of models, files or the C++ code.
+"""Q2_K Q3_K Q4_K Q5_K Q6_K in torch: the reference, and what runs on CUDA.
 
-Super-blocks of 256 values as ggml lays them out, byte for byte those of its x86-64 quantizers: without weights
-``quantize_row_*_ref``, with weights ``quantize_row_*_impl``. Inside, a batch of super-blocks is position-major: values
-[256, blocks], levels int32 [256, blocks], bytes int32 [bytes, blocks].
+Super-blocks of 256 values as ggml lays them out, with the bytes of its x86-64 quantizers: ``quantize_row_*_ref`` without an
+imatrix, ``quantize_row_*_impl`` with one. The functions work on super-blocks as columns: values [256, blocks], levels int32
+[256, blocks], bytes int32 [bytes, blocks].
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .formats import get_format
-from .k_search import (
+from quant.formats import get_format
+from quant.k_search import (
     NEGLIGIBLE,
     divide,
     fit_affine,
@@ -25,14 +25,15 @@ from .k_search import (
     ordered_sum,
     square_root,
 )
+from quant.legacy import half_at, weigh
 
 SUPER = 256
 
 
-def encode_k(x: Tensor, fmt: str, imatrix: Tensor | None = None) -> Tensor:
+def quantize_k(x: Tensor, fmt: str, imatrix: Tensor | None = None) -> Tensor:
     """Blocks of float32 ``x`` [rows, n] in K-quant ``fmt``: uint8 [rows, bytes per row], on ``x``'s device.
 
-    ``imatrix`` is float32 [n], the importance of each column, not negative. ValueError when n is no multiple of 256.
+    ``imatrix`` is float32 [n], the importance of each column, not negative. ValueError when n is not a multiple of 256.
     """
     form = get_format(fmt)
     rows, n = x.shape
@@ -46,36 +47,36 @@ def encode_k(x: Tensor, fmt: str, imatrix: Tensor | None = None) -> Tensor:
         importance = None
         if weights is not None:
             importance = weights.expand(len(part), per_row, SUPER).reshape(-1, SUPER).T.contiguous()
-        coded = _ENCODERS[form.name](values, importance)
-        out[first : first + step] = coded.T.to(torch.uint8).reshape(len(part), -1)
+        blocks = _QUANTIZERS[form.name](values, importance)
+        out[first : first + step] = blocks.T.to(torch.uint8).reshape(len(part), -1)
     return out
 
 
-def decode_k(blocks: Tensor, fmt: str) -> Tensor:
-    """float32 [rows, n] of uint8 ``blocks`` [rows, bytes per row] in K-quant ``fmt``; ValueError for a broken row."""
+def dequantize_k(blocks: Tensor, fmt: str) -> Tensor:
+    """float32 [rows, n] of uint8 ``blocks`` [rows, bytes per row] in K-quant ``fmt``; ValueError for an incomplete block."""
     form = get_format(fmt)
     rows, row_bytes = blocks.shape
     if row_bytes % form.block_bytes:
-        raise ValueError(f"a row of {row_bytes} bytes is no multiple of {form.name}'s block of {form.block_bytes}")
+        raise ValueError(f"a row of {row_bytes} bytes is not a multiple of {form.name}'s block of {form.block_bytes}")
     per_row = row_bytes // form.block_bytes
     out = torch.empty(rows, per_row * SUPER, dtype=torch.float32, device=blocks.device)
     step = _rows_at_once(blocks, per_row)
     for first in range(0, rows, step):
         part = blocks[first : first + step].reshape(-1, form.block_bytes)
-        out[first : first + step] = _DECODERS[form.name](part).reshape(-1, per_row * SUPER)
+        out[first : first + step] = _DEQUANTIZERS[form.name](part).reshape(-1, per_row * SUPER)
     return out
 
 
 def _rows_at_once(tensor: Tensor, per_row: int) -> int:
-    """Rows whose temporaries stay near the caches of a CPU, or within a few hundred MB on a GPU."""
+    """So many rows that the temporaries stay in a CPU's caches, or within a few hundred MB on a GPU."""
     return max(1, (2048 if tensor.device.type == "cpu" else 65536) // max(1, per_row))
 
 
-# ---- shared by the encoders ----
+# ---- shared by the formats ----
 
 
 def _split(x: Tensor, length: int) -> Tensor:
-    """[256, blocks] -> [length, sub-blocks * blocks]: every sub-block a column, those of one index side by side."""
+    """[256, blocks] -> [length, sub-blocks * blocks]: each sub-block a column, ordered by sub-block, then by block."""
     return x.view(SUPER // length, length, -1).transpose(0, 1).reshape(length, -1)
 
 
@@ -85,7 +86,7 @@ def _join(x: Tensor, blocks: int) -> Tensor:
 
 
 def _half_bits(x: Tensor) -> Tensor:
-    """int32 bits of ``x`` rounded to float16; a NaN gets the bits that x86's arithmetic leaves."""
+    """int32 bits of ``x`` rounded to float16; NaN gets the bits that x86 arithmetic makes."""
     bits = x.to(torch.float16).view(torch.int16).to(torch.int32) & 0xFFFF
     return torch.where(torch.isnan(x), 0xFE00, bits)
 
@@ -100,14 +101,10 @@ def _half_bytes(*halves: Tensor) -> Tensor:
 
 
 def _round_levels(x: Tensor, d: Tensor, offset: Tensor | None, low: int, high: int, searched: Tensor) -> Tensor:
-    """Levels of [length, sub-blocks * blocks] for the rounded scale ``d``; the search's where ``d`` is zero."""
+    """Levels [length, sub-blocks * blocks] for the rounded scale ``d``; where that is zero, the ``searched`` levels."""
     d = d.reshape(-1)
     moved = x if offset is None else x + offset.reshape(-1)
     return torch.where(d == 0, searched, nearest_int(divide(moved, d)).clamp_(low, high) - low)
-
-
-def _importance_weights(x: Tensor, importance: Tensor, spread: Tensor) -> Tensor:
-    return importance * square_root(spread + x * x)
 
 
 def _pack_two_bits(levels: Tensor) -> Tensor:
@@ -121,7 +118,7 @@ def _pack_four_bits(levels: Tensor) -> Tensor:
 
 
 def _pack_bit(levels: Tensor, bit: int) -> Tensor:
-    """Bit ``bit`` of the levels: byte l has those of levels l, l + 32, ..., l + 224."""
+    """Bytes [32, blocks] of bit ``bit`` of the levels: byte l has those of levels l, l + 32, ..., l + 224."""
     q = (levels >> bit & 1).view(8, 32, -1)
     shifts = torch.arange(8, dtype=torch.int32, device=levels.device).view(8, 1, 1)
     return (q << shifts).sum(0, dtype=torch.int32)
@@ -131,7 +128,7 @@ def _pack_bit(levels: Tensor, bit: int) -> Tensor:
 
 
 def _pack_six_bits(scale: Tensor, offset: Tensor) -> Tensor:
-    """[8, blocks] each -> the twelve bytes; values over 63 spill as they do in ggml."""
+    """Scales and offsets [8, blocks] -> [12, blocks]; values over 63 spill into other bits, as in ggml."""
     head = (scale[:4] | scale[4:] >> 4 << 6) & 255
     middle = (offset[:4] | offset[4:] >> 4 << 6) & 255
     return torch.cat([head, middle, (scale[4:] & 15) | (offset[4:] & 15) << 4])
@@ -157,12 +154,12 @@ def _levels_of_32(x: Tensor, importance: Tensor | None, top: int) -> tuple[Tenso
         d, dmin = _half_bits(divide(top_scale, 63.0)), _half_bits(divide(top_offset, 63.0))
     else:
         spread = divide(2 * ordered_sum(x * x), float(SUPER))
-        w = _split(_importance_weights(x, importance, spread), 32)
+        w = _split(weigh(x, importance, spread), 32)
         fit = fit_affine(values, w, top, -0.9, 0.05, 36, absolute=False)
         weight = ordered_sum(w).view(8, blocks)
         factor, scale_level = fit_scales(fit.scale.view(8, blocks), weight, 63)
         offset_factor, offset_level = fit_scales(fit.offset.view(8, blocks), weight, 63)
-        if top == 31:  # ggml bounds the bytes again in Q5_K only
+        if top == 31:  # ggml clamps the bytes again in Q5_K alone
             scale_level, offset_level = scale_level.clamp(max=63), offset_level.clamp(max=63)
         d, dmin = _half_bits(factor), _half_bits(offset_factor)
     packed = _pack_six_bits(scale_level, offset_level)
@@ -174,7 +171,7 @@ def _levels_of_32(x: Tensor, importance: Tensor | None, top: int) -> tuple[Tenso
 
 
 def _highest(x: Tensor) -> Tensor:
-    """The highest value over the first dimension, at least zero; NaNs never win."""
+    """The highest value over the first dimension, at least zero, ignoring NaNs."""
     top = torch.zeros_like(x[0])
     for row in x:
         top = torch.where(row > top, row, top)
@@ -186,12 +183,12 @@ def _bounded_levels(x: Tensor, top: Tensor) -> Tensor:
     return (nearest_int(per * x) & 255).clamp_(max=63)
 
 
-def _encode_q4_k(x: Tensor, importance: Tensor | None) -> Tensor:
+def _quantize_q4_k(x: Tensor, importance: Tensor | None) -> Tensor:
     levels, head = _levels_of_32(x, importance, 15)
     return torch.cat([head, _pack_four_bits(levels)])
 
 
-def _encode_q5_k(x: Tensor, importance: Tensor | None) -> Tensor:
+def _quantize_q5_k(x: Tensor, importance: Tensor | None) -> Tensor:
     levels, head = _levels_of_32(x, importance, 31)
     return torch.cat([head, _pack_bit(levels, 4), _pack_four_bits(levels)])
 
@@ -199,7 +196,7 @@ def _encode_q5_k(x: Tensor, importance: Tensor | None) -> Tensor:
 # ---- Q2_K: sixteen sub-blocks of 16, four-bit scales and offsets ----
 
 
-def _encode_q2_k(x: Tensor, importance: Tensor | None) -> Tensor:
+def _quantize_q2_k(x: Tensor, importance: Tensor | None) -> Tensor:
     blocks = x.shape[1]
     values = _split(x, 16)
     if importance is None:
@@ -213,7 +210,7 @@ def _encode_q2_k(x: Tensor, importance: Tensor | None) -> Tensor:
         dmin = _half_bits(torch.where(shifted, divide(top_offset, 15.0), 0.0))
     else:
         spread = divide(ordered_sum(x * x), float(SUPER))
-        w = _split(_importance_weights(x, importance, spread), 16)
+        w = _split(weigh(x, importance, spread), 16)
         fit = fit_affine(values, w, 3, -0.9, 0.05, 36, absolute=False)
         weight = ordered_sum(w).view(16, blocks)
         factor, scale_level = fit_scales(fit.scale.view(16, blocks), weight, 15)
@@ -229,7 +226,7 @@ def _encode_q2_k(x: Tensor, importance: Tensor | None) -> Tensor:
 # ---- Q3_K: sixteen sub-blocks of 16, six-bit signed scales ----
 
 
-def _encode_q3_k(x: Tensor, importance: Tensor | None) -> Tensor:
+def _quantize_q3_k(x: Tensor, importance: Tensor | None) -> Tensor:
     blocks = x.shape[1]
     values = _split(x, 16)
     if importance is None:
@@ -242,7 +239,7 @@ def _encode_q3_k(x: Tensor, importance: Tensor | None) -> Tensor:
         d = _half_bits(torch.where(peak == 0, 0.0, divide(1.0, step)))
     else:
         spread = divide(2 * ordered_sum(x * x), float(SUPER))
-        w = _split(_importance_weights(x, importance, spread), 16)
+        w = _split(weigh(x, importance, spread), 16)
         fit = fit_symmetric(values, w, 4)
         searched = fit.levels(values, 4)
         scale = fit.scale.view(16, blocks)
@@ -260,13 +257,13 @@ def _encode_q3_k(x: Tensor, importance: Tensor | None) -> Tensor:
 # ---- Q6_K: sixteen sub-blocks of 16, eight-bit signed scales ----
 
 
-def _encode_q6_k(x: Tensor, importance: Tensor | None) -> Tensor:
+def _quantize_q6_k(x: Tensor, importance: Tensor | None) -> Tensor:
     blocks = x.shape[1]
     values = _split(x, 16)
     fit = fit_symmetric(values, values * values if importance is None else _split(importance, 16), 32)
     scale = fit.scale.view(16, blocks)
     peak, most = largest(scale)
-    empty = most < NEGLIGIBLE  # such a block is all zero bytes
+    empty = most < NEGLIGIBLE  # ggml writes zero bytes for such a block
     step = divide(-128.0, peak)
     d = torch.where(empty, 0, _half_bits(divide(1.0, step)))
     scale_byte = nearest_int(step * scale).clamp_(max=127) << 24 >> 24
@@ -279,24 +276,20 @@ def _encode_q6_k(x: Tensor, importance: Tensor | None) -> Tensor:
     return torch.cat([low, high, scale_byte & 255, _half_bytes(d)])
 
 
-_ENCODERS: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
-    "q2_k": _encode_q2_k,
-    "q3_k": _encode_q3_k,
-    "q4_k": _encode_q4_k,
-    "q5_k": _encode_q5_k,
-    "q6_k": _encode_q6_k,
+_QUANTIZERS: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
+    "q2_k": _quantize_q2_k,
+    "q3_k": _quantize_q3_k,
+    "q4_k": _quantize_q4_k,
+    "q5_k": _quantize_q5_k,
+    "q6_k": _quantize_q6_k,
 }
 
 
-# ---- decoding: uint8 [blocks, bytes] -> float32 [blocks, sub-blocks, length] ----
-
-
-def _half_at(b: Tensor, at: int) -> Tensor:
-    return b[:, at : at + 2].contiguous().view(torch.float16).to(torch.float32)
+# ---- dequantizers: uint8 [blocks, bytes] -> float32 [blocks, sub-blocks, length] ----
 
 
 def _shifted(b: Tensor, *shifts: int) -> Tensor:
-    """[..., k] -> [..., len(shifts), k]: the bytes shifted right by each."""
+    """[..., k] -> [..., len(shifts), k]: the bytes shifted right by each of ``shifts``."""
     return b.unsqueeze(-2) >> torch.tensor(shifts, dtype=torch.uint8, device=b.device).unsqueeze(-1)
 
 
@@ -314,43 +307,43 @@ def _two_bits(b: Tensor) -> Tensor:
     return (_shifted(b.view(-1, 2, 32), 0, 2, 4, 6) & 3).view(-1, 16, 16)
 
 
-def _decode_q2_k(b: Tensor) -> Tensor:
+def _dequantize_q2_k(b: Tensor) -> Tensor:
     scales = b[:, :16]
-    return _affine(_half_at(b, 80), scales & 15, _half_at(b, 82), scales >> 4, _two_bits(b[:, 16:80].contiguous()))
+    return _affine(half_at(b, 80), scales & 15, half_at(b, 82), scales >> 4, _two_bits(b[:, 16:80].contiguous()))
 
 
-def _decode_q3_k(b: Tensor) -> Tensor:
+def _dequantize_q3_k(b: Tensor) -> Tensor:
     low = _shifted(b[:, 96:104], 0, 4).reshape(-1, 16) & 15
     high = _shifted(b[:, 104:108], 0, 2, 4, 6).reshape(-1, 16) & 3
     scale = (low | high << 4).to(torch.int8) - 32
     top = (_shifted(b[:, :32], *range(8)) & 1).reshape(-1, 16, 16)
-    return _symmetric(_half_at(b, 108), scale, (_two_bits(b[:, 32:96].contiguous()) | top << 2).to(torch.int8) - 4)
+    return _symmetric(half_at(b, 108), scale, (_two_bits(b[:, 32:96].contiguous()) | top << 2).to(torch.int8) - 4)
 
 
-def _decode_q4_k(b: Tensor) -> Tensor:
+def _dequantize_q4_k(b: Tensor) -> Tensor:
     scale, offset = _unpack_six_bits(b[:, 4:16].T)
     q = (_shifted(b[:, 16:].reshape(-1, 4, 32), 0, 4) & 15).view(-1, 8, 32)
-    return _affine(_half_at(b, 0), scale.T, _half_at(b, 2), offset.T, q)
+    return _affine(half_at(b, 0), scale.T, half_at(b, 2), offset.T, q)
 
 
-def _decode_q5_k(b: Tensor) -> Tensor:
+def _dequantize_q5_k(b: Tensor) -> Tensor:
     scale, offset = _unpack_six_bits(b[:, 4:16].T)
     low = (_shifted(b[:, 48:].reshape(-1, 4, 32), 0, 4) & 15).view(-1, 8, 32)
     high = _shifted(b[:, 16:48], *range(8)) & 1
-    return _affine(_half_at(b, 0), scale.T, _half_at(b, 2), offset.T, low | high << 4)
+    return _affine(half_at(b, 0), scale.T, half_at(b, 2), offset.T, low | high << 4)
 
 
-def _decode_q6_k(b: Tensor) -> Tensor:
+def _dequantize_q6_k(b: Tensor) -> Tensor:
     low = (_shifted(b[:, :128].reshape(-1, 2, 64), 0, 4) & 15).view(-1, 2, 4, 32)
     high = _shifted(b[:, 128:192].reshape(-1, 2, 32), 0, 2, 4, 6) & 3
     q = ((low | high << 4).to(torch.int8) - 32).view(-1, 16, 16)
-    return _symmetric(_half_at(b, 208), b[:, 192:208].contiguous().view(torch.int8), q)
+    return _symmetric(half_at(b, 208), b[:, 192:208].contiguous().view(torch.int8), q)
 
 
-_DECODERS: dict[str, Callable[[Tensor], Tensor]] = {
-    "q2_k": _decode_q2_k,
-    "q3_k": _decode_q3_k,
-    "q4_k": _decode_q4_k,
-    "q5_k": _decode_q5_k,
-    "q6_k": _decode_q6_k,
+_DEQUANTIZERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "q2_k": _dequantize_q2_k,
+    "q3_k": _dequantize_q3_k,
+    "q4_k": _dequantize_q4_k,
+    "q5_k": _dequantize_q5_k,
+    "q6_k": _dequantize_q6_k,
 }

@@ -1,8 +1,7 @@
-"""ggml's searches for the scales of K-quant sub-blocks, in torch on any device; knows nothing of block layouts.
+"""ggml's searches for the scales of sub-blocks, in torch on any device; the reference of ``native/kq_search.h``.
 
-The reference of ``native/kq_search.h``: every block is a column, and each step is the float32 operation, in the order, of
-ggml's scalar code, so the results are its bits. What that code skips for a block is computed and dropped. All tensors
-are position-major: ``x[i]`` is value i of every block.
+Each block is a column (``x[i]`` is value i of every block), and each step is the float32 operation of ggml's scalar code, in
+its order, so that the results are the same bits. Where that code skips a block, its result is computed and dropped.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-NEGLIGIBLE = 1e-15  # ggml takes a block below this for zero
+NEGLIGIBLE = 1e-15  # ggml treats a block whose values are all below this as zero
 
 _ROUNDER = 12582912.0  # 1.5 * 2**23: adding it leaves a value rounded to an integer in the low bits
 
@@ -25,7 +24,7 @@ def nearest_int(x: Tensor) -> Tensor:
 
 
 def divide(a: Tensor | float, b: Tensor | float) -> Tensor:
-    """``a / b`` rounded once: torch itself multiplies by a reciprocal where one side is a number."""
+    """``a / b``, rounded once: with a plain number, torch would multiply by a reciprocal."""
     if not isinstance(a, Tensor):
         assert isinstance(b, Tensor)
         return torch.div(torch.full_like(b, a), b)
@@ -33,7 +32,7 @@ def divide(a: Tensor | float, b: Tensor | float) -> Tensor:
 
 
 def square_root(x: Tensor) -> Tensor:
-    """sqrt of float32 ``x``, correctly rounded: torch's own may be off in the last place (vector maths libraries)."""
+    """sqrt of float32 ``x``, correctly rounded: torch's own may differ in the last bit (vector maths libraries)."""
     return torch.sqrt(x.to(torch.float64)).to(torch.float32)
 
 
@@ -46,7 +45,7 @@ def ordered_sum(terms: Tensor) -> Tensor:
 
 
 class AffineFit(NamedTuple):
-    """x ~ scale * level - offset, a value per block, and the parameters that the levels come from."""
+    """x ~ scale * level - offset, one of each per block; ``step`` and ``base`` give the levels."""
 
     scale: Tensor
     offset: Tensor
@@ -59,10 +58,10 @@ class AffineFit(NamedTuple):
 
 
 def fit_affine(x: Tensor, w: Tensor, top: int, first: float, delta: float, tries: int, absolute: bool) -> AffineFit:
-    """Scale and offset of each block by the least weighted error over ``tries + 1`` steps and the plain one.
+    """Scale and offset of each block with the least weighted error, over ``tries + 1`` steps and the plain one.
 
-    ``x`` and ``w`` (weights) are [N, blocks]. Step k is (first + delta * k + top) / range. ggml moves the base of later
-    tries to that of the best line so far; so does this. ``absolute`` weighs |error| instead of its square.
+    ``x`` and ``w`` (weights) are [N, blocks]. Step k is (first + delta * k + top) / range. As in ggml, later steps start from
+    the base of the best line so far. ``absolute`` weighs |error| instead of its square.
     """
 
     def error_of(scale: Tensor, base: Tensor, levels: Tensor) -> Tensor:
@@ -109,7 +108,7 @@ def fit_affine(x: Tensor, w: Tensor, top: int, first: float, delta: float, tries
 
 
 class SymmetricFit(NamedTuple):
-    """x ~ scale * (level - top), a value per block, and the parameters that the levels come from."""
+    """x ~ scale * (level - top), one per block; ``step`` and ``alive`` give the levels."""
 
     scale: Tensor
     step: Tensor
@@ -131,7 +130,7 @@ def largest(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fit_symmetric(x: Tensor, w: Tensor, top: int) -> SymmetricFit:
-    """Scale of each block [N, blocks] that explains most weight, over 19 steps around -top / largest value."""
+    """Scale of each block [N, blocks] with the least weighted error, over 19 steps around -top / largest value."""
     peak, most = largest(x)
     wx = w * x
 
@@ -158,10 +157,10 @@ def fit_symmetric(x: Tensor, w: Tensor, top: int) -> SymmetricFit:
 
 
 def fit_descent(x: Tensor, top: int) -> tuple[Tensor, Tensor]:
-    """Scale [blocks] and int32 levels of ``x`` [N, blocks] by moving single levels while that explains more.
+    """Scale [blocks] and int32 levels of ``x`` [N, blocks], found by changing one level at a time while the error falls.
 
-    Q3_K's search without weights: each value weighs its square; five rounds at most. Levels are 0..2 * ``top`` - 1, or 0
-    where the whole block is negligible.
+    Q3_K's search without an imatrix: each value is weighted by its square, five rounds at most. Levels are
+    0..2 * ``top`` - 1, or 0 where the whole block is negligible.
     """
     peak, most = largest(x)
     alive = ~(most < NEGLIGIBLE)
@@ -189,9 +188,9 @@ def fit_descent(x: Tensor, top: int) -> tuple[Tensor, Tensor]:
 
 
 def fit_scales(x: Tensor, w: Tensor, top: int) -> tuple[Tensor, Tensor]:
-    """Factor [blocks] and int32 levels [COUNT, blocks] of a super-block's scales (or offsets) ``x``, by weight ``w``.
+    """Scale [blocks] and int32 levels [COUNT, blocks] of a super-block's scales (or offsets) ``x``, weighted by ``w``.
 
-    Levels are those of ggml's bytes: at most ``top``, but a negative one wraps to 256 minus itself.
+    Levels are the bytes that ggml stores: at most ``top``, and a negative level -k as 256 - k.
     """
     most = torch.zeros_like(x[0])
     for row in x:

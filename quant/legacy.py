@@ -1,7 +1,7 @@
-"""F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 in torch, the reference and the CUDA path; knows nothing of models or the C++ code.
+"""F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 in torch: the reference, and what runs on CUDA.
 
-Blocks of 32 as ggml lays them out, byte for byte those of its x86-64 quantizers. Inside, blocks are columns: values
-[32, blocks], levels int32 [32, blocks], bytes int32 [bytes, blocks]. With weights, Q4 and Q5 search as K-quants do.
+Blocks of 32 as ggml lays them out, with the bytes of its x86-64 quantizers. The functions work on blocks as columns: values
+[32, blocks], levels int32 [32, blocks], bytes int32 [bytes, blocks]. With an imatrix, Q4 and Q5 search as K-quants do.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ BLOCK = 32
 BELOW_HALF = 0.49999997  # the float32 just under a half
 
 
-# ---- shared with iq4 ----
+# ---- shared with iq4 and k_quants ----
 
 
 def to_columns(x: Tensor, length: int) -> Tensor:
@@ -36,7 +36,7 @@ def to_rows(coded: Tensor, rows: int) -> Tensor:
 
 
 def half_bytes(*values: Tensor) -> Tensor:
-    """The bytes of float32 ``values`` [blocks] as float16; a NaN is the one that x86's arithmetic makes."""
+    """float32 ``values`` [blocks] as the bytes of float16; NaN becomes the one that x86 arithmetic makes."""
     out = []
     for value in values:
         bits = value.to(torch.float16).view(torch.int16).to(torch.int32) & 0xFFFF
@@ -56,7 +56,7 @@ def pack_nibbles(levels: Tensor) -> Tensor:
 
 
 def unpack_nibbles(packed: Tensor) -> Tensor:
-    """uint8 [blocks, 16] -> uint8 [blocks, 32], the inverse."""
+    """uint8 [blocks, 16] -> uint8 [blocks, 32], the inverse of ``pack_nibbles``."""
     return torch.cat([packed & 15, packed >> 4], dim=1)
 
 
@@ -66,15 +66,15 @@ def reciprocal_or_zero(d: Tensor) -> Tensor:
 
 
 def _truncate(x: Tensor) -> Tensor:
-    """int32 toward zero; where the value does not fit, INT_MIN, as x86 converts."""
+    """int32, rounded toward zero; INT_MIN where the value does not fit, as on x86."""
     fits = x.abs() < 2147483648.0
     return torch.where(fits, torch.where(fits, x, 0.0).to(torch.int32), -2147483648)
 
 
-# ---- without weights ----
+# ---- without an imatrix ----
 
 
-def _encode_q8_0(x: Tensor) -> Tensor:
+def _q8_0_bytes(x: Tensor) -> Tensor:
     d = divide(x.abs().amax(0), 127.0)
     scaled = x * reciprocal_or_zero(d)
     nudge = torch.copysign(torch.full_like(x, BELOW_HALF), scaled)
@@ -82,7 +82,7 @@ def _encode_q8_0(x: Tensor) -> Tensor:
 
 
 def _symmetric_levels(x: Tensor, top: int) -> tuple[Tensor, Tensor]:
-    """Factor [blocks] and levels 0..2 * ``top`` - 1; the value of largest magnitude becomes level 0."""
+    """Scale [blocks] and levels 0..2 * ``top`` - 1; the value of largest magnitude becomes level 0."""
     peak, _ = largest(x)
     d = divide(peak, float(-top))
     byte = _truncate(x * reciprocal_or_zero(d) + (top + 0.5)) << 24 >> 24
@@ -90,9 +90,9 @@ def _symmetric_levels(x: Tensor, top: int) -> tuple[Tensor, Tensor]:
 
 
 def _affine_levels(x: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Factor and least value [blocks], and levels 0..``top``."""
+    """Scale and least value [blocks], and levels 0..``top``."""
     low, high = x[0], x[0]
-    for row in x[1:]:  # one by one: the first of two zeros decides the sign that is stored
+    for row in x[1:]:  # one at a time: of 0.0 and -0.0 the first one is stored
         low = torch.where(row < low, row, low)
         high = torch.where(high < row, row, high)
     d = divide(high - low, float(top))
@@ -100,11 +100,11 @@ def _affine_levels(x: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor]:
     return d, low, levels.clamp(max=15) if top == 15 else levels  # ggml bounds the four-bit ones only
 
 
-# ---- with weights ----
+# ---- with an imatrix ----
 
 
 def row_mean_square(x: Tensor) -> Tensor:
-    """[rows, n] -> [rows], each summed from left to right."""
+    """[rows, n] -> [rows]; the sums run from left to right, as ggml's do."""
     return divide(ordered_sum((x * x).T), float(x.shape[1]))
 
 
@@ -113,8 +113,8 @@ def weigh(x: Tensor, importance: Tensor, spread: Tensor) -> Tensor:
     return importance * square_root(spread + x * x)
 
 
-def _searched(rows: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Columns of values and of their weights."""
+def _columns_and_weights(rows: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The values [32, blocks] and their weights in the search."""
     spread = row_mean_square(rows).repeat_interleave(rows.shape[1] // BLOCK)
     values = to_columns(rows, BLOCK)
     return values, weigh(values, importance_columns(weights, rows.shape[0], BLOCK), spread)
@@ -123,7 +123,7 @@ def _searched(rows: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 def _symmetric(rows: Tensor, weights: Tensor | None, top: int) -> tuple[Tensor, Tensor]:
     if weights is None:
         return _symmetric_levels(to_columns(rows, BLOCK), top)
-    x, w = _searched(rows, weights)
+    x, w = _columns_and_weights(rows, weights)
     fit = fit_symmetric(x, w, top)
     return fit.scale, fit.levels(x, top)
 
@@ -131,7 +131,7 @@ def _symmetric(rows: Tensor, weights: Tensor | None, top: int) -> tuple[Tensor, 
 def _affine(rows: Tensor, weights: Tensor | None, top: int) -> tuple[Tensor, Tensor, Tensor]:
     if weights is None:
         return _affine_levels(to_columns(rows, BLOCK), top)
-    x, w = _searched(rows, weights)
+    x, w = _columns_and_weights(rows, weights)
     fit = fit_affine(x, w, top, -0.9, 0.05, 36, absolute=False)
     return fit.scale, -fit.offset, fit.levels(x, top)
 
@@ -145,59 +145,59 @@ def _fifth_bits(levels: Tensor) -> Tensor:
 # ---- rows to blocks ----
 
 
-def encode_q8_0(rows: Tensor, weights: Tensor | None) -> Tensor:
-    """ggml has no search here: weights change nothing."""
-    return to_rows(_encode_q8_0(to_columns(rows, BLOCK)), rows.shape[0])
+def quantize_q8_0(rows: Tensor, weights: Tensor | None) -> Tensor:
+    """ggml does not search for Q8_0, so an imatrix changes nothing."""
+    return to_rows(_q8_0_bytes(to_columns(rows, BLOCK)), rows.shape[0])
 
 
-def encode_q4_0(rows: Tensor, weights: Tensor | None) -> Tensor:
+def quantize_q4_0(rows: Tensor, weights: Tensor | None) -> Tensor:
     d, levels = _symmetric(rows, weights, 8)
     return to_rows(torch.cat([half_bytes(d), pack_nibbles(levels)]), rows.shape[0])
 
 
-def encode_q5_0(rows: Tensor, weights: Tensor | None) -> Tensor:
+def quantize_q5_0(rows: Tensor, weights: Tensor | None) -> Tensor:
     d, levels = _symmetric(rows, weights, 16)
     return to_rows(torch.cat([half_bytes(d), _fifth_bits(levels), pack_nibbles(levels)]), rows.shape[0])
 
 
-def encode_q4_1(rows: Tensor, weights: Tensor | None) -> Tensor:
+def quantize_q4_1(rows: Tensor, weights: Tensor | None) -> Tensor:
     d, low, levels = _affine(rows, weights, 15)
     return to_rows(torch.cat([half_bytes(d, low), pack_nibbles(levels)]), rows.shape[0])
 
 
-def encode_q5_1(rows: Tensor, weights: Tensor | None) -> Tensor:
+def quantize_q5_1(rows: Tensor, weights: Tensor | None) -> Tensor:
     d, low, levels = _affine(rows, weights, 31)
     return to_rows(torch.cat([half_bytes(d, low), _fifth_bits(levels), pack_nibbles(levels)]), rows.shape[0])
 
 
-def _encode_plain(dtype: torch.dtype) -> Callable[[Tensor, Tensor | None], Tensor]:
+def _quantize_plain(dtype: torch.dtype) -> Callable[[Tensor, Tensor | None], Tensor]:
     return lambda rows, weights: rows.to(dtype).contiguous().view(torch.uint8)
 
 
-ENCODERS: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
-    "f32": _encode_plain(torch.float32),
-    "f16": _encode_plain(torch.float16),
-    "bf16": _encode_plain(torch.bfloat16),
-    "q8_0": encode_q8_0,
-    "q4_0": encode_q4_0,
-    "q4_1": encode_q4_1,
-    "q5_0": encode_q5_0,
-    "q5_1": encode_q5_1,
+QUANTIZERS: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
+    "f32": _quantize_plain(torch.float32),
+    "f16": _quantize_plain(torch.float16),
+    "bf16": _quantize_plain(torch.bfloat16),
+    "q8_0": quantize_q8_0,
+    "q4_0": quantize_q4_0,
+    "q4_1": quantize_q4_1,
+    "q5_0": quantize_q5_0,
+    "q5_1": quantize_q5_1,
 }
 
 
-# ---- blocks to rows; inside, uint8 [blocks, bytes] -> float32 [blocks, 32] ----
+# ---- blocks to rows; the functions take uint8 [blocks, bytes] and return float32 [blocks, 32] ----
 
 
-def _decode_q8_0(b: Tensor) -> Tensor:
+def _dequantize_q8_0(b: Tensor) -> Tensor:
     return b[:, 2:].contiguous().view(torch.int8).to(torch.float32) * half_at(b, 0)
 
 
-def _decode_q4_0(b: Tensor) -> Tensor:
+def _dequantize_q4_0(b: Tensor) -> Tensor:
     return (unpack_nibbles(b[:, 2:]).to(torch.float32) - 8.0) * half_at(b, 0)
 
 
-def _decode_q4_1(b: Tensor) -> Tensor:
+def _dequantize_q4_1(b: Tensor) -> Tensor:
     return unpack_nibbles(b[:, 4:]).to(torch.float32) * half_at(b, 0) + half_at(b, 2)
 
 
@@ -207,30 +207,30 @@ def _with_fifth_bits(b: Tensor, at: int) -> Tensor:
     return (unpack_nibbles(b[:, at + 4 :]) | high << 4).to(torch.float32)
 
 
-def _decode_q5_0(b: Tensor) -> Tensor:
+def _dequantize_q5_0(b: Tensor) -> Tensor:
     return (_with_fifth_bits(b, 2) - 16.0) * half_at(b, 0)
 
 
-def _decode_q5_1(b: Tensor) -> Tensor:
+def _dequantize_q5_1(b: Tensor) -> Tensor:
     return _with_fifth_bits(b, 4) * half_at(b, 0) + half_at(b, 2)
 
 
-def by_blocks(decode: Callable[[Tensor], Tensor], block_bytes: int) -> Callable[[Tensor], Tensor]:
-    """A decoder of blocks as one of rows: uint8 [rows, row bytes] -> float32 [rows, n]."""
-    return lambda rows: decode(rows.reshape(-1, block_bytes)).reshape(rows.shape[0], -1)
+def by_blocks(dequantize: Callable[[Tensor], Tensor], block_bytes: int) -> Callable[[Tensor], Tensor]:
+    """Make a dequantizer of blocks one of rows: uint8 [rows, row bytes] -> float32 [rows, n]."""
+    return lambda rows: dequantize(rows.reshape(-1, block_bytes)).reshape(rows.shape[0], -1)
 
 
-def _decode_plain(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+def _dequantize_plain(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     return lambda rows: rows.contiguous().view(dtype).to(torch.float32)
 
 
-DECODERS: dict[str, Callable[[Tensor], Tensor]] = {
-    "f32": _decode_plain(torch.float32),
-    "f16": _decode_plain(torch.float16),
-    "bf16": _decode_plain(torch.bfloat16),
-    "q8_0": by_blocks(_decode_q8_0, 34),
-    "q4_0": by_blocks(_decode_q4_0, 18),
-    "q4_1": by_blocks(_decode_q4_1, 20),
-    "q5_0": by_blocks(_decode_q5_0, 22),
-    "q5_1": by_blocks(_decode_q5_1, 24),
+DEQUANTIZERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "f32": _dequantize_plain(torch.float32),
+    "f16": _dequantize_plain(torch.float16),
+    "bf16": _dequantize_plain(torch.bfloat16),
+    "q8_0": by_blocks(_dequantize_q8_0, 34),
+    "q4_0": by_blocks(_dequantize_q4_0, 18),
+    "q4_1": by_blocks(_dequantize_q4_1, 20),
+    "q5_0": by_blocks(_dequantize_q5_0, 22),
+    "q5_1": by_blocks(_dequantize_q5_1, 24),
 }

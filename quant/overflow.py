@@ -1,7 +1,8 @@
-"""Which bytes of a block are floating-point scales, and rows where one overflowed; knows nothing of how blocks are coded.
+"""Finds rows of blocks whose scales overflowed.
 
-A weight too large for a format leaves an infinite half-precision scale behind, and the whole block decodes to infinities
-or NaNs. ggml's encoders write such blocks without a word; its quantizer looks for them afterwards, and so does this.
+A weight too large for a format makes its block's half-precision scale infinite, and the whole block dequantizes to
+infinities or NaNs. ggml's quantizers write such blocks without an error; its file quantizer checks them afterwards with
+``ggml_validate_row_data``, and ``overflowed_row`` makes the same check.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from quant.formats import get_format
 if TYPE_CHECKING:
     import numpy as np
 
-# Byte offsets, within a block, of its half-precision scales (and minima), as the GGUF specification lays blocks out.
+# Byte offsets of the half-precision scales (and minima) in a block, as in ggml's block structs.
 _OFFSETS: dict[str, tuple[int, ...]] = {
     "f16": (0,),
     "q4_0": (0,),
@@ -32,8 +33,10 @@ _OFFSETS: dict[str, tuple[int, ...]] = {
 
 
 def overflowed_row(blocks: np.ndarray, fmt: str) -> int | None:
-    """The first row of ``blocks`` (uint8 [rows, row bytes], C-contiguous) with an infinite or NaN scale; None where all
-    are finite. f32 and bf16 values count as their own scales; formats without scales (i8) have nothing to find.
+    """The first row of ``blocks`` with an infinite or NaN scale, or None.
+
+    ``blocks`` is uint8 [rows, row bytes], C-contiguous, in the format called ``fmt``. A plain float (f32, f16, bf16) is its
+    own scale; a format without scales in its blocks (i8) cannot overflow.
     """
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""``jamba convert``: a Hugging Face checkpoint in, a GGUF file out; knows nothing of how either is made."""
+"""``jamba convert``: converts a Hugging Face checkpoint to a GGUF file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jambacli.units import format_bytes, format_seconds, parse_size
 
 
 class Type(StrEnum):
-    """What the matrices become; the rest is f32."""
+    """The type of the matrices; all other tensors are f32."""
 
     auto = "auto"
     f32 = "f32"
@@ -27,10 +27,11 @@ class Type(StrEnum):
 @o.hushes
 def convert(
     source: Annotated[
-        str, typer.Argument(metavar="SRC", help="A checkpoint directory, or a hub repository as OWNER/NAME.")
+        str, typer.Argument(metavar="SRC", help="An HF checkpoint directory, or a hub repository as OWNER/NAME.")
     ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The .gguf to write; default: NAME-TYPE.gguf, here.")
+        Path | None,
+        typer.Option("--output", "-o", help="The .gguf to write; default: NAME-TYPE.gguf in the current directory."),
     ] = None,
     type: Annotated[
         Type, typer.Option("--type", case_sensitive=False, help="Type of the matrices; auto: the checkpoint's own.")
@@ -42,14 +43,16 @@ def convert(
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace the output if it exists.")] = False,
 ) -> None:
     """Convert a Hugging Face Jamba checkpoint to GGUF."""
-    from jambacli.convert import to_gguf as weights
+    from jambacli.convert import to_gguf
     from jambacli.hub.checkpoints import find_checkpoint
 
     limit = None if split_max_size is None else parse_size(split_max_size, "--split-max-size")
-    weights.check_output(output, limit, force)
+    to_gguf.check_output(output, limit, force)
     folder = find_checkpoint(source)
     start = time.monotonic()
-    done = weights.convert(folder, output, type=type.value, split_max_size=limit, force=force, name=name)
+    done = to_gguf.convert(
+        folder, output, type=type.value, split_max_size=limit, force=force, name=name, progress=ui.progress
+    )
     took = time.monotonic() - start
     where = done.paths[0] if len(done.paths) == 1 else f"{done.paths[0]} and {len(done.paths) - 1} more parts"
     ui.note(

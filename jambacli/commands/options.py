@@ -268,8 +268,11 @@ def load_model(
     with importing():
         from jambacli.api import Jamba
 
-    if name is None:
-        _default_model()
+    from jambacli.hub.converted_cache import converted_gguf
+
+    path = model_path(name)
+    if path.is_dir():  # convert it here, with progress; Jamba.load then finds the result
+        converted_gguf(path, ui.progress)
     memory = card_memory(gpu_memory)
     return Jamba.load(
         name, threads=threads, device=device, gpu_memory=memory, cpu_experts=cpu_experts, cpu_kv=cpu_kv, ctx=ctx,

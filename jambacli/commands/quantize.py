@@ -1,4 +1,4 @@
-"""``jamba quantize``: a GGUF in, a smaller one out, or the plan of it; knows nothing of formats, recipes or bytes."""
+"""``jamba quantize``: writes a smaller GGUF file, or shows what it would hold."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ import typer
 
 from jambacli import ui
 from jambacli.commands import options as o
-from jambacli.errors import JambaError, UsageError
+from jambacli.commands.wording import flag
+from jambacli.errors import JambaError, UsageError, name_options
 from jambacli.kernels import MAX_THREADS
 from jambacli.units import counted, format_bytes, format_seconds, parse_size
 
 if TYPE_CHECKING:
+    from jambacli.quantize.error_stats import ErrorStats
     from jambacli.quantize.quantize_file import Plan, Result
-    from jambacli.quantize.rows import Error
 
 T = TypeVar("T")
 
@@ -27,32 +28,38 @@ T = TypeVar("T")
 @o.hushes
 def quantize(
     source: Annotated[
-        str, typer.Argument(metavar="IN.gguf", help="The model: a file, any part of a split one, or a pulled name.")
+        str,
+        typer.Argument(
+            metavar="IN.gguf", help="The model: a .gguf file (any part of a split one) or the name of a pulled model."
+        ),
     ],
     output: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[OUT.gguf]", help="A file, or the directory for it; default: beside the input, of a name: here."
+            metavar="[OUT.gguf]",
+            help="A file or a directory for it; default: beside the input; for a pulled model the current directory.",
         ),
     ] = None,
     type: Annotated[
         str,
-        typer.Option("--type", help="q4_k_m, q8_0, iq4_xs, experts_int8 ...; an unknown one lists them all."),
+        typer.Option("--type", help="q4_k_m, q8_0, iq4_xs, experts_int8 ...; any other word lists all types."),
     ] = "q4_k_m",
     imatrix: Annotated[
-        Path | None, typer.Option("--imatrix", metavar="FILE", help="Importance matrix: GGUF, or the older .dat.")
+        Path | None, typer.Option("--imatrix", metavar="FILE", help="Importance matrix: a GGUF file or the older .dat.")
     ] = None,
     tensor_type: Annotated[
         list[str] | None,
-        typer.Option("--tensor-type", metavar="REGEX=TYPE", help="A type for the tensors it finds, repeatable."),
+        typer.Option(
+            "--tensor-type", metavar="REGEX=TYPE", help="A type for the tensors whose names match; repeatable."
+        ),
     ] = None,
     output_type: Annotated[str | None, typer.Option("--output-type", help="Type of the output matrix.")] = None,
     embedding_type: Annotated[
         str | None,
         typer.Option("--embedding-type", "--token-embedding-type", help="Type of the token embedding."),
     ] = None,
-    pure: Annotated[bool, typer.Option("--pure", help="The base type everywhere, no mixture.")] = False,
-    keep_split: Annotated[bool, typer.Option("--keep-split", help="As many parts as the input has.")] = False,
+    pure: Annotated[bool, typer.Option("--pure", help="The same type for all matrices, without the mixture.")] = False,
+    keep_split: Annotated[bool, typer.Option("--keep-split", help="Write as many parts as the input has.")] = False,
     split_max_size: Annotated[
         str | None, typer.Option("--split-max-size", metavar="SIZE", help="Split into files of at most this, e.g. 10G.")
     ] = None,
@@ -61,12 +68,16 @@ def quantize(
     ] = None,
     device: Annotated[str, typer.Option("--device", help="cpu, or a CUDA device: cuda, cuda:1.")] = "cpu",
     allow_requantize: Annotated[
-        bool, typer.Option("--allow-requantize", help="Also quantize what is quantized already.")
+        bool, typer.Option("--allow-requantize", help="Also quantize tensors that are quantized already.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only the table and the final size.")] = False,
-    report: Annotated[bool, typer.Option("--report", help="Each tensor's RMS and worst error, afterwards.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the table and the final size; write nothing.")
+    ] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Show each tensor's RMS and worst error afterwards.")
+    ] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="What was made, or the table of --dry-run or --report, as JSON.")
+        bool, typer.Option("--json", help="The result, or the table of --dry-run or --report, as JSON.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace the output if it exists.")] = False,
 ) -> None:
@@ -74,24 +85,23 @@ def quantize(
     from jambacli.files import refuse_existing
     from jambacli.gguf.reader import GGUFFile
     from jambacli.hub.resolve import resolve_model
-    from jambacli.quantize import quantize_file as weights
-    from jambacli.quantize import recipes
+    from jambacli.quantize import quantize_file, recipes
     from jambacli.quantize.imatrix import read_imatrix
 
     path = resolve_model(source)
     if path.is_dir():
-        raise UsageError(f"{path} is a directory; make a .gguf of a checkpoint with: jamba convert {path}")
+        raise UsageError(f"{path} is a directory; convert a checkpoint to a .gguf with: jamba convert {path}")
     if output is None and path.name != Path(source).name:
-        output = Path()  # a pulled file's folder is the store's, no place for others
-    recipe = _asked("--type", recipes.get_recipe, type)
+        output = Path()  # a pulled model lies in the store, which holds pulled models alone
+    recipe = _parsed("type", recipes.get_recipe, type)
     options = recipes.Options(
-        tensor_types=[_asked("--tensor-type", recipes.parse_tensor_type, text) for text in tensor_type or ()],
-        output=None if output_type is None else _asked("--output-type", recipes.parse_format, output_type),
-        embedding=None if embedding_type is None else _asked("--embedding-type", recipes.parse_format, embedding_type),
+        tensor_types=[_parsed("tensor_type", recipes.parse_tensor_type, text) for text in tensor_type or ()],
+        output=None if output_type is None else _parsed("output_type", recipes.parse_format, output_type),
+        embedding=None if embedding_type is None else _parsed("embedding_type", recipes.parse_format, embedding_type),
         pure=pure,
         has_imatrix=imatrix is not None,
     )
-    request = weights.Request(
+    request = quantize_file.Request(
         recipe,
         options,
         None if imatrix is None else read_imatrix(imatrix),
@@ -104,32 +114,32 @@ def quantize(
         force=force,
     )
     with GGUFFile.open(path) as file:
-        target = weights.output_path(file, recipe, output)
+        target = quantize_file.output_path(file, recipe, output)
         if not (dry_run or keep_split or split_max_size):
             refuse_existing(target, force)
-        plan = weights.plan(file, request)
-        _mention(plan)
+        plan = quantize_file.plan(file, request)
+        _show_notes(plan)
         if dry_run:
             print(json.dumps(_plan_json(plan), indent=2) if as_json else "\n".join(_plan_lines(plan)))
             return
         start = time.monotonic()
         try:
-            result = weights.quantize(plan, target)
+            result = quantize_file.quantize(plan, target, ui.progress)
         except KeyboardInterrupt:
             ui.warn(f"interrupted; {target} was not written")
             raise
-        _tell(plan, result, time.monotonic() - start)
+        _show_result(plan, result, time.monotonic() - start)
     if as_json:
         print(json.dumps(_report_json(plan, result) if report else _result_json(plan, result), indent=2))
     elif report:
         print("\n".join(_report_lines(plan, result)))
 
 
-def _asked(option: str, parse: Callable[[str], T], text: str) -> T:
+def _parsed(option: str, parse: Callable[[str], T], text: str) -> T:
     try:
         return parse(text)
     except ValueError as error:
-        raise UsageError(f"{option}: {error}") from error
+        raise UsageError(f"{flag(option)}: {error}") from error
 
 
 def _device(name: str) -> str:
@@ -142,28 +152,29 @@ def _device(name: str) -> str:
     except RuntimeError:
         kind = "none"
     if kind not in ("cpu", "cuda"):
-        raise UsageError(f"--device {name!r} is not a device; use cpu, cuda or cuda:N")
+        raise UsageError("is not a device; use cpu, cuda or cuda:N", field="device", value=name)
     if kind == "cuda" and not torch.cuda.is_available():
-        raise JambaError(f"--device {name}: torch finds no CUDA device here; use cpu")
+        raise JambaError("is not available: torch finds no CUDA device; use cpu", field="device", value=name)
     return name
 
 
-def _mention(plan: Plan) -> None:
-    """What a person should know before it runs: what fell back, what had no effect, what the imatrix lacks."""
+def _show_notes(plan: Plan) -> None:
+    """Print what the user should know before it runs: fallbacks, options without effect, tensors the imatrix lacks."""
     groups: dict[tuple[str, str, int], list[str]] = defaultdict(list)
     for choice in plan.fallbacks:
         groups[choice.fallback_from or "", choice.format, choice.tensor.row].append(choice.name)
-    for (wanted, got, row), names in groups.items():
-        what = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
-        ui.note(f"note: rows of {row} do not fit {wanted}: {what} in {got} instead")
-    for wish in plan.idle_wishes:
-        ui.warn(wish)
+    for (recipe_format, fmt, row), names in groups.items():
+        tensors = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+        ui.note(f"note: rows of {row} do not fit {recipe_format}: {tensors} in {fmt} instead")
+    for unused in plan.unused_options:
+        ui.warn(" ".join(filter(None, [flag(unused.option), unused.value, name_options(unused.reason, flag)])))
     if plan.unweighted:
         some = ", ".join(plan.unweighted[:3]) + (" ..." if len(plan.unweighted) > 3 else "")
-        ui.note(f"note: the imatrix has no entry for {counted(len(plan.unweighted), 'tensor')}, done without: {some}")
+        count = counted(len(plan.unweighted), "tensor")
+        ui.note(f"note: the imatrix has no entry for {count}, quantized without weights: {some}")
 
 
-def _tell(plan: Plan, result: Result, took: float) -> None:
+def _show_result(plan: Plan, result: Result, took: float) -> None:
     first, rest = result.paths[0], len(result.paths) - 1
     where = f"{first} and {rest} more part{'s' if rest > 1 else ''}" if rest else str(first)
     rate = sum(info.nbytes for info in plan.source.tensors.values()) / max(took, 1e-3)
@@ -178,7 +189,7 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 
 def _aligned(rows: Iterable[tuple[str, ...]], right: int) -> list[str]:
-    """Rows as text, columns padded; those from number ``right`` on flush right."""
+    """Rows as lines of padded columns; those from number ``right`` on are aligned right."""
     table = list(rows)
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
     return [
@@ -224,16 +235,16 @@ def _result_json(plan: Plan, result: Result) -> dict[str, Any]:
     return {**_plan_json(plan), "files": [str(path) for path in result.paths]}
 
 
-def _changed(plan: Plan, result: Result) -> list[tuple[str, str, Error]]:
+def _changed(plan: Plan, result: Result) -> list[tuple[str, str, ErrorStats]]:
     formats = {c.name: c.format for c in plan.choices}
     return [(name, formats[name], error) for name, error in result.errors.items()]
 
 
 def _report_lines(plan: Plan, result: Result) -> list[str]:
-    from jambacli.quantize.rows import Error
+    from jambacli.quantize.error_stats import ErrorStats
 
     rows = [("tensor", "to", "RMS error", "of RMS", "worst")]
-    total = Error()
+    total = ErrorStats()
     for name, fmt, error in _changed(plan, result):
         rows.append((name, fmt, f"{error.rms:.3e}", f"{error.relative:.3%}", f"{error.worst:.3e}"))
         total.merge(error)

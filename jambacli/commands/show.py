@@ -32,6 +32,7 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="Everything as one JSON object.")] = False,
 ) -> None:
     """Show what a model is, layer by layer, and what a context length costs on this machine."""
+    from jambacli.convert.summary import summarize_checkpoint
     from jambacli.gguf.summary import summarize
     from jambacli.hardware.devices import devices
     from jambacli.model.config import KV_TYPES
@@ -41,7 +42,8 @@ def show(
     kv_type = kv_type.lower()
     if kv_type not in KV_TYPES:
         raise UsageError(f"--kv-type {kv_type!r} is not one of {', '.join(KV_TYPES)}")
-    summary = summarize(o.model_path(model))
+    path = o.model_path(model)
+    summary = summarize_checkpoint(path) if path.is_dir() else summarize(path)
     plan = memory_plan(
         summary.config,
         summary.weight_bytes,

@@ -1,7 +1,7 @@
-"""Finds a checkpoint's chat templates, wherever its time put them; knows nothing of rendering them.
+"""Finds the chat templates of an HF checkpoint, in each of the places that transformers has used.
 
-Newer checkpoints: chat_template.jinja and additional_chat_templates/NAME.jinja. Older: "chat_template" in
-tokenizer_config.json, one text or a list of named ones. In between: chat_template.json.
+Newest: chat_template.jinja and additional_chat_templates/NAME.jinja. Before: chat_template.json. Oldest: "chat_template" in
+tokenizer_config.json, one text or a list of named ones.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ NAMES = "tokenizer.chat_templates"
 
 
 def chat_templates(folder: Path) -> dict[str, str]:
-    """The templates in ``folder`` by name, "default" being the one for chats; {} where there is none.
+    """The templates in ``folder`` by name, "default" being the one for chats.
 
-    A file of its own wins over tokenizer_config.json, as in transformers. BadFileError for what is no text.
+    As in transformers, the newest place takes precedence. BadFileError for a template that is not text.
     """
     found: dict[str, str] = {}
     for name in ("tokenizer_config.json", "chat_template.json"):
@@ -36,7 +36,7 @@ def chat_templates(folder: Path) -> dict[str, str]:
 
 
 def template_metadata(templates: Mapping[str, str]) -> list[tuple[str, Any, str]]:
-    """The tokenizer.chat_template* pairs as (key, value, GGUF type): the default, the others under their names."""
+    """The tokenizer.chat_template* keys as (key, value, GGUF type): the default template, and the others by name."""
     others = {re.sub(r"[^0-9A-Za-z]", "_", name): text for name, text in templates.items() if name != "default"}
     rows: list[tuple[str, Any, str]] = []
     if "default" in templates:

@@ -1,8 +1,8 @@
-"""Reads Hugging Face checkpoint directories, JSON and safetensors; knows nothing of Jamba's tensors or of GGUF.
+"""Reads Hugging Face checkpoint directories: JSON files and safetensors.
 
 Safetensors layout: 8 bytes little-endian header length, a JSON header {name: {dtype, shape, data_offsets}}, then the
-data (https://github.com/huggingface/safetensors). Headers are checked before anything is believed; tensor bytes are
-read into a caller's buffer, never mapped, so resident memory stays at what the caller asks for.
+data (https://github.com/huggingface/safetensors). Headers are checked before use. Tensor bytes are read into the caller's
+buffer instead of being mapped, so that resident memory stays at that buffer's size.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor as it lies in a safetensors file: ``dtype`` is the format's own name ("BF16"), ``offset`` absolute."""
+    """A tensor in a safetensors file: ``dtype`` as safetensors names it ("BF16"), ``offset`` from the start of the file."""
 
     name: str
     dtype: str
@@ -46,10 +46,10 @@ class StoredTensor:
 
 
 class Checkpoint:
-    """An opened checkpoint directory: ``config`` (config.json) and ``tensors`` by name, none of their data read.
+    """An opened checkpoint directory: ``config`` (config.json) and ``tensors`` by name, without their data.
 
-    A context manager; files are opened as they are needed. ``Checkpoint.open`` raises JambaError for a directory
-    without a config or safetensors weights, BadFileError for damaged or hostile ones.
+    A context manager; files are opened when they are needed. ``Checkpoint.open`` raises JambaError for a directory
+    without config.json or safetensors weights, BadFileError where one of them is damaged.
     """
 
     def __init__(self, folder: Path, config: dict[str, Any], tensors: dict[str, StoredTensor]) -> None:
@@ -60,20 +60,20 @@ class Checkpoint:
 
     @classmethod
     def open(cls, folder: str | Path, check_config: Callable[[dict[str, Any]], object] | None = None) -> Checkpoint:
-        """Open ``folder``; ``check_config`` sees config.json before the weights are looked at, and may raise."""
+        """Open ``folder``; ``check_config`` is called with config.json before the weights are looked at, and may raise."""
         folder = Path(folder)
         if not folder.is_dir():
             raise JambaError(f"{folder}: no such checkpoint directory")
         if not (folder / "config.json").is_file():
             hint = "; it holds a LoRA adapter, merge it first" if (folder / "adapter_config.json").exists() else ""
-            raise JambaError(f"{folder}: there is no config.json, so this is no Hugging Face checkpoint{hint}")
+            raise JambaError(f"{folder}: there is no config.json, so this is not a Hugging Face checkpoint{hint}")
         config = read_json(folder / "config.json")
         if check_config is not None:
             check_config(config)
         return cls(folder, config, _all_tensors(folder))
 
     def read_into(self, tensor: StoredTensor, start: int, buffer: Any) -> None:
-        """Fill the writable ``buffer`` with ``tensor``'s bytes from ``start``; JambaError when the file fell short."""
+        """Fill the writable ``buffer`` with ``tensor``'s bytes from ``start``; BadFileError where the file ends before."""
         view = memoryview(buffer).cast("B")
         if start < 0 or start + view.nbytes > tensor.nbytes:
             raise ValueError(f"bytes {start} to {start + view.nbytes} are outside {tensor.name}")
@@ -112,8 +112,11 @@ class Checkpoint:
         return self._files[path]
 
 
-def read_bytes(path: Path, limit: int, what: str = "what it should hold") -> bytes:
-    """All of a small file; JambaError where it cannot be read, BadFileError where it is over ``limit`` bytes."""
+def read_bytes(path: Path, limit: int, what: str = "its kind") -> bytes:
+    """A small file's bytes; JambaError where it cannot be read, BadFileError where it has more than ``limit`` bytes.
+
+    ``what`` is what the file should hold, for the error.
+    """
     try:
         with path.open("rb") as file:
             raw = file.read(limit + 1)
@@ -125,7 +128,7 @@ def read_bytes(path: Path, limit: int, what: str = "what it should hold") -> byt
 
 
 def read_text(path: Path, limit: int = MAX_JSON_BYTES) -> str:
-    """The UTF-8 text of ``path`` (a byte order mark dropped); BadFileError when over ``limit`` bytes or not UTF-8."""
+    """The UTF-8 text of ``path`` without a byte order mark; BadFileError for more than ``limit`` bytes or other text."""
     raw = read_bytes(path, limit)
     try:
         return raw.decode("utf-8-sig")
@@ -134,7 +137,7 @@ def read_text(path: Path, limit: int = MAX_JSON_BYTES) -> str:
 
 
 def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
-    """The JSON object in ``path``; BadFileError when it is anything else or over ``limit`` bytes."""
+    """The JSON object in ``path``; BadFileError for anything else, or for more than ``limit`` bytes."""
     return _parse_json(path, read_text(path, limit), "the file")
 
 
@@ -175,7 +178,7 @@ def _all_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 
 def _indexed_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """The tensors an index lists, each looked up in the file it names; files must lie inside the directory."""
+    """The tensors that the index lists, from the files it names, which must lie inside the directory."""
     index = folder / INDEX
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not places:
@@ -187,7 +190,7 @@ def _indexed_tensors(folder: Path) -> dict[str, StoredTensor]:
         if not isinstance(file, str) or not _is_inside(file):
             raise BadFileError(index, f"weight_map names the file {_shown(file)}, which is not inside the directory")
         if not file.endswith(".safetensors"):
-            raise UnsupportedError(f"{index}: weight_map names {_shown(file)}, which is no safetensors file")
+            raise UnsupportedError(f"{index}: weight_map names {_shown(file)}, which is not a safetensors file")
         if not (folder / file).is_file():
             raise JambaError(f"{folder}: {file} is missing, though {INDEX} names it; download the rest of the model")
         headers[file] = read_header(folder / file)
@@ -198,7 +201,7 @@ def _indexed_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 
 def _is_inside(name: str) -> bool:
-    """Whether a path from an index stays in the directory on every platform (the hub cache's own links may leave)."""
+    """Whether a path from an index stays in the directory on every platform; symbolic links (the hub's cache) may leave it."""
     path = PurePosixPath(name)
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and not re.search(r"[\\:\0]", name)
 
@@ -215,20 +218,20 @@ def _require_all_parts(files: list[Path]) -> None:
 
 
 def no_weights(where: object, names: Iterable[str]) -> JambaError:
-    """The error for a place whose files, ``names``, hold no safetensors: pickled weights are refused with the reason."""
+    """The error for a directory or repository with the files ``names``, without safetensors; it explains pickled weights."""
     pickled = next((name for name in names if name.endswith(_PICKLED) and name != "training_args.bin"), None)
     if pickled is not None:
         return UnsupportedError(
             f"{where}: the weights are pickled ({pickled}), and reading a pickle runs any code it holds; where you trust "
             "it, AutoModelForCausalLM.from_pretrained(SRC).save_pretrained(DST) writes safetensors"
         )
-    return JambaError(f"{where}: there are no .safetensors weights here")
+    return JambaError(f"{where}: there are no .safetensors weights")
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """Every tensor of one safetensors file by name, in file order; BadFileError naming what is wrong with it.
+    """All tensors of a safetensors file by name, in file order; BadFileError naming what is wrong with the file.
 
-    Checked: lengths against the file, dtypes, shapes against byte ranges, overlaps. Holes are let pass.
+    Checked: lengths against the file's size, dtypes, shapes against byte ranges, overlaps. Gaps are allowed.
     """
     try:
         with path.open("rb") as file:
@@ -237,7 +240,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             length = int.from_bytes(start, "little")
             if len(start) < 8 or length > size - 8:
                 pickled = start[:2] == b"PK" or start[:1] == b"\x80"
-                hint = "this is a pickle, not safetensors" if pickled else "truncated, or no safetensors file"
+                hint = "this is a pickle, not safetensors" if pickled else "truncated, or not a safetensors file"
                 raise BadFileError(path, f"the header would take {length} bytes of a {size} byte file: {hint}")
             if length > MAX_JSON_BYTES:
                 raise BadFileError(path, f"the header claims {length} bytes; at most {MAX_JSON_BYTES} are supported")
@@ -247,7 +250,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     try:
         header = _parse_json(path, raw.decode(), "the header")
     except UnicodeDecodeError:
-        raise BadFileError(path, "the header is not UTF-8 text; no safetensors file") from None
+        raise BadFileError(path, "the header is not UTF-8 text; not a safetensors file") from None
     header.pop("__metadata__", None)
     if len(header) > MAX_TENSORS:
         raise BadFileError(path, f"the header lists {len(header)} tensors; at most {MAX_TENSORS} are supported")

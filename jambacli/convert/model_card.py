@@ -1,17 +1,17 @@
-"""What a checkpoint says of itself, to GGUF's general.* keys; knows nothing of tensors or tokenizers.
+"""GGUF's general.* keys: name, licence, base models and sampling defaults, from a checkpoint's model card and JSON files.
 
-The model card is README.md with YAML front matter (https://huggingface.co/docs/hub/model-cards). It is read for
-strings only, and a damaged one costs a warning, not the conversion.
+The model card is README.md with YAML front matter (https://huggingface.co/docs/hub/model-cards). Where it is damaged, a
+warning is logged and the conversion goes on without it.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jambacli import ui
 from jambacli.convert.hf_checkpoint import read_json
 from jambacli.errors import JambaError
 from jambacli.gguf import jamba_metadata as keys
@@ -19,6 +19,8 @@ from jambacli.gguf import jamba_metadata as keys
 MAX_CARD_BYTES = 64 << 10
 MAX_ENTRIES = 200
 Rows = list[tuple[str, Any, str]]
+
+logger = logging.getLogger(__name__)
 
 _REPO_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 _SNAPSHOT = re.compile(r"models--(?P<owner>.+?)--(?P<name>.+)")
@@ -34,8 +36,8 @@ _SAMPLING = {
 def general_metadata(folder: Path, config: Mapping[str, Any], *, name: str | None, size_label: str) -> Rows:
     """general.name, licence, base models, tags, languages and sampling defaults, as (key, value, GGUF type).
 
-    ``name`` is the user's own and wins; else the card's, the hub repository's, the directory's. ``size_label`` is the
-    parameter count in words ("52B").
+    ``name`` is the user's choice; without it, the name is the card's, the hub repository's or the directory's, in this
+    order. ``size_label`` is the parameter count as text ("52B").
     """
     card = read_card(folder / "README.md")
     repo = repo_id(folder, config)
@@ -66,13 +68,13 @@ def general_metadata(folder: Path, config: Mapping[str, Any], *, name: str | Non
 
 
 def model_name(folder: Path, config: Mapping[str, Any]) -> str:
-    """The model's short name: its hub repository's, else its directory's."""
+    """The model's short name: the hub repository's, or else the directory's."""
     repo = repo_id(folder, config)
     return repo.split("/")[1] if repo else folder.resolve().name or "model"
 
 
 def repo_id(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """The hub repository a checkpoint came from: its place in the hub's cache, or the name config.json keeps."""
+    """The hub repository of a checkpoint, from its path in the hub's cache or from config.json; None where unknown."""
     for part in reversed(folder.absolute().parts):
         if match := _SNAPSHOT.fullmatch(part):
             return f"{match['owner']}/{match['name']}"
@@ -81,14 +83,14 @@ def repo_id(folder: Path, config: Mapping[str, Any]) -> str | None:
 
 
 def read_card(path: Path) -> dict[str, Any]:
-    """The front matter of a README.md as a mapping; {} (with a warning when it is damaged) where there is none."""
+    """The front matter of a README.md; {} where there is none, and with a warning where it is damaged."""
     if not path.is_file():
         return {}
     try:
         with path.open("rb") as file:
             text = file.read(MAX_CARD_BYTES).decode("utf-8-sig", "replace")
     except OSError as error:
-        ui.warn(f"{path}: cannot read the model card: {error.strerror or error}")
+        logger.warning("%s: cannot read the model card: %s", path, error.strerror or error)
         return {}
     match = re.match(r"---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|$)", text, re.DOTALL)
     if match is None:
@@ -96,13 +98,15 @@ def read_card(path: Path) -> dict[str, Any]:
     try:
         value = _parse_yaml(match[1])
     except _BadCard as error:
-        ui.warn(f"{path}: the model card's front matter is unreadable ({error}); licence and base model are left out")
+        logger.warning(
+            "%s: the model card's front matter is unreadable (%s); licence and base model are left out", path, error
+        )
         return {}
     return value if isinstance(value, dict) else {}
 
 
 class _BadCard(Exception):
-    """The YAML cannot be used; the text says why."""
+    """The YAML cannot be used; the message says why."""
 
 
 def _parse_yaml(text: str) -> Any:
@@ -110,7 +114,7 @@ def _parse_yaml(text: str) -> Any:
 
     class Loader(yaml.SafeLoader):
         def compose_node(self, parent: Any, index: Any) -> Any:
-            # Aliases make a few lines into gigabytes, and no model card needs them.
+            # Aliases can expand a few lines to gigabytes, and no model card needs them.
             if self.check_event(yaml.AliasEvent):
                 raise _BadCard("it uses YAML aliases")
             return super().compose_node(parent, index)
@@ -143,13 +147,13 @@ def _base_models(value: Any) -> Rows:
 
 
 def _sampling(path: Path) -> Rows:
-    """generation_config.json's sampling settings, unless it says that they are not used."""
+    """generation_config.json's sampling settings, unless do_sample is false."""
     if not path.is_file():
         return []
     try:
         settings = read_json(path)
     except JambaError as error:
-        ui.warn(f"{error}; sampling defaults are left out")
+        logger.warning("%s; sampling defaults are left out", error)
         return []
     if settings.get("do_sample") is False:
         return []

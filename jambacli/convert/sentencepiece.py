@@ -1,7 +1,7 @@
-"""Reads the pieces of a SentencePiece tokenizer.model without that library; knows nothing of GGUF or of encoding text.
+"""Reads the pieces of a SentencePiece tokenizer.model, without the sentencepiece library.
 
-The file is a protobuf ModelProto (google/sentencepiece, src/sentencepiece_model.proto); only the few fields a
-vocabulary needs are read, every length checked against what is left.
+The file is a protobuf ModelProto (google/sentencepiece, src/sentencepiece_model.proto). Only the fields that a vocabulary
+needs are read; every length is checked against the bytes that are left.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _KINDS = {1: "unigram", 3: "word", 4: "char"}
 class SentencePieceModel:
     """A BPE vocabulary: piece i has ``pieces[i]``, ``scores[i]`` and ``types[i]``.
 
-    Types are the proto's, which GGUF shares: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte. Ids are
-    -1 where the model has none. Pieces that are not UTF-8 keep their bytes as surrogate escapes.
+    Types are the proto's, and GGUF's: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte. An id is -1 where
+    the model has no such piece. Pieces that are not UTF-8 are decoded with surrogateescape.
     """
 
     pieces: list[str] = field(default_factory=list)
@@ -38,12 +38,11 @@ class SentencePieceModel:
     eos_id: int = 2
     pad_id: int = -1
     add_dummy_prefix: bool = True
-    remove_extra_whitespaces: bool = True
     normalizes: bool = False
 
 
 def read_sentencepiece(path: Path) -> SentencePieceModel:
-    """Parse ``path``; BadFileError when it is damaged, UnsupportedError when it is no BPE model."""
+    """Parse ``path``; BadFileError where it is damaged, UnsupportedError where it is not a BPE model."""
     data = read_bytes(path, MAX_FILE_BYTES, "a tokenizer")
     if data.startswith(b"version https://git-lfs"):
         raise BadFileError(path, "this is a Git LFS pointer, not the file itself; fetch it with git lfs pull")
@@ -55,7 +54,7 @@ def read_sentencepiece(path: Path) -> SentencePieceModel:
 
 
 class _Damaged(Exception):
-    """The protobuf makes no sense; the text says where."""
+    """The protobuf is invalid; the message says where."""
 
 
 def _parse(data: bytes, path: Path) -> SentencePieceModel:
@@ -94,7 +93,7 @@ def _add_piece(model: SentencePieceModel, data: bytes, where: slice) -> None:
 
 
 def _trainer(model: SentencePieceModel, data: bytes, where: slice) -> int:
-    """Take the special ids; returns the model kind (1 unigram, 2 BPE, ...)."""
+    """Read the special ids; returns the kind of model (1 unigram, 2 BPE, ...)."""
     kind = 1
     for number, value in _fields(data, where.start, where.stop):
         if not isinstance(value, int):
@@ -118,8 +117,6 @@ def _normalizer(model: SentencePieceModel, data: bytes, where: slice) -> None:
             model.normalizes = value.stop > value.start
         elif number == 3 and isinstance(value, int):
             model.add_dummy_prefix = bool(value)
-        elif number == 4 and isinstance(value, int):
-            model.remove_extra_whitespaces = bool(value)
 
 
 def _signed(value: int) -> int:

@@ -1,4 +1,4 @@
-"""What a Hugging Face checkpoint directory holds, as a Summary; knows nothing of reading weights or converting them."""
+"""The Summary of a Hugging Face checkpoint directory, from its headers and JSON files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SPECIAL = {"bos": "bos_token_id", "eos": "eos_token_id", "pad": "pad_token_id"}
 
 
 def summarize_checkpoint(folder: Path) -> Summary:
-    """The summary of the checkpoint in ``folder``; JambaError where it is no sound Jamba checkpoint."""
+    """The summary of the HF checkpoint in ``folder``; JambaError where it is not a valid Jamba checkpoint."""
     source = folder / "config.json"
     with Checkpoint.open(folder, lambda values: check_config(values, source)) as checkpoint:
         config = JambaConfig.from_hf(checkpoint.config, source)
@@ -65,12 +65,12 @@ def summarize_checkpoint(folder: Path) -> Summary:
             template=describe_template(chat_templates(folder).get("default")),
             about=describe_origin(about),
             parts=[(clean(path.name), path.stat().st_size) for path in files],
-            notes=["runs as it is, converted once on the way; jamba convert makes a .gguf to keep"],
+            notes=["it is converted once, when it is first used; jamba convert makes a .gguf to keep"],
         )
 
 
 def _vocabulary(folder: Path, values: dict[str, Any], config: JambaConfig) -> Vocabulary | None:
-    """By its files and config.json alone: reading tokens is the conversion's."""
+    """From the tokenizer files' names and config.json, without reading the tokens."""
     found = [name for name in _TOKENIZER_FILES if (folder / name).is_file()]
     if not found:
         return None

@@ -1,6 +1,6 @@
-"""Which checkpoint tensor becomes which GGUF tensor, for Jamba in every naming it has had; knows nothing of reading.
+"""Which HF checkpoint tensor becomes which GGUF tensor, for every set of names that Jamba checkpoints have used.
 
-``plan`` checks that every tensor the config asks for is there with the right shape, and that nothing else is.
+``plan`` checks that the checkpoint has every tensor of the config, with the right shape, and no others.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from jambacli.errors import BadFileError, UnsupportedError
 from jambacli.gguf.jamba_metadata import expected_tensors
 from jambacli.model.config import JambaConfig
 
-MANY = 1000
+MAX_LISTED_MISSING = 1000
 READABLE_DTYPES = ("BF16", "F16", "F32", "F64")
 
 _TOP = {
@@ -58,7 +58,7 @@ _LAYER_NAME = re.compile(r"model\.layers\.(\d{1,5})\..+")
 
 @dataclass(frozen=True)
 class Piece:
-    """A run of bytes of a stored tensor: one matrix, or one expert's part of a stacked one."""
+    """A run of bytes of a stored tensor: a whole matrix, or one expert's part of a stack."""
 
     tensor: StoredTensor
     start: int
@@ -67,9 +67,9 @@ class Piece:
 
 @dataclass(frozen=True)
 class Planned:
-    """One tensor to write: its ``pieces`` follow one another along the first dimensions of ``shape``; none means zeros.
+    """One tensor to write: its ``pieces`` in order along the first dimensions of ``shape``; without pieces it is zero.
 
-    ``keep_f32``: never stored in anything but f32, as llama.cpp's graph wants it. ``negated_exp``: stored as -exp(x).
+    ``keep_f32``: always stored in f32, as llama.cpp expects it. ``negated_exp``: stored as -exp(x).
     """
 
     name: str
@@ -80,7 +80,7 @@ class Planned:
 
 
 def keeps_f32(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether llama.cpp's converter stores GGUF tensor ``name`` in f32 whatever the type asked for."""
+    """Whether llama.cpp's converter stores GGUF tensor ``name`` in f32 for every output type."""
     return (
         len(shape) == 1
         or not name.endswith(".weight")
@@ -89,10 +89,10 @@ def keeps_f32(name: str, shape: tuple[int, ...]) -> bool:
 
 
 def plan(config: JambaConfig, tensors: Mapping[str, StoredTensor], source: object) -> list[Planned]:
-    """Every GGUF tensor of ``config`` in file order, with the stored bytes it is made of.
+    """Every GGUF tensor of ``config`` in file order, with the stored bytes that it is made of.
 
-    Raises BadFileError, naming ``source`` and the checkpoint's own tensor, for one that is missing, misshapen, doubled
-    or not Jamba's, and UnsupportedError for a dtype that is no float.
+    Raises BadFileError, naming ``source`` and the checkpoint's tensor, for one that is missing, has another shape, occurs
+    twice or is not Jamba's, and UnsupportedError for a dtype that is not a float.
     """
     found = _Found(_current_names(config, tensors, source), source)
     planned = []
@@ -101,18 +101,18 @@ def plan(config: JambaConfig, tensors: Mapping[str, StoredTensor], source: objec
         planned.append(Planned(name, shape, pieces, keeps_f32(name, shape), name.endswith(".ssm_a")))
     found.refuse_missing()
     for name, tensor in found.tensors.items():
-        if name not in found.used and not _is_spare(config, name):
+        if name not in found.used and not _is_redundant(config, name):
             raise BadFileError(source, f"tensor {tensor.name} is not part of a Jamba model with this config.json")
     return planned
 
 
 def _current_names(config: JambaConfig, tensors: Mapping[str, StoredTensor], source: object) -> dict[str, StoredTensor]:
-    """The tensors under today's names: older ones are mapped, with a dense layer's only expert made its plain MLP."""
+    """The tensors by their current names; the only expert of a dense layer becomes its MLP."""
     current: dict[str, StoredTensor] = {}
     for name, tensor in tensors.items():
         new = name
-        for old, today in _OLDER:
-            new = new.replace(old, today)
+        for old, current_part in _OLDER:
+            new = new.replace(old, current_part)
         match = _LAYER_NAME.fullmatch(new)
         if match and (i := int(match[1])) < config.n_layers and not config.layer_is_moe[i]:
             new = new.replace(".feed_forward.experts.0.", ".feed_forward.")
@@ -124,7 +124,7 @@ def _current_names(config: JambaConfig, tensors: Mapping[str, StoredTensor], sou
 
 @dataclass
 class _Found:
-    """The checkpoint's tensors while the plan takes from them."""
+    """The checkpoint's tensors, and which of them the plan has used or missed."""
 
     tensors: Mapping[str, StoredTensor]
     source: object
@@ -132,12 +132,12 @@ class _Found:
     missing: list[str] = field(default_factory=list)
 
     def take(self, name: str, *shapes: tuple[int, ...]) -> StoredTensor | None:
-        """The tensor, checked against the ``shapes`` it may have; None, noted as missing, where it is not there."""
+        """The tensor, which must have one of ``shapes``; None where it is missing, which ``refuse_missing`` reports."""
         tensor = self.tensors.get(name)
         if tensor is None:
             self.missing.append(name)
-            if len(self.missing) >= MANY:
-                self.refuse_missing()  # a config that asks for a billion experts ends here
+            if len(self.missing) >= MAX_LISTED_MISSING:
+                self.refuse_missing()  # a config may ask for a billion experts
             return None
         self.used.add(name)
         if tensor.shape not in shapes:
@@ -153,10 +153,10 @@ class _Found:
         return tensor
 
     def refuse_missing(self) -> None:
-        """Raise BadFileError naming the first missing tensor and counting the others; nothing if none is."""
+        """Raise BadFileError naming the first missing tensor and the number of others, if any is missing."""
         if self.missing:
             others = len(self.missing) - 1
-            more = "" if not others else f" and {others} more" if others < MANY - 1 else " and many more"
+            more = "" if not others else f" and {others} more" if others < MAX_LISTED_MISSING - 1 else " and many more"
             verb, what = ("are", "them") if more else ("is", "it")
             raise BadFileError(
                 self.source, f"tensor {self.missing[0]}{more} {verb} missing, though config.json asks for {what}"
@@ -179,7 +179,7 @@ def _pieces(found: _Found, config: JambaConfig, name: str, shape: tuple[int, ...
 
 
 def _experts(found: _Found, prefix: str, kind: str, shape: tuple[int, ...]) -> list[Piece]:
-    """One piece an expert, from separate matrices or from transformers' stacked gate_up_proj and down_proj."""
+    """One piece per expert, from separate matrices or from transformers' stacked gate_up_proj and down_proj."""
     experts, rows, width = shape
     stacked = prefix + ("down_proj" if kind == "down" else "gate_up_proj")
     if stacked not in found.tensors:
@@ -198,8 +198,8 @@ def _whole(tensor: StoredTensor | None) -> list[Piece]:
     return [] if tensor is None else [Piece(tensor, 0, tensor.nbytes)]
 
 
-def _is_spare(config: JambaConfig, name: str) -> bool:
-    """Tensors that change nothing: the copy of a tied embedding, and the router of a layer with one expert."""
+def _is_redundant(config: JambaConfig, name: str) -> bool:
+    """Whether a tensor is redundant: the copy of a tied embedding, or the router of a layer with one expert."""
     if name == "lm_head.weight":
         return config.tied_embeddings
     match = _LAYER_NAME.fullmatch(name)

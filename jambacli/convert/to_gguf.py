@@ -1,7 +1,7 @@
-"""Turns a Hugging Face Jamba checkpoint into a GGUF file, a panel at a time; knows nothing of downloads or arguments.
+"""Converts a Hugging Face Jamba checkpoint to a GGUF file, in panels: runs of a few megabytes of a matrix.
 
-Nothing is ever held but a few panels of a matrix: bytes are read into a buffer, changed to the type asked for and
-written to their final offset, while the next ones are being read. A checkpoint in its own type is copied as it is.
+A panel is read into a buffer, converted to the output type and written to its final offset while the next ones are being
+read, so that only a few panels are in memory. A tensor that has the output type already is copied.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jambacli import ui
 from jambacli.convert.chat_templates import chat_templates, template_metadata
 from jambacli.convert.hf_checkpoint import DTYPE_BYTES, Checkpoint
 from jambacli.convert.model_card import general_metadata, model_name
@@ -27,6 +26,7 @@ from jambacli.files import refuse_existing
 from jambacli.gguf import jamba_metadata as keys
 from jambacli.gguf.writer import GGUFWriter
 from jambacli.model.config import JambaConfig
+from jambacli.progress import Progress, no_progress
 from jambacli.units import format_count
 from quant.formats import Format, get_format
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import torch
 
 TYPES = ("auto", "f32", "f16", "bf16", "q8_0")
-PANEL_BYTES = 4 << 20  # small enough that a panel changes type inside the cache
+PANEL_BYTES = 4 << 20  # small enough that a panel is converted in the processor's cache
 READ_AHEAD = 3  # panels
 QUANTIZATION_VERSION = 2
 # llama.cpp's llama_ftype, the number general.file_type holds.
@@ -50,7 +50,7 @@ _PERIODS = {
 
 @dataclass(frozen=True)
 class Converted:
-    """What ``convert`` wrote: the file's parts, their bytes together, the type, and how many tensors."""
+    """What ``convert`` wrote: the files, their total size, the type of the matrices, and the number of tensors."""
 
     paths: list[Path]
     nbytes: int
@@ -59,13 +59,15 @@ class Converted:
 
 
 def check_config(values: Mapping[str, Any], source: object) -> JambaConfig:
-    """The typed config of a config.json; UnsupportedError, naming ``source``, for a model that is no plain Jamba."""
+    """The JambaConfig of a config.json; UnsupportedError, naming ``source``, for a model that is not a plain Jamba."""
     architectures = values.get("architectures") or ["JambaForCausalLM"]
     if not isinstance(architectures, list) or "JambaForCausalLM" not in architectures:
         named = architectures[0] if isinstance(architectures, list) else architectures
         raise UnsupportedError(f"{source}: the architecture is {named}; only JambaForCausalLM can be converted")
     if "model_type" not in values and "architectures" not in values:
-        raise UnsupportedError(f"{source}: neither model_type nor architectures says that this is a Jamba model")
+        raise UnsupportedError(
+            f"{source}: without model_type and architectures, this cannot be known to be a Jamba model"
+        )
     if values.get("mamba_inner_layernorms") is False:
         raise UnsupportedError(
             f"{source}: mamba_inner_layernorms is false; Mamba layers without them are not supported"
@@ -87,17 +89,18 @@ def convert(
     split_max_size: int | None = None,
     force: bool = False,
     name: str | None = None,
+    progress: Progress = no_progress,
 ) -> Converted:
     """Convert the checkpoint in ``folder`` to ``output`` (or its split parts, each of at most ``split_max_size`` bytes).
 
-    Without ``output``, or with a directory, the file is named after model and type. ``type`` is one of TYPES, "auto"
-    being what most of the checkpoint's bytes are. Matrices become that type, except those llama.cpp wants in f32 and,
-    for q8_0, rows that are no multiple of 32, which become f16. ``name`` replaces the model's name. On any error or
-    interrupt nothing is left behind. Raises JambaError, of which BadFileError and UnsupportedError name the file and
-    what is wrong with it.
+    Without ``output``, or with a directory, the file is named after model and type. ``type`` is one of TYPES; "auto" is the
+    type of most of the checkpoint's bytes. Matrices take that type, except those that llama.cpp expects in f32, and rows
+    that q8_0's blocks of 32 do not divide, which become f16. ``name`` replaces the model's name. After an error or an
+    interrupt no part of the output is left. Raises JambaError; BadFileError and UnsupportedError name the file and what is
+    wrong with it.
     """
     if type not in TYPES:
-        raise UsageError(f"type {type!r} is not one of {', '.join(TYPES)}")
+        raise UsageError(f"is not one of {', '.join(TYPES)}", field="type", value=type)
     source = folder / "config.json"
     with Checkpoint.open(folder, lambda values: check_config(values, source)) as checkpoint:
         config = JambaConfig.from_hf(checkpoint.config, source)
@@ -111,21 +114,27 @@ def convert(
             for tensor in planned:
                 writer.plan_tensor(tensor.name, tensor.shape, formats[tensor.name])
             writer.begin()
-            _write(checkpoint, planned, formats, writer)
+            _write(checkpoint, planned, formats, writer, progress)
             writer.finish()
             return Converted(writer.paths, sum(p.stat().st_size for p in writer.paths), kind, len(planned))
 
 
-def _write(checkpoint: Checkpoint, planned: list[Planned], formats: Mapping[str, Format], writer: GGUFWriter) -> None:
+def _write(
+    checkpoint: Checkpoint,
+    planned: list[Planned],
+    formats: Mapping[str, Format],
+    writer: GGUFWriter,
+    progress: Progress,
+) -> None:
     import torch
 
     total = sum(piece.nbytes for tensor in planned for piece in tensor.pieces)
     threads = torch.get_num_threads()
-    # Panels are small: waiting for a second thread at each of them costs more than it gives, on a busy machine far more.
+    # Panels are small: waiting for a second thread at each of them costs more than it gains, above all on a busy machine.
     torch.set_num_threads(1)
     try:
         with (
-            ui.progress("Converting", total) as advance,
+            progress("Converting", total) as advance,
             contextlib.closing(_read_ahead(checkpoint, _panels(planned, formats))) as panels,
         ):
             offsets = dict.fromkeys(formats, 0)
@@ -134,7 +143,7 @@ def _write(checkpoint: Checkpoint, planned: list[Planned], formats: Mapping[str,
                     writer.write_tensor(tensor.name, bytes(formats[tensor.name].row_bytes(math.prod(tensor.shape))))
             for panel, data in panels:
                 name = panel.tensor.name
-                out = data if panel.as_it_is else _change(data, panel, formats[name])
+                out = data if panel.copied else _convert_panel(data, panel, formats[name])
                 writer.write_at(name, offsets[name], out)
                 offsets[name] += memoryview(out).nbytes
                 advance(panel.nbytes)
@@ -143,9 +152,9 @@ def _write(checkpoint: Checkpoint, planned: list[Planned], formats: Mapping[str,
 
 
 def check_output(output: Path | None, split_max_size: int | None, force: bool) -> None:
-    """Raise what ``convert`` would for this output, before anything is downloaded or read."""
+    """Raise the errors that ``convert`` would raise for this output, before anything is downloaded or read."""
     if split_max_size is not None and split_max_size < 1:
-        raise UsageError("--split-max-size must be at least 1 byte")
+        raise UsageError("must be at least 1 byte", field="split_max_size")
     if output is None or output.is_dir():
         return
     if not output.parent.is_dir():
@@ -162,7 +171,7 @@ def _output_path(output: Path | None, name: str, kind: str) -> Path:
 
 
 def _own_type(planned: list[Planned]) -> str:
-    """The type most bytes of the matrices are stored in."""
+    """The type in which most bytes of the matrices are stored."""
     sizes: dict[str, int] = {}
     for tensor in planned:
         for piece in () if tensor.keep_f32 else tensor.pieces:
@@ -187,7 +196,7 @@ def _metadata(
     yield keys.FILE_TYPE, _FILE_TYPES[kind], "u32"
     yield "general.quantization_version", QUANTIZATION_VERSION, "u32"
     yield from (row for row in rows[1:] if row[0] not in _PERIODS)
-    # The config's own word: the layers alone do not tell a period of 8 from one of 5 when there are 8 of them.
+    # From config.json: eight layers alone do not tell a period of 8 from one of 5.
     for key, (field, default) in _PERIODS.items():
         yield key, values.get(field, default), "u32"
     templates = chat_templates(folder)
@@ -199,32 +208,32 @@ def _add(writer: GGUFWriter, folder: Path, key: str, value: Any, value_type: str
     try:
         writer.add(key, value, value_type)
     except UnicodeEncodeError:
-        raise BadFileError(folder, f"what should become {key} is not valid Unicode text") from None
+        raise BadFileError(folder, f"the text for {key} is not valid Unicode") from None
 
 
 @dataclass(frozen=True)
 class _Panel:
-    """A run of one piece's bytes to read at once; ``as_it_is``: they are written unchanged."""
+    """A run of a piece's bytes that is read at once. ``copied``: it is written unchanged."""
 
     tensor: Planned
     piece: Piece
     start: int
     nbytes: int
-    as_it_is: bool
+    copied: bool
 
 
 def _panels(planned: list[Planned], formats: Mapping[str, Format]) -> Iterator[_Panel]:
-    """Every panel of every tensor, each tensor's from first to last."""
+    """All panels of all tensors, in order."""
     for tensor in planned:
         for piece in tensor.pieces:
-            as_it_is = formats[tensor.name].name.upper() == piece.tensor.dtype and not tensor.negated_exp
-            step = PANEL_BYTES if as_it_is else _panel_bytes(piece, tensor.shape[-1])
+            copied = formats[tensor.name].name.upper() == piece.tensor.dtype and not tensor.negated_exp
+            step = PANEL_BYTES if copied else _panel_bytes(piece, tensor.shape[-1])
             for start in range(0, piece.nbytes, step):
-                yield _Panel(tensor, piece, piece.start + start, min(step, piece.nbytes - start), as_it_is)
+                yield _Panel(tensor, piece, piece.start + start, min(step, piece.nbytes - start), copied)
 
 
 def _read_ahead(checkpoint: Checkpoint, panels: Iterator[_Panel]) -> Generator[tuple[_Panel, memoryview]]:
-    """Each panel with its bytes, valid until the next one is asked for; a thread reads the ones after it meanwhile."""
+    """Each panel with its bytes, which are valid until the next panel; a thread reads ahead."""
     buffers = [memoryview(bytearray(PANEL_BYTES)) for _ in range(READ_AHEAD + 1)]
     with ThreadPoolExecutor(1) as pool:
         waiting: deque[tuple[_Panel, memoryview, Future[None]]] = deque()
@@ -232,25 +241,25 @@ def _read_ahead(checkpoint: Checkpoint, panels: Iterator[_Panel]) -> Generator[t
             data = buffers[i % len(buffers)][: panel.nbytes]
             waiting.append((panel, data, pool.submit(checkpoint.read_into, panel.piece.tensor, panel.start, data)))
             if len(waiting) == len(buffers):
-                yield _arrived(waiting)
+                yield _next_panel(waiting)
         while waiting:
-            yield _arrived(waiting)
+            yield _next_panel(waiting)
 
 
-def _arrived(waiting: deque[tuple[_Panel, memoryview, Future[None]]]) -> tuple[_Panel, memoryview]:
+def _next_panel(waiting: deque[tuple[_Panel, memoryview, Future[None]]]) -> tuple[_Panel, memoryview]:
     panel, data, read = waiting.popleft()
     read.result()
     return panel, data
 
 
 def _panel_bytes(piece: Piece, width: int) -> int:
-    """Source bytes to change at once: whole rows where they fit, else a part of one that holds whole blocks."""
+    """Bytes to convert at once: whole rows where they fit, else part of a row in whole blocks."""
     row = width * DTYPE_BYTES[piece.tensor.dtype]
     return PANEL_BYTES // row * row if row <= PANEL_BYTES else PANEL_BYTES
 
 
-def _change(data: memoryview, panel: _Panel, fmt: Format) -> Any:
-    """One panel in ``fmt``: through f32, rounded to nearest even, as torch and ggml do."""
+def _convert_panel(data: memoryview, panel: _Panel, fmt: Format) -> Any:
+    """A panel's bytes in ``fmt``: through f32, rounded to nearest even, as torch and ggml do."""
     import torch
 
     dtypes = {"F32": torch.float32, "F64": torch.float64, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -275,9 +284,9 @@ def _to_f16(values: torch.Tensor, name: str) -> torch.Tensor:
 
     half = values.to(torch.float16)
     largest = torch.stack(torch.aminmax(values)).abs().max()
-    # Written so that a NaN among the values, which hides the largest, leads to the slower look too.
+    # ``not <``: a NaN hides the largest value, and must lead to the slower check too.
     if not bool(largest < 65520) and bool((torch.isinf(half) & torch.isfinite(values)).any()):
-        raise JambaError(f"tensor {name} has values beyond the range of f16 (65504); use --type bf16 or f32")
+        raise JambaError(f"tensor {name} has values beyond the range of f16 (65504)", remedy="use {type} bf16 or f32")
     return half
 
 

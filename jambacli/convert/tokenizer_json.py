@@ -1,6 +1,6 @@
-"""Reads the vocabulary of a Hugging Face tokenizer.json; knows nothing of GGUF keys, special ids or chat templates.
+"""Reads the vocabulary of a Hugging Face tokenizer.json.
 
-Two kinds are understood: BPE with byte fallback, which is SentencePiece BPE converted, and byte-level BPE (GPT-2's).
+Two kinds are supported: BPE with byte fallback (converted SentencePiece BPE) and byte-level BPE (GPT-2's).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MAX_FILE_BYTES = 64 << 20
 MAX_ID = 1 << 22
 _BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
-# llama.cpp's name of a pre-tokenizer, by the regex a tokenizer.json splits with.
+# llama.cpp's names of pre-tokenizers, by the regex in tokenizer.json.
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _PRE_BY_REGEX = {_CONTRACTIONS + r"\p{N}{1,3}" + _TAIL: "llama-bpe", _CONTRACTIONS + r"\p{N}" + _TAIL: "qwen2"}
@@ -27,7 +27,7 @@ _PRE_BY_REGEX = {_CONTRACTIONS + r"\p{N}{1,3}" + _TAIL: "llama-bpe", _CONTRACTIO
 
 @dataclass(frozen=True)
 class AddedToken:
-    """An entry of added_tokens; ``special`` ones are markup that text never contains."""
+    """An entry of added_tokens; ``special`` ones are markup that plain text is never tokenized to."""
 
     id: int
     text: str
@@ -36,10 +36,10 @@ class AddedToken:
 
 @dataclass
 class TokenizerJson:
-    """A BPE vocabulary: ``pieces`` by id, ``merges`` in rank order as pairs, and the tokens added around them.
+    """A BPE vocabulary: ``pieces`` by id, ``merges`` as pairs in rank order, and the ``added`` tokens.
 
-    ``kind`` "llama" is SentencePiece style, "gpt2" byte level, whose ``pre`` is llama.cpp's name of its pre-tokenizer
-    (None where that is not known).
+    ``kind`` is "llama" (SentencePiece style) or "gpt2" (byte level). ``pre`` is llama.cpp's name of the pre-tokenizer, None
+    where it has none. ``starts_with`` is the special token that the post-processor puts first.
     """
 
     kind: Literal["llama", "gpt2"]
@@ -49,7 +49,7 @@ class TokenizerJson:
     unknown: str | None = None
     pre: str | None = "default"
     add_space_prefix: bool = False
-    starts_with: str | None = None  # the special token its post-processor puts first
+    starts_with: str | None = None
     normalizes: bool = False
 
     def is_byte(self, text: str) -> bool:
@@ -57,9 +57,9 @@ class TokenizerJson:
         return self.kind == "llama" and bool(_BYTE_PIECE.fullmatch(text))
 
     def scores(self) -> dict[str, float]:
-        """SentencePiece scores that merge in this file's order: minus the rank of the first merge that makes a piece.
+        """SentencePiece scores that give the same order of merges: minus the rank of the first merge that makes a piece.
 
-        Merged pieces only; a converted SentencePiece vocabulary gives every way to make a piece neighbouring ranks.
+        Merged pieces only. In a converted SentencePiece vocabulary, all ways to make a piece have adjacent ranks.
         """
         ranks: dict[str, float] = {}
         for rank, (left, right) in enumerate(self.merges):
@@ -68,7 +68,7 @@ class TokenizerJson:
 
 
 def read_tokenizer_json(path: Path) -> TokenizerJson:
-    """Parse ``path``; BadFileError when it is damaged, UnsupportedError for a kind that GGUF has no name for."""
+    """Parse ``path``; BadFileError where it is damaged, UnsupportedError for a kind that GGUF has no name for."""
     data = read_json(path, MAX_FILE_BYTES)
     model = data.get("model")
     if not isinstance(model, dict) or not isinstance(model.get("vocab"), (dict, list)):
@@ -79,7 +79,7 @@ def read_tokenizer_json(path: Path) -> TokenizerJson:
     byte_level = any(c.get("type") == "ByteLevel" for c in components)
     if not byte_level and not model.get("byte_fallback"):
         raise UnsupportedError(
-            f"{path}: this BPE vocabulary is neither byte-level nor has it byte fallback; GGUF has no name for it"
+            f"{path}: this BPE vocabulary is not byte-level and has no byte fallback; GGUF has no name for it"
         )
     unknown = model.get("unk_token")
     return TokenizerJson(
@@ -127,7 +127,7 @@ def _added(path: Path, entries: Any) -> list[AddedToken]:
 
 
 def _components(data: Mapping[str, Any], *keys: str) -> Iterator[dict[str, Any]]:
-    """Every component of the pipelines under ``keys``, sequences flattened."""
+    """All components of the pipelines under ``keys``, with sequences flattened."""
     waiting: list[Any] = [data.get(key) for key in keys]
     while waiting:
         component = waiting.pop(0)

@@ -1,17 +1,17 @@
-"""A checkpoint's tokenizer files to GGUF's tokenizer.* metadata; knows nothing of tensors or of encoding text.
+"""GGUF's tokenizer.* metadata from a checkpoint's tokenizer files.
 
-Pieces, scores and types come from tokenizer.model where it agrees with tokenizer.json, else from tokenizer.json;
+Pieces, scores and types come from tokenizer.model where it agrees with tokenizer.json, otherwise from tokenizer.json.
 tokenizer_config.json, special_tokens_map.json, config.json and generation_config.json say which pieces are special.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jambacli import ui
 from jambacli.convert.hf_checkpoint import read_json
 from jambacli.convert.sentencepiece import SentencePieceModel, read_sentencepiece
 from jambacli.convert.tokenizer_json import AddedToken, TokenizerJson, read_tokenizer_json
@@ -23,16 +23,19 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 MAX_ROWS = 1 << 22
 ADDED_SCORE, UNUSED_SCORE, UNMERGED_SCORE = -1000.0, -10000.0, -1e9
 EOM_ID = "tokenizer.ggml.eom_token_id"
-# What ends a turn in the chat formats Jambas speak, for checkpoints that name no such id.
+# End-of-turn tokens of Jamba's chat formats, for checkpoints that do not name theirs.
 _TURN_ENDS = ("<|eom|>", "<|im_end|>", "<|eot_id|>")
 Rows = list[tuple[str, Any, str]]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
 class Vocabulary:
-    """The pieces by id, with what GGUF says of each, and the flags around them.
+    """The pieces by id, with their scores and GGUF types, and the tokenizer's settings.
 
-    ``kind`` is "llama" (SentencePiece BPE) or "gpt2" (byte-level BPE, which has ``merges`` and no scores).
+    ``kind`` is "llama" (SentencePiece BPE) or "gpt2" (byte-level BPE, which has ``merges`` and no scores). ``add_bos`` and
+    ``ids`` ("bos", "eos", "unk", "pad") apply where tokenizer_config.json does not say.
     """
 
     kind: str
@@ -42,7 +45,6 @@ class Vocabulary:
     merges: list[str] = field(default_factory=list)
     pre: str = "default"
     add_space_prefix: bool = False
-    # What holds where tokenizer_config.json says nothing; ids by "bos", "eos", "unk", "pad".
     add_bos: bool = True
     ids: dict[str, int] = field(default_factory=dict)
 
@@ -55,10 +57,11 @@ class Vocabulary:
 
 
 def tokenizer_metadata(folder: Path, config: Mapping[str, Any], rows: int, template: str | None) -> Rows:
-    """Every tokenizer.ggml.* pair for the checkpoint in ``folder``, as (key, value, GGUF type).
+    """All tokenizer.ggml.* keys for the checkpoint in ``folder``, as (key, value, GGUF type).
 
-    ``rows`` is the embedding's: a smaller vocabulary is filled up with unused pieces. ``config`` is config.json;
-    ``template`` only helps to find what ends a turn. JambaError without a tokenizer, BadFileError for a bad one.
+    ``rows`` is the number of embedding rows: a smaller vocabulary is padded with unused pieces. ``config`` is config.json.
+    The chat ``template`` is searched for the token that ends a turn. JambaError without a tokenizer, BadFileError for a
+    damaged one.
     """
     files = _TokenizerFiles(folder, config)
     vocab = read_vocabulary(folder, files.settings)
@@ -93,12 +96,14 @@ def read_vocabulary(folder: Path, settings: Mapping[str, Any]) -> Vocabulary:
     if model is None and data is None:
         raise JambaError(f"{folder}: there is no tokenizer (tokenizer.model or tokenizer.json) beside the weights")
     if model is not None and data is not None and (problem := _disagreement(model, data)):
-        # transformers loads tokenizer.json; a tokenizer.model left over from a base model would be wrong.
-        ui.warn(f"{folder}: tokenizer.model and tokenizer.json differ ({problem}); using tokenizer.json")
+        # transformers loads tokenizer.json; tokenizer.model may be left over from a base model.
+        logger.warning("%s: tokenizer.model and tokenizer.json differ (%s); using tokenizer.json", folder, problem)
         model = None
     vocab = _from_sentencepiece(model) if model is not None else _from_json(data, settings)  # type: ignore[arg-type]
     if model.normalizes if model is not None else data is not None and data.normalizes:
-        ui.warn(f"{folder}: the tokenizer normalises its text first, which GGUF cannot say; some ids may differ")
+        logger.warning(
+            "%s: the tokenizer normalizes text first, which GGUF cannot express; some ids may differ", folder
+        )
     added: list[AddedToken] = []
     if data is not None:
         added, vocab.add_bos = list(data.added), data.starts_with is not None
@@ -131,7 +136,7 @@ def _from_sentencepiece(model: SentencePieceModel) -> Vocabulary:
 def _from_json(data: TokenizerJson, settings: Mapping[str, Any]) -> Vocabulary:
     vocab = Vocabulary(data.kind, add_space_prefix=data.add_space_prefix)
     if data.pre is None:
-        ui.warn("this byte-level tokenizer splits text in a way GGUF readers have no name for; some ids may differ")
+        logger.warning("GGUF has no name for how this byte-level tokenizer splits text; some ids may differ")
     vocab.pre = data.pre or "default"
     unknown = {data.unknown, _text_of(settings.get("unk_token"))}
     scores = data.scores()
@@ -141,7 +146,7 @@ def _from_json(data: TokenizerJson, settings: Mapping[str, Any]) -> Vocabulary:
             _append_unused(vocab)
             continue
         kind = UNKNOWN if piece in unknown else BYTE if data.is_byte(piece) else NORMAL
-        # A single character needs no merge, whatever its score; any other unmerged piece is out of text's reach.
+        # A piece of one character needs no merge, whatever its score; text never becomes any other unmerged piece.
         vocab.pieces.append(piece)
         vocab.types.append(kind)
         vocab.scores.append(scores.get(piece, UNMERGED_SCORE) if kind == NORMAL else 0.0)
@@ -151,7 +156,7 @@ def _from_json(data: TokenizerJson, settings: Mapping[str, Any]) -> Vocabulary:
 
 
 def _added_elsewhere(folder: Path, settings: Mapping[str, Any]) -> list[AddedToken]:
-    """Tokens that added_tokens.json and tokenizer_config.json's added_tokens_decoder put beside the vocabulary."""
+    """Tokens that added_tokens.json and tokenizer_config.json's added_tokens_decoder add to the vocabulary."""
     added: list[AddedToken] = []
     decoder = settings.get("added_tokens_decoder")
     for key, entry in decoder.items() if isinstance(decoder, dict) else ():
@@ -166,7 +171,7 @@ def _added_elsewhere(folder: Path, settings: Mapping[str, Any]) -> list[AddedTok
 
 
 def _named_special(vocab: Vocabulary, settings: Mapping[str, Any]) -> list[AddedToken]:
-    """Pieces of the vocabulary that tokenizer_config.json names as special without saying their ids."""
+    """Pieces of the vocabulary that tokenizer_config.json names as special, without ids."""
     named = [_text_of(settings.get(f"{name}_token")) for name in ("bos", "eos", "pad")]
     for key in ("additional_special_tokens", "extra_special_tokens"):
         more = settings.get(key)
@@ -177,18 +182,20 @@ def _named_special(vocab: Vocabulary, settings: Mapping[str, Any]) -> list[Added
 
 
 def _add_tokens(vocab: Vocabulary, added: list[AddedToken], folder: Path) -> None:
-    """Put added tokens in place: new ids are appended, normal pieces become what they were added as."""
+    """Add tokens: new ids are appended, normal pieces take the type they were added with."""
     for token in added:
         if token.id >= len(vocab.pieces) + 65536:
-            raise BadFileError(folder, f"added token {shown(token.text)} has the id {token.id}, far off the vocabulary")
+            raise BadFileError(
+                folder, f"added token {shown(token.text)} has the id {token.id}, far beyond the vocabulary"
+            )
         while token.id >= len(vocab.pieces):
             _append_unused(vocab)
         kind, same = vocab.types[token.id], vocab.pieces[token.id] == token.text
         if kind in (UNKNOWN, BYTE) or (same and kind in (CONTROL, USER_DEFINED)):
             continue
         if kind == NORMAL and not same:
-            here, there = shown(vocab.pieces[token.id]), shown(token.text)
-            raise BadFileError(folder, f"id {token.id} is {here} in the vocabulary, but {there} as an added token")
+            piece, added_as = shown(vocab.pieces[token.id]), shown(token.text)
+            raise BadFileError(folder, f"id {token.id} is {piece} in the vocabulary, but {added_as} as an added token")
         vocab.pieces[token.id] = token.text
         vocab.types[token.id] = CONTROL if token.special else USER_DEFINED
         vocab.scores[token.id] = ADDED_SCORE if kind == UNUSED else 0.0
@@ -201,7 +208,7 @@ def _append_unused(vocab: Vocabulary) -> None:
 
 
 def _fit(vocab: Vocabulary, rows: int, folder: Path) -> None:
-    """Fill the vocabulary up to the embedding's rows; BadFileError where it has more, or a piece twice."""
+    """Pad the vocabulary to the embedding's rows; BadFileError where it has more pieces, or a piece twice."""
     if rows > MAX_ROWS:
         raise UnsupportedError(f"{folder}: the embedding has {rows} rows; at most {MAX_ROWS} are supported")
     if len(vocab.pieces) > rows:
@@ -225,7 +232,7 @@ class _TokenizerFiles:
         self.generation = _optional_json(folder / "generation_config.json")
 
     def token_text(self, name: str) -> str | None:
-        """The piece called ``bos_token``, ``eos_token`` ..., as text."""
+        """The text of the piece called ``bos_token``, ``eos_token`` ..."""
         return _text_of(self.settings.get(name)) or _text_of(self.special_map.get(name))
 
     def stop_ids(self) -> list[int]:
@@ -238,7 +245,7 @@ def _optional_json(path: Path) -> dict[str, Any]:
 
 
 def _text_of(value: Any) -> str | None:
-    """A special token as tokenizer_config.json writes it: a string, or an object with its content."""
+    """The text of a special token, which tokenizer_config.json stores as a string or as an object."""
     if isinstance(value, dict):
         value = value.get("content")
     return value if isinstance(value, str) and value else None
@@ -250,7 +257,7 @@ def _ids_of(value: Any) -> list[int]:
 
 
 def _special_ids(vocab: Vocabulary, files: _TokenizerFiles, template: str | None) -> dict[str, int]:
-    """GGUF's *_token_id keys: the tokenizer's own word first, then config.json's, then tokenizer.model's."""
+    """GGUF's *_token_id keys: from the tokenizer's JSON files first, then from config.json, then from tokenizer.model."""
     found: dict[str, int] = {}
     for name, key in (
         ("bos", keys.BOS_ID),
@@ -270,10 +277,12 @@ def _special_ids(vocab: Vocabulary, files: _TokenizerFiles, template: str | None
     if not stops and template:
         ends = (vocab.id_of(text) for text in _TURN_ENDS if text in template)
         stops = [i for i in ends if i is not None and i != found.get(keys.EOS_ID)][:1]
-    # The one the template writes ends a turn; GGUF has room for one more (eom).
+    # The one in the template ends a turn; GGUF has a key for one more (eom).
     stops.sort(key=lambda i: not (template and vocab.pieces[i] in template))
     for key, i in zip((keys.EOT_ID, EOM_ID), stops, strict=False):
         found[key] = i
     if len(stops) > 2:
-        ui.warn(f"generation stops at {len(stops) + 1} ids, but GGUF names three; left out: {stops[2:]}")
+        logger.warning(
+            "generation stops at %d ids, but GGUF has keys for three; left out: %s", len(stops) + 1, stops[2:]
+        )
     return found

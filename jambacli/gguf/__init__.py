@@ -1,1 +1,1 @@
-"""Model files: GGUF read and written, metadata keys, Hugging Face checkpoints; knows nothing of computing."""
+"""The GGUF file format, read and written, and the keys and tensor names of Jamba models in it."""

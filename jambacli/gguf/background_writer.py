@@ -1,7 +1,6 @@
-"""Writes a GGUF file's tensors from a thread of its own; knows nothing of where the bytes come from.
+"""Writes a GGUF file's tensors in a thread of its own, so that the next piece is computed meanwhile.
 
-While one panel is encoded, the one before it goes to the disk. A fixed set of buffers goes round, so memory stays bounded
-however slow the disk is.
+The number of buffers is fixed, which bounds memory however slow the disk is.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ BUFFERS = 4
 
 @dataclass(frozen=True)
 class Piece:
-    """Bytes ``start`` to ``stop`` of a buffer, to be written at ``offset`` of tensor ``name``."""
+    """Bytes ``start`` to ``stop`` of a buffer, which go to byte ``offset`` of tensor ``name``."""
 
     name: str
     offset: int
@@ -32,10 +31,10 @@ class Piece:
 
 
 class BackgroundWriter:
-    """``take`` a buffer, fill it, ``write`` it; leaving the context waits for the rest, or drops it on an error."""
+    """``take`` a buffer, fill it, ``write`` it. Leaving the context waits for pending writes, or drops them after an error."""
 
     def __init__(self, writer: GGUFWriter, buffer_bytes: int, wrote: Callable[[int], None]) -> None:
-        """``wrote(cost)`` is called, on the thread, after each write with the ``cost`` given for it."""
+        """``wrote(cost)`` is called in the thread after each write, with the ``cost`` passed to ``write``."""
         import numpy as np
 
         self._writer, self._wrote = writer, wrote
@@ -48,12 +47,12 @@ class BackgroundWriter:
         self._thread = threading.Thread(target=self._run, name="gguf-writer", daemon=True)
 
     def take(self) -> np.ndarray:
-        """A buffer that is not in use, once there is one; raises what went wrong in the thread."""
+        """A free buffer; waits until there is one. Raises the thread's error, if it had one."""
         self._raise()
         return self._free.get()
 
     def write(self, buffer: np.ndarray, pieces: Sequence[Piece], cost: int) -> None:
-        """Write what ``pieces`` say of a taken buffer, which is given up."""
+        """Queue the ``pieces`` of a taken buffer; the caller may not use the buffer any more."""
         self._work.put((buffer, pieces, cost))
 
     def _run(self) -> None:

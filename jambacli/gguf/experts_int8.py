@@ -1,23 +1,12 @@
-"""How a GGUF file carries ExpertsInt8: the tensors' names and the key that tells; knows nothing of the arithmetic.
-
-``docs/experts_int8.md`` describes the layout for other readers.
-"""
+"""How a GGUF file holds ExpertsInt8: the metadata key and the tensors' names. The layout is in docs/experts_int8.md."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 EXPERTS_TYPE = "jamba.experts.quantization"
-"""Metadata key; the string "experts_int8" in a file whose expert stacks are I8 with F32 row scales beside them."""
+"""Metadata key: its value is EXPERTS_INT8 where the expert stacks are I8 with F32 row scales beside them."""
 EXPERTS_INT8 = "experts_int8"
 
 
-def is_experts_int8(metadata: Mapping[str, Any]) -> bool:
-    """Whether a file says that its experts are ExpertsInt8."""
-    return metadata.get(EXPERTS_TYPE) == EXPERTS_INT8
-
-
 def scale_name(name: str) -> str:
-    """The tensor of row scales that belongs to an expert stack: ``….weight`` to ``….row_scale``."""
+    """The name of an expert stack's row scales: ``….weight`` becomes ``….row_scale``."""
     return name.removesuffix("weight") + "row_scale"

@@ -1,7 +1,7 @@
-"""GGUF metadata and tensor names of a Jamba model, to a JambaConfig and back; knows nothing of bytes or of computing.
+"""The GGUF metadata and tensor names of a Jamba model, from and to a JambaConfig.
 
-Names and meanings are llama.cpp's for architecture "jamba". The layer kinds come from the head_count_kv array and from
-the tensors that are there, never from the layer_period keys, which are written for readers that want them.
+Names and meanings are llama.cpp's for the architecture "jamba". The kinds of the layers come from the head_count_kv array
+and from the tensors in the file. The layer_period keys are written for other readers and not read.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ OUTPUT = "output.weight"
 
 
 class HasShape(Protocol):
-    """Anything with a shape in torch order: a TensorInfo, an array, a torch tensor."""
+    """Something with a shape in torch order: a TensorInfo, an array, a torch tensor."""
 
     @property
     def shape(self) -> Sequence[int]:
@@ -70,7 +70,7 @@ class HasShape(Protocol):
 def expected_tensors(config: JambaConfig) -> dict[str, tuple[int, ...]]:
     """Every tensor of a model with ``config``: GGUF name to shape in torch order, layer by layer.
 
-    ``output.weight`` is left out where the embedding is tied.
+    With tied embeddings there is no ``output.weight``.
     """
     c = config
     q, kv = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
@@ -123,10 +123,10 @@ def expected_tensors(config: JambaConfig) -> dict[str, tuple[int, ...]]:
 def jamba_config(
     metadata: Mapping[str, Any], tensors: Mapping[str, HasShape], *, path: object | None = None
 ) -> JambaConfig:
-    """The typed config of a GGUF's ``metadata`` and ``tensors``, every expected tensor's shape checked against it.
+    """The config that a GGUF's ``metadata`` and ``tensors`` describe; the shape of every expected tensor is checked.
 
-    ``path`` names the file in errors (default: the metadata's own). Raises UnsupportedError for another architecture,
-    BadFileError for a missing or impossible key and for a missing or misshapen tensor, naming it.
+    ``path`` names the file in errors (default: the metadata's own). Raises UnsupportedError for another architecture, and
+    BadFileError, naming the key or tensor, where one is missing or has an impossible value or shape.
     """
     keys = _Keys(metadata, path if path is not None else getattr(metadata, "path", "metadata"))
     check_architecture(metadata, keys.path)
@@ -144,7 +144,7 @@ def jamba_config(
         raise keys.bad(f"{EXPERT_USED_COUNT} is {n_used}, out of {n_experts} experts")
     n_heads = keys.uniform(HEAD_COUNT, n_layers)
     if n_kv_heads and (n_heads == 0 or n_heads % n_kv_heads):
-        raise keys.bad(f"{HEAD_COUNT} is {n_heads}, no multiple of the {n_kv_heads} key-value heads")
+        raise keys.bad(f"{HEAD_COUNT} is {n_heads}, not a multiple of the {n_kv_heads} key-value heads")
     head_dim = keys.count(KEY_LENGTH, default=hidden // n_heads if n_heads else 1)
     config = JambaConfig(
         n_layers=n_layers,
@@ -174,13 +174,13 @@ def check_architecture(metadata: Mapping[str, Any], path: object) -> None:
     """Raise BadFileError without an architecture in ``metadata``, UnsupportedError for one that is not jamba."""
     arch = metadata.get(ARCHITECTURE)
     if not isinstance(arch, str):
-        raise BadFileError(path, f"{ARCHITECTURE} is missing; this is no model file")
+        raise BadFileError(path, f"{ARCHITECTURE} is missing; this is not a model file")
     if arch != ARCH:
         raise UnsupportedError(f"{path}: the architecture is {shown(arch, 40)}; only jamba models are supported")
 
 
 def check_tensors(config: JambaConfig, tensors: Mapping[str, HasShape], path: object) -> None:
-    """Raise BadFileError for the first tensor of ``config`` that ``tensors`` lacks or holds in another shape."""
+    """Raise BadFileError for the first tensor of ``config`` that is missing from ``tensors`` or has another shape there."""
     for name, shape in expected_tensors(config).items():
         if name not in tensors:
             raise BadFileError(path, f"tensor {name} is missing")
@@ -192,7 +192,7 @@ def check_tensors(config: JambaConfig, tensors: Mapping[str, HasShape], path: ob
 def config_metadata(config: JambaConfig) -> list[tuple[str, Any, str]]:
     """The ``(key, value, type)`` rows that describe ``config`` in a GGUF, general.architecture first.
 
-    The layer_period keys are there only where the layers follow a period.
+    The layer_period keys are included where the layers follow a period.
     """
     kv = [config.n_kv_heads if attention else 0 for attention in config.layer_is_attention]
     rows: list[tuple[str, Any, str]] = [
@@ -223,11 +223,11 @@ def config_metadata(config: JambaConfig) -> list[tuple[str, Any, str]]:
 
 
 def _attention_layers(keys: _Keys, tensors: Mapping[str, HasShape], n_layers: int) -> tuple[tuple[bool, ...], int]:
-    """Which layers are attention, and their key-value heads (0 where there is none)."""
+    """Which layers are attention, and their number of key-value heads (0 without attention layers)."""
     has_q = tuple(f"blk.{i}.attn_q.weight" in tensors for i in range(n_layers))
     value = keys.value(HEAD_COUNT_KV)
     if isinstance(value, int) and not isinstance(value, bool):
-        # A single number says nothing of the layers' kinds: the tensors do.
+        # A single number does not say which layers are attention; the tensors do.
         return has_q, keys.count(HEAD_COUNT_KV, least=1 if any(has_q) else 0) if any(has_q) else 0
     counts = keys.counts(HEAD_COUNT_KV, n_layers)
     kinds = sorted({n for n in counts if n})
@@ -247,7 +247,7 @@ def _vocab_size(keys: _Keys, tensors: Mapping[str, HasShape]) -> int:
 
 
 class _Keys:
-    """Typed, bounded access to metadata, with errors that name the file and the key."""
+    """Reads metadata values with their type and bounds checked; errors name the file and the key."""
 
     def __init__(self, metadata: Mapping[str, Any], path: object) -> None:
         self.metadata = metadata
@@ -260,17 +260,17 @@ class _Keys:
         if key not in self.metadata:
             raise self.bad(f"metadata key {key} is missing")
         if isinstance(self.metadata, Metadata) and self.metadata.type_name(key).startswith("arr["):
-            return self.metadata.listed(key)  # numpy would take longer to import than the rest takes to run
+            return self.metadata.listed(key)  # importing numpy would take longer than everything else
         return self.metadata[key]
 
     def count(self, key: str, *, least: int = 1, most: int = (1 << 31) - 1, default: int | None = None) -> int:
-        """An integer from ``least`` to ``most``; ``default`` (None: required) where the key is absent."""
+        """An integer from ``least`` to ``most``; ``default`` where the key is absent (None: the key is required)."""
         if default is not None and key not in self.metadata:
             return default
         return self._checked(key, self.value(key), least, most)
 
     def counts(self, key: str, n_layers: int) -> list[int]:
-        """One non-negative integer per layer."""
+        """A non-negative integer per layer."""
         value = self.value(key)
         if isinstance(value, (str, bytes)) or not hasattr(value, "__len__"):
             raise self.bad(f"{key} must be an array of one integer per layer")
@@ -280,7 +280,7 @@ class _Keys:
         return [self._checked(key, item, 0, 1 << 16) for item in items]
 
     def uniform(self, key: str, n_layers: int) -> int:
-        """An integer given once, or once per layer with one value wherever it is not 0."""
+        """An integer stored once, or once per layer, where all values that are not 0 must be equal."""
         if not hasattr(self.value(key), "__len__"):
             return self.count(key, least=0 if key == HEAD_COUNT else 1)
         found = sorted({n for n in self.counts(key, n_layers) if n})

@@ -1,7 +1,7 @@
-"""Reads GGUF files, split ones included, by mapping them; knows nothing of Jamba, of what tensors mean, or of torch.
+"""Reads GGUF files, split ones included, by mapping them into memory.
 
-Versions 2 and 3, little-endian, as the GGUF specification lays them out. Every count, length, dimension and offset is
-checked against the file's size before it is used: a damaged or hostile file is a BadFileError naming file and field.
+Versions 2 and 3, little-endian, as in the GGUF specification. Every count, length, dimension and offset is checked against
+the file's size before it is used: a damaged or hostile file raises BadFileError, naming the file and the field.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32
 MAX_TENSORS = 1 << 17
 MAX_DIMS = 4
-_NO_WEIGHTS = ("i8", "i16", "i32", "i64", "f64")  # i8: unless scales lie beside it
+_NO_WEIGHTS = ("i8", "i16", "i32", "i64", "f64")  # i8 with scales beside it (ExpertsInt8) holds weights
 SPLIT_NAME = re.compile(r"(?P<stem>.*)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One tensor's place: ``shape`` in torch order (the row last), ``offset`` absolute in the file of part ``part``."""
+    """Where a tensor lies: ``offset`` bytes into the file of part ``part``. ``shape`` is in torch order, the row last."""
 
     name: str
     shape: tuple[int, ...]
@@ -52,7 +52,7 @@ def split_path(stem: str, number: int, count: int) -> str:
 
 
 class GGUFFile:
-    """A GGUF file (all its parts) mapped read-only. Use ``GGUFFile.open``; close it or use it as a context manager."""
+    """A GGUF file, all its parts, mapped read-only. Open it with ``GGUFFile.open``; ``close`` it or use it in ``with``."""
 
     def __init__(self, parts: list[_Part]) -> None:
         first = parts[0]
@@ -75,10 +75,10 @@ class GGUFFile:
 
     @classmethod
     def open(cls, path: str | Path) -> GGUFFile:
-        """Map ``path`` and, where it is one part of a split model, every other part of it.
+        """Map ``path`` and, where it is one part of a split model, all other parts.
 
-        Raises JambaError when a file is missing or unreadable, BadFileError when it is damaged, UnsupportedError for
-        a GGUF version or byte order that is not handled.
+        Raises JambaError where a file is missing or unreadable, BadFileError where it is damaged, UnsupportedError for
+        a GGUF version or byte order that is not supported.
         """
         path = Path(path)
         parts = [_Part(path, 0)]
@@ -103,16 +103,16 @@ class GGUFFile:
         return view[info.offset : info.offset + info.nbytes]
 
     def advise(self, name: str, start: int, stop: int, *, needed: bool) -> None:
-        """Hint that bytes ``start`` to ``stop`` of a tensor will be read soon, or (``needed`` False) not again for long.
+        """Tell the kernel that bytes ``start`` to ``stop`` of a tensor are needed soon, or no longer (``needed`` False).
 
-        Reading ahead overlaps the disk with work; letting go keeps a pass over the whole file out of resident memory.
+        The first overlaps reading with work; the second keeps resident memory small while a whole file is read.
         """
         advice = getattr(mmap, "MADV_WILLNEED" if needed else "MADV_DONTNEED", None)
         if advice is None:
             return
         info = self.tensors[name]
         page = mmap.PAGESIZE
-        # Whole pages: rounded outwards to read, inwards to let go, where the neighbours may still be in use.
+        # Whole pages: rounded outwards to read, inwards to release, because neighbours may still be in use.
         first = (info.offset + start) // page if needed else -(-(info.offset + start) // page)
         last = -(-(info.offset + stop) // page) if needed else (info.offset + stop) // page
         if last > first:
@@ -121,35 +121,29 @@ class GGUFFile:
                 buffer.madvise(advice, first * page, min(last * page, len(buffer)) - first * page)
 
     def qtensor(self, name: str) -> QTensor:
-        """The tensor as a QTensor over the mapped bytes, uncopied; ExpertsInt8's (i8) with the row scales beside it.
+        """The tensor as a QTensor over the mapped bytes, without a copy; an ExpertsInt8 stack (i8) with its row scales.
 
         Imports torch; the tensor must not be written to. BadFileError where the scales do not fit, UnsupportedError
-        for a type that holds no weights: plain integers, or f64.
+        for a type that is not used for weights: plain integers, or f64.
         """
-        import warnings
-
-        import torch
-
         from quant.formats import QTensor
+        from quant.rows import host_tensor
 
         info = self.tensors[name]
-        with warnings.catch_warnings():
-            # torch has no read-only tensors and says so; nothing here writes to weights.
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            scale = None
-            if info.format.name == "i8" and (beside := scale_name(name)) in self.tensors:
-                found = self.tensors[beside]
-                if found.format.name != "f32" or found.shape != info.shape[:-1]:
-                    raise BadFileError(self.path, f"tensor {beside} is not F32 {list(info.shape[:-1])}, a scale a row")
-                scale = torch.from_numpy(self.data(beside).view("<f4")).view(found.shape)
-            if scale is None and info.format.name in _NO_WEIGHTS:
-                raise UnsupportedError(
-                    f"{self.path}: tensor {shown(name)} is stored as {info.format.name}, which is no type of weights"
-                )
-            return QTensor(torch.from_numpy(self.data(name)), info.format, info.shape, scale)
+        scale = None
+        if info.format.name == "i8" and (beside := scale_name(name)) in self.tensors:
+            found = self.tensors[beside]
+            if found.format.name != "f32" or found.shape != info.shape[:-1]:
+                raise BadFileError(self.path, f"tensor {beside} is not F32 {list(info.shape[:-1])}, one scale per row")
+            scale = host_tensor(self.data(beside).view("<f4")).view(found.shape)
+        if scale is None and info.format.name in _NO_WEIGHTS:
+            raise UnsupportedError(
+                f"{self.path}: tensor {shown(name)} is stored as {info.format.name}, which is not a type of weights"
+            )
+        return QTensor(host_tensor(self.data(name)), info.format, info.shape, scale)
 
     def close(self) -> None:
-        """Unmap the parts; views handed out keep theirs mapped until they are gone."""
+        """Unmap the parts. A part stays mapped as long as views of it exist."""
         self._views = [None] * len(self._parts)
         for part in self._parts:
             part.close()
@@ -162,7 +156,7 @@ class GGUFFile:
 
 
 class _Part:
-    """One mapped file: its header parsed and checked."""
+    """One mapped file, its header parsed and checked."""
 
     def __init__(self, path: Path, index: int) -> None:
         self.path = path
@@ -175,7 +169,7 @@ class _Part:
             raise
 
     def close(self) -> None:
-        # A view of it may still be in use; the map goes with the last one.
+        # Views may still be in use; the last one unmaps the file.
         with contextlib.suppress(BufferError):
             self.buffer.close()
 
@@ -202,7 +196,7 @@ class _Part:
 
 def _map(path: Path) -> mmap.mmap:
     try:
-        # Looked at before it is opened: opening a pipe would wait for its writer.
+        # Opening a pipe would wait for its writer, so look at the path first.
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
@@ -221,9 +215,11 @@ def _read_version(cursor: Cursor) -> int:
     cursor.pos = 4
     version = cursor.u32("the version")
     if version and version & 0xFFFF == 0:
-        raise UnsupportedError(f"{cursor.path}: a big-endian GGUF file; only little-endian files are read, convert it")
+        raise UnsupportedError(
+            f"{cursor.path}: a big-endian GGUF file; only little-endian files can be read; convert it"
+        )
     if version not in (2, 3):
-        raise UnsupportedError(f"{cursor.path}: GGUF version {version}; versions 2 and 3 are read")
+        raise UnsupportedError(f"{cursor.path}: GGUF version {version}; versions 2 and 3 can be read")
     return version
 
 
@@ -238,8 +234,8 @@ def _alignment(cursor: Cursor, metadata: Metadata) -> int:
         return DEFAULT_ALIGNMENT
     value = metadata[key] if metadata.type_name(key) == "u32" else None
     if value is None or not 8 <= value <= 1 << 20 or value & (value - 1):
-        told = metadata.type_name(key) if value is None else value
-        raise cursor.bad(f"{key} is {told}; it must be a u32 power of two from 8 to 1048576")
+        found = metadata.type_name(key) if value is None else value
+        raise cursor.bad(f"{key} is {found}; it must be a u32 power of two from 8 to 1048576")
     return int(value)
 
 
@@ -263,7 +259,7 @@ def _read_tensor(cursor: Cursor, number: int, part: int) -> TensorInfo:
     if values >= 1 << 63:
         raise cursor.bad(f"{what} has impossible dimensions: {dims}")
     if dims[0] % fmt.block:
-        raise cursor.bad(f"{what} has rows of {dims[0]} values, no multiple of {fmt.name}'s block of {fmt.block}")
+        raise cursor.bad(f"{what} has rows of {dims[0]} values, not a multiple of {fmt.name}'s block of {fmt.block}")
     nbytes = values // fmt.block * fmt.block_bytes
     return TensorInfo(name, tuple(reversed(dims)), fmt, offset, nbytes, part)
 
@@ -276,7 +272,7 @@ def _place(cursor: Cursor, found: list[TensorInfo], start: int, alignment: int) 
         if info.name in placed:
             raise cursor.bad(f"{what} appears twice")
         if info.offset % alignment:
-            raise cursor.bad(f"{what} lies at offset {info.offset}, no multiple of the alignment of {alignment}")
+            raise cursor.bad(f"{what} lies at offset {info.offset}, not a multiple of the alignment of {alignment}")
         offset = start + info.offset
         if offset + info.nbytes > cursor.size:
             raise cursor.bad(
@@ -298,20 +294,21 @@ def _split_value(part: _Part, key: str, default: int | None = None) -> int:
     return value
 
 
-def _open_parts(given: _Part, count: int) -> list[_Part]:
-    """Every part of the split model that ``given`` belongs to, in order; takes ``given`` over, closes all on error."""
-    match = SPLIT_NAME.fullmatch(given.path.name)
-    number = _split_value(given, "split.no") + 1
+def _open_parts(opened: _Part, count: int) -> list[_Part]:
+    """All parts of the split model that ``opened`` belongs to, in order. Closes ``opened``, and all parts on an error."""
+    match = SPLIT_NAME.fullmatch(opened.path.name)
+    number = _split_value(opened, "split.no") + 1
     if number > count:
-        raise BadFileError(given.path, f"split.no is {number - 1}, but split.count is {count}")
+        raise BadFileError(opened.path, f"split.no is {number - 1}, but split.count is {count}")
     if not match or int(match["count"]) != count or int(match["no"]) != number:
         raise BadFileError(
-            given.path, f"it is part {number} of {count}; name it {split_path('NAME', number, count)} beside the others"
+            opened.path,
+            f"it is part {number} of {count}; name it {split_path('NAME', number, count)} beside the others",
         )
-    paths = [given.path.with_name(split_path(match["stem"], i + 1, count)) for i in range(count)]
+    paths = [opened.path.with_name(split_path(match["stem"], i + 1, count)) for i in range(count)]
     if missing := [path.name for path in paths if not path.is_file()]:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise BadFileError(given.path, f"of its {count} parts {', '.join(missing[:3])}{more} are missing beside it")
+        raise BadFileError(opened.path, f"of its {count} parts {', '.join(missing[:3])}{more} are missing beside it")
     parts: list[_Part] = []
     try:
         for i, path in enumerate(paths):
@@ -326,5 +323,5 @@ def _open_parts(given: _Part, count: int) -> list[_Part]:
         for part in parts:
             part.close()
         raise
-    given.close()
+    opened.close()
     return parts

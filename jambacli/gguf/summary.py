@@ -1,6 +1,6 @@
-"""What a model is at a glance, from its GGUF file or checkpoint directory; knows nothing of machines or of showing it.
+"""What `jamba show` says about a model: the Summary, and how to get one from a GGUF file.
 
-Nothing but headers and metadata is read. All text is cleaned of control characters: it is going to a terminal.
+Only headers and metadata are read. Control characters are removed from all text, because it goes to a terminal.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Special:
-    """A special token: what it is for, its id, its piece ("" where the vocabulary does not have it)."""
+    """A special token: its role ("bos"), its id and its piece ("" where the vocabulary lacks it)."""
 
     role: str
     id: int
@@ -64,7 +64,7 @@ class Special:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The tokenizer: its GGUF model name ("llama", "gpt2"), how many tokens, the special ones, and its switches."""
+    """The tokenizer: its GGUF model name ("llama", "gpt2"), its number of tokens, the special ones, its settings."""
 
     model: str
     kind: str
@@ -76,7 +76,7 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Template:
-    """A chat template: the family it belongs to and what it can be given ("tools", "documents", "thinking")."""
+    """A chat template: its family and what it supports ("tools", "documents", "thinking")."""
 
     family: str
     handles: list[str]
@@ -84,7 +84,7 @@ class Template:
 
 @dataclass(frozen=True)
 class Summary:
-    """A model at a glance; bytes are of the weights (``weight_bytes``) and of all its files (``file_bytes``)."""
+    """A model's description. ``weight_bytes`` are those of its tensors, ``file_bytes`` those of all its files."""
 
     name: str
     path: Path
@@ -102,29 +102,25 @@ class Summary:
     about: dict[str, str]
     parts: list[tuple[str, int]]
     notes: list[str]
-    #: (format, shape) by name, where they are named as in a GGUF.
+    #: (format, shape) by GGUF name; empty for an HF checkpoint.
     tensors: dict[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict, repr=False)
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits the weights take on disk, by parameter."""
+        """Bits on disk per parameter."""
         return self.weight_bytes * 8 / self.params
 
     @property
     def expert_bytes(self) -> int:
-        """Bytes of the experts and their routers."""
+        """Bytes of experts and routers."""
         return sum(group.nbytes for group in self.groups if group.name == "experts")
 
 
 def summarize(path: Path) -> Summary:
-    """The summary of the GGUF file at ``path`` (any part of a split one) or the checkpoint directory ``path``.
+    """The summary of the GGUF file at ``path``, or of the split set that it is a part of.
 
-    Raises JambaError, BadFileError or UnsupportedError, naming file and field, for what is no sound Jamba model.
+    Raises JambaError, BadFileError or UnsupportedError, naming file and field, where it is not a valid Jamba model.
     """
-    if path.is_dir():
-        from jambacli.convert.summary import summarize_checkpoint
-
-        return summarize_checkpoint(path)
     with GGUFFile.open(path) as file:
         config = keys.jamba_config(file.metadata, file.tensors)
         groups = group_tensors(
@@ -135,7 +131,7 @@ def summarize(path: Path) -> Summary:
         extra = file.tensors.keys() - keys.expected_tensors(config).keys()
         if extra:
             notes.append(
-                f"{counted(len(extra), 'tensor')} that llama.cpp does not know, {clean(min(extra), 60)} among them"
+                f"{counted(len(extra), 'tensor')} that llama.cpp does not know, such as {clean(min(extra), 60)}"
             )
         return Summary(
             name=clean(file.metadata.get(keys.NAME)) or clean(path.stem),
@@ -159,7 +155,7 @@ def summarize(path: Path) -> Summary:
 
 
 def clean(text: object, limit: int = MAX_TEXT) -> str:
-    """``text`` on one line with everything unprintable replaced, at most ``limit`` long; "" for what is no text."""
+    """``text`` on one line, unprintable characters replaced, at most ``limit`` characters; "" for anything but a str."""
     if not isinstance(text, str):
         return ""
     line = "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in text[: 4 * limit]).strip()
@@ -167,7 +163,7 @@ def clean(text: object, limit: int = MAX_TEXT) -> str:
 
 
 def count(shape: Iterable[int]) -> int:
-    """The product of ``shape``."""
+    """The number of values in ``shape``: the product of its dimensions."""
     n = 1
     for dim in shape:
         n *= dim
@@ -175,7 +171,7 @@ def count(shape: Iterable[int]) -> int:
 
 
 def group_tensors(tensors: Iterable[tuple[str, int, str, int]]) -> list[Group]:
-    """``(GGUF name, values, format name, bytes)`` rows summed by kind, in the order of GROUPS."""
+    """Sum ``(GGUF name, values, format name, bytes)`` rows by kind of tensor, in the order of GROUPS."""
     found: dict[str, Group] = {}
     for name, params, fmt, nbytes in tensors:
         kind = next((kind for kind, pattern in _GROUP_PATTERNS if pattern.match(name)), "other")
@@ -186,7 +182,7 @@ def group_tensors(tensors: Iterable[tuple[str, int, str, int]]) -> list[Group]:
 
 
 def describe_template(source: object) -> Template | None:
-    """The family and abilities of a chat template's text, by the marks it writes and the variables it reads."""
+    """A chat template's family, by the markup in its text, and what it supports, by the variables it reads."""
     if not isinstance(source, str) or not source.strip():
         return None
     if "<|bom|>" in source:
@@ -200,12 +196,12 @@ def describe_template(source: object) -> Template | None:
 
 
 def describe_origin(metadata: Mapping[str, Any]) -> dict[str, str]:
-    """Who made the model, from what, under which licence: the general.* texts that are there, cleaned."""
+    """The general.* texts that say who made the model, from which one and under which licence, cleaned."""
     about: dict[str, str] = {}
     licence = clean(metadata.get(keys.LICENSE))
     named = clean(metadata.get("general.license.name"))
     if licence or named:
-        # "other" is the hub's word for a licence that only has a name.
+        # The hub writes "other" for a licence that it does not list.
         about["license"] = named if named and licence in ("", "other") else licence
     repo = clean(metadata.get("general.base_model.0.repo_url")).removeprefix("https://huggingface.co/")
     if base := repo or clean(metadata.get("general.base_model.0.name")):
@@ -219,10 +215,10 @@ def describe_origin(metadata: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _vocabulary(metadata: Metadata, config: JambaConfig) -> tuple[Vocabulary | None, list[str]]:
-    """The tokenizer's description, and what is wrong with it."""
+    """The tokenizer's description, and notes on its defects."""
     model = clean(metadata.get(keys.TOKENIZER_MODEL), 40)
     if keys.TOKENS not in metadata or metadata.type_name(keys.TOKENS) != "arr[str]":
-        return None, ["there is no vocabulary in the file: text cannot be encoded"]
+        return None, ["the file has no vocabulary, so text cannot be tokenized"]
     size = metadata.count(keys.TOKENS)
     notes, special = [], []
     if size != config.vocab_size:
@@ -242,6 +238,6 @@ def _vocabulary(metadata: Metadata, config: JambaConfig) -> tuple[Vocabulary | N
 
 
 def size_label(config: JambaConfig) -> str:
-    """The parameter count in words: ``51.6B``, and how many a token passes through where that is fewer."""
+    """The parameter count as text, ``51.6B parameters``, and the active ones per token where they are fewer."""
     total, active = format_count(config.params()), format_count(config.active_params())
     return f"{total} parameters" if total == active else f"{total} parameters, {active} active"

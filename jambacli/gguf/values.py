@@ -1,7 +1,7 @@
-"""GGUF's metadata values as bytes: encoding, and reading in bulk from a mapped file; knows no tensors, no models.
+"""GGUF's metadata values: encoded to bytes, and read in bulk from a mapped file.
 
-Value type ids, their widths and the length-prefixed strings are those of the GGUF specification, versions 2 and 3.
-Reading, nothing is allocated before the bytes that a count or a length promises are known to be in the file.
+Value types, their sizes and the length-prefixed strings are those of the GGUF specification, versions 2 and 3. A count or
+length is compared with the file's size before anything is allocated for it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 STRING = 8
 ARRAY = 9
 
-# Scalar types: id -> (our name, struct code, numpy dtype).
+# Scalar types: id -> (name, struct code, numpy dtype).
 SCALARS: dict[int, tuple[str, str, str]] = {
     0: ("u8", "<B", "<u1"),
     1: ("i8", "<b", "<i1"),
@@ -38,7 +38,7 @@ SCALARS: dict[int, tuple[str, str, str]] = {
 TYPE_IDS: dict[str, int] = {name: id for id, (name, _, _) in SCALARS.items()} | {"str": STRING}
 TYPE_NAMES: dict[int, str] = {id: name for name, id in TYPE_IDS.items()}
 
-# No real file comes near these; past them a header is damage or an attack, and parsing it would only cost time.
+# Far above what real files have; a header beyond these limits is damaged or hostile, and not worth parsing.
 MAX_KEYS = 1 << 16
 MAX_KEY_BYTES = (1 << 16) - 1
 MAX_STRINGS = 1 << 22
@@ -49,7 +49,7 @@ _READERS = {id: struct.Struct(code) for id, (_, code, _) in SCALARS.items()}
 
 
 def shown(name: str, limit: int = 80) -> str:
-    """``name`` quoted for an error line: control characters escaped, cut to ``limit``."""
+    """``name`` quoted for an error message: control characters escaped, at most ``limit`` characters."""
     return ascii(name if len(name) <= limit else name[: limit - 3] + "...")
 
 
@@ -63,7 +63,7 @@ class Cursor:
         self.pos = 0
 
     def bad(self, problem: str) -> BadFileError:
-        """The error to raise: ``problem`` with the file's name."""
+        """The error for a ``problem`` in this file."""
         return BadFileError(self.path, problem)
 
     def need(self, n: int, what: str) -> None:
@@ -86,7 +86,7 @@ class Cursor:
         return int(value)
 
     def raw_string(self, what: str, limit: int | None = None) -> bytes:
-        """A length-prefixed string's bytes; ``limit`` bounds the length beyond the file's own bound."""
+        """The bytes of a length-prefixed string; BadFileError where they are more than ``limit`` or pass the file's end."""
         n = self.u64(f"the length of {what}")
         if limit is not None and n > limit:
             raise self.bad(f"{what} claims {n} bytes, over the limit of {limit}")
@@ -109,7 +109,7 @@ class Cursor:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Where one value lies: its type, and for arrays the element type and count (0 and 1 for a scalar)."""
+    """Where a value lies (``start`` to ``end``) and its type; for arrays also element type and count (scalars: 0 and 1)."""
 
     type: int
     element: int
@@ -124,9 +124,9 @@ class Entry:
 
 
 def skip_value(cursor: Cursor, key: str) -> Entry:
-    """Check the value at the cursor (its type, counts, lengths, bools), step over it and say where it lies.
+    """Check the value at the cursor (type, counts, lengths, bools), step over it and return where it lies.
 
-    Raises BadFileError naming ``key``. Strings are not decoded here: that is Metadata's, on first use.
+    Raises BadFileError naming ``key``. ``Metadata`` decodes strings on first use.
     """
     what = f"metadata key {shown(key)}"
     type_id = cursor.u32(f"the type of {what}")
@@ -165,8 +165,8 @@ def _skip_strings(cursor: Cursor, count: int, what: str) -> None:
     cursor.need(8 * count, what)
     unpack, buffer, pos = _U64.unpack_from, cursor.buffer, cursor.pos
     try:
-        # The hot loop of opening a file: one hop a token, the end checked once after it. A wild length makes the next
-        # hop fall outside the buffer, which unpack_from refuses.
+        # The hot loop of opening a file: one step per token, with the end checked once afterwards. After an impossible
+        # length the next step is outside the buffer, where unpack_from raises.
         for _ in range(count):
             pos += 8 + unpack(buffer, pos)[0]
     except (struct.error, OverflowError, ValueError, IndexError):
@@ -179,8 +179,8 @@ def _skip_strings(cursor: Cursor, count: int, what: str) -> None:
 class Metadata(Mapping[str, Any]):
     """A file's key-value pairs in file order, each decoded on first use.
 
-    Scalars come as int, float, bool or str; numeric arrays as numpy arrays (copies), string arrays as list[str].
-    Bytes that are not UTF-8 decode with surrogateescape, so that they can be written back unchanged.
+    Scalars are int, float, bool or str; numeric arrays are numpy arrays (copies), string arrays list[str]. Bytes that are
+    not UTF-8 are decoded with surrogateescape, so that they can be written back unchanged.
     """
 
     def __init__(self, path: Path, buffer: mmap.mmap, entries: dict[str, Entry]) -> None:
@@ -212,12 +212,12 @@ class Metadata(Mapping[str, Any]):
         return self._entries[key].count
 
     def raw(self, key: str) -> bytes:
-        """The value's bytes as they lie in the file (an array's without its element type and count)."""
+        """The value's bytes in the file, for an array without element type and count."""
         entry = self._entries[key]
         return self._buffer[entry.start : entry.end]
 
     def encoded(self, key: str) -> bytes:
-        """The value with its type before it, byte for byte as in the file and as ``encode_value`` makes them."""
+        """The value's bytes with its type before them, as in the file and as ``encode_value`` returns."""
         return _type_head(self.type_name(key), self.count(key)) + self.raw(key)
 
     def _decode(self, entry: Entry) -> Any:
@@ -230,7 +230,7 @@ class Metadata(Mapping[str, Any]):
         return self._numbers(entry)
 
     def listed(self, key: str) -> list[Any]:
-        """An array's values as a list of python values, without importing numpy; KeyError when absent or no array."""
+        """An array's values as a list, without importing numpy; KeyError where it is absent or not an array."""
         entry = self._entries[key]
         if entry.type != ARRAY:
             raise KeyError(key)
@@ -239,7 +239,7 @@ class Metadata(Mapping[str, Any]):
         return list(struct.unpack(f"<{entry.count}{SCALARS[entry.element][1][1]}", self.raw(key)))
 
     def string_at(self, key: str, index: int) -> str:
-        """One string of a string array without decoding the others; KeyError or IndexError where there is none."""
+        """One string of a string array, without decoding the others; KeyError or IndexError where it does not exist."""
         entry = self._entries[key]
         if entry.element != STRING:
             raise KeyError(key)
@@ -277,11 +277,10 @@ def _split_strings(raw: bytes, count: int, errors: str) -> list[str]:
 
 
 def encode_value(key: str, value: Any, type_name: str | None = None) -> bytes:
-    """A value's bytes in a file, its type before it: ``u32``, ``str``, ``arr[i32]`` ..., or None to infer it.
+    """A value's bytes in a file, its type before them: ``u32``, ``str``, ``arr[i32]`` ..., or None to infer the type.
 
-    Inferred: bool, str, f32 for floats, u32 for integers that fit (else i32, u64, i64); arrays by their first element,
-    integers as i32. Strings that came from bytes with surrogateescape become those bytes again. ValueError naming
-    ``key`` for a value that no type, or not this one, holds.
+    Inferred: bool, str, f32 for floats, u32 for integers that fit (else i32, u64, i64); an array's from its first element,
+    integers as i32. Strings are encoded with surrogateescape. ValueError naming ``key`` for a value that does not fit.
     """
     type_name = type_name or _infer_type(key, value)
     array = type_name.startswith("arr[") and type_name.endswith("]")
@@ -297,7 +296,7 @@ def encode_value(key: str, value: Any, type_name: str | None = None) -> bytes:
             return head + struct.pack(code, value)
         if hasattr(value, "dtype"):
             if value.dtype.kind in "iu" and element[0] in "iu":
-                value = value.tolist()  # lets struct refuse what does not fit
+                value = value.tolist()  # struct raises for a value that does not fit
             else:
                 return head + value.astype(dtype).tobytes()
         return head + struct.pack(f"<{len(value)}{code[1]}", *value)
@@ -306,7 +305,7 @@ def encode_value(key: str, value: Any, type_name: str | None = None) -> bytes:
 
 
 def encode_string(text: str) -> bytes:
-    """A string's bytes with their length before them, as keys, tensor names and values have them."""
+    """A string's bytes with their length before them, as for keys, tensor names and string values."""
     raw = text.encode("utf-8", "surrogateescape")
     return _U64.pack(len(raw)) + raw
 
@@ -328,7 +327,7 @@ def _infer_type(key: str, value: Any) -> str:
     if isinstance(value, (list, tuple)) and value:
         element = _infer_scalar(value[0])
         return f"arr[{'i32' if element in ('u32', 'i32') else element}]"
-    raise ValueError(f"cannot tell the GGUF type of metadata key {key!r}; give it")
+    raise ValueError(f"cannot infer the GGUF type of metadata key {key!r}; state it")
 
 
 def _infer_scalar(value: Any) -> str:

@@ -13,11 +13,12 @@ from pathlib import Path
 
 from jambacli.errors import JambaError
 from jambacli.files import jamba_home, private_folder
+from jambacli.progress import Progress, no_progress
 
 logger = logging.getLogger(__name__)
 
 
-def converted_gguf(folder: Path) -> Path:
+def converted_gguf(folder: Path, progress: Progress = no_progress) -> Path:
     """The GGUF of the HF checkpoint in ``folder``, in the checkpoint's own precision; converted on first use.
 
     Raises JambaError when ``folder`` is not a checkpoint, or ``JAMBA_HOME`` cannot be written.
@@ -33,7 +34,7 @@ def converted_gguf(folder: Path) -> Path:
             private_folder(_folder(), "convert a checkpoint")
             logger.info("converting %s once, to %s", folder, path)
         # Another process may convert the same checkpoint: the one that finishes last replaces the file by an equal one.
-        convert(folder, path, name=folder.resolve().name, force=True)
+        convert(folder, path, name=folder.resolve().name, force=True, progress=progress)
     return path
 
 

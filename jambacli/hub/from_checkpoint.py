@@ -79,7 +79,7 @@ def make_from_checkpoint(
                 decide(fit)
 
             checkpoint = _download_checkpoint(store, listing, remotes, source, decide_on, transfers)
-            path = _convert(checkpoint, folder, conversion.repo, kind)
+            path = _convert(checkpoint, folder, conversion.repo, kind, progress)
             with progress("Hashing", path.stat().st_size) as advance:
                 digest = download.file_digests(path, path.stat().st_size, advance)[0].removeprefix("sha256:")
             files: tuple[StoredFile, ...] = (StoredFile(path.name, path.stat().st_size, digest),)
@@ -158,7 +158,7 @@ def _estimate_bytes(config: JambaConfig, kind: str) -> tuple[int, int]:
     return int(config.params() * per_weight / 8), int(experts * per_weight / 8)
 
 
-def _convert(checkpoint: Path, folder: Path, repo: str, kind: str) -> Path:
+def _convert(checkpoint: Path, folder: Path, repo: str, kind: str, progress: Progress) -> Path:
     """Convert ``checkpoint`` to a GGUF of type ``kind`` in ``folder``; the unquantized file in between is removed."""
     from jambacli.convert.to_gguf import convert
     from jambacli.gguf.reader import GGUFFile
@@ -173,12 +173,12 @@ def _convert(checkpoint: Path, folder: Path, repo: str, kind: str) -> Path:
     converted = path if direct else folder / "converted.gguf"
     try:
         logger.info("converting %s", repo)
-        convert(checkpoint, converted, type=kind if direct else "auto", name=stem)
+        convert(checkpoint, converted, type=kind if direct else "auto", name=stem, progress=progress)
         if not direct:
             logger.info("quantizing it to %s", label)
             with GGUFFile.open(converted) as file:
                 request = quantizing.Request(recipes.get_recipe(kind), recipes.Options())
-                quantizing.quantize(quantizing.plan(file, request), path)
+                quantizing.quantize(quantizing.plan(file, request), path, progress)
     except BaseException:
         discard(folder)
         raise

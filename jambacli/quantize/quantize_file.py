@@ -1,42 +1,50 @@
-"""Quantizes a GGUF file into another, panel by panel; knows nothing of arguments, of rendering or of block arithmetic.
+"""Quantizes one GGUF file into another, in panels: runs of rows small enough to stay in the processor's caches.
 
 The result is llama-quantize's, byte for byte: the same tensors in the same order with the same types, the same metadata.
-Reading ahead, encoding and writing overlap; what is held is a handful of panels, whatever the model's size.
+Reading ahead, quantizing and writing overlap. A few panels are in memory at a time, whatever the model's size.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jambacli import ui
+import quant
 from jambacli.errors import BadFileError, JambaError, UnsupportedError, UsageError
 from jambacli.gguf import jamba_metadata as keys
 from jambacli.gguf.background_writer import BackgroundWriter, Piece
 from jambacli.gguf.experts_int8 import EXPERTS_INT8, EXPERTS_TYPE, scale_name
+from jambacli.gguf.layout import TensorSpec, copied_metadata, file_size
 from jambacli.gguf.reader import SPLIT_NAME, GGUFFile
+from jambacli.gguf.values import encode_value
 from jambacli.gguf.writer import GGUFWriter
+from jambacli.progress import Progress, no_progress
 from jambacli.quantize import recipes
+from jambacli.quantize.error_stats import ErrorStats
 from jambacli.quantize.recipes import Choice, Facts, Options, Recipe
-from jambacli.quantize.rows import FLOATS, BadRowError, Encoder, Error, Rows
-from quant.formats import Format, get_format
-from quant.imatrix import Imatrix
+from quant.formats import FLOATS, Format, get_format
+from quant.native import NonFiniteRowError
+from quant.overflow import overflowed_row
+from quant.rows import Rows
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from jambacli.quantize.imatrix import Imatrix
+
 PANEL_VALUES = 1 << 22
-_AHEAD = 16  # panels read ahead of the one being encoded: enough to keep a disk busy, little enough to stay cached
+_READ_AHEAD = 16  # panels: enough to keep a disk busy, few enough to stay in the page cache
 QUANTIZATION_VERSION = 2
-_IMATRIX_KEY_BYTES = 127  # llama.cpp's overrides hold no longer strings
+_IMATRIX_KEY_BYTES = 127  # the longest string that llama.cpp's metadata overrides hold
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is wanted of one run."""
+    """How a file is to be quantized: the recipe, its options, and how to run and to write."""
 
     recipe: Recipe
     options: Options = field(default_factory=Options)
@@ -51,21 +59,34 @@ class Request:
 
 
 @dataclass(frozen=True)
+class UnusedOption:
+    """An option that changes nothing: its Python name, its value where it has one, and why (``{name}`` is an option)."""
+
+    option: str
+    reason: str
+    value: str | None = None
+
+
+@dataclass(frozen=True)
 class Plan:
     """What becomes of every tensor of ``source``, in the order of the output."""
 
     source: GGUFFile
     request: Request
     choices: tuple[Choice, ...]
+    metadata: dict[str, bytes]
+    """The output's metadata, encoded."""
+    tensors: tuple[TensorSpec, ...]
+    """The output's tensors, in file order."""
     size: int
     """Bytes of the output, all parts and headers."""
     unweighted: tuple[str, ...]
-    """Tensors that an imatrix was given for in vain: it has no entry for them."""
+    """Tensors to be quantized for which the imatrix has no entry."""
 
     @property
     def weights(self) -> int:
-        """How many weights the model has."""
-        return sum(_count(c.tensor.shape) for c in self.choices)
+        """The number of weights in the model."""
+        return sum(math.prod(c.tensor.shape) for c in self.choices)
 
     @property
     def bits_per_weight(self) -> float:
@@ -74,36 +95,37 @@ class Plan:
 
     @property
     def fallbacks(self) -> tuple[Choice, ...]:
-        """Tensors whose rows the wanted format does not divide."""
+        """Tensors that take another format because the recipe's block length does not divide their rows."""
         return tuple(c for c in self.choices if c.fallback_from)
 
     @property
-    def idle_wishes(self) -> list[str]:
-        """What the user asked for that changes nothing, one phrase each: a pattern that finds no tensor, say."""
+    def unused_options(self) -> list[UnusedOption]:
+        """Options that change nothing, such as a pattern that finds no tensor."""
         options = self.request.options
-        changing = [c.name for c in self.choices if not c.kept]
-        idle = [
-            f"--tensor-type {pattern.pattern}={fmt} finds no tensor that is quantized"
+        quantized = [c.name for c in self.choices if not c.kept]
+        unused = [
+            UnusedOption("tensor_type", "finds no tensor that is quantized", f"{pattern.pattern}={fmt}")
             for pattern, fmt in options.tensor_types
-            if not any(pattern.search(name) for name in changing)
+            if not any(pattern.search(name) for name in quantized)
         ]
         tied = keys.OUTPUT not in self.source.tensors
         if options.output and tied and (options.embedding or (options.pure and self.request.recipe.base not in FLOATS)):
-            why = "--embedding-type" if options.embedding else "--pure"
-            idle.append(f"--output-type has no effect: the embedding is the output here, and {why} decides")
-        return idle
+            decides = "{embedding_type}" if options.embedding else "{pure}"
+            reason = f"has no effect: the output matrix is the token embedding, and {decides} decides its type"
+            unused.append(UnusedOption("output_type", reason))
+        return unused
 
 
 @dataclass(frozen=True)
 class Result:
-    """What ``quantize`` wrote: its files, and with ``report`` each changed tensor's error."""
+    """The files that ``quantize`` wrote and, with ``report``, the error of each quantized tensor."""
 
     paths: tuple[Path, ...]
-    errors: dict[str, Error]
+    errors: dict[str, ErrorStats]
 
 
 def default_output(source: Path, recipe: Recipe) -> Path:
-    """Where the output goes when nobody says: beside the input, the type in its name replaced or added."""
+    """The default name of the output: beside the input, with the type in its name replaced or added."""
     split = SPLIT_NAME.fullmatch(source.name)
     stem = split["stem"] if split else source.name.removesuffix(".gguf")
     kinds = "|".join(sorted({"f32", "f16", "bf16", "fp16", "fp32", *recipes.RECIPES}, key=len, reverse=True))
@@ -112,24 +134,24 @@ def default_output(source: Path, recipe: Recipe) -> Path:
 
 
 def output_path(source: GGUFFile, recipe: Recipe, output: Path | None) -> Path:
-    """The file that ``output`` means: itself, the default name in that directory, or without one beside the source.
+    """The file to write: ``output``, or the default name in that directory, or (None) the default name beside the source.
 
     UsageError where it is the source itself.
     """
-    usual = default_output(source.path, recipe)
-    path = usual if output is None else output / usual.name if output.is_dir() else output
+    default = default_output(source.path, recipe)
+    path = default if output is None else output / default.name if output.is_dir() else output
     _refuse_input_as_output(source, path)
     return path
 
 
 def plan(source: GGUFFile, request: Request) -> Plan:
-    """Settle every tensor's format, before anything is read or written.
+    """Decide every tensor's format, before weights are read or anything is written.
 
     JambaError, naming tensor or file, for another architecture, a source that is quantized already, a row that does
     not fit, an imatrix of another model, or options that contradict each other.
     """
     if request.keep_split and request.split_max_size is not None:
-        raise UsageError("--keep-split and --split-max-size contradict each other; choose one")
+        raise UsageError("contradict each other", field=("keep_split", "split_max_size"), remedy="choose one")
     config = keys.jamba_config(source.metadata, source.tensors)
     gqa = config.n_heads // config.n_kv_heads if config.layer_is_attention[0] else 0
     try:
@@ -144,64 +166,60 @@ def plan(source: GGUFFile, request: Request) -> Plan:
     _check_requantizing(source, choices, request.allow_requantize)
     unweighted: tuple[str, ...] = ()
     if request.imatrix is not None:
-        try:
-            request.imatrix.check({name: info.shape for name, info in source.tensors.items()})
-        except ValueError as error:
-            raise JambaError(str(error)) from error
+        request.imatrix.check({name: info.shape for name, info in source.tensors.items()})
         unweighted = tuple(
             c.name for c in choices if c.format not in FLOATS and c.name not in request.imatrix.entries and not c.kept
         )
-    plan = Plan(source, request, tuple(choices), 0, unweighted)
-    with GGUFWriter(Path("unwritten.gguf"), split_max_size=request.split_max_size, force=True) as writer:
-        _describe(writer, plan)
-        size = writer.planned_size()
-        writer.abort()
-    return Plan(source, request, plan.choices, size, unweighted)
+    metadata, tensors = _output_metadata(source, request), _output_tensors(source, choices, request.keep_split)
+    size = file_size(metadata, tensors, split_max_size=request.split_max_size)
+    return Plan(source, request, tuple(choices), metadata, tensors, size, unweighted)
 
 
-def quantize(plan: Plan, output: Path) -> Result:
-    """Write the quantized model to ``output`` (or its parts); with ``report``, measure what the encoding lost.
+def quantize(plan: Plan, output: Path, progress: Progress = no_progress) -> Result:
+    """Write the quantized model to ``output`` (or its parts); with ``report``, measure the error of each tensor.
 
     JambaError for an output that exists (without ``force``) or is the input, for a NaN or an infinity (naming tensor and
-    row), for weights too large for their format, for a disk that is full. On any error, and when interrupted, nothing
-    is left behind and nothing that stood there is touched.
+    row), for weights too large for their format, and for a full disk. After an error or an interrupt, no part of the output
+    is left and files that existed before are unchanged.
     """
     source, request = plan.source, plan.request
-    encoder = Encoder(threads=request.threads, device=request.device)
     panels = list(_panels(plan))
-    errors: dict[str, Error] = {}
+    errors: dict[str, ErrorStats] = {}
     with GGUFWriter(output, split_max_size=request.split_max_size, force=request.force) as writer:
-        _describe(writer, plan)
+        for key, encoded in plan.metadata.items():
+            writer.add_encoded(key, encoded)
+        for tensor in plan.tensors:
+            writer.plan_tensor(tensor.name, tensor.shape, tensor.format, tensor.part)
         for path in writer.planned_paths():
             _refuse_input_as_output(source, path)
         writer.begin()
         title = f"Quantizing to {request.recipe.label}"
         total = sum(p.stop - p.start for p in panels)
         largest = max(p.buffer_bytes for p in panels)
-        with ui.progress(title, total) as advance, BackgroundWriter(writer, largest, advance) as out:
-            for panel in panels[:_AHEAD]:
+        with progress(title, total) as advance, BackgroundWriter(writer, largest, advance) as out:
+            for panel in panels[:_READ_AHEAD]:
                 source.advise(panel.name, panel.start, panel.stop, needed=True)
             for i, panel in enumerate(panels):
-                if i + _AHEAD < len(panels):
-                    ahead = panels[i + _AHEAD]
+                if i + _READ_AHEAD < len(panels):
+                    ahead = panels[i + _READ_AHEAD]
                     source.advise(ahead.name, ahead.start, ahead.stop, needed=True)
                 buffer = out.take()
-                error = _encode(source, encoder, panel, buffer, request.report)
+                error = _quantize_panel(plan, panel, buffer)
                 out.write(buffer, panel.pieces(), panel.stop - panel.start)
                 source.advise(panel.name, panel.start, panel.stop, needed=False)
                 if error:
-                    errors.setdefault(panel.name, Error()).merge(error)
+                    errors.setdefault(panel.name, ErrorStats()).merge(error)
         writer.finish()
         return Result(tuple(writer.paths), errors)
 
 
 @dataclass(frozen=True)
 class _Panel:
-    """Some rows of one tensor: ``rows`` of them from ``first``, and the columns' importance, float32 [n] or None."""
+    """``rows`` rows of one tensor from row ``first``, and the importance of their columns, float32 [n] or None."""
 
     choice: Choice
-    have: Format
-    want: Format
+    source: Format
+    target: Format
     first: int
     rows: int
     weights: np.ndarray | None
@@ -217,70 +235,84 @@ class _Panel:
     @property
     def start(self) -> int:
         """Where the rows start in the source tensor, bytes; ``stop`` is where they end."""
-        return self.first * self.have.row_bytes(self.n)
+        return self.first * self.source.row_bytes(self.n)
 
     @property
     def stop(self) -> int:
-        return (self.first + self.rows) * self.have.row_bytes(self.n)
+        return (self.first + self.rows) * self.source.row_bytes(self.n)
 
     @property
     def out_bytes(self) -> int:
-        return self.rows * self.want.row_bytes(self.n)
+        return self.rows * self.target.row_bytes(self.n)
 
     @property
     def scales_start(self) -> int:
-        """Where the buffer holds ExpertsInt8's scales, after the levels."""
+        """Where ExpertsInt8's scales start in the buffer, after the levels."""
         return -(-self.out_bytes // 4) * 4
 
     @property
     def buffer_bytes(self) -> int:
-        return self.scales_start + 4 * self.rows if self.want.name == "i8" else self.out_bytes
+        return self.scales_start + 4 * self.rows if self.target.name == "i8" else self.out_bytes
 
     def pieces(self) -> list[Piece]:
-        """What of the filled buffer goes where."""
-        pieces = [Piece(self.name, self.first * self.want.row_bytes(self.n), 0, self.out_bytes)]
-        if self.want.name == "i8":
+        """Which bytes of the filled buffer belong to which tensor."""
+        pieces = [Piece(self.name, self.first * self.target.row_bytes(self.n), 0, self.out_bytes)]
+        if self.target.name == "i8":
             pieces.append(Piece(scale_name(self.name), 4 * self.first, self.scales_start, self.buffer_bytes))
         return pieces
 
 
 def _panels(plan: Plan) -> Iterator[_Panel]:
-    """All tensors, panel by panel in the order of the output."""
+    """All tensors in the order of the output, panel by panel."""
     imatrix = plan.request.imatrix
     for choice in plan.choices:
         shape = choice.tensor.shape
-        have, want = get_format(choice.tensor.format), get_format(choice.format)
-        rows, step = _count(shape[:-1]), max(1, PANEL_VALUES // shape[-1])
-        weights = imatrix.weights_for(choice.name, shape) if imatrix and have != want else None
-        # Experts have columns weighted each for itself: a panel ends where its expert does.
-        stretch = rows if weights is None or weights.ndim == 1 else shape[-2]
-        for base in range(0, rows, stretch):
-            columns = weights if weights is None or weights.ndim == 1 else weights[base // stretch]
-            for first in range(base, base + stretch, step):
-                yield _Panel(choice, have, want, first, min(step, base + stretch - first), columns)
+        source, target = get_format(choice.tensor.format), get_format(choice.format)
+        rows, step = math.prod(shape[:-1]), max(1, PANEL_VALUES // shape[-1])
+        weights = imatrix.weights_for(choice.name, shape) if imatrix and source != target else None
+        # Each expert has column weights of its own, so a panel ends with its expert.
+        run = rows if weights is None or weights.ndim == 1 else shape[-2]
+        for base in range(0, rows, run):
+            columns = weights if weights is None or weights.ndim == 1 else weights[base // run]
+            for first in range(base, base + run, step):
+                yield _Panel(choice, source, target, first, min(step, base + run - first), columns)
 
 
-def _encode(source: GGUFFile, encoder: Encoder, panel: _Panel, buffer: np.ndarray, report: bool) -> Error | None:
-    rows = Rows(source.data(panel.name)[panel.start : panel.stop], panel.have, panel.n, _source_scales(source, panel))
-    scales = buffer[panel.scales_start : panel.buffer_bytes].view("<f4") if panel.want.name == "i8" else None
-    out = Rows(buffer[: panel.out_bytes], panel.want, panel.n, scales)
+def _quantize_panel(plan: Plan, panel: _Panel, buffer: np.ndarray) -> ErrorStats | None:
+    source, request = plan.source, plan.request
+    data = source.data(panel.name)[panel.start : panel.stop]
+    rows = Rows(data, panel.source, panel.n, _source_scales(source, panel))
+    scale = buffer[panel.scales_start : panel.buffer_bytes].view("<f4") if panel.target.name == "i8" else None
+    out = Rows(buffer[: panel.out_bytes], panel.target, panel.n, scale)
     try:
-        encoder.encode(rows, out, panel.weights)
-    except BadRowError as error:
-        where = _row_name(panel.first + error.row, panel.choice.tensor.shape)
-        raise BadFileError(source.path, f"tensor {panel.name}: {where} {error.problem}; nothing was written") from None
+        quant.quantize(rows, panel.target.name, panel.weights, out=out, threads=request.threads, device=request.device)
+    except NonFiniteRowError as error:
+        raise _bad_row(source, panel, error.row, "holds a NaN or an infinity") from None
     except ValueError as error:
         raise JambaError(f"{source.path}: tensor {panel.name}: {error}") from error
-    if not report or panel.have == panel.want:
+    if panel.target != panel.source or panel.source.name not in FLOATS:
+        bad = overflowed_row(out.data.reshape(out.count, -1), panel.target.name)
+        if bad is not None:
+            copied = panel.source == panel.target
+            problem = (
+                "a block with an infinite or NaN scale" if copied else f"weights too large for {panel.target.name}"
+            )
+            raise _bad_row(source, panel, bad, f"has {problem}")
+    if not request.report or panel.source == panel.target:
         return None
-    lost = Error()
-    lost.add(encoder.decode(rows), encoder.decode(out))
-    return lost
+    stats = ErrorStats()
+    stats.add(quant.dequantize(rows, threads=request.threads), quant.dequantize(out, threads=request.threads))
+    return stats
+
+
+def _bad_row(source: GGUFFile, panel: _Panel, row: int, problem: str) -> BadFileError:
+    where = _row_name(panel.first + row, panel.choice.tensor.shape)
+    return BadFileError(source.path, f"tensor {panel.name}: {where} {problem}; nothing was written")
 
 
 def _source_scales(source: GGUFFile, panel: _Panel) -> np.ndarray | None:
     """The row scales of a panel that is ExpertsInt8 already."""
-    if panel.have.name != "i8":
+    if panel.source.name != "i8":
         return None
     return source.data(scale_name(panel.name)).view("<f4")[panel.first : panel.first + panel.rows]
 
@@ -292,7 +324,7 @@ def _source_tensors(source: GGUFFile, keep_split: bool) -> list[recipes.Tensor]:
         names = sorted(infos, key=lambda name: (infos[name].part, infos[name].offset))
     else:
         names = recipes.visiting_order(infos)
-    # ExpertsInt8's scales go with their stacks, or away with them.
+    # ExpertsInt8's scales are written, or left out, with their stacks.
     scales = {scale_name(name) for name, info in infos.items() if info.format.name == "i8"}
     names = [name for name in names if name not in scales]
     return [recipes.Tensor(name, infos[name].shape, infos[name].format.name) for name in names]
@@ -300,18 +332,19 @@ def _source_tensors(source: GGUFFile, keep_split: bool) -> list[recipes.Tensor]:
 
 def _check_requantizing(source: GGUFFile, choices: list[Choice], allowed: bool) -> None:
     for choice in choices:
-        have = choice.tensor.format
-        if have == "i8" and not _has_scales(source, choice):
+        fmt = choice.tensor.format
+        if fmt == "i8" and not _has_scales(source, choice):
             raise BadFileError(source.path, f"tensor {choice.name} is i8 without F32 row scales beside it")
-        if choice.format == have or have in FLOATS:
+        if choice.format == fmt or fmt in FLOATS:
             continue
         if not allowed:
             raise JambaError(
-                f"{source.path}: {choice.name} is {have} already, and quantizing again loses more than quantizing the "
-                "original once; use --allow-requantize to do it all the same"
+                f"{source.path}: {choice.name} is {fmt} already, and quantizing again loses more than quantizing the "
+                "original once",
+                remedy="use {allow_requantize} to do it all the same",
             )
-        if have in ("i16", "i32", "i64", "f64"):
-            raise UnsupportedError(f"{source.path}: {choice.name} is {have}, which holds no weights to quantize")
+        if fmt in ("i16", "i32", "i64", "f64"):
+            raise UnsupportedError(f"{source.path}: {choice.name} is {fmt}, which holds no weights to quantize")
 
 
 def _has_scales(source: GGUFFile, choice: Choice) -> bool:
@@ -320,9 +353,9 @@ def _has_scales(source: GGUFFile, choice: Choice) -> bool:
     return scales is not None and scales.format.name == "f32" and scales.shape == choice.tensor.shape[:-1]
 
 
-def _describe(writer: GGUFWriter, plan: Plan) -> None:
-    """Metadata and tensors, in llama-quantize's order: what was there, then what changed."""
-    recipe, imatrix = plan.request.recipe, plan.request.imatrix
+def _output_metadata(source: GGUFFile, request: Request) -> dict[str, bytes]:
+    """The output's metadata, encoded, in llama-quantize's order: the source's, then what quantizing adds or changes."""
+    recipe, imatrix = request.recipe, request.imatrix
     rows: list[tuple[str, str | int, str]] = [
         ("general.quantization_version", QUANTIZATION_VERSION, "u32"),
         (keys.FILE_TYPE, recipe.file_type, "u32"),
@@ -336,14 +369,19 @@ def _describe(writer: GGUFWriter, plan: Plan) -> None:
             rows.append(("quantize.imatrix.chunks_count", imatrix.chunks, "u32"))
     if recipe.name == EXPERTS_INT8:
         rows.append((EXPERTS_TYPE, EXPERTS_INT8, "str"))
-    writer.copy_metadata(plan.source.metadata, skip={EXPERTS_TYPE, *(key for key, _, _ in rows)})
-    for key, value, kind in rows:
-        writer.add(key, value, kind)
-    for choice in plan.choices:
-        part = plan.source.tensors[choice.name].part if plan.request.keep_split else 0
-        writer.plan_tensor(choice.name, choice.tensor.shape, choice.format, part)
+    values = copied_metadata(source.metadata, skip={EXPERTS_TYPE, *(key for key, _, _ in rows)})
+    return values | {key: encode_value(key, value, kind) for key, value, kind in rows}
+
+
+def _output_tensors(source: GGUFFile, choices: list[Choice], keep_split: bool) -> tuple[TensorSpec, ...]:
+    """The tensors to write; ExpertsInt8's scales follow their stacks."""
+    specs: list[TensorSpec] = []
+    for choice in choices:
+        part = source.tensors[choice.name].part if keep_split else 0
+        specs.append(TensorSpec(choice.name, choice.tensor.shape, get_format(choice.format), part))
         if choice.format == "i8":
-            writer.plan_tensor(scale_name(choice.name), choice.tensor.shape[:-1], "f32", part)
+            specs.append(TensorSpec(scale_name(choice.name), choice.tensor.shape[:-1], get_format("f32"), part))
+    return tuple(specs)
 
 
 def _cut(text: str) -> str:
@@ -362,10 +400,3 @@ def _row_name(row: int, shape: tuple[int, ...]) -> str:
     if len(shape) == 2:
         return f"row {row}"
     return f"row {row % shape[-2]} of expert {row // shape[-2]}"
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    total = 1
-    for n in shape:
-        total *= n
-    return total

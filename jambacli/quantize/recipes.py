@@ -1,15 +1,15 @@
-"""Which format each tensor of a Jamba gets under a file type; knows nothing of files, bytes or how blocks are coded.
+"""Recipes: which format each tensor of a Jamba takes for a type such as Q4_K_M.
 
-llama-quantize does not give every tensor the type on its label: value projections, down projections, the first layers
-and the output get more bits, and a row that a block length does not divide falls back to a smaller block. ``plan``
-makes the same choices for the Jamba architecture, so that the files are equal, its oddities included:
+llama-quantize does not give every tensor the type that the file is named after: value projections, down projections, the
+first layers and the output get more bits, and a row that a block length does not divide takes a smaller block. ``plan``
+makes the same choices for the Jamba architecture, so that the files are equal, with these peculiarities:
 
-- Tensors are visited by layer, then by name, whatever the source file's order (with ``--keep-split``: in file order).
-- "The i-th attn_v" is a counter over that visit, not the layer number. ``ffn_down`` is counted the same way in a dense
-  model, but goes by its layer number where there are experts.
-- A tensor that the user's pattern settles, or any tensor under ``pure``, is not counted.
-- Queries per KV head are read off layer 0, which in published Jambas is a Mamba layer without heads: 0.
-- Models of exactly eight experts get bits in places of their own.
+- Tensors are visited by layer, then by name, whatever the source file's order (in file order where its split is kept).
+- "The i-th attn_v" counts visited tensors, not layers. ``ffn_down`` is counted the same way in a dense model; in a model
+  with experts it goes by its layer number.
+- A tensor whose format the user chose with a pattern is not counted, and under ``pure`` none is.
+- Query heads per KV head are those of layer 0, which in published Jambas is a Mamba layer without heads: 0.
+- Models of exactly eight experts have extra bits in other places.
 
 Source: behaviour of llama.cpp's ``llama_model_quantize`` (build 11434), observed tensor by tensor.
 """
@@ -20,14 +20,14 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from quant.formats import FORMATS, get_format
+from quant.formats import FLOATS, FORMATS, get_format
 
 Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What of the model's configuration the mixture depends on."""
+    """The parts of the model's configuration that the mixture depends on."""
 
     n_layers: int
     n_experts: int
@@ -51,22 +51,22 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Options:
-    """The user's own wishes, which go before the mixture."""
+    """The user's choices, which take precedence over the mixture."""
 
     tensor_types: Sequence[tuple[re.Pattern[str], str]] = ()
-    """(pattern searched in the name, format); the first that matches decides."""
+    """(pattern searched for in the name, format); the first match decides."""
     output: str | None = None
-    """Format of ``output.weight``, or of ``token_embd.weight`` where that serves as output."""
+    """Format of ``output.weight``, or of ``token_embd.weight`` in a model with tied embeddings."""
     embedding: str | None = None
     """Format of ``token_embd.weight``."""
     pure: bool = False
-    """The base format everywhere: no mixture, only the fallbacks."""
+    """The base format everywhere, without the mixture; fallbacks still apply."""
     has_imatrix: bool = False
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What becomes of one tensor: ``kept`` ones are never quantized, ``fallback_from`` is what did not fit the row."""
+    """The format of one tensor. ``kept``: it is never quantized. ``fallback_from``: the format that its row did not fit."""
 
     tensor: Tensor
     format: str
@@ -79,7 +79,7 @@ class Choice:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensor in its new format, ExpertsInt8's four a row for the scale included."""
+        """Bytes of the tensor in its new format, including ExpertsInt8's scale of four bytes per row."""
         rows = 1
         for n in self.tensor.shape[:-1]:
             rows *= n
@@ -87,8 +87,8 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class _Seat:
-    """Where the tensor at hand sits: the i-th of n, and what else the rules look at."""
+class _Position:
+    """The position of a tensor, the i-th of n, and what else the rules depend on."""
 
     i: int
     n: int
@@ -97,7 +97,7 @@ class _Seat:
 
     @property
     def outer(self) -> bool:
-        """In the first or last eighth, or every third in between: the seats that K_M mixtures raise."""
+        """In the first or last eighth, or every third in between: the positions that K_M mixtures raise."""
         eighth = self.n // 8
         return self.i < eighth or self.i >= 7 * self.n // 8 or (self.i - eighth) % 3 == 2
 
@@ -106,13 +106,13 @@ class _Seat:
         return self.i < self.n // part
 
 
-_Rule = Callable[[_Seat], str | None]
-"""The format that a seat is raised to, or None to stay with the base."""
+_Rule = Callable[[_Position], str | None]
+"""The format for a tensor at a position, or None for the base format."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One file type: its label, llama.cpp's number for general.file_type, the base format and where it leaves that."""
+    """One type: its name, llama.cpp's number for general.file_type, the base format, and the exceptions from it."""
 
     name: str
     file_type: int
@@ -121,26 +121,26 @@ class Recipe:
     ffn_down: _Rule | None = None
     attn_output: str | None = None
     eight_experts_output: str | None = None
-    """attn_output's format in a model of exactly eight experts, in place of ``attn_output``."""
+    """The format of attn_output in a model of exactly eight experts, instead of ``attn_output``."""
     experts: str | None = None
-    """Format of the expert stacks alone; the mixture does not apply and everything else takes ``base``."""
+    """Format of the expert stacks; all other tensors take ``base``, without the mixture."""
     aliases: tuple[str, ...] = field(default=())
 
     @property
     def label(self) -> str:
-        """The name as file names carry it: ``Q4_K_M``."""
+        """The name as used in file names: ``Q4_K_M``."""
         return self.name if self.experts else self.name.upper()
 
 
 def _always(fmt: str) -> _Rule:
-    return lambda seat: fmt
+    return lambda position: fmt
 
 
-def _where(test: Callable[[_Seat], bool], fmt: str, otherwise: str | None = None) -> _Rule:
-    return lambda seat: fmt if test(seat) else otherwise
+def _where(test: Callable[[_Position], bool], fmt: str, otherwise: str | None = None) -> _Rule:
+    return lambda position: fmt if test(position) else otherwise
 
 
-_GROUPED = 4  # query heads per KV head from which a value projection is small enough to be cheap
+_GROUPED = 4  # with so many query heads per KV head, more bits for the value projection cost little
 _raise_iq4_v = _where(lambda s: s.gqa >= _GROUPED, "q5_k")
 _raise_iq4_down = _where(lambda s: s.first(8) and not s.has_imatrix, "q5_k")
 _raise_outer = _where(lambda s: s.outer, "q6_k")
@@ -149,7 +149,7 @@ _RECIPES = [
     Recipe("f16", 1, "f16"),
     Recipe("bf16", 32, "bf16"),
     Recipe("q8_0", 7, "q8_0"),
-    # With an imatrix the first down projections of the 32-blocks without a minimum go astray: they get one with.
+    # With an imatrix, llama-quantize gives the first down projections the format that has a minimum in each block.
     Recipe("q4_0", 2, "q4_0", ffn_down=_where(lambda s: s.has_imatrix and s.first(8), "q4_1")),
     Recipe("q4_1", 3, "q4_1"),
     Recipe("q5_0", 8, "q5_0", ffn_down=_where(lambda s: s.has_imatrix and s.first(8), "q5_1")),
@@ -197,7 +197,7 @@ _RECIPES = [
     Recipe("q6_k", 18, "q6_k"),
     Recipe("iq4_nl", 25, "iq4_nl", attn_v=_raise_iq4_v, ffn_down=_raise_iq4_down, eight_experts_output="q5_k"),
     Recipe("iq4_xs", 30, "iq4_xs", attn_v=_raise_iq4_v, ffn_down=_raise_iq4_down, eight_experts_output="q5_k"),
-    # llama.cpp has no number for these two: the one of most of their bytes (Q8_0), or of the rest of them (BF16).
+    # llama.cpp has no number for these two. The first takes that of most of its bytes (Q8_0), the second BF16's.
     Recipe("experts_q8_0", 7, "bf16", experts="q8_0"),
     Recipe("experts_int8", 32, "bf16", experts="i8"),
 ]
@@ -205,13 +205,12 @@ _RECIPES = [
 RECIPES: dict[str, Recipe] = {r.name: r for r in _RECIPES}
 _BY_ALIAS = RECIPES | {alias: r for r in _RECIPES for alias in r.aliases}
 
-# A row that no block of the left divides takes blocks of the right; where 32 does not divide it, plain f16.
+# Stand-ins for rows that the format's block length does not divide; f16 where 32 does not divide them either.
 _FALLBACK = {"q2_k": "q4_0", "q3_k": "q4_0", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0", "iq4_xs": "iq4_nl"}
-_FLOATS = ("f32", "f16", "bf16")
 
 
 def get_recipe(name: str) -> Recipe:
-    """The file type called ``name``, any case (``Q4_K`` is Q4_K_M, as with llama-quantize); ValueError listing them."""
+    """The recipe called ``name``, any case (``Q4_K`` is Q4_K_M, as in llama-quantize); ValueError, listing them, for others."""
     try:
         return _BY_ALIAS[name.strip().lower().replace("-", "_")]
     except KeyError:
@@ -219,18 +218,18 @@ def get_recipe(name: str) -> Recipe:
 
 
 def parse_tensor_type(text: str) -> tuple[re.Pattern[str], str]:
-    """``PATTERN=FORMAT`` as a compiled pattern (searched, case ignored) and a format's name; else ValueError."""
+    """``PATTERN=FORMAT`` as a compiled pattern, case ignored, and a format's name; ValueError for anything else."""
     pattern, sep, fmt = text.rpartition("=")
     if not sep or not pattern or not fmt:
         raise ValueError(f"{text!r} is not PATTERN=TYPE; write it like 'attn_v=q6_k' or 'blk.[0-3].ffn_down=q5_k'")
     try:
         return re.compile(pattern, re.IGNORECASE), parse_format(fmt)
     except re.error as error:
-        raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
 
 
 def parse_format(name: str) -> str:
-    """The lower-case name of a format that this package encodes; ValueError for others (i8 is ExpertsInt8's alone)."""
+    """The lower-case name of a format that can be written; ValueError for others. i8 needs the recipe experts_int8."""
     fmt = get_format(name.strip())
     if not fmt.native or fmt.name == "i8":
         known = ", ".join(f.name for f in FORMATS.values() if f.native and f.name != "i8")
@@ -239,7 +238,7 @@ def parse_format(name: str) -> str:
 
 
 def visiting_order(names: Iterable[str]) -> list[str]:
-    """Names as llama-quantize visits and writes them: those of no layer first, then by layer number, then by name."""
+    """Names in llama-quantize's order: those outside the layers first, then by layer number, then by name."""
     return sorted(names, key=lambda name: (layer_of(name), name.encode("utf-8", "surrogateescape")))
 
 
@@ -250,14 +249,14 @@ def layer_of(name: str) -> int:
 
 
 def is_expert_stack(tensor: Tensor) -> bool:
-    """Whether a tensor is one of the stacked expert matrices [experts, out, in]."""
+    """Whether a tensor is a stack of expert matrices [experts, out, in]."""
     return len(tensor.shape) == 3 and re.search(r"\.ffn_(gate|up|down)_exps\.weight$", tensor.name) is not None
 
 
 def may_quantize(tensor: Tensor) -> bool:
-    """Whether a tensor is one that gets quantized at all: matrices, except norms, routers and the convolution.
+    """Whether a tensor may be quantized: matrices, except norms, routers and the convolution.
 
-    Trailing (torch: leading) dimensions of 1 do not count, as in ggml: a matrix of one row is a vector.
+    As in ggml, a matrix of one row is a vector: leading dimensions of 1 do not count.
     """
     leading = [i for i, n in enumerate(tensor.shape[:-1]) if n > 1]
     name = tensor.name
@@ -271,10 +270,10 @@ def may_quantize(tensor: Tensor) -> bool:
 
 
 def plan(tensors: Sequence[Tensor], facts: Facts, recipe: Recipe, options: Options | None = None) -> list[Choice]:
-    """The format of every tensor, in the order given (see ``visiting_order``): the choices of llama-quantize.
+    """The format of every tensor, as llama-quantize chooses it, in the order of ``tensors`` (see ``visiting_order``).
 
-    Two wishes that llama-quantize drops without a word are granted: patterns and the output's type under a float recipe
-    (f16, bf16 and the experts_* twins). ValueError names a tensor whose row the format demanded for it does not fit.
+    Unlike llama-quantize, patterns and the output's format also apply under a float recipe (f16, bf16, experts_*).
+    ValueError names a tensor whose row does not fit the format that the user chose for it.
     """
     if recipe.experts and not any(is_expert_stack(t) for t in tensors):
         raise ValueError(f"{recipe.name} is for models with experts, and this one has none; use bf16 or q8_0")
@@ -284,25 +283,25 @@ def plan(tensors: Sequence[Tensor], facts: Facts, recipe: Recipe, options: Optio
 
 
 class _Planner:
-    """The counters of one visit."""
+    """Chooses formats tensor by tensor; counts those that the rules count."""
 
     def __init__(self, facts: Facts, recipe: Recipe, options: Options, tensors: Sequence[Tensor]) -> None:
         self.facts, self.recipe, self.options = facts, recipe, options
         self.n_attn_v = sum("attn_v.weight" in t.name for t in tensors)
         self.i_attn_v = self.i_ffn_down = 0
         self.tied = not any(t.name == "output.weight" for t in tensors)
-        self.mixes = recipe.base not in _FLOATS and not options.pure
+        self.mixes = recipe.base not in FLOATS and not options.pure
 
     def choose(self, tensor: Tensor) -> Choice:
-        wish, demanded = self._wish(tensor)
-        if wish and demanded:
-            return Choice(tensor, _fits_or_raise(tensor, wish))
-        wanted = wish or (self._mixture(tensor) if self.mixes else self._base(tensor))
-        chosen = _fall_back(tensor, wanted)
-        return Choice(tensor, chosen, fallback_from=wanted if chosen != wanted else None)
+        option, exact = self._user_choice(tensor)
+        if option and exact:
+            return Choice(tensor, _fits_or_raise(tensor, option))
+        preferred = option or (self._mixture(tensor) if self.mixes else self._base(tensor))
+        fmt = _fall_back(tensor, preferred)
+        return Choice(tensor, fmt, fallback_from=preferred if fmt != preferred else None)
 
-    def _wish(self, tensor: Tensor) -> tuple[str | None, bool]:
-        """What the user asked for, if anything, and whether it was for this tensor by name: then nothing stands in."""
+    def _user_choice(self, tensor: Tensor) -> tuple[str | None, bool]:
+        """The format that the user chose, if any, and whether it names this tensor: then there is no fallback."""
         options = self.options
         by_name = {"token_embd.weight": options.embedding, "output.weight": options.output}.get(tensor.name)
         if by_name:
@@ -310,7 +309,7 @@ class _Planner:
         for pattern, fmt in options.tensor_types:
             if pattern.search(tensor.name):
                 return fmt, False
-        if tensor.name == "token_embd.weight" and self.tied and self.recipe.base in _FLOATS:
+        if tensor.name == "token_embd.weight" and self.tied and self.recipe.base in FLOATS:
             return options.output, False
         return None, False
 
@@ -326,7 +325,7 @@ class _Planner:
             chosen = self.options.output or _output_format(tensor, recipe.base)
         elif "attn_v.weight" in name:
             if recipe.attn_v:
-                chosen = recipe.attn_v(self._seat(self.i_attn_v, self.n_attn_v))
+                chosen = recipe.attn_v(self._position(self.i_attn_v, self.n_attn_v))
             self.i_attn_v += 1
             chosen = "q8_0" if eight else chosen
         elif "attn_k.weight" in name:
@@ -336,12 +335,12 @@ class _Planner:
         elif "ffn_down" in name:
             i = self._layer(tensor) if self.facts.n_experts > 1 else self.i_ffn_down
             if recipe.ffn_down:
-                chosen = recipe.ffn_down(self._seat(i, self.facts.n_layers))
+                chosen = recipe.ffn_down(self._position(i, self.facts.n_layers))
             self.i_ffn_down += 1
         return chosen or recipe.base
 
-    def _seat(self, i: int, n: int) -> _Seat:
-        return _Seat(i, n, self.facts.gqa, self.options.has_imatrix)
+    def _position(self, i: int, n: int) -> _Position:
+        return _Position(i, n, self.facts.gqa, self.options.has_imatrix)
 
     def _layer(self, tensor: Tensor) -> int:
         layer = layer_of(tensor.name)
@@ -351,7 +350,7 @@ class _Planner:
 
 
 def _output_format(tensor: Tensor, base: str) -> str:
-    """The output matrix is worth 6 bits, or 8 where the row does not divide."""
+    """The output matrix takes 6 bits, or 8 where its row does not fit the base format."""
     if base == "q8_0" or tensor.row % FORMATS[base].block:
         return "q8_0"
     return "q6_k"
@@ -360,13 +359,13 @@ def _output_format(tensor: Tensor, base: str) -> str:
 def _fits_or_raise(tensor: Tensor, fmt: str) -> str:
     block = FORMATS[fmt].block
     if tensor.row % block:
-        raise ValueError(f"{tensor.name}: a row of {tensor.row} values is no multiple of {fmt}'s block of {block}")
+        raise ValueError(f"{tensor.name}: a row of {tensor.row} values is not a multiple of {fmt}'s block of {block}")
     return fmt
 
 
-def _fall_back(tensor: Tensor, wanted: str) -> str:
-    """``wanted`` where its block divides the row, else the stand-in of smaller blocks, else f16, which any row fits."""
-    for fmt in (wanted, _FALLBACK.get(wanted, "f16")):
+def _fall_back(tensor: Tensor, preferred: str) -> str:
+    """``preferred`` where its block divides the row, else the format with smaller blocks, else f16."""
+    for fmt in (preferred, _FALLBACK.get(preferred, "f16")):
         if tensor.row % FORMATS[fmt].block == 0:
             return fmt
     return "f16"

@@ -1,8 +1,7 @@
-"""The C++ encoders and decoders through ctypes, over plain addresses; knows nothing of torch or formats' names.
+"""The C++ quantizers through ctypes, over plain addresses of contiguous memory that the caller keeps alive.
 
-Importing this loads nothing. ``library()`` finds the shared library that the package's build made; without one, it
-returns None and the callers use torch. ``encode`` and ``decode`` take addresses of contiguous memory that the caller
-keeps alive.
+Importing this module loads nothing. ``library()`` loads the shared library that the package's build made, or returns None
+where there is none; the callers then use torch.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ ABI_VERSION = 3
 ISA_NAMES = ("base", "avx2", "avx512")
 
 _RESULTS = {
-    -1: "the C++ library does not code this format",
+    -1: "the C++ library does not implement this format",
     -2: "a row does not divide into whole blocks",
     -3: "the imatrix holds a negative or non-finite weight",
     -4: "out of memory",
@@ -34,7 +33,7 @@ class NonFiniteRowError(ValueError):
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The loaded library, or None where it was not built (or is of another version, which is said once)."""
+    """The loaded library, or None where it was not built or is of another version (with a warning)."""
     folder = Path(__file__).parent
     candidates = [p for p in folder.glob("_quant*") if p.suffix in (".so", ".pyd", ".dylib", ".dll")]
     for path in candidates:
@@ -72,14 +71,14 @@ def default_threads() -> int:
         return os.cpu_count() or 1
 
 
-def can_encode(ggml_type: int) -> bool:
-    """Whether the library is there and encodes the type."""
+def can_quantize(ggml_type: int) -> bool:
+    """Whether the library is built and quantizes to this GGML type."""
     lib = library()
     return lib is not None and bool(lib.quant_supports(ggml_type) & 1)
 
 
-def can_decode(ggml_type: int) -> bool:
-    """Whether the library is there and decodes the type."""
+def can_dequantize(ggml_type: int) -> bool:
+    """Whether the library is built and dequantizes this GGML type."""
     lib = library()
     return lib is not None and bool(lib.quant_supports(ggml_type) & 2)
 
@@ -95,7 +94,7 @@ def set_isa(name: str | None) -> str:
     return ISA_NAMES[lib.quant_set_isa(-1 if name is None else ISA_NAMES.index(name))]
 
 
-def encode(
+def quantize(
     ggml_type: int,
     src_type: int,
     src: int,
@@ -105,7 +104,7 @@ def encode(
     dst: int,
     threads: int | None = None,
 ) -> None:
-    """Encode ``rows`` rows of ``n`` values at address ``src`` into blocks at address ``dst``.
+    """Quantize ``rows`` rows of ``n`` values at address ``src`` into blocks at address ``dst``.
 
     ``src_type`` is the GGML type of the source: 0 float32, 1 float16, 30 bfloat16. ``imatrix`` is the address of
     float32 [n], or None. Raises NonFiniteRowError, or ValueError for a bad shape, imatrix or type.
@@ -113,17 +112,19 @@ def encode(
     _check(_library().quant_encode(ggml_type, src_type, src, rows, n, imatrix, dst, threads or default_threads()))
 
 
-def decode(ggml_type: int, dst_type: int, src: int, rows: int, n: int, dst: int, threads: int | None = None) -> None:
-    """Decode ``rows`` rows of blocks at ``src`` into ``n`` values each, of type ``dst_type`` (0, 1, 30), at ``dst``."""
+def dequantize(
+    ggml_type: int, dst_type: int, src: int, rows: int, n: int, dst: int, threads: int | None = None
+) -> None:
+    """Dequantize ``rows`` rows of blocks at ``src`` into ``n`` values each, of type ``dst_type`` (0, 1, 30), at ``dst``."""
     _check(_library().quant_decode(ggml_type, dst_type, src, rows, n, dst, threads or default_threads()))
 
 
-def encode_rowwise_int8(
+def quantize_rowwise_int8(
     src_type: int, src: int, rows: int, n: int, levels: int, scale: int, threads: int | None = None
 ) -> None:
     """ExpertsInt8: rows of ``n`` values at ``src`` to int8 [rows, n] at ``levels`` and float32 [rows] at ``scale``.
 
-    ``src_type`` and the errors are those of ``encode``.
+    ``src_type`` and the errors are those of ``quantize``.
     """
     _check(_library().quant_encode_rowwise_int8(src_type, src, rows, n, levels, scale, threads or default_threads()))
 

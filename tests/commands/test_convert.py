@@ -53,16 +53,16 @@ def jamba(
     return run
 
 
-def here() -> list[str]:
+def files() -> list[str]:
     return sorted(p.name for p in Path().iterdir())
 
 
 def test_the_file_is_named_after_model_and_type(jamba: Any, checkpoint: Path) -> None:
     code, out, err = jamba("convert", checkpoint)
-    assert (code, out, here()) == (0, "", ["my-jamba-BF16.gguf"])
+    assert (code, out, files()) == (0, "", ["my-jamba-BF16.gguf"])
     assert "wrote my-jamba-BF16.gguf: bf16" in err
     assert jamba("convert", checkpoint, "--type", "q8_0", "--name", "Some / Name")[0] == 0
-    assert here() == ["Some-Name-Q8_0.gguf", "my-jamba-BF16.gguf"]
+    assert files() == ["Some-Name-Q8_0.gguf", "my-jamba-BF16.gguf"]
     with GGUFFile.open(Path("Some-Name-Q8_0.gguf")) as file:
         assert file.metadata["general.name"] == "Some / Name"
 
@@ -71,20 +71,20 @@ def test_an_output_that_exists_is_kept_without_force(jamba: Any, checkpoint: Pat
     Path("m.gguf").write_text("precious")
     code, out, err = jamba("convert", checkpoint, "-o", "m.gguf")
     assert code == 1 and out == "" and "m.gguf exists already" in err and "--force" in err
-    assert Path("m.gguf").read_text() == "precious" and here() == ["m.gguf"]
+    assert Path("m.gguf").read_text() == "precious" and files() == ["m.gguf"]
     assert jamba("convert", checkpoint, "-o", "m.gguf", "--force")[0] == 0
-    assert here() == ["m.gguf"] and Path("m.gguf").read_bytes()[:4] == b"GGUF"
+    assert files() == ["m.gguf"] and Path("m.gguf").read_bytes()[:4] == b"GGUF"
 
 
 def test_split_parts_are_refused_one_by_one(jamba: Any, checkpoint: Path) -> None:
     code, _, err = jamba("convert", checkpoint, "-o", "m.gguf", "--split-max-size", "100k")
     assert code == 0 and "more parts" in err
-    parts = here()
+    parts = files()
     assert len(parts) > 2 and parts[0] == f"m-00001-of-{len(parts):05d}.gguf"
     sizes = [Path(p).stat().st_size for p in parts]
     Path(parts[0]).unlink()
     code, _, err = jamba("convert", checkpoint, "-o", "m.gguf", "--split-max-size", "100k")
-    assert code == 1 and f"{parts[1]} exists already" in err and here() == parts[1:]
+    assert code == 1 and f"{parts[1]} exists already" in err and files() == parts[1:]
     assert jamba("convert", checkpoint, "-o", "m.gguf", "--split-max-size", "100k", "--force")[0] == 0
     assert [Path(p).stat().st_size for p in parts] == sizes
 
@@ -92,7 +92,7 @@ def test_split_parts_are_refused_one_by_one(jamba: Any, checkpoint: Path) -> Non
 def test_a_directory_as_output_gets_the_default_name(jamba: Any, checkpoint: Path) -> None:
     Path("models").mkdir()
     assert jamba("convert", checkpoint, "-o", "models")[0] == 0
-    assert here() == ["models"] and [p.name for p in Path("models").iterdir()] == ["my-jamba-BF16.gguf"]
+    assert files() == ["models"] and [p.name for p in Path("models").iterdir()] == ["my-jamba-BF16.gguf"]
 
 
 def test_quiet_says_nothing(jamba: Any, checkpoint: Path) -> None:
@@ -117,7 +117,7 @@ def test_mistakes_are_said_in_a_line(
 ) -> None:
     found, out, err = jamba("convert", *(a.replace("SRC", str(checkpoint)) for a in arguments))
     assert (found, out) == (code, "") and message in " ".join(err.split()) and "Traceback" not in err
-    assert here() == []
+    assert files() == []
 
 
 def test_an_error_in_the_checkpoint_names_it_and_leaves_nothing(jamba: Any, tmp_path: Path) -> None:
@@ -127,11 +127,11 @@ def test_an_error_in_the_checkpoint_names_it_and_leaves_nothing(jamba: Any, tmp_
     code, out, err = jamba("convert", folder)
     assert code == 1 and out == "" and err.count("\n") == 1
     assert err.startswith("error: ") and "mamba_proj_bias" in err and str(folder) in err
-    assert here() == []
+    assert files() == []
 
 
 def large_checkpoint(folder: Path, rows: int = 65536, hidden: int = 4096) -> Path:
-    """A sound checkpoint of one attention layer that is a hole in a file: 1.3 GB to read, nothing on disk."""
+    """A valid checkpoint of one attention layer in a sparse file: 1.3 GB to read, nothing on disk."""
     folder.mkdir()
     config = {
         "architectures": ["JambaForCausalLM"],

@@ -327,5 +327,5 @@ def test_converted_checkpoints_are_listed_and_can_be_removed(
     assert jamba("run", str(tmp_path), "hello") == 1
     assert (
         capsys.readouterr().err
-        == f"error: {tmp_path}: there is no config.json, so this is no Hugging Face checkpoint\n"
+        == f"error: {tmp_path}: there is no config.json, so this is not a Hugging Face checkpoint\n"
     )

@@ -16,12 +16,11 @@ import numpy as np
 import pytest
 
 from jambacli import cli
-from jambacli.quantize import quantize_file as weights
-from jambacli.quantize import rows
-from quant import native
-from tests.quantize.test_imatrix import write_gguf as write_imatrix
+from jambacli.quantize import quantize_file
+from quant import native, quantize_blocks
 from tests.support import jamba_gguf
 from tests.support.ggml_reference import quantize_chunk
+from tests.support.imatrix_files import write_imatrix
 from tests.support.jamba_gguf import Shape
 
 # Small, yet with every kind of tensor; dt_rank 32 falls back under K-quants.
@@ -56,7 +55,7 @@ def metadata(path: Path) -> dict[str, Any]:
 
 
 def values(path: Path) -> dict[str, np.ndarray]:
-    """Name to float32 weights, decoded by the gguf package."""
+    """Name to float32 weights, dequantized by the gguf package."""
     import gguf
 
     return {name: gguf.quants.dequantize(t.data, t.tensor_type) for name, t in read(path).items()}
@@ -151,7 +150,7 @@ def test_without_the_c_library_torch_writes_the_same_file(
 def test_panels_of_any_size_give_the_same_file(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, pieces = tmp_path / "whole.gguf", tmp_path / "pieces.gguf"
     assert run(source, whole, "--type", "q4_k_m", monkeypatch=monkeypatch) == 0
-    monkeypatch.setattr(weights, "PANEL_VALUES", 5000)
+    monkeypatch.setattr(quantize_file, "PANEL_VALUES", 5000)
     assert run(source, pieces, "--type", "q4_k_m", "--threads", "3", monkeypatch=monkeypatch) == 0
     assert whole.read_bytes() == pieces.read_bytes()
 
@@ -179,7 +178,7 @@ def test_a_dry_run_foretells_the_file_and_writes_none(
 def test_the_report_measures_what_was_lost(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(weights, "PANEL_VALUES", 40_000)  # sums must run over panels
+    monkeypatch.setattr(quantize_file, "PANEL_VALUES", 40_000)  # sums must run over panels
     target = tmp_path / "out.gguf"
     assert run(source, target, "--type", "q3_k_m", "--report", "--json", monkeypatch=monkeypatch) == 0
     told = {t["name"]: t for t in json.loads(capsys.readouterr().out)["tensors"]}
@@ -226,7 +225,7 @@ def test_what_has_no_effect_is_said(
 def test_an_output_without_a_name_is_named_after_the_type(name: str, kind: str, made: str) -> None:
     from jambacli.quantize.recipes import get_recipe
 
-    assert weights.default_output(Path("x") / name, get_recipe(kind)) == Path("x") / made
+    assert quantize_file.default_output(Path("x") / name, get_recipe(kind)) == Path("x") / made
 
 
 def test_parts_hold_what_one_file_would(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,7 +258,7 @@ def test_experts_int8_is_signed_bytes_with_a_scale_a_row(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target = tmp_path / "out.gguf"
-    monkeypatch.setattr(weights, "PANEL_VALUES", 30_000)
+    monkeypatch.setattr(quantize_file, "PANEL_VALUES", 30_000)
     assert run(source, target, "--type", "experts_int8", "--report", "--json", monkeypatch=monkeypatch) == 0
     told = {t["name"]: t for t in json.loads(capsys.readouterr().out)["tensors"]}
     before, made = values(source), read(target)
@@ -345,7 +344,7 @@ def broken(tmp_path: Path, name: str, index: tuple[int, ...], value: float, kind
         ("blk.2.attn_q.weight", (9, 9), 3e38, "f32", "row 9 has weights too large for q4_k"),
     ],
 )
-def test_weights_that_cannot_be_encoded_are_named(
+def test_weights_that_cannot_be_quantized_are_named(
     tmp_path: Path,
     name: str,
     index: tuple[int, ...],
@@ -358,7 +357,7 @@ def test_weights_that_cannot_be_encoded_are_named(
     (tmp_path / "in").mkdir()
     (tmp_path / "out").mkdir()
     path = broken(tmp_path, name, index, value, kind)
-    monkeypatch.setattr(weights, "PANEL_VALUES", 4096)
+    monkeypatch.setattr(quantize_file, "PANEL_VALUES", 4096)
     assert run(path, tmp_path / "out" / "out.gguf", "--type", "q4_k_m", monkeypatch=monkeypatch) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith(f"error: {path}: tensor {name}: {told}")
@@ -419,7 +418,7 @@ def test_a_row_that_a_demanded_type_does_not_divide_is_named(
     shape = Shape(layers=2, hidden=96, ffn=96, experts=1, attention=(1,), heads=3, kv_heads=3, vocab=16)
     path = jamba_gguf.write(tmp_path / "odd.gguf", shape)
     assert run(path, tmp_path / "out.gguf", "--embedding-type", "q6_k", monkeypatch=monkeypatch) == 1
-    assert "token_embd.weight: a row of 96 values is no multiple of q6_k's block of 256" in capsys.readouterr().err
+    assert "token_embd.weight: a row of 96 values is not a multiple of q6_k's block of 256" in capsys.readouterr().err
 
 
 def test_files_in_the_way_are_safe(
@@ -442,14 +441,14 @@ def test_other_files_are_refused(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(tmp_path, monkeypatch=monkeypatch) == 2
-    assert "is a directory; make a .gguf" in capsys.readouterr().err
+    assert "is a directory; convert a checkpoint to a .gguf" in capsys.readouterr().err
     (tmp_path / "cut.gguf").write_bytes(source.read_bytes()[:-5000])
     assert run(tmp_path / "cut.gguf", tmp_path / "out.gguf", monkeypatch=monkeypatch) == 1
     assert f"error: {tmp_path / 'cut.gguf'}: " in capsys.readouterr().err
     assert not (tmp_path / "out.gguf").exists()
 
 
-def test_a_pulled_name_is_quantized_here_not_in_the_store(
+def test_a_pulled_model_is_quantized_into_the_current_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -465,16 +464,16 @@ def test_an_interrupt_leaves_what_was_there(
 ) -> None:
     target = tmp_path / "out.gguf"
     target.write_bytes(b"precious")
-    encode, calls = rows.Encoder.encode, 0
+    quantize, calls = quantize_blocks.quantize, 0
 
-    def interrupted(*arguments: Any) -> None:
+    def interrupted(*arguments: Any, **options: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == 20:
             os.kill(os.getpid(), signal.SIGINT)
-        encode(*arguments)
+        return quantize(*arguments, **options)
 
-    monkeypatch.setattr(rows.Encoder, "encode", interrupted)
+    monkeypatch.setattr(quantize_blocks, "quantize", interrupted)
     assert run(source, target, "--force", monkeypatch=monkeypatch) == 130
     assert f"warning: interrupted; {target} was not written" in capsys.readouterr().err
     assert target.read_bytes() == b"precious"

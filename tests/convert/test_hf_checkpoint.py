@@ -152,7 +152,7 @@ BAD: dict[str, tuple[Change, str]] = {
         "config.json: the file is not valid JSON",
     ),
     "pickles only": (only_pickles, r"pickled \(pytorch_model-00001-of-00002.bin\).*any code.*save_pretrained"),
-    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "no .safetensors weights here"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "no .safetensors weights"),
     "a pickle in disguise": (write("model.safetensors", b"PK\x03\x04" + b"0" * 100), "model.safetensors: .*a pickle"),
     "empty weights": (write("model.safetensors", b""), "model.safetensors: .*truncated"),
     "cut in the header": (truncate(0.001), "model.safetensors: .*truncated"),
@@ -194,9 +194,9 @@ BAD: dict[str, tuple[Change, str]] = {
     "an index to the root": (write_index({"a": "/etc/passwd"}), "not inside the directory"),
     "an index to a drive": (write_index({"a": "C:\\x.safetensors"}), "not inside the directory"),
     "an index to a number": (write_index({"a": 5}), "not inside the directory"),
-    "an index to a pickle": (write_index({"a": "pytorch_model.bin"}), "no safetensors file"),
+    "an index to a pickle": (write_index({"a": "pytorch_model.bin"}), "not a safetensors file"),
     "an empty index": (write_index({}), "weight_map is missing or empty"),
-    "an index to a file not here": (index_missing_file, "model-00001-of-00002.safetensors is missing"),
+    "an index to a missing file": (index_missing_file, "model-00001-of-00002.safetensors is missing"),
     "an index to a tensor not there": (index_missing_tensor, "layers.0.extra.weight' should be in model.safetensors"),
     "a part alone": (lone_part, "part model-00001-of-00003.safetensors is missing"),
     "no tokenizer": (lambda folder: (folder / "tokenizer.model").unlink(), "there is no tokenizer"),
@@ -204,16 +204,16 @@ BAD: dict[str, tuple[Change, str]] = {
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("sound"), **SMALL)
+def valid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("valid"), **SMALL)
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_checkpoints_name_what_is_wrong_and_leave_nothing(tmp_path: Path, sound: Path, name: str) -> None:
+def test_bad_checkpoints_name_what_is_wrong_and_leave_nothing(tmp_path: Path, valid: Path, name: str) -> None:
     folder, out = tmp_path / "model", tmp_path / "out"
     folder.mkdir()
     out.mkdir()
-    for path in sound.iterdir():
+    for path in valid.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     change, message = BAD[name]
     change(folder)
@@ -235,10 +235,10 @@ def test_a_directory_that_is_no_checkpoint(tmp_path: Path) -> None:
         Checkpoint.open(tmp_path)
 
 
-def test_a_file_cut_while_it_is_read_is_noticed(tmp_path: Path, sound: Path) -> None:
+def test_a_file_cut_while_it_is_read_is_noticed(tmp_path: Path, valid: Path) -> None:
     path = tmp_path / "model.safetensors"
-    path.write_bytes((sound / path.name).read_bytes())
-    (tmp_path / "config.json").write_bytes((sound / "config.json").read_bytes())
+    path.write_bytes((valid / path.name).read_bytes())
+    (tmp_path / "config.json").write_bytes((valid / "config.json").read_bytes())
     with Checkpoint.open(tmp_path) as checkpoint:
         tensor = max(checkpoint.tensors.values(), key=lambda t: t.offset)
         with path.open("r+b") as file:
@@ -257,8 +257,8 @@ def test_more_shards_than_files_held_open(tmp_path: Path) -> None:
             assert bytes(data) == tensor.path.read_bytes()[tensor.offset : tensor.offset + tensor.nbytes]
 
 
-def test_every_prefix_of_a_header_is_refused_cleanly(tmp_path: Path, sound: Path) -> None:
-    raw = (sound / "model.safetensors").read_bytes()
+def test_every_prefix_of_a_header_is_refused_cleanly(tmp_path: Path, valid: Path) -> None:
+    raw = (valid / "model.safetensors").read_bytes()
     length = int.from_bytes(raw[:8], "little")
     path = tmp_path / "model.safetensors"
     for size in [*range(0, 40), *range(40, 8 + length, 97)]:

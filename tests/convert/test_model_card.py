@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself: names, licence, base models, sampling defaults and chat templates in the GGUF."""
+"""A checkpoint's general.* metadata: names, licence, base models, sampling defaults and chat templates in the GGUF."""
 
 from __future__ import annotations
 
@@ -101,11 +101,11 @@ def test_cards_without_a_licence(tmp_path: Path, card: str) -> None:
     ids=range(7),
 )
 def test_a_damaged_or_hostile_card_costs_a_warning(
-    tmp_path: Path, front: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, front: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "README.md").write_text(f"---\nlicense: mit\n{front}\n---\n")
     assert "general.license" not in general(tmp_path)
-    assert "front matter is unreadable" in capsys.readouterr().err
+    assert "front matter is unreadable" in caplog.text
 
 
 def test_sampling_defaults_unless_sampling_is_off(tmp_path: Path) -> None:

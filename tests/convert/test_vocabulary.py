@@ -178,7 +178,7 @@ def test_added_tokens_extend_and_retype_the_vocabulary(tiny: Path) -> None:
     with pytest.raises(BadFileError, match="in the vocabulary, but 'x' as an added token"):
         metadata(tiny)
     settings(tiny, added_tokens_decoder={"123456789": {"content": "x"}})
-    with pytest.raises(BadFileError, match="far off the vocabulary"):
+    with pytest.raises(BadFileError, match="far beyond the vocabulary"):
         metadata(tiny)
     settings(tiny, added_tokens_decoder={str(n): {"content": "the"}})
     with pytest.raises(BadFileError, match="'the' twice"):
@@ -208,13 +208,13 @@ def test_the_real_tokenizer_as_json(tmp_path: Path, shared_data: Path) -> None:
     assert of_json[G + "token_type"] == of_model[G + "token_type"]
 
 
-def test_both_files_together_agree_or_the_json_wins(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_both_files_together_agree_or_the_json_wins(tiny: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = (tiny / "tokenizer.model").read_bytes()
     scores = metadata(tiny)[G + "scores"]
     as_json(tiny)
     (tiny / "tokenizer.model").write_bytes(model)
     assert metadata(tiny)[G + "scores"] == scores
-    assert capsys.readouterr().err == ""
+    assert caplog.text == ""
 
     def swap(data: Any) -> None:
         vocab = data["model"]["vocab"]
@@ -224,7 +224,7 @@ def test_both_files_together_agree_or_the_json_wins(tiny: Path, capsys: pytest.C
     edit_json(tiny, swap)
     pieces = metadata(tiny)[G + "tokens"]
     assert pieces != read_sentencepiece(tiny / "tokenizer.model").pieces + pieces[len(pieces) :]
-    assert "tokenizer.model and tokenizer.json differ" in capsys.readouterr().err
+    assert "tokenizer.model and tokenizer.json differ" in caplog.text
 
 
 def test_a_post_processor_that_adds_bos_is_heeded(tiny: Path) -> None:
@@ -301,12 +301,12 @@ QWEN = (
     ],
 )
 def test_pre_tokenizers_by_llama_cpps_names(
-    tmp_path: Path, steps: Any, pre: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, steps: Any, pre: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     byte_level(tmp_path)
     edit_json(tmp_path, lambda data: data.update(pre_tokenizer={"type": "Sequence", "pretokenizers": steps}))
     assert metadata(tmp_path)[G + "pre"] == pre
-    assert ("no name for" in capsys.readouterr().err) == (pre == "default")
+    assert ("has no name for" in caplog.text) == (pre == "default")
 
 
 def write_bytes(name: str, data: bytes) -> Any:
@@ -338,7 +338,7 @@ def json_with(edit: Any) -> Any:
         (write_bytes("tokenizer_config.json", b"{"), BadFileError, "tokenizer_config.json: .*not valid JSON"),
         (write_bytes("tokenizer_config.json", b"\xff"), BadFileError, "not UTF-8"),
         (json_with(lambda d: d["model"].update(type="WordPiece")), UnsupportedError, "'WordPiece' vocabulary"),
-        (json_with(lambda d: d["model"].update(byte_fallback=False)), UnsupportedError, "neither byte-level"),
+        (json_with(lambda d: d["model"].update(byte_fallback=False)), UnsupportedError, "not byte-level"),
         (json_with(lambda d: d.pop("model")), BadFileError, "model.vocab is missing"),
         (json_with(lambda d: d["model"]["vocab"].update(x=-1)), BadFileError, "'x' has the impossible id"),
         (json_with(lambda d: d["model"]["vocab"].update(x=10**9)), BadFileError, "'x' has the impossible id"),

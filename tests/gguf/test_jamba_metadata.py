@@ -1,4 +1,4 @@
-"""Metadata and tensors to a config and back: what published models come to, and the line each broken one gets."""
+"""Metadata and tensors to a config and back: those of published models, and an error in one line for each damaged one."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ BROKEN: dict[str, tuple[dict[str, Any], dict[str, tuple[int, ...] | None], str]]
     "bool": ({keys.EMBEDDING_LENGTH: True}, {}, "jamba.embedding_length is 'True'"),
     "zero": ({keys.STATE_SIZE: 0}, {}, "jamba.ssm.state_size is '0'"),
     "more layers": ({keys.BLOCK_COUNT: 9}, {}, "jamba.attention.head_count_kv has 8 entries for 9 layers"),
-    "kv heads": ({keys.HEAD_COUNT_KV: [0, 0, 0, 0, 3, 0, 0, 0]}, {}, "no multiple of the 3 key-value heads"),
+    "kv heads": ({keys.HEAD_COUNT_KV: [0, 0, 0, 0, 3, 0, 0, 0]}, {}, "not a multiple of the 3 key-value heads"),
     "kv text": ({keys.HEAD_COUNT_KV: "00002000"}, {}, "head_count_kv must be an array"),
     "kv strings": ({keys.HEAD_COUNT_KV: ["2"] * 8}, {}, "head_count_kv is '2'"),
     "kv negative": ({keys.HEAD_COUNT_KV: np.array([-1] * 8)}, {}, "head_count_kv is '-1'"),

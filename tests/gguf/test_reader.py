@@ -1,4 +1,4 @@
-"""The GGUF reader against the gguf package: values, shapes, bytes, split sets; and one clear line for every bad file."""
+"""The GGUF reader against the gguf package: values, shapes, bytes, split sets; one-line errors for damaged files."""
 
 from __future__ import annotations
 
@@ -149,9 +149,9 @@ BAD: dict[str, tuple[Raw, str]] = {
     "zero dim": (Raw([], [raw.tensor("t", (8, 0))], bytes(32)), "tensor 't' has a dimension of 0"),
     "overflow": (Raw([], [raw.tensor("t", (1 << 32, 1 << 32))], bytes(32)), "impossible dimensions"),
     "wrap to small": (Raw([], [raw.tensor("t", (1 << 40, 1 << 24, 8))], bytes(64)), "impossible dimensions"),
-    "block": (Raw([], [raw.tensor("t", (48,), 8)], bytes(64)), "rows of 48 values, no multiple of q8_0's block of 32"),
-    "k-block": (Raw([], [raw.tensor("t", (160,), 12)], bytes(96)), "no multiple of q4_k's block of 256"),
-    "offset": (Raw([], [f32("t", offset=8)], bytes(64)), "no multiple of the alignment"),
+    "block": (Raw([], [raw.tensor("t", (48,), 8)], bytes(64)), "rows of 48 values, not a multiple of q8_0's block of 32"),
+    "k-block": (Raw([], [raw.tensor("t", (160,), 12)], bytes(96)), "not a multiple of q4_k's block of 256"),
+    "offset": (Raw([], [f32("t", offset=8)], bytes(64)), "not a multiple of the alignment"),
     "offset far": (Raw([], [f32("t", offset=1 << 40)], bytes(64)), "tensor 't' needs bytes"),
     "offset wraps": (Raw([], [f32("t", offset=2**64 - 32)], bytes(64)), "tensor 't' needs bytes"),
     "data cut": (Raw([], [f32("a"), f32("t", 16, 32)], bytes(64)), "tensor 't' needs bytes"),
@@ -219,10 +219,10 @@ def split_set(folder: Path, total: int = 4) -> list[Path]:
     return paths
 
 
-@pytest.mark.parametrize("given", [0, 1, 2])
-def test_any_part_opens_the_whole_split_set(tmp_path: Path, given: int) -> None:
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_any_part_opens_the_whole_split_set(tmp_path: Path, index: int) -> None:
     paths = split_set(tmp_path)
-    with GGUFFile.open(paths[given]) as file:
+    with GGUFFile.open(paths[index]) as file:
         assert file.paths == paths
         assert file.path == paths[0]
         assert file.size == sum(path.stat().st_size for path in paths)
@@ -243,9 +243,9 @@ def test_parts_behind_links_are_found_by_their_own_names(tmp_path: Path) -> None
 
 
 def test_a_bad_split_set_names_the_part(tmp_path: Path) -> None:
-    def refused(problem: str, given: int = 0) -> None:
+    def refused(problem: str, index: int = 0) -> None:
         with pytest.raises(JambaError) as caught:
-            GGUFFile.open(paths[given])
+            GGUFFile.open(paths[index])
         assert problem in str(caught.value)
         assert "\n" not in str(caught.value)
 

@@ -1,4 +1,4 @@
-"""The GGUF writer: what the gguf package and llama.cpp read back, split sets, and nothing left behind when it fails."""
+"""The GGUF writer: its files are read by the gguf package and llama.cpp, split or not; a failure leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ def test_a_split_set_keeps_its_own_alignment(tmp_path: Path) -> None:
 def test_an_existing_output_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     path.write_text("mine")
-    with pytest.raises(JambaError, match="--force"):
+    with pytest.raises(JambaError, match="use force to replace it"):
         GGUFWriter(path)
     assert path.read_text() == "mine"
     with GGUFWriter(path, force=True) as writer:

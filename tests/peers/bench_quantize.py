@@ -32,7 +32,7 @@ WIDE_3B = Shape(
 )
 REPO = Path(__file__).parent.parent.parent
 _THEIRS = (
-    "import sys; from pathlib import Path; from tests.peers import llama_quantize as q; "
+    "import sys; from pathlib import Path; from tests.support import llama_quantize as q; "
     "sys.exit(not q.quantize(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], threads=int(sys.argv[4])))"
 )
 
@@ -53,14 +53,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--scratch", type=Path, default=None)
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=given.scratch) as folder:
-        source = (given.source or jamba_gguf.write(Path(folder) / "in.gguf", WIDE_3B)).resolve()
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.scratch) as folder:
+        source = (arguments.source or jamba_gguf.write(Path(folder) / "in.gguf", WIDE_3B)).resolve()
         one, other = Path(folder) / "jamba.gguf", Path(folder) / "llama.gguf"
-        print(f"{source.stat().st_size / 1e9:.2f} GB, {given.threads} threads")
-        for kind in given.types.split(","):
-            for _ in range(given.rounds):
-                threads = str(given.threads)
+        print(f"{source.stat().st_size / 1e9:.2f} GB, {arguments.threads} threads")
+        for kind in arguments.types.split(","):
+            for _ in range(arguments.rounds):
+                threads = str(arguments.threads)
                 ours = [sys.executable, "-m", "jambacli", "quantize", str(source), str(one), "--force"]
                 a, a_cpu = timed([*ours, "--type", kind, "--threads", threads])
                 b, b_cpu = timed([sys.executable, "-c", _THEIRS, str(source), str(other), kind, threads])

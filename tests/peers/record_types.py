@@ -15,7 +15,7 @@ from typing import Any
 from tests.support import jamba_gguf, llama_quantize
 from tests.support.jamba_gguf import Shape
 
-TARGET = Path(__file__).parent.parent / "quant" / "llama_cpp_types.json"
+TARGET = Path(__file__).parent.parent / "quantize" / "llama_cpp_types.json"
 
 SHAPES = {
     "moe": jamba_gguf.MOE,
@@ -74,7 +74,7 @@ def expand(recorded: dict[str, str], names: list[str]) -> dict[str, str]:
 
 
 def main() -> None:
-    """Run llama.cpp over every shape, file type and option; weights are zero, only the types are wanted."""
+    """Run llama.cpp over every shape, file type and option; weights are zero, because only the types matter."""
     recorded: dict[str, dict[str, dict[str, dict[str, str]]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "in.gguf", Path(folder) / "out.gguf"

@@ -17,8 +17,8 @@ from jambacli.quantize.recipes import Options, get_recipe, parse_tensor_type
 from quant.formats import FORMATS
 from tests.peers.record_types import SHAPES as RECORDED_SHAPES
 from tests.peers.record_types import TARGET, compact, read_types
-from tests.quantize.test_imatrix import write_gguf as write_imatrix
 from tests.support import jamba_gguf, llama_quantize
+from tests.support.imatrix_files import write_imatrix
 from tests.support.jamba_gguf import Shape
 
 pytestmark = pytest.mark.peer
@@ -49,9 +49,9 @@ def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return jamba_gguf.write(folder / "in.gguf", SHAPES[request.param], shuffled=True)
 
 
-def ours(source: Path, target: Path, kind: str, **wanted: Any) -> Result:
+def ours(source: Path, target: Path, kind: str, **options: Any) -> Result:
     with GGUFFile.open(source) as file:
-        return quantize(plan(file, Request(get_recipe(kind), **wanted)), target)
+        return quantize(plan(file, Request(get_recipe(kind), **options)), target)
 
 
 @pytest.mark.parametrize("kind", TYPES)

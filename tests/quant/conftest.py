@@ -1,4 +1,4 @@
-"""What the quantization tests share: each instruction set in turn, and torch on one thread; knows nothing of formats."""
+"""Fixtures of the quantization tests: each instruction set in turn, each backend in turn, torch on one thread."""
 
 from __future__ import annotations
 

@@ -1,18 +1,18 @@
-"""ExpertsInt8: the error it promises, the rows it must survive, both implementations; knows nothing of files."""
+"""ExpertsInt8: the error it promises, the rows it must survive, both implementations."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from quant.experts_int8 import decode, encode
+from quant.experts_int8 import dequantize, quantize
 from tests.support.ggml_reference import KINDS, sample_rows
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_error_within_half_a_step(kind: str, backend: str) -> None:
     weight = torch.from_numpy(sample_rows(kind, 60, 251, seed=1)).view(4, 15, 251)
-    levels, scale = encode(weight, backend=backend)
+    levels, scale = quantize(weight, backend=backend)
     assert (levels.dtype, levels.shape, scale.dtype, scale.shape) == (torch.int8, (4, 15, 251), torch.float32, (4, 15))
     assert int(levels.min()) >= -127
     assert (scale > 0).all()
@@ -24,14 +24,14 @@ def test_error_within_half_a_step(kind: str, backend: str) -> None:
 
 def test_the_largest_value_of_a_row_is_level_127(backend: str) -> None:
     weight = torch.from_numpy(sample_rows("heavy", 64, 96))
-    levels, scale = encode(weight, backend=backend)
+    levels, scale = quantize(weight, backend=backend)
     assert (levels.abs().amax(dim=1) == 127).all()
     assert torch.equal(scale, weight.abs().amax(dim=1) / torch.tensor(127.0))
 
 
 def test_halves_round_to_even(backend: str) -> None:
     weight = torch.tensor([[127.0, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 126.5]])
-    levels, scale = encode(weight, backend=backend)
+    levels, scale = quantize(weight, backend=backend)
     assert scale.tolist() == [1.0]
     assert levels.tolist() == [[127, 0, 2, 2, 0, -2, -2, 126]]
 
@@ -41,8 +41,8 @@ def test_both_implementations_agree_in_every_instruction_set(dtype: torch.dtype,
     for kind in KINDS:
         weight = torch.from_numpy(sample_rows(kind, 33, 187, seed=2)).to(dtype)
         weight = torch.where(torch.isfinite(weight), weight, 0)
-        levels, scale = encode(weight, backend="native", threads=3)
-        expected_levels, expected_scale = encode(weight, backend="torch")
+        levels, scale = quantize(weight, backend="native", threads=3)
+        expected_levels, expected_scale = quantize(weight, backend="torch")
         assert torch.equal(levels, expected_levels)
         assert torch.equal(scale, expected_scale)
 
@@ -50,35 +50,35 @@ def test_both_implementations_agree_in_every_instruction_set(dtype: torch.dtype,
 def test_rows_of_zeros_stay_zeros(backend: str) -> None:
     weight = torch.zeros(2, 3, 40)
     weight[1, 1] = 3.0
-    levels, scale = encode(weight, backend=backend)
-    assert torch.equal(decode(levels, scale)[0], weight[0])
+    levels, scale = quantize(weight, backend=backend)
+    assert torch.equal(dequantize(levels, scale)[0], weight[0])
     assert bool((scale > 0).all())
-    torch.testing.assert_close(decode(levels, scale), weight)
+    torch.testing.assert_close(dequantize(levels, scale), weight)
 
 
-def test_decode_rounds_once_to_the_asked_type(backend: str) -> None:
+def test_dequantize_rounds_once_to_the_asked_type(backend: str) -> None:
     weight = torch.from_numpy(sample_rows("normal", 8, 64))
-    levels, scale = encode(weight, backend=backend)
+    levels, scale = quantize(weight, backend=backend)
     values = levels.float() * scale.unsqueeze(-1)
-    assert torch.equal(decode(levels, scale), values)
-    assert torch.equal(decode(levels, scale, dtype=torch.bfloat16), values.bfloat16())
+    assert torch.equal(dequantize(levels, scale), values)
+    assert torch.equal(dequantize(levels, scale, dtype=torch.bfloat16), values.bfloat16())
 
 
-def test_what_cannot_be_encoded_is_said_in_one_line(backend: str) -> None:
+def test_what_cannot_be_quantized_is_one_line(backend: str) -> None:
     weight = torch.zeros(3, 5, 64)
     weight[1, 4, 63] = float("nan")
     with pytest.raises(ValueError, match=r"^row \[1, 4\] holds a NaN or an infinity$"):
-        encode(weight, backend=backend)
+        quantize(weight, backend=backend)
     weight[1, 4, 63] = float("-inf")
     with pytest.raises(ValueError, match=r"^row 4 holds a NaN or an infinity$"):
-        encode(weight[1].to(torch.bfloat16), backend=backend)
+        quantize(weight[1].to(torch.bfloat16), backend=backend)
     with pytest.raises(ValueError, match=r"cannot quantize torch\.int8"):
-        encode(weight.to(torch.int8), backend=backend)
+        quantize(weight.to(torch.int8), backend=backend)
     with pytest.raises(ValueError, match=r"int8 \[\.\.\., out, in\] with float32"):
-        decode(torch.zeros(3, 4, dtype=torch.int8), torch.ones(4))
+        dequantize(torch.zeros(3, 4, dtype=torch.int8), torch.ones(4))
 
 
 def test_no_rows_is_no_error(backend: str) -> None:
-    levels, scale = encode(torch.empty(16, 0, 64), backend=backend)
+    levels, scale = quantize(torch.empty(16, 0, 64), backend=backend)
     assert levels.shape == (16, 0, 64)
     assert scale.shape == (16, 0)

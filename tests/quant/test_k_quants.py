@@ -1,4 +1,4 @@
-"""The K-quants against ggml's own bytes and the gguf package's values; knows nothing of files or the CLI."""
+"""The K-quants against ggml's own bytes and the gguf package's values."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.k_quant_cases import (
 )
 
 
-def _encode(values: np.ndarray, fmt: str, imatrix: np.ndarray | None, backend: str, threads: int = 1) -> np.ndarray:
+def _quantize(values: np.ndarray, fmt: str, imatrix: np.ndarray | None, backend: str, threads: int = 1) -> np.ndarray:
     weights = None if imatrix is None else torch.from_numpy(imatrix)
     return quantize(torch.from_numpy(values), fmt, weights, backend=backend, threads=threads).numpy()
 
@@ -54,7 +54,7 @@ def test_native_bytes_are_ggmls(fmt: str, kind: str, isa: str) -> None:
     values = rows_of(kind, 21, 768)  # 63 blocks: the last vector of them is not full in any instruction set
     for weights in IMATRICES:
         imatrix = imatrix_of(weights, 768)
-        assert_same_blocks(_encode(values, fmt, imatrix, "native"), quantize_chunk(values, fmt, imatrix), fmt)
+        assert_same_blocks(_quantize(values, fmt, imatrix, "native"), quantize_chunk(values, fmt, imatrix), fmt)
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
@@ -62,14 +62,14 @@ def test_torch_bytes_are_ggmls(fmt: str, one_thread: None) -> None:
     values = np.concatenate([rows_of(kind, 4, 512, seed=1) for kind in ALL_KINDS])
     for weights in IMATRICES:
         imatrix = imatrix_of(weights, 512)
-        assert_same_blocks(_encode(values, fmt, imatrix, "torch"), quantize_chunk(values, fmt, imatrix), fmt)
+        assert_same_blocks(_quantize(values, fmt, imatrix, "torch"), quantize_chunk(values, fmt, imatrix), fmt)
 
 
 @pytest.mark.parametrize("weights", ["none", "uneven"])
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_a_million_model_weights(fmt: str, weights: str) -> None:
     values, imatrix = model_like(512, 2048), imatrix_of(weights, 2048)
-    assert_same_blocks(_encode(values, fmt, imatrix, "auto", threads=2), quantize_chunk(values, fmt, imatrix), fmt)
+    assert_same_blocks(_quantize(values, fmt, imatrix, "auto", threads=2), quantize_chunk(values, fmt, imatrix), fmt)
 
 
 @pytest.mark.slow
@@ -78,7 +78,7 @@ def test_a_million_model_weights(fmt: str, weights: str) -> None:
 def test_many_model_weights(fmt: str, weights: str, isa: str) -> None:
     for seed in range(1, 5):
         values, imatrix = model_like(512, 4096, seed), imatrix_of(weights, 4096, seed)
-        assert_same_blocks(_encode(values, fmt, imatrix, "native", 2), quantize_chunk(values, fmt, imatrix), fmt)
+        assert_same_blocks(_quantize(values, fmt, imatrix, "native", 2), quantize_chunk(values, fmt, imatrix), fmt)
 
 
 @pytest.mark.slow
@@ -86,7 +86,7 @@ def test_many_model_weights(fmt: str, weights: str, isa: str) -> None:
 def test_torch_bytes_of_many_weights(fmt: str) -> None:
     for weights in ("none", "uneven"):
         values, imatrix = model_like(128, 2048, 7), imatrix_of(weights, 2048)
-        assert_same_blocks(_encode(values, fmt, imatrix, "torch"), quantize_chunk(values, fmt, imatrix), fmt)
+        assert_same_blocks(_quantize(values, fmt, imatrix, "torch"), quantize_chunk(values, fmt, imatrix), fmt)
 
 
 @pytest.mark.parametrize("shape", [(1, 256), (3, 256), (1, 16 * 256), (17, 256), (5, 2560)])
@@ -95,7 +95,7 @@ def test_any_number_of_blocks(fmt: str, shape: tuple[int, int], isa: str) -> Non
     values, imatrix = model_like(*shape, seed=3), imatrix_of("uneven", shape[1])
     for weights in (None, imatrix):
         assert_same_blocks(
-            _encode(values, fmt, weights, "native", threads=3), quantize_chunk(values, fmt, weights), fmt
+            _quantize(values, fmt, weights, "native", threads=3), quantize_chunk(values, fmt, weights), fmt
         )
 
 

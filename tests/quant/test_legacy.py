@@ -1,4 +1,4 @@
-"""Q8_0, Q4 and Q5, F16 and BF16 against ggml's own bytes and the gguf package's values; knows nothing of files."""
+"""Q8_0, Q4 and Q5, F16 and BF16 against ggml's own bytes and the gguf package's values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FORMATS = ("f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
 SEARCHED = ("q4_0", "q4_1", "q5_0", "q5_1")
 
 
-def _encode(values: np.ndarray, fmt: str, imatrix: np.ndarray | None, backend: str, threads: int = 1) -> np.ndarray:
+def _quantize(values: np.ndarray, fmt: str, imatrix: np.ndarray | None, backend: str, threads: int = 1) -> np.ndarray:
     weights = None if imatrix is None else torch.from_numpy(imatrix)
     return quantize(torch.from_numpy(values), fmt, weights, backend=backend, threads=threads).numpy()
 
@@ -27,10 +27,10 @@ def _encode(values: np.ndarray, fmt: str, imatrix: np.ndarray | None, backend: s
 def test_native_bytes_are_ggmls(fmt: str, kind: str, isa: str) -> None:
     # 20 blocks a row, 63 rows: neither fills the last vector of any instruction set.
     values = sample_rows(kind, 63, 640, seed=1)
-    assert_same_blocks(_encode(values, fmt, None, "native"), quantize_chunk(values, fmt), fmt)
+    assert_same_blocks(_quantize(values, fmt, None, "native"), quantize_chunk(values, fmt), fmt)
     for weights in IMATRIX_KINDS:
         imatrix = sample_imatrix(640, 2, weights)
-        assert_same_blocks(_encode(values, fmt, imatrix, "native"), quantize_chunk(values, fmt, imatrix), fmt)
+        assert_same_blocks(_quantize(values, fmt, imatrix, "native"), quantize_chunk(values, fmt, imatrix), fmt)
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
@@ -38,7 +38,7 @@ def test_torch_bytes_are_ggmls(fmt: str, one_thread: None) -> None:
     values = np.concatenate([sample_rows(kind, 12, 320, seed=3) for kind in KINDS])
     for weights in (None, *IMATRIX_KINDS):
         imatrix = None if weights is None else sample_imatrix(320, 4, weights)
-        assert_same_blocks(_encode(values, fmt, imatrix, "torch"), quantize_chunk(values, fmt, imatrix), fmt)
+        assert_same_blocks(_quantize(values, fmt, imatrix, "torch"), quantize_chunk(values, fmt, imatrix), fmt)
 
 
 @pytest.mark.parametrize("shape", [(1, 32), (3, 32), (17, 32), (1, 4096), (5, 2560), (2, 70_016)])
@@ -46,7 +46,7 @@ def test_torch_bytes_are_ggmls(fmt: str, one_thread: None) -> None:
 def test_any_number_of_blocks(fmt: str, shape: tuple[int, int], isa: str) -> None:
     values, imatrix = sample_rows("normal", *shape, seed=5), sample_imatrix(shape[1])
     for weights in (None, imatrix):
-        found = _encode(values, fmt, weights, "native", threads=3)
+        found = _quantize(values, fmt, weights, "native", threads=3)
         assert_same_blocks(found, quantize_chunk(values, fmt, weights), fmt)
 
 
@@ -68,13 +68,13 @@ def test_any_finite_block(fmt: str, bits: list[int], weight: int) -> None:
     imatrix = np.full(32, importance, dtype=np.float32)
     for weights in (None, imatrix):
         expected = quantize_chunk(values, fmt, weights)
-        assert_same_blocks(_encode(values, fmt, weights, "auto"), expected, fmt)
+        assert_same_blocks(_quantize(values, fmt, weights, "auto"), expected, fmt)
 
 
 def test_halves_round_away_from_zero_in_q8_0(backend: str) -> None:
     values = np.zeros((1, 32), dtype=np.float32)
     values[0, :5] = [127.0, 0.5, -0.5, 2.5, -2.5]  # the factor is exactly 1
-    blocks = _encode(values, "q8_0", None, backend)
+    blocks = _quantize(values, "q8_0", None, backend)
     assert blocks[0, 2:7].view(np.int8).tolist() == [127, 1, -1, 3, -3]
 
 
@@ -93,7 +93,7 @@ def _gguf_values(blocks: np.ndarray, fmt: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
-def test_any_bytes_decode_as_in_gguf(fmt: str, isa: str, one_thread: None) -> None:
+def test_any_bytes_are_dequantized_as_in_gguf(fmt: str, isa: str, one_thread: None) -> None:
     form = get_format(fmt)
     blocks = np.random.default_rng(7).integers(0, 256, (65, form.row_bytes(352)), dtype=np.uint8)
     expected = _gguf_values(blocks, fmt)

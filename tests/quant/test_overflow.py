@@ -1,4 +1,4 @@
-"""Rows whose scales overflowed are found: exactly those that the gguf package decodes to infinities or NaNs."""
+"""Rows whose scales overflowed are found: exactly those that the gguf package dequantizes to infinities or NaNs."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from quant.formats import FORMATS
 from quant.overflow import overflowed_row
 from tests.support.ggml_reference import quantize_chunk
 
-CODED = [f.name for f in FORMATS.values() if f.native and f.name not in ("i8", "f32")]
+WRITABLE = [f.name for f in FORMATS.values() if f.native and f.name not in ("i8", "f32")]
 
 
-@pytest.mark.parametrize("fmt", CODED)
+@pytest.mark.parametrize("fmt", WRITABLE)
 @pytest.mark.parametrize("bad", [0, 3, 6])
 def test_the_first_row_too_large_is_found(fmt: str, bad: int) -> None:
     import gguf
@@ -22,14 +22,14 @@ def test_the_first_row_too_large_is_found(fmt: str, bad: int) -> None:
     blocks = quantize_chunk(values, fmt)
     kind = gguf.GGMLQuantizationType(FORMATS[fmt].ggml_type)
     with np.errstate(all="ignore"):
-        decoded = gguf.quants.dequantize(blocks, kind)
-    broken = ~np.isfinite(decoded).all(axis=1)
+        dequantized = gguf.quants.dequantize(blocks, kind)
+    broken = ~np.isfinite(dequantized).all(axis=1)
     assert overflowed_row(blocks, fmt) == (int(broken.argmax()) if broken.any() else None)
     # bf16 reaches as far as float32; every other format's scale is a half.
     assert broken.any() == (fmt != "bf16")
 
 
-@pytest.mark.parametrize("fmt", CODED)
+@pytest.mark.parametrize("fmt", WRITABLE)
 def test_ordinary_rows_and_rows_of_zeros_are_fine(fmt: str) -> None:
     values = np.random.default_rng(1).standard_normal((5, 256)).astype(np.float32)
     values[2] = 0

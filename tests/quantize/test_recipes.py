@@ -1,4 +1,4 @@
-"""Recipes give every tensor the type that llama.cpp's quantizer gave it (recorded; tests/peers asks it anew)."""
+"""Recipes give every tensor the type that llama.cpp's quantizer gave it, as recorded by tests/peers/record_types.py."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_types_are_those_llama_cpp_gave(shape: str, option: str) -> None:
     names = [t.name for t in listed if may_quantize(t)]
     for kind, recorded in RECORDED[shape][option].items():
         if kind in ("f16", "bf16") and option in ("patterns", "output q4_k"):
-            continue  # there llama.cpp drops the wish; see the next test
+            continue  # llama.cpp ignores the option in this case; see the next test
         choices = plan(listed, facts_of(SHAPES[shape]), get_recipe(kind), OPTIONS[option])
         assert {c.name: c.format for c in choices if not c.kept} == expand(recorded, names), kind
         assert all(c.format == c.tensor.format for c in choices if c.kept)
@@ -104,7 +104,7 @@ def test_a_row_that_fits_no_block_becomes_f16_but_not_where_a_type_was_demanded(
     odd = [c for c in choices if c.fallback_from]
     assert {(c.fallback_from, c.format) for c in odd} == {("q4_0", "f16"), ("q8_0", "f16")}
     with pytest.raises(
-        ValueError, match=r"token_embd\.weight: a row of 80 values is no multiple of q4_k's block of 256"
+        ValueError, match=r"token_embd\.weight: a row of 80 values is not a multiple of q4_k's block of 256"
     ):
         plan(tensors_of(shape), facts_of(shape), get_recipe("q4_0"), Options(embedding="q4_k"))
 
@@ -151,7 +151,7 @@ def test_unknown_types_are_answered_with_the_known_ones() -> None:
         ("attn_v=", "is not PATTERN=TYPE"),
         ("attn_v=q9", "unknown format 'q9'"),
         ("attn_v=i8", "cannot write i8"),
-        ("attn_(v=q8_0", "is no regular expression"),
+        ("attn_(v=q8_0", "is not a regular expression"),
     ],
 )
 def test_malformed_patterns_are_explained(text: str, told: str) -> None:

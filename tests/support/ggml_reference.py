@@ -1,4 +1,4 @@
-"""ggml's own quantizer (libggml-python) as the reference of every byte test; knows nothing of this package's encoders.
+"""ggml's own quantizer (libggml-python) as the reference of every byte test.
 
 ``quantize_chunk`` is one call of ``ggml_quantize_chunk``; ``sample_rows`` makes the rows every format is tested on.
 """

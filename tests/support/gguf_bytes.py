@@ -1,4 +1,4 @@
-"""GGUF files put together byte by byte, sound or broken at will; knows nothing of this program's own reader or writer."""
+"""GGUF files put together byte by byte, valid or damaged, without this program's writer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def string(text: str | bytes) -> bytes:
 
 
 def pair(key: str | bytes, type_id: int, value: bytes) -> bytes:
-    """A key-value pair with the value's bytes as given."""
+    """A key-value pair with the value's bytes as they are."""
     return string(key) + struct.pack("<I", type_id) + value
 
 

@@ -1,4 +1,4 @@
-"""Random Jamba GGUF files of any shape, written with the gguf package; knows nothing of this program's own reader or writer."""
+"""Random Jamba GGUF files of any shape, written with the gguf package, not with this program's writer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Inputs and comparisons that the K-quant tests share; knows nothing of what is being tested."""
+"""Inputs and comparisons that the K-quant tests share."""
 
 from __future__ import annotations
 

@@ -56,12 +56,12 @@ def tiny_tensors(config: JambaConfig, formats: str) -> dict[str, QTensor]:
 
 def encode(w: QTensor, fmt: str) -> QTensor:
     """A float32 weight in another format."""
-    from quant.experts_int8 import encode as encode_int8
+    from quant.experts_int8 import quantize as quantize_int8
     from quant.quantize_blocks import quantize
 
     x = w.data.view(torch.float32).view(w.shape)
     if fmt == "i8":
-        levels, scale = encode_int8(x)
+        levels, scale = quantize_int8(x)
         return QTensor(levels.view(torch.uint8).view(-1), FORMATS["i8"], w.shape, scale)
     if fmt in ("f16", "bf16"):
         data = x.to(torch.float16 if fmt == "f16" else torch.bfloat16).view(torch.uint8).view(-1)
