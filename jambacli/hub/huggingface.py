@@ -170,7 +170,7 @@ def _ask(repo: str, revision: str | None, path: str | None, call: Callable[[], T
             wait = download.wait_before(attempt, headers)
         except PermissionError as error:
             raise JambaError(f"{repo}: the hub library cannot read its own files: {error}") from error
-        except ValueError as error:  # the library's own check of names, or an answer that is no JSON
+        except ValueError as error:  # the library's own check of names, or an answer that is not JSON
             raise JambaError(f"{repo}: {' '.join(str(error).split())[:200]}") from error
         except Exception as error:  # the library lets its HTTP client's own exceptions through
             stalled = "Timeout" in type(error).__name__

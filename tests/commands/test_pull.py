@@ -1,4 +1,4 @@
-"""``jamba pull``, ``list`` and ``rm`` as a shell runs them: what they say, what they exit with, what they never import."""
+"""``jamba pull``, ``list`` and ``rm`` as a shell runs them: messages, exit codes, and what they do not import."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def jamba(monkeypatch: pytest.MonkeyPatch) -> Jamba:
 
 @pytest.fixture
 def small_machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Gives this machine another amount of memory: the one thing about it that a test cannot choose."""
+    """Sets the amount of memory that this machine reports."""
 
     def shrink(total: int) -> None:
         device = devices.Device("cpu", "cpu:x", "a small machine", total, total, 1e9, False, "1 core")
@@ -50,7 +50,7 @@ def small_machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 
 class Terminal(io.StringIO):
-    """Standard input where a person sits."""
+    """Standard input that is a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -89,7 +89,7 @@ def test_what_does_not_fit(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Nobody to ask: refused, naming what fits; --yes downloads; a person may choose what fits instead."""
+    """Without a terminal it is refused, with what fits; --yes downloads it; in a terminal, one can choose what fits instead."""
     small_machine(300_000_000)
     assert jamba("pull", f"{REPO}:F32") == 1
     said = capsys.readouterr().err
@@ -97,7 +97,7 @@ def test_what_does_not_fit(
     assert Store().entries() == []
     assert jamba("pull", f"{REPO}:F32", "--yes") == 0
     assert jamba("rm", f"{REPO}:F32") == 0
-    # Room for the smaller ones beside what every run needs, not for this one.
+    # Enough memory for the smaller ones and what every run needs, but not for this one.
     size = {c: len(hub.repos[REPO].files[f"{STEM}-{c}.gguf"]) for c in ("F32", "Q8_0")}
     from jambacli.gguf.summary import summarize
     from jambacli.runtime.memory_plan import scratch_bytes
@@ -130,7 +130,7 @@ def test_interrupted(hub: Server, jamba: Jamba, monkeypatch: pytest.MonkeyPatch)
     assert Store().unfinished() == []
 
 
-def test_made_of_a_checkpoint(
+def test_made_from_a_checkpoint(
     server: Server, jamba: Jamba, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = make_checkpoint(
@@ -142,7 +142,7 @@ def test_made_of_a_checkpoint(
     assert "jamba pull jamba:v0.1 --quant q4_k_m" in capsys.readouterr().err
     assert jamba("pull", "jamba:v0.1", "--quant", "q9") == 2
     assert server.asked == []
-    # Broken off among the weights, then gone on with.
+    # Interrupted in the weights, then resumed.
     monkeypatch.setattr(download, "TRIES", 1)
     server.trouble.cut = lambda n: 300_000 if n > 1_000_000 else None
     assert jamba("pull", "jamba:v0.1", "--quant", "q4_k_m") == 1
@@ -156,13 +156,13 @@ def test_made_of_a_checkpoint(
     left = [p for p in Store().root.rglob("*") if p.is_file() and p.suffix in (".safetensors", ".part", ".gguf")]
     assert left == [resolve_model("jamba:v0.1-q4_k_m")] == [resolve_model("ai21labs/Jamba-v0.1")]
 
-    # The same as the two steps apart.
+    # The result is that of converting and quantizing separately.
     assert jamba("convert", folder, "-o", tmp_path / "c.gguf", "--name", "Jamba-v0.1") == 0
     assert jamba("quantize", tmp_path / "c.gguf", tmp_path / "q.gguf", "--type", "q4_k_m") == 0
     assert left[0].read_bytes() == (tmp_path / "q.gguf").read_bytes()
     asked = len(server.asked)
     assert jamba("pull", "jamba:v0.1", "--quant", "q4_k_m") == 0
-    assert len(server.asked) == asked, "it is here already"
+    assert len(server.asked) == asked, "it is already downloaded"
     assert jamba("pull", "ai21labs/Jamba-v0.1", "--quant", "bf16") == 0
     assert resolve_model("hf.co/ai21labs/Jamba-v0.1:BF16").is_file()
 
@@ -201,7 +201,7 @@ def fill(store: Store, count: int, path: Path) -> None:
         )
 
 
-def test_nothing_of_it_imports_torch(hub: Server, models: dict[str, bytes], tmp_path: Path) -> None:
+def test_none_of_it_imports_torch(hub: Server, models: dict[str, bytes], tmp_path: Path) -> None:
     hub.add_ollama("library/jamba", "latest", models["Q8_0"])
     path = tmp_path / "m.gguf"
     path.write_bytes(models["Q4_0"])
@@ -230,7 +230,7 @@ assert not slow, slow
     ]
     done = subprocess.run([sys.executable, "-c", code.format(runs)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    # Listing needs no network, no rendering library's console and no array library either.
+    # Listing imports no network, console or array library either.
     lean = (
         code.format([["list"]]) + "heavy = {'numpy', 'httpx', 'huggingface_hub', 'rich.console'} & sys.modules.keys()\n"
     )
@@ -240,7 +240,7 @@ assert not slow, slow
     assert done.stdout.count("\n") == 53
 
 
-def test_a_damaged_manifest_is_left_out(hub: Server, jamba: Jamba, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_manifest_is_skipped(hub: Server, jamba: Jamba, capsys: pytest.CaptureFixture[str]) -> None:
     assert jamba("pull", "jamba:3b") == 0 and jamba("pull", "jamba:3b-q4_0") == 0
     manifest = next(p for p in (Store().root / "manifests").iterdir() if "q4_0" in p.name)
     stored = json.loads(manifest.read_text())
@@ -293,7 +293,7 @@ def test_the_demo_model_has_a_name(own_home: Path, jamba: Jamba, capsys: pytest.
     assert jamba("rm", "jamba:tiny") == 1
     assert "comes with the program" in capsys.readouterr().err
     assert demo_model_path().exists()
-    # A name of the user's own wins.
+    # The user's own alias for that name wins.
     own_home.mkdir(exist_ok=True)
     (own_home / "aliases.json").write_text('{"aliases": {"jamba:tiny": "someone/tiny-GGUF:Q8_0"}}')
     assert jamba("show", "jamba:tiny") == 1

@@ -98,8 +98,8 @@ def test_transformers_and_the_runtime_agree(model: Jamba, file_of: Callable[[str
     random = Random("prompts")
     ids = [1, *ours.tokenizer.encode(grammar.join(grammar.make_reports(random, 6, held_out=True), random))]
     with torch.no_grad():
-        wanted = theirs(torch.tensor([ids])).logits[0]
-    torch.testing.assert_close(ours.logits(ids), wanted, atol=1e-4, rtol=1e-4)
+        expected = theirs(torch.tensor([ids])).logits[0]
+    torch.testing.assert_close(ours.logits(ids), expected, atol=1e-4, rtol=1e-4)
     for i in range(50):
         reports = grammar.make_reports(random, random.randint(1, 3), held_out=True)
         prompt = [1, *ours.tokenizer.encode(grammar.join(reports, random) + "\n\nQuestion:")]

@@ -1,4 +1,4 @@
-"""Pulling from a hub and a registry: what a name fetches, where it lies, and what is asked of the server for it."""
+"""Pulling from a hub and a registry: which file a name downloads, where it is stored, and what the server is asked for."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tests.support.pulls import file_of, get, tree
         (f"https://huggingface.co/{REPO}/blob/main/{STEM}-Q4_0.gguf", "Q4_0"),
     ],
 )
-def test_every_way_to_name_it(name: str, kind: str, hub: Server, models: dict[str, bytes]) -> None:
+def test_every_form_of_name_pulls_the_right_file(name: str, kind: str, hub: Server, models: dict[str, bytes]) -> None:
     entry = get(name)
     assert entry.quant == kind
     assert file_of(entry) == models[kind]
@@ -115,7 +115,7 @@ def test_ollama(server: Server, models: dict[str, bytes]) -> None:
             get(name)
 
 
-def test_ollamas_own_blob_is_linked(server: Server, models: dict[str, bytes], tmp_path: Path) -> None:
+def test_a_blob_of_a_local_ollama_is_used_in_place(server: Server, models: dict[str, bytes], tmp_path: Path) -> None:
     digest = server.add_ollama("library/jamba", "latest", models["Q8_0"])
     blob = tmp_path / "ollama" / "blobs" / digest.replace(":", "-")
     blob.parent.mkdir(parents=True)
@@ -137,7 +137,7 @@ def cache_file(root: Path, name: str, data: bytes) -> Path:
     return place
 
 
-def test_the_hubs_cache_is_referred_to(
+def test_a_file_in_the_hubs_cache_is_used_in_place(
     hub: Server, models: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from huggingface_hub import constants
@@ -160,7 +160,7 @@ def test_a_damaged_copy_in_the_cache_is_not_used(hub: Server, models: dict[str, 
     assert file_of(get("jamba:3b")) == models["Q4_K_M"]
 
 
-def test_a_path_is_registered_in_place(tmp_path: Path, models: dict[str, bytes]) -> None:
+def test_a_local_file_is_registered_in_place(tmp_path: Path, models: dict[str, bytes]) -> None:
     path = tmp_path / "My Model.gguf"
     path.write_bytes(models["Q4_0"])
     with pytest.raises(JambaError, match="own_name"):
@@ -185,7 +185,7 @@ def test_a_path_is_registered_in_place(tmp_path: Path, models: dict[str, bytes])
         (" ", "is not a model name"),
     ],
 )
-def test_a_path_that_leads_nowhere_is_no_unknown_name(
+def test_a_path_to_nothing_is_not_reported_as_an_unknown_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
 ) -> None:
     (tmp_path / "here").mkdir()
@@ -194,7 +194,7 @@ def test_a_path_that_leads_nowhere_is_no_unknown_name(
     assert done.returncode != 0 and message in done.stderr.decode() and done.stderr.count(b"\n") == 1
 
 
-def test_files_in_git_itself_are_verified_too(hub: Server, models: dict[str, bytes]) -> None:
+def test_files_stored_in_git_are_verified_too(hub: Server, models: dict[str, bytes]) -> None:
     hub.repos[REPO].lfs = False
     entry = get("jamba:3b")
     assert entry.files[0].sha256 == hashlib.sha256(models["Q4_K_M"]).hexdigest()
@@ -225,7 +225,7 @@ def test_users_own_aliases(hub: Server, models: dict[str, bytes], own_home: Path
             get("jamba:3b")
 
 
-def test_what_there_is_is_listed(hub: Server, models: dict[str, bytes]) -> None:
+def test_errors_list_what_exists(hub: Server, models: dict[str, bytes]) -> None:
     hub.repos["a/many"] = Repo({"m-Q8_0.gguf": models["Q8_0"], "m-Q4_0.gguf": models["Q4_0"]})
     hub.repos["a/two"] = Repo({"a-Q8_0.gguf": models["Q8_0"], "b-Q8_0.gguf": models["Q4_0"]})
     hub.repos["a/none"] = Repo({"README.md": b"hello"})
@@ -245,7 +245,7 @@ def test_what_there_is_is_listed(hub: Server, models: dict[str, bytes]) -> None:
     assert tree(Store().root) == set()
 
 
-def test_where_only_safetensors_are_conversion_is_offered(hub: Server) -> None:
+def test_conversion_is_offered_when_there_are_only_safetensors(hub: Server) -> None:
     hub.repos["ai21labs/Jamba-v0.1"] = Repo({"config.json": b"{}", "model.safetensors": b"x" * 2000})
     for name in ("ai21labs/Jamba-v0.1", "jamba:v0.1"):
         with pytest.raises(NeedsConversion, match=r"only an HF checkpoint.*; set quant to convert") as needed:
@@ -254,7 +254,7 @@ def test_where_only_safetensors_are_conversion_is_offered(hub: Server) -> None:
     assert hub.asked == []
 
 
-def test_fit_is_judged_before_the_bulk_comes(hub: Server, models: dict[str, bytes]) -> None:
+def test_the_fit_is_assessed_before_the_download(hub: Server, models: dict[str, bytes]) -> None:
     seen: list[Fit] = []
 
     def stop(fit: Fit) -> None:
@@ -284,7 +284,7 @@ def test_last_used(hub: Server, tmp_path: Path, models: dict[str, bytes]) -> Non
     assert set(Store().use_times()) == {"jamba:3b", "jamba:3b-q4_0", str(path)}
 
 
-def test_a_lost_file_is_fetched_again(hub: Server, models: dict[str, bytes]) -> None:
+def test_a_missing_file_is_downloaded_again(hub: Server, models: dict[str, bytes]) -> None:
     entry = get("jamba:3b")
     shutil.rmtree(Store().paths(entry)[0].parent)
     with pytest.raises(JambaError, match="jamba pull jamba:3b"):
@@ -294,7 +294,7 @@ def test_a_lost_file_is_fetched_again(hub: Server, models: dict[str, bytes]) -> 
     assert file_of(get("jamba:3b")) == models["Q4_K_M"]
 
 
-def test_without_a_network_what_is_here_stays(hub: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_network_a_pulled_model_is_kept(hub: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "TRIES", 1)
     entry = get("jamba:3b")
     hub.trouble.answers = [(503, {})] * 3

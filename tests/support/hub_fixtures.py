@@ -19,7 +19,7 @@ STEM = "ai21labs_AI21-Jamba2-3B"
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """Bytes of small Jamba GGUFs by the type they are given out as (their contents differ; F32 is the largest)."""
+    """Bytes of small Jamba GGUFs by the type they are given out as (all different; F32 is the largest)."""
     folder = tmp_path_factory.mktemp("models")
     kinds = {"Q4_K_M": ("bf16", 1), "Q8_0": ("bf16", 2), "Q4_0": ("f16", 3), "F32": ("f32", 4)}
     return {
@@ -52,14 +52,14 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 @pytest.fixture(scope="session")
 def large(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A model of some megabytes: more than the head that is looked at first."""
+    """A model of some megabytes, larger than the head that is downloaded first."""
     shape = Shape(layers=2, hidden=256, ffn=512, experts=4, attention=(1,), vocab=64)
     return jamba_gguf.write(tmp_path_factory.mktemp("large") / "large.gguf", shape, seed=9).read_bytes()
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
-    """A hub and an Ollama registry; this process, and those it starts, know no other."""
+    """A hub and an Ollama registry, the only ones configured for this process and those it starts."""
     from huggingface_hub import constants
 
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE"):
@@ -78,7 +78,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
 
 @pytest.fixture
 def hub(server: Server, models: dict[str, bytes], split: dict[str, bytes]) -> Server:
-    """The server with one repository as they are on the hub: types side by side, a split one in a folder."""
+    """The server with a typical repository: several types side by side, and a split one in a folder."""
     files = {f"{STEM}-{name}.gguf": data for name, data in models.items()}
     files |= {f"{STEM}-Q6_K/{name}": data for name, data in split.items()}
     files |= {"README.md": b"# a model", f"{STEM}-imatrix.gguf": b"GGUF no model"}

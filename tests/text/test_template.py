@@ -38,7 +38,7 @@ CASES = [
 def data() -> Path:
     folder = Path(__file__).resolve().parents[3] / "shared" / "data"
     if not folder.is_dir():
-        pytest.skip("../shared/data (the real Jamba tokenizer and templates) is not here")
+        pytest.skip("../shared/data (the real Jamba tokenizer and templates) is missing")
     return folder
 
 

@@ -41,7 +41,7 @@ AWKWARD = [
 def jamba(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     model = Path(__file__).resolve().parents[3] / "shared" / "data" / "jamba-1.5-tokenizer.model"
     if not model.is_file():
-        pytest.skip("../shared/data (the real Jamba tokenizer) is not here")
+        pytest.skip("../shared/data (the real Jamba tokenizer) is missing")
     return Tokenizer(sentencepiece_metadata(model), cache=tmp_path_factory.mktemp("merges"))
 
 

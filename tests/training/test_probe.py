@@ -33,8 +33,8 @@ def test_what_a_state_holds_is_read_and_nothing_else_is_asked() -> None:
         loss.backward()
         optimizer.step()
     inside, answer = shares
-    assert inside == 1.0  # the number stands in every state
-    assert answer < 0.5  # here in none
+    assert inside == 1.0  # every state contains the number
+    assert answer < 0.5  # no state contains it
     loss, shares = probe(known, blank, torch.full_like(digits, -1), answers)
     assert float(loss) == 0.0 and all(math.isnan(s) for s in shares)
     assert math.isnan(probe(known, blank, digits, torch.zeros_like(answers))[1][1])
