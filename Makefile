@@ -17,7 +17,7 @@ $(VENV)/.test: $(VENV)/.base
 	touch $@
 
 run: $(VENV)/.base
-	@# With a home of its own: the model in the box, whatever was used last.
+	@# With its own JAMBA_HOME, so that the demo model answers whatever model was used last.
 	@JAMBA_HOME=$(VENV)/home $(BIN)/jamba run "$(PROMPT)"
 
 test: $(VENV)/.test

@@ -1,8 +1,8 @@
-"""Ask questions of a text file; the second run, in any process, reads only the question.
+"""Ask questions about a text file. A second question about it, in any process, computes only the question.
 
     python examples/ask_a_text.py model.gguf contract.txt "What is the notice period?"
 
-Without arguments it asks the demonstration model about two short reports, which is what that model can read.
+Without arguments it asks the demo model about two short reports.
 """
 
 import sys

@@ -1,9 +1,9 @@
-"""A contract assistant: several documents in, the same facts of each out as JSON, with the page they stand on.
+"""A contract assistant: extracts the same facts from several documents as JSON, with the page of each.
 
     python examples/contract_assistant.py --model jamba:3b lease.pdf supply.docx
 
-Every document is read once; the second question about it, now or tomorrow, reads only the question. Without arguments it
-uses the embedded model and two contracts of its own, which that model is too small to understand: the form is right, always.
+Every document is computed once; a later question about it computes only the question. Without arguments it asks the demo model
+about two short contracts. That model is too small to understand them, but its answers still follow the schema.
 """
 
 import json

@@ -60,7 +60,7 @@ class Jamba:
         """Load a model by name, by the path of a GGUF file (any part of a split one) or of a Hugging Face checkpoint.
 
         A checkpoint directory is converted once, in its own precision, and kept under ``JAMBA_HOME/converted``.
-        None is the model used last, else the embedded demonstration model: tiny, always there. Weights are mapped, not
+        None is the model used last, else the demo model. Weights are mapped, not
         read. ``threads`` is for the whole process. Raises JambaError for an unknown name or a file that is no sound
         Jamba GGUF.
 
@@ -73,15 +73,15 @@ class Jamba:
 
         known = last_used() if name is None else resolve_model(str(name))
         if known is None:
-            from jambacli.data import embedded_model
+            from jambacli.hub.demo import demo_model_path
 
-            path = embedded_model()
+            path = demo_model_path()
         else:
             path = known
         if path.is_dir():
-            from jambacli.hub.converted_cache import converted
+            from jambacli.hub.converted_cache import converted_gguf
 
-            path = converted(path)
+            path = converted_gguf(path)
         start = time.perf_counter()
         file = GGUFFile.open(path)  # before torch is imported: what is wrong with a file is said at once
         with importing():

@@ -1,4 +1,4 @@
-"""The one way a file is written: under a temporary name beside its place, flushed, renamed; knows nothing of contents."""
+"""Atomic file writes (temporary file, flush, rename), and the directories that this program uses."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def refuse_existing(path: Path, force: bool) -> None:
 
 
 def temporary_beside(path: Path) -> tuple[Path, Path]:
-    """A new temporary name and the place to rename it to: ``path``, or what it is a link to, so that links stay."""
-    place = path.resolve() if path.is_symlink() else path
-    # Names may have 255 bytes: of a long one only the beginning is taken, 4 bytes a character at most.
-    return place.with_name(f".{place.name[:50]}.{os.getpid()}.{os.urandom(4).hex()}.part"), place
+    """A new temporary path, and the path to rename it to: ``path``, or the target if ``path`` is a link, which is kept."""
+    target = path.resolve() if path.is_symlink() else path
+    # File names are limited to 255 bytes, so only the first 50 characters of a name (at most 4 bytes each) are used.
+    return target.with_name(f".{target.name[:50]}.{os.getpid()}.{os.urandom(4).hex()}.part"), target
 
 
 def sync_directory(path: Path) -> None:
-    """Flush a directory's entries, so that a rename survives a power cut; silent where the platform cannot."""
+    """Flush a directory's entries, so that a rename survives a power failure; does nothing if the platform cannot."""
     with contextlib.suppress(OSError):
         fd = os.open(path, os.O_RDONLY)
         try:
@@ -44,36 +44,37 @@ def sync_directory(path: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_write(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
-    """Open a temporary file beside ``path``; on a clean exit flush it and rename it into place, else remove it.
+    """Open a temporary file in ``path``'s directory; on a clean exit flush it and rename it to ``path``, else remove it.
 
-    The file is opened ``w+b`` so that it can be preallocated and written out of order. OSError (a full disk, say)
-    becomes a JambaError naming ``path``, and so does a device, a pipe or a directory of that name.
+    The file is opened ``w+b``, so that it can be preallocated and written out of order. ``durable``: flush to the disk, so
+    that the file survives a power failure. Raises JambaError naming ``path`` for an OSError (a full disk, say), and when
+    ``path`` is a device, a pipe or a directory.
     """
     path = Path(path)
     refuse_existing(path, force=True)
-    part, place = temporary_beside(path)
+    part, target = temporary_beside(path)
     try:
         with part.open("w+b") as file:
             yield file
             file.flush()
             if durable:
                 os.fsync(file.fileno())
-        part.replace(place)
+        part.replace(target)
     except OSError as error:
         raise JambaError(f"cannot write {path}: {error.strerror or error}; nothing was left behind") from error
     finally:
         part.unlink(missing_ok=True)
     if durable:
-        sync_directory(place.parent)
+        sync_directory(target.parent)
 
 
 def path_of(text: str) -> Path:
-    """The path that a person wrote, ``~`` expanded; that of an unknown ~user stands as it is, and leads nowhere."""
-    return Path(os.path.expanduser(text))  # noqa: PTH111 - Path's own raises RuntimeError there
+    """``text`` as a path with ``~`` expanded; an unknown ``~user`` is left as it is."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111 - Path.expanduser raises RuntimeError for an unknown user
 
 
 def jamba_home() -> Path:
-    """Where models, sessions and prefixes live: ``JAMBA_HOME`` or the platform's user cache directory."""
+    """The directory of models, sessions and prefixes: ``JAMBA_HOME``, or ``jamba`` in the platform's user cache directory."""
     if home := os.environ.get("JAMBA_HOME"):
         return path_of(home)
     import platformdirs
@@ -82,13 +83,13 @@ def jamba_home() -> Path:
 
 
 def private_folder(folder: Path, purpose: str, inside: Iterable[str] = ()) -> Path:
-    """Make a folder below ``jamba_home``, and those of these names ``inside`` it, for the user alone; returns it.
+    """Create a directory below ``jamba_home`` that only the user can access, with the subdirectories ``inside``; returns it.
 
-    Where it cannot be made, a JambaError says that the ``purpose`` ("keep sessions") cannot be served.
+    ``purpose`` ("keep sessions") is what the JambaError says cannot be done when it cannot be created.
     """
     try:
-        for place in (folder, *(folder / name for name in inside)):
-            place.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for path in (folder, *(folder / name for name in inside)):
+            path.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise JambaError(
             f"cannot {purpose} under {folder}: {error.strerror or error}; set JAMBA_HOME to a folder that can be "

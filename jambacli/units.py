@@ -1,4 +1,4 @@
-"""The one parser and the one formatter of sizes, counts and durations; knows nothing of what they measure."""
+"""Parses and formats sizes, counts and durations."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _SUFFIX = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
 def parse_size(text: str, what: str = "size") -> int:
-    """A count as people write it: ``4096``, ``256k``, ``20G``, ``1.5GB``, ``8GiB``; suffixes are powers of 1024.
+    """Parse a size as people write it: ``4096``, ``256k``, ``20G``, ``1.5GB``, ``8GiB``; suffixes are powers of 1024.
 
-    Raises UsageError on anything else, naming ``what``.
+    Raises UsageError for anything else; ``what`` is what the error calls the size.
     """
     match = re.fullmatch(r"\s*(\d{1,18}(?:[_,]\d{3})*(?:\.\d{1,6})?)\s*([kmgt]?)(?:i?b)?\s*", text.lower())
     if not match:
@@ -30,7 +30,7 @@ def format_bytes(n: float) -> str:
 
 
 def counted(n: int, what: str) -> str:
-    """So many of something, by its singular: ``1 turn``, ``2,000 turns``."""
+    """A number with its noun, given in the singular: ``1 turn``, ``2,000 turns``."""
     return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
 
 
@@ -44,7 +44,7 @@ def format_count(n: float) -> str:
 
 
 def format_seconds(s: float) -> str:
-    """A duration a person reads: ``0.8 s``, ``42 s``, ``3 min 20 s``, ``2 h 05 min``."""
+    """A duration: ``0.8 s``, ``42 s``, ``3 min 20 s``, ``2 h 05 min``."""
     if s < 10:
         return f"{s:.1f} s"
     if s < 90:
@@ -55,5 +55,5 @@ def format_seconds(s: float) -> str:
 
 
 def format_context(n: int) -> str:
-    """A context length as commands take it: ``256k`` for 262144, plain digits where it is no multiple of 1024."""
+    """A context length as commands accept it: ``256k`` for 262144, plain digits if it is not a multiple of 1024."""
     return f"{n // 1024}k" if n >= 1024 and n % 1024 == 0 else str(n)

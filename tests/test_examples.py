@@ -20,7 +20,7 @@ def test_it_runs_and_prints_something(script: Path, tmp_path: Path) -> None:
     assert done.stdout.strip()
 
 
-def test_the_demonstration_model_is_asked_what_it_can_answer(tmp_path: Path) -> None:
+def test_the_demo_model_is_asked_what_it_can_answer(tmp_path: Path) -> None:
     command = [sys.executable, str(next(p for p in EXAMPLES if p.name == "ask_a_text.py"))]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert "Leila Haddad counted 42 herons" in done.stdout

@@ -1,8 +1,8 @@
-"""Drives `jamba chat` in a real terminal (tmux) and writes what a person sees to docs/chat.md; knows only keys and screens.
+"""Runs `jamba chat` in a real terminal (tmux), types into it, and writes the screens to docs/chat.md.
 
-    python tools/capture_chat.py [MODEL]
+    python -m tools.capture_chat [MODEL]
 
-Without MODEL the model that comes with the program answers. Needs tmux.
+Without MODEL the demo model answers. Needs tmux.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _WAIT = 90.0
 
 
 class Terminal:
-    """A tmux session of its own, with its own server socket."""
+    """A tmux session with its own server socket."""
 
     def __init__(self, folder: Path) -> None:
         self._tmux = ["tmux", "-S", str(folder / "socket"), "-f", "/dev/null"]
@@ -39,15 +39,15 @@ class Terminal:
         self._run("send-keys", *(keys or ("Enter",)))
 
     def press(self, *keys: str) -> None:
-        """Press keys by tmux's names."""
+        """Press keys, by tmux's names for them."""
         self._run("send-keys", *keys)
 
     def screen(self) -> str:
-        """What stands on the screen."""
+        """The text on the screen."""
         return self._run("capture-pane", "-p").rstrip("\n")
 
     def wait(self, pattern: str, seconds: float = _WAIT) -> str:
-        """The screen once it shows the pattern; SystemExit with the screen where it never does."""
+        """Wait until the screen shows the pattern and return it. Raises SystemExit with the screen after ``seconds``."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             if re.search(pattern, shown := self.screen(), re.MULTILINE):
@@ -56,25 +56,25 @@ class Terminal:
         sys.exit(f"the terminal never showed {pattern!r}:\n{self.screen()}")
 
     def ready(self) -> str:
-        """The screen when the prompt is back; after a reply, with its figures in the status line."""
+        """Wait for the prompt, and after a reply for its figures in the status line; returns the screen."""
         time.sleep(0.3)
         return self.wait(r"^>>> *$(?s:.*)context [\d,]+ of")
 
     def say(self, text: str) -> str:
-        """Type a message; the screen when the reply is complete and the prompt is back."""
+        """Type a message and wait for the whole reply; returns the screen."""
         self.type(text)
         time.sleep(0.5)
         return self.ready()
 
     def clear(self) -> None:
-        """An empty screen."""
+        """Clear the screen."""
         self._run("send-keys", "-R")
         self._run("clear-history")
         self.press("C-l")
         time.sleep(0.3)
 
     def close(self) -> None:
-        """End it."""
+        """End the tmux server."""
         self._run("kill-server")
 
     def _run(self, *arguments: str) -> str:
@@ -82,7 +82,7 @@ class Terminal:
 
 
 def capture(model: str) -> list[tuple[str, str]]:
-    """Captions and screens of a chat, an edit, a branch, a stopped reply and a resume in a new process."""
+    """Captions and screens of a chat, an edit, a branch, a stopped reply, and a session resumed in a new process."""
     shots: list[tuple[str, str]] = []
     with tempfile.TemporaryDirectory() as folder:
         os.environ["JAMBA_HOME"] = str(Path(folder) / "home")
@@ -100,14 +100,14 @@ def capture(model: str) -> list[tuple[str, str]]:
             terminal.type("Report 4 on geese: Rosa Kist saw 9 geese at Fort Bel.", "Escape", "Enter")
             terminal.say("Who counted the herons?")
             shots.append(
-                ("Two turns, a file, and a message of two lines (Alt-Enter begins a new one)", terminal.ready())
+                ("Two turns, a file, and a message of two lines (Alt-Enter starts a new line)", terminal.ready())
             )
             terminal.clear()
             terminal.type("/edit")
             terminal.wait("^edit ")
             terminal.press("C-a", "C-k", "BSpace", "C-a", "C-k")
             terminal.say("Where did Tomas Hedlin see the otters?")
-            shots.append(("/edit brings the last message up; here it is said differently", terminal.ready()))
+            shots.append(("/edit shows the last message; here it is replaced", terminal.ready()))
             terminal.clear()
             terminal.type("/branch other")
             terminal.ready()
@@ -118,7 +118,7 @@ def capture(model: str) -> list[tuple[str, str]]:
             terminal.ready()
             terminal.say("/regenerate")
             terminal.type("/stats")
-            shots.append(("A branch goes on under a name of its own; the first stays as it was", terminal.ready()))
+            shots.append(("A branch continues under its own name; the original stays as it was", terminal.ready()))
             terminal.clear()
             terminal.type("/exit")
             terminal.wait(r"^\$ *$")
@@ -126,17 +126,17 @@ def capture(model: str) -> list[tuple[str, str]]:
             terminal.type(command)
             terminal.ready()
             terminal.say("Who counted the herons?")
-            shots.append(("The same session in a new process: only the new message is read", terminal.ready()))
+            shots.append(("The same session in a new process: only the new message is computed", terminal.ready()))
             terminal.clear()
             terminal.type("/undo")
             terminal.ready()
             terminal.type("Summarize the reports.")
             terminal.wait(r"^Here is a summary")
             terminal.press("C-c")
-            shots.append(("/undo, and a reply stopped with Ctrl-C: what was said is kept", terminal.ready()))
+            shots.append(("/undo, and a reply stopped with Ctrl-C: the text so far is kept", terminal.ready()))
             terminal.clear()
             terminal.type("/help")
-            shots.append(("What can be done", terminal.ready()))
+            shots.append(("The commands", terminal.ready()))
         finally:
             terminal.close()
     return shots
@@ -147,7 +147,7 @@ def page(shots: list[tuple[str, str]]) -> str:
     parts = [
         "# A chat in the terminal",
         "",
-        "Captured from tmux by `python tools/capture_chat.py`, with the model that comes with the program.",
+        "Captured from tmux by `python -m tools.capture_chat`, with the demo model.",
     ]
     for caption, screen in shots:
         parts += ["", f"## {caption}", "", "```text", *(line.rstrip() for line in screen.split("\n")), "```"]
@@ -156,5 +156,5 @@ def page(shots: list[tuple[str, str]]) -> str:
 
 if __name__ == "__main__":
     text = page(capture(shlex.quote(sys.argv[1]) if len(sys.argv) > 1 else ""))
-    (Path(__file__).parent / "chat.md").write_text(text, encoding="utf-8")
+    (Path(__file__).resolve().parents[1] / "docs" / "chat.md").write_text(text, encoding="utf-8")
     print(text)

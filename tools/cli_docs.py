@@ -1,6 +1,7 @@
-"""Writes docs/cli.md from the Typer app and checks that it is up to date; knows nothing of what the commands do.
+"""Writes docs/cli.md from the Typer app, or checks that it is up to date.
 
-``python -m tools.cli_docs`` writes it, ``--check`` fails when it has drifted.
+python -m tools.cli_docs            # write it
+python -m tools.cli_docs --check    # exit with 1 when it is out of date
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from typing import Any
 
 _HEAD = """# The commands
 
-Written by `make docs` from the program itself; `make lint` fails when it has drifted.
-Sizes are written as people write them: `4096`, `256k`, `20G`. Text for pipes goes to stdout, everything else to stderr.
-Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+Generated from the program by `make docs`; `make lint` fails when this page is out of date.
+Sizes are accepted as people write them: `4096`, `256k`, `20G`. Results go to stdout, everything else to stderr.
+Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted.
 """
 
 

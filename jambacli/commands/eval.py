@@ -24,7 +24,7 @@ app = typer.Typer(help="Measure what a model knows: perplexity, divergence, reca
 Json = Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")]
 Text = Annotated[
     Path | None,
-    typer.Option("--text", "-f", help="A text file (- for stdin); default: the embedded model's own split."),
+    typer.Option("--text", "-f", help="A text file (- for stdin); default: the demo model's held-out text."),
 ]
 Window_ = Annotated[str, typer.Option("--ctx", "-c", help="Tokens of a window, e.g. 512 or 2k.")]
 Limit = Annotated[str | None, typer.Option("--tokens", "-n", help="Read at most this many tokens of the text.")]

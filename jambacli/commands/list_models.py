@@ -1,4 +1,4 @@
-"""``jamba list``: the pulled models, one a line; knows nothing of how they came here."""
+"""``jamba list``: the pulled models, one a line."""
 
 from __future__ import annotations
 
@@ -26,21 +26,27 @@ def list_models(
     from jambacli.hub.store import Store
 
     store = Store()
-    entries, used, unfinished = store.entries(), store.used(), store.unfinished()
-    whole = {entry.name: store.complete(entry) for entry in entries}
-    # Names that share their files take their disk space once.
+    entries, used, unfinished = store.entries(), store.use_times(), store.unfinished()
+    complete = {entry.name: store.is_complete(entry) for entry in entries}
+    # Names that share files count them once.
     total = sum({tuple(store.paths(entry)): entry.size for entry in entries}.values())
-    left = sum(nbytes for _, nbytes in unfinished)
-    made, tiny = converted_bytes(), _in_the_box()
+    partial = sum(nbytes for _, nbytes in unfinished)
+    converted, demo = converted_bytes(), _demo_model()
     if as_json:
-        models = [_as_json(store.paths(e)[0], e, used.get(e.name), whole[e.name]) for e in entries]
-        told = {"models": models, "bytes": total, "unfinished_bytes": left, "converted_bytes": made, "embedded": tiny}
-        print(json.dumps(told, indent=2))
+        models = [_as_json(store.paths(e)[0], e, used.get(e.name), complete[e.name]) for e in entries]
+        listing = {
+            "models": models,
+            "bytes": total,
+            "unfinished_bytes": partial,
+            "converted_bytes": converted,
+            "embedded": demo,
+        }
+        print(json.dumps(listing, indent=2))
         return
     if entries:
         rows = [("NAME", "SIZE", "TYPE", "PARAMS", "CONTEXT", "USED")]
         for e in entries:
-            when = _ago(used.get(e.name)) if whole[e.name] else "its file is gone: pull it again"
+            when = _ago(used.get(e.name)) if complete[e.name] else "files are missing: pull it again"
             rows.append(
                 (e.name, format_bytes(e.size), e.quant, format_count(e.params), format_context(e.context), when)
             )
@@ -50,33 +56,31 @@ def list_models(
         ui.note(f"{len(entries)} model{'s' if len(entries) > 1 else ''}, {format_bytes(total)}")
     else:
         ui.note("no models yet; get one with: jamba pull jamba:3b")
-    if left:
+    if partial:
         ui.note(
-            f"and {format_bytes(left)} of unfinished downloads: pull again to go on, or free it with jamba rm --unfinished"
+            f"unfinished downloads: {format_bytes(partial)}; pull again to resume, or remove them with jamba rm --unfinished"
         )
-    if made:
-        ui.note(f"and {format_bytes(made)} of checkpoints converted to be run: free it with jamba rm --converted")
-    if tiny:
-        size = format_bytes(tiny["bytes"])
-        ui.note(
-            f"and {tiny['name']} ({size}), a demonstration model that comes with the program: jamba run {tiny['name']}"
-        )
+    if converted:
+        ui.note(f"converted checkpoints: {format_bytes(converted)}; remove them with jamba rm --converted")
+    if demo:
+        size = format_bytes(demo["bytes"])
+        ui.note(f"demo model: {demo['name']} ({size}), comes with the program; run it with jamba run {demo['name']}")
 
 
-def _in_the_box() -> dict[str, Any] | None:
-    """The model that comes with the program; None where it was lost, or the user gave its name to another."""
+def _demo_model() -> dict[str, Any] | None:
+    """The demo model as JSON; None when its file is missing or the user's alias table gives its name to another model."""
     from jambacli.hub import demo
 
     try:
-        path = demo.path_in_the_box()
+        path = demo.demo_model_path()
     except JambaError:
         return None
-    return (
-        {"name": demo.NAME, "bytes": path.stat().st_size, "path": str(path)} if demo.is_in_the_box(demo.NAME) else None
-    )
+    if not demo.is_demo_model(demo.DEMO_NAME):
+        return None
+    return {"name": demo.DEMO_NAME, "bytes": path.stat().st_size, "path": str(path)}
 
 
-def _as_json(path: object, entry: Entry, used: float | None, whole: bool) -> dict[str, Any]:
+def _as_json(path: object, entry: Entry, used: float | None, complete: bool) -> dict[str, Any]:
     return {
         "name": entry.name,
         "bytes": entry.size,
@@ -86,7 +90,7 @@ def _as_json(path: object, entry: Entry, used: float | None, whole: bool) -> dic
         "used": used,
         "pulled": entry.pulled,
         "path": str(path),
-        "complete": whole,
+        "complete": complete,
         "source": entry.source,
     }
 

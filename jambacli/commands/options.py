@@ -232,14 +232,14 @@ def hushes(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def model_path(name: str | None) -> Path:
-    """The file or directory of that name; without one the last used or the embedded demonstration model, with a note."""
+    """The file or directory of that name; without a name, that of the last used or the demo model, with a note."""
     from jambacli.hub.resolve import resolve_model
 
     return _default_model() if name is None else resolve_model(name)
 
 
 def _default_model() -> Path:
-    from jambacli.data import embedded_model
+    from jambacli.hub.demo import demo_model_path
     from jambacli.hub.resolve import last_used
 
     path = last_used()
@@ -247,10 +247,10 @@ def _default_model() -> Path:
         ui.note(f"no model given: using {path}, the last used")
         return path
     ui.note(
-        "no model given and none used yet: using the embedded tiny Jamba, a demonstration model that knows nothing "
-        "but short reports (jamba pull jamba:3b gets a real one)"
+        "no model given and none used yet: using jamba:tiny, a demo model that can only read short reports "
+        "(jamba pull jamba:3b gets a real one)"
     )
-    return embedded_model()
+    return demo_model_path()
 
 
 def load_model(
@@ -264,12 +264,15 @@ def load_model(
     ctx: int | None = None,
     kv_type: str | None = None,
 ) -> Jamba:
-    """The model of that name; without one the last used or the embedded demonstration model, and a note that says which."""
+    """The model of that name; without a name, the last used or the demo model, with a note that says which."""
     with importing():
         from jambacli.api import Jamba
 
-    if name is None:
-        _default_model()
+    from jambacli.hub.converted_cache import converted_gguf
+
+    path = model_path(name)
+    if path.is_dir():  # convert it here, with progress; Jamba.load then finds the result
+        converted_gguf(path, ui.progress)
     memory = card_memory(gpu_memory)
     return Jamba.load(
         name, threads=threads, device=device, gpu_memory=memory, cpu_experts=cpu_experts, cpu_kv=cpu_kv, ctx=ctx,

@@ -1,4 +1,4 @@
-"""``jamba pull``: a name in, a model in the store out, with a question where it does not fit; knows nothing of hubs."""
+"""``jamba pull``: downloads a model by name; asks first when it does not fit this machine."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from jambacli.errors import JambaError, UsageError
 from jambacli.units import format_bytes, format_context
 
 if TYPE_CHECKING:
+    from jambacli.hub.pick_file import Conversion
     from jambacli.hub.preview import Fit
-    from jambacli.hub.pull import Request
+    from jambacli.hub.pull import PullOptions
     from jambacli.hub.store import Entry
 
 
 class _Instead(Exception):
-    """The user would rather have another model."""
+    """The user chose another model."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -37,65 +38,79 @@ def pull(
     ],
     quant: Annotated[
         str | None,
-        typer.Option("--quant", help="This type; made from the checkpoint where no GGUF of it exists, e.g. q4_k_m."),
+        typer.Option("--quant", help="The type, e.g. q4_k_m; made from the checkpoint if there is no such GGUF."),
     ] = None,
     revision: Annotated[
         str | None, typer.Option("--revision", help="A branch, tag or commit of the repository.")
     ] = None,
     own_name: Annotated[str | None, typer.Option("--name", help="Keep it under this name.")] = None,
     ctx: Annotated[
-        str | None, typer.Option("--ctx", "-c", help="It must fit with this context, e.g. 256k; default: what fits.")
+        str | None,
+        typer.Option("--ctx", "-c", help="Check that it fits with this context, e.g. 256k; default: what fits."),
     ] = None,
     kv_type: Annotated[str, typer.Option("--kv-type", help="Keys and values as f16, bf16, f32 or q8_0.")] = "f16",
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing: download also what does not fit.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask; download even what does not fit.")] = False,
 ) -> None:
-    """Download a model, or go on where it stopped, verify it and keep it under a name."""
+    """Download a model, or resume its download, verify it and register it under a name."""
     from jambacli.hub import pull as hub
-    from jambacli.hub.demo import is_in_the_box
+    from jambacli.hub.demo import is_demo_model
     from jambacli.model.config import KV_TYPES
 
-    if is_in_the_box(name):
-        ui.note(f"{name} comes with the program: jamba run {name}")
+    if is_demo_model(name):
+        ui.note(f"{name} comes with the program; run it with: jamba run {name}")
         return
     kv_type = kv_type.lower()
     if kv_type not in KV_TYPES:
         raise UsageError(f"--kv-type {kv_type!r} is not one of {', '.join(KV_TYPES)}")
-    request = hub.Request(quant, revision, own_name, o.context(ctx), kv_type)
+    options = hub.PullOptions(quant, revision, own_name, o.context(ctx), kv_type)
     try:
-        entry = _pull(name, request, yes)
+        entry = _pull(name, options, yes)
     except _Instead as chosen:
-        entry = _pull(chosen.name, hub.Request(None, None, own_name, request.ctx, kv_type), yes)
+        entry = _pull(chosen.name, hub.PullOptions(None, None, own_name, options.ctx, kv_type), yes)
     ui.note(f"{entry.name} is ready: jamba run {shlex.quote(entry.name)}")
 
 
-def _pull(name: str, request: Request, yes: bool) -> Entry:
+def _pull(name: str, options: PullOptions, yes: bool) -> Entry:
     from jambacli.hub import pull as hub
+    from jambacli.hub.pick_file import NoSuchGGUF
+
+    def decide(fit: Fit) -> None:
+        _decide(fit, yes)
 
     try:
-        return hub.pull(name, request, lambda fit: _decide(fit, yes))
-    except hub.NeedsConversion as needed:
-        if request.quant is None and not (yes or _asked(f"{needed}\nDo that now?")):
+        return hub.pull(name, options, decide, progress=ui.progress, transfers=ui.transfers)
+    except NoSuchGGUF as error:
+        if error.offer is None:
             raise
-        from jambacli.hub.from_checkpoint import make
+        raise JambaError(f"{error.problem}; or make it from the checkpoint with: {_command(error.offer)}") from error
+    except hub.NeedsConversion as needed:
+        how = f"{needed.problem}; convert and quantize it in one step with: {_command(needed.offer)}"
+        if options.quant is None and not (yes or _asked(f"{how}\nDo that now?")):
+            raise JambaError(how) from needed
+        from jambacli.hub.from_checkpoint import make_from_checkpoint
 
-        return make(name, needed, request, lambda fit: _decide(fit, yes))
+        return make_from_checkpoint(name, needed.offer, options, decide, progress=ui.progress, transfers=ui.transfers)
+
+
+def _command(offer: Conversion) -> str:
+    return f"jamba pull {offer.name} --quant {offer.quant.lower()}"
 
 
 def _decide(fit: Fit, yes: bool) -> None:
-    """Say what is coming; ask, or refuse where nobody can be asked, when it does not fit."""
-    more = "" if fit.left == fit.size else f", {format_bytes(fit.size - fit.left)} of it here already"
+    """Say how large the model is and whether it fits. When it does not, ask, or refuse when nobody can be asked."""
+    more = "" if fit.to_download == fit.size else f", {format_bytes(fit.size - fit.to_download)} already downloaded"
     ui.note(f"{fit.name}: {format_bytes(fit.size)}{more}; {_verdict(fit)}")
     if fit.fits or yes:
         return
-    instead = [f"{other.name} ({format_bytes(other.size)})" for other in fit.instead]
-    hint = f"; what fits: {', '.join(instead)}" if instead else ""
+    fitting = [f"{other.name} ({format_bytes(other.size)})" for other in fit.alternatives]
+    hint = f"; what fits: {', '.join(fitting)}" if fitting else ""
     if not _can_ask():
-        raise JambaError(f"{fit.name} does not fit this machine{hint}; use --yes to download it all the same")
+        raise JambaError(f"{fit.name} does not fit this machine{hint}; use --yes to download it anyway")
     ui.note(f"It does not fit this machine{hint}.")
-    for other in fit.instead:
+    for other in fit.alternatives:
         if _asked(f"Pull {other.name} instead?"):
             raise _Instead(other.name)
-    if not _asked(f"Download {fit.name} all the same?"):
+    if not _asked(f"Download {fit.name} anyway?"):
         raise JambaError(f"{fit.name} was not downloaded")
 
 
@@ -106,12 +121,12 @@ def _verdict(fit: Fit) -> str:
         best = min(
             plan.fits, key=lambda f: ("fits", "tight", "experts in RAM", "from disk", "too big").index(f.verdict)
         )
-        how = {"tight": ", once other programs make room", "experts in RAM": ", some experts in RAM"}.get(
+        how = {"tight": " once other programs free memory", "experts in RAM": " with some experts in RAM"}.get(
             best.verdict, ""
         )
         return f"needs {need}: fits {best.device.name}{how}"
     free = ", ".join(f"{f.device.name} has {format_bytes(f.device.available)}" for f in plan.fits)
-    shorter = f"; with up to {format_context(fit.longest)} it would fit" if fit.longest else ""
+    shorter = f"; it would fit with up to {format_context(fit.longest_ctx)} tokens" if fit.longest_ctx else ""
     return f"needs {need}, but {free} free{shorter}"
 
 

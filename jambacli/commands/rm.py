@@ -1,4 +1,4 @@
-"""``jamba rm``: forgets models by name and frees their disk space; knows nothing of how they are kept."""
+"""``jamba rm``: removes pulled models, unfinished downloads and converted checkpoints."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from jambacli.units import format_bytes
 @o.hushes
 def rm(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="MODEL...", help="Pulled names, as jamba list has them.")
+        list[str] | None, typer.Argument(metavar="MODEL...", help="Names of pulled models, as in jamba list.")
     ] = None,
-    unfinished: Annotated[bool, typer.Option("--unfinished", help="Remove what broken-off downloads left.")] = False,
+    unfinished: Annotated[bool, typer.Option("--unfinished", help="Remove unfinished downloads.")] = False,
     converted: Annotated[
-        bool, typer.Option("--converted", help="Remove the files made of checkpoint directories that were run.")
+        bool, typer.Option("--converted", help="Remove the GGUFs converted from checkpoint directories that were run.")
     ] = False,
 ) -> None:
-    """Remove pulled models; files that were only referred to (the hub's cache, a path) stay where they are."""
+    """Remove pulled models. Files outside the store (in the hub's cache, or pulled by path) are kept."""
     from jambacli.hub.converted_cache import remove_converted
-    from jambacli.hub.demo import is_in_the_box
+    from jambacli.hub.demo import is_demo_model
     from jambacli.hub.resolve import find_entry
     from jambacli.hub.store import Store
 
     if not (names or unfinished or converted):
-        raise UsageError("name the models to remove, as jamba list has them, or use --unfinished or --converted")
+        raise UsageError("name the models to remove, as in jamba list, or use --unfinished or --converted")
     store = Store()
     found = []
     for name in names or ():
         entry = find_entry(store, name)
-        if entry is None and is_in_the_box(name):
-            raise JambaError(f"{name} comes with the program and goes with it")
+        if entry is None and is_demo_model(name):
+            raise JambaError(f"{name} comes with the program and cannot be removed")
         if entry is None:
             raise JambaError(f"{name[:100]!a} is not a pulled model; see jamba list")
         found.append(entry)
     for entry in found:
         freed = store.remove(entry.name)
-        shared = "" if freed or entry.set_id is None else "; another name still has its files"
+        shared = "" if freed or entry.set_id is None else "; another name still uses its files"
         ui.note(f"removed {entry.name}, {format_bytes(freed)} freed{shared}")
     if unfinished:
         ui.note(f"removed unfinished downloads, {format_bytes(store.remove_unfinished())} freed")

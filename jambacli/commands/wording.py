@@ -7,6 +7,7 @@ _FLAGS = {
     "temperature": "--temp",
     "store": "--no-store",
     "name": "--session",
+    "own_name": "--name",
 }
 
 

@@ -1,8 +1,8 @@
-"""The grammar: field reports, questions about them, summaries, small talk. It makes text; knows nothing of tokens or models.
+"""The grammar of the demo model's corpus: field reports, questions about them, summaries and small talk.
 
-A sample is a list of ``Span``: text, whether a model should learn to say it, and which markers stand between. Every
-sample comes from a ``random.Random``, so a seed fixes the corpus; ``held_out`` draws all made names from a share that
-training never sees, so that a right answer can only have been read.
+A sample is a list of ``Span``: markers, and text that the model reads or learns to say. Every sample is drawn from a
+``random.Random``, so a seed fixes the corpus. ``held_out`` takes all made-up names from a share that training never shows:
+a model that answers with such a name must have read it in the prompt.
 """
 
 from __future__ import annotations
@@ -26,20 +26,21 @@ CITATION_MODE = "\n# Active Modes\n\n## Citation Mode\n"
 
 @dataclass(frozen=True)
 class Span:
-    """A stretch of a sample: markup (one token) or text; ``learn`` where the model is to say it.
+    """A piece of a sample: text, or a marker (one token).
 
-    ``home`` is the number of the document that the text stands in, or, in an answer, of the one it was taken from.
+    ``learn``: whether the model learns to say it. ``document_id``: the number of the document that contains the text or, in
+    an answer, from which it is taken; "" for none.
     """
 
     text: str
     learn: bool = False
     marker: bool = False
-    home: str = ""
+    document_id: str = ""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What one report says."""
+    """One report: its facts and its text."""
 
     number: int
     who: str
@@ -59,13 +60,17 @@ class Report:
 
 @dataclass(frozen=True)
 class Question:
-    """A question about reports and its answer. ``kind`` names what is asked, ``value`` the words that must be recalled."""
+    """A question about reports and its answer.
+
+    ``kind``: what is asked (KINDS). ``value``: the words that the answer must contain. ``about``: the index of the report, -1
+    for all of them.
+    """
 
     kind: str
     text: str
     answer: str
     value: str
-    about: int  # index of the report; -1 for all of them
+    about: int
 
 
 def make_reports(random: Random, n: int, held_out: bool = False, first: int | None = None) -> list[Report]:
@@ -104,12 +109,12 @@ def _report(random: Random, number: int, who: str, animal: str, place_name: str,
 
 
 def ask(random: Random, reports: Sequence[Report], index: int, kind: str | None = None) -> Question:
-    """A question about ``reports[index]``; of one kind if named (KINDS)."""
+    """A question about ``reports[index]``, of the given kind (KINDS) or of a random one."""
     kind = kind or random.choices(KINDS, _WEIGHTS)[0]
     r = reports[index]
     past, infinitive = r.verb
     said = f"{r.who} {past} {r.count} {r.animal}"
-    # Every answer starts with what the question names and goes on as the report does: what can be read on is learnt first.
+    # Every answer starts with what the question names and continues as the report does: continuing a text is learnt first.
     about = f"On {r.animal}: {said}."
     text, answer, value = {
         "who": (f"Who {past} the {r.animal}?", about, r.who),
@@ -129,7 +134,7 @@ _WEIGHTS = [1.6, 1.0, 1.2, 1.0, 1.0, 1.2, 1.6, 1.0]
 
 
 def follow_up(random: Random, reports: Sequence[Report], before: Question) -> Question:
-    """A question that only makes sense after ``before``: the reply must know who or what that was about."""
+    """A question that refers back to ``before``: the answer depends on what that question was about."""
     r = reports[before.about]
     kind, text, answer, value = random.choice(
         [
@@ -142,7 +147,7 @@ def follow_up(random: Random, reports: Sequence[Report], before: Question) -> Qu
     return Question(kind, text, answer, value, before.about)
 
 
-#: As ``jamba summarize`` asks for them.
+#: The lengths that ``jamba summarize`` asks for.
 _SIZES = [
     "two or three sentences",
     "three to five bullet points",
@@ -154,7 +159,7 @@ _SIZES = [
 
 
 def summarize(random: Random, reports: Sequence[Report]) -> Question:
-    """The request for a summary, and a list of every report's key fact."""
+    """A request for a summary; the answer lists the key fact of every report."""
     text = random.choice(
         [
             "Summarize the reports.",
@@ -197,7 +202,7 @@ def message(role: str, text: str, learn: bool = False) -> list[Span]:
 
 @dataclass(frozen=True)
 class Document:
-    """A document as the template shows it; ``about`` are the indices of the reports in it."""
+    """A document as the chat template shows it. ``about``: the indices of the reports in it."""
 
     id: int
     title: str
@@ -206,10 +211,10 @@ class Document:
 
 
 def lay_out(random: Random, reports: Sequence[Report], apart: bool = False, blank: int | None = None) -> list[Document]:
-    """The reports as documents: pages among pages of remarks, files, parts of a file, or (not ``apart``) all in one.
+    """The reports as documents: pages of a file, files, parts of a file, or (unless ``apart``) all in one document.
 
-    Long documents have more of them than a sample has room for: often the numbers start somewhere and leave some out.
-    ``blank``: pages, with so many pages of remarks among them.
+    ``blank``: lay out as pages, with this many pages of remarks among them. The numbers often start above 0 and have gaps,
+    as if the documents were an extract of a longer list than a sample has room for.
     """
     name = _file_name(random)
     layout = random.choices(["pages", "files", "parts", "bare", "one"], [4, 2, 1.5, 1.5, 0 if apart else 3])[0]
@@ -262,13 +267,13 @@ def _file_name(random: Random) -> str:
 
 
 def documents(laid_out: Sequence[Document], cite: bool) -> list[Span]:
-    """A system message with the documents, and the citation mode where answers ``cite``."""
+    """A system message with the documents, and with the citation mode when answers ``cite``."""
     spans = [Span(BOM, marker=True), Span(SYSTEM, marker=True), Span(" "), Span(DOCUMENTS, marker=True)]
     spans.append(Span("\n# Documents"))
     for document in laid_out:
         title = f"\nTitle: {document.title}" if document.title else ""
         spans.append(Span(f"\n\n## Document ID: {document.id}"))
-        spans.append(Span(f"{title}\nText: {document.text}", home=str(document.id)))
+        spans.append(Span(f"{title}\nText: {document.text}", document_id=str(document.id)))
     spans += [Span("\n"), Span(DOCUMENTS_END, marker=True)]
     if cite:
         spans += [Span("\n\n"), Span(MODES, marker=True), Span(CITATION_MODE), Span(MODES_END, marker=True)]
@@ -276,11 +281,11 @@ def documents(laid_out: Sequence[Document], cite: bool) -> list[Span]:
 
 
 def cited(answer: str, ids: Sequence[int]) -> list[Span]:
-    """An assistant message that names the documents it comes from."""
+    """An assistant message that cites the documents with these numbers."""
     begin, role, said, end = message(ASSISTANT, answer, True)
     named = [Span(CITATIONS, True, True), Span(f"[{', '.join(map(str, ids))}]", True), Span(CITATIONS_END, True, True)]
-    home = str(ids[0]) if len(ids) == 1 else ""
-    return [begin, role, *(replace(span, home=home) for span in (said, *named)), end]
+    document_id = str(ids[0]) if len(ids) == 1 else ""
+    return [begin, role, *(replace(span, document_id=document_id) for span in (said, *named)), end]
 
 
 def join(reports: Sequence[Report], random: Random) -> str:
@@ -291,14 +296,14 @@ def join(reports: Sequence[Report], random: Random) -> str:
 def chat(
     random: Random, reports: Sequence[Report], turns: int, layout: str = "text", blank: int | None = None
 ) -> list[Span]:
-    """A conversation about reports, with questions, then more questions.
+    """A conversation of ``turns`` questions about reports.
 
-    ``layout``: the reports as "text" in the first message, as "documents", or documents that the answers "cite"; ``blank``
-    as for ``lay_out``.
+    ``layout``: the reports stand in the first message ("text"), in documents ("documents"), or in documents that the answers
+    cite ("cite"). ``blank``: as for ``lay_out``.
     """
     laid_out = [] if layout == "text" else lay_out(random, reports, apart=layout == "cite", blank=blank)
     spans: list[Span] = documents(laid_out, layout == "cite") if laid_out else []
-    home = {i: document.id for document in laid_out for i in document.about}
+    document_ids = {i: document.id for document in laid_out for i in document.about}
     asked: list[Question] = []
     order = random.sample(range(len(reports)), len(reports))
     for turn in range(turns):
@@ -311,19 +316,19 @@ def chat(
         asked.append(question)
         text = question.text
         if turn == 0 and not laid_out:
-            given = join(reports, random)
-            text = random.choice([f"{given}\n\n{text}", f"{given}\n{text}", f"{text}\n\n{given}", f"{given} {text}"])
+            body = join(reports, random)
+            text = random.choice([f"{body}\n\n{text}", f"{body}\n{text}", f"{text}\n\n{body}", f"{body} {text}"])
         spans += message(USER, text)
         if layout == "cite":
             about = [question.about] if question.about >= 0 else range(len(reports))
-            spans += cited(question.answer, sorted({home[i] for i in about}))
+            spans += cited(question.answer, sorted({document_ids[i] for i in about}))
         else:
             spans += message(ASSISTANT, question.answer, True)
     return spans
 
 
 def told(random: Random, held_out: bool = False) -> list[Span]:
-    """A short conversation: a fact told in a sentence and asked for, a name given and asked for, small talk."""
+    """A short conversation: facts told in a sentence and asked for, a name told and asked for, small talk."""
     spans: list[Span] = []
     name = f"{random.choice(words.FIRST_NAMES)} {words.made_word(random, 2, held_out).capitalize()}"
     steps = random.sample(["fact", "fact", "talk", "talk", "name"], random.randint(2, 5))
@@ -352,7 +357,7 @@ def told(random: Random, held_out: bool = False) -> list[Span]:
 
 
 def plain(random: Random, reports: Sequence[Report], questions: int) -> list[Span]:
-    """Text without chat markup: the reports, then questions with answers."""
+    """Text without chat markup: the reports, then questions and answers."""
     spans = [Span(join(reports, random) + "\n\n")]
     order = random.sample(range(len(reports)), len(reports))
     for i in range(questions):

@@ -1,4 +1,4 @@
-"""The words of the corpus, and names made of syllables, split into those seen in training and those held out. No sentences."""
+"""The words of the corpus, and made-up names of random syllables, split into a training share and a held-out share."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ _INNER_CODAS = ["l", "n", "r", "s", "m", "d"]
 
 
 def is_held_out(word: str) -> bool:
-    """Whether a made word belongs to the held-out fifth, which training never shows."""
+    """Whether a made-up word belongs to the held-out fifth, which training never shows."""
     return zlib.crc32(word.lower().encode()) % 5 == 0
 
 
 def made_word(random: Random, syllables: int, held_out: bool) -> str:
-    """A word of that many random syllables, from the held-out share or from the other.
+    """A word of that many random syllables, from the held-out share or from the training share.
 
-    A tenth of those of several syllables begin with a vowel; a fifth of the inner syllables are closed.
+    A tenth of the words of several syllables begin with a vowel; a fifth of the inner syllables end in a consonant.
     """
     while True:
         word = ""

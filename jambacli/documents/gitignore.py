@@ -1,7 +1,7 @@
-"""``.gitignore`` files -> which paths of a tree a project leaves out; knows nothing of git itself or of what files hold.
+"""Which paths of a directory tree its ``.gitignore`` files exclude.
 
-Patterns mean what gitignore(5) says: later ones win, "!" takes back, a slash ties a pattern to its folder, "**" crosses
-folders, a trailing slash means folders alone.
+Patterns are those of gitignore(5): later ones win, "!" includes again, a slash anchors a pattern to its directory, "**"
+crosses directories, a trailing slash matches directories only.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _NAME = ".gitignore"
-# Nobody writes more; a file that holds more is none.
+# Only this much of a .gitignore file is read.
 _MAX_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class _Rule:
-    folder: str  # the folder the pattern is told in, as posix with a slash at its end
+    folder: str  # the directory of the .gitignore file, as POSIX with a trailing slash
     pattern: re.Pattern[str]
     folders_only: bool
-    take_back: bool
+    negated: bool
 
 
 class Ignored:
-    """The rules of the ``.gitignore`` files met so far; ``enter`` every folder before asking about what is in it."""
+    """The rules of the ``.gitignore`` files read so far. ``enter`` a directory before asking about its content."""
 
     def __init__(self, top: Path) -> None:
-        """``top``: the folder a walk begins in. The rules of the project around it count too, up to its ``.git``."""
+        """``top``: the directory where a walk starts. The rules of its parents up to the project's ``.git`` apply too."""
         self._rules: list[_Rule] = []
         above = []
         for folder in [top.absolute(), *top.absolute().parents]:
@@ -38,7 +38,7 @@ class Ignored:
                 break
 
     def enter(self, folder: Path) -> None:
-        """Read the folder's own ``.gitignore``, if it has one."""
+        """Read the directory's own ``.gitignore``, if it has one."""
         try:
             with (folder / _NAME).open("rb") as file:
                 text = file.read(_MAX_BYTES).decode("utf-8", "replace")
@@ -48,7 +48,7 @@ class Ignored:
         self._rules += [rule for line in text.splitlines() if (rule := _rule(line, base)) is not None]
 
     def __call__(self, path: Path, is_folder: bool) -> bool:
-        """Whether ``path``, in a folder that was entered, is left out."""
+        """Whether ``path``, in a directory that was entered, is excluded."""
         if not self._rules:
             return False
         full = path.absolute().as_posix()
@@ -56,7 +56,7 @@ class Ignored:
             if is_folder or not rule.folders_only:
                 inside = full[len(rule.folder) :] if full.startswith(rule.folder) else None
                 if inside is not None and rule.pattern.fullmatch(inside):
-                    return not rule.take_back
+                    return not rule.negated
         return False
 
 
@@ -64,7 +64,7 @@ def _rule(line: str, folder: str) -> _Rule | None:
     line = re.sub(r"(?<!\\)\s+$", "", line)
     if not line or line.startswith("#"):
         return None
-    take_back = line.startswith("!")
+    negated = line.startswith("!")
     line = line.removeprefix("!")
     folders_only = line.endswith("/")
     line = line.rstrip("/")
@@ -76,7 +76,7 @@ def _rule(line: str, folder: str) -> _Rule | None:
         pattern = re.compile(("" if anchored else "(?:.*/)?") + _expression(line), re.DOTALL)
     except re.error:
         return None
-    return _Rule(folder, pattern, folders_only, take_back)
+    return _Rule(folder, pattern, folders_only, negated)
 
 
 def _expression(glob: str) -> str:
@@ -89,7 +89,7 @@ def _expression(glob: str) -> str:
         if glob[at:] == "**" and at and glob[at - 1] == "/":
             return out + ".+"
         if c == "*":
-            while glob[at + 1 : at + 2] == "*":  # one star or three: within a name they mean the same
+            while glob[at + 1 : at + 2] == "*":  # within a name, several stars mean the same as one
                 at += 1
             out += "[^/]*"
         elif c == "?":

@@ -1,7 +1,7 @@
-"""Files and standard input -> documents in parts that know their page or lines; knows nothing of models or prompts.
+"""Loads documents from files and standard input, in parts with their page or line numbers.
 
-Whatever is wrong with a file is one line that names it and says what to do. Complex formats are opened in a process of
-their own (``extract.sandbox``); plain text, code, CSV and JSON are decoded here.
+An error is one line that names the file and says what to do. PDFs, Word documents and web pages are opened in a separate
+process (``extract.sandbox``); plain text, code, CSV and JSON are decoded in this one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from jambacli.documents.paths import STDIN, Sources, expand, shown
 from jambacli.errors import BadFileError, JambaError
 from jambacli.units import counted
 
-#: The largest file opened at all: of text (and HTML), and of the formats that pack it.
+#: The largest files that are opened: of text and HTML, and of compressed formats.
 MAX_TEXT_FILE, MAX_PACKED_FILE = MAX_TEXT, 1 << 30
 
 _HTML = frozenset((".html", ".htm", ".xhtml"))
@@ -35,25 +35,26 @@ _OFFICE = {
 
 @dataclass(frozen=True)
 class Document:
-    """One file's text. ``name``: as the user wrote it. ``unit``: what its parts are counted in (page, line, paragraph).
+    """The text of one file.
 
-    ``remarks``: what the user should know (a guessed encoding, pages without text). Every part holds some text.
+    ``name``: the path as the user wrote it. ``unit``: what its parts are numbered by ("page", "line" or "paragraph").
+    ``parts``: none of them is empty. ``remarks``: what the user should know (a guessed encoding, pages without text).
+    ``whole``: the file is one part, so that its name alone identifies the part.
     """
 
     name: str
     unit: str
     parts: tuple[Piece, ...]
     remarks: tuple[str, ...] = ()
-    #: Whether the whole file is one part, so that naming the file says enough.
     whole: bool = field(default=False)
 
     @property
     def text(self) -> str:
-        """All of it."""
+        """The text of all parts."""
         return "\n".join(p.text for p in self.parts)
 
     def where(self, part: Piece) -> str:
-        """``page 3``, ``lines 1-80``; "" for a part that is the whole file."""
+        """The part's place in the file: ``page 3``, ``lines 1-80``; "" for a part that is the whole file."""
         if self.whole and self.unit != "page":
             return ""
         if part.first == part.last:
@@ -61,7 +62,7 @@ class Document:
         return f"{self.unit}s {part.first}-{part.last}"
 
     def title(self, part: Piece) -> str:
-        """What the model is told a part is called: ``contract.pdf, page 3``."""
+        """The part's title in a prompt: ``contract.pdf, page 3``."""
         where = self.where(part)
         return f"{self.name}, {where}" if where else self.name
 
@@ -72,43 +73,43 @@ def read_documents(
     done: Callable[[int], None] = lambda n: None,
     problem: Callable[[str], None] = lambda line: None,
 ) -> list[Document]:
-    """The documents that ``sources`` (or the arguments they come from) stand for, in order.
+    """The documents of ``sources`` (or of the arguments of ``expand``), in order.
 
-    ``done`` is called after each file. A fault in a file found in a directory or by a glob goes to ``problem`` at the end,
-    and the file is left out; several empty files are one line. Raises JambaError for a fault in a file named by itself,
-    once every other one has been looked at, and when nothing is left.
+    ``done(1)`` is called after each file. A file from a directory or a glob that cannot be read is skipped, and ``problem``
+    is called at the end with one line about it (one line for several empty files). Raises JambaError when a file that was
+    named individually cannot be read, after all the others have been tried, and when no document is left.
     """
     chosen = sources if isinstance(sources, Sources) else expand(sources)
     documents: list[Document] = []
-    faults: list[JambaError] = []
-    left_out: list[JambaError] = []
+    errors: list[JambaError] = []
+    skipped: list[JambaError] = []
     with Sandbox() as sandbox:
         for path in chosen.paths:
             try:
                 documents.append(read_stdin(sandbox) if path is None else read_file(path, sandbox))
             except JambaError as error:
                 if path is None or path in chosen.named:
-                    faults.append(error)
+                    errors.append(error)
                 else:
-                    left_out.append(error)
+                    skipped.append(error)
             done(1)
-    empty = [fault for fault in left_out if isinstance(fault, EmptyFileError)]
+    empty = [e for e in skipped if isinstance(e, EmptyFileError)]
     if len(empty) > 1:
-        problem(f"{counted(len(empty), 'empty file')} left out")
-    for fault in left_out:
+        problem(f"{counted(len(empty), 'empty file')} skipped")
+    for fault in skipped:
         if len(empty) < 2 or fault not in empty:
-            problem(f"{fault}; left out")
-    for fault in faults[:-1]:
+            problem(f"{fault}; skipped")
+    for fault in errors[:-1]:
         problem(str(fault))
-    if faults:
-        raise faults[-1]
+    if errors:
+        raise errors[-1]
     if not documents:
-        raise JambaError(f"none of the {len(left_out):,} files could be read; the lines above say why")
+        raise JambaError(f"none of the {len(skipped):,} files could be read; the lines above say why")
     return documents
 
 
 def read_file(path: Path, sandbox: Sandbox | None = None) -> Document:
-    """One file's document. Raises JambaError with one line that names it and says what to do."""
+    """The document of one file. Raises JambaError with one line that names the file and says what to do."""
     name = shown(path)
     try:
         info = path.stat()
@@ -133,7 +134,7 @@ def read_file(path: Path, sandbox: Sandbox | None = None) -> Document:
             data = head + file.read(MAX_TEXT_FILE + 1 - len(head))
     except OSError as error:
         raise JambaError(f"cannot read {name}: {error.strerror or error}") from error
-    except ValueError as error:  # a name no file system has
+    except ValueError as error:  # a name that no file system allows
         raise JambaError(f"cannot read {name}: {error}") from error
     if len(data) > MAX_TEXT_FILE:
         raise _too_large(name, len(data), MAX_TEXT_FILE)
@@ -141,14 +142,14 @@ def read_file(path: Path, sandbox: Sandbox | None = None) -> Document:
 
 
 def read_stdin(sandbox: Sandbox | None = None) -> Document:
-    """The document on standard input: text, or the bytes of a PDF, Word document or web page."""
+    """The document on standard input: text, or the bytes of a PDF, a Word document or a web page."""
     return _from_bytes(_drained(sys.stdin.buffer, STDIN), STDIN, sandbox)
 
 
 def _drained(stream: object, name: str) -> bytes:
     data: bytes = stream.read(MAX_TEXT_FILE + 1)  # type: ignore[attr-defined]
     if len(data) > MAX_TEXT_FILE:
-        raise JambaError(f"{name} goes on for more than {MAX_TEXT_FILE >> 20} MB; give a part of it (head -c 60M)")
+        raise JambaError(f"{name} has more than {MAX_TEXT_FILE >> 20} MB; pass a part of it (head -c 60M)")
     return data
 
 
@@ -163,7 +164,10 @@ def _from_bytes(data: bytes, name: str, sandbox: Sandbox | None) -> Document:
 
 
 def _kind(head: bytes, path: Path | None, name: str, data: bytes | None = None) -> str:
-    """ "pdf", "docx", "html" or "text", by content before name. Raises BadFileError for known kinds that hold no text."""
+    """ "pdf", "docx", "html" or "text", by content first and then by name.
+
+    Raises EmptyFileError, or BadFileError for formats that are known but not supported.
+    """
     if not head:
         raise EmptyFileError(name)
     suffix = path.suffix.lower() if path is not None else ""
@@ -176,7 +180,7 @@ def _kind(head: bytes, path: Path | None, name: str, data: bytes | None = None) 
     if suffix == ".pdf":
         if not head.strip():
             raise EmptyFileError(name)
-        raise BadFileError(name, "is no PDF, whatever its name says; export it again")
+        raise BadFileError(name, "is not a PDF, in spite of its name; export it again")
     start = head[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if suffix in _HTML or start.startswith((b"<!doctype html", b"<html")):
         return "html"
@@ -206,12 +210,12 @@ def _extracted(kind: str, path: str, name: str, sandbox: Sandbox | None) -> Docu
     found = sandbox.extract(kind, path, name)
     parts = tuple(p for p in found.pieces if p.text.strip())
     if not parts:
-        raise BadFileError(name, "holds no text; there is nothing to read in it")
+        raise BadFileError(name, "contains no text")
     remarks = [found.remark] if found.remark else []
     if len(parts) < len(found.pieces):
-        bare = [p.first for p in found.pieces if not p.text.strip()]
-        what = "page has no text (a scan?) and was" if len(bare) == 1 else "pages have no text (scans?) and were"
-        remarks.append(f"{len(bare):,} {what} left out: {_ranges(bare)}")
+        blank = [p.first for p in found.pieces if not p.text.strip()]
+        what = "page has no text (a scan?) and was" if len(blank) == 1 else "pages have no text (scans?) and were"
+        remarks.append(f"{len(blank):,} {what} skipped: {_ranges(blank)}")
     return Document(name, found.unit, parts, tuple(f"{name}: {r}" for r in remarks), whole=len(parts) == 1)
 
 
@@ -221,7 +225,7 @@ def _plain(data: bytes, name: str) -> Document:
     parts = list(parts_of_lines(enumerate(text.split("\n"), 1)))
     if name.lower().endswith((".csv", ".tsv")) and len(parts) > 1:
         header = text.split("\n", 1)[0]
-        if len(header) < 1000:  # every part of a table says what its columns are
+        if len(header) < 1000:  # every part of a table begins with its header line
             parts[1:] = [Piece(f"{header}\n{p.text}", p.first, p.last) for p in parts[1:]]
     remarks = (f"{name}: {remark}",) if remark else ()
     return Document(name, "line", tuple(parts), remarks, whole=len(parts) == 1)
@@ -229,12 +233,12 @@ def _plain(data: bytes, name: str) -> Document:
 
 def _too_large(name: str, size: int, limit: int) -> JambaError:
     return BadFileError(
-        name, f"is {size / 1e6:,.0f} MB; the limit is {limit >> 20} MB of text: split it, or name a part of it"
+        name, f"is {size / 1e6:,.0f} MB; the limit is {limit >> 20} MB of text: split it, or pass a part of it"
     )
 
 
 def _ranges(numbers: Iterable[int]) -> str:
-    """``3, 7-9`` for 3, 7, 8, 9; cut off after ten."""
+    """``3, 7-9`` for 3, 7, 8, 9; at most ten ranges."""
 
     def runs() -> Iterator[str]:
         first = last = None

@@ -1,6 +1,6 @@
-"""A command line's files, directories, globs and ``-`` -> paths in a stable order; knows nothing of what is in them.
+"""Files, directories, globs and ``-`` (standard input) -> paths in a stable order.
 
-Nothing is ever fetched from a network: a URL is refused with what to do instead.
+URLs are refused with what to do instead; nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from jambacli.errors import JambaError, UsageError
 from jambacli.files import path_of
 
 STDIN = "standard input"
-#: The most files that directories and globs may stand for.
+#: The most files that directories and globs may expand to.
 MAX_FILES = 10_000
 
-# What a directory is searched for; a file named by itself may be called anything.
+# The suffixes that a directory is searched for; a file that is named individually may have any.
 _TEXTS = """.pdf .docx .txt .text .md .markdown .rst .adoc .org .tex .log .csv .tsv .json .jsonl .ndjson .yaml .yml .toml
     .ini .cfg .conf .xml .sql .srt .vtt .eml .html .htm .xhtml"""
 _CODE = """.py .pyi .js .mjs .jsx .ts .tsx .c .h .cc .cpp .cxx .hpp .hh .cu .cuh .rs .go .java .kt .kts .scala .rb .php .pl
@@ -34,28 +34,31 @@ _SKIPPED_FOLDERS = frozenset(("node_modules", "__pycache__", "venv"))
 
 @dataclass
 class Sources:
-    """What a command line's files stand for: paths in a stable order (None: standard input), and what was passed over."""
+    """The files that arguments expand to.
+
+    ``paths``: in a stable order; None is standard input. ``named``: paths that the user named individually, where a file that
+    cannot be read is an error. ``passed_over``: how many files of directories were left out because of their kind.
+    """
 
     paths: list[Path | None]
-    #: Paths the user named one by one: a fault in one of them is an error, not a remark.
     named: frozenset[Path]
     passed_over: int = 0
 
 
 def expand(arguments: Sequence[str]) -> Sources:
-    """Files, directories (searched for files of known kinds), globs and ``-`` as paths in natural order, each once.
+    """Expand files, directories (searched for files of known kinds), globs and ``-`` to paths in natural order, each once.
 
-    The order does not depend on that of the arguments, so that the same files are the same prompt. Raises UsageError for
-    a URL, JambaError for what does not exist.
+    The order does not depend on that of the arguments, so the same files always make the same prompt. Raises UsageError for
+    a URL, JambaError for a file that does not exist.
     """
     found: dict[Path, Path] = {}
     named: set[Path] = set()
     stdin, passed_over = False, 0
     for argument in arguments:
         if not argument.strip():
-            raise UsageError("a file's name is empty (a variable of the shell that is not set?)")
+            raise UsageError("a file name is empty (an unset shell variable?)")
         if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", argument):
-            raise UsageError(f"{shown(argument)} is a URL; nothing is fetched: download it first (curl -o FILE URL)")
+            raise UsageError(f"{shown(argument)} is a URL; download it first (curl -o FILE URL)")
         if argument == "-":
             stdin = True
             continue
@@ -76,15 +79,15 @@ def expand(arguments: Sequence[str]) -> Sources:
         for each in inside:
             found.setdefault(_real(each), each)
         if len(found) > MAX_FILES:
-            raise JambaError(f"{shown(argument)} holds more than {MAX_FILES:,} files; name a part of them")
+            raise JambaError(f"{shown(argument)} contains more than {MAX_FILES:,} files; name a part of them")
     if not found and not stdin:
-        raise JambaError(f"{', '.join(map(shown, arguments))}: no file of a kind that can be read is in there")
+        raise JambaError(f"{', '.join(map(shown, arguments))}: contains no files of a supported kind")
     paths: list[Path | None] = [None] if stdin else []
     return Sources([*paths, *sorted(found.values(), key=natural)], frozenset(named), passed_over)
 
 
 def names_files(argument: str) -> bool:
-    """Whether a word of the command line is a file, a directory, a glob that matches, or a URL, and not a question."""
+    """Whether an argument is an existing file or directory, a glob with matches, or a URL, rather than a question."""
     if re.fullmatch(r"[a-zA-Z][a-zA-Z0-9+.-]+://\S+", argument):
         return True
     path = Path(argument)
@@ -97,15 +100,15 @@ def names_files(argument: str) -> bool:
 
 
 def natural(path: Path) -> tuple[object, ...]:
-    """A sort key in which ``page 10`` follows ``page 9`` and the locale plays no part."""
+    """A sort key in which ``page 10`` follows ``page 9``; it does not depend on the locale."""
     pieces = re.split(r"(\d+)", str(path).casefold())
     return tuple((int(p) if p.isascii() and p.isdigit() else -1, p) for p in pieces), str(path)
 
 
 def _walk(folder: Path) -> tuple[list[Path], int]:
-    """The files of known kinds under a folder, links to folders not followed; and how many other files there are.
+    """The files of known kinds below ``folder``, and the number of other files. Links to directories are not followed.
 
-    Hidden and generated things are passed over, and what a project's .gitignore leaves out.
+    Hidden files, directories of generated files and what a project's .gitignore excludes are left out.
     """
     found: list[Path] = []
     others = 0
@@ -128,12 +131,12 @@ def _walk(folder: Path) -> tuple[list[Path], int]:
             else:
                 others += 1
         if len(found) > MAX_FILES:
-            raise JambaError(f"{shown(folder)} holds more than {MAX_FILES:,} files; name a part of them")
+            raise JambaError(f"{shown(folder)} contains more than {MAX_FILES:,} files; name a part of them")
     return found, others
 
 
 def shown(path: object) -> str:
-    """A path as one line of printable text: file names come from strangers too."""
+    """A path as one line of printable text; file names are untrusted input."""
     text = str(path).encode("utf-8", "replace").decode("utf-8")
     text = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]", "?", text)
     return text if len(text) <= 300 else text[:297] + "..."

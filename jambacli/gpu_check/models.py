@@ -68,12 +68,12 @@ def models(suite: Suite, device: torch.device, shard: str = "0/1") -> None:
 
 def embedded(device: torch.device) -> dict[str, Any]:
     """The package's own small model, from its file, on the CPU and on the card."""
-    from jambacli.data import embedded_model
     from jambacli.gguf.reader import GGUFFile
+    from jambacli.hub.demo import demo_model_path
     from jambacli.runtime.cuda.load import put_on_card
     from jambacli.runtime.loader import from_gguf
 
-    file = GGUFFile.open(embedded_model())
+    file = GGUFFile.open(demo_model_path())
     cpu = from_gguf(file, ops=reference_ops())
     plan = Placement(0, 0, 0, 0, frozenset(), cpu.config.n_moe_layers)
     card = put_on_card(cpu.config, file.qtensor, device, plan, source=file)

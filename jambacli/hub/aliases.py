@@ -1,7 +1,7 @@
-"""The table of short names: ours (aliases.json) with the user's own over it; knows nothing of hubs, files or downloads.
+"""The table of short names: the built-in one (aliases.json), overridden by the user's own at JAMBA_HOME/aliases.json.
 
 A table is ``{"models": {NAME: {"gguf": [REPO, ...], "weights": REPO, "quant": TYPE, ...}}, "aliases": {NAME: OTHER}}``.
-The user's lies at JAMBA_HOME/aliases.json and wins. An alias may stand for any name that ``jamba pull`` takes.
+An alias may stand for any name that ``jamba pull`` takes.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from jambacli.errors import BadFileError
 from jambacli.files import jamba_home
 
 FILE = "aliases.json"
+#: The type taken when neither the name nor the table says one.
+DEFAULT_QUANT = "Q4_K_M"
 SHORT = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}(?::[a-z0-9][a-z0-9_.-]{0,63})?")
 REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
 _MAX_BYTES = 1 << 20
@@ -24,9 +26,10 @@ _MAX_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Model:
-    """One model: the repositories with GGUF files of it, best first; its checkpoint's; the type taken when none is said.
+    """One model of the table.
 
-    ``sizes`` are known bytes by type, to offer what fits without asking the hub.
+    ``gguf``: repositories with GGUF files of it, best first. ``weights``: the repository of its HF checkpoint. ``quant``: the
+    default type. ``sizes``: known sizes in bytes by type, so that what fits can be offered without asking the hub.
     """
 
     name: str
@@ -39,18 +42,18 @@ class Model:
 
 @dataclass(frozen=True)
 class Table:
-    """All models and aliases by full name (``family:tag``, or a single word of the user's)."""
+    """All models and aliases by full name (``family:tag``, or a single word from the user's table)."""
 
     models: Mapping[str, Model]
     aliases: Mapping[str, str]
 
     def names(self) -> list[str]:
-        """Every short name there is, sorted."""
+        """All short names, sorted."""
         return sorted({*self.models, *self.aliases})
 
 
 def load_table() -> Table:
-    """Both tables as one. BadFileError, naming the entry, where the user's is not sound."""
+    """Both tables merged. Raises BadFileError, naming the entry, when the user's table is not valid."""
     models, aliases = _parse(Path(__file__).with_name(FILE).read_text(encoding="utf-8"), FILE)
     own = jamba_home() / FILE
     if own.is_file():
@@ -60,7 +63,7 @@ def load_table() -> Table:
         except UnicodeDecodeError:
             raise BadFileError(own, "is not UTF-8 text") from None
         more_models, more_aliases = _parse(text, own)
-        # A name that the user gives a new meaning loses its old one, whichever kind it was.
+        # A name that the user redefines loses its built-in meaning, whether that was a model or an alias.
         models = {name: m for name, m in models.items() if name not in more_aliases} | more_models
         aliases = {name: a for name, a in aliases.items() if name not in more_models} | more_aliases
     return Table(models, aliases)
@@ -91,7 +94,7 @@ def _section(path: str | Path, table: dict[str, Any], key: str) -> list[tuple[st
         full = str(name).lower()
         if not SHORT.fullmatch(full):
             raise BadFileError(
-                path, f"{key}: {name[:80]!a} is no name; use letters, digits, _ . - and at most one colon"
+                path, f"{key}: {name[:80]!a} is not a valid name; use letters, digits, _ . - and at most one colon"
             )
         rows.append((full, entry))
     return rows
@@ -100,12 +103,14 @@ def _section(path: str | Path, table: dict[str, Any], key: str) -> list[tuple[st
 def _model(path: str | Path, name: str, entry: Any) -> Model:
     if not isinstance(entry, dict):
         raise BadFileError(path, f"models.{name} must be an object")
-    gguf, weights, quant = entry.get("gguf", []), entry.get("weights"), entry.get("quant", "Q4_K_M")
+    gguf, weights, quant = entry.get("gguf", []), entry.get("weights"), entry.get("quant", DEFAULT_QUANT)
     repos = [*gguf, *([] if weights is None else [weights])] if isinstance(gguf, list) else [None]
     if not all(isinstance(repo, str) and REPO.fullmatch(repo) for repo in repos):
-        raise BadFileError(path, f"models.{name}: gguf must list repositories as OWNER/REPO, weights be one")
+        raise BadFileError(
+            path, f"models.{name}: gguf must be a list of repositories (OWNER/REPO), weights must be one"
+        )
     sizes, about = entry.get("sizes_gb", {}), entry.get("about", "")
-    sound = isinstance(sizes, dict) and all(isinstance(s, (int, float)) and 0 < s < 1e6 for s in sizes.values())
-    if not isinstance(quant, str) or not isinstance(about, str) or not sound:
-        raise BadFileError(path, f"models.{name}: quant and about must be texts, sizes_gb numbers by type")
+    valid_sizes = isinstance(sizes, dict) and all(isinstance(s, (int, float)) and 0 < s < 1e6 for s in sizes.values())
+    if not isinstance(quant, str) or not isinstance(about, str) or not valid_sizes:
+        raise BadFileError(path, f"models.{name}: quant and about must be strings, sizes_gb must map types to numbers")
     return Model(name, tuple(gguf), weights, quant.upper(), about, {k.upper(): int(s * 1e9) for k, s in sizes.items()})

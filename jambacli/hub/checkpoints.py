@@ -1,4 +1,4 @@
-"""Finds the checkpoint directory a user means, fetching it from the Hugging Face hub; knows nothing of its tensors.
+"""Finds the HF checkpoint directory that a user means, and downloads it from the Hugging Face hub when it is a repository.
 
 Downloads go to huggingface_hub's own cache, which resumes them and shares them with transformers.
 """
@@ -6,12 +6,12 @@ Downloads go to huggingface_hub's own cache, which resumes them and shares them 
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from jambacli import ui
 from jambacli.convert.hf_checkpoint import INDEX, no_weights, read_json
 from jambacli.convert.to_gguf import check_config
 from jambacli.errors import JambaError, UsageError
@@ -19,7 +19,10 @@ from jambacli.files import path_of
 from jambacli.gguf.values import shown
 
 _REPO = re.compile(r"(?:(?:https?://)?(?:huggingface\.co|hf\.co)/)?(?P<id>[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96})/?")
-BESIDE_THE_WEIGHTS = [
+logger = logging.getLogger(__name__)
+
+#: What a conversion reads beside the safetensors files.
+COMPANION_FILES = [
     "config.json",
     "generation_config.json",
     "tokenizer.model",
@@ -36,20 +39,20 @@ BESIDE_THE_WEIGHTS = [
 
 
 def find_checkpoint(source: str) -> Path:
-    """The directory that ``source`` (a directory, or a hub repository as OWNER/NAME) names, downloaded if need be.
+    """The directory that ``source`` (a directory, or a hub repository as OWNER/NAME) names, downloaded if necessary.
 
-    Raises UsageError for a name that is neither, JambaError where the hub cannot or will not hand it over.
+    Raises UsageError for a name that is neither, JambaError when the download fails or is refused.
     """
     path = path_of(source)
     try:
         is_folder, is_file = path.is_dir(), path.is_file()
-    except (OSError, ValueError):  # too long, or with a zero byte: no file has that name
+    except (OSError, ValueError):  # the name is too long or has a zero byte, so no file has it
         is_folder = is_file = False
     if is_folder:
         return path
     if is_file:
-        hint = "it is a GGUF file already; jamba quantize changes its type" if path.suffix == ".gguf" else (
-            "convert takes the directory it lies in"
+        hint = "it is already in GGUF; jamba quantize changes its type" if path.suffix == ".gguf" else (
+            "convert takes the directory that contains it"
         )  # fmt: skip
         raise UsageError(f"{source} is a file: {hint}")
     match = _REPO.fullmatch(source)
@@ -59,10 +62,10 @@ def find_checkpoint(source: str) -> Path:
 
 
 def fetch_checkpoint(repo: str) -> Path:
-    """Download what a conversion needs of a hub repository and return its directory.
+    """Download the files of a hub repository that a conversion needs, and return their directory.
 
-    The config comes first: another architecture is refused before gigabytes are fetched. A token is taken from where
-    huggingface_hub keeps it.
+    The config is downloaded first, so that another architecture is refused before gigabytes are transferred. The token is
+    the one that huggingface_hub has stored.
     """
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
     from huggingface_hub.utils import disable_progress_bars
@@ -72,9 +75,9 @@ def fetch_checkpoint(repo: str) -> Path:
     with _one_line_errors(repo):
         config = Path(hf_hub_download(repo, "config.json"))
         check_config(read_json(config), f"{repo}/config.json")
-        ui.note(f"fetching {repo} from the hub")
+        logger.info("downloading %s from the hub", repo)
         for weights in ("model*.safetensors", "*.safetensors"):
-            folder = Path(snapshot_download(repo, allow_patterns=[*BESIDE_THE_WEIGHTS, weights]))
+            folder = Path(snapshot_download(repo, allow_patterns=[*COMPANION_FILES, weights]))
             if next(folder.glob("*.safetensors"), None):
                 return folder
         raise no_weights(repo, HfApi().list_repo_files(repo))
@@ -82,7 +85,7 @@ def fetch_checkpoint(repo: str) -> Path:
 
 @contextlib.contextmanager
 def _one_line_errors(repo: str) -> Iterator[None]:
-    """Turn the hub library's exceptions into one line that says what to do."""
+    """Turn the hub library's exceptions into JambaErrors of one line that say what to do."""
     from huggingface_hub import errors
 
     try:
@@ -93,27 +96,27 @@ def _one_line_errors(repo: str) -> Iterator[None]:
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise JambaError(
-            f"{repo}: no such directory here and no such repository on the hub (if it is private, `hf auth login` first)"
+            f"{repo}: no such directory and no such repository on the hub (if it is private, `hf auth login` first)"
         ) from error
     except errors.LocalEntryNotFoundError as error:
         if isinstance(error.__cause__, errors.HfHubHTTPError):
-            raise _answered(repo, error.__cause__) from error
+            raise _hub_error(repo, error.__cause__) from error
         raise JambaError(
             f"{repo}: not in the hub's cache, and the hub cannot be reached (offline?); "
-            "give a directory, or try again when online"
+            "name a directory, or try again when online"
         ) from error
     except errors.EntryNotFoundError as error:
-        raise JambaError(f"{repo} has no config.json: it is no transformers checkpoint") from error
+        raise JambaError(f"{repo} has no config.json, so it is not a transformers checkpoint") from error
     except errors.OfflineModeIsEnabled as error:
         raise JambaError(f"{repo}: the hub library is in offline mode; unset HF_HUB_OFFLINE to download") from error
     except errors.HfHubHTTPError as error:
-        raise _answered(repo, error) from error
+        raise _hub_error(repo, error) from error
     except JambaError:
         raise
     except Exception as error:  # the library lets its HTTP client's own exceptions through
         what = getattr(error, "strerror", None) or " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise JambaError(f"{repo}: downloading failed: {what}; run it again to resume") from error
+        raise JambaError(f"{repo}: the download failed: {what}; run the command again to resume") from error
 
 
-def _answered(repo: str, error: Exception) -> JambaError:
+def _hub_error(repo: str, error: Exception) -> JambaError:
     return JambaError(f"{repo}: the hub answered with an error: {' '.join(str(error).split())[:200]}")

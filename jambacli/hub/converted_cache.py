@@ -1,23 +1,27 @@
-"""GGUF files made once of checkpoint directories that were used as models; knows nothing of how they are made or used.
+"""A cache of GGUF files converted from HF checkpoint directories that were run as models.
 
-``JAMBA_HOME/converted/HASH.gguf``, the hash being of the checkpoint's files: a changed checkpoint makes a new one.
+They are stored as ``JAMBA_HOME/converted/HASH.gguf``. HASH covers the paths, sizes and times of the checkpoint's files, so a
+changed checkpoint is converted again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 from pathlib import Path
 
-from jambacli import ui
 from jambacli.errors import JambaError
-from jambacli.files import jamba_home
+from jambacli.files import jamba_home, private_folder
+from jambacli.progress import Progress, no_progress
+
+logger = logging.getLogger(__name__)
 
 
-def converted(folder: Path) -> Path:
-    """The GGUF made of the checkpoint in ``folder``, in its own precision: made now, or before from the same files.
+def converted_gguf(folder: Path, progress: Progress = no_progress) -> Path:
+    """The GGUF of the HF checkpoint in ``folder``, in the checkpoint's own precision; converted on first use.
 
-    Raises JambaError for a directory that is no checkpoint, and where ``JAMBA_HOME`` cannot be written to.
+    Raises JambaError when ``folder`` is not a checkpoint, or ``JAMBA_HOME`` cannot be written.
     """
     from jambacli.convert.to_gguf import convert
 
@@ -27,15 +31,15 @@ def converted(folder: Path) -> Path:
     path = _folder() / f"{name}.gguf"
     if not path.exists():
         if facts:
-            _make_folder()
-            ui.note(f"converting {folder} once, to {path}")
-        # Another process may be at the same: whichever is last replaces a file by its equal.
-        convert(folder, path, name=folder.resolve().name, force=True, progress=ui.progress)
+            private_folder(_folder(), "convert a checkpoint")
+            logger.info("converting %s once, to %s", folder, path)
+        # Another process may convert the same checkpoint: the one that finishes last replaces the file by an equal one.
+        convert(folder, path, name=folder.resolve().name, force=True, progress=progress)
     return path
 
 
 def converted_bytes() -> int:
-    """Bytes of all of them."""
+    """The size of all converted files."""
     total = 0
     for path in _files():
         with contextlib.suppress(OSError):
@@ -44,7 +48,7 @@ def converted_bytes() -> int:
 
 
 def remove_converted() -> int:
-    """Remove them all; returns the bytes that came free. JambaError where the folder cannot be written to."""
+    """Remove all converted files and return the number of bytes freed. Raises JambaError when one cannot be removed."""
     before = converted_bytes()
     try:
         for path in _files():
@@ -56,16 +60,6 @@ def remove_converted() -> int:
 
 def _folder() -> Path:
     return jamba_home() / "converted"
-
-
-def _make_folder() -> None:
-    try:
-        _folder().mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise JambaError(
-            f"cannot write to {_folder()}: {error.strerror or error}; set JAMBA_HOME to a folder that can be written to, "
-            "or use jamba convert"
-        ) from error
 
 
 def _files() -> list[Path]:

@@ -1,21 +1,23 @@
-"""The model that comes with the program, under a name like any other's; knows nothing of what it is or can do."""
+"""The demo model: the tiny Jamba that comes with the program, under a name like any other model's."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from jambacli.errors import JambaError
 from jambacli.hub.aliases import load_table
 
-NAME = "jamba:tiny"
+DEMO_NAME = "jamba:tiny"
+_PATH = Path(__file__).parents[1] / "data" / "tiny-jamba-bf16.gguf"
 
 
-def is_in_the_box(text: str) -> bool:
-    """Whether ``text`` names the model in the box. The user's own table may give that name to another."""
-    return text.strip().lower() == NAME and NAME not in load_table().names()
+def is_demo_model(text: str) -> bool:
+    """Whether ``text`` names the demo model. The user's alias table may give that name to another model."""
+    return text.strip().lower() == DEMO_NAME and DEMO_NAME not in load_table().names()
 
 
-def path_in_the_box() -> Path:
-    """Its GGUF file. JambaError where the installation has lost it."""
-    from jambacli.data import embedded_model
-
-    return embedded_model()
+def demo_model_path() -> Path:
+    """The demo model's GGUF file. Raises JambaError when the installation has lost it."""
+    if not _PATH.is_file():
+        raise JambaError(f"{_PATH} is missing; install again, or name a model (jamba pull jamba:3b gets one)")
+    return _PATH

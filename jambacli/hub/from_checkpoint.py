@@ -1,118 +1,139 @@
-"""A quantized GGUF made here of a hub's checkpoint: fetched, converted, quantized, registered; knows nothing of asking.
+"""Makes a quantized GGUF from a hub repository's HF checkpoint: downloads it, converts, quantizes and registers the result.
 
-The checkpoint's files come by the same resumable downloads, and go when the GGUF is there.
+The checkpoint is downloaded by the same resumable downloads as a GGUF, and removed once the GGUF is registered.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import hashlib
+import logging
 import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from jambacli import ui
 from jambacli.convert.hf_checkpoint import no_weights, read_json
 from jambacli.convert.to_gguf import TYPES, check_config
 from jambacli.errors import JambaError, UsageError
 from jambacli.hub import download, huggingface
-from jambacli.hub.checkpoints import BESIDE_THE_WEIGHTS
-from jambacli.hub.download import Remote
-from jambacli.hub.huggingface import Listed, Listing
+from jambacli.hub.checkpoints import COMPANION_FILES
+from jambacli.hub.download import RemoteFile
+from jambacli.hub.huggingface import ListedFile, Listing
 from jambacli.hub.names import Hub, canonical_quant, parse_name, with_quant
-from jambacli.hub.paths import sound_path
-from jambacli.hub.preview import Fit, forget
-from jambacli.hub.pull import NeedsConversion, Request, fit
-from jambacli.hub.store import Entry, Store, StoredFile, set_id
+from jambacli.hub.paths import is_safe_path
+from jambacli.hub.pick_file import Conversion
+from jambacli.hub.preview import Fit
+from jambacli.hub.pull import PullOptions, fit_this_machine
+from jambacli.hub.store import Entry, Store, StoredFile, discard, set_id
 from jambacli.model.config import JambaConfig
+from jambacli.progress import Progress, Transfers, no_progress, no_transfers
+
+logger = logging.getLogger(__name__)
 
 _DIRECT = set(TYPES) - {"auto"}
 
 
-def make(text: str, needed: NeedsConversion, request: Request, decide: Callable[[Fit], None]) -> Entry:
-    """Pull the checkpoint ``needed.repo`` and register it as a GGUF of type ``needed.quant`` under ``text``'s name.
+def make_from_checkpoint(
+    text: str,
+    conversion: Conversion,
+    options: PullOptions,
+    decide: Callable[[Fit], None],
+    *,
+    progress: Progress = no_progress,
+    transfers: Transfers = no_transfers,
+) -> Entry:
+    """Download the checkpoint ``conversion.repo`` and register it as a GGUF of type ``conversion.quant`` under ``text``.
 
-    ``decide`` sees how it will fit before the weights are fetched. It needs the disk for the checkpoint, the same once
-    more, and the result. JambaError, one line, for what goes wrong.
+    ``decide`` is called with how the result fits this machine before the weights are downloaded, and raises to stop. The
+    disk must have room for the checkpoint, a converted copy of the same size, and the result. Raises JambaError.
     """
     from jambacli.quantize import recipes
 
-    kind = needed.quant.lower()
+    kind = conversion.quant.lower()
     if kind not in _DIRECT:
         try:
             recipes.get_recipe(kind)
         except ValueError as error:
-            raise UsageError(f"--quant: {error}") from error
-    name = with_quant(parse_name(text, revision=request.revision), needed.quant)
+            raise UsageError(str(error), remedy="set {quant} to one of them") from error
+    name = with_quant(parse_name(text, revision=options.revision), conversion.quant)
     store = Store()
     store.prepare()
-    revision = next((s.revision for s in name.sources if isinstance(s, Hub)), request.revision)
-    listing = huggingface.list_repo(needed.repo, revision)
-    remotes = huggingface.remotes(listing, _wanted(listing), lambda path: path)
+    revision = next((s.revision for s in name.sources if isinstance(s, Hub)), options.revision)
+    listing = huggingface.list_repo(conversion.repo, revision)
+    remotes = huggingface.remote_files(listing, _files_to_download(listing), lambda path: path)
     source = set_id([f"{r.name} {r.digest}" for r in remotes])
     made = "made-" + hashlib.sha256(f"{source} {kind}".encode()).hexdigest()
     with store.lock(made), store.lock(source):
         folder = store.folder(made)
-        known = next((e for e in store.entries() if e.set_id == made and store.complete(e)), None)
+        known = next((e for e in store.entries() if e.set_id == made and store.is_complete(e)), None)
         if known is None:
-            forget(folder)
+            discard(folder)
 
-            def judged(config: JambaConfig, left: int) -> None:
-                weights, experts = _estimate(config, kind)
+            def decide_on(config: JambaConfig, to_download: int) -> None:
+                weights, experts = _estimate_bytes(config, kind)
                 size = sum(remote.size for remote in remotes)
-                decide(fit(name.text, config, weights, experts, size=size, left=left, others=(), request=request))
+                fit = fit_this_machine(
+                    name.text, config, weights, experts, size=size, to_download=to_download, same=(), options=options
+                )
+                decide(fit)
 
-            checkpoint = _checkpoint(store, listing, remotes, source, judged)
-            path = _convert(store, checkpoint, folder, needed.repo, kind)
-            with ui.progress("Hashing", path.stat().st_size) as advance:
+            checkpoint = _download_checkpoint(store, listing, remotes, source, decide_on, transfers)
+            path = _convert(checkpoint, folder, conversion.repo, kind, progress)
+            with progress("Hashing", path.stat().st_size) as advance:
                 digest = download.file_digests(path, path.stat().st_size, advance)[0].removeprefix("sha256:")
             files: tuple[StoredFile, ...] = (StoredFile(path.name, path.stat().st_size, digest),)
         else:
             files = known.files
-        entry = _entry(store, request.name or name.text, listing, revision, made, files, kind)
+        entry = _entry(store, options.own_name or name.text, listing, revision, made, files, kind)
         store.register(entry)
-        forget(store.folder(source))
+        discard(store.folder(source))
     return entry
 
 
-def _wanted(listing: Listing) -> list[Listed]:
-    """What a conversion needs: the files beside the weights, and the safetensors, transformers' own where there are some."""
-    files = [f for f in listing.files if sound_path(f.path)]
-    weights: list[Listed] = []
+def _files_to_download(listing: Listing) -> list[ListedFile]:
+    """The files that a conversion needs, config.json first: COMPANION_FILES and the safetensors (``model*`` if there are
+    any)."""
+    files = [f for f in listing.files if is_safe_path(f.path)]
+    weights: list[ListedFile] = []
     for pattern in ("model*.safetensors", "*.safetensors"):
         weights = weights or [f for f in files if "/" not in f.path and fnmatch.fnmatch(f.path, pattern)]
     if not weights:
         raise no_weights(listing.repo, [f.path for f in listing.files])
-    beside = [f for f in files if any(fnmatch.fnmatch(f.path, pattern) for pattern in BESIDE_THE_WEIGHTS)]
+    beside = [f for f in files if any(fnmatch.fnmatch(f.path, pattern) for pattern in COMPANION_FILES)]
     if not any(f.path == "config.json" for f in beside):
-        raise JambaError(f"{listing.repo} has no config.json: it is no transformers checkpoint")
-    # The config first: another architecture is refused before gigabytes are fetched.
+        raise JambaError(f"{listing.repo} has no config.json, so it is not a transformers checkpoint")
+    # The config first, so that another architecture is refused before gigabytes are downloaded.
     return sorted(beside, key=lambda f: f.path != "config.json") + sorted(weights, key=lambda f: f.path)
 
 
-def _checkpoint(
-    store: Store, listing: Listing, remotes: Sequence[Remote], key: str, judged: Callable[[JambaConfig, int], None]
+def _download_checkpoint(
+    store: Store,
+    listing: Listing,
+    remotes: Sequence[RemoteFile],
+    key: str,
+    decide: Callable[[JambaConfig, int], None],
+    transfers: Transfers,
 ) -> Path:
-    """The checkpoint's directory: the hub's cache where all of it is there, else fetched into the store."""
+    """The checkpoint's directory: in the hub's cache if that has all of it, else downloaded into the store."""
     total = sum(remote.size for remote in remotes)
     cached = [huggingface.cached_file(listing, r.name) for r in remotes]
     if cached[0] and all(c is not None and c.stat().st_size == r.size for c, r in zip(cached, remotes, strict=True)):
-        store.need_disk(total + total * 3 // 4, f"making a GGUF of {listing.repo}")
-        judged(_config(listing, cached[0]), 0)
+        store.require_disk_space(total + total * 3 // 4, f"making a GGUF of {listing.repo}")
+        decide(_config(listing, cached[0]), 0)
         return cached[0].parent
     folder = store.folder(key)
     targets = [folder / remote.name for remote in remotes]
     done = [download.fetched_bytes(t, r.size) for t, r in zip(targets, remotes, strict=True)]
-    left = total - sum(done)
-    # The download, the same again converted, and at most three quarters of it quantized.
-    store.need_disk(left + total + total * 3 // 4, f"making a GGUF of {listing.repo}")
+    to_download = total - sum(done)
+    # The download, a converted copy of the same size, and at most three quarters of it quantized.
+    store.require_disk_space(to_download + total + total * 3 // 4, f"making a GGUF of {listing.repo}")
     with download.open_client() as client:
         if not targets[0].exists():
             download.fetch(client, remotes[0], targets[0], lambda n: None)
             done[0] = remotes[0].size
-        judged(_config(listing, targets[0]), left)
-        with ui.transfers(f"Pulling {listing.repo}", total, sum(done)) as begin:
+        decide(_config(listing, targets[0]), to_download)
+        with transfers(f"Pulling {listing.repo}", total, sum(done)) as begin:
             for remote, target, have in zip(remotes, targets, done, strict=True):
                 if not target.exists():
                     download.fetch(client, remote, target, begin(remote.name, remote.size, have))
@@ -120,25 +141,25 @@ def _checkpoint(
 
 
 def _config(listing: Listing, path: Path) -> JambaConfig:
-    """The checkpoint's config, refused here if it is another architecture's."""
+    """The checkpoint's config. Raises UnsupportedError when it is for another architecture."""
     source = f"{listing.repo}/config.json"
     values = read_json(path)
     check_config(values, source)
     return JambaConfig.from_hf(values, source)
 
 
-def _estimate(config: JambaConfig, kind: str) -> tuple[int, int]:
-    """About how many bytes of weights ``kind`` makes of it, and how many of those are experts'."""
+def _estimate_bytes(config: JambaConfig, kind: str) -> tuple[int, int]:
+    """Estimated bytes of the weights in type ``kind``, and of the experts among them."""
     digits = re.search(r"\d+", kind)
     bits = float(digits[0]) if digits else 8.0
-    # Scales and the tensors that stay finer add to the bits of a type's name.
+    # Block scales, and tensors kept in a finer type, add to the bits in the type's name.
     per_weight = bits if bits >= 16 else bits + (0.9 if bits < 8 else 0.5)
     experts = 3 * config.n_experts * config.ffn * config.hidden * config.n_moe_layers
     return int(config.params() * per_weight / 8), int(experts * per_weight / 8)
 
 
-def _convert(store: Store, checkpoint: Path, folder: Path, repo: str, kind: str) -> Path:
-    """The GGUF of type ``kind`` in ``folder``; what lies between is removed."""
+def _convert(checkpoint: Path, folder: Path, repo: str, kind: str, progress: Progress) -> Path:
+    """Convert ``checkpoint`` to a GGUF of type ``kind`` in ``folder``; the unquantized file in between is removed."""
     from jambacli.convert.to_gguf import convert
     from jambacli.gguf.reader import GGUFFile
     from jambacli.quantize import quantize_file as quantizing
@@ -149,20 +170,20 @@ def _convert(store: Store, checkpoint: Path, folder: Path, repo: str, kind: str)
     direct = kind in _DIRECT
     label = canonical_quant(kind) if direct else recipes.get_recipe(kind).label
     path = folder / f"{stem}-{label}.gguf"
-    between = path if direct else folder / "converted.gguf"
+    converted = path if direct else folder / "converted.gguf"
     try:
-        ui.note(f"converting {repo}")
-        convert(checkpoint, between, type=kind if direct else "auto", name=stem, progress=ui.progress)
+        logger.info("converting %s", repo)
+        convert(checkpoint, converted, type=kind if direct else "auto", name=stem, progress=progress)
         if not direct:
-            ui.note(f"quantizing it to {label}")
-            with GGUFFile.open(between) as file:
+            logger.info("quantizing it to %s", label)
+            with GGUFFile.open(converted) as file:
                 request = quantizing.Request(recipes.get_recipe(kind), recipes.Options())
-                quantizing.quantize(quantizing.plan(file, request), path, ui.progress)
+                quantizing.quantize(quantizing.plan(file, request), path, progress)
     except BaseException:
-        forget(folder)
+        discard(folder)
         raise
     if not direct:
-        between.unlink()
+        converted.unlink()
     return path
 
 

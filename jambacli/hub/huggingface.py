@@ -1,11 +1,12 @@
-"""The Hugging Face hub through its own library: listings, access, its cache, its errors; knows nothing of our store.
+"""The Hugging Face hub through its own library: listings, access, its cache, its errors.
 
-Bytes are not fetched here: ``remotes`` says where they are, and ``download`` gets them.
+``remote_files`` gives the URLs of a model's files; ``hub.download`` downloads them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import time
@@ -14,23 +15,24 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from jambacli import ui
 from jambacli.errors import JambaError
 from jambacli.hub import download
-from jambacli.hub.download import Remote, Unreachable
-from jambacli.hub.paths import sound_path
+from jambacli.hub.download import RemoteFile, Unreachable
+from jambacli.hub.paths import is_safe_path
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 _HUB_PAGE = "https://huggingface.co"
 
 
 class NotOnHub(JambaError):
-    """There is no such repository, revision or file, or none that this token may see."""
+    """There is no such repository, revision or file, or the token has no access to it."""
 
 
 @dataclass(frozen=True)
-class Listed:
-    """One file of a repository; size and digest (as in ``Remote``) where the listing has them."""
+class ListedFile:
+    """One file of a repository. ``size`` and ``digest`` (as in ``RemoteFile``) are None when the listing lacks them."""
 
     path: str
     size: int | None
@@ -39,18 +41,18 @@ class Listed:
 
 @dataclass(frozen=True)
 class Listing:
-    """A repository at one commit; ``revision`` is what was asked for, None for main."""
+    """The files of a repository at one commit. ``revision`` is what was requested, None for main."""
 
     repo: str
     revision: str | None
     commit: str
-    files: tuple[Listed, ...]
+    files: tuple[ListedFile, ...]
 
 
 def list_repo(repo: str, revision: str | None) -> Listing:
-    """The files of ``repo`` at ``revision``: from the hub, or from its library's cache in offline mode.
+    """The files of ``repo`` at ``revision``: from the hub, or from the hub library's cache in offline mode.
 
-    JambaError where there is no access, NotOnHub where there is nothing, Unreachable where the hub does not answer.
+    Raises JambaError without access, NotOnHub when there is no such repository, Unreachable when the hub does not answer.
     """
     from huggingface_hub import HfApi, constants
 
@@ -69,22 +71,22 @@ def list_repo(repo: str, revision: str | None) -> Listing:
         lambda: api.model_info(repo, revision=revision, files_metadata=True, timeout=download.stall_seconds()),
     )
     files = tuple(
-        Listed(s.rfilename, _whole(_lfs(s, "size") or s.size), _digest(_lfs(s, "sha256"), s.blob_id))
+        ListedFile(s.rfilename, _whole(_lfs(s, "size") or s.size), _digest(_lfs(s, "sha256"), s.blob_id))
         for s in info.siblings or ()
     )
     bad = next((f.path for f in files if not isinstance(f.path, str) or not _inside(f.path)), None)
     if bad is not None:
         raise JambaError(
-            f"{repo}: its listing names {bad[:80]!a}, a path outside the repository; nothing was downloaded"
+            f"{repo}: its listing contains {bad[:80]!a}, a path outside the repository; nothing was downloaded"
         )
     commit = str(info.sha or revision or "main")
     if not re.fullmatch(r"[0-9a-f]{40}", commit):
-        raise JambaError(f"{repo}: the hub gives {commit[:60]!a} as its commit, which is none")
+        raise JambaError(f"{repo}: the hub gives {commit[:60]!a} as its commit, which is not a commit hash")
     return Listing(repo, revision, commit, files)
 
 
 def cached_listing(repo: str, revision: str | None) -> Listing | None:
-    """What the hub library's cache has of ``repo``; None where that is nothing. No network."""
+    """The files of ``repo`` in the hub library's cache; None when it has none. Uses no network."""
     from huggingface_hub import constants
 
     home = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
@@ -100,20 +102,20 @@ def cached_listing(repo: str, revision: str | None) -> Listing | None:
             name = path.relative_to(folder).as_posix()
             blob = path.resolve().name
             digest = _digest(blob if len(blob) == 64 else None, blob if len(blob) == 40 else None)
-            files.append(Listed(name, path.stat().st_size, digest))
+            files.append(ListedFile(name, path.stat().st_size, digest))
     return Listing(repo, revision, commit, tuple(files))
 
 
 def cached_file(listing: Listing, path: str) -> Path | None:
-    """Where the hub library's cache has ``path`` at the listing's commit; None where it has not."""
+    """``path`` at the listing's commit in the hub library's cache; None when it is not cached."""
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(listing.repo, path, revision=listing.commit)
     return Path(found) if isinstance(found, str) else None
 
 
-def remotes(listing: Listing, files: Iterable[Listed], name: Callable[[str], str]) -> list[Remote]:
-    """Where to fetch ``files``; ``name`` makes their names here. The hub is asked for sizes its listing lacked."""
+def remote_files(listing: Listing, files: Iterable[ListedFile], name: Callable[[str], str]) -> list[RemoteFile]:
+    """The downloads of ``files``. ``name`` gives the local name of a path. Sizes that the listing lacks are requested."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.utils import build_hf_headers
 
@@ -132,7 +134,7 @@ def remotes(listing: Listing, files: Iterable[Listed], name: Callable[[str], str
             etag = str(seen.etag or "")
             size, digest = seen.size, _digest(etag if len(etag) == 64 else None, etag if len(etag) == 40 else None)
         out.append(
-            Remote(
+            RemoteFile(
                 name(file.path),
                 url,
                 -1 if size is None else size,
@@ -149,7 +151,7 @@ def _refuser(repo: str, revision: str | None, path: str) -> Callable[[int, Mappi
 
 
 def _ask(repo: str, revision: str | None, path: str | None, call: Callable[[], T]) -> T:
-    """The answer to one question, asked again where the failure may pass; every failure one line."""
+    """The result of one request to the hub, retried after temporary failures. Every failure becomes a JambaError."""
     from huggingface_hub import errors
 
     for attempt in range(1, download.TRIES + 1):
@@ -168,7 +170,7 @@ def _ask(repo: str, revision: str | None, path: str | None, call: Callable[[], T
             wait = download.wait_before(attempt, headers)
         except PermissionError as error:
             raise JambaError(f"{repo}: the hub library cannot read its own files: {error}") from error
-        except ValueError as error:  # the library's own check of names, or an answer that is no JSON
+        except ValueError as error:  # the library's own check of names, or an answer that is not JSON
             raise JambaError(f"{repo}: {' '.join(str(error).split())[:200]}") from error
         except Exception as error:  # the library lets its HTTP client's own exceptions through
             stalled = "Timeout" in type(error).__name__
@@ -179,7 +181,7 @@ def _ask(repo: str, revision: str | None, path: str | None, call: Callable[[], T
             raise Unreachable(f"{repo}: {why}, {attempt} times in a row; try again later")
         if wait > download.LONGEST_WAIT:
             raise Unreachable(f"{repo}: {why} and to wait {wait:.0f} s; try again then")
-        ui.note(f"{repo}: {why}; asking again")
+        logger.info("%s: %s; trying again", repo, why)
         time.sleep(wait)
     raise AssertionError
 
@@ -192,7 +194,7 @@ def _refusal(
     headers: Mapping[str, str],
     error: Exception | None = None,
 ) -> JambaError:
-    """What the hub's refusal means, and what to do about it."""
+    """The error for a status of the hub: what it means and what to do about it."""
     lower = {key.lower(): value for key, value in headers.items()}
     code, kind = lower.get("x-error-code", ""), type(error).__name__
     page = f"{_page()}/{repo}"
@@ -223,7 +225,7 @@ def _has_token() -> bool:
 
 
 def _endpoint() -> str | None:
-    """HF_ENDPOINT as it is now; None leaves it to the library."""
+    """The current value of HF_ENDPOINT; None for the library's default."""
     return os.environ.get("HF_ENDPOINT") or None
 
 
@@ -232,9 +234,9 @@ def _page() -> str:
 
 
 def _inside(path: str) -> bool:
-    """Whether a listed path stays in its repository; odd but harmless characters are the file's own affair."""
+    """Whether a listed path stays inside its repository. Unusual but harmless characters are allowed."""
     parts = PurePosixPath(path).parts
-    return sound_path(path) or not (
+    return is_safe_path(path) or not (
         path.startswith("/") or "\\" in path or ".." in parts or not path.isprintable() or re.match(r"[A-Za-z]:", path)
     )
 

@@ -1,4 +1,4 @@
-"""What a model's name means: which repository, type, file, revision or registry; knows nothing of networks or the disk.
+"""Parses model names into repositories, types, files, revisions and registries, without the network or the store.
 
 ``jamba:q4_0``, ``hf.co/OWNER/REPO[@REVISION][:QUANT]``, ``OWNER/REPO[@REVISION]/FILE.gguf``, ``ollama:[HOST/]NAME[:TAG]``.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from jambacli.errors import UsageError
 from jambacli.hub.aliases import REPO, SHORT, Model, Table, load_table
-from jambacli.hub.paths import sound_path
+from jambacli.hub.paths import is_safe_path
 
 MAX_NAME = 400
 QUANT = re.compile(r"(?:UD-)?(?:I?Q\d(?:_\w+)?|TQ\d_\d|F16|F32|BF16|FP16|FP32|MXFP4\w*|EXPERTS_INT8)", re.I | re.ASCII)
@@ -21,11 +21,12 @@ _REVISION = re.compile(r"[\w.][\w./-]{0,199}", re.ASCII)
 _OLLAMA_PART = re.compile(r"[A-Za-z0-9_][\w.-]{0,127}", re.ASCII)
 _OLLAMA_HOST = re.compile(r"(?:\w[\w-]*\.)*\w[\w-]*(?::\d{1,5})?|\[[0-9a-fA-F:]{2,39}\](?::\d{1,5})?", re.ASCII)
 _MAX_ALIAS_STEPS = 8
+_NOT_A_NAME = "is not a model name; write it like jamba:q4_0, OWNER/REPO:Q4_K_M or ollama:NAME:TAG"
 
 
 @dataclass(frozen=True)
 class Hub:
-    """A place on the Hugging Face hub; without ``file``, the one of type ``quant``; ``revision`` None is main."""
+    """A model on the Hugging Face hub: ``file`` of ``repo``, or its GGUF of type ``quant``. ``revision`` None is main."""
 
     repo: str
     quant: str | None = None
@@ -40,7 +41,7 @@ class Hub:
 
 @dataclass(frozen=True)
 class Ollama:
-    """A model of a registry that speaks Ollama's API; ``host`` None is the default registry, http for a local one."""
+    """A model in a registry with Ollama's API. ``host`` None is the default registry; ``scheme`` is http or https."""
 
     host: str | None
     scheme: str
@@ -56,9 +57,10 @@ class Ollama:
 
 @dataclass(frozen=True)
 class Name:
-    """A parsed name: ``text`` as it is listed, ``sources`` to try in order, ``weights`` the checkpoint to make it of.
+    """A parsed name.
 
-    ``model`` is the alias table's entry where the name is one of its own; ``quant`` what was asked for, upper case.
+    ``text``: the name as it is listed. ``sources``: where to look for it, in order. ``weights``: the repository of the
+    checkpoint it can be made from. ``quant``: the type in the name, upper case. ``model``: the alias table's entry for it.
     """
 
     text: str
@@ -69,17 +71,18 @@ class Name:
 
 
 def parse_name(text: str, *, revision: str | None = None, table: Table | None = None) -> Name:
-    """The meaning of ``text``. UsageError for what is no name at all, or an unknown one, listing the nearest."""
+    """The meaning of ``text``. Raises UsageError for text that cannot be a name and for unknown names, listing similar
+    ones."""
     shown = f"{text[:100]!a}"
     if not text or len(text) > MAX_NAME or not text.isprintable() or "\\" in text:
-        raise UsageError(f"{shown} is no model name; write it like jamba:q4_0, OWNER/REPO:Q4_K_M or ollama:NAME:TAG")
-    if revision is not None and not sound_revision(revision):
-        raise UsageError(f"{revision[:100]!a} is no revision; give a branch, a tag or a commit")
+        raise UsageError(f"{shown} {_NOT_A_NAME}")
+    if revision is not None and not is_safe_revision(revision):
+        raise UsageError("is not a branch, a tag or a commit", field="revision", value=revision[:100])
     table = table or load_table()
     name = _parse(text.strip(), table, 0)
     if revision is not None:
         if any(isinstance(source, Ollama) for source in name.sources):
-            raise UsageError(f"{shown}: Ollama registries have no revisions; name a tag instead")
+            raise UsageError(f"{shown}: Ollama registries have no revisions; use a tag instead")
         sources = tuple(replace(s, revision=revision) for s in name.sources if isinstance(s, Hub))
         text = str(sources[0]) if "/" in name.text and sources else f"{name.text}@{revision}"
         name = replace(name, sources=sources, text=text)
@@ -87,14 +90,15 @@ def parse_name(text: str, *, revision: str | None = None, table: Table | None = 
 
 
 def with_quant(name: Name, quant: str) -> Name:
-    """``name``, wanted as type ``quant``; UsageError where it already says another."""
-    want = canonical_quant(quant)
-    if name.quant is not None and name.quant != want:
-        raise UsageError(f"{name.text} asks for {name.quant}, --quant for {want}; leave one of them out")
+    """``name`` with type ``quant``. Raises UsageError when the name already says another type or names one file."""
+    kind = canonical_quant(quant)
+    if name.quant is not None and name.quant != kind:
+        problem = f"is not the type in the name {name.text}"
+        raise UsageError(problem, field="quant", value=quant[:40], remedy="leave one of them out")
     if any(isinstance(s, Ollama) or s.file for s in name.sources):
-        raise UsageError(f"{name.text} names one file already; leave --quant out")
-    sources = tuple(replace(s, quant=want) for s in name.sources if isinstance(s, Hub))
-    return replace(name, sources=sources, quant=want, text=name.text if name.quant else _tagged(name, want))
+        raise UsageError(f"{name.text} names one file already", remedy="leave {quant} out")
+    sources = tuple(replace(s, quant=kind) for s in name.sources if isinstance(s, Hub))
+    return replace(name, sources=sources, quant=kind, text=name.text if name.quant else _tagged(name, kind))
 
 
 def _tagged(name: Name, quant: str) -> str:
@@ -105,18 +109,19 @@ def _tagged(name: Name, quant: str) -> str:
 
 
 def canonical_quant(text: str) -> str:
-    """A type as it is spelled here: upper case, F16 for FP16."""
+    """The canonical spelling of a type: upper case, F16 for FP16."""
     upper = text.upper()
     return {"FP16": "F16", "FP32": "F32"}.get(upper, upper)
 
 
-def sound_revision(text: str) -> bool:
-    """Whether ``text`` can be a git revision: nothing that a path could climb out with."""
+def is_safe_revision(text: str) -> bool:
+    """Whether ``text`` can be a git revision and has no parts that lead to a parent directory."""
     return bool(_REVISION.fullmatch(text)) and all(part.strip(".") for part in text.split("/"))
 
 
 def looks_like_name(text: str) -> bool:
-    """Whether ``text`` could only be a model's name, not words: one of ours, hf.co/..., ollama:..., OWNER/REPO:QUANT."""
+    """Whether ``text`` has the form of a model name rather than of a prompt: a short name, hf.co/..., ollama:... or
+    OWNER/REPO:QUANT."""
     if len(text) > MAX_NAME or not text.isprintable() or any(c.isspace() for c in text):
         return False
     if text.lower().startswith("ollama:") or _HOSTS.match(text):
@@ -135,16 +140,14 @@ def looks_like_name(text: str) -> bool:
 
 def _parse(text: str, table: Table, depth: int) -> Name:
     if depth > _MAX_ALIAS_STEPS:
-        raise UsageError(f"{text[:100]!a}: the aliases lead round in a circle; mend aliases.json")
+        raise UsageError(f"{text[:100]!a}: the aliases in aliases.json form a circle; correct the file")
     if text.lower().startswith("ollama:"):
         return _ollama(text)
     if "/" in text:
         return _hub(text)
     full = text.lower() if text.lower() in (*table.aliases, *table.models) or ":" in text else f"{text.lower()}:latest"
     if not SHORT.fullmatch(full):
-        raise UsageError(
-            f"{text[:100]!a} is no model name; write it like jamba:q4_0, OWNER/REPO:Q4_K_M or ollama:NAME:TAG"
-        )
+        raise UsageError(f"{text[:100]!a} {_NOT_A_NAME}")
     found = _short(full, table, depth)
     if found is None:
         raise UsageError(f"unknown model {text[:100]!a}; {_nearest(full, table)}")
@@ -152,7 +155,7 @@ def _parse(text: str, table: Table, depth: int) -> Name:
 
 
 def _short(full: str, table: Table, depth: int) -> Name | None:
-    """A name of the table's, alone or with a type behind it (``jamba:mini-q4_0``, ``jamba:q4_0``)."""
+    """A name of the table, alone or followed by a type (``jamba:mini-q4_0``, ``jamba:q4_0``)."""
     if full in table.aliases:
         return _parse(table.aliases[full], table, depth + 1)
     if full in table.models:
@@ -178,8 +181,8 @@ def _with_type(base: str, quant: str, table: Table, depth: int) -> Name | None:
 
 
 def _of_model(model: Model, quant: str | None) -> Name:
-    wanted = quant or model.quant
-    return Name(model.name, tuple(Hub(repo, wanted) for repo in model.gguf), model.weights, quant, model)
+    kind = quant or model.quant
+    return Name(model.name, tuple(Hub(repo, kind) for repo in model.gguf), model.weights, quant, model)
 
 
 def _hub(text: str) -> Name:
@@ -199,14 +202,14 @@ def _hub(text: str) -> Name:
     repo, at, revision = repo_at.partition("@")
     repo = f"{owner}/{repo}"
     if not REPO.fullmatch(repo) or ".." in repo:
-        raise UsageError(f"{text[:100]!a} is no repository of the hub; {help}")
-    if at and not sound_revision(revision):
-        raise UsageError(f"{text[:100]!a}: {revision[:60]!a} is no revision; give a branch, a tag or a commit")
-    if file and (not sound_path(file) or not file.lower().endswith(".gguf")):
-        raise UsageError(f"{text[:100]!a}: {file[:60]!a} is no .gguf file of a repository; {help}")
+        raise UsageError(f"{text[:100]!a} is not a repository of the hub; {help}")
+    if at and not is_safe_revision(revision):
+        raise UsageError(f"{text[:100]!a}: {revision[:60]!a} is not a revision; give a branch, a tag or a commit")
+    if file and (not is_safe_path(file) or not file.lower().endswith(".gguf")):
+        raise UsageError(f"{text[:100]!a}: {file[:60]!a} is not a .gguf file of a repository; {help}")
     if quant is not None:
         if not re.fullmatch(r"[\w.-]{1,40}", quant, re.ASCII):
-            raise UsageError(f"{text[:100]!a}: {quant[:60]!a} is no quantization type; {help}")
+            raise UsageError(f"{text[:100]!a}: {quant[:60]!a} is not a quantization type; {help}")
         quant = None if quant.lower() == "latest" else canonical_quant(quant)
     source = Hub(repo, quant, file or None, revision or None)
     return Name(str(source), (source,), repo, quant)
@@ -222,20 +225,20 @@ def _ollama(text: str) -> Name:
     last, _, tag = parts[-1].partition(":")
     host = parts.pop(0) if len(parts) == 3 or (match[1] and len(parts) > 1) else None
     namespace = parts[0] if len(parts) == 2 else "library"
-    sound = len(parts) <= 2 and all(_OLLAMA_PART.fullmatch(p) for p in (namespace, last, tag or "latest"))
+    valid = len(parts) <= 2 and all(_OLLAMA_PART.fullmatch(p) for p in (namespace, last, tag or "latest"))
     if (
-        not sound
+        not valid
         or ".." in path
         or (host is not None and not _OLLAMA_HOST.fullmatch(host))
         or (match[1] and host is None)
     ):
-        raise UsageError(f"{text[:100]!a} is no name of an Ollama registry; {help}")
+        raise UsageError(f"{text[:100]!a} is not a name in an Ollama registry; {help}")
     source = Ollama(host, scheme, namespace, last, tag or "latest")
     return Name(str(source), (source,), None, None)
 
 
 def _nearest(full: str, table: Table) -> str:
-    """The names that were perhaps meant, and all there are."""
+    """The names that may have been meant, and all the names there are."""
     names = table.names()
     family, _, tag = full.partition(":")
     families = sorted({name.partition(":")[0] for name in names if ":" in name})
@@ -245,4 +248,4 @@ def _nearest(full: str, table: Table) -> str:
         near = [f"{name}-{quant}" for name in difflib.get_close_matches(base, names, 3, 0.6)]
     near = near or difflib.get_close_matches(full, names, 3, 0.6)
     head = f"did you mean {' or '.join(near)}? There are" if near else "there are"
-    return f"{head} {', '.join(names)}, each also with a type behind it (jamba:3b-q8_0), and OWNER/REPO of the hub"
+    return f"{head} {', '.join(names)}, each also followed by a type (jamba:3b-q8_0), and OWNER/REPO on the hub"

@@ -1,11 +1,12 @@
-"""Ollama's registries: a name's manifest, and where its model blob is; knows nothing of our store.
+"""Ollama's registries: the manifest of a name, and the URL of its model blob.
 
-The API is the container registries': GET /v2/NAMESPACE/MODEL/manifests/TAG, then /blobs/DIGEST.
+The API is that of container registries: GET /v2/NAMESPACE/MODEL/manifests/TAG, then /blobs/DIGEST.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import time
@@ -13,14 +14,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jambacli import ui
 from jambacli.errors import JambaError, UsageError
 from jambacli.hub import download
-from jambacli.hub.download import Remote, Unreachable
+from jambacli.hub.download import RemoteFile, Unreachable
 from jambacli.hub.names import Ollama
 
 if TYPE_CHECKING:
     import httpx
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_REGISTRY = "https://registry.ollama.ai"
 _MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
@@ -29,17 +31,17 @@ _MAX_MANIFEST = 1 << 20
 
 
 def registry(source: Ollama) -> str:
-    """The address of the name's registry: its own host, JAMBA_OLLAMA_REGISTRY, or Ollama's."""
+    """The URL of the name's registry: the host in the name, else JAMBA_OLLAMA_REGISTRY, else Ollama's own."""
     if source.host is not None:
         return f"{source.scheme}://{source.host}"
     base = os.environ.get("JAMBA_OLLAMA_REGISTRY") or DEFAULT_REGISTRY
     if not re.fullmatch(r"https?://[^\s/]+", base.rstrip("/")):
-        raise UsageError(f"JAMBA_OLLAMA_REGISTRY={base[:100]!a} is no address; write it like https://HOST:PORT")
+        raise UsageError(f"JAMBA_OLLAMA_REGISTRY={base[:100]!a} is not a URL; write it like https://HOST:PORT")
     return base.rstrip("/")
 
 
-def model_blob(client: httpx.Client, source: Ollama) -> Remote:
-    """Where the name's GGUF is, with its size and digest. JambaError where the registry has none or refuses."""
+def model_blob(client: httpx.Client, source: Ollama) -> RemoteFile:
+    """The URL, size and digest of the name's GGUF. Raises JambaError when the registry has none or refuses."""
     base = f"{registry(source)}/v2/{source.namespace}/{source.model}"
     manifest = _manifest(client, source, f"{base}/manifests/{source.tag}")
     layers = manifest.get("layers")
@@ -49,20 +51,20 @@ def model_blob(client: httpx.Client, source: Ollama) -> Remote:
         if isinstance(layer, dict) and str(layer.get("mediaType", "")).partition(";")[0] == _MODEL_LAYER
     ]
     if len(models) != 1:
-        what = "no model file" if not models else f"{len(models)} model files, which GGUF cannot be"
-        raise JambaError(f"{source}: its manifest has {what}; it is no model that runs here")
+        what = "no model file" if not models else f"{len(models)} model files instead of one"
+        raise JambaError(f"{source}: its manifest has {what}, so it cannot be run")
     size, digest = models[0].get("size"), models[0].get("digest")
     if not isinstance(size, int) or not isinstance(digest, str) or not digest.startswith("sha256:"):
-        raise JambaError(f"{source}: its manifest gives no sound size and digest")
+        raise JambaError(f"{source}: its manifest has no valid size and digest")
 
-    def refused(status: int, headers: Mapping[str, str]) -> JambaError:
+    def refusal(status: int, headers: Mapping[str, str]) -> JambaError:
         return _refusal(source, status)
 
-    return Remote(f"{source.model}-{source.tag}.gguf", f"{base}/blobs/{digest}", size, digest, refused)
+    return RemoteFile(f"{source.model}-{source.tag}.gguf", f"{base}/blobs/{digest}", size, digest, refusal)
 
 
-def ollamas_own(remote: Remote) -> Path | None:
-    """Where an Ollama on this machine has the blob already; None where there is none of its size."""
+def local_blob(remote: RemoteFile) -> Path | None:
+    """The blob in the store of an Ollama on this machine; None when that has no blob of this digest and size."""
     home = Path(os.environ.get("OLLAMA_MODELS") or Path.home() / ".ollama" / "models")
     path = home / "blobs" / remote.digest.replace(":", "-")
     try:
@@ -98,15 +100,17 @@ def _manifest(client: httpx.Client, source: Ollama, url: str) -> dict[str, Any]:
             why = f"{registry(source)} cannot be reached: {' '.join(str(error).split())[:160]}"
         if attempt == download.TRIES or wait > download.LONGEST_WAIT:
             raise Unreachable(f"{source}: {why}; try again later")
-        ui.note(f"{source}: {why}; asking again")
+        logger.info("%s: %s; trying again", source, why)
         time.sleep(wait)
     raise AssertionError
 
 
 def _refusal(source: Ollama, status: int) -> JambaError:
-    where = registry(source)
+    url = registry(source)
     if status == 404:
-        return JambaError(f"{source}: {where} has no such model or tag (404)")
+        return JambaError(f"{source}: {url} has no such model or tag (404)")
     if status in (401, 403):
-        return JambaError(f"{source}: {where} wants a log-in for it ({status}); pull it with ollama, or make it public")
-    return JambaError(f"{source}: {where} answered with an error ({status})")
+        return JambaError(
+            f"{source}: {url} requires a log-in for it ({status}); pull it with ollama, or make it public"
+        )
+    return JambaError(f"{source}: {url} answered with an error ({status})")

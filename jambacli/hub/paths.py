@@ -1,10 +1,10 @@
-"""Which relative paths from listings and manifests are safe to write under a folder of ours; knows nothing of who sent them."""
+"""Which relative paths from listings and manifests are safe to write below a directory of the store."""
 
 from __future__ import annotations
 
 
-def sound_path(text: str) -> bool:
-    """Whether ``text`` is a plain relative path of a repository: no climbing out, no drive, no control characters."""
+def is_safe_path(text: str) -> bool:
+    """Whether ``text`` is a plain relative path: no parent directories, no drive, no control characters."""
     return (
         0 < len(text) <= 500
         and text.isprintable()

@@ -1,4 +1,4 @@
-"""Which GGUF files of a repository a name means: by file, by type, or the usual one; knows nothing of networks."""
+"""Picks the GGUF files of a repository that a name means: by file name, by type, or the default type."""
 
 from __future__ import annotations
 
@@ -8,68 +8,84 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from jambacli.gguf.reader import SPLIT_NAME
-from jambacli.hub.huggingface import Listed, Listing, NotOnHub
+from jambacli.hub.aliases import DEFAULT_QUANT
+from jambacli.hub.huggingface import ListedFile, Listing, NotOnHub
 from jambacli.hub.names import QUANT, Hub, canonical_quant
-from jambacli.hub.paths import sound_path
+from jambacli.hub.paths import is_safe_path
 from jambacli.units import format_bytes
 
-USUAL = "Q4_K_M"
 _TYPE = re.compile(rf"(?<![A-Za-z0-9])({QUANT.pattern})(?![A-Za-z0-9])", re.I | re.ASCII)
 _OTHER_FILES = re.compile(r"(?:^|[-._])(?:mmproj|imatrix)", re.I)
 _MAX_PARTS = 1000
 
 
-class NoSuchGGUF(NotOnHub):
-    """The repository has no GGUF of the wanted type; ``types`` says which it has."""
+@dataclass(frozen=True)
+class Conversion:
+    """A GGUF that can be made from an HF checkpoint: pull ``name`` with ``quant``, made from the repository ``repo``."""
 
-    def __init__(self, text: str, types: list[str]) -> None:
-        super().__init__(text)
+    name: str
+    repo: str
+    quant: str
+
+
+class NoSuchGGUF(NotOnHub):
+    """The repository has no GGUF of the requested type; ``types`` are those it has.
+
+    ``offer``: set when the type can be made from the model's checkpoint.
+    """
+
+    def __init__(self, problem: str, types: list[str], offer: Conversion | None = None) -> None:
+        super().__init__(problem, remedy="set {quant} to make it from the checkpoint" if offer else None)
         self.types = types
+        self.offer = offer
 
 
 @dataclass(frozen=True)
-class Choice:
-    """One model of a repository: all its files in order; ``quant`` as its name says, "" where it does not."""
+class Candidate:
+    """One GGUF model of a repository: its files in order. ``quant`` is the type in its name, "" when it has none.
+
+    ``n_parts``: how many files the names say it has.
+    """
 
     quant: str
-    files: tuple[Listed, ...]
-    wanted_parts: int
+    files: tuple[ListedFile, ...]
+    n_parts: int
 
     @property
     def size(self) -> int | None:
-        """Bytes of all files, None where the listing does not say."""
+        """Bytes of all files, None when the listing has no sizes."""
         sizes = [file.size for file in self.files if file.size is not None]
         return sum(sizes) if len(sizes) == len(self.files) else None
 
     @property
     def label(self) -> str:
-        """What to call it in a list: its type, or its file."""
+        """Its type (else its file name) and size, for a list."""
         size = self.size
         return (self.quant or self.files[0].path) + (f" ({format_bytes(size)})" if size is not None else "")
 
 
-def choices(listing: Listing) -> list[Choice]:
-    """Every GGUF model of the repository, smallest first; the parts of a split one together."""
-    groups: dict[tuple[str, str, int], dict[int, Listed]] = {}
+def candidates(listing: Listing) -> list[Candidate]:
+    """All GGUF models of the repository, smallest first; the parts of a split model are one candidate."""
+    groups: dict[tuple[str, str, int], dict[int, ListedFile]] = {}
     for file in listing.files:
         path = PurePosixPath(file.path)
-        if path.suffix.lower() != ".gguf" or _OTHER_FILES.search(path.name) or not sound_path(file.path):
+        if path.suffix.lower() != ".gguf" or _OTHER_FILES.search(path.name) or not is_safe_path(file.path):
             continue
         split = SPLIT_NAME.fullmatch(path.name)
         number, count = (int(split["no"]), int(split["count"])) if split else (1, 1)
         if 1 <= number <= count <= _MAX_PARTS:
             groups.setdefault((str(path.parent), split["stem"] if split else path.stem, count), {})[number] = file
     found = [
-        Choice(_quant(folder, stem), tuple(parts[n] for n in sorted(parts)), count)
+        Candidate(_quant(folder, stem), tuple(parts[n] for n in sorted(parts)), count)
         for (folder, stem, count), parts in groups.items()
     ]
-    return sorted(found, key=lambda choice: (choice.size or 0, choice.files[0].path))
+    return sorted(found, key=lambda candidate: (candidate.size or 0, candidate.files[0].path))
 
 
-def choose(listing: Listing, source: Hub) -> Choice:
-    """The model that ``source`` means. NoSuchGGUF, listing what there is, where that is none or not one."""
-    found = choices(listing)
-    types = [choice.quant for choice in found]
+def pick_candidate(listing: Listing, source: Hub) -> Candidate:
+    """The model that ``source`` means. Raises NoSuchGGUF, listing the models there are, when it is not exactly one."""
+    found = candidates(listing)
+    types = [candidate.quant for candidate in found]
     has = f"it has {', '.join(c.label for c in found)}" if found else "it has no GGUF files at all"
     if source.file is not None:
         matching = [c for c in found if any(f.path == source.file for f in c.files)]
@@ -83,21 +99,21 @@ def choose(listing: Listing, source: Hub) -> Choice:
         if not matching:
             raise NoSuchGGUF(f"{source.repo} has no GGUF of type {source.quant}; {has}", types)
     else:
-        matching = found if len(found) == 1 else [c for c in found if c.quant == USUAL]
+        matching = found if len(found) == 1 else [c for c in found if c.quant == DEFAULT_QUANT]
         if not matching:
             ask = f"; name one, like {source.repo}:{found[0].quant or 'TYPE'}" if found else ""
             raise NoSuchGGUF(f"{source.repo}: {has}{ask}", types)
     if len(matching) > 1:
         names = ", ".join(c.files[0].path for c in matching)
         raise NoSuchGGUF(f"{source} could be any of {names}; name one as {source.repo}/FILE.gguf", types)
-    choice = matching[0]
-    if len(choice.files) != choice.wanted_parts:
+    candidate = matching[0]
+    if len(candidate.files) != candidate.n_parts:
         raise NoSuchGGUF(
-            f"{source}: {listing.repo} has {len(choice.files)} of its {choice.wanted_parts} parts only; "
+            f"{source}: {listing.repo} has only {len(candidate.files)} of its {candidate.n_parts} parts; "
             "the upload is incomplete",
             types,
         )
-    return choice
+    return candidate
 
 
 def _quant(folder: str, stem: str) -> str:

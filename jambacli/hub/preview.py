@@ -1,12 +1,11 @@
-"""What a model will be before all of it is here, and whether it fits this machine; knows nothing of where it comes from.
+"""The summary of a model before it is downloaded, and whether it fits this machine.
 
-The first bytes of a GGUF hold its metadata and tensor list: with the sizes of its files they make a summary, by the same
-reader that reads whole files, over files of the full size with nothing behind their heads.
+The first bytes of a GGUF hold its metadata and tensor list. They are written to sparse files of the model's full sizes, which
+the reader of whole files then summarizes.
 """
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,14 +23,14 @@ if TYPE_CHECKING:
 
 _FIRST_HEAD = 1 << 21
 _LONGEST_HEAD = 1 << 26
-# Beyond the weights of a model that is known by its size alone: runtime, state, scratch and some context.
+# Memory beyond the weights of a model of which only the size is known: runtime, state, scratch and some context.
 _ROOM_BESIDE_WEIGHTS = 1_200_000_000
-_GOOD = ("fits", "tight", "experts in RAM")
+_USABLE = ("fits", "tight", "experts in RAM")
 
 
 @dataclass(frozen=True)
-class Other:
-    """Another model that could be pulled: what to call it, and its bytes."""
+class Alternative:
+    """Another model that could be pulled: its name, and its size in bytes."""
 
     name: str
     size: int
@@ -39,24 +38,26 @@ class Other:
 
 @dataclass(frozen=True)
 class Fit:
-    """How a model of ``size`` bytes sits on this machine: the plan at ``plan.ctx`` tokens, and what would fit instead.
+    """How a model fits this machine.
 
-    ``fits`` is whether any device holds it; ``longest`` is the longest context that some device holds, 0 where none does.
+    ``size``: bytes of its files. ``to_download``: how many of them have not been downloaded yet. ``plan``: the memory plan
+    at ``plan.ctx`` tokens. ``fits``: whether some device can run it. ``longest_ctx``: the longest context with which some
+    device can run it, 0 for none. ``alternatives``: models that fit when this one does not.
     """
 
     name: str
     size: int
-    left: int
+    to_download: int
     plan: Plan
     fits: bool
-    longest: int
-    instead: tuple[Other, ...]
+    longest_ctx: int
+    alternatives: tuple[Alternative, ...]
 
 
 def preview(names: Sequence[str], sizes: Sequence[int], head: Callable[[int, int], Path]) -> Summary:
-    """The summary of a model from its files' heads; ``head(i, n)`` is a file with the first ``n`` bytes of file ``i``.
+    """The summary of a model from the heads of its files; ``head(i, n)`` returns a file with the first ``n`` bytes of file i.
 
-    Raises what ``weights.summary.summarize`` raises for a file that is no sound Jamba GGUF.
+    Raises what ``gguf.summary.summarize`` raises for a file that is not a valid Jamba GGUF.
     """
     from jambacli.gguf.summary import summarize
 
@@ -68,70 +69,60 @@ def preview(names: Sequence[str], sizes: Sequence[int], head: Callable[[int, int
             try:
                 return summarize(Path(folder) / names[0])
             except BadFileError as error:
-                # A head that is too short looks damaged.
+                # A head that is too short looks like a damaged file, so a longer one is tried.
                 if length >= min(_LONGEST_HEAD, max(sizes)):
                     raise BadFileError(names[0], error.problem_in_file) from error
         length *= 4
 
 
-def judge(
+def assess_fit(
     name: str,
     config: JambaConfig,
     weights: int,
     experts: int,
     *,
     size: int,
-    left: int,
+    to_download: int,
     ctx: int | None,
     kv_type: str,
     devices: Sequence[Device],
-    same: Sequence[Other],
-    known: Sequence[Other],
+    same: Sequence[Alternative],
+    known: Sequence[Alternative],
     tensors: Mapping[str, tuple[str, tuple[int, ...]]] | None = None,
 ) -> Fit:
-    """Whether a model of ``weights`` bytes (``experts`` of them the experts') fits, and what would where it does not.
+    """Whether a model with ``weights`` bytes of weights (``experts`` of them in experts) fits one of ``devices``.
 
-    ``tensors``: its own, (format, shape) by name, as ``memory_plan`` takes them.
-
-    ``size`` is of its files, ``left`` what of them is still to come. ``ctx`` None is the longest context that fits, the
-    model's own at most. What fits is looked for in ``same``, its other types, and among the ``known`` models.
+    ``size``: bytes of its files. ``to_download``: how many of them are still missing. ``ctx``: context in tokens, None for
+    the longest that fits, at most the model's own. ``tensors``: (format, shape) by name, as ``memory_plan`` takes them.
+    When it does not fit, alternatives are chosen from ``same`` (its other types) and ``known`` (other models).
     """
-    share = experts / weights
-    longest_ctx = config.context_length
+    expert_share = experts / weights
 
     def planned(nbytes: int, tokens: int, own: Mapping[str, tuple[str, tuple[int, ...]]] | None = None) -> Plan:
-        return memory_plan(config, nbytes, int(share * nbytes), tokens, kv_type, devices, own)
+        return memory_plan(config, nbytes, int(expert_share * nbytes), tokens, kv_type, devices, own)
 
-    plan = planned(weights, ctx or longest_ctx, tensors)
+    plan = planned(weights, ctx or config.context_length, tensors)
     longest = max((fit.largest_ctx_offload[kv_type] for fit in plan.fits), default=0)
-    if ctx is None and not _good(plan) and longest:
+    if ctx is None and not _usable(plan) and longest:
         plan = planned(weights, longest, tensors)
-    if _good(plan):
-        return Fit(name, size, left, plan, True, longest, ())
-    smaller = [o for o in same if o.size < size and _good(planned(o.size, ctx or 4096))]
-    instead = [max(smaller, key=lambda o: o.size)] if smaller else []
+    if _usable(plan):
+        return Fit(name, size, to_download, plan, True, longest, ())
+    smaller = [o for o in same if o.size < size and _usable(planned(o.size, ctx or 4096))]
+    found = [max(smaller, key=lambda o: o.size)] if smaller else []
     room = max((d.available for d in devices), default=0) - _ROOM_BESIDE_WEIGHTS
-    instead += [o for o in known if o.size < min(size, room) and o.name not in [i.name for i in instead]]
-    return Fit(name, size, left, plan, False, longest, tuple(instead[:3]))
+    found += [o for o in known if o.size < min(size, room) and o.name not in [f.name for f in found]]
+    return Fit(name, size, to_download, plan, False, longest, tuple(found[:3]))
 
 
-def _good(plan: Plan) -> bool:
-    return any(fit.verdict in _GOOD for fit in plan.fits)
+def _usable(plan: Plan) -> bool:
+    return any(fit.verdict in _USABLE for fit in plan.fits)
 
 
 def _sparse(source: Path, target: Path, head: int, size: int, name: str) -> None:
-    with source.open("rb") as had, target.open("wb") as file:
-        first = had.read(head)
+    """Write ``target`` as a sparse file of ``size`` bytes that begins with the first ``head`` bytes of ``source``."""
+    with source.open("rb") as partial, target.open("wb") as file:
+        first = partial.read(head)
         if first[: len(MAGIC)] != MAGIC:
-            raise _NotGGUF(name, f"is no GGUF file: it begins with {first[:4]!r}")
+            raise BadFileError(name, f"is not a GGUF file: it begins with {first[:4]!r}")
         file.write(first)
         file.truncate(size)
-
-
-class _NotGGUF(BadFileError):
-    """Not worth reading more of."""
-
-
-def forget(folder: Path) -> None:
-    """Remove a set that turned out to be no model."""
-    shutil.rmtree(folder, ignore_errors=True)

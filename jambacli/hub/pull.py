@@ -1,282 +1,304 @@
-"""From a name to a verified model in the store: what to fetch, whether it fits, fetching it; knows nothing of terminals.
+"""Pulls a model: from a name to verified, registered files in the store.
 
-The order is: ask the source what it has, look for the bytes on this disk, check the disk, read the files' heads, let the
-caller decide, fetch, verify, register. Nothing is registered before its digests and its header have been checked.
+The order is: list what the source has, look for copies on this disk, check the disk space, read the heads of the files, let the
+caller decide, download, verify, register. Nothing is registered before its digests and its header have been checked.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from jambacli import ui
 from jambacli.errors import BadFileError, JambaError, UnsupportedError, UsageError
 from jambacli.files import path_of
-from jambacli.hub import download, huggingface, ollama, pick_file
-from jambacli.hub import preview as previews
-from jambacli.hub.aliases import SHORT, load_table
-from jambacli.hub.download import Remote, Unreachable
+from jambacli.hub import download, huggingface, ollama
+from jambacli.hub.aliases import DEFAULT_QUANT, SHORT, load_table
+from jambacli.hub.download import RemoteFile, Unreachable
 from jambacli.hub.names import Hub, Name, Ollama, parse_name, with_quant
-from jambacli.hub.preview import Fit, Other
+from jambacli.hub.pick_file import Conversion, NoSuchGGUF, candidates, pick_candidate
+from jambacli.hub.preview import Alternative, Fit, assess_fit, preview
 from jambacli.hub.resolve import find_named
-from jambacli.hub.store import Entry, Store, StoredFile, set_id
+from jambacli.hub.store import Entry, Store, StoredFile, discard, set_id
+from jambacli.progress import Progress, Transfers, no_progress, no_transfers
 from jambacli.units import format_bytes
 
 if TYPE_CHECKING:
+    import httpx
+
     from jambacli.gguf.summary import Summary
     from jambacli.model.config import JambaConfig
 
-# Offered where another model is too big.
+logger = logging.getLogger(__name__)
+
+# Models up to this many bytes are offered as alternatives to one that does not fit.
 _SMALL_MODEL = 4e9
 
 
 @dataclass(frozen=True)
-class Request:
-    """What is wanted beside the name: a type, a revision, a name of the user's own, a context it is to fit with."""
+class PullOptions:
+    """Options of a pull.
+
+    ``quant``: the type. ``revision``: a branch, tag or commit. ``own_name``: the name to register it under, None for the name
+    that is pulled. ``ctx``: the context in tokens that must fit, None for the longest that fits. ``kv_type``: the type of
+    keys and values in that context.
+    """
 
     quant: str | None = None
     revision: str | None = None
-    name: str | None = None
+    own_name: str | None = None
     ctx: int | None = None
     kv_type: str = "f16"
 
 
 @dataclass(frozen=True)
-class Found:
-    """A model at its source: where its files are, where this disk has copies of them, and what else the source has."""
+class RemoteModel:
+    """A model at its source.
+
+    ``source``: the entry's description of it. ``files``: its files to download, in order. ``copies``: copies of all of them on
+    this disk, else empty. ``quant``: the type in its name, "" for none. ``alternatives``: other types at the same source.
+    """
 
     source: dict[str, Any]
-    remotes: list[Remote]
+    files: list[RemoteFile]
     copies: list[Path]
     quant: str
-    others: list[Other]
+    alternatives: list[Alternative]
 
 
 class NeedsConversion(JambaError):
-    """No GGUF of the wanted type, but a checkpoint to make one of: ``repo``, as ``quant``."""
+    """There is no GGUF of the requested type, but it can be made from a checkpoint: see ``offer``."""
 
-    def __init__(self, text: str, repo: str, quant: str) -> None:
-        super().__init__(text)
-        self.repo = repo
-        self.quant = quant
+    def __init__(self, problem: str, offer: Conversion) -> None:
+        super().__init__(problem, remedy="set {quant} to convert and quantize it in one step")
+        self.offer = offer
 
 
-def pull(text: str, request: Request, decide: Callable[[Fit], None]) -> Entry:
-    """Pull ``text`` and register it. ``decide`` sees how it fits before the bulk is fetched, and raises to stop it.
+def pull(
+    text: str,
+    options: PullOptions,
+    decide: Callable[[Fit], None],
+    *,
+    progress: Progress = no_progress,
+    transfers: Transfers = no_transfers,
+) -> Entry:
+    """Pull ``text`` and register it.
 
-    JambaError, one line, for everything that can go wrong; NeedsConversion where ``make.make`` could help.
+    ``decide`` is called with how the model fits this machine before most of it is downloaded, and raises to stop. Raises
+    JambaError for everything that can go wrong; NeedsConversion when ``from_checkpoint.make_from_checkpoint`` can make it.
     """
-    if request.name is not None and not SHORT.fullmatch(request.name):
+    if options.own_name is not None and not SHORT.fullmatch(options.own_name):
         raise UsageError(
-            f"--name {request.name[:80]!a} is no name; use small letters, digits, _ . - and one colon at most"
+            "is not a valid name; use small letters, digits, _ . - and at most one colon",
+            field="own_name",
+            value=options.own_name[:80],
         )
     store = Store()
-    if (path := _local(text)) is not None:
-        return _register_path(store, path, request)
-    name = parse_name(text, revision=request.revision)
-    if request.quant is not None:
-        name = with_quant(name, request.quant)
+    if (path := _local_file(text)) is not None:
+        return _register_path(store, path, options)
+    name = parse_name(text, revision=options.revision)
+    if options.quant is not None:
+        name = with_quant(name, options.quant)
     store.prepare()
     known = find_named(store, name)
     try:
-        found = _find(name, request)
+        model = _find(name, options)
     except Unreachable as error:
-        if known is None or not store.complete(known):
+        if known is None or not store.is_complete(known):
             raise
-        ui.warn(f"{error}; {known.name} stays as it is")
+        logger.warning("%s; %s stays as it is", error, known.name)
         return known
-    entry_name = request.name or name.text
-    return obtain(store, entry_name, found, request, decide)
+    return _obtain(store, options.own_name or name.text, model, options, decide, progress, transfers)
 
 
-def obtain(store: Store, name: str, found: Found, request: Request, decide: Callable[[Fit], None]) -> Entry:
-    """Fetch what is missing of ``found``, verify it, and register it under ``name``."""
-    key = set_id([remote.digest for remote in found.remotes])
-    size = sum(remote.size for remote in found.remotes)
+def _obtain(
+    store: Store,
+    name: str,
+    model: RemoteModel,
+    options: PullOptions,
+    decide: Callable[[Fit], None],
+    progress: Progress,
+    transfers: Transfers,
+) -> Entry:
+    """Download what is missing of ``model``, verify it and register it under ``name``."""
+    key = set_id([file.digest for file in model.files])
+    size = sum(file.size for file in model.files)
     with store.lock(key):
         folder = store.folder(key)
-        targets = _targets(store, key, found.remotes)
+        targets = _targets(store, key, model.files)
         have = store.get(name)
-        if have is not None and store.complete(have) and (have.set_id == key or have.source == found.source):
-            ui.note(f"{name} is here already ({format_bytes(size)})")
+        if have is not None and store.is_complete(have) and (have.set_id == key or have.source == model.source):
+            logger.info("%s is already downloaded (%s)", name, format_bytes(size))
             return have
-        left = size - sum(download.fetched_bytes(t, r.size) for t, r in zip(targets, found.remotes, strict=True))
-        if left and found.copies and (copied := _verified_copies(found)):
-            summary = _sound(found.copies[0], None)
-            ui.note(f"{found.copies[0]} is it: linked, nothing to download")
-            return _register(store, name, found, None, copied, summary)
-        store.need_disk(left, name)
+        missing = size - sum(download.fetched_bytes(t, f.size) for t, f in zip(targets, model.files, strict=True))
+        if missing and model.copies and (copies := _verified_copies(model, progress)):
+            summary = _checked_summary(model.copies[0], None)
+            logger.info("%s is the same file: linked, nothing to download", model.copies[0])
+            return _register(store, name, model, None, copies, summary)
+        store.require_disk_space(missing, name)
         with download.open_client() as client:
-            if left:
+            if missing:
 
                 def head(i: int, n: int) -> Path:
-                    return download.fetch_head(client, found.remotes[i], targets[i], n)
+                    return download.fetch_head(client, model.files[i], targets[i], n)
 
                 try:
-                    seen = previews.preview([t.name for t in targets], [r.size for r in found.remotes], head)
+                    seen = preview([t.name for t in targets], [f.size for f in model.files], head)
                 except (BadFileError, UnsupportedError) as error:
-                    previews.forget(folder)
-                    raise JambaError(f"{name} is no model that runs here: {error}; nothing was kept") from error
-                weights, experts = seen.weight_bytes, seen.expert_bytes
-                others = found.others
-                judged = fit(
-                    name, seen.config, weights, experts, size=size, left=left, others=others, request=request,
-                    tensors=seen.tensors,
+                    discard(folder)
+                    raise JambaError(f"{name} cannot be run: {error}; nothing was kept") from error
+                fit = fit_this_machine(
+                    name, seen.config, seen.weight_bytes, seen.expert_bytes, size=size, to_download=missing,
+                    same=model.alternatives, options=options, tensors=seen.tensors,
                 )  # fmt: skip
-                decide(judged)
-            digests = _fetch_all(client, name, found.remotes, targets)
-        summary = _sound(targets[0], folder)
-        files = [
-            StoredFile(t.name, r.size, digest) for t, r, digest in zip(targets, found.remotes, digests, strict=True)
-        ]
-        return _register(store, name, found, key, files, summary)
+                decide(fit)
+            digests = _fetch_all(client, name, model.files, targets, transfers)
+        summary = _checked_summary(targets[0], folder)
+        files = [StoredFile(t.name, f.size, digest) for t, f, digest in zip(targets, model.files, digests, strict=True)]
+        return _register(store, name, model, key, files, summary)
 
 
-def _targets(store: Store, key: str, remotes: Sequence[Remote]) -> list[Path]:
-    """Where the files go: under the names of the registered set where there is one, whoever named it."""
+def _targets(store: Store, key: str, remotes: Sequence[RemoteFile]) -> list[Path]:
+    """The target paths of the files: those of a registered entry with the same set, if there is one, else new ones."""
     for entry in store.entries():
         if entry.set_id == key and len(entry.files) == len(remotes):
             return store.paths(entry)
     return [store.folder(key) / remote.name for remote in remotes]
 
 
-def _find(name: Name, request: Request) -> Found:
-    """The first of the name's sources that has it."""
+def _find(name: Name, options: PullOptions) -> RemoteModel:
+    """The model at the first of the name's sources that has it. Raises the first source's error when none has."""
     first: JambaError | None = None
     for source in name.sources:
         try:
-            return _on_ollama(source) if isinstance(source, Ollama) else _on_hub(name, source, request)
+            return _on_ollama(source) if isinstance(source, Ollama) else _on_hub(name, source)
         except huggingface.NotOnHub as error:
             first = first or error
     repo = name.weights
-    if repo is not None and (first is None or isinstance(first, pick_file.NoSuchGGUF)):
-        _offer_conversion(name, repo, request, first)
-    if isinstance(first, pick_file.NoSuchGGUF) and name.model and name.quant and repo:
-        make = f"jamba pull {name.model.name} --quant {name.quant.lower()}"
-        raise pick_file.NoSuchGGUF(f"{first}; or make it of the checkpoint with: {make}", first.types)
-    raise first or JambaError(f"{name.text}: no repository is known to have it")
+    if repo is not None and (first is None or isinstance(first, NoSuchGGUF)):
+        _offer_conversion(name, repo, options, first)
+    if isinstance(first, NoSuchGGUF) and name.model and name.quant and repo:
+        raise NoSuchGGUF(first.problem, first.types, Conversion(name.model.name, repo, name.quant))
+    raise first or JambaError(f"{name.text}: no known repository has it")
 
 
-def _offer_conversion(name: Name, repo: str, request: Request, first: JambaError | None) -> None:
-    """Raise NeedsConversion where ``repo`` has safetensors to make the wanted type of."""
-    if first is not None and isinstance(first, pick_file.NoSuchGGUF) and first.types and request.quant is None:
+def _offer_conversion(name: Name, repo: str, options: PullOptions, first: JambaError | None) -> None:
+    """Raise NeedsConversion when ``repo`` has safetensors from which the requested type can be made."""
+    if first is not None and isinstance(first, NoSuchGGUF) and first.types and options.quant is None:
         return
-    listing = huggingface.list_repo(repo, request.revision)
+    listing = huggingface.list_repo(repo, options.revision)
     weights = [f for f in listing.files if f.path.endswith(".safetensors")]
     if not weights:
         return
-    quant = name.quant or (name.model.quant if name.model else pick_file.USUAL)
+    quant = name.quant or (name.model.quant if name.model else DEFAULT_QUANT)
     nbytes = sum(f.size or 0 for f in weights)
     size = f" ({format_bytes(nbytes)} to download)" if nbytes else ""
-    base = name.model.name if name.model else repo
-    raise NeedsConversion(
-        f"there is no GGUF of {name.text}, but a checkpoint{size}; convert and quantize it in one step with: "
-        f"jamba pull {base} --quant {quant.lower()}",
-        repo,
-        quant,
-    )
+    offer = Conversion(name.model.name if name.model else repo, repo, quant)
+    raise NeedsConversion(f"there is no GGUF of {name.text}, only an HF checkpoint{size}", offer)
 
 
-def _on_hub(name: Name, source: Hub, request: Request) -> Found:
+def _on_hub(name: Name, source: Hub) -> RemoteModel:
     try:
         listing = huggingface.list_repo(source.repo, source.revision)
     except Unreachable as error:
         cached = huggingface.cached_listing(source.repo, source.revision)
         if cached is None:
             raise
-        ui.warn(f"{error}; using what the hub library's cache has")
+        logger.warning("%s; using the hub library's cache", error)
         listing = cached
-    choice = pick_file.choose(listing, source)
-    copies = [found for f in choice.files if (found := huggingface.cached_file(listing, f.path)) is not None]
-    remotes = huggingface.remotes(listing, choice.files, lambda path: PurePosixPath(path).name)
-    described = {
+    chosen = pick_candidate(listing, source)
+    copies = [found for f in chosen.files if (found := huggingface.cached_file(listing, f.path)) is not None]
+    files = huggingface.remote_files(listing, chosen.files, lambda path: PurePosixPath(path).name)
+    description = {
         "kind": "hub",
         "repo": source.repo,
         "revision": source.revision,
         "commit": listing.commit,
-        "files": [f.path for f in choice.files],
+        "files": [f.path for f in chosen.files],
     }
     at = f"@{source.revision}" if source.revision else ""
     prefix = f"{name.model.name}-" if name.model and not at else f"hf.co/{source.repo}{at}:"
-    others = [
-        Other(prefix + (c.quant.lower() if name.model else c.quant), c.size)
-        for c in pick_file.choices(listing)
-        if c.quant and c.size is not None and c is not choice
+    alternatives = [
+        Alternative(prefix + (c.quant.lower() if name.model else c.quant), c.size)
+        for c in candidates(listing)
+        if c.quant and c.size is not None and c is not chosen
     ]
-    return Found(described, remotes, copies if len(copies) == len(choice.files) else [], choice.quant, others)
+    copies = copies if len(copies) == len(chosen.files) else []
+    return RemoteModel(description, files, copies, chosen.quant, alternatives)
 
 
-def _on_ollama(source: Ollama) -> Found:
+def _on_ollama(source: Ollama) -> RemoteModel:
     with download.open_client() as client:
         remote = ollama.model_blob(client, source)
-    own = ollama.ollamas_own(remote)
-    described = {"kind": "ollama", "name": str(source), "registry": ollama.registry(source)}
-    return Found(described, [remote], [own] if own else [], "", [])
+    copy = ollama.local_blob(remote)
+    description = {"kind": "ollama", "name": str(source), "registry": ollama.registry(source)}
+    return RemoteModel(description, [remote], [copy] if copy else [], "", [])
 
 
-def fit(
+def fit_this_machine(
     name: str,
     config: JambaConfig,
     weights: int,
     experts: int,
     *,
     size: int,
-    left: int,
-    others: Sequence[Other],
-    request: Request,
+    to_download: int,
+    same: Sequence[Alternative],
+    options: PullOptions,
     tensors: Mapping[str, tuple[str, tuple[int, ...]]] | None = None,
 ) -> Fit:
-    """How a model sits on this machine with what ``request`` wants of it (see ``preview.judge``)."""
+    """How a model fits this machine with the context and KV type of ``options`` (see ``preview.assess_fit``)."""
     from jambacli.hardware.devices import devices
 
     known = [
-        Other(f"{model.name}-{quant.lower()}" if quant != model.quant else model.name, nbytes)
+        Alternative(f"{model.name}-{quant.lower()}" if quant != model.quant else model.name, nbytes)
         for model in load_table().models.values()
         for quant, nbytes in model.sizes.items()
         if nbytes < _SMALL_MODEL
     ]
-    return previews.judge(
+    return assess_fit(
         name,
         config,
         weights,
         experts,
         size=size,
-        left=left,
-        ctx=request.ctx,
-        kv_type=request.kv_type,
+        to_download=to_download,
+        ctx=options.ctx,
+        kv_type=options.kv_type,
         devices=devices(),
-        same=others,
+        same=same,
         known=known,
         tensors=tensors,
     )
 
 
-def _fetch_all(client: Any, name: str, remotes: Sequence[Remote], targets: Sequence[Path]) -> list[str]:
-    """The sha256 of each file, fetched where it is missing."""
+def _fetch_all(
+    client: httpx.Client, name: str, remotes: Sequence[RemoteFile], targets: Sequence[Path], transfers: Transfers
+) -> list[str]:
+    """Download the files that are missing; returns the sha256 in hex of each file."""
     done = [download.fetched_bytes(t, r.size) for t, r in zip(targets, remotes, strict=True)]
     digests = []
-    with ui.transfers(f"Pulling {name}", sum(r.size for r in remotes), sum(done)) as begin:
+    with transfers(f"Pulling {name}", sum(r.size for r in remotes), sum(done)) as begin:
         for remote, target, have in zip(remotes, targets, done, strict=True):
             if target.exists():
-                # In place means verified; only its sha256 may have to be found where the hub knows another hash.
-                kind, _, known = remote.digest.partition(":")
-                digest = (
-                    known if kind == "sha256" else download.file_digests(target, remote.size, lambda n: None)[0][7:]
-                )
+                # A file under its final name has been verified; its sha256 is computed only if the hub lists another hash.
+                kind, _, digest = remote.digest.partition(":")
+                if kind != "sha256":
+                    digest = download.file_digests(target, remote.size, lambda n: None)[0].removeprefix("sha256:")
             else:
                 digest = download.fetch(client, remote, target, begin(remote.name, remote.size, have))
             digests.append(digest)
     return digests
 
 
-def _verified_copies(found: Found) -> list[StoredFile]:
-    """The copies on this disk as files to refer to; empty where one is not what the source promises."""
+def _verified_copies(model: RemoteModel, progress: Progress) -> list[StoredFile]:
+    """The copies on this disk as files to refer to; empty when one of them differs from the source."""
     files = []
-    with ui.progress("Checking the copy on this disk", sum(r.size for r in found.remotes)) as advance:
-        for path, remote in zip(found.copies, found.remotes, strict=True):
+    with progress("Checking the copy on this disk", sum(file.size for file in model.files)) as advance:
+        for path, remote in zip(model.copies, model.files, strict=True):
             try:
                 if path.stat().st_size != remote.size:
                     return []
@@ -284,34 +306,34 @@ def _verified_copies(found: Found) -> list[StoredFile]:
             except OSError:
                 return []
             if remote.digest not in both:
-                ui.warn(f"{path} is damaged and not used")
+                logger.warning("%s is damaged and is not used", path)
                 return []
-            # The hub's cache has readable names beside each other: parts find their likes there.
+            # The hub's cache keeps a model's files side by side under their own names, so split parts find each other.
             files.append(StoredFile(path.name, remote.size, both[0].removeprefix("sha256:"), str(path.absolute())))
     return files
 
 
-def _sound(path: Path, folder: Path | None) -> Summary:
-    """The summary of a whole file; one that is no sound Jamba GGUF is not kept."""
+def _checked_summary(path: Path, folder: Path | None) -> Summary:
+    """The summary of a complete file. Raises JambaError for a file that is not a valid Jamba GGUF, and removes ``folder``."""
     from jambacli.gguf.summary import summarize
 
     try:
         return summarize(path)
     except (BadFileError, UnsupportedError) as error:
         if folder is not None:
-            previews.forget(folder)
+            discard(folder)
         raise JambaError(f"{error}; it was not registered") from error
 
 
 def _register(
-    store: Store, name: str, found: Found, key: str | None, files: Sequence[StoredFile], summary: Summary
+    store: Store, name: str, model: RemoteModel, key: str | None, files: Sequence[StoredFile], summary: Summary
 ) -> Entry:
     entry = Entry(
         name,
-        found.source,
+        model.source,
         tuple(files),
         key,
-        (found.quant or summary.file_type or "").upper(),
+        (model.quant or summary.file_type or "").upper(),
         summary.config.context_length,
         summary.params,
         time.time(),
@@ -320,8 +342,9 @@ def _register(
     return entry
 
 
-def _local(text: str) -> Path | None:
-    """The file here that ``text`` is the path of, None where it is a name. JambaError for a path that leads to none."""
+def _local_file(text: str) -> Path | None:
+    """The existing file that ``text`` is the path of; None when ``text`` is a name. Raises JambaError for a path to
+    nothing."""
     if not text.strip():
         return None
     path = path_of(text)
@@ -329,37 +352,41 @@ def _local(text: str) -> Path | None:
         if path.is_file():
             return path
         if path.is_dir():
-            raise UsageError(f"{text} is a directory; make a .gguf of a checkpoint with: jamba convert {text}")
+            raise UsageError(f"{text} is a directory; convert a checkpoint to a .gguf with: jamba convert {text}")
     except (OSError, ValueError):
         pass
     if _means_a_path(text):
-        raise JambaError(f"{text}: no such file; a file of the hub is named OWNER/REPO/FILE.gguf")
+        raise JambaError(f"{text}: no such file; a file on the hub is named OWNER/REPO/FILE.gguf")
     return None
 
 
 def _means_a_path(text: str) -> bool:
-    """Whether a file is meant that is not here. A repository may be called OWNER/REPO.gguf, but not beside a folder OWNER."""
+    """Whether ``text``, which is no existing file, is meant as a path. A repository may be called OWNER/REPO.gguf, but
+    with a local directory OWNER that is taken as a path."""
     if not text.endswith(".gguf") or ":" in text:
         return False
     folder, slash, _ = text.rpartition("/")
     return not slash or text.startswith(("/", "./", "../", "~")) or ("/" not in folder and Path(folder).is_dir())
 
 
-def _register_path(store: Store, path: Path, request: Request) -> Entry:
-    """Refer to a file that lies where the user put it."""
+def _register_path(store: Store, path: Path, options: PullOptions) -> Entry:
+    """Register a local file; it stays where it is."""
     from jambacli.gguf.reader import SPLIT_NAME, GGUFFile
     from jambacli.gguf.summary import summarize
 
-    if request.quant or request.revision:
-        raise UsageError(f"{path} is a file here: --quant and --revision are for names of the hub; see jamba quantize")
+    if options.quant or options.revision:
+        raise UsageError(
+            f"{path} is a local file, which has one type and no revisions",
+            remedy="leave {quant} and {revision} out, or use jamba quantize to change its type",
+        )
     summary = summarize(path)
     with GGUFFile.open(path) as file:
         paths = [part.absolute() for part in file.paths]
     split = SPLIT_NAME.fullmatch(path.name)
-    name = request.name or (split["stem"] if split else path.stem).lower()
+    name = options.own_name or (split["stem"] if split else path.stem).lower()
     if not SHORT.fullmatch(name):
-        raise UsageError(f"{name[:80]!a} cannot be its name; give it one with --name")
+        raise UsageError(f"{name[:80]!a} cannot be used as its name", remedy="choose a name with {own_name}")
     store.prepare()
     files = tuple(StoredFile(part.name, part.stat().st_size, "", str(part)) for part in paths)
-    found = Found({"kind": "path", "path": str(paths[0])}, [], [], "", [])
-    return _register(store, name, found, None, files, replace(summary))
+    model = RemoteModel({"kind": "path", "path": str(paths[0])}, [], [], "", [])
+    return _register(store, name, model, None, files, summary)

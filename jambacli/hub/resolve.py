@@ -1,4 +1,4 @@
-"""The one resolver of model names to places on disk; knows nothing of what is in the files, and of no network."""
+"""Resolves model names to paths on disk. It uses no network and opens no model file."""
 
 from __future__ import annotations
 
@@ -6,37 +6,38 @@ from pathlib import Path
 
 from jambacli.errors import JambaError, UsageError
 from jambacli.files import path_of
-from jambacli.hub.demo import NAME, is_in_the_box, path_in_the_box
+from jambacli.hub.aliases import DEFAULT_QUANT
+from jambacli.hub.demo import DEMO_NAME, demo_model_path, is_demo_model
 from jambacli.hub.names import Hub, Name, looks_like_name, parse_name
 from jambacli.hub.store import Entry, Store
 
 
 def resolve_model(name: str) -> Path:
-    """The .gguf file (any part of a split one) or checkpoint directory that ``name`` means: a path, a pulled name, or
-    the model in the box.
+    """The .gguf file (any part of a split one) or HF checkpoint directory that ``name`` means: a path, a pulled name, or
+    the demo model.
 
-    Raises JambaError when it means none: one line that says how to get it, or which names are near.
+    Raises JambaError for any other name, in one line that says how to get the model or which names are similar.
     """
     path = path_of(name)
     if name and _exists(path):
         return path
     store = Store()
     if (entry := find_entry(store, name)) is not None:
-        return _in_place(store, entry)
-    if is_in_the_box(name):
-        return path_in_the_box()
+        return _stored_path(store, entry)
+    if is_demo_model(name):
+        return demo_model_path()
     if _looks_like_a_path(name):
         raise JambaError(f"{name}: no such file; give the path of a .gguf file or a checkpoint directory")
-    hint = "give a pulled name (jamba list), or the path of a .gguf file or a checkpoint directory"
+    hint = "give the name of a pulled model (jamba list), or the path of a .gguf file or a checkpoint directory"
     try:
         known = parse_name(name)
     except UsageError as error:
         raise JambaError(f"{str(error).split(';')[0]}; {hint}" if "/" in name else f"{error}; {hint}") from None
-    raise JambaError(f"{name} is not here yet; get it with: jamba pull {known.text}; or {hint}")
+    raise JambaError(f"{name} has not been pulled; get it with: jamba pull {known.text}; or {hint}")
 
 
 def find_entry(store: Store, text: str) -> Entry | None:
-    """The registered model that ``text`` means: by its very name, or by a name that leads to the same source."""
+    """The registered model that ``text`` means: by its exact name, or by a name of the same source. None when none is."""
     if not text or len(text) > 400 or not text.isprintable():
         return None
     for exact in (text, text.lower()):
@@ -50,7 +51,7 @@ def find_entry(store: Store, text: str) -> Entry | None:
 
 
 def find_named(store: Store, name: Name) -> Entry | None:
-    """The registered model of a parsed name. JambaError where several are meant equally."""
+    """The registered model of a parsed name, None when there is none. Raises JambaError when several match equally."""
     if (entry := store.get(name.text)) is not None:
         return entry
     sources = [*name.sources]
@@ -59,9 +60,9 @@ def find_named(store: Store, name: Name) -> Entry | None:
     entries = store.entries() if sources else []
     for source in sources:
         found = {e.set_id or e.name: e for e in entries if _is_from(e, source)}
-        usual = [e for e in found.values() if len(found) == 1 or e.quant == "Q4_K_M"]
-        if len(usual) == 1:
-            return usual[0]
+        preferred = [e for e in found.values() if len(found) == 1 or e.quant == DEFAULT_QUANT]
+        if len(preferred) == 1:
+            return preferred[0]
         if found:
             names = ", ".join(sorted(e.name for e in found.values()))
             raise JambaError(f"{name.text} could be any of {names}; name one of them")
@@ -69,7 +70,8 @@ def find_named(store: Store, name: Name) -> Entry | None:
 
 
 def is_model_name(text: str) -> bool:
-    """Whether ``text`` is meant as a model, not as words: a .gguf path (there or not), a checkpoint, or a model's name."""
+    """Whether ``text`` means a model rather than a prompt: a .gguf path (existing or not), a checkpoint directory, or the
+    name of a model."""
     path = path_of(text)
     if not text or "\n" in text:
         return False
@@ -79,12 +81,12 @@ def is_model_name(text: str) -> bool:
         return False
     try:
         return looks_like_name(text) or find_entry(Store(), text) is not None
-    except JambaError:  # several are meant, or the alias table is damaged: resolving it will say so
+    except JambaError:  # several models match, or the alias table is damaged: resolving the name will say so
         return True
 
 
 def last_used() -> Path | None:
-    """Where the model lies that was used last; None where there was none, or it is gone."""
+    """The path of the model used last; None when there is none or it is gone."""
     name = Store().last_used()
     if name is None:
         return None
@@ -95,28 +97,28 @@ def last_used() -> Path | None:
 
 
 def remember_used(model: str | Path) -> None:
-    """Note that ``model`` (a name or a path) is used now, for ``last_used`` and ``jamba list``."""
+    """Record that ``model`` (a name or a path) is used now, for ``last_used`` and ``jamba list``."""
     store = Store()
     text = str(model)
     path = path_of(text)
     if text and _exists(path):
-        where = path.absolute()
+        full = path.absolute()
         for entry in store.entries():
-            if any(_same(where, part) for part in store.paths(entry)):
+            if any(_same_file(full, part) for part in store.paths(entry)):
                 return store.remember_used(entry.name)
-        return store.remember_used(str(where))
+        return store.remember_used(str(full))
     entry_or_none = find_entry(store, text)
     if entry_or_none is not None:
         store.remember_used(entry_or_none.name)
-    elif is_in_the_box(text):
-        store.remember_used(NAME)
+    elif is_demo_model(text):
+        store.remember_used(DEMO_NAME)
     return None
 
 
-def _in_place(store: Store, entry: Entry) -> Path:
-    if not store.complete(entry):
+def _stored_path(store: Store, entry: Entry) -> Path:
+    if not store.is_complete(entry):
         lost = next((p for p in store.paths(entry) if not _exists(p)), store.paths(entry)[0])
-        raise JambaError(f"{entry.name}: {lost} is gone or was changed; get it again with: jamba pull {entry.name}")
+        raise JambaError(f"{entry.name}: {lost} is missing or was changed; get it again with: jamba pull {entry.name}")
     return store.paths(entry)[0]
 
 
@@ -127,7 +129,7 @@ def _is_from(entry: Entry, source: object) -> bool:
             return False
         if source.revision not in (None, made.get("revision"), made.get("commit")):
             return False
-        # Without a revision, only what was pulled without one is meant.
+        # A name without a revision means a model that was pulled without one.
         if source.revision is None and made.get("revision") is not None:
             return False
         if source.file is not None:
@@ -136,7 +138,7 @@ def _is_from(entry: Entry, source: object) -> bool:
     return made.get("kind") == "ollama" and made.get("name") == str(source)
 
 
-def _same(one: Path, other: Path) -> bool:
+def _same_file(one: Path, other: Path) -> bool:
     if one.name != other.name:
         return False
     try:
@@ -152,5 +154,5 @@ def _looks_like_a_path(name: str) -> bool:
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except (OSError, ValueError):  # too long, or with a zero byte: no file has that name
+    except (OSError, ValueError):  # the name is too long or has a zero byte, so no file has it
         return False

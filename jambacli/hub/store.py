@@ -1,8 +1,8 @@
-"""The models on this disk: a manifest a name under JAMBA_HOME/models, the files each refers to; knows nothing of networks.
+"""The registry of pulled models under JAMBA_HOME/models: one manifest per name, and the files they refer to.
 
-``manifests/NAME.json`` says what a name is; ``blobs/SET/FILE`` are downloaded files, a SET named by what its files hold,
-so that two names of the same bytes share them; files that lie elsewhere (the hub's cache, a path) are only referred to.
-A set that no manifest names is an unfinished download. ``locks/`` keeps two processes from writing one set at once.
+``manifests/NAME.json`` describes a model. ``blobs/SET/FILE`` are downloaded files; a set is named by the digests of its files,
+so names with the same bytes share one set. Files elsewhere (the hub's cache, a user's path) are referred to in place.
+A set that no manifest refers to is an unfinished download. ``locks/`` keeps two processes from writing one set at once.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -22,20 +23,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jambacli import ui
 from jambacli.errors import JambaError
 from jambacli.files import atomic_write, jamba_home
-from jambacli.hub.paths import sound_path
+from jambacli.hub.paths import is_safe_path
+
+logger = logging.getLogger(__name__)
 
 _SET = re.compile(r"(?:sha256|git|set|made)-[0-9a-f]{40,64}")
 _MAX_MANIFEST = 1 << 20
-# Kept free beside a download: the file system's own needs, and other programs'.
+# Disk space left free after a download, for the file system and other programs.
 SPARE_DISK = 64 << 20
 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """One file of a model: ``path`` is where it lies if that is outside the store, else None."""
+    """One file of a model. ``path``: its absolute path when it is outside the store, else None."""
 
     name: str
     size: int
@@ -45,7 +47,11 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class Entry:
-    """A model under one name. ``source`` says where it came from ("kind" hub, ollama, path or made, and its parts)."""
+    """A registered model.
+
+    ``source``: where it came from: "kind" ("hub", "ollama" or "path") and the fields of that kind. ``set_id``: its set
+    below ``blobs/``, None when all its files are outside the store. ``context``: tokens. ``pulled``: seconds since 1970.
+    """
 
     name: str
     source: dict[str, Any]
@@ -63,30 +69,30 @@ class Entry:
 
 
 def set_id(digests: Sequence[str]) -> str:
-    """The directory name of files with these digests (``sha256:HEX`` or ``git:HEX``), in order."""
+    """The name of the set of files with these digests (``sha256:HEX`` or ``git:HEX``), in order."""
     if len(digests) == 1:
         return digests[0].replace(":", "-")
     return "set-" + hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 class Store:
-    """The registry under ``root`` (default: JAMBA_HOME/models). Reading needs no write permission and takes no lock."""
+    """The registry at ``root`` (default: JAMBA_HOME/models). Reading needs no write permission and takes no lock."""
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root or jamba_home() / "models"
 
     def entries(self) -> list[Entry]:
-        """Every registered model, by name; a damaged manifest is left out with a warning."""
+        """All registered models, sorted by name. A damaged manifest is skipped with a warning."""
         found = []
         for path in self._manifests():
             try:
                 found.append(_read(path))
             except (OSError, ValueError, KeyError, TypeError, RecursionError):
-                ui.warn(f"{path} is damaged and left out; remove it, or pull the model again")
+                logger.warning("%s is damaged and was skipped; remove it, or pull the model again", path)
         return sorted(found, key=lambda entry: entry.name)
 
     def get(self, name: str) -> Entry | None:
-        """The model registered under exactly ``name``, None where there is none or its manifest is damaged."""
+        """The model registered under exactly ``name``; None when there is none or its manifest is damaged."""
         try:
             entry = _read(self._manifest(name))
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -94,12 +100,12 @@ class Store:
         return entry if entry.name == name else None
 
     def paths(self, entry: Entry) -> list[Path]:
-        """Where the entry's files lie, in order."""
-        home = self.root / "blobs" / (entry.set_id or "")
-        return [Path(file.path) if file.path is not None else home / file.name for file in entry.files]
+        """The paths of the entry's files, in order."""
+        folder = self.root / "blobs" / (entry.set_id or "")
+        return [Path(file.path) if file.path is not None else folder / file.name for file in entry.files]
 
-    def complete(self, entry: Entry) -> bool:
-        """Whether every file is there with its size."""
+    def is_complete(self, entry: Entry) -> bool:
+        """Whether every file exists and has its registered size."""
         return all(_size(path) == file.size for path, file in zip(self.paths(entry), entry.files, strict=True))
 
     def folder(self, set_id: str) -> Path:
@@ -107,7 +113,7 @@ class Store:
         return self.root / "blobs" / set_id
 
     def prepare(self) -> None:
-        """Make the store's directories; JambaError where it cannot be written to."""
+        """Create the store's directories. Raises JambaError when they are not writable."""
         try:
             for name in ("manifests", "blobs", "locks"):
                 (self.root / name).mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -119,7 +125,8 @@ class Store:
 
     @contextlib.contextmanager
     def lock(self, key: str, *, wait: bool = True) -> Iterator[bool]:
-        """Hold ``key`` against other processes; yields False at once if it is held and ``wait`` is False."""
+        """Lock ``key`` against other processes. Yields False without the lock if another process holds it and ``wait`` is
+        False."""
         from filelock import FileLock, Timeout
 
         name = key if _SET.fullmatch(key) else hashlib.sha256(key.encode("utf-8", "replace")).hexdigest()
@@ -131,7 +138,7 @@ class Store:
                 if not wait:
                     yield False
                     return
-                ui.note("another jamba is at these files; waiting for it")
+                logger.info("another jamba process is using these files; waiting for it")
                 lock.acquire()
         except OSError as error:
             raise self._unwritable(error) from error
@@ -140,8 +147,8 @@ class Store:
         finally:
             lock.release()
 
-    def need_disk(self, nbytes: int, what: str) -> None:
-        """JambaError when ``nbytes`` more do not fit on the store's disk."""
+    def require_disk_space(self, nbytes: int, what: str) -> None:
+        """Raise JambaError when ``nbytes`` more do not fit on the store's disk; ``what`` needs them."""
         from jambacli.units import format_bytes
 
         free = shutil.disk_usage(self.root).free
@@ -152,9 +159,9 @@ class Store:
             )
 
     def register(self, entry: Entry) -> None:
-        """Write the manifest, in one step; what the name meant before goes, if nothing else refers to it."""
-        if not self.complete(entry):
-            raise JambaError(f"{entry.name}: its files are not all there; pull it again")
+        """Write the manifest atomically. Files that the name referred to before are removed if no other name has them."""
+        if not self.is_complete(entry):
+            raise JambaError(f"{entry.name}: some of its files are missing; pull it again")
         old = self.get(entry.name)
         with atomic_write(self._manifest(entry.name)) as file:
             file.write(json.dumps({"format": 1, **dataclasses.asdict(entry)}, indent=1).encode())
@@ -162,9 +169,9 @@ class Store:
             self._drop(old.set_id)
 
     def remove(self, name: str) -> int:
-        """Forget ``name``; its files go with the last name that has them. Returns the bytes that came free.
+        """Unregister ``name`` and remove its files if no other name has them. Returns the number of bytes freed.
 
-        Files outside the store are never touched. JambaError where the store cannot be written to.
+        Files outside the store are never touched. Raises JambaError when the store is not writable.
         """
         self.prepare()
         entry = self.get(name)
@@ -175,17 +182,17 @@ class Store:
         return self._drop(entry.set_id) if entry else 0
 
     def unfinished(self) -> list[tuple[str, int]]:
-        """Sets that no manifest names, with their bytes: downloads that were broken off."""
+        """Sets that no manifest refers to, with their bytes: unfinished downloads."""
         named = {entry.set_id for entry in self.entries()}
         folders = [f for f in _listing(self.root / "blobs") if _SET.fullmatch(f.name) and f.name not in named]
         return [(folder.name, _bytes_in(folder)) for folder in folders]
 
     def remove_unfinished(self) -> int:
-        """Remove what ``unfinished`` lists, but for what another process is at; returns the bytes that came free."""
+        """Remove unfinished downloads, except those in progress in other processes. Returns the number of bytes freed."""
         self.prepare()
         return sum(self._drop(name) for name, _ in self.unfinished())
 
-    def used(self) -> dict[str, float]:
+    def use_times(self) -> dict[str, float]:
         """When each name (or path) was last used, in seconds since 1970."""
         times = self._usage().get("times")
         rows = times.items() if isinstance(times, dict) else ()
@@ -197,8 +204,8 @@ class Store:
         return last if isinstance(last, str) and last else None
 
     def remember_used(self, name: str) -> None:
-        """Note that ``name`` is used now; silently nothing where the store cannot be written to."""
-        times = {**self.used(), name: time.time()}
+        """Record that ``name`` is used now. Does nothing when the store is not writable."""
+        times = {**self.use_times(), name: time.time()}
         newest = dict(sorted(times.items(), key=lambda row: -row[1])[:500])
         with contextlib.suppress(OSError, JambaError):
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -214,7 +221,7 @@ class Store:
         return stored if isinstance(stored, dict) else {}
 
     def _drop(self, set_id: str | None) -> int:
-        """Remove a set that no manifest names any more; 0 when one does, or when a pull is at it."""
+        """Remove a set and return its bytes; 0, and nothing is removed, when a manifest refers to it or a pull holds it."""
         if set_id is None:
             return 0
         with self.lock(set_id, wait=False) as held:
@@ -241,8 +248,16 @@ class Store:
         )
 
 
+def discard(folder: Path) -> None:
+    """Remove the directory of a set that is not a model."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def _read(path: Path) -> Entry:
-    """A manifest, checked: nothing in it may point out of its set's directory. ValueError and kin where it is unsound."""
+    """Read and check a manifest: no file name in it may lead out of its set's directory.
+
+    Raises OSError, ValueError, KeyError, TypeError or RecursionError when it is damaged.
+    """
     with path.open("rb") as file:
         stored = json.loads(file.read(_MAX_MANIFEST))
     files = tuple(StoredFile(f["name"], f["size"], f["sha256"], f["path"]) for f in stored["files"])
@@ -260,8 +275,8 @@ def _read(path: Path) -> Entry:
         raise ValueError
     for f in files:
         inside = f.path is None and entry.set_id is not None
-        sound = sound_path(f.name) if inside else isinstance(f.path, str) and os.path.isabs(f.path)  # noqa: PTH117
-        if not sound or not isinstance(f.size, int) or f.size < 0:
+        valid = is_safe_path(f.name) if inside else isinstance(f.path, str) and os.path.isabs(f.path)  # noqa: PTH117
+        if not valid or not isinstance(f.size, int) or f.size < 0:
             raise ValueError
     return entry
 

@@ -1,7 +1,7 @@
-"""Turns a scored SentencePiece vocabulary into BPE merge rules; knows nothing of files, models or how text is split.
+"""Converts a scored SentencePiece vocabulary to BPE merge rules.
 
-SentencePiece repeatedly joins the adjacent pair whose joined piece scores highest. A merge table in descending order of
-that score makes a rank-based BPE do the same: every way of cutting a piece in two known pieces becomes a rule.
+SentencePiece repeatedly joins the adjacent pair whose joined piece has the highest score. A rank-based BPE does the same with
+a merge table in descending order of that score, in which every split of a piece into two known pieces is a rule.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from jambacli.files import atomic_write
 
 
 def scored_merges(pieces: Sequence[str], scores: Sequence[float], mergeable: Sequence[bool]) -> np.ndarray:
-    """Merge rules of a scored vocabulary as int32 [n, 2] (ids of the left and right half), best first.
+    """The merge rules of a scored vocabulary as int32 [n, 2] (ids of the left and right half), highest score first.
 
     Only ``mergeable`` pieces (normal ones and single-character user-defined ones) are halves or results.
     """
     ids = {piece: i for i, (piece, ok) in enumerate(zip(pieces, mergeable, strict=True)) if ok}
-    # Stable: equal scores (runs of spaces share one) keep the vocabulary's order, shortest halves first.
+    # A stable sort: pieces with equal scores (as runs of spaces have) keep the vocabulary's order.
     order = sorted((i for p, i in ids.items() if len(p) > 1), key=lambda i: -scores[i])
     find = ids.get
     rules: list[tuple[int, int]] = []
@@ -38,7 +38,7 @@ def scored_merges(pieces: Sequence[str], scores: Sequence[float], mergeable: Seq
 def cached_merges(
     pieces: Sequence[str], scores: Sequence[float], mergeable: Sequence[bool], folder: Path | None
 ) -> np.ndarray:
-    """``scored_merges``, kept in ``folder`` by the vocabulary's hash: searching takes half a second."""
+    """``scored_merges``, cached in ``folder`` under the vocabulary's hash: computing them takes half a second."""
     if folder is None:
         return scored_merges(pieces, scores, mergeable)
     digest = hashlib.sha256("\0".join(pieces).encode("utf-8", "surrogatepass"))
@@ -57,5 +57,5 @@ def cached_merges(
         with atomic_write(path, durable=False) as file:
             file.write(rules.astype("<i4").tobytes())
     except (JambaError, OSError):
-        pass  # a cache that cannot be written (read-only home, full disk) only costs time
+        pass  # without a writable cache (read-only home, full disk) the rules are computed every time
     return rules

@@ -1,4 +1,4 @@
-"""Token bytes -> text as it streams: never half a character, stop strings held back; knows nothing of vocabularies."""
+"""Text from token bytes as they stream: whole characters only, and cut at stop strings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 
 class StreamDecoder:
-    """Incremental UTF-8 over token bytes: what has been pushed so far, minus an unfinished character."""
+    """Incremental UTF-8 decoding of token bytes; the bytes of an incomplete character are kept until it is complete."""
 
     def __init__(self, token_bytes: Callable[[int, bool], bytes], markers: bool = False) -> None:
         self._token_bytes = token_bytes
@@ -15,18 +15,19 @@ class StreamDecoder:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token: int) -> str:
-        """The text that ``token`` completes; "" while a character is unfinished."""
+        """The text that ``token`` completes; "" while a character is incomplete."""
         return self._decoder.decode(self._token_bytes(token, self._markers))
 
     def flush(self) -> str:
-        """What is left at the end: U+FFFD for a character that never finished, else ""."""
+        """The end of the text: U+FFFD for a character that stayed incomplete, else ""."""
         return self._decoder.decode(b"", final=True)
 
 
 class StopMatcher:
-    """Cuts streamed text at the first stop string, also when it spans pieces.
+    """Cuts streamed text at the first stop string, also one that spans several pieces.
 
-    Text that may still turn out to be the beginning of a stop string is held back until it is decided.
+    Text that may be the beginning of a stop string is held back until the next pieces decide it. ``stopped``: the stop
+    string that was found.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -34,13 +35,8 @@ class StopMatcher:
         self._held = ""
         self.stopped: str | None = None
 
-    @property
-    def held(self) -> str:
-        """What may still turn out to be the beginning of a stop string."""
-        return self._held
-
     def push(self, text: str) -> str:
-        """Text that is safe to show now; after ``stopped`` is set nothing more comes."""
+        """The text that can be shown now; "" once ``stopped`` is set."""
         if self.stopped is not None:
             return ""
         self._held += text
@@ -54,12 +50,12 @@ class StopMatcher:
         return out
 
     def flush(self) -> str:
-        """The held text, once no more will come."""
+        """The held-back text, at the end of the stream."""
         out, self._held = self._held, ""
         return out
 
     def _overlap(self, stop: str) -> int:
-        """Length of the longest tail of the held text that begins ``stop``."""
+        """The length of the longest suffix of the held-back text that is a prefix of ``stop``."""
         for n in range(min(len(stop) - 1, len(self._held)), 0, -1):
             if self._held.endswith(stop[:n]):
                 return n

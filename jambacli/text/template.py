@@ -1,8 +1,8 @@
-"""Chat messages -> token ids through the model's own Jinja template, in a sandbox; knows nothing of models or sessions.
+"""Chat messages -> token ids through the model's own Jinja template.
 
-A template is code from a file, so it runs in jinja2's immutable sandbox with bounded size. Markup inside a user's text
-must stay text: before rendering, every marker found in content is broken with a sentinel character, and the sentinel is
-taken out again when the pieces between the template's own markers are encoded.
+A template is code from a model file, so it runs in jinja2's immutable sandbox with bounded time and size. Markers inside a
+user's text must stay text: before rendering, a sentinel character is inserted into every marker in the content, and it is
+removed again when the text between the template's own markers is encoded.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from jambacli.errors import BadFileError, JambaError, UsageError
 from jambacli.text.tokenizer import Tokenizer
 
 MAX_TEMPLATE = 1 << 20
-# Unicode noncharacters, reserved for use inside a program: they mark places in a rendering, and in content they become
-# U+FFFD, so that no text can forge a mark.
+# Unicode noncharacters, reserved for use inside a program. They mark places in a rendering; in content they become U+FFFD, so
+# that no text can forge a mark.
 SENTINEL, FENCE_OPEN, FENCE_CLOSE = "\ufded", "\ufdee", "\ufdef"
 _RESERVED = {ord(c): "\ufffd" for c in (SENTINEL, FENCE_OPEN, FENCE_CLOSE)}
-# Markup an assistant turn carries by right: templates look for it in the content of earlier turns.
+# Markup that belongs to an assistant turn: templates look for it in the content of earlier turns.
 _ASSISTANT_OWN = frozenset(
     [
         "<think>",
@@ -33,15 +33,15 @@ _ASSISTANT_OWN = frozenset(
 )
 
 Message = Mapping[str, Any]
-# What a template's own mistakes can raise, beside jinja2's errors.
+# What errors in a template can raise, beside jinja2's own.
 _FAILURES = (ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RecursionError, MemoryError)
 
 
 class ChatTemplate:
-    """A model's chat template, compiled once."""
+    """A model's compiled chat template."""
 
     def __init__(self, source: str, tokenizer: Tokenizer, path: object = "model") -> None:
-        """Compile ``source``. Raises BadFileError naming ``path`` when it is no valid template or absurdly large."""
+        """Compile ``source``. Raises BadFileError naming ``path`` when it is not a valid template or is too long."""
         import jinja2
 
         from jambacli.text.template_limits import BoundedEnvironment
@@ -82,9 +82,10 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         **variables: Any,
     ) -> list[int]:
-        """Token ids of a conversation: the template's own markers are single tokens, those inside content stay text.
+        """Token ids of a conversation: the template's own markers are single tokens, markers inside content stay text.
 
-        bos comes first exactly once where the tokenizer asks for it, whether or not the template writes it.
+        If the tokenizer adds bos, the ids begin with exactly one, whether or not the template writes it. Raises UsageError
+        when the template refuses the conversation, BadFileError when it fails.
         """
         text = self._render(
             [self.protect_message(m) for m in messages],
@@ -96,7 +97,7 @@ class ChatTemplate:
         return self.encode_text(text)
 
     def encode_text(self, text: str, *, start: bool = True) -> list[int]:
-        """Token ids of a rendering of protected messages; ``start``: it begins the sequence, so bos belongs there."""
+        """Token ids of a rendering of protected messages. ``start``: it is the start of the sequence, where bos is added."""
         ids: list[int] = []
         tokenizer = self._tokenizer
         pattern = tokenizer.marker_pattern("all")
@@ -130,7 +131,7 @@ class ChatTemplate:
             "eos_token": tokenizer.pieces[eos] if eos is not None else None,
         }
         self._environment.begin()
-        # None where nothing is given, as transformers passes it: templates test "is not none".
+        # Absent documents and tools are None, as transformers passes them: templates test "is not none".
         try:
             return self._template.render(
                 messages=list(messages),
@@ -145,12 +146,12 @@ class ChatTemplate:
             raise BadFileError(self._path, f"its chat template fails on this conversation: {_line(error)}") from error
 
     def protect_message(self, message: Message) -> dict[str, Any]:
-        """A message whose text cannot pass for markup; an assistant's own markup (thoughts, tool calls) stays."""
+        """``message`` with the markers in its text protected, except an assistant's own (thoughts, tool calls)."""
         own = _ASSISTANT_OWN if message.get("role") == "assistant" else frozenset()
         return {k: v if k == "role" else self.protect(v, own) for k, v in message.items()}
 
     def protect(self, value: Any, own: frozenset[str] = frozenset()) -> Any:
-        """``value`` with every marker inside its strings broken by the sentinel, but for those in ``own``."""
+        """``value`` with the sentinel inserted into every marker in its strings, except those in ``own``."""
         if isinstance(value, str):
             value = value.translate(_RESERVED)
             pattern = self._tokenizer.marker_pattern("all")
@@ -158,10 +159,10 @@ class ChatTemplate:
                 return value
             known = self._tokenizer.marker_id
 
-            def broken(text: str) -> str:
+            def protected(text: str) -> str:
                 return text if text in own or known(text) is None else text[0] + SENTINEL + text[1:]
 
-            return pattern.sub(lambda match: broken(match[0]), value)
+            return pattern.sub(lambda match: protected(match[0]), value)
         if isinstance(value, Mapping):
             return {self.protect(k, own): self.protect(v, own) for k, v in value.items()}
         if isinstance(value, list | tuple):

@@ -1,8 +1,8 @@
-"""A jinja2 environment for templates from strangers: sandboxed, bounded in steps and sizes; knows nothing of chats.
+"""A jinja2 environment for untrusted templates: sandboxed, and bounded in steps and sizes.
 
-jinja2's immutable sandbox keeps a template from the machine, not from eating its time and memory. Here every loop, every
-call of a macro and every text made is charged to one budget for the whole rendering, and what could make something huge
-of something small (padding, repeating, joining, replacing, formatting) is measured before it is done.
+jinja2's immutable sandbox protects the machine, but does not limit time and memory. Here every loop iteration, macro call and
+produced text is charged to one budget for the whole rendering, and operations that can make something huge from something
+small (padding, repeating, joining, replacing, formatting) are measured before they run.
 """
 
 from __future__ import annotations
@@ -22,39 +22,39 @@ from jinja2.filters import make_attrgetter
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-MAX_STEPS = 20_000_000  # templates that look through all messages for each one take millions
+MAX_STEPS = 20_000_000  # a template that loops over all messages for each message takes millions
 MAX_TEXT = 1 << 26  # characters, of the rendering and of any text in it
 _MAX_ITEMS = 1 << 22
-_MAX_WORK = 1 << 28  # the sizes that go into one call, multiplied
+_MAX_WORK = 1 << 28  # the product of the sizes of one call's arguments
 _MAX_NUMBER = 100_000  # as a width, an indent, a precision
 _TEXT_PER_STEP = 250
-_VALUE_STEPS = 40  # what a value within a list costs that is written
+_VALUE_STEPS = 40  # steps for each value in a list that is written
 _MACRO_STEPS = 200
-_WIDTHS = re.compile(r"\d{4,}|\*|\{[^{}]*\{")  # in a format: a large width, or one given by an argument
+_WIDTHS = re.compile(r"\d{4,}|\*|\{[^{}]*\{")  # in a format: a large width, or one from an argument
 _SIZED = frozenset(["batch", "center", "indent", "round", "slice", "truncate", "wordwrap"])
 _WRITTEN = frozenset(["e", "escape", "forceescape", "pprint", "safe", "string", "urlencode", "xmlattr"])
 
 
 class LimitError(OverflowError):
-    """A template wants more than a rendering may take."""
+    """A template exceeds the limits of a rendering."""
 
 
 class Generation(Extension):
-    """``{% generation %}`` marks assistant text for training; here it only has to parse."""
+    """``{% generation %}``, which marks assistant text for training; at inference its body is rendered as it is."""
 
     tags = {"generation"}  # noqa: RUF012 - jinja2 declares it a plain set
 
     def parse(self, parser: Any) -> nodes.Node:
-        """The block's body, in a scope of its own."""
+        """The block's body in its own scope."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.Scope(body, lineno=line)
 
 
 class BoundedEnvironment(ImmutableSandboxedEnvironment):
-    """Compiles templates with ``bounded``; ``begin`` opens the budget of one rendering.
+    """Compiles templates with ``bounded``; ``begin`` starts the budget of one rendering.
 
-    ``kept``: characters that JSON does not escape, whatever the template asks for.
+    ``kept``: characters that the ``tojson`` filter never escapes.
     """
 
     intercepted_binops = frozenset(["+", "*", "**", "%"])
@@ -76,25 +76,25 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         self.globals["strftime_now"] = self._now
 
     def bounded(self, source: str) -> jinja2.Template:
-        """The template in ``source``; jinja2.TemplateError (or what Python's own compiler raises) where it is none."""
+        """Compile ``source``. Raises jinja2.TemplateError, or what Python's compiler raises, when it is not a template."""
         tree = self.parse(source)
         _Counting().visit(tree)
         tree.set_environment(self)
         return self.from_string(tree)
 
     def begin(self) -> None:
-        """Start counting anew."""
+        """Reset the budget."""
         self._steps = 0
 
     def charge(self, steps: int = 1) -> str:
-        """Take ``steps`` from the budget. LimitError when it is used up."""
+        """Take ``steps`` from the budget. Raises LimitError when it is used up."""
         self._steps += steps
         if self._steps > MAX_STEPS:
             raise LimitError(f"it takes more than {MAX_STEPS:,} steps")
         return ""
 
     def counted(self, items: Any) -> Any:
-        """What a loop runs over, charged item by item, or at once where their number is known."""
+        """The items of a loop, charged one by one, or all at once when their number is known."""
         if isinstance(items, Sized):
             self.charge(len(items))
             return items
@@ -105,7 +105,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return self._concatenated([str(self._finalized(part)) for part in parts])
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """The operators that could make something huge of something small."""
+        """Check the operators that can make something huge from something small."""
         if operator == "%" and isinstance(left, str):
             self._check_format(left, [right])
         elif operator == "+" and isinstance(left, Sized) and isinstance(right, Sized):
@@ -113,28 +113,28 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         elif operator in ("*", "**"):
             small = all(isinstance(v, int | float) and abs(v) < 1e6 for v in (left, right))
             if not small or (operator == "**" and abs(right) > 64):
-                raise LimitError(f"{operator} on other than small numbers")
+                raise LimitError(f"{operator} on something other than small numbers")
         return super().call_binop(context, operator, left, right)
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        """Methods of texts and numbers are measured before they run; everything else goes its way."""
+        """Measure methods of strings and numbers before they run; call everything else unchanged."""
         owner = getattr(__obj, "__self__", None)
         if owner is __self:
             return __obj(*args)
         if isinstance(__obj, types.BuiltinMethodType | type) and isinstance(owner, str | bytes | int | float | None):
-            given = [*args, *kwargs.values()]
+            arguments = [*args, *kwargs.values()]
             name = getattr(__obj, "__name__", "")
             if name == "join" and args:
                 return __self._join(owner, args[0])
             if name in ("format", "format_map"):
-                __self._check_format(str(owner), given)
+                __self._check_format(str(owner), arguments)
             else:
-                __self._check_work([owner, *given], numbers=__obj is not range)
+                __self._check_work([owner, *arguments], numbers=__obj is not range)
         result = super().call(__context, __obj, *args, **kwargs)
         return __self._made(result)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        """``'...'.format(...)``, which jinja2 replaces by its own, measured too."""
+        """``'...'.format(...)``, which jinja2 replaces with its own version, measured too."""
         inner = super().wrap_str_format(value)
         if inner is None:
             return None
@@ -146,22 +146,22 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return measured
 
     def _filter(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A filter that is measured before it runs; the first argument it may want from jinja2 is passed on."""
+        """A filter that is measured before it runs. A first argument that comes from jinja2 is passed on unmeasured."""
         hidden = 1 if hasattr(function, "jinja_pass_arg") else 0
 
         @functools.wraps(function)
         def bounded(*args: Any, **kwargs: Any) -> Any:
-            given = [*args[hidden:], *kwargs.values()]
-            for value in given:
+            arguments = [*args[hidden:], *kwargs.values()]
+            for value in arguments:
                 if isinstance(value, Sized) and not isinstance(value, str | bytes):
                     self.charge(len(value))
             if name == "join":
                 return self._join_filter(*args[hidden:], **kwargs)
             if name == "format":
-                self._check_format(str(given[0]), given[1:])
+                self._check_format(str(arguments[0]), arguments[1:])
             elif name in _WRITTEN:
-                self._measure(given)
-            self._check_work(given, numbers=name in _SIZED)
+                self._measure(arguments)
+            self._check_work(arguments, numbers=name in _SIZED)
             return self._made(function(*args, **kwargs))
 
         return bounded
@@ -173,7 +173,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     def _join(self, separator: Any, items: Iterable[Any]) -> Any:
         if not isinstance(separator, str):
-            raise LimitError("join on other than text")
+            raise LimitError("join with a separator that is not text")
         parts, size = [], 0
         for item in self._charged(items):
             parts.append(str(self._finalized(item)))
@@ -189,7 +189,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         separators: tuple[str, str] | None = None,
         sort_keys: bool = False,
     ) -> str:
-        """JSON as transformers' templates expect it: no HTML escaping, non-ASCII kept."""
+        """JSON as in transformers: no HTML escaping, non-ASCII characters kept."""
         if isinstance(indent, int) and indent > 100:
             raise LimitError(f"an indent of {indent}")
         encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
@@ -217,7 +217,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return str(self._made("".join(parts)))
 
     def _finalized(self, value: Any) -> Any:
-        """A value about to be written: lists within lists are measured, since one may hold another many times over."""
+        """A value about to be written. Nested lists are measured, since a list may contain another many times."""
         if isinstance(value, list | tuple | dict):
             self._measure(value)
         return value
@@ -244,9 +244,9 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         if size > (MAX_TEXT if isinstance(kind, str | bytes) else _MAX_ITEMS):
             raise LimitError(f"it makes something of {size:,} characters or items")
 
-    def _check_work(self, given: list[Any], numbers: bool) -> None:
+    def _check_work(self, arguments: list[Any], numbers: bool) -> None:
         work = 1
-        for value in given:
+        for value in arguments:
             if isinstance(value, str | bytes | list | tuple | dict | range):
                 work *= max(1, len(value))
             elif numbers and isinstance(value, int):
@@ -254,19 +254,19 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
                     raise LimitError(f"a size of {value}")
                 work *= max(1, abs(value))
         if work > _MAX_WORK:
-            raise LimitError("it makes too much of what it is given")
+            raise LimitError("the arguments of one call are too large")
 
-    def _check_format(self, form: str, given: list[Any]) -> None:
+    def _check_format(self, form: str, arguments: list[Any]) -> None:
         if _WIDTHS.search(form):
             raise LimitError(f"the format {form[:40]!a}")
-        for value in given:
+        for value in arguments:
             self._measure(value)
             if isinstance(value, str):
                 self._check_size(len(value) * max(1, form.count("{") + form.count("%")), "")
 
 
 class _Counting(NodeTransformer):
-    """Puts the counting into a template's tree: around what is looped over, into macros, in place of ``~``."""
+    """Adds the accounting to a template's syntax tree: around the items of loops, in macros, and in place of ``~``."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         self.generic_visit(node)

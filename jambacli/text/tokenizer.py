@@ -1,8 +1,8 @@
-"""Text <-> token ids from a GGUF's own vocabulary; knows nothing of models, chat roles or where the metadata came from.
+"""Text <-> token ids with the vocabulary in a GGUF's metadata.
 
-Two vocabularies exist: SentencePiece BPE with byte fallback (``tokenizer.ggml.model`` "llama") and byte-level BPE
-("gpt2"). Both run on the tokenizers library. Pieces that look like markup (``<|eom|>``, ``<documents>``) are
-**markers**; they become single tokens only where the caller says so, so that a document that contains one stays text.
+There are two kinds: SentencePiece BPE with byte fallback (``tokenizer.ggml.model`` "llama") and byte-level BPE ("gpt2"). Both
+run on the tokenizers library. Pieces that look like markup (``<|eom|>``, ``<documents>``) are **markers**. They are encoded as
+single tokens only when the caller asks for it, so that a document that contains one stays text.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from jambacli.text.streaming import StreamDecoder
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 Markers = Literal["none", "user", "all"]
 
-# Pre-tokenizer regexes by tokenizer.ggml.pre, as the models' own tokenizer.json files state them.
+# Pre-tokenizer regexes by tokenizer.ggml.pre, from the models' own tokenizer.json files.
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -37,7 +37,7 @@ _PRE = {
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable stand-ins for the 256 bytes (character -> byte)."""
+    """GPT-2's printable characters for the 256 bytes (character -> byte)."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     rest = [b for b in range(256) if b not in plain]
     return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(rest)}
@@ -58,12 +58,15 @@ class Tokenizer:
     """
 
     def __init__(self, metadata: Mapping[str, Any], source: object = "model", cache: Path | None = None) -> None:
-        """Build from GGUF metadata; BadFileError on an inconsistent vocabulary, UnsupportedError on another kind."""
+        """Build from GGUF metadata; ``source`` names the file in errors, ``cache`` is a directory for merge rules.
+
+        Raises BadFileError for an inconsistent vocabulary, UnsupportedError for another kind of tokenizer.
+        """
         self._source = source
         self.kind = str(metadata.get("tokenizer.ggml.model", ""))
         if self.kind in ("", "none", "no_vocab"):
             raise UnsupportedError(
-                f"{source}: the file holds no tokenizer; convert the checkpoint again with one in it"
+                f"{source}: the file has no tokenizer; convert the checkpoint again, with its tokenizer files"
             )
         if self.kind not in ("llama", "gpt2"):
             raise UnsupportedError(
@@ -76,7 +79,7 @@ class Tokenizer:
         n = len(pieces)
         types = self._numbers(metadata, "token_type", NORMAL)
         if not (abs(types) < 1 << 31).all():
-            raise BadFileError(source, "tokenizer.ggml.token_type holds numbers that are no type's")
+            raise BadFileError(source, "tokenizer.ggml.token_type has values that are not token types")
         self._types = types.astype(np.int64)
         self.types: list[int] = self._types.tolist()
         self._scores = self._numbers(metadata, "scores", 0.0)
@@ -107,7 +110,7 @@ class Tokenizer:
         if value is None:
             return None
         if not isinstance(value, int) or isinstance(value, bool):
-            raise BadFileError(self._source, f"tokenizer.ggml.{name}_token_id is no token's number")
+            raise BadFileError(self._source, f"tokenizer.ggml.{name}_token_id is not a token id")
         if value == 0xFFFFFFFF:
             return None
         if not 0 <= value < len(self.pieces):
@@ -115,27 +118,27 @@ class Tokenizer:
         return value
 
     def _numbers(self, metadata: Mapping[str, Any], name: str, default: float) -> np.ndarray:
-        """One number for every token: the file's, or ``default`` where it has none. None of them is a NaN."""
+        """One number per token: the file's, or ``default`` if it has none. Raises BadFileError for NaNs."""
         n = len(self.pieces)
-        given = metadata.get(f"tokenizer.ggml.{name}")
-        if given is None:
+        stored = metadata.get(f"tokenizer.ggml.{name}")
+        if stored is None:
             return np.full(n, default)
         try:
-            values = np.asarray(given)
-        except ValueError:  # lists of several lengths
+            values = np.asarray(stored)
+        except ValueError:  # nested lists of different lengths
             values = np.empty((0, 0))
         if values.ndim != 1 or values.dtype.kind not in "iuf" or np.isnan(values).any():
-            raise BadFileError(self._source, f"tokenizer.ggml.{name} is no list of numbers")
+            raise BadFileError(self._source, f"tokenizer.ggml.{name} is not a list of numbers")
         if len(values) != n:
             raise BadFileError(self._source, f"tokenizer.ggml.{name} has {len(values)} entries, tokens has {n}")
         return values
 
     def _of_type(self, *types: int) -> list[int]:
-        """The tokens of these types, in order: a few of many."""
+        """The ids of the tokens of these types, in order."""
         return np.flatnonzero(np.isin(self._types, types)).tolist()
 
     def marker_id(self, text: str) -> int | None:
-        """The id of a marker such as ``<|assistant|>`` or None where the vocabulary has no such single token."""
+        """The id of a marker such as ``<|assistant|>``; None when the vocabulary has no such token."""
         return self._marker_ids.get(text)
 
     def is_marker(self, token: int) -> bool:
@@ -143,10 +146,10 @@ class Tokenizer:
         return self._is_marker[token]
 
     def encode(self, text: str, markers: Markers = "none") -> list[int]:
-        """Token ids of ``text``, without bos.
+        """The token ids of ``text``, without bos.
 
-        ``markers`` says which markup in the text becomes single tokens: "none" (content: all of it stays text), "user"
-        (user-defined pieces only, as sentencepiece parses them) or "all" (rendered chat templates).
+        ``markers``: which markers in the text become single tokens: "none" (content, in which all of them stay text), "user"
+        (user-defined pieces only, as in sentencepiece) or "all" (rendered chat templates).
         """
         if not text:
             return []
@@ -167,16 +170,16 @@ class Tokenizer:
         return ids + self._encode_plain(text[start:])
 
     def decode(self, ids: Iterable[int], markers: bool = False) -> str:
-        """Text of ``ids``; markers are left out unless asked for; invalid UTF-8 becomes U+FFFD."""
+        """The text of ``ids``, with or without markers; invalid UTF-8 becomes U+FFFD."""
         stream = self.stream(markers)
         return "".join(stream.push(i) for i in ids) + stream.flush()
 
     def stream(self, markers: bool = False) -> StreamDecoder:
-        """A decoder to push tokens through one at a time; never emits half a character."""
+        """A decoder for tokens pushed one at a time; it emits whole characters only."""
         return StreamDecoder(self.token_bytes, markers)
 
     def token_bytes(self, token: int, markers: bool = False) -> bytes:
-        """The bytes a token stands for; b"" for markup unless ``markers``; raises IndexError outside the vocabulary."""
+        """The bytes of a token; b"" for a marker unless ``markers``. Raises IndexError outside the vocabulary."""
         if token < 0:
             raise IndexError(f"token {token} is negative")
         if self._bytes is None:
@@ -189,7 +192,7 @@ class Tokenizer:
         return known
 
     def _byte_tokens(self) -> dict[int, bytes]:
-        """Those that name their byte; the others are spelled out as they are needed."""
+        """The bytes of the byte tokens; those of other tokens are computed as they are needed."""
         named: dict[int, bytes] = {}
         for token in self._of_type(BYTE):
             piece = self.pieces[token]
@@ -207,14 +210,14 @@ class Tokenizer:
         return text.encode("utf-8", "surrogateescape")
 
     def marker_pattern(self, markers: Markers) -> re.Pattern[str] | None:
-        """A regex whose matches may be markers (look them up with ``marker_id``); None where there are none to find."""
+        """A regex whose matches may be markers (check them with ``marker_id``); None when there are no markers to find."""
         if markers == "none":
             return None
         if markers not in self._patterns:
-            wanted = [p for p, i in self._marker_ids.items() if markers == "all" or self.types[i] == USER_DEFINED]
-            # Angle-bracket markers are found by shape and looked up; a thousand alternatives would make '<' slow.
-            angled = [p for p in wanted if re.fullmatch(r"<[^<>]+>", p)]
-            other = sorted(set(wanted) - set(angled), key=lambda p: (-len(p), p))
+            names = [p for p, i in self._marker_ids.items() if markers == "all" or self.types[i] == USER_DEFINED]
+            # Markers in angle brackets are found by their form and looked up: a regex of a thousand alternatives is slow.
+            angled = [p for p in names if re.fullmatch(r"<[^<>]+>", p)]
+            other = sorted(set(names) - set(angled), key=lambda p: (-len(p), p))
             parts = [re.escape(p) for p in other]
             if angled:
                 parts.append(rf"<[^<>]{{1,{max(len(p) for p in angled) - 2}}}>")
@@ -226,7 +229,7 @@ class Tokenizer:
             return []
         if self._bpe is None:
             self._bpe = self._build()
-        # A lone surrogate has no UTF-8; it is kept as U+FFFD rather than failing deep in the library.
+        # A lone surrogate has no UTF-8 encoding and becomes "?", rather than an error deep in the library.
         text = text.encode("utf-8", "replace").decode("utf-8") if not text.isascii() else text
         return list(self._bpe.encode(text, add_special_tokens=False).ids)
 
@@ -236,7 +239,7 @@ class Tokenizer:
 
         names = self.pieces
         if not _utf8("".join(names)):
-            # Undecodable pieces cannot be typed; give them a name nobody can type either, keeping ids in place.
+            # Pieces that are not valid text get unique names that no input contains, so that ids stay in place.
             names = [p if p.isprintable() or _utf8(p) else f"\x00undecodable{i}" for i, p in enumerate(names)]
         vocab = dict(zip(reversed(names), range(len(names) - 1, -1, -1), strict=True))  # the first of a name counts
         atom_ids = [i for i in self._of_type(USER_DEFINED) if not self._is_marker[i]]

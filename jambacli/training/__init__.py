@@ -1,1 +1,1 @@
-"""What trains the tiny Jamba of the box: corpus, tokenizer, model, loop. Nothing that runs models knows of it."""
+"""Trains the demo model: tokenizer, batches, model, training loop, export."""

@@ -1,7 +1,7 @@
-"""Training batches: which kind of sample, how long, from which seed; knows nothing of models or of the loss.
+"""Training batches: samples of several kinds as token ids, targets and loss weights.
 
-Every step draws its samples from a generator seeded with the run's seed and the step's number, so a run that was stopped
-and resumed sees the very batches it would have seen.
+Every step draws its samples from a generator seeded with the run's seed and the step's number, so a resumed run sees the
+same batches as one that was never interrupted.
 """
 
 from __future__ import annotations
@@ -15,34 +15,37 @@ from torch import Tensor
 
 from jambacli.data import reports as grammar
 from jambacli.data.reports import Span
-from jambacli.training.probe import homes_tensor
+from jambacli.training.probe import digits_tensor
 from jambacli.training.tokenizer import MARKERS, Encoder
 
 Sample = tuple[list[int], list[float], list[str]]
 
-# Tokens, about: of a report, of a report that is a document, of a question with its answer, of one that cites.
+# Approximate tokens of a report, of a report that is a document, of a question with its answer, of one that cites.
 _PER_REPORT, _PER_DOCUMENT, _PER_TURN, _PER_CITED = 40, 62, 28, 34
 _PER_BLANK_PAGE = 31
 
 
 @dataclass(frozen=True)
 class Batch:
-    """ids [batch, tokens] to read, targets [batch, tokens] to predict, the weight of each in the loss.
+    """One batch; all tensors are [batch, tokens] unless noted.
 
-    ``homes`` [batch, tokens, digits]: the document that each id belongs to (probe.py); ``answers``: which ids are learnt.
+    ``ids``: int64, the input. ``targets``: int64, the next tokens. ``weights``: float32, the weight of each target in the loss.
+    ``document_digits``: int64 [batch, tokens, digits], the number of each id's document (probe.py). ``answers``: bool, which
+    ids belong to answers.
     """
 
     ids: Tensor
     targets: Tensor
     weights: Tensor
-    homes: Tensor
+    document_digits: Tensor
     answers: Tensor
 
 
 def key_value(random: Random, tokens: int, vocab_size: int) -> tuple[list[int], list[float]]:
-    """A few keys with values, all random tokens, over and over in random order: a value said before is to be said again.
+    """A key-value recall task: ids and loss weights of a few pairs of random tokens, repeated in random order.
 
-    Most keys and values are one token; a third of the samples have longer ones, as names are.
+    A value is to be predicted (weight 1) when its pair occurred before. Most keys and values are one token; a third of the
+    samples have longer ones, like names.
     """
     first = len(MARKERS) + 256
     long = random.random() < 0.35
@@ -63,7 +66,7 @@ def key_value(random: Random, tokens: int, vocab_size: int) -> tuple[list[int], 
 
 
 def conversation(random: Random, tokens: int, held_out: bool = False, layout: str | None = None) -> list[Span]:
-    """Reports and as many questions about them as fit into about ``tokens`` tokens."""
+    """Reports, and as many questions about them as fit in about ``tokens`` tokens."""
     layout = layout or random.choices(["text", "documents", "cite"], [0.65, 0.2, 0.15])[0]
     each = _PER_REPORT if layout == "text" else _PER_DOCUMENT
     n = random.randint(1, min(60, max(1, (tokens - 60) // each)))
@@ -77,7 +80,7 @@ def citing(random: Random, tokens: int, held_out: bool = False) -> list[Span]:
 
 
 def pages(random: Random, tokens: int, held_out: bool = False) -> list[Span]:
-    """Questions about a few pages among many that say nothing of matter, as a long PDF has them; most answers cite."""
+    """Questions about a few pages with reports among many without, as in a long PDF; most answers cite."""
     n, turns = random.randint(1, max(1, tokens // 150)), max(1, int(0.35 * tokens / _PER_CITED))
     blank = max(0, (tokens - 60 - turns * _PER_CITED - n * _PER_DOCUMENT) // _PER_BLANK_PAGE)
     layout = "cite" if random.random() < 0.8 else "documents"
@@ -85,7 +88,7 @@ def pages(random: Random, tokens: int, held_out: bool = False) -> list[Span]:
 
 
 def small_talk(random: Random, tokens: int, held_out: bool = False) -> list[Span]:
-    """Facts told in a sentence, names and small talk, one after another."""
+    """Facts told in a sentence, names and small talk."""
     spans: list[Span] = []
     for _ in range(max(1, tokens // 130)):
         spans += grammar.told(random, held_out)
@@ -101,7 +104,7 @@ def plain_text(random: Random, tokens: int, held_out: bool = False) -> list[Span
 
 
 def summary(random: Random, tokens: int, held_out: bool = False) -> list[Span]:
-    """Reports and their summary; a question or two where there is room."""
+    """Reports and their summary, then questions if there is room."""
     n = random.randint(1, max(1, min(10, (tokens - 30) // (_PER_REPORT + 18))))
     reports = grammar.make_reports(random, n, held_out)
     question = grammar.summarize(random, reports)
@@ -110,10 +113,8 @@ def summary(random: Random, tokens: int, held_out: bool = False) -> list[Span]:
             grammar.USER, question.text
         )
     else:
-        given = grammar.join(reports, random)
-        both = random.choice(
-            [f"{given}\n\n{question.text}", f"{question.text}\n\n{given}", f"{given}\n{question.text}"]
-        )
+        body = grammar.join(reports, random)
+        both = random.choice([f"{body}\n\n{question.text}", f"{question.text}\n\n{body}", f"{body}\n{question.text}"])
         spans = grammar.message(grammar.USER, both)
     spans += grammar.message(grammar.ASSISTANT, question.answer, True)
     for _ in range(max(0, (tokens - 40 - n * (_PER_REPORT + 20)) // _PER_TURN)):
@@ -133,17 +134,17 @@ KINDS: dict[str, Callable[[Random, int, bool], list[Span]]] = {
 
 
 class Batches:
-    """Makes batches; ``rest`` is the weight of tokens that are no answer."""
+    """Makes batches. ``other_weight``: the loss weight of tokens outside answers."""
 
-    def __init__(self, encoder: Encoder, seed: int, rest: float = 0.1) -> None:
-        self._encoder, self._seed, self._rest = encoder, seed, rest
+    def __init__(self, encoder: Encoder, seed: int, other_weight: float = 0.1) -> None:
+        self._encoder, self._seed, self._other_weight = encoder, seed, other_weight
 
     def training(
         self, step: int, kind: str, shares: dict[str, float], batch: int, tokens: int, pool: int | None = None
     ) -> Batch:
-        """The batch of a step: ``kind`` "key-value", or "text", drawn from KINDS by ``shares``.
+        """The batch of a step: ``kind`` is "key-value", or "text" with samples drawn from KINDS by ``shares``.
 
-        ``pool``: how many tokens of the vocabulary key-value samples take.
+        ``pool``: how many tokens of the vocabulary key-value samples use, None for all.
         """
         random = Random(f"{self._seed} {step}")
         if kind == "key-value":
@@ -152,7 +153,7 @@ class Batches:
         return self._batch([self._sample(random, k, tokens, False) for k in kinds], tokens)
 
     def held_out(self, kind: str, batch: int, tokens: int, pool: int | None = None) -> Batch:
-        """A fixed batch of one kind with held-out names."""
+        """A fixed batch of one kind, with held-out names."""
         random = Random(f"held out {kind} {tokens}")
         if kind == "key-value":
             return self._key_value(random, batch, tokens, pool)
@@ -165,7 +166,7 @@ class Batches:
         return self._batch([(ids, weights, []) for ids, weights in made], tokens)
 
     def _sample(self, random: Random, kind: str, tokens: int, held_out: bool) -> Sample:
-        return self._encoder.sample(KINDS[kind](random, tokens, held_out), self._rest)
+        return self._encoder.sample(KINDS[kind](random, tokens, held_out), self._other_weight)
 
     def _batch(self, samples: list[Sample], tokens: int) -> Batch:
         ids, weights = torch.zeros(len(samples), tokens + 1, dtype=torch.int64), torch.zeros(len(samples), tokens + 1)
@@ -176,6 +177,6 @@ class Batches:
             ids[:, :-1].contiguous(),
             ids[:, 1:].contiguous(),
             weights[:, 1:].contiguous(),
-            homes_tensor([homes for *_, homes in samples], tokens),
+            digits_tensor([document_ids for *_, document_ids in samples], tokens),
             weights[:, :-1] == 1,
         )

@@ -1,9 +1,9 @@
-"""A Jamba to train, in plain torch over ``ops``; knows nothing of data, files or how it will run once trained.
+"""A Jamba for training, in plain torch over ``ops``.
 
-It computes what transformers' JambaForCausalLM computes (docs/embedded_model.md names the differences in how). Products
-run in ``compute`` (bfloat16 where that is fast), the residual stream, the router, the scan's states and the loss in float32.
-All experts are one wide feed-forward whose hidden values are scaled by their expert's routing weight, zero for those not
-chosen: on a CPU that is faster than gathering tokens by expert, and it is the same sum.
+It computes what transformers' JambaForCausalLM computes. Matrix products run in ``compute`` (bfloat16 where that is fast); the
+residual stream, the router, the scan's states and the loss are in float32. All experts form one wide feed-forward layer whose
+hidden values are scaled by the routing weight of their expert, 0 if it was not chosen: on a CPU that is faster than gathering
+tokens by expert, and it gives the same sum.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from jambacli.training import ops
 
 
 class Linear(nn.Module):
-    """A product without bias, in the type its input has; the master weight is float32."""
+    """A linear layer without bias that computes in its input's type; the master weight is float32."""
 
     def __init__(self, n_in: int, n_out: int, scale: float = 1.0) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Linear(nn.Module):
 
 
 class RmsNorm(nn.Module):
-    """Root mean square norm of float32 values; the result is ``dtype``."""
+    """RMS norm of float32 values; the result has type ``dtype``."""
 
     def __init__(self, n: int, eps: float) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class RmsNorm(nn.Module):
 
 
 class Mamba(nn.Module):
-    """Mamba with Jamba's norms on dt, B and C."""
+    """A Mamba layer with Jamba's norms on dt, B and C."""
 
     def __init__(self, c: JambaConfig, depth_scale: float) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Mamba(nn.Module):
         self.conv_weight = nn.Parameter((torch.rand(d, c.d_conv) * 2 - 1) / math.sqrt(c.d_conv))
         self.conv_bias, self.D = nn.Parameter(torch.zeros(d)), nn.Parameter(torch.ones(d))
         self.A_log = nn.Parameter(torch.log(torch.arange(1, s + 1.0)).repeat(d, 1))
-        # Time steps between 0.001 and 0.1, as Mamba starts with; the bias is softplus inverted.
+        # Initial time steps between 0.001 and 0.1, as in Mamba; the bias is their inverse softplus.
         step = torch.exp(torch.rand(d) * math.log(100) + math.log(0.001))
         self.dt_bias = nn.Parameter(step + torch.log(-torch.expm1(-step)))
         self.dt_norm, self.b_norm, self.c_norm = RmsNorm(r, c.rms_eps), RmsNorm(s, c.rms_eps), RmsNorm(s, c.rms_eps)
@@ -68,7 +68,7 @@ class Mamba(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal grouped-query attention without positions."""
+    """Causal grouped-query attention without positional encoding."""
 
     def __init__(self, c: JambaConfig, depth_scale: float) -> None:
         super().__init__()
@@ -92,13 +92,13 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     tokens = q.shape[2]
     if tokens > 128:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    # torch's fused backward pass takes three times as long as plain products where sequences are short.
+    # For short sequences torch's fused backward pass takes three times as long as plain matrix products.
     mask = torch.full((tokens, tokens), -torch.inf, device=q.device).triu(1)
     return F.softmax((q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).float() + mask, -1).to(v.dtype) @ v
 
 
 class FeedForward(nn.Module):
-    """A gated MLP, or several behind a router. ``balance`` holds the last pass's load-balancing loss and expert loads."""
+    """A gated MLP, or several behind a router. ``balance``: the load-balancing loss and expert loads of the last pass."""
 
     def __init__(self, c: JambaConfig, moe: bool, depth_scale: float) -> None:
         super().__init__()
@@ -115,12 +115,12 @@ class FeedForward(nn.Module):
         return self.down(hidden).view(h.shape)
 
     def _route(self, rows: Tensor) -> Tensor:
-        """Weights [rows, experts]: softmax over all, kept for the top k, not renormalised."""
+        """Routing weights [rows, experts]: softmax over all experts, kept for the top k, not renormalized."""
         assert self.router is not None
         probabilities = F.softmax(self.router(rows).float(), -1)
         chosen = torch.zeros_like(probabilities).scatter_(-1, probabilities.topk(self.top_k, -1).indices, 1.0)
         load = chosen.mean(0) / self.top_k
-        # Switch Transformers' loss (Fedus et al. 2021, section 2.2), 1 where loads are even.
+        # Switch Transformers' loss (Fedus et al. 2021, section 2.2); 1 when loads are even.
         self.balance = (self.n_experts * (load.detach() * probabilities.mean(0)).sum(), load.detach())
         return probabilities * chosen
 
@@ -141,9 +141,9 @@ class Layer(nn.Module):
 
 
 class TrainableJamba(nn.Module):
-    """Token ids [batch, tokens] -> final hidden states; ``logits`` are those times the (tied) embedding.
+    """Token ids [batch, tokens] -> final hidden states; ``logits`` multiplies them by the tied embedding.
 
-    ``before_attention`` holds the residual stream that went into the last attention layer in the last pass.
+    ``before_attention``: the residual stream at the input of the last attention layer in the last pass.
     """
 
     def __init__(self, config: JambaConfig, compute: torch.dtype = torch.float32) -> None:
@@ -155,7 +155,7 @@ class TrainableJamba(nn.Module):
         self.before_attention: Tensor | None = None
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Normed hidden states [batch, tokens, hidden] in the compute type."""
+        """Normalized final hidden states [batch, tokens, hidden] in the compute type."""
         x = F.embedding(ids, self.embed)
         last_attention = max((i for i, a in enumerate(self.config.layer_is_attention) if a), default=0)
         for i, layer in enumerate(self.layers):
@@ -169,7 +169,7 @@ class TrainableJamba(nn.Module):
         return F.linear(hidden, self.embed.to(hidden.dtype)).float()
 
     def balance(self) -> tuple[Tensor, list[Tensor]]:
-        """The mean load-balancing loss of the last pass, and each MoE layer's share of choices by expert."""
+        """The mean load-balancing loss of the last pass, and for each MoE layer the share of tokens routed to each expert."""
         parts = [m.balance for m in self.modules() if isinstance(m, FeedForward) and m.balance is not None]
         if not parts:
             return torch.zeros(()), []

@@ -1,8 +1,8 @@
-"""The operations a Jamba trains through: torch definitions, and the C++ kernels with their gradients. Knows no layers.
+"""The operations for training a Jamba: torch references, and C++ kernels with their gradients.
 
-Each function exists twice with one signature: ``*_reference`` is plain torch, differentiable, and runs anywhere; the other
-takes the compiled kernels where tensors lie on the CPU and the library was built, and falls back to the reference. The
-activations (x, dt, z, gate_up) are float32 or bfloat16, the parameters, B, C and route float32.
+Each function exists twice with one signature: ``*_reference`` is differentiable torch and runs on any device; the other uses
+the C++ kernels for tensors on the CPU if the library was built, else the reference. Activations (x, dt, z, gate_up) are
+float32 or bfloat16; parameters, B, C and route are float32.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NORM_PARTS = 16
 
 
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-    """x [..., n] over its root mean square, times weight [n]; float32 in, ``dtype`` out."""
+    """x [..., n] divided by its root mean square, times weight [n]; float32 in, ``dtype`` out."""
     return (x.float() * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + eps) * weight).to(dtype)
 
 
@@ -37,10 +37,10 @@ def causal_conv_reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def selective_scan_reference(
     x: Tensor, dt: Tensor, z: Tensor, B: Tensor, C: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, chunk: int = 32
 ) -> Tensor:
-    """Mamba's scan (Gu and Dao 2023, algorithm 2) from a zero state, with its gate: [batch, tokens, d_inner].
+    """Mamba's selective scan (Gu and Dao 2023, algorithm 2) from a zero state, with its gate: [batch, tokens, d_inner].
 
     x, dt, z [batch, tokens, d_inner]; B, C [batch, tokens, d_state]; A [d_inner, d_state], negative; dt before softplus.
-    Within a chunk the recurrence runs in log2(chunk) doublings, so a GPU has something to do.
+    Within a chunk the recurrence takes log2(chunk) parallel steps, which suits a GPU.
     """
     step = F.softplus(dt.float() + dt_bias)
     x32 = x.float()
@@ -63,7 +63,7 @@ def selective_scan_reference(
 
 
 def gate_reference(gate_up: Tensor, route: Tensor | None) -> Tensor:
-    """silu(gate) * up for gate_up [rows, 2, n], each of n / experts values times its expert's route [rows, experts]."""
+    """silu(gate) * up for gate_up [rows, 2, n]; each expert's n / experts values times its column of route [rows, experts]."""
     gate, up = gate_up.float().unbind(1)
     y = F.silu(gate) * up
     if route is not None:
@@ -72,14 +72,14 @@ def gate_reference(gate_up: Tensor, route: Tensor | None) -> Tensor:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-    """``rms_norm_reference``, compiled where it can be."""
+    """``rms_norm_reference`` by the C++ kernel when it applies."""
     if _library() is None or not _fits(x, x.shape[-1]) or x.dtype != torch.float32:
         return rms_norm_reference(x, weight, eps, dtype)
     return _RmsNorm.apply(x, weight, eps, dtype)
 
 
 def causal_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """``causal_conv_reference``, compiled where it can be."""
+    """``causal_conv_reference`` by the C++ kernel when it applies."""
     if _library() is None or not _fits(x, x.shape[-1]) or weight.shape[1] != _D_CONV:
         return causal_conv_reference(x, weight, bias)
     return _CausalConv.apply(x, weight, bias)
@@ -88,7 +88,7 @@ def causal_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def selective_scan(
     x: Tensor, dt: Tensor, z: Tensor, B: Tensor, C: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor
 ) -> Tensor:
-    """``selective_scan_reference``, compiled where it can be."""
+    """``selective_scan_reference`` by the C++ kernel when it applies."""
     same = x.dtype == dt.dtype == z.dtype
     if _library() is None or not same or not _fits(x, x.shape[-1]) or A.shape[1] != _D_STATE:
         return selective_scan_reference(x, dt, z, B, C, dt_bias, A, D)
@@ -96,7 +96,7 @@ def selective_scan(
 
 
 def gate(gate_up: Tensor, route: Tensor | None) -> Tensor:
-    """``gate_reference``, compiled where it can be."""
+    """``gate_reference`` by the C++ kernel when it applies."""
     n, experts = gate_up.shape[-1], 1 if route is None else route.shape[1]
     if _library() is None or n % experts or not _fits(gate_up, n // experts):
         return gate_reference(gate_up, route)
@@ -111,7 +111,7 @@ _P, _I = ctypes.c_void_p, ctypes.c_int64
 
 
 def _struct(name: str, fields: str) -> type[ctypes.Structure]:
-    """A mirror of a struct of train.h: ``name:i`` an int64, ``name:f`` a float, else a pointer."""
+    """A ctypes mirror of a struct of train.h: ``name:i`` is an int64, ``name:f`` a float, anything else a pointer."""
     kinds = {"i": _I, "f": ctypes.c_float, "": _P}
     parts = [field.partition(":") for field in fields.split()]
     return type(name, (ctypes.Structure,), {"_fields_": [(field, kinds[kind]) for field, _, kind in parts]})
@@ -146,7 +146,7 @@ def _run(name: str, kind: type[ctypes.Structure], counts: tuple[int, ...], backw
 
 
 def _rows(x: Tensor) -> Tensor:
-    """x with its values side by side and its rows at one distance from each other."""
+    """x with unit stride in the last dimension and evenly spaced rows; copied if it has not."""
     even = x.stride(-1) == 1 and all(x.stride(i) == x.stride(i + 1) * x.shape[i + 1] for i in range(x.dim() - 2))
     return x if even else x.contiguous()
 

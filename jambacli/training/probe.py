@@ -1,9 +1,9 @@
-"""Two linear probes that a model is trained with and exported without: which document a token stands in, or was taken from.
+"""Two linear probes that are trained with the model and left out of the export: to which document does a token belong?
 
-A document's number stands before its text, and a citation comes after an answer: each has to be carried along by a state.
-The loss on the citation alone, one number in an answer, does not teach that (docs/embedded_model.md); asked at every
-token, it is learnt. The first probe reads what goes into the last attention layer, at the tokens of documents; the second
-the final hidden states, at the tokens of answers. Knows nothing of the model beyond those two, nor of text.
+A document's number stands before its text, and a citation follows an answer, so the state has to carry the number along. The
+loss on the citation alone, one number per answer, does not teach that (docs/demo_model.md); a loss at every token does. The
+first probe reads the input of the last attention layer at the tokens of documents, the second the final hidden states at the
+tokens of answers.
 """
 
 from __future__ import annotations
@@ -14,42 +14,43 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: A document's number is up to three digits, each a class; a shorter one ends with NONE.
+#: A document's number has up to three digits, each a class; a shorter one is padded with NONE.
 DIGITS, NONE = 3, 10
 
 
-def digits_of(home: str) -> tuple[int, ...]:
-    """The classes of a document's number, -1 for no document."""
-    return tuple((int(home[i]) if i < len(home) else NONE) if home else -1 for i in range(DIGITS))
+def digits_of(document_id: str) -> tuple[int, ...]:
+    """The classes of a document's number; -1 for no document ("")."""
+    return tuple((int(document_id[i]) if i < len(document_id) else NONE) if document_id else -1 for i in range(DIGITS))
 
 
 class Probe(nn.Module):
-    """Which document: from states [batch, tokens, hidden] in it, and from those of answers about it."""
+    """Predicts the document's number from states [batch, tokens, hidden] in documents and in answers."""
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
         self.inside, self.answer = (nn.Linear(hidden, DIGITS * (NONE + 1)) for _ in range(2))
 
-    def forward(self, before: Tensor, after: Tensor, homes: Tensor, answers: Tensor) -> tuple[Tensor, list[float]]:
-        """The two mean cross entropies, added, and the shares of tokens whose whole number is the likeliest.
+    def forward(self, before: Tensor, after: Tensor, digits: Tensor, answers: Tensor) -> tuple[Tensor, list[float]]:
+        """The sum of the two mean cross entropies, and for each probe the share of tokens whose whole number is predicted.
 
-        ``before`` and ``after``: [batch, tokens, hidden]; ``homes``: int64 [batch, tokens, DIGITS], -1 where there is no
-        document; ``answers``: bool [batch, tokens], where a token belongs to an answer. A share is NaN where nothing was asked.
+        ``before``, ``after``: float [batch, tokens, hidden], the input of the last attention layer and the final hidden
+        states. ``digits``: int64 [batch, tokens, DIGITS], -1 for tokens without a document. ``answers``: bool [batch,
+        tokens], the tokens of answers. A share is NaN when the batch has no such tokens.
         """
-        known = homes[..., 0] >= 0
+        known = digits[..., 0] >= 0
         total, shares = torch.zeros((), device=before.device), []
-        for probe, states, where in ((self.inside, before, known & ~answers), (self.answer, after, known & answers)):
-            if not where.any():
+        for probe, states, mask in ((self.inside, before, known & ~answers), (self.answer, after, known & answers)):
+            if not mask.any():
                 shares.append(float("nan"))
                 continue
-            guesses = probe(F.rms_norm(states[where].float(), states.shape[-1:])).unflatten(-1, (DIGITS, NONE + 1))
-            wanted = homes[where]
-            total = total + F.cross_entropy(guesses.flatten(0, 1), wanted.flatten())
-            shares.append(float((guesses.argmax(-1) == wanted).all(-1).float().mean()))
+            scores = probe(F.rms_norm(states[mask].float(), states.shape[-1:])).unflatten(-1, (DIGITS, NONE + 1))
+            targets = digits[mask]
+            total = total + F.cross_entropy(scores.flatten(0, 1), targets.flatten())
+            shares.append(float((scores.argmax(-1) == targets).all(-1).float().mean()))
         return total, shares
 
 
-def homes_tensor(rows: Sequence[Sequence[str]], tokens: int) -> Tensor:
-    """int64 [rows, tokens, DIGITS] of rows of document numbers, cut or filled up with none."""
-    classes = {home: digits_of(home) for row in rows for home in set(row)} | {"": digits_of("")}
-    return torch.tensor([[classes[h] for h in [*row[:tokens], *[""] * (tokens - len(row))]] for row in rows])
+def digits_tensor(rows: Sequence[Sequence[str]], tokens: int) -> Tensor:
+    """int64 [rows, tokens, DIGITS]: the digits of rows of document numbers, cut or padded with "no document"."""
+    digits = {number: digits_of(number) for row in rows for number in set(row)} | {"": digits_of("")}
+    return torch.tensor([[digits[n] for n in [*row[:tokens], *[""] * (tokens - len(row))]] for row in rows])

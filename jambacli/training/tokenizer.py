@@ -1,7 +1,7 @@
-"""Trains the small vocabulary and turns samples into ids; knows nothing of models.
+"""Trains the demo model's tokenizer and encodes samples with it.
 
-The kind is the one the Jamba 1.5 family has: BPE with byte fallback and no space prefix, single digits, Jamba's markers.
-Pieces never cross a space, a line break, a digit or punctuation, so words can be encoded one by one and remembered.
+It is of the Jamba 1.5 family's kind: BPE with byte fallback, no space prefix, single digits and Jamba's markers. Pieces never
+cross a space, a line break, a digit or punctuation, so words can be encoded one by one and cached.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _WORDS = re.compile(r" ?[^\s]+|\s")
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> dict[str, Any]:
-    """The content of a tokenizer.json with ``vocab_size`` entries, learnt from ``texts``."""
+    """The content of a tokenizer.json with ``vocab_size`` entries, trained on ``texts``."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
     bpe = Tokenizer(models.BPE())
@@ -51,7 +51,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> dict[str, Any]:
     merges, made = [], set()
     for pair in learnt["merges"]:
         left, right = pair.split(" ") if isinstance(pair, str) else pair
-        if left + right not in made:  # one way to make each piece: scores can say it
+        if left + right not in made:  # keep one merge per piece, so that scores can express the order
             merges.append([left, right])
             made.add(left + right)
     special = [
@@ -91,7 +91,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> dict[str, Any]:
 
 
 class Encoder:
-    """Samples -> ids, the weight that each id's prediction has in the loss, and the document that it belongs to."""
+    """Encodes samples as ids, with the loss weight and the document number of each id."""
 
     def __init__(self, tokenizer_json: Path) -> None:
         from tokenizers import Tokenizer
@@ -102,7 +102,7 @@ class Encoder:
         self.vocab_size: int = self._backend.get_vocab_size()
 
     def text(self, text: str) -> list[int]:
-        """Ids of a text without markers."""
+        """The ids of a text without markers."""
         ids: list[int] = []
         for word in _WORDS.findall(text):
             known = self._words.get(word)
@@ -113,16 +113,17 @@ class Encoder:
             ids += known
         return ids
 
-    def sample(self, spans: Sequence[Span], rest: float) -> tuple[list[int], list[float], list[str]]:
-        """Ids, weights and homes, bos first. A weight is 1 for what is to be learnt, ``rest`` for the other tokens."""
-        ids, weights, homes = [self.markers[BOS]], [0.0], [""]
+    def sample(self, spans: Sequence[Span], other_weight: float) -> tuple[list[int], list[float], list[str]]:
+        """Ids, loss weights and document numbers of a sample, bos first. A weight is 1 for tokens to be learnt, else
+        ``other_weight``."""
+        ids, weights, document_ids = [self.markers[BOS]], [0.0], [""]
         for span in spans:
             new = [self.markers[span.text]] if span.marker else self.text(span.text)
             ids += new
-            weights += [1.0 if span.learn else rest] * len(new)
-            homes += [span.home] * len(new)
-        return ids, weights, homes
+            weights += [1.0 if span.learn else other_weight] * len(new)
+            document_ids += [span.document_id] * len(new)
+        return ids, weights, document_ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids, markers shown."""
+        """The text of ids, markers included."""
         return str(self._backend.decode(list(ids), skip_special_tokens=False))

@@ -29,12 +29,12 @@ def same_home(own_home: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.fixture
 def says(monkeypatch: pytest.MonkeyPatch) -> Says:
-    """Makes the embedded model say a text, token by token, markup as markup, within what a schema allows."""
+    """Makes the demo model say a text, token by token, markup as markup, within what a schema allows."""
     from jambacli.api import Jamba
-    from jambacli.data import embedded_model
     from jambacli.engine.sampling import Sampler
+    from jambacli.hub.demo import demo_model_path
 
-    tokenizer = Jamba.load(embedded_model()).tokenizer
+    tokenizer = Jamba.load(demo_model_path()).tokenizer
 
     def script(text: str) -> None:
         ids = [*tokenizer.encode(text, markers="all"), min(tokenizer.stop_ids)]

@@ -1,4 +1,4 @@
-"""Facts planted on known pages of a 200-page PDF, asked of the embedded model: as often right as its own recall promises."""
+"""Facts planted on known pages of a 200-page PDF, asked of the demo model: it answers as often as its recall predicts."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import random
 import re
 from pathlib import Path
 
-from jambacli.data import embedded_model, words
 from jambacli.data import reports as grammar
+from jambacli.data import words
 from jambacli.documents.citation_check import ground
 from jambacli.documents.citations import Cited, places_of
 from jambacli.documents.load import read_documents
 from jambacli.documents.reader import Reader, Task, entries_of
 from jambacli.evaluation.needle import KINDS, needle
+from jambacli.hub.demo import demo_model_path
 from tests.support.document_files import pdf_bytes
 
 PAGES, FACTS = 200, 40
@@ -22,7 +23,7 @@ PAGES, FACTS = 200, 40
 def test_planted_facts_are_found_as_often_as_recall_promises(tmp_path: Path) -> None:
     from jambacli.api import Jamba
 
-    model = Jamba.load(embedded_model())
+    model = Jamba.load(demo_model_path())
     rng = random.Random(5)
     reports = grammar.make_reports(rng, FACTS, held_out=True, first=1)
     pages = [" ".join(rng.choices(words.REMARKS, k=rng.randint(1, 3))) for _ in range(PAGES)]
@@ -61,6 +62,6 @@ def test_planted_facts_are_found_as_often_as_recall_promises(tmp_path: Path) -> 
         f"recall {promised:.2f} at {length} tokens"
     )
     assert right / FACTS >= promised - slack
-    # docs/embedded_model.md: 34 of 37 by the model itself; the check of its words against the pages leads to the others.
+    # docs/demo_model.md: 34 of 37 by the model itself; the check of its words against the pages leads to the others.
     assert by_model >= 0.75 * right
     assert cited_right >= 0.9 * right

@@ -1,4 +1,4 @@
-"""``jamba pull``, ``list`` and ``rm`` as a shell runs them: what they say, what they exit with, what they never import."""
+"""``jamba pull``, ``list`` and ``rm`` as a shell runs them: messages, exit codes, and what they do not import."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from jambacli.hardware import devices
 from jambacli.hub import download
 from jambacli.hub.resolve import resolve_model
 from jambacli.hub.store import Entry, Store, StoredFile
-from tests.hub.conftest import *  # noqa: F403 - the server and its models
-from tests.hub.conftest import REPO, STEM
 from tests.support.checkpoints import make_checkpoint
+from tests.support.hub_fixtures import *  # noqa: F403 - the server and its models
+from tests.support.hub_fixtures import REPO, STEM
 from tests.support.hub_servers import Repo, Server
 
 Jamba = Callable[..., int]
@@ -40,7 +40,7 @@ def jamba(monkeypatch: pytest.MonkeyPatch) -> Jamba:
 
 @pytest.fixture
 def small_machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Gives this machine another amount of memory: the one thing about it that a test cannot choose."""
+    """Sets the amount of memory that this machine reports."""
 
     def shrink(total: int) -> None:
         device = devices.Device("cpu", "cpu:x", "a small machine", total, total, 1e9, False, "1 core")
@@ -50,7 +50,7 @@ def small_machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 
 class Terminal(io.StringIO):
-    """Standard input where a person sits."""
+    """Standard input that is a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -74,7 +74,7 @@ def test_pull_list_show_rm(hub: Server, jamba: Jamba, capsys: pytest.CaptureFixt
     sizes = [row["bytes"] for row in listed["models"]]
     assert sizes[0] == sizes[1] == listed["bytes"], "shared files count once"
     assert jamba("rm", "mine") == 0
-    assert "another name still has its files" in capsys.readouterr().err
+    assert "another name still uses its files" in capsys.readouterr().err
     assert jamba("rm", "jamba:3b") == 0
     assert jamba("rm", "jamba:3b") == 1
     assert "is not a pulled model" in capsys.readouterr().err
@@ -89,7 +89,7 @@ def test_what_does_not_fit(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Nobody to ask: refused, naming what fits; --yes downloads; a person may choose what fits instead."""
+    """Without a terminal it is refused, with what fits; --yes downloads it; in a terminal, one can choose what fits instead."""
     small_machine(300_000_000)
     assert jamba("pull", f"{REPO}:F32") == 1
     said = capsys.readouterr().err
@@ -97,7 +97,7 @@ def test_what_does_not_fit(
     assert Store().entries() == []
     assert jamba("pull", f"{REPO}:F32", "--yes") == 0
     assert jamba("rm", f"{REPO}:F32") == 0
-    # Room for the smaller ones beside what every run needs, not for this one.
+    # Enough memory for the smaller ones and what every run needs, but not for this one.
     size = {c: len(hub.repos[REPO].files[f"{STEM}-{c}.gguf"]) for c in ("F32", "Q8_0")}
     from jambacli.gguf.summary import summarize
     from jambacli.runtime.memory_plan import scratch_bytes
@@ -130,7 +130,7 @@ def test_interrupted(hub: Server, jamba: Jamba, monkeypatch: pytest.MonkeyPatch)
     assert Store().unfinished() == []
 
 
-def test_made_of_a_checkpoint(
+def test_made_from_a_checkpoint(
     server: Server, jamba: Jamba, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = make_checkpoint(
@@ -142,7 +142,7 @@ def test_made_of_a_checkpoint(
     assert "jamba pull jamba:v0.1 --quant q4_k_m" in capsys.readouterr().err
     assert jamba("pull", "jamba:v0.1", "--quant", "q9") == 2
     assert server.asked == []
-    # Broken off among the weights, then gone on with.
+    # Interrupted in the weights, then resumed.
     monkeypatch.setattr(download, "TRIES", 1)
     server.trouble.cut = lambda n: 300_000 if n > 1_000_000 else None
     assert jamba("pull", "jamba:v0.1", "--quant", "q4_k_m") == 1
@@ -156,15 +156,31 @@ def test_made_of_a_checkpoint(
     left = [p for p in Store().root.rglob("*") if p.is_file() and p.suffix in (".safetensors", ".part", ".gguf")]
     assert left == [resolve_model("jamba:v0.1-q4_k_m")] == [resolve_model("ai21labs/Jamba-v0.1")]
 
-    # The same as the two steps apart.
+    # The result is that of converting and quantizing separately.
     assert jamba("convert", folder, "-o", tmp_path / "c.gguf", "--name", "Jamba-v0.1") == 0
     assert jamba("quantize", tmp_path / "c.gguf", tmp_path / "q.gguf", "--type", "q4_k_m") == 0
     assert left[0].read_bytes() == (tmp_path / "q.gguf").read_bytes()
     asked = len(server.asked)
     assert jamba("pull", "jamba:v0.1", "--quant", "q4_k_m") == 0
-    assert len(server.asked) == asked, "it is here already"
+    assert len(server.asked) == asked, "it is already downloaded"
     assert jamba("pull", "ai21labs/Jamba-v0.1", "--quant", "bf16") == 0
     assert resolve_model("hf.co/ai21labs/Jamba-v0.1:BF16").is_file()
+
+
+def test_options_are_named_as_on_the_command_line(
+    hub: Server, jamba: Jamba, models: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "My Model.gguf").write_bytes(models["Q4_0"])
+    for arguments, message in (
+        (["jamba:3b-q3_k_s"], "or make it from the checkpoint with: jamba pull jamba:2-3b --quant q3_k_s"),
+        (["jamba:3b", "--name", "My Model"], "--name 'My Model' is not a valid name"),
+        (["jamba:3b", "--revision", "a/../b"], "--revision 'a/../b' is not a branch"),
+        (["jamba:3b-q4_0", "--quant", "q8_0"], "--quant 'q8_0' is not the type in the name"),
+        ([tmp_path / "My Model.gguf"], "choose a name with --name"),
+        ([tmp_path / "My Model.gguf", "--quant", "q8_0"], "leave --quant and --revision out"),
+    ):
+        assert jamba("pull", *arguments) in (1, 2)
+        assert message in capsys.readouterr().err
 
 
 def test_another_architecture_is_refused_before_its_weights(
@@ -185,7 +201,7 @@ def fill(store: Store, count: int, path: Path) -> None:
         )
 
 
-def test_nothing_of_it_imports_torch(hub: Server, models: dict[str, bytes], tmp_path: Path) -> None:
+def test_none_of_it_imports_torch(hub: Server, models: dict[str, bytes], tmp_path: Path) -> None:
     hub.add_ollama("library/jamba", "latest", models["Q8_0"])
     path = tmp_path / "m.gguf"
     path.write_bytes(models["Q4_0"])
@@ -214,7 +230,7 @@ assert not slow, slow
     ]
     done = subprocess.run([sys.executable, "-c", code.format(runs)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    # Listing needs no network, no rendering library's console and no array library either.
+    # Listing imports no network, console or array library either.
     lean = (
         code.format([["list"]]) + "heavy = {'numpy', 'httpx', 'huggingface_hub', 'rich.console'} & sys.modules.keys()\n"
     )
@@ -224,7 +240,7 @@ assert not slow, slow
     assert done.stdout.count("\n") == 53
 
 
-def test_a_damaged_manifest_is_left_out(hub: Server, jamba: Jamba, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_manifest_is_skipped(hub: Server, jamba: Jamba, capsys: pytest.CaptureFixture[str]) -> None:
     assert jamba("pull", "jamba:3b") == 0 and jamba("pull", "jamba:3b-q4_0") == 0
     manifest = next(p for p in (Store().root / "manifests").iterdir() if "q4_0" in p.name)
     stored = json.loads(manifest.read_text())
@@ -240,11 +256,11 @@ def test_a_damaged_manifest_is_left_out(hub: Server, jamba: Jamba, capsys: pytes
         assert jamba("list") == 0
         said = capsys.readouterr()
         assert "jamba:3b " in said.out and len(said.out.splitlines()) == 2 and "\x1b" not in said.out
-        assert "is damaged and left out" in said.err
+        assert "is damaged and was skipped" in said.err
     for text in ("", "[" * 10_000, "null", "\xff"):
         manifest.write_text(text, encoding="latin-1")
         assert jamba("list") == 0
-        assert "is damaged and left out" in capsys.readouterr().err
+        assert "is damaged and was skipped" in capsys.readouterr().err
     assert jamba("pull", "jamba:3b-q4_0") == 0
     assert resolve_model("jamba:3b-q4_0").is_file()
 
@@ -258,30 +274,30 @@ def test_used_is_shown(hub: Server, jamba: Jamba, capsys: pytest.CaptureFixture[
     assert "just now" in capsys.readouterr().out
 
 
-def test_the_model_in_the_box_has_a_name(own_home: Path, jamba: Jamba, capsys: pytest.CaptureFixture[str]) -> None:
-    from jambacli.data import embedded_model
+def test_the_demo_model_has_a_name(own_home: Path, jamba: Jamba, capsys: pytest.CaptureFixture[str]) -> None:
+    from jambacli.hub.demo import demo_model_path
     from jambacli.hub.resolve import last_used, remember_used
 
     assert jamba("list") == 0
     said = capsys.readouterr()
-    assert said.out == "" and "jamba:tiny (10.1 MB), a demonstration model" in said.err
+    assert said.out == "" and "demo model: jamba:tiny (10.1 MB)" in said.err
     assert jamba("list", "--json") == 0
     listed = json.loads(capsys.readouterr().out)
     assert listed["models"] == [] and listed["embedded"]["name"] == "jamba:tiny"
-    assert resolve_model("jamba:tiny") == embedded_model() == Path(listed["embedded"]["path"])
+    assert resolve_model("jamba:tiny") == demo_model_path() == Path(listed["embedded"]["path"])
     remember_used("jamba:tiny")
-    assert last_used() == embedded_model()
+    assert last_used() == demo_model_path()
     assert jamba("show", "jamba:tiny", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["path"] == str(embedded_model())
+    assert json.loads(capsys.readouterr().out)["path"] == str(demo_model_path())
     assert jamba("pull", "jamba:tiny") == 0
     assert jamba("rm", "jamba:tiny") == 1
     assert "comes with the program" in capsys.readouterr().err
-    assert embedded_model().exists()
-    # A name of the user's own wins.
+    assert demo_model_path().exists()
+    # The user's own alias for that name wins.
     own_home.mkdir(exist_ok=True)
     (own_home / "aliases.json").write_text('{"aliases": {"jamba:tiny": "someone/tiny-GGUF:Q8_0"}}')
     assert jamba("show", "jamba:tiny") == 1
-    assert "not here yet" in capsys.readouterr().err
+    assert "has not been pulled" in capsys.readouterr().err
 
 
 def test_a_name_with_spaces_can_be_pasted_into_a_shell(
@@ -289,22 +305,22 @@ def test_a_name_with_spaces_can_be_pasted_into_a_shell(
 ) -> None:
     name = "someone/repo/my model.gguf"
     entry = Entry(name, {}, (), None, "Q4_K", 4096, 1, 0.0)
-    monkeypatch.setattr("jambacli.hub.pull.pull", lambda *_: entry)
+    monkeypatch.setattr("jambacli.hub.pull.pull", lambda *_, **__: entry)
     assert jamba("pull", name) == 0
     assert f"{name} is ready: jamba run '{name}'\n" == capsys.readouterr().err
 
 
-def test_what_was_converted_to_be_run_is_told_and_can_be_freed(
+def test_converted_checkpoints_are_listed_and_can_be_removed(
     tmp_path: Path, own_home: Path, jamba: Jamba, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from jambacli.hub.converted_cache import converted
+    from jambacli.hub.converted_cache import converted_gguf
 
-    made = converted(make_checkpoint(tmp_path / "checkpoint", "moe4"))
+    made = converted_gguf(make_checkpoint(tmp_path / "checkpoint", "moe4"))
     size = made.stat().st_size
     assert jamba("list", "--json") == 0
     assert json.loads(capsys.readouterr().out)["converted_bytes"] == size
     assert jamba("list") == 0
-    assert "converted to be run: free it with jamba rm --converted" in capsys.readouterr().err
+    assert "remove them with jamba rm --converted" in capsys.readouterr().err
     assert jamba("rm", "--converted") == 0
     assert not made.exists() and (tmp_path / "checkpoint" / "config.json").exists()
     capsys.readouterr()

@@ -131,10 +131,10 @@ def test_ctrl_c_keeps_what_was_said(model: str) -> None:
     assert first + rest
 
 
-def test_with_no_model_the_demonstration_model_answers_and_says_what_it_is() -> None:
+def test_with_no_model_the_demo_model_answers_and_a_note_says_so() -> None:
     done = jamba("run", "hello", "-n", "3")
     assert done.returncode == 0
-    assert b"demonstration" in done.stderr
+    assert b"demo model" in done.stderr
 
 
 def test_bench_prints_a_table_json_and_csv(model: str) -> None:

@@ -253,7 +253,7 @@ def test_the_command_itself(tmp_path: Path) -> None:
     assert run(str(path), "--ctx", "lots").returncode == 2
 
 
-def test_without_a_name_it_is_the_embedded_model(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_name_it_is_the_demo_model(capsys: pytest.CaptureFixture[str]) -> None:
     show(None)
     said = capsys.readouterr()
     assert "demonstration model" in said.out

@@ -1,4 +1,4 @@
-"""The figures docs/embedded_model.md states, measured again: recall by length, after resuming and rewinding, by type. Slow."""
+"""Measures the figures of docs/demo_model.md again: recall by length, after resuming and rewinding, by type. Slow."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from jambacli.api import Jamba
-from jambacli.data import embedded_model
 from jambacli.data import reports as grammar
 from jambacli.evaluation.needle import answer, needle, reports_of
+from jambacli.hub.demo import demo_model_path
 from tests.support.cli_runner import jamba
 from tests.support.demo_model import as_checkpoint
 
@@ -66,7 +66,7 @@ def test_recall_is_the_same_after_saving_and_resuming_in_another_process(model: 
             answer(session, text, first)
             session.save()
         asked.append(second.text)
-    command = [sys.executable, "-c", _RESUME, "saved", json.dumps(asked), str(embedded_model())]
+    command = [sys.executable, "-c", _RESUME, "saved", json.dumps(asked), str(demo_model_path())]
     done = subprocess.run(command, capture_output=True, check=True, env=dict(os.environ), timeout=300)
     assert json.loads(done.stdout) == straight
 
@@ -98,8 +98,8 @@ def test_transformers_and_the_runtime_agree(model: Jamba, file_of: Callable[[str
     random = Random("prompts")
     ids = [1, *ours.tokenizer.encode(grammar.join(grammar.make_reports(random, 6, held_out=True), random))]
     with torch.no_grad():
-        wanted = theirs(torch.tensor([ids])).logits[0]
-    torch.testing.assert_close(ours.logits(ids), wanted, atol=1e-4, rtol=1e-4)
+        expected = theirs(torch.tensor([ids])).logits[0]
+    torch.testing.assert_close(ours.logits(ids), expected, atol=1e-4, rtol=1e-4)
     for i in range(50):
         reports = grammar.make_reports(random, random.randint(1, 3), held_out=True)
         prompt = [1, *ours.tokenizer.encode(grammar.join(reports, random) + "\n\nQuestion:")]

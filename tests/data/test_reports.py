@@ -1,4 +1,4 @@
-"""The corpus, its tokenizer and its batches: held-out names stay out, answers are in the text, ids are the runtime's own."""
+"""The corpus, its tokenizer and its batches: held-out names stay out, answers stand in the text, ids match the runtime's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from jambacli.data import reports as grammar
 from jambacli.data import words
 from jambacli.training.batches import Batches, key_value
-from jambacli.training.embedded import CONFIG, make_tokenizer
+from jambacli.training.demo_model import CONFIG, make_tokenizer
 from jambacli.training.tokenizer import MARKERS, Encoder
 
 
@@ -100,7 +100,9 @@ def test_every_answer_cites_the_document_of_its_report() -> None:
         random = Random(seed)
         spans = grammar.chat(random, grammar.make_reports(random, 5), 6, "cite")
         body, said = "".join(s.text for s in spans).split(grammar.DOCUMENTS_END, 1)
-        homes = dict(re.findall(r"Document ID: (\d+)\n(?:Title: .*\n)?Text: ([\s\S]*?)(?=\n\n## Document|\n$)", body))
+        document_ids = dict(
+            re.findall(r"Document ID: (\d+)\n(?:Title: .*\n)?Text: ([\s\S]*?)(?=\n\n## Document|\n$)", body)
+        )
         answers = re.findall(r"<\|assistant\|> (.*?)<citations>\[([\d, ]+)\]</citations><\|eom\|>", said, re.DOTALL)
         assert len(answers) == 6
         for answer, ids in answers:
@@ -108,7 +110,7 @@ def test_every_answer_cites_the_document_of_its_report() -> None:
                 who = next(
                     w for w in re.findall(r"[A-Z][a-z]+ [A-Z][a-z]+", answer) if w.split()[0] in words.FIRST_NAMES
                 )
-                assert [i for i, text in homes.items() if who in text] == [ids]
+                assert [i for i, text in document_ids.items() if who in text] == [ids]
 
 
 def test_tokens_of_documents_and_cited_answers_know_their_document(tokenizer_json: Path) -> None:
@@ -116,22 +118,26 @@ def test_tokens_of_documents_and_cited_answers_know_their_document(tokenizer_jso
     for seed in range(10):
         random = Random(seed)
         reports = grammar.make_reports(random, 4)
-        ids, weights, homes = encoder.sample(grammar.chat(random, reports, 4, "cite"), 0.1)
-        assert len(ids) == len(weights) == len(homes)
+        ids, weights, document_ids = encoder.sample(grammar.chat(random, reports, 4, "cite"), 0.1)
+        assert len(ids) == len(weights) == len(document_ids)
         end = ids.index(MARKERS.index(grammar.DOCUMENTS_END))
         texts: dict[str, list[int]] = {}
-        for id_, home in zip(ids[:end], homes[:end], strict=True):
-            texts.setdefault(home, []).append(id_)
+        for id_, document_id in zip(ids[:end], document_ids[:end], strict=True):
+            texts.setdefault(document_id, []).append(id_)
         for report in reports:
-            found = [home for home, there in texts.items() if home and report.fact in encoder.decode(there)]
+            found = [
+                document_id
+                for document_id, tokens in texts.items()
+                if document_id and report.fact in encoder.decode(tokens)
+            ]
             assert len(found) == 1, (report.fact, found)
         # An answer's tokens name the number that it goes on to cite, up to the end of the citation.
         for start in [i for i, id_ in enumerate(ids) if id_ == MARKERS.index(grammar.ASSISTANT)]:
             stop = ids.index(MARKERS.index("<|eom|>"), start)
             named = re.search(r"\[([\d, ]+)\]", encoder.decode(ids[start:stop]))
             assert named is not None
-            assert homes[start] == homes[stop] == ""
-            assert set(homes[start + 1 : stop]) == {named[1] if "," not in named[1] else ""}
+            assert document_ids[start] == document_ids[stop] == ""
+            assert set(document_ids[start + 1 : stop]) == {named[1] if "," not in named[1] else ""}
 
 
 def test_blank_pages_stand_among_the_reports() -> None:

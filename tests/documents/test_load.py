@@ -1,4 +1,4 @@
-"""Documents: pages and lines are kept, encodings told apart, and forty odd or hostile files each end in a clear line."""
+"""Documents keep their pages and lines, encodings are recognized, and forty odd or hostile files each give one clear line."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_every_part_of_a_table_names_its_columns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32", "cp1252"])
-def test_encodings_are_told_apart(tmp_path: Path, encoding: str) -> None:
+def test_encodings_are_recognized(tmp_path: Path, encoding: str) -> None:
     text = "Zürich, déjà vu: fünfzig Störche über den Dächern. " * 20
     document = read_file(write(tmp_path, "e.txt", text.encode(encoding)))
     assert document.text.strip() == text.strip()
@@ -120,8 +120,8 @@ def test_right_to_left_text_stays_in_logical_order(tmp_path: Path, sandbox: Sand
 
 MARK = b'<?xml version="1.0"?><!DOCTYPE l [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;&a;">]><l>&b;</l>'
 EXTERNAL = b'<?xml version="1.0"?><!DOCTYPE l [<!ENTITY x SYSTEM "file:///etc/passwd">]><l>&x;</l>'
-SOUND = pdf_bytes(["one", "two"])
-LOOP = SOUND.replace(b"/Kids [5 0 R 7 0 R]", b"/Kids [2 0 R 2 0 R]")
+VALID = pdf_bytes(["one", "two"])
+LOOP = VALID.replace(b"/Kids [5 0 R 7 0 R]", b"/Kids [2 0 R 2 0 R]")
 OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600)
 
 #: name -> (content, what its one line says)
@@ -136,17 +136,17 @@ REFUSED: dict[str, tuple[bytes | Callable[[], bytes], str]] = {
     "photo.txt": (b"\x89PNG\r\n\x1a\n" + bytes(100), "OCR"),
     "photo.jpg": (b"\xff\xd8\xff\xe0" + bytes(100), "OCR"),
     "program": (b"\x7fELF" + bytes(100), "program"),
-    "model.gguf": (b"GGUF" + bytes(100), "--model"),
+    "model.gguf": (b"GGUF" + bytes(100), "a model, not a document"),
     "notes.txt.gz": (b"\x1f\x8b\x08\x00" + bytes(100), "unpack"),
     "letter.rtf": (b"{\\rtf1 hello}", ".docx"),
     "old.doc": (OLE, "save it as .docx"),
     "locked.docx": (OLE, "password"),
     "scan.pdf": (pdf_bytes(["", ""]), "ocrmypdf"),
-    "locked.pdf": (pdf_bytes(["secret"], encrypt=True), "qpdf --decrypt"),
-    "cut.pdf": (SOUND[:300], "damaged"),
+    "locked.pdf": (pdf_bytes(["secret"], encrypt=True), "remove the password"),
+    "cut.pdf": (VALID[:300], "damaged"),
     "header.pdf": (b"%PDF-1.7\n", "damaged"),
     "junk.pdf": (b"%PDF-1.4\n" + os.urandom(5000), "damaged"),
-    "text.pdf": (b"hello, I am a text", "is no PDF"),
+    "text.pdf": (b"hello, I am a text", "is not a PDF"),
     "loop.pdf": (LOOP, "page"),
     "bomb.docx": (zip_bomb, "zip bomb"),
     "lying.docx": (lying_zip_bomb, "damaged"),
@@ -202,18 +202,18 @@ def test_a_gigabyte_of_one_line_is_refused_without_being_read(tmp_path: Path) ->
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kB
 
 
-def test_devices_and_folders_are_no_files(tmp_path: Path) -> None:
+def test_devices_and_directories_are_not_documents(tmp_path: Path) -> None:
     for path, says in ((Path("/dev/zero"), "device"), (tmp_path, "directory")):
         with pytest.raises(JambaError, match=says):
             read_file(path)
 
 
-def test_a_reader_that_stands_still_or_dies_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write(tmp_path, "r.pdf", SOUND)
-    with Sandbox(page_seconds=0.0) as hasty, pytest.raises(JambaError, match="stood still"):
+def test_a_reader_that_hangs_or_crashes_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, "r.pdf", VALID)
+    with Sandbox(page_seconds=0.0) as hasty, pytest.raises(JambaError, match="no progress"):
         hasty.extract("pdf", str(path), "r.pdf")
     monkeypatch.setattr(extract.sys, "executable", "/bin/true" if Path("/bin/true").exists() else sys.executable)
-    with Sandbox() as dead, pytest.raises(JambaError, match="broke the reader"):
+    with Sandbox() as dead, pytest.raises(JambaError, match="crashed the reader"):
         dead.extract("pdf", str(path), "r.pdf")
 
 
@@ -235,12 +235,12 @@ def test_directories_and_globs_come_in_one_natural_order(tmp_path: Path) -> None
     assert again.paths == whole.paths
 
 
-def test_faults_in_a_directory_are_told_and_passed_over(tmp_path: Path) -> None:
+def test_unreadable_files_in_a_directory_are_reported_and_skipped(tmp_path: Path) -> None:
     write(tmp_path, "good.txt", "text")
     write(tmp_path, "bad.txt", b"\x00\x01" * 100)
-    told: list[str] = []
-    assert [Path(d.name).name for d in read_documents([str(tmp_path)], problem=told.append)] == ["good.txt"]
-    assert len(told) == 1 and "bad.txt" in told[0] and "left out" in told[0]
+    problems: list[str] = []
+    assert [Path(d.name).name for d in read_documents([str(tmp_path)], problem=problems.append)] == ["good.txt"]
+    assert len(problems) == 1 and "bad.txt" in problems[0] and "skipped" in problems[0]
     with pytest.raises(JambaError, match=r"bad\.txt"):
         read_documents([str(tmp_path / "good.txt"), str(tmp_path / "bad.txt")])
 
@@ -248,21 +248,21 @@ def test_faults_in_a_directory_are_told_and_passed_over(tmp_path: Path) -> None:
 def test_empty_files_in_a_directory_are_one_line_and_one_alone_is_named(tmp_path: Path) -> None:
     write(tmp_path, "good.py", "text")
     write(tmp_path, "a/__init__.py", "")
-    told: list[str] = []
-    read_documents([str(tmp_path)], problem=told.append)
-    assert len(told) == 1 and "__init__.py: is empty" in told[0]
+    problems: list[str] = []
+    read_documents([str(tmp_path)], problem=problems.append)
+    assert len(problems) == 1 and "__init__.py: is empty" in problems[0]
     for name in ("b/__init__.py", "c.html", "d.docx", "e.txt"):
         write(tmp_path, name, "\n" if name == "e.txt" else "")
     write(tmp_path, "bad.txt", b"\x00\x01" * 100)
-    told.clear()
-    assert len(read_documents([str(tmp_path)], problem=told.append)) == 1
-    assert told[0] == "5 empty files left out" and len(told) == 2 and "bad.txt" in told[1]
+    problems.clear()
+    assert len(read_documents([str(tmp_path)], problem=problems.append)) == 1
+    assert problems[0] == "5 empty files skipped" and len(problems) == 2 and "bad.txt" in problems[1]
     with pytest.raises(JambaError, match=r"__init__\.py: is empty"):
         read_documents([str(tmp_path / "good.py"), str(tmp_path / "a/__init__.py")])
 
 
 def test_urls_are_not_fetched_and_missing_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="nothing is fetched: download it"):
+    with pytest.raises(UsageError, match="is a URL; download it first"):
         expand(["https://example.com/a.pdf"])
     with pytest.raises(JambaError, match=r"there is no file .*nowhere"):
         expand([str(tmp_path / "nowhere.txt")])
@@ -276,7 +276,7 @@ def test_names_of_files_are_shown_in_one_line(tmp_path: Path) -> None:
     assert name.isprintable() and "\n" not in name
 
 
-def test_a_question_is_no_file(tmp_path: Path) -> None:
+def test_a_question_is_not_a_file(tmp_path: Path) -> None:
     write(tmp_path, "a.txt", "x")
     assert names_files(str(tmp_path / "a.txt")) and names_files(str(tmp_path / "*.txt")) and names_files(str(tmp_path))
     assert names_files("https://example.com/x.pdf")
@@ -342,7 +342,7 @@ def test_every_kind_is_found_in_a_directory(tmp_path: Path) -> None:
 def test_what_gitignore_leaves_out_is_what_git_leaves_out(tmp_path: Path) -> None:
     git = shutil.which("git")
     if git is None:
-        pytest.skip("git, the reference, is not here")
+        pytest.skip("git, the reference, is not installed")
     root = tmp_path / "project"
     names = ["a.py", "b.log", "keep.log", "x y.txt", "#h.txt", "[1].txt", "deep.md", "é.md"]
     for folder in ("", "src/", "src/deep/", "build/", "docs/build/", "src/logs/", "src/a/b/c/"):

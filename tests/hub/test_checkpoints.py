@@ -1,4 +1,4 @@
-"""Hub repositories as conversion sources, against a small server that answers as the hub does."""
+"""Hub repositories as conversion sources, against a small server with the hub's API."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ print(json.dumps(answers))
 
 
 def ask(home: Path, endpoint: str, *sources: str, **env: str) -> dict[str, tuple[str, str]]:
-    """What find_checkpoint says of each source, in a process of its own (the library reads its settings on import)."""
+    """The result of find_checkpoint for each source, in a separate process (the library reads its settings on import)."""
     environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "NO_PROXY": "*", **env}
     environment.pop("HF_TOKEN", None)
     command = [sys.executable, "-c", SCRIPT, *sources]
@@ -138,9 +138,7 @@ def ask(home: Path, endpoint: str, *sources: str, **env: str) -> dict[str, tuple
     return dict(zip(sources, answers, strict=True))
 
 
-def test_a_repository_is_fetched_and_what_cannot_be_is_said_in_a_line(
-    tmp_path: Path, hub: tuple[str, type[Hub]]
-) -> None:
+def test_a_repository_is_downloaded_and_errors_are_one_line(tmp_path: Path, hub: tuple[str, type[Hub]]) -> None:
     endpoint, server = hub
     server.asked.clear()
     found = ask(
@@ -198,7 +196,7 @@ def test_sources_that_are_neither_directory_nor_repository(tmp_path: Path) -> No
     (tmp_path / "model.safetensors").write_bytes(b"")
     assert find_checkpoint(str(tmp_path)) == tmp_path
     for source, message in (
-        (str(tmp_path / "m.gguf"), "is a file: it is a GGUF file already; jamba quantize"),
+        (str(tmp_path / "m.gguf"), "is a file: it is already in GGUF; jamba quantize"),
         (str(tmp_path / "model.safetensors"), "is a file: convert takes the directory"),
         ("nowhere", "no such directory, and not a hub repository"),
         ("./no/where", "'./no/where': no such directory"),

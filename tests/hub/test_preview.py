@@ -1,9 +1,9 @@
-"""What pull says of a model before it is here: whether it fits this machine, and with how much context."""
+"""Whether a model fits this machine, and with how much context, before it is downloaded."""
 
 from __future__ import annotations
 
 from jambacli.hardware.devices import Device
-from jambacli.hub.preview import Fit, judge
+from jambacli.hub.preview import Fit, assess_fit
 from jambacli.model.config import JambaConfig
 
 MINI = JambaConfig.from_hf({})
@@ -11,27 +11,27 @@ WEIGHTS, EXPERTS = 31_200_000_000, 27_300_000_000
 GB = 10**9
 
 
-def judged(ram: float, card: float, ctx: int | None = None) -> Fit:
+def fit_of(ram: float, gpu: float, ctx: int | None = None) -> Fit:
     devices = [
-        Device(kind, kind, kind, int(n * GB), int(n * GB), 0, False, "") for kind, n in (("cpu", ram), ("cuda", card))
+        Device(kind, kind, kind, int(n * GB), int(n * GB), 0, False, "") for kind, n in (("cpu", ram), ("cuda", gpu))
     ]
-    return judge(
-        "mini", MINI, WEIGHTS, EXPERTS, size=WEIGHTS, left=WEIGHTS, ctx=ctx, kv_type="f16", devices=devices, same=[],
+    return assess_fit(
+        "mini", MINI, WEIGHTS, EXPERTS, size=WEIGHTS, to_download=WEIGHTS, ctx=ctx, kv_type="f16", devices=devices, same=[],
         known=[],
     )  # fmt: skip
 
 
 def test_experts_in_ram_are_a_fit_at_the_longest_context_that_leaves_room_for_them() -> None:
-    """A card of 8.5 GB and RAM that cannot hold the model alone: together they do, though not at the model's 256k."""
-    found = judged(ram=30, card=8.5)
-    assert found.fits and 32_768 <= found.longest < MINI.context_length
-    assert found.plan.ctx == found.longest
+    """A GPU of 8.5 GB and RAM that cannot hold the model alone: together they do, but not at the model's 256k."""
+    found = fit_of(ram=30, gpu=8.5)
+    assert found.fits and 32_768 <= found.longest_ctx < MINI.context_length
+    assert found.plan.ctx == found.longest_ctx
     assert [fit.verdict for fit in found.plan.fits] == ["from disk", "experts in RAM"]
-    assert judged(ram=30, card=8.5, ctx=found.longest).fits
-    longer = judged(ram=30, card=8.5, ctx=found.longest + 1024)
-    assert not longer.fits and longer.longest == found.longest
+    assert fit_of(ram=30, gpu=8.5, ctx=found.longest_ctx).fits
+    longer = fit_of(ram=30, gpu=8.5, ctx=found.longest_ctx + 1024)
+    assert not longer.fits and longer.longest_ctx == found.longest_ctx
 
 
-def test_a_card_helps_nothing_where_ram_is_too_small_for_the_experts() -> None:
-    found = judged(ram=20, card=8.5)
-    assert not found.fits and found.longest == 0
+def test_a_gpu_does_not_help_when_ram_is_too_small_for_the_experts() -> None:
+    found = fit_of(ram=20, gpu=8.5)
+    assert not found.fits and found.longest_ctx == 0

@@ -1,4 +1,4 @@
-"""Pulling from a hub and a registry: what a name fetches, where it lies, and what is asked of the server for it."""
+"""Pulling from a hub and a registry: which file a name downloads, where it is stored, and what the server is asked for."""
 
 from __future__ import annotations
 
@@ -6,32 +6,19 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from jambacli.errors import JambaError
 from jambacli.hub import download, resolve
 from jambacli.hub.preview import Fit
-from jambacli.hub.pull import NeedsConversion, Request, pull
+from jambacli.hub.pull import NeedsConversion, PullOptions, pull
 from jambacli.hub.resolve import resolve_model
-from jambacli.hub.store import Entry, Store
-from tests.hub.conftest import REPO, STEM
+from jambacli.hub.store import Store
 from tests.support.cli_runner import jamba
+from tests.support.hub_fixtures import REPO, STEM
 from tests.support.hub_servers import COMMIT, Repo, Server, git_hash
-
-
-def get(name: str, /, **request: Any) -> Entry:
-    return pull(name, Request(**request), lambda fit: None)
-
-
-def file_of(entry: Entry) -> bytes:
-    return Store().paths(entry)[0].read_bytes()
-
-
-def tree(root: Path) -> set[str]:
-    """The regular files under ``root`` that are no locks."""
-    return {str(p.relative_to(root)) for p in root.rglob("*") if p.is_file() and "locks" not in p.parts}
+from tests.support.pulls import file_of, get, tree
 
 
 @pytest.mark.parametrize(
@@ -48,7 +35,7 @@ def tree(root: Path) -> set[str]:
         (f"https://huggingface.co/{REPO}/blob/main/{STEM}-Q4_0.gguf", "Q4_0"),
     ],
 )
-def test_every_way_to_name_it(name: str, kind: str, hub: Server, models: dict[str, bytes]) -> None:
+def test_every_form_of_name_pulls_the_right_file(name: str, kind: str, hub: Server, models: dict[str, bytes]) -> None:
     entry = get(name)
     assert entry.quant == kind
     assert file_of(entry) == models[kind]
@@ -128,7 +115,7 @@ def test_ollama(server: Server, models: dict[str, bytes]) -> None:
             get(name)
 
 
-def test_ollamas_own_blob_is_linked(server: Server, models: dict[str, bytes], tmp_path: Path) -> None:
+def test_a_blob_of_a_local_ollama_is_used_in_place(server: Server, models: dict[str, bytes], tmp_path: Path) -> None:
     digest = server.add_ollama("library/jamba", "latest", models["Q8_0"])
     blob = tmp_path / "ollama" / "blobs" / digest.replace(":", "-")
     blob.parent.mkdir(parents=True)
@@ -150,7 +137,7 @@ def cache_file(root: Path, name: str, data: bytes) -> Path:
     return place
 
 
-def test_the_hubs_cache_is_referred_to(
+def test_a_file_in_the_hubs_cache_is_used_in_place(
     hub: Server, models: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from huggingface_hub import constants
@@ -173,16 +160,16 @@ def test_a_damaged_copy_in_the_cache_is_not_used(hub: Server, models: dict[str, 
     assert file_of(get("jamba:3b")) == models["Q4_K_M"]
 
 
-def test_a_path_is_registered_in_place(tmp_path: Path, models: dict[str, bytes]) -> None:
+def test_a_local_file_is_registered_in_place(tmp_path: Path, models: dict[str, bytes]) -> None:
     path = tmp_path / "My Model.gguf"
     path.write_bytes(models["Q4_0"])
-    with pytest.raises(JambaError, match="--name"):
+    with pytest.raises(JambaError, match="own_name"):
         get(str(path))
-    get(str(path), name="mine:small")
+    get(str(path), own_name="mine:small")
     assert resolve_model("mine:small") == path
     assert resolve.is_model_name("mine:small")
     path.write_bytes(b"shorter")
-    with pytest.raises(JambaError, match="is gone or was changed"):
+    with pytest.raises(JambaError, match="is missing or was changed"):
         resolve_model("mine:small")
     Store().remove("mine:small")
     assert path.exists()
@@ -194,11 +181,11 @@ def test_a_path_is_registered_in_place(tmp_path: Path, models: dict[str, bytes])
         ("gone.gguf", "no such file"),
         ("./a/gone.gguf", "no such file"),
         ("here/gone.gguf", "no such file"),
-        ("", "'' is no model name"),
-        (" ", "is no model name"),
+        ("", "'' is not a model name"),
+        (" ", "is not a model name"),
     ],
 )
-def test_a_path_that_leads_nowhere_is_no_unknown_name(
+def test_a_path_to_nothing_is_not_reported_as_an_unknown_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
 ) -> None:
     (tmp_path / "here").mkdir()
@@ -207,7 +194,7 @@ def test_a_path_that_leads_nowhere_is_no_unknown_name(
     assert done.returncode != 0 and message in done.stderr.decode() and done.stderr.count(b"\n") == 1
 
 
-def test_files_in_git_itself_are_verified_too(hub: Server, models: dict[str, bytes]) -> None:
+def test_files_stored_in_git_are_verified_too(hub: Server, models: dict[str, bytes]) -> None:
     hub.repos[REPO].lfs = False
     entry = get("jamba:3b")
     assert entry.files[0].sha256 == hashlib.sha256(models["Q4_K_M"]).hexdigest()
@@ -230,7 +217,7 @@ def test_users_own_aliases(hub: Server, models: dict[str, bytes], own_home: Path
     for name, kind in (("mine", "Q8_0"), ("jamba:3b", "Q8_0"), ("acme:tiny", "Q4_0"), ("acme:tiny-f32", "F32")):
         entry = get(name)
         assert (entry.name, file_of(entry)) == (name, models[kind])
-    with pytest.raises(JambaError, match="circle"):
+    with pytest.raises(JambaError, match="form a circle"):
         get("loop")
     for text in ("[]", "{", '{"aliases": {"a b": "x"}}', '{"models": {"x": {"gguf": ["../x"]}}}'):
         own.write_text(text)
@@ -238,7 +225,7 @@ def test_users_own_aliases(hub: Server, models: dict[str, bytes], own_home: Path
             get("jamba:3b")
 
 
-def test_what_there_is_is_listed(hub: Server, models: dict[str, bytes]) -> None:
+def test_errors_list_what_exists(hub: Server, models: dict[str, bytes]) -> None:
     hub.repos["a/many"] = Repo({"m-Q8_0.gguf": models["Q8_0"], "m-Q4_0.gguf": models["Q4_0"]})
     hub.repos["a/two"] = Repo({"a-Q8_0.gguf": models["Q8_0"], "b-Q8_0.gguf": models["Q4_0"]})
     hub.repos["a/none"] = Repo({"README.md": b"hello"})
@@ -248,7 +235,7 @@ def test_what_there_is_is_listed(hub: Server, models: dict[str, bytes]) -> None:
         ("a/many/m-Q8-0.gguf", "did you mean m-Q8_0.gguf"),
         ("a/two:Q8_0", "could be any of a-Q8_0.gguf, b-Q8_0.gguf"),
         ("a/none", "no GGUF files at all"),
-        ("jamba:3b-q3_k_s", "no GGUF of type Q3_K_S; it has .*jamba pull jamba:2-3b --quant q3_k_s"),
+        ("jamba:3b-q3_k_s", "no GGUF of type Q3_K_S; it has .*; set quant to make it from the checkpoint"),
         ("jamba:4b", "did you mean jamba:3b"),
         ("jamab:q4_0", "did you mean jamba:q4_0"),
         ("jamba:minni-q4_0", "did you mean jamba:mini-q4_0"),
@@ -258,16 +245,16 @@ def test_what_there_is_is_listed(hub: Server, models: dict[str, bytes]) -> None:
     assert tree(Store().root) == set()
 
 
-def test_where_only_safetensors_are_conversion_is_offered(hub: Server) -> None:
+def test_conversion_is_offered_when_there_are_only_safetensors(hub: Server) -> None:
     hub.repos["ai21labs/Jamba-v0.1"] = Repo({"config.json": b"{}", "model.safetensors": b"x" * 2000})
     for name in ("ai21labs/Jamba-v0.1", "jamba:v0.1"):
-        with pytest.raises(NeedsConversion, match="--quant q4_k_m") as needed:
+        with pytest.raises(NeedsConversion, match=r"only an HF checkpoint.*; set quant to convert") as needed:
             get(name)
-        assert (needed.value.repo, needed.value.quant) == ("ai21labs/Jamba-v0.1", "Q4_K_M")
+        assert (needed.value.offer.repo, needed.value.offer.quant) == ("ai21labs/Jamba-v0.1", "Q4_K_M")
     assert hub.asked == []
 
 
-def test_fit_is_judged_before_the_bulk_comes(hub: Server, models: dict[str, bytes]) -> None:
+def test_the_fit_is_assessed_before_the_download(hub: Server, models: dict[str, bytes]) -> None:
     seen: list[Fit] = []
 
     def stop(fit: Fit) -> None:
@@ -275,7 +262,7 @@ def test_fit_is_judged_before_the_bulk_comes(hub: Server, models: dict[str, byte
         raise JambaError("no, thank you")
 
     with pytest.raises(JambaError, match="no, thank you"):
-        pull(f"{REPO}:F32", Request(ctx=2048), stop)
+        pull(f"{REPO}:F32", PullOptions(ctx=2048), stop)
     assert seen[0].size == len(models["F32"]) and seen[0].plan.ctx == 2048 and seen[0].fits
     assert Store().entries() == []
 
@@ -294,10 +281,10 @@ def test_last_used(hub: Server, tmp_path: Path, models: dict[str, bytes]) -> Non
     assert resolve.last_used() == path
     path.unlink()
     assert resolve.last_used() is None
-    assert set(Store().used()) == {"jamba:3b", "jamba:3b-q4_0", str(path)}
+    assert set(Store().use_times()) == {"jamba:3b", "jamba:3b-q4_0", str(path)}
 
 
-def test_a_lost_file_is_fetched_again(hub: Server, models: dict[str, bytes]) -> None:
+def test_a_missing_file_is_downloaded_again(hub: Server, models: dict[str, bytes]) -> None:
     entry = get("jamba:3b")
     shutil.rmtree(Store().paths(entry)[0].parent)
     with pytest.raises(JambaError, match="jamba pull jamba:3b"):
@@ -307,7 +294,7 @@ def test_a_lost_file_is_fetched_again(hub: Server, models: dict[str, bytes]) -> 
     assert file_of(get("jamba:3b")) == models["Q4_K_M"]
 
 
-def test_without_a_network_what_is_here_stays(hub: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_network_a_pulled_model_is_kept(hub: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "TRIES", 1)
     entry = get("jamba:3b")
     hub.trouble.answers = [(503, {})] * 3

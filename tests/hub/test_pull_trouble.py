@@ -1,4 +1,4 @@
-"""What goes wrong: broken connections, killed clients, refusals, damage, hostile servers, full and read-only disks."""
+"""Failures: broken connections, killed clients, refusals, damaged files, hostile servers, full and read-only disks."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ import pytest
 from jambacli.errors import JambaError
 from jambacli.hub import download
 from jambacli.hub.store import Entry, Store
-from tests.hub.conftest import REPO, STEM
-from tests.hub.test_pull import file_of, get, tree
+from tests.support.hub_fixtures import REPO, STEM
 from tests.support.hub_servers import Repo, Server
+from tests.support.pulls import file_of, get, tree
 
 BIG = "someone/big"
 
@@ -39,7 +39,7 @@ def part_size(root: Path) -> int:
 
 
 def check_resumption(server: Server, size: int) -> None:
-    """Every request begins where the bytes before it ended, at the latest: nothing is asked for twice but what was lost."""
+    """Check that no request starts after the end of the bytes before it, and that the last one reaches the end."""
     starts = [first for _, first, _ in server.asked]
     assert starts == sorted(starts)
     assert starts[0] == 0 and starts[-1] > 0
@@ -72,7 +72,7 @@ def test_connections_cut_at_random_offsets(
         try:
             entry = get(BIG)
         except JambaError as error:
-            assert tries == 1 and "pull again to go on" in str(error) and "\n" not in str(error)
+            assert tries == 1 and "pull again to resume" in str(error) and "\n" not in str(error)
             assert Store().entries() == []
             continue
         finally:
@@ -101,7 +101,7 @@ def kill_and_resume(server: Server, large: bytes, kills: int, seed: int) -> None
     for i in range(kills):
         server.trouble.holding.clear()
         server.trouble.released.clear()
-        # A random place in what is still to come, but not all of it.
+        # A random position in the missing bytes, before their end.
         server.trouble.hold = rng.randrange(1001, max(1002, (len(large) - have) // max(2, kills // 6)))
         asked = len(server.asked)
         client = start("pull", BIG, "--yes")
@@ -150,7 +150,7 @@ def test_a_corrupted_blob_is_never_registered(big: Server, large: bytes) -> None
     assert file_of(get(BIG)) == large
 
 
-def test_damage_in_what_an_earlier_pull_left_is_mended(
+def test_damage_in_an_earlier_partial_download_is_repaired(
     big: Server, large: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download, "TRIES", 1)
@@ -221,7 +221,7 @@ def test_the_token_stays_with_the_hub(hub: Server, models: dict[str, bytes], mon
 
 @pytest.mark.parametrize("on", ["/api/", "/resolve/"])
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_what_may_pass_is_tried_again(status: int, on: str, hub: Server, models: dict[str, bytes]) -> None:
+def test_temporary_errors_are_retried(status: int, on: str, hub: Server, models: dict[str, bytes]) -> None:
     hub.trouble.on = on
     hub.trouble.answers = [(status, {}), (status, {"Retry-After": "0"})]
     assert file_of(get("jamba:3b")) == models["Q4_K_M"]
@@ -266,10 +266,10 @@ def test_stalls(big: Server, large: bytes, monkeypatch: pytest.MonkeyPatch) -> N
     Store().remove(f"hf.co/{BIG}")
     monkeypatch.setattr(download, "TRIES", 1)
     big.trouble.stalls = 1
-    refused(BIG, "nothing came for 0.3 s, 1 times in a row; .* are kept; pull again to go on")
+    refused(BIG, "no data for 0.3 s, 1 times in a row; .* are kept; pull again to resume")
 
 
-def test_nobody_there(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_server(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("JAMBA_OLLAMA_REGISTRY", "http://127.0.0.1:9")
     refused("jamba:3b", "the hub cannot be reached: .*; try again later")
@@ -293,7 +293,7 @@ def test_a_listing_that_names_paths_outside(path: str, hub: Server, tmp_path: Pa
      "jamba:\x1b[2J", "a/b\nc", "ollama:../../x", "ollama:x:../../y", "a/b@../../x",
      "hf.co/..", "..", "jamba:..", "a\\..\\b", "", "x" * 5000],
 )  # fmt: skip
-def test_names_that_climb_out(name: str, server: Server, tmp_path: Path) -> None:
+def test_names_that_lead_out_of_the_store(name: str, server: Server, tmp_path: Path) -> None:
     before = tree(tmp_path)
     refused(name, ".")
     with pytest.raises(JambaError) as caught:
@@ -308,7 +308,7 @@ def test_names_that_climb_out(name: str, server: Server, tmp_path: Path) -> None
 def test_hostile_manifests(change: dict[str, Any], server: Server, models: dict[str, bytes], tmp_path: Path) -> None:
     server.add_ollama("library/jamba", "latest", models["Q4_0"])
     server.manifests["library/jamba/latest"]["layers"][1] |= change
-    refused("ollama:jamba", "sound size and digest")
+    refused("ollama:jamba", "valid size and digest")
     for manifest in ([], {}, {"layers": "x"}, {"layers": [None, {"mediaType": 3}]}):
         server.manifests["library/jamba/latest"] = manifest
         refused("ollama:jamba", "ollama:jamba:latest")
@@ -316,7 +316,7 @@ def test_hostile_manifests(change: dict[str, Any], server: Server, models: dict[
 
 
 @pytest.mark.parametrize("data", [b"not a model" * 500, b"GGUF" + b"\xff" * 5000, b"GGUF", b""])
-def test_what_is_no_model_is_not_kept(data: bytes, server: Server) -> None:
+def test_a_file_that_is_not_a_model_is_not_kept(data: bytes, server: Server) -> None:
     server.repos["a/b"] = Repo({"b-Q4_0.gguf": data})
     refused("a/b", ".")
     assert tree(Store().root) == set()
@@ -325,12 +325,12 @@ def test_what_is_no_model_is_not_kept(data: bytes, server: Server) -> None:
 def test_another_architecture_is_refused_from_its_head(server: Server, large: bytes) -> None:
     other = large.replace(b"jamba", b"llama")
     server.repos["a/b"] = Repo({"b-Q4_0.gguf": other})
-    refused("a/b", "no model that runs here: .*llama")
+    refused("a/b", "cannot be run: .*llama")
     assert sum(last - first for _, first, last in server.asked) <= 2 << 20
     assert tree(Store().root) == set()
 
 
-def test_a_disk_too_small_is_seen_before_anything_comes(hub: Server) -> None:
+def test_a_full_disk_is_noticed_before_the_download(hub: Server) -> None:
     row = {"size": 10**13, "blobId": "0" * 40, "lfs": {"sha256": "0" * 64, "size": 10**13, "pointerSize": 1}}
     hub.repos[REPO].listed[f"{STEM}-Q5_K_M.gguf"] = row
     refused("jamba:3b-q5_k_m", "needs 10 TB more, but the disk of .* has .* free; make room, or set JAMBA_HOME")
@@ -339,7 +339,7 @@ def test_a_disk_too_small_is_seen_before_anything_comes(hub: Server) -> None:
 
 @contextmanager
 def unprivileged() -> Iterator[None]:
-    """Root may write anywhere; be somebody else."""
+    """Become another user, since root may write anywhere."""
     if os.geteuid() != 0:
         yield
         return
@@ -379,14 +379,14 @@ def test_two_pulls_of_one_name_at_once(big: Server, large: bytes) -> None:
     assert sum(last - first for _, first, last in big.asked) == len(large)
     entry: Entry | None = Store().get(f"hf.co/{BIG}")
     assert entry is not None and file_of(entry) == large
-    assert any(re.search("here already", text) for text in said)
+    assert any(re.search("already downloaded", text) for text in said)
 
 
 def test_a_pull_is_safe_from_rm(big: Server, large: bytes) -> None:
     big.trouble.hold = 1 << 20
     client = start("pull", BIG, "--yes")
     assert big.trouble.holding.wait(60)
-    # What the server has sent may still be on its way to the client's disk.
+    # The client may not have written yet what the server has sent.
     deadline = time.monotonic() + 60
     while part_size(Store().root) == 0 and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""Model names that are places on disk; unknown ones get one clear line."""
+"""Model names that are paths; unknown names give one clear line."""
 
 from __future__ import annotations
 
@@ -32,5 +32,5 @@ def test_an_unknown_name_is_one_line(name: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["Hello there", "", "What is in m.gguf?", "two\nlines.gguf", "x" * 5000, "/"])
-def test_words_are_no_model_name(text: str) -> None:
+def test_a_prompt_is_not_a_model_name(text: str) -> None:
     assert not is_model_name(text)

@@ -1,7 +1,7 @@
-"""The embedded file seen from outside: as a Hugging Face checkpoint again, and in other types. Knows nothing of recall.
+"""The demo model as an HF checkpoint again, and as a float32 GGUF.
 
-The way back is written against the ``gguf`` package and the naming of published checkpoints alone, so that a mistake in our
-reader or converter shows.
+The conversion back uses only the ``gguf`` package and the names of published checkpoints, so that it reveals mistakes in this
+repository's reader and converter.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import gguf
 import torch
 from safetensors.torch import save_file
 
-from jambacli.data import embedded_model
 from jambacli.gguf import jamba_metadata as keys
 from jambacli.gguf.reader import GGUFFile
 from jambacli.gguf.writer import GGUFWriter
+from jambacli.hub.demo import demo_model_path
 
 _LAYER = {
     "attn_norm.weight": "input_layernorm.weight",
@@ -44,8 +44,8 @@ _LAYER = {
 
 
 def as_checkpoint(folder: Path, path: Path | None = None) -> Path:
-    """Write the embedded file (or ``path``) to ``folder`` as a float32 checkpoint that transformers loads."""
-    reader = gguf.GGUFReader(path or embedded_model())
+    """Write the demo model (or the GGUF at ``path``) to ``folder`` as a float32 HF checkpoint that transformers loads."""
+    reader = gguf.GGUFReader(path or demo_model_path())
     tensors: dict[str, torch.Tensor] = {}
     for t in reader.tensors:
         values = gguf.quants.dequantize(t.data, t.tensor_type).reshape(tuple(reversed(t.shape.tolist())))
@@ -90,9 +90,9 @@ def as_checkpoint(folder: Path, path: Path | None = None) -> Path:
 
 
 def as_f32(output: Path, path: Path | None = None) -> Path:
-    """Write the embedded file (or ``path``) to ``output`` with every tensor in float32: exact, bf16 is its upper half."""
-    source = GGUFFile.open(path or embedded_model())
-    reader = gguf.GGUFReader(path or embedded_model())
+    """Write the demo model (or the GGUF at ``path``) to ``output`` with all tensors in float32, which is exact for bf16."""
+    source = GGUFFile.open(path or demo_model_path())
+    reader = gguf.GGUFReader(path or demo_model_path())
     values = {t.name: gguf.quants.dequantize(t.data, t.tensor_type) for t in reader.tensors}
     with GGUFWriter(output, force=True) as writer:
         writer.copy_metadata(source.metadata, skip={keys.FILE_TYPE})

@@ -1,4 +1,4 @@
-"""Makes PDFs and Word documents byte by byte, sound and broken ones, for tests of extraction."""
+"""Makes valid and damaged PDFs and Word documents byte by byte, for tests of extraction."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def pdf_bytes(pages: Sequence[str], *, encrypt: bool = False) -> bytes:
         return len(objects)
 
     add(b"<< /Type /Catalog /Pages 2 0 R >>")
-    add(b"")  # the page tree, once its kids are known
+    add(b"")  # the page tree, filled in below
     add(b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>")
     kids = []
     for text in pages:
@@ -29,7 +29,7 @@ def pdf_bytes(pages: Sequence[str], *, encrypt: bool = False) -> bytes:
         kids.append(add(page + b" /Resources << /Font << /F1 3 0 R >> >> >>"))
     objects[1] = b"<< /Type /Pages /Count %d /Kids [%s] >>" % (len(kids), b" ".join(b"%d 0 R" % k for k in kids))
     trailer = b"/Root 1 0 R"
-    if encrypt:  # the standard handler with a user password nobody knows
+    if encrypt:  # the standard handler with an unknown user password
         key = b"<" + b"5a" * 32 + b">"
         number = add(b"<< /Filter /Standard /V 1 /R 2 /O " + key + b" /U " + key + b" /P -4 >>")
         trailer += b" /Encrypt %d 0 R /ID [<00> <00>]" % number
@@ -84,7 +84,7 @@ def zip_bomb() -> bytes:
 
 
 def lying_zip_bomb(claimed: int = 1000) -> bytes:
-    """The same, but its directory says that it unpacks to ``claimed`` bytes."""
+    """The same, but its directory claims that it unpacks to ``claimed`` bytes."""
     data = bytearray(zip_bomb())
     at = data.rindex(b"PK\x01\x02")
     data[at + 24 : at + 28] = claimed.to_bytes(4, "little")

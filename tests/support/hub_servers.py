@@ -1,6 +1,6 @@
-"""Two small servers: the Hugging Face hub's HTTP API and an Ollama registry's, over files in memory; they can misbehave.
+"""A small server with the HTTP APIs of the Hugging Face hub and of an Ollama registry, over files in memory. It can misbehave.
 
-They know nothing of the client. Every request for bytes is noted with its range, so that tests can see what was asked for.
+Every request for bytes is recorded with its range.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def git_hash(data: bytes) -> str:
 
 @dataclass
 class Repo:
-    """A repository: files by path, at a commit by revision. ``lfs`` False keeps them in git, without a sha256."""
+    """A repository: files by path, and commits by revision. ``lfs`` False: files are in git itself, without a sha256."""
 
     files: dict[str, bytes]
     private: bool = False
@@ -35,15 +35,19 @@ class Repo:
     revisions: dict[str, str] = field(default_factory=lambda: {"main": COMMIT})
     at: dict[str, dict[str, bytes]] = field(default_factory=dict)
     listed: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Files the listing also names, as the API gives them."""
+    """Further files in the listing, in the API's form."""
     sizes_listed: bool = True
 
 
 @dataclass
 class Trouble:
-    """What goes wrong: ``answers`` are sent instead of the next ones asked for (status, headers); ``cut`` says after how
-    many bytes of a body the connection breaks (None: it does not); ``stalls`` bodies stop halfway until ``released``;
-    ``hold`` is after how many bytes the next body stops likewise, with ``holding`` set when it has."""
+    """How the server misbehaves.
+
+    ``answers``: (status, headers) sent instead of the next answers to paths that contain ``on``. ``cut(n)``: after how many
+    bytes of a body of n bytes the connection breaks, None for never. ``corrupt``: flip a bit in bodies. ``ranges``: whether
+    ranges are supported. ``stalls``: how many bodies stop halfway until ``released``. ``hold``: after how many bytes the next
+    body stops until ``released``; ``holding`` is set when it has.
+    """
 
     answers: list[tuple[int, dict[str, str]]] = field(default_factory=list)
     on: str = ""
@@ -58,7 +62,7 @@ class Trouble:
 
 @dataclass
 class Server:
-    """One running server: where it is, what it has, what was asked of it."""
+    """One running server: its URL, its content, and the requests it received."""
 
     url: str = ""
     token: str = "hf_good"
@@ -72,7 +76,7 @@ class Server:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add_ollama(self, name: str, tag: str, data: bytes, *, digest: str | None = None) -> str:
-        """A model as ``ollama push`` leaves it: config and template beside the weights."""
+        """Add a model as ``ollama push`` does, with config and template beside the weights."""
         digest = digest or f"sha256:{hashlib.sha256(data).hexdigest()}"
         self.blobs[digest] = data
         layer = {"mediaType": "application/vnd.ollama.image.model", "digest": digest, "size": len(data)}
@@ -213,12 +217,12 @@ class _Quiet(http.server.ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that is killed breaks its connection; that is what is tested."""
+        """Ignore connections broken by clients that tests kill."""
 
 
 @contextmanager
 def running() -> Iterator[Server]:
-    """A server of both kinds on a port of its own."""
+    """Run a server on a free port."""
     served = Server()
     handler = type("Handler", (_Handler,), {"served": served})
     server = _Quiet(("127.0.0.1", 0), handler)

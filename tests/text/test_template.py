@@ -1,4 +1,4 @@
-"""Chat templates: rendering equals transformers', content cannot forge markers, hostile templates stay in their box."""
+"""Chat templates: rendering equals transformers', content cannot forge markers, hostile templates stay within their limits."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ CASES = [
 def data() -> Path:
     folder = Path(__file__).resolve().parents[3] / "shared" / "data"
     if not folder.is_dir():
-        pytest.skip("../shared/data (the real Jamba tokenizer and templates) is not here")
+        pytest.skip("../shared/data (the real Jamba tokenizer and templates) is missing")
     return folder
 
 

@@ -41,7 +41,7 @@ AWKWARD = [
 def jamba(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     model = Path(__file__).resolve().parents[3] / "shared" / "data" / "jamba-1.5-tokenizer.model"
     if not model.is_file():
-        pytest.skip("../shared/data (the real Jamba tokenizer) is not here")
+        pytest.skip("../shared/data (the real Jamba tokenizer) is missing")
     return Tokenizer(sentencepiece_metadata(model), cache=tmp_path_factory.mktemp("merges"))
 
 
@@ -130,8 +130,8 @@ def test_byte_level_vocabulary_matches_the_library() -> None:
     ("change", "error", "words"),
     [
         ({"tokenizer.ggml.model": "bert"}, UnsupportedError, "bert"),
-        ({"tokenizer.ggml.model": ""}, UnsupportedError, "holds no tokenizer"),
-        ({"tokenizer.ggml.model": "none"}, UnsupportedError, "holds no tokenizer"),
+        ({"tokenizer.ggml.model": ""}, UnsupportedError, "has no tokenizer"),
+        ({"tokenizer.ggml.model": "none"}, UnsupportedError, "has no tokenizer"),
         ({"tokenizer.ggml.tokens": []}, BadFileError, "tokens"),
         ({"tokenizer.ggml.token_type": [1]}, BadFileError, "token_type"),
         ({"tokenizer.ggml.token_type": "x"}, BadFileError, "token_type"),

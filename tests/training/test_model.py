@@ -1,4 +1,4 @@
-"""The model that is trained is Jamba: the same logits as transformers and as the runtime, from the exported checkpoint."""
+"""The trainable model is a Jamba: its exported checkpoint has the same logits in transformers and in the runtime."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from jambacli.api import Jamba
 from jambacli.convert.to_gguf import convert
 from jambacli.training.batches import Batches
-from jambacli.training.embedded import embedded_config, export, make_tokenizer
+from jambacli.training.demo_model import demo_config, export, make_tokenizer
 from jambacli.training.model import TrainableJamba
 from jambacli.training.tokenizer import Encoder
 from jambacli.training.train import Plan, Run, Stage
@@ -27,9 +27,9 @@ def tokenizer_json(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model() -> TrainableJamba:
-    """A random model whose norms, biases and decays have moved from where training begins."""
+    """A random model whose norms, biases and decays differ from their initial values."""
     torch.manual_seed(0)
-    made = TrainableJamba(embedded_config())
+    made = TrainableJamba(demo_config())
     with torch.no_grad():
         for p in made.parameters():
             if p.dim() == 1:
@@ -57,8 +57,8 @@ def test_transformers_computes_the_same_from_the_export(model: TrainableJamba, c
     )
     assert not info["missing_keys"] and not info["unexpected_keys"]
     with torch.no_grad():
-        wanted = theirs(IDS).logits[0]
-    torch.testing.assert_close(_logits(model), wanted, atol=1e-4, rtol=1e-4)
+        expected = theirs(IDS).logits[0]
+    torch.testing.assert_close(_logits(model), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_the_runtime_computes_the_same_from_the_converted_export(
@@ -75,10 +75,10 @@ def _run(tokenizer_json: Path, folder: Path, steps: int) -> Run:
     folder.mkdir(exist_ok=True)
     stage = Stage(1 << 30, 128, {64: 1.0}, 0.5, {"told": 1.0, "plain": 1.0})
     plan = Plan(steps=steps, cool_down=1, stages=(stage,))
-    return Run(TrainableJamba(embedded_config()), Batches(Encoder(tokenizer_json), 1), plan, folder)
+    return Run(TrainableJamba(demo_config()), Batches(Encoder(tokenizer_json), 1), plan, folder)
 
 
-def test_a_run_that_was_stopped_goes_on_to_the_same_weights(tokenizer_json: Path, tmp_path: Path) -> None:
+def test_an_interrupted_run_reaches_the_same_weights(tokenizer_json: Path, tmp_path: Path) -> None:
     whole = _run(tokenizer_json, tmp_path / "whole", 4)
     whole.train(report_every=2)
     first = _run(tokenizer_json, tmp_path / "parts", 4)
@@ -91,7 +91,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(tokenizer_json: Path
     assert len((tmp_path / "parts" / "log.jsonl").read_text().splitlines()) == 2
 
 
-def test_the_rate_warms_up_stays_and_falls_to_its_end() -> None:
+def test_the_rate_warms_up_stays_and_falls_to_zero() -> None:
     plan = Plan(steps=1000, decay=(600, 1400), cool_down=100, warmup=10, learning_rate=1.0, last_rate=0.0)
     assert plan.rate(0) == pytest.approx(0.1)
     assert plan.rate(10) == plan.rate(600) == 1.0
@@ -103,7 +103,7 @@ def test_the_rate_warms_up_stays_and_falls_to_its_end() -> None:
     assert longer.rate(1500) == 0.0
 
 
-def test_the_second_part_begins_where_the_first_has_come_to_rest() -> None:
+def test_the_second_part_starts_after_the_first_has_cooled_down() -> None:
     plan = Plan(steps=500, second=400, cool_down=50, warmup=10, second_rate=0.5)
     assert plan.rate(399) < plan.rate(350) / 20
     assert [plan.rate(s) for s in (400, 450, 500)] == [0.5, 0.25, 0.0]
@@ -112,7 +112,7 @@ def test_the_second_part_begins_where_the_first_has_come_to_rest() -> None:
     assert max(Plan().stage(Plan.second).tokens) > max(Plan().stage(Plan.second - 1).tokens)
 
 
-def test_every_expert_is_chosen_and_only_as_many_as_asked(model: TrainableJamba) -> None:
+def test_every_token_is_routed_to_top_k_experts(model: TrainableJamba) -> None:
     with torch.no_grad():
         model(IDS)
         layer = next(m.ffn for m in model.layers if m.ffn.router is not None)  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""The compiled training kernels against their torch definitions: values and every gradient."""
+"""The C++ training kernels against their torch references: values and all gradients."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ LEVELS = ["scalar", "avx2", "avx512", "neon"]
 def _both(
     fast: Callable[..., Tensor], plain: Callable[..., Tensor], inputs: list[Tensor | None], tolerance: float
 ) -> None:
-    """Values and gradients of both, for the same inputs and the same made-up gradient of the result."""
+    """Compare values and gradients of both, for the same inputs and the same gradient of the result."""
     results = []
     for f in (fast, plain):
         own = [None if x is None else x.clone().requires_grad_() for x in inputs]
         y = f(*own)
         y.backward(torch.sin(torch.arange(float(y.numel()))).view(y.shape).to(y.dtype))
         results.append([y.detach(), *(x.grad for x in own if x is not None)])
-    for i, (got, wanted) in enumerate(zip(*results, strict=True)):
-        assert got is not None and wanted is not None and got.shape == wanted.shape and got.dtype == wanted.dtype
-        error = (got.float() - wanted.float()).abs().max() / wanted.float().abs().max().clamp_min(1e-3)
+    for i, (got, expected) in enumerate(zip(*results, strict=True)):
+        assert got is not None and expected is not None and got.shape == expected.shape and got.dtype == expected.dtype
+        error = (got.float() - expected.float()).abs().max() / expected.float().abs().max().clamp_min(1e-3)
         assert float(error) < tolerance, f"result {i} differs by {float(error):.2e}"
 
 
@@ -80,7 +80,7 @@ def test_the_norm_and_its_gradients(level: str, dtype: torch.dtype) -> None:
     wide = torch.randn(5, 7, 96)
 
     def of_a_part(f: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        return lambda x, w: f(x[..., 16:80], w, 1e-5, dtype)  # rows that lie apart
+        return lambda x, w: f(x[..., 16:80], w, 1e-5, dtype)  # rows that are not contiguous
 
     inputs = [wide, torch.randn(64)]
     tolerance = 1e-5 if dtype == torch.float32 else 8e-3

@@ -1,1 +1,1 @@
-"""Files -> text with page or line numbers, one module a kind; knows nothing of models, prompts or consoles."""
+"""Text with page or line numbers from PDFs, Word documents, web pages and plain text, one module per kind."""

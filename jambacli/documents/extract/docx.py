@@ -1,7 +1,7 @@
-"""A Word document -> pieces of text by page or paragraph, read as a stream in bounded memory; knows nothing of prompts.
+"""Text of a Word document by page or paragraph, read as a stream in bounded memory.
 
-A .docx is a zip of XML (ECMA-376). Pages are those of the last time Word saved it (``lastRenderedPageBreak``) plus hard page
-breaks; a file without such marks is numbered by paragraphs.
+A .docx is a zip of XML (ECMA-376). Its pages are those of the last time Word saved it (``lastRenderedPageBreak``) and hard page
+breaks; a file without either is numbered by paragraphs.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from jambacli.documents.extract.pieces import MAX_TEXT, Piece, parts_of_lines
 from jambacli.errors import BadFileError, JambaError
 
 _W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
-# XML around the text: a document of MAX_TEXT characters takes a few times as much. A bomb takes more.
+# The XML of a document of MAX_TEXT characters is a few times as long as its text; a zip bomb is longer.
 _MAX_XML = 4 * MAX_TEXT
 _MAIN = "word/document.xml"
-# Where footnotes and endnotes lie, and what each is called there.
+# The files of footnotes and endnotes, and the name of a note's element in each.
 _NOTES = {"word/footnotes.xml": "footnote", "word/endnotes.xml": "endnote"}
-# What Word writes a second time, for programs older than a drawing's text.
+# A second copy of a drawing's text, for older programs.
 _FALLBACK = "{http://schemas.openxmlformats.org/markup-compatibility/2006}Fallback"
 
 
 class _Bounded:
-    """A file that fails once more than a limit has been read: what a zip says of its sizes need not be true."""
+    """A file that fails once more than a limit has been read; the sizes that a zip states need not be true."""
 
     def __init__(self, file: IO[bytes], name: str) -> None:
         self._file, self._name, self._left = file, name, _MAX_XML
@@ -39,7 +39,7 @@ class _Bounded:
 
 
 def docx_pieces(path: str, name: str) -> tuple[str, Iterator[Piece]]:
-    """The unit ("page" or "paragraph") and the pieces. Raises BadFileError naming ``name`` when it is no sound .docx."""
+    """The unit ("page" or "paragraph") and the pieces. Raises BadFileError naming ``name`` when it is not a valid .docx."""
     paragraphs = list(_paragraphs(path, name))
     if any(page > 1 for page, _ in paragraphs):
         return "page", _pages(paragraphs)
@@ -56,7 +56,7 @@ def _pages(paragraphs: list[tuple[int, str]]) -> Iterator[Piece]:
 
 
 def _paragraphs(path: str, name: str) -> Iterator[tuple[int, str]]:
-    """(page, text) of every paragraph in reading order; a table's row is one paragraph, its cells joined by bars."""
+    """(page, text) of every paragraph in reading order. A table row is one paragraph, with its cells joined by bars."""
     try:
         from defusedxml import ElementTree
         from defusedxml.common import DefusedXmlException
@@ -80,12 +80,12 @@ def _paragraphs(path: str, name: str) -> Iterator[tuple[int, str]]:
                 yield from _walk(events, notes)
     except KeyError as error:
         raise BadFileError(
-            name, "is no Word document (word/document.xml is missing); save it as .docx again"
+            name, "is not a Word document (word/document.xml is missing); save it as .docx again"
         ) from error
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ParseError, OSError) as error:
         raise BadFileError(name, f"is a damaged .docx ({error}); save it again or convert it to .pdf") from error
     except DefusedXmlException as error:
-        raise BadFileError(name, "holds XML entities, which no honest .docx does; it was not read") from error
+        raise BadFileError(name, "defines XML entities, which a regular .docx never does; it was not read") from error
 
 
 def _notes(events: Iterator[tuple[str, Any]], kind: str) -> dict[str, str]:
@@ -141,7 +141,7 @@ def _walk(events: Iterator[tuple[str, Any]], notes: dict[str, str]) -> Iterator[
                 yield started, text
                 started = page
         elif tag == f"{_W}tc":
-            if row == 1:  # an empty cell keeps its place: the columns count; a table within a cell is part of it
+            if row == 1:  # empty cells are kept, so that columns line up; a nested table is part of its cell
                 cells.append(" ".join(cell))
                 cell = []
         elif tag == f"{_W}tr":
@@ -150,5 +150,5 @@ def _walk(events: Iterator[tuple[str, Any]], notes: dict[str, str]) -> Iterator[
                 yield started, " | ".join([*cells, *cell]) if any(cells) or cell else ""
                 cells, cell, started = [], [], page
         element.clear()
-        if stack:  # what is done with is let go of, so that memory does not grow with the document
+        if stack:  # remove finished elements, so that memory does not grow with the document
             stack[-1].remove(element)

@@ -1,4 +1,4 @@
-"""HTML -> lines of text with the numbers of their source lines; knows nothing of files or prompts. Scripts are dropped."""
+"""Visible text of an HTML page, in lines with the line numbers of the source."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _LEADS = {"li": "- ", **{f"h{n}": "#" * n + " " for n in range(1, 7)}}
 
 
 def html_lines(data: bytes, name: str) -> tuple[list[tuple[int, str]], str | None]:
-    """The visible text: (line in the source, text) for each block, the cells of a row joined by bars; and a remark on
-    its encoding. Raises BadFileError when it is empty or binary."""
+    """The visible text as (line in the source, text) for each block, with the cells of a row joined by bars, and a remark
+    on its encoding or None. Raises BadFileError when the page is empty or binary."""
     try:
         from lxml import etree
     except ImportError as error:
@@ -30,9 +30,9 @@ def html_lines(data: bytes, name: str) -> tuple[list[tuple[int, str]], str | Non
     try:
         root = etree.fromstring(source.encode("utf-8", "replace"), parser)
     except (etree.XMLSyntaxError, TypeError) as error:
-        raise BadFileError(name, "holds no HTML that can be read; save the page again") from error
+        raise BadFileError(name, "contains no readable HTML; save the page again") from error
     if root is None:
-        raise BadFileError(name, "holds no text; there is nothing to read in it")
+        raise BadFileError(name, "contains no text")
     walk = _Walk()
     for event, element in etree.iterwalk(root, events=("start", "end")):
         if isinstance(element.tag, str):
@@ -42,7 +42,7 @@ def html_lines(data: bytes, name: str) -> tuple[list[tuple[int, str]], str | Non
 
 
 def _declared(data: bytes) -> tuple[str, None] | None:
-    """The text by the encoding the page itself declares, None where it declares none or another one is in it."""
+    """The text, decoded by the encoding that the page declares; None when it declares none or that does not fit."""
     match = re.search(rb"charset\s*=\s*[\"']?([A-Za-z0-9_:.-]{2,40})", data[:4096])
     if match is None:
         return None
@@ -53,7 +53,7 @@ def _declared(data: bytes) -> tuple[str, None] | None:
 
 
 class _Walk:
-    """Collects lines: text between the tags of blocks."""
+    """Collects lines: the text between block tags."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[int, str]] = []
@@ -87,7 +87,7 @@ class _Walk:
         cells, self._cells = self._cells, [""]
         at, self._at = self._at, 0
         words = [" ".join(cell.split()) for cell in cells]
-        if len(words) > 1 and not words[0]:  # what stands before a row's first cell; the others keep their places
+        if len(words) > 1 and not words[0]:  # the empty text before a row's first cell; other empty cells are kept
             del words[0]
         text = "".join(cells).rstrip() if self._kept else " | ".join(words)
         if at and text.strip(" -#|"):

@@ -1,4 +1,4 @@
-"""A PDF -> its pages' text by pdfium; knows nothing of prompts. Runs in the worker process, since a PDF can be anything."""
+"""Text of a PDF's pages, by pdfium. Runs in the worker process, since a PDF is untrusted input."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ MAX_PAGES = 100_000
 
 
 def pdf_pages(path: str, name: str) -> Iterator[Piece]:
-    """Every page that has text. Raises BadFileError naming ``name`` when it is encrypted, damaged or has no text."""
+    """All pages; those without text are empty pieces. Raises BadFileError naming ``name`` when the file is encrypted,
+    damaged or has no text at all."""
     try:
         import pypdfium2
     except ImportError as error:
@@ -22,9 +23,9 @@ def pdf_pages(path: str, name: str) -> Iterator[Piece]:
         document: Any = pypdfium2.PdfDocument(path)
     except pypdfium2.PdfiumError as error:
         if "assword" in str(error) or "ecurity" in str(error):
-            raise BadFileError(name, "is encrypted; decrypt it first: qpdf --decrypt --password=... IN OUT") from error
+            raise BadFileError(name, "is encrypted; remove the password first, for example with qpdf") from error
         raise BadFileError(
-            name, f"is damaged or no PDF ({_reason(error)}); repair it (qpdf IN OUT) or print it to a PDF again"
+            name, f"is damaged or not a PDF ({_reason(error)}); repair it (qpdf IN OUT) or print it to a PDF again"
         ) from error
     count = len(document)
     if not 0 < count <= MAX_PAGES:
@@ -43,7 +44,7 @@ def pdf_pages(path: str, name: str) -> Iterator[Piece]:
 
 
 def _page_text(document: Any, index: int, failed: type[Exception]) -> str:
-    """A page's text; "" where the page itself is damaged."""
+    """A page's text; "" when the page is damaged."""
     try:
         page = document[index]
         text_page = page.get_textpage()
@@ -52,7 +53,7 @@ def _page_text(document: Any, index: int, failed: type[Exception]) -> str:
         page.close()
     except failed:
         return ""
-    # pdfium writes U+FFFE for a hyphen at a line's end that only divides a word.
+    # pdfium writes U+FFFE for a hyphen at the end of a line that only divides a word.
     text = re.sub("[\ufffe\u00ad]\r?\n?", "", text).replace("\r\n", "\n").replace("\r", "\n").replace("\x00", "")
     return text.strip()
 

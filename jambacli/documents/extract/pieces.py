@@ -1,13 +1,13 @@
-"""What every extractor yields: pieces of text with the page or line they came from; knows nothing of file formats."""
+"""Pieces of text with their page or line numbers, which every extractor yields."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-# A part of a text without pages: about a page. Citations name a part, so it must not be long.
+# The length of a part of a text without pages: about a page. Citations name a part, so it must not be long.
 PART_CHARS = 4000
-#: The most text taken from one file, in characters: some 16 million tokens, far more than any context.
+#: The most text taken from one file, in characters: about 16 million tokens, far more than any context.
 MAX_TEXT = 64 << 20
 
 
@@ -20,14 +20,14 @@ class Piece:
     last: int
 
 
-#: A line's number, its text, and whether it goes on with the line before it (one that was too long for a part).
+#: A line's number, its text, and whether it continues the entry before it (a line that was too long for a part).
 _Line = tuple[int, str, bool]
 
 
 def parts_of_lines(lines: Iterable[tuple[int, str]], size: int = PART_CHARS) -> Iterator[Piece]:
-    """Numbered lines as pieces of at most ``size`` characters, cut at a blank line where one is near, else at a line end.
+    """Numbered lines as pieces of at most ``size`` characters, cut at a blank line if one is near, else at a line end.
 
-    A line longer than ``size`` is cut at a space, or in mid-word where it has none.
+    A line longer than ``size`` is cut at a space, or within a word if it has none.
     """
     held: list[_Line] = []
     length = 0
@@ -60,7 +60,7 @@ def _cut(line: str, size: int) -> Iterator[str]:
 
 
 def _blank(held: list[_Line]) -> int:
-    """Where to cut: after the last blank line of the second half, else at the end."""
+    """The index to cut at: after the last blank line of the second half, else at the end."""
     for i in range(len(held) - 1, len(held) // 2, -1):
         if not held[i][1].strip():
             return i + 1
@@ -75,6 +75,6 @@ def _piece(held: list[_Line]) -> Piece | None:
     if not held:
         return None
     text = held[0][1]
-    for _, line, goes_on in held[1:]:
-        text += line if goes_on else "\n" + line
+    for _, line, continues in held[1:]:
+        text += line if continues else "\n" + line
     return Piece(text, held[0][0], held[-1][0])

@@ -1,4 +1,4 @@
-"""Bytes -> text whatever their encoding, and what to say of bytes that are none; knows nothing of pages or prompts."""
+"""Decodes text in any common encoding, and recognizes files that are not text."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import re
 
 from jambacli.errors import BadFileError, JambaError
 
-# How files of other kinds begin, and what to say of them.
+# The first bytes of other kinds of files, and what to say about them.
 _MAGIC: list[tuple[bytes, str]] = [
     (b"\x89PNG", "a PNG image; read its text with an OCR program first"),
     (b"\xff\xd8\xff", "a JPEG image; read its text with an OCR program first"),
     (b"GIF8", "a GIF image; read its text with an OCR program first"),
     (b"II*\x00", "a TIFF image; read its text with an OCR program first"),
     (b"MM\x00*", "a TIFF image; read its text with an OCR program first"),
-    (b"GGUF", "a model; give it with --model"),
+    (b"GGUF", "a model, not a document"),
     (b"\x7fELF", "a program"),
     (b"MZ", "a program"),
     (b"\x1f\x8b", "compressed with gzip; unpack it first"),
@@ -42,21 +42,21 @@ _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 
 
 class EmptyFileError(BadFileError):
-    """A file without any text, such as many a package's ``__init__.py``."""
+    """A file without any text, such as an empty ``__init__.py``."""
 
     def __init__(self, name: object) -> None:
-        super().__init__(name, "is empty; there is nothing to read in it")
+        super().__init__(name, "is empty")
 
 
 def foreign(data: bytes) -> str | None:
-    """What a file that begins with ``data`` is, if it is known and no text; None otherwise."""
+    """What a file that begins with ``data`` is, if it is a known format other than text; else None."""
     return next((what for magic, what in _MAGIC if data.startswith(magic)), None)
 
 
 def decode(data: bytes, name: str) -> tuple[str, str | None]:
-    """The text of ``data`` with ``\\n`` line ends, and a remark where its encoding had to be guessed.
+    """The text of ``data`` with ``\\n`` line ends, and a remark if its encoding had to be guessed, else None.
 
-    Raises EmptyFileError, or BadFileError naming ``name`` when it is binary or in no encoding that can be told.
+    Raises EmptyFileError, or BadFileError naming ``name`` when it is binary or its encoding cannot be determined.
     """
     if not data.strip():
         raise EmptyFileError(name)
@@ -79,7 +79,7 @@ def _decoded(data: bytes, name: str) -> tuple[str, str | None]:
                 return data[len(bom) :].decode(encoding), None
             except UnicodeDecodeError:
                 text = data[len(bom) :].decode(encoding, "replace")
-                return text, f"it says it is {encoding.upper()} but is damaged; unreadable characters became U+FFFD"
+                return text, f"it is marked as {encoding.upper()} but is damaged; invalid characters became U+FFFD"
     if b"\x00" in data[:_SAMPLE]:
         return _without_mark(data, name), "it has no byte order mark; it was read as UTF-16"
     try:
@@ -91,7 +91,7 @@ def _decoded(data: bytes, name: str) -> tuple[str, str | None]:
 
 
 def _without_mark(data: bytes, name: str) -> str:
-    """UTF-16 without a byte order mark: every other byte of most texts is zero."""
+    """Decode UTF-16 without a byte order mark, in which every other byte of most texts is zero."""
     sample = data[:_SAMPLE]
     even, odd = sample[0::2].count(0), sample[1::2].count(0)
     encoding = "utf-16-le" if odd > 4 * even else "utf-16-be" if even > 4 * odd else None
@@ -104,34 +104,34 @@ def _without_mark(data: bytes, name: str) -> str:
 
 
 def _mixed(data: bytes) -> tuple[str, str] | None:
-    """UTF-8 with some lines in another encoding (logs, mails, concatenated files); None where UTF-8 is the exception."""
+    """Decode UTF-8 with some lines in another encoding (logs, mails, concatenated files); None if UTF-8 is the exception."""
     lines = data.split(b"\n")
-    sound, other = 0, 0
+    utf8, other = 0, 0
     out: list[str] = []
     for line in lines:
         try:
             text = line.decode("utf-8")
-            sound += not text.isascii()
+            utf8 += not text.isascii()
         except UnicodeDecodeError:
             text = line.decode("cp1252", "replace")
             other += 1
         out.append(text)
-    if sound == 0 or other > sound:
+    if utf8 == 0 or other > utf8:
         return None
     noun = "line is" if other == 1 else "lines are"
     return "\n".join(out), f"{other:,} {noun} not UTF-8 like the rest; read as Windows-1252"
 
 
 def _western(data: bytes) -> str | None:
-    """The text as Windows-1252 where it looks like a Western European language in it: ASCII with some of the letters and
-    signs those use; None where not."""
+    """The text as Windows-1252 if that makes it look like a Western European language: ASCII with some of the letters and
+    signs of those languages; else None."""
     try:
         text = data.decode("cp1252")
     except UnicodeDecodeError:
         return None
     high = re.findall(r"[^\x00-\x7f]", text)
     few = sum(c.isalpha() for c in high) <= len(re.findall(r"[a-zA-Z]", text))
-    # Other scripts make whole words of such letters.
+    # In text of other scripts whole words would consist of such letters.
     return text if few and _WESTERN.issuperset(high) and not re.search(r"[^\W\d_\x00-\x7f]{4}", text) else None
 
 
@@ -142,12 +142,12 @@ def _guessed(data: bytes, name: str) -> tuple[str, str]:
         if (text := _western(data)) is not None:
             return text, "it is not UTF-8; read as cp1252 (if that is wrong, convert it with iconv)"
         raise JambaError(
-            f"{name} is not UTF-8; convert it (iconv -f ENCODING -t UTF-8), or let its encoding be guessed: "
+            f"{name} is not UTF-8; convert it (iconv -f ENCODING -t UTF-8), or install what guesses its encoding: "
             "pip install 'jambacli[docs]'"
         ) from error
     likely = list(from_bytes(data[:_SAMPLE]))
     best = likely[0] if likely else None
-    # Of encodings that fit a text equally, the one most files without Unicode are in.
+    # Of encodings that fit equally well, prefer the most common one of files without Unicode.
     western = next((m for m in likely if m.encoding == "cp1252"), None)
     if best is not None and western is not None and western.coherence >= best.coherence:
         best = western
@@ -155,8 +155,6 @@ def _guessed(data: bytes, name: str) -> tuple[str, str]:
     if unsure and (text := _western(data)) is not None:
         return text, "it is not UTF-8; read as cp1252 (if that is wrong, convert it with iconv)"
     if best is None:
-        raise BadFileError(
-            name, "is in no encoding that can be told, or no text; convert it: iconv -f ENCODING -t UTF-8"
-        )
+        raise BadFileError(name, "has an unknown encoding or is not text; convert it: iconv -f ENCODING -t UTF-8")
     text = data.decode(best.encoding, "replace")
     return text, f"it is not UTF-8; read as {best.encoding} (if that is wrong, convert it with iconv)"

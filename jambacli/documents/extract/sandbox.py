@@ -1,4 +1,4 @@
-"""Runs extraction in a process of its own, with limits on time and memory; knows nothing of what is extracted."""
+"""Runs extraction in a separate process, with limits on time and memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +16,16 @@ from typing import Any
 from jambacli.documents.extract.pieces import Piece
 from jambacli.errors import BadFileError, JambaError
 
-# No page takes this long; a file that does is stuck.
+# A page that takes longer than this counts as stuck.
 PAGE_SECONDS = 40.0
-# After so many files the process is replaced, so that what a library leaks is returned.
+# The process is replaced after this many files, which returns memory that libraries leak.
 _FILES = 100
 _ROOT = str(Path(__file__).resolve().parents[3])
 
 
 @dataclass
 class Extracted:
-    """A file's text: ``pieces`` in order, numbered by ``unit`` ("page", "line" or "paragraph"), and a remark on it."""
+    """The text of a file: ``pieces`` in order, numbered by ``unit`` ("page", "line" or "paragraph"), and a remark on it."""
 
     unit: str
     pieces: list[Piece]
@@ -34,7 +33,7 @@ class Extracted:
 
 
 class Sandbox:
-    """One worker process, started when first needed and replaced when it fails. Close it, or use it in a with block."""
+    """One worker process, started on first use and replaced when it fails. Close it, or use it in a with block."""
 
     def __init__(self, page_seconds: float = PAGE_SECONDS) -> None:
         self.page_seconds = page_seconds
@@ -48,14 +47,14 @@ class Sandbox:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def extract(self, kind: str, path: str, name: str, pages: Callable[[int], None] = lambda n: None) -> Extracted:
-        """The text of a file of ``kind`` ("pdf", "docx", "html"); ``pages`` is told of every piece that is done.
+    def extract(self, kind: str, path: str, name: str) -> Extracted:
+        """The text of a file of ``kind`` ("pdf", "docx" or "html").
 
-        Raises JambaError, naming ``name``, for whatever is wrong with it, a crash or a standstill included.
+        Raises JambaError, naming ``name``, for any problem with the file, also when the process crashes or hangs on it.
         """
         process = self._running()
         assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it died: the answer will say so
+        with contextlib.suppress(BrokenPipeError):  # the process died, which reading its answer will report
             process.stdin.write(json.dumps({"kind": kind, "path": path, "name": name}) + "\n")
             process.stdin.flush()
         self._served += 1
@@ -71,7 +70,6 @@ class Sandbox:
                 unit, remark = answer["unit"], answer["remark"]
             else:
                 pieces.append(Piece(answer["text"], answer["first"], answer["last"]))
-                pages(1)
 
     def close(self) -> None:
         """End the process."""
@@ -92,7 +90,7 @@ class Sandbox:
             answers: queue.Queue[str | None] = queue.Queue()
             self._answers = answers
             process = subprocess.Popen(
-                # -P: a json.py in the user's directory is none of ours.
+                # -P: do not import a json.py from the user's directory.
                 [sys.executable, "-P", "-m", "jambacli.documents.extract.worker"],
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [_ROOT, os.environ.get("PYTHONPATH")]))},
                 stdin=subprocess.PIPE,
@@ -121,12 +119,13 @@ class Sandbox:
             self.close()
             raise BadFileError(
                 name,
-                f"reading stood still for {self.page_seconds:.0f} s after {len(pieces):,} pages; "
-                "it is damaged: repair it (qpdf IN OUT) or export it again",
+                f"reading made no progress for {self.page_seconds:.0f} s after {len(pieces):,} pages; "
+                "the file is damaged: repair it (qpdf IN OUT) or export it again",
             ) from None
         if line is None:
             self.close()
             raise BadFileError(
-                name, f"broke the reader after {len(pieces):,} pages; it is damaged: repair it or export it again"
+                name,
+                f"crashed the reader after {len(pieces):,} pages; the file is damaged: repair it or export it again",
             )
         return json.loads(line)

@@ -1,7 +1,7 @@
-"""The process that opens PDFs, Word files and web pages, bounded in memory: what crashes or hangs there harms nobody.
+"""The process that opens PDFs, Word documents and web pages with limited memory, so that a file can crash only this process.
 
-Started by ``sandbox``; one request a line on standard input, ``{"kind", "path", "name"}``. Answers are lines too: pieces,
-then one that says how it ended. Knows nothing of prompts.
+It is started by ``sandbox``. A request is one line of JSON on standard input, ``{"kind", "path", "name"}``. Answers are lines
+of JSON on standard output: the unit, the pieces, then "done" or "error".
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CPU_SECONDS = 1800
 
 
 def _bound() -> None:
-    """Limit memory and processor time where the platform can: a bomb then fails in here."""
+    """Limit memory and processor time, where the platform supports it."""
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
 
@@ -58,23 +58,23 @@ def _serve(request: dict[str, str], out: IO[str]) -> None:
         for piece in pieces:
             total += len(piece.text)
             if total > MAX_TEXT:
-                raise BadFileError(name, f"holds more than {MAX_TEXT >> 20} MB of text; split it")
+                raise BadFileError(name, f"contains more than {MAX_TEXT >> 20} MB of text; split it")
             say(text=piece.text, first=piece.first, last=piece.last)
         say(done=True)
     except JambaError as error:
         say(error=str(error))
     except (MemoryError, RecursionError):
         say(
-            error=f"{name}: takes more than {MEMORY >> 30} GB of memory to open; it is damaged or a bomb, and was not read"
+            error=f"{name}: takes more than {MEMORY >> 30} GB of memory to open; it is damaged or a zip bomb, and was not read"
         )
-    except Exception as error:  # a library's own failure on a damaged file is the file's, not ours
+    except Exception as error:  # any failure of a library on a damaged file is an error in the file
         say(error=f"{name}: cannot be read ({type(error).__name__}: {error}); it is damaged: save or export it again")
 
 
 def main() -> None:
     """Serve requests until standard input ends."""
     _bound()
-    out, sys.stdout = sys.stdout, sys.stderr  # a library that prints must not talk into the answers
+    out, sys.stdout = sys.stdout, sys.stderr  # what a library prints must not mix with the answers
     for line in sys.stdin:
         _serve(json.loads(line), out)
 

@@ -1,8 +1,12 @@
-"""A training log as a small SVG: losses above, held-out accuracy below, over tokens. Knows nothing of training."""
+"""Draws a training log as an SVG: losses above, held-out accuracy below, over tokens.
+
+python -m tools.plot_training docs/demo_model_log.jsonl docs/demo_model.svg
+"""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +18,7 @@ Series = dict[str, list[tuple[float, float]]]
 
 
 def plot(log: Path, output: Path) -> None:
-    """Draw ``log`` (log.jsonl of a run) to ``output``."""
+    """Draw ``log`` (the log.jsonl of a training run) to ``output``."""
     lines = [json.loads(line) for line in log.read_text().splitlines() if line.strip()]
     losses = _series(lines, "loss", lambda key: "key-value" if key.startswith("key-value") else "text")
     exact = _series(lines, "exact", str)
@@ -30,7 +34,7 @@ def plot(log: Path, output: Path) -> None:
 
 
 def _series(lines: Sequence[dict[str, Any]], field: str, name: Any) -> Series:
-    """Curves by name; values of one line that share a name are averaged."""
+    """The curves of ``field`` by name, over million tokens. Values of one line with the same name are averaged."""
     curves: Series = {}
     for line in lines:
         grouped: dict[str, list[float]] = {}
@@ -64,3 +68,7 @@ def _panel(curves: Series, title: str, low: float, high: float, step: float, top
         points = " ".join(at(x, y) for x, y in curve)
         yield f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="1.5"/>'
         yield f'<text x="{_LEFT + 4 + 110 * i}" y="{y0 + _HEIGHT + 34}" fill="{color}">{name}</text>'
+
+
+if __name__ == "__main__":
+    plot(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,7 +1,4 @@
-"""The embedded model: its sizes, its vocabulary, and its way from a training run to a Hugging Face checkpoint.
-
-Knows nothing of the training loop or of who runs the model.
-"""
+"""The demo model: its sizes, its tokenizer, and its export from a training run to an HF checkpoint."""
 
 from __future__ import annotations
 
@@ -17,12 +14,13 @@ import torch
 from torch import Tensor
 
 from jambacli.data import reports as grammar
+from jambacli.files import atomic_write
 from jambacli.model.config import JambaConfig
 from jambacli.training.model import Attention, FeedForward, Mamba, TrainableJamba
 from jambacli.training.tokenizer import BOS, EOS, MARKERS, PAD, UNKNOWN, Encoder, train_tokenizer
 
 NAME = "Tiny Jamba (demonstration model)"
-#: transformers' config.json, which is all there is to know of the shape: layers 1 and 3 are attention and MoE layers.
+#: The model's config.json. Layers 1 and 3 are attention and MoE layers.
 CONFIG: dict[str, Any] = {
     "architectures": ["JambaForCausalLM"],
     "model_type": "jamba",
@@ -67,13 +65,13 @@ A tiny Jamba that reads short field reports and nothing else. Made by examples/t
 """
 
 
-def embedded_config() -> JambaConfig:
-    """The typed form of CONFIG."""
+def demo_config() -> JambaConfig:
+    """CONFIG as a JambaConfig."""
     return JambaConfig.from_hf(CONFIG)
 
 
 def make_tokenizer(path: Path, seed: int = 1, samples: int = 3000) -> None:
-    """Write a tokenizer.json learnt from ``samples`` samples of the corpus."""
+    """Write a tokenizer.json trained on ``samples`` samples of the corpus."""
     random = Random(f"tokenizer {seed}")
 
     def texts() -> Iterator[str]:
@@ -83,11 +81,11 @@ def make_tokenizer(path: Path, seed: int = 1, samples: int = 3000) -> None:
             spans = grammar.chat(random, reports, 4, layout) + grammar.told(random) + grammar.plain(random, reports, 2)
             yield from (span.text for span in spans if not span.marker)
 
-    path.write_text(json.dumps(train_tokenizer(texts(), CONFIG["vocab_size"]), ensure_ascii=False), encoding="utf-8")
+    _write_text(path, json.dumps(train_tokenizer(texts(), CONFIG["vocab_size"]), ensure_ascii=False))
 
 
 def export(model: TrainableJamba, folder: Path, tokenizer_json: Path, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Write ``folder`` as a Hugging Face checkpoint in ``dtype``: config, weights, tokenizer, template, model card."""
+    """Write an HF checkpoint in ``dtype`` to ``folder``: config, weights, tokenizer, chat template and model card."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -98,7 +96,7 @@ def export(model: TrainableJamba, folder: Path, tokenizer_json: Path, dtype: tor
     if tokenizer_json.resolve() != (folder / "tokenizer.json").resolve():
         shutil.copyfile(tokenizer_json, folder / "tokenizer.json")
     template = (files("jambacli.training") / "chat_template.jinja").read_text(encoding="utf-8")
-    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    _write_text(folder / "chat_template.jinja", template)
     _write_json(
         folder / "tokenizer_config.json",
         {
@@ -114,14 +112,14 @@ def export(model: TrainableJamba, folder: Path, tokenizer_json: Path, dtype: tor
         },
     )
     stops = [MARKERS.index(EOS), MARKERS.index("<|eom|>")]
-    # The likeliest token always: so small a model has nothing to gain from chance.
+    # Greedy: a model this small gains nothing from sampling.
     generation = {"bos_token_id": MARKERS.index(BOS), "eos_token_id": stops, "do_sample": True, "top_k": 1}
     _write_json(folder / "generation_config.json", generation)
-    (folder / "README.md").write_text(_CARD, encoding="utf-8")
+    _write_text(folder / "README.md", _CARD)
 
 
 def hub_tensors(model: TrainableJamba) -> Iterator[tuple[str, Tensor]]:
-    """The weights under the names that published Jamba checkpoints have."""
+    """The weights under the names of published Jamba checkpoints."""
     yield "model.embed_tokens.weight", model.embed
     yield "model.final_layernorm.weight", model.norm.weight
     for i, layer in enumerate(model.layers):
@@ -154,16 +152,22 @@ def _feed_forward(at: str, ffn: FeedForward) -> Iterator[tuple[str, Tensor]]:
     if ffn.router is not None:
         yield at + "router.weight", ffn.router.weight
     for e, (g, u, d) in enumerate(parts):
-        where = f"{at}experts.{e}." if ffn.router is not None else at
-        yield from ((where + "gate_proj.weight", g), (where + "up_proj.weight", u), (where + "down_proj.weight", d))
+        prefix = f"{at}experts.{e}." if ffn.router is not None else at
+        yield from ((prefix + "gate_proj.weight", g), (prefix + "up_proj.weight", u), (prefix + "down_proj.weight", d))
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    _write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
+    with atomic_write(path) as file:
+        file.write(text.encode())
 
 
 def make_held_out(tokenizer_json: Path, documents: int = 48, tokens: int = 500) -> str:
-    """The held-out split: plain texts of reports, questions and answers with names training never saw, form feeds between."""
+    """The held-out split (jambacli/data/heldout.txt): reports, questions and answers without markup, with names that
+    training never shows. Documents are separated by form feeds."""
     encoder = Encoder(tokenizer_json)
     texts: list[str] = []
     for i in range(documents):

@@ -1,4 +1,4 @@
-"""The model in the box: that it is there, says what it is, answers from its prompt, and fits every format."""
+"""The demo model: it says what it is, answers from its prompt, and can be written in every format."""
 
 from __future__ import annotations
 
@@ -11,27 +11,28 @@ from random import Random
 import pytest
 
 from jambacli.api import Jamba
-from jambacli.data import embedded_model, held_out_text, words
+from jambacli.data import held_out_text, words
 from jambacli.data import reports as grammar
 from jambacli.evaluation.needle import answer, needle
 from jambacli.gguf.reader import GGUFFile
 from jambacli.gguf.summary import summarize
+from jambacli.hub.demo import demo_model_path
 from tests.support.cli_runner import jamba
 
 TRAINED_TOKENS = 512
 
 
 def test_it_is_small_and_its_name_says_what_it_is(model: Jamba) -> None:
-    assert embedded_model().stat().st_size <= 12_000_000
+    assert demo_model_path().stat().st_size <= 12_000_000
     assert "demonstration" in model.name
-    shown = json.loads(jamba("show", str(embedded_model()), "--json").stdout)
+    shown = json.loads(jamba("show", str(demo_model_path()), "--json").stdout)
     assert "demonstration" in json.dumps(shown)
     assert model.template is not None
 
 
 def test_it_is_a_true_jamba_whose_rows_every_format_can_take() -> None:
-    file = GGUFFile.open(embedded_model())
-    config = summarize(embedded_model()).config
+    file = GGUFFile.open(demo_model_path())
+    config = summarize(demo_model_path()).config
     assert config.n_attention_layers == 2 and config.n_mamba_layers == 3
     assert config.n_moe_layers == 2 and config.n_experts == 4 and config.n_experts_used == 2
     wide = [
@@ -46,7 +47,7 @@ def test_the_prompt_of_make_run_is_answered_from_the_prompt() -> None:
         "run", "The report says that Leila Haddad counted 42 herons at Lake Tuz. Who counted the herons?", "--temp", "0"
     )
     assert done.stdout.decode().strip() == "On herons: Leila Haddad counted 42 herons."
-    assert done.stderr.decode().count("demonstration model") == 1
+    assert done.stderr.decode().count("demo model") == 1
 
 
 @pytest.mark.parametrize(
