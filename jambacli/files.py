@@ -76,7 +76,7 @@ def path_of(text: str) -> Path:
 
 
 def jamba_home() -> Path:
-    """Where models, sessions and prefixes live: ``JAMBA_HOME`` or the platform's user cache directory."""
+    """The folder of models, sessions and prefixes: ``JAMBA_HOME``, or the platform's user cache directory."""
     if home := os.environ.get("JAMBA_HOME"):
         return path_of(home)
     import platformdirs
@@ -85,9 +85,9 @@ def jamba_home() -> Path:
 
 
 def private_folder(folder: Path, purpose: str, inside: Iterable[str] = ()) -> Path:
-    """Make a folder below ``jamba_home``, and those of these names ``inside`` it, for the user alone; returns it.
+    """Create a folder below ``jamba_home``, private to the user, with the subfolders ``inside``; returns it.
 
-    Where it cannot be made, a JambaError says that the ``purpose`` ("keep sessions") cannot be served.
+    Raises JambaError when it cannot be created: "cannot ``purpose`` under ...", with a purpose such as "keep sessions".
     """
     try:
         for place in (folder, *(folder / name for name in inside)):

@@ -107,7 +107,7 @@ def capture(model: str) -> list[tuple[str, str]]:
             terminal.wait("^edit ")
             terminal.press("C-a", "C-k", "BSpace", "C-a", "C-k")
             terminal.say("Where did Tomas Hedlin see the otters?")
-            shots.append(("/edit brings the last message up; here it is said differently", terminal.ready()))
+            shots.append(("/edit offers the last message to be changed", terminal.ready()))
             terminal.clear()
             terminal.type("/branch other")
             terminal.ready()
@@ -118,7 +118,9 @@ def capture(model: str) -> list[tuple[str, str]]:
             terminal.ready()
             terminal.say("/regenerate")
             terminal.type("/stats")
-            shots.append(("A branch goes on under a name of its own; the first stays as it was", terminal.ready()))
+            shots.append(
+                ("A branch continues under a name of its own; the first chat stays as it was", terminal.ready())
+            )
             terminal.clear()
             terminal.type("/exit")
             terminal.wait(r"^\$ *$")
@@ -136,7 +138,7 @@ def capture(model: str) -> list[tuple[str, str]]:
             shots.append(("/undo, and a reply stopped with Ctrl-C: what was said is kept", terminal.ready()))
             terminal.clear()
             terminal.type("/help")
-            shots.append(("What can be done", terminal.ready()))
+            shots.append(("The commands", terminal.ready()))
         finally:
             terminal.close()
     return shots

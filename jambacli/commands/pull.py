@@ -26,7 +26,7 @@ class _Instead(Exception):
         self.name = name
 
 
-@o.hushes
+@o.quiet_option
 def pull(
     name: Annotated[
         str,

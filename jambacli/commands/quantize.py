@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-@o.hushes
+@o.quiet_option
 def quantize(
     source: Annotated[
         str, typer.Argument(metavar="IN.gguf", help="The model: a file, any part of a split one, or a pulled name.")

@@ -34,11 +34,6 @@ class StopMatcher:
         self._held = ""
         self.stopped: str | None = None
 
-    @property
-    def held(self) -> str:
-        """What may still turn out to be the beginning of a stop string."""
-        return self._held
-
     def push(self, text: str) -> str:
         """Text that is safe to show now; after ``stopped`` is set nothing more comes."""
         if self.stopped is not None:

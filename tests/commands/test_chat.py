@@ -126,7 +126,7 @@ def shown(session: str) -> list[dict[str, str]]:
 
 def test_what_was_taken_back_is_not_gone_on_with(model: str) -> None:
     figures, _, err = chat(model, "One.", "Two.", "/undo", "/continue", "/stats")
-    assert err.count("error: there is no reply to go on with") == 1
+    assert err.count("error: there is no reply to continue") == 1
     # What is left counts, not what the model still holds.
     used = int(re.findall(r"context  (\d+) of", err)[-1])
     assert figures[0]["prompt"] <= used <= figures[0]["prompt"] + 8 < figures[1]["prompt"]

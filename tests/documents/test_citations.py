@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 
 from jambacli.documents.citations import Cited
-from jambacli.documents.reader import Entry, Reader, Source, Task
+from jambacli.documents.pages import Entry, Source
+from jambacli.documents.reader import Reader, Task
 from jambacli.engine.generate import Thought
+from jambacli.engine.options import GenerationOptions
+from jambacli.session.options import SessionOptions
 from tests.support.small_models import small_model
 
 
@@ -107,10 +110,11 @@ def test_json_of_a_schema_comes_with_citations_of_documents_there_are(max_tokens
         "additionalProperties": False,
     }
     task, given = Task("Who?", citations=True, schema=schema), entries(3)
-    options = {"temperature": 1.5, "top_p": 1.0, "max_tokens": max_tokens}
+    session = SessionOptions(ctx=2048, store=False)
     named = set()
     for seed in range(8):
-        reader = Reader(small_model(), options={"ctx": 2048, "store": False}, generation={**options, "seed": seed})
+        options = GenerationOptions(temperature=1.5, top_p=1.0, max_tokens=max_tokens, seed=seed)
+        reader = Reader(small_model(), options=session, generation=options)
         assert "After the JSON" in reader.instruction(task)
         cited = Cited(json=True)
         value = json.loads("".join(cited.answer(reader.stream(given, task))))

@@ -82,7 +82,7 @@ def test_too_few_tokens_for_any_document_is_one_clear_line() -> None:
         "properties": {"a_rather_long_name": {"type": "integer"}},
         "required": ["a_rather_long_name"],
     }
-    with pytest.raises(JambaError, match=r"too few for any document.*--max-tokens") as failure:
+    with pytest.raises(JambaError, match=r"too few for any document.*max_tokens") as failure:
         reply(small_model(), schema, 0, 5)
     assert "\n" not in str(failure.value)
 
@@ -178,7 +178,7 @@ def test_what_schemas_seldom_use_is_followed_too(schema: dict[str, Any]) -> None
         ({"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}, "ever ends"),
         ({"type": "object", "properties": {"next": {"$ref": "#"}}, "required": ["next"]}, "ever ends"),
         ({"type": "array", "items": {"$ref": "#"}, "minItems": 1}, "ever ends"),
-        ({"type": "array", "items": {"type": "integer"}, "minItems": 1_000_000}, "--max-tokens"),
+        ({"type": "array", "items": {"type": "integer"}, "minItems": 1_000_000}, "max_tokens"),
     ],
 )
 def test_what_cannot_be_followed_is_said_in_one_line(schema: dict[str, Any], says: str) -> None:

@@ -17,6 +17,7 @@ from jambacli.engine.generate import Thought
 from jambacli.engine.sequence import TokenSequence
 from jambacli.errors import JambaError, UsageError
 from jambacli.session import session_file
+from jambacli.session.options import SessionOptions
 from jambacli.session.session import Session
 from tests.support.small_models import small_file
 
@@ -254,15 +255,15 @@ def test_a_reply_interrupted_within_a_pass_is_kept_and_gone_on_from(
         if passes == 5:
             raise KeyboardInterrupt
 
-    session, said = Session(model, name="t"), []
+    session, said = Session(model, SessionOptions(name="t")), []
     with session, monkeypatch.context() as patch:
         patch.setattr(SequenceState, "commit", interrupted)
         with pytest.raises(KeyboardInterrupt):
             for piece in session.send("Who counted the herons?", temperature=0):
                 said.append(piece)
         kept = session.conversation.turns[-1].content
-        assert said and session.sequence.sound
-    with Session(model, resume="t") as again:
+        assert said and session.sequence.consistent
+    with Session(model, SessionOptions(resume="t")) as again:
         assert again.conversation.turns[-1].content == kept
         list(again.send("And now?", max_tokens=3, temperature=0))
         tokens = list(again.sequence.tokens)
@@ -299,7 +300,7 @@ def test_a_model_file_that_was_replaced_is_said_to_have_changed(model: Jamba, mo
 def test_a_bias_on_no_token_of_the_model_is_refused_and_nothing_is_said(model: Jamba) -> None:
     session = model.session(store=False)
     for token in (model.config.vocab_size, -1):
-        with pytest.raises(UsageError, match=f"--logit-bias {token}: the model's tokens are 0 to"):
+        with pytest.raises(UsageError, match=f"logit_bias {token} is not a token of the model, whose tokens are 0 to"):
             session.send("Hello.", logit_bias={token: 1.0})
     assert not session.conversation.turns
 
@@ -307,7 +308,7 @@ def test_a_bias_on_no_token_of_the_model_is_refused_and_nothing_is_said(model: J
 def test_a_session_in_use_is_refused_but_can_be_read(model: Jamba, model_file: Path) -> None:
     with model.session(name="busy") as session:
         say(session, "Hello.")
-        session.sequence.persistence.flush()
+        session.prefix_cache.flush()
         with pytest.raises(JambaError, match="open in another process"):
             Jamba.load(model_file).session(resume="busy")
         with Jamba.load(model_file).session(resume="busy", read_only=True) as reader:
