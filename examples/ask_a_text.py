@@ -2,7 +2,7 @@
 
     python examples/ask_a_text.py model.gguf contract.txt "What is the notice period?"
 
-Without arguments it asks the demonstration model about two short reports, which is what that model can read.
+Without arguments it asks the demo model about two short reports: it knows nothing else.
 """
 
 import sys

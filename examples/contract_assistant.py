@@ -2,8 +2,8 @@
 
     python examples/contract_assistant.py --model jamba:3b lease.pdf supply.docx
 
-Every document is read once; the second question about it, now or tomorrow, reads only the question. Without arguments it
-uses the embedded model and two contracts of its own, which that model is too small to understand: the form is right, always.
+Every document is read once; a second question about it, now or tomorrow, reads only the question. Without arguments it
+reads two contracts of its own with the demo model, which is too small to understand them: the JSON is valid all the same.
 """
 
 import json

@@ -14,7 +14,7 @@ from jambacli.commands import options as o
 from jambacli.errors import JambaError
 from jambacli.units import counted, format_bytes
 
-app = typer.Typer(help="The store of prefixes that are not computed twice.", no_args_is_help=True)
+app = typer.Typer(help="The prefixes stored on this machine, so that none is computed twice.", no_args_is_help=True)
 
 
 @app.command()

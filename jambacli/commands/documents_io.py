@@ -199,7 +199,7 @@ def _report_missing(cited: Cited, entries: Sequence[Entry]) -> None:
     if unknown := cited.unknown(entries):
         numbers = ", ".join(map(str, unknown[:10])) + (", ..." if len(unknown) > 10 else "")
         ui.warn(f"the model cites documents that do not exist: numbers {numbers}, of 0 to {len(entries) - 1}")
-    elif not cited.given:
+    elif not cited.has_section:
         ui.note("the model named no documents")
     elif not cited.cited(entries):
         ui.note("the model names no document that supports this answer")

@@ -32,7 +32,7 @@ class Cited:
     sections: list[str] = field(default_factory=list)
 
     @property
-    def given(self) -> bool:
+    def has_section(self) -> bool:
         """Whether the model wrote a section of citations at all."""
         return bool(self.sections)
 
@@ -92,7 +92,7 @@ class Cited:
                 cut = found.end() if found else 0
                 self.sections.append(held[:cut])
                 inside, held = False, held[cut:].rstrip()
-            if (rest := blank + held) and (rest.strip() or not self.given):
+            if (rest := blank + held) and (rest.strip() or not self.has_section):
                 yield rest
         finally:
             if inside:

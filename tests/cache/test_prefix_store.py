@@ -17,6 +17,7 @@ import pytest
 from jambacli.cache.prefix_store import Prefix, PrefixStore, blob_name, chain_hashes
 from jambacli.engine.prefix_cache import SEGMENT, PrefixCache
 from jambacli.engine.sequence import TokenSequence
+from jambacli.model.state import SequenceState
 from tests.support.sequences import close, ids, straight
 from tests.support.small_models import small_model
 
@@ -143,6 +144,32 @@ def test_damage_is_noticed_deleted_and_recomputed(tmp_path: Path, caplog: pytest
     third = stored_sequence(tmp_path)
     third.advance(wanted)
     assert "damaged" not in caplog.text
+
+
+def test_a_restore_that_is_interrupted_leaves_an_empty_sequence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, prompt = stored_sequence(tmp_path), ids(SEGMENT * 2 + 50)
+    first.advance(prompt)
+    commit(first)
+    load_kv, loaded = SequenceState.load_kv, []
+
+    def interrupted(state: SequenceState, start: int, *rest: object) -> None:
+        loaded.append(start)
+        if len(loaded) == 2:
+            raise KeyboardInterrupt
+        load_kv(state, start, *rest)  # type: ignore[arg-type]
+
+    second = stored_sequence(tmp_path)
+    second.advance(prompt[:100])
+    wanted = [*prompt, 7]
+    with monkeypatch.context() as patch:
+        patch.setattr(SequenceState, "load_kv", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            second.advance(wanted)
+    assert second.tokens == [] and second.consistent
+    assert close(second.advance(wanted), straight(wanted))
+    assert second.counters.reused == len(prompt)
 
 
 @pytest.mark.parametrize(

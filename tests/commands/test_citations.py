@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,11 +38,11 @@ def says(monkeypatch: pytest.MonkeyPatch) -> Says:
 
     def script(text: str) -> None:
         ids = [*tokenizer.encode(text, markers="all"), min(tokenizer.stop_ids)]
-        place: dict[int, int] = {}
+        place: weakref.WeakKeyDictionary[Sampler, int] = weakref.WeakKeyDictionary()
 
         def sample(sampler: Sampler, logits: np.ndarray) -> int:
-            at = place.get(id(sampler), 0)
-            place[id(sampler)] = at + 1
+            at = place.get(sampler, 0)
+            place[sampler] = at + 1
             token = ids[min(at, len(ids) - 1)]
             if sampler.constraint is not None:
                 allowed = sampler.constraint.allowed()

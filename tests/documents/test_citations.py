@@ -47,7 +47,7 @@ def test_sections_are_taken_out_however_the_text_is_cut(text: str, answer: str, 
         cited = Cited()
         pieces = [text[i : i + step] for i in range(0, len(text), step)]
         assert "".join(cited.answer(iter(pieces))) == answer, step
-        assert cited.numbers == numbers and cited.given == ("<citations>" in text)
+        assert cited.numbers == numbers and cited.has_section == ("<citations>" in text)
 
 
 def test_thoughts_pass_as_they_are() -> None:
@@ -84,7 +84,7 @@ def test_a_section_inside_a_json_string_is_none() -> None:
         said = "".join(cited.answer(text[i : i + step] for i in range(0, len(text), step)))
         assert json.loads(said) == document and cited.numbers == [0, 3]
     cited = Cited(json=True)
-    assert "".join(cited.answer(['{"cut": "off'])) == '{"cut": "off' and not cited.given
+    assert "".join(cited.answer(['{"cut": "off'])) == '{"cut": "off' and not cited.has_section
 
 
 def test_an_interrupted_stream_leaves_what_was_said() -> None:
@@ -119,7 +119,7 @@ def test_json_of_a_schema_comes_with_citations_of_documents_there_are(max_tokens
         cited = Cited(json=True)
         value = json.loads("".join(cited.answer(reader.stream(given, task))))
         assert isinstance(value["who"], str) and set(value) <= {"who", "n"}
-        assert cited.given and not cited.unknown(given)
+        assert cited.has_section and not cited.unknown(given)
         named |= set(cited.cited(given))
         reader.close()
     assert named <= {0, 1, 2} and named

@@ -215,7 +215,7 @@ def test_a_cut_off_reply_goes_on_within_its_schema() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "sound", "wrong"),
+    ("kind", "valid", "wrong"),
     [
         ("date", ["2024-02-29", "2000-02-29", "0004-02-29", "1999-12-31"], ["2023-02-29", "1900-02-29", "0000-01-01"]),
         ("time", ["23:59:59Z", "10:00:00.25+02:00"], ["23:59:60Z", "24:00:00Z"]),
@@ -233,7 +233,7 @@ def test_a_cut_off_reply_goes_on_within_its_schema() -> None:
     ],
 )
 def test_dates_are_in_the_calendar(
-    kind: str, sound: list[str], wrong: list[str], name: str, around: dict[str, Any]
+    kind: str, valid: list[str], wrong: list[str], name: str, around: dict[str, Any]
 ) -> None:
     import llguidance
 
@@ -245,7 +245,7 @@ def test_dates_are_in_the_calendar(
         matcher, text = llguidance.LLMatcher(tokens, grammar), tokens.tokenize_str(json.dumps({name: value}))
         return matcher.try_consume_tokens(text) == len(text) and matcher.is_accepting()
 
-    assert [v for v in sound if not fits(v)] == [] and [v for v in wrong if fits(v)] == []
+    assert [v for v in valid if not fits(v)] == [] and [v for v in wrong if fits(v)] == []
 
 
 def test_a_date_as_data_is_left_alone() -> None:
