@@ -11,7 +11,7 @@ from typing import Unpack
 
 from jambacli.engine.loaded_model import LoadedModel
 from jambacli.errors import JambaError
-from jambacli.runtime.options import DeviceOptions
+from jambacli.runtime.options import DeviceKeywords, DeviceOptions
 from jambacli.session.options import SessionKeywords, SessionOptions
 from jambacli.session.session import Session
 from jambacli.startup import importing
@@ -29,37 +29,24 @@ class Jamba(LoadedModel):
     def load(
         cls,
         name: str | Path | None = None,
+        options: DeviceOptions | None = None,
         *,
-        threads: int | None = None,
-        device: str = "auto",
         ctx: int | None = None,
         kv_type: str | None = None,
-        gpu_memory: int | None = None,
-        cpu_experts: int | None = None,
-        cpu_kv: bool = False,
+        **keywords: Unpack[DeviceKeywords],
     ) -> Jamba:
         """Load a model by name, by the path of a GGUF file (any part of a split one) or of a Hugging Face checkpoint.
 
         A checkpoint directory is converted once, in its own precision, and kept under ``JAMBA_HOME/converted``. None is
-        the model used last, else the tiny demo model in the package. Weights are mapped, not read. ``threads`` applies to
-        the whole process.
+        the model used last, else the tiny demo model in the package. Weights are mapped, not read.
 
-        ``device`` is "auto" (a GPU that works, else the CPU), "cpu" or "cuda[:N]". GPU memory is planned for ``ctx`` tokens
-        (by default the model's limit) of ``kv_type``, within ``gpu_memory`` bytes (by default what is free). Experts that do
-        not fit, or those of ``cpu_experts`` layers, stay in host memory; with ``cpu_kv`` keys and values do too.
+        ``options``, or its fields as keywords (``device="cuda", threads=8, gpu_memory=20 * 10**9, cpu_experts=4,
+        cpu_kv=True``), say where it computes: see DeviceOptions. ``threads`` applies to the whole process. GPU memory is
+        planned for ``ctx`` tokens (by default the model's limit) of ``kv_type`` (by default f16).
 
         Raises JambaError for an unknown name, or a file that is not a valid Jamba GGUF.
         """
-        options = DeviceOptions(
-            device=device, threads=threads, gpu_memory=gpu_memory, cpu_experts=cpu_experts, cpu_kv=cpu_kv
-        )
-        return cls.load_with(name, options, ctx=ctx, kv_type=kv_type)
-
-    @classmethod
-    def load_with(
-        cls, name: str | Path | None, options: DeviceOptions, *, ctx: int | None = None, kv_type: str | None = None
-    ) -> Jamba:
-        """``load`` with its device options as one object."""
+        options = dataclasses.replace(options or DeviceOptions(), **keywords)
         from jambacli.gguf.reader import GGUFFile
         from jambacli.hub.resolve import last_used, remember_used, resolve_model
 

@@ -277,7 +277,7 @@ def load_model(
 
     if name is None:
         _default_model()
-    return Jamba.load_with(name, options, ctx=ctx, kv_type=kv_type)
+    return Jamba.load(name, options, ctx=ctx, kv_type=kv_type)
 
 
 def gpu_memory_bytes(text: str | None) -> int | None:

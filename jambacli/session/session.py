@@ -253,7 +253,7 @@ class Session:
         except JambaError as error:
             if self.name:
                 raise
-            logger.warning("%s; nothing of this session will be kept", error)
+            logger.warning("%s; nothing will be kept on disk", error)
             return None
 
     def _resume(self, saved: session_file.SavedSession) -> None:

@@ -320,4 +320,4 @@ def test_where_nothing_can_be_kept_documents_are_answered_all_the_same(
     monkeypatch.setenv("JAMBA_HOME", str(tmp_path / "file" / "home"))
     for command in (("ask", str(reports), "How many?"), ("summarize", str(reports))):
         done = run(*command, "-m", model, *GREEDY)
-        assert done.stderr.count(b"nothing of this will be kept") == 1
+        assert done.stderr.count(b"nothing will be kept on disk") == 1

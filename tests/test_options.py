@@ -6,10 +6,12 @@ from dataclasses import fields
 
 import pytest
 
-from jambacli.commands.options import GenerationArguments
+from jambacli.api import Jamba
+from jambacli.commands.options import DeviceArguments, GenerationArguments
 from jambacli.engine.options import GenerationKeywords, GenerationOptions
 from jambacli.engine.sampling import Sampling
 from jambacli.errors import UsageError
+from jambacli.runtime.options import DeviceKeywords, DeviceOptions
 from jambacli.session.options import SessionKeywords, SessionOptions
 from tests.support.small_models import small_model
 
@@ -21,12 +23,14 @@ def names(group: type) -> list[str]:
 def test_keywords_are_the_fields_and_every_sampling_field_is_an_option() -> None:
     assert list(GenerationKeywords.__annotations__) == names(GenerationOptions)
     assert list(SessionKeywords.__annotations__) == names(SessionOptions)
+    assert list(DeviceKeywords.__annotations__) == names(DeviceOptions)
     assert set(names(Sampling)) <= set(names(GenerationOptions))
 
 
 def test_the_command_line_offers_every_option() -> None:
     offered = {"temperature" if n == "temp" else n for n in names(GenerationArguments)}
     assert set(names(Sampling)) | {"max_tokens", "stop"} <= offered
+    assert set(names(DeviceOptions)) <= offered & set(names(DeviceArguments))
 
 
 def test_options_replace_the_defaults_that_they_set() -> None:
@@ -44,6 +48,8 @@ def test_a_value_out_of_range_is_refused_by_its_name_and_nothing_is_said() -> No
 
 
 def test_a_misspelt_keyword_is_a_type_error() -> None:
+    with pytest.raises(TypeError, match="devise"):
+        Jamba.load("small", devise="cpu")  # type: ignore[call-arg]
     model = small_model()
     with pytest.raises(TypeError, match="contex"):
         model.session(contex=5)  # type: ignore[call-arg]
