@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Unpack
 
 from jambacli.cache.prefix_store import Prefix, PrefixStore, text_hash
@@ -24,6 +24,7 @@ from jambacli.session import session_file
 from jambacli.session.conversation import Conversation, Rendered, Turn, ends_in_thought, render_plain, thought_marks
 from jambacli.session.options import SessionOptions
 from jambacli.session.session_lock import SessionLock
+from jambacli.session.stats import Stats
 
 if TYPE_CHECKING:
     from jambacli.engine.constraints.json_schema import SchemaConstraint
@@ -34,26 +35,6 @@ logger = logging.getLogger(__name__)
 
 #: How the last reply ended when its turn is no longer part of the conversation; a value in session files.
 _TAKEN_BACK = "taken back"
-
-
-@dataclass
-class Stats:
-    """One reply in figures; seconds and tokens. ``first_token_seconds`` counts from the call to the first text.
-
-    ``document_tokens``: the tokens up to the end of the documents; ``replayed_document_tokens`` of them were prefilled.
-    """
-
-    prompt_tokens: int = 0
-    reused_tokens: int = 0
-    prefilled_tokens: int = 0
-    prefill_seconds: float = 0.0
-    generated_tokens: int = 0
-    decode_seconds: float = 0.0
-    decoded_tokens: int = 0
-    first_token_seconds: float = 0.0
-    finish: str = ""
-    document_tokens: int = 0
-    replayed_document_tokens: int = 0
 
 
 class Session:
@@ -350,18 +331,7 @@ class Session:
                 )
         finally:
             self._reply_ids, self._finish, self._random_state = result.ids, result.finish, sampler.random_state
-            c = sequence.counters
-            self.stats = replace(
-                self.stats,
-                reused_tokens=c.reused,
-                prefilled_tokens=c.prefilled,
-                prefill_seconds=c.prefill_seconds,
-                replayed_document_tokens=max(0, min(c.prefilled, rendered.documents_end - c.reused)),
-                generated_tokens=len(result.ids) - skip,
-                decoded_tokens=c.decoded,
-                decode_seconds=c.decode_seconds,
-                finish=result.finish,
-            )
+            self.stats.end(sequence.counters, result, skip)
             if not sequence.consistent:  # interrupted within a pass: the reply so far is saved all the same
                 sequence.rewind(len(sequence.tokens))
             if sequence.tokens:
