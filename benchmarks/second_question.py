@@ -88,13 +88,15 @@ def _text(model: Jamba, tokens: int) -> str:
     """Lines of words; with the titles of its parts they are about so many tokens."""
     from jambacli.documents.extract.pieces import parts_of_lines
     from jambacli.documents.load import Document
-    from jambacli.documents.reader import Reader, Task, entries_of
+    from jambacli.documents.pages import entries_of
+    from jambacli.documents.reader import Reader, Task
+    from jambacli.session.options import SessionOptions
 
     lines = [line.strip() for line in re.findall(r"(?:\S+ ?){12}", _words(model, tokens))]
     size = 0
     for _ in range(3):
         document = Document("document.txt", "line", tuple(parts_of_lines(enumerate(lines, 1))))
-        size = len(Reader(model, options={"store": False}).prompt(entries_of([document]), Task("why ?")))
+        size = len(Reader(model, options=SessionOptions(store=False)).prompt(entries_of([document]), Task("why ?")))
         lines = lines[: max(1, len(lines) * tokens // size)] if size > tokens * 1.005 else lines
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""Run AI21's Jamba models locally, quantized, from GGUF files. The Python API is ``Jamba``; nothing heavy is imported here."""
+"""Run AI21's Jamba models locally, quantized, from GGUF files. ``Jamba`` is the Python API, imported when first used."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jambacli.api import Jamba as Jamba
 
-# Threads of torch's OpenMP runtime that wait for work spin 300,000 pauses first: 16 ms where a pause takes 140 cycles, a
-# whole time slice lost on a machine with other work. Read when torch is loaded, so it is set before.
+# Idle threads of torch's OpenMP runtime spin for 300,000 pauses: 16 ms where a pause takes 140 cycles, a whole time slice on
+# a busy machine. The variable is read when torch is loaded, so it is set before.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 __version__ = "0.1.0"

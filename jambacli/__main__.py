@@ -1,4 +1,4 @@
-"""The ``jamba`` command's very first step, also ``python -m jambacli``: import the rest, quietly if interrupted there."""
+"""Entry point of ``jamba`` and ``python -m jambacli``: import the rest, without a traceback on Ctrl-C."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def main() -> None:
         own_process()
         with importing():
             from jambacli.cli import main as run
-    except KeyboardInterrupt:  # Ctrl-C before anything has begun is no error to show the insides of
+    except KeyboardInterrupt:  # Ctrl-C during the imports needs no traceback
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     run()

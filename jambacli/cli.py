@@ -1,4 +1,4 @@
-"""The Typer app: one line a subcommand, and the one place where errors become exit codes; knows nothing of what they do."""
+"""The Typer app: one line per subcommand, and the one place where errors become messages and exit codes."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from jambacli.commands.wording import flag
 from jambacli.errors import JambaError
 from jambacli.startup import importing
 
-# Click's base of every command line error; typer brings its own copy of click or not, by version.
+# Click's base class of command-line errors; some versions of typer bring their own copy of click.
 _CommandLineError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
-# Where each command is. Groups (eval, sessions, cache) are apps of their own, which bring their commands.
+# The module and function of every command. Groups (eval, sessions, cache) are apps with commands of their own.
 COMMANDS = {
     "pull": "pull:pull",
     "list": "list_models:list_models",
@@ -44,10 +44,10 @@ COMMANDS = {
 
 
 def make_app(names: Iterable[str] = COMMANDS) -> typer.Typer:
-    """The app with the commands of these names; one alone is read in a fraction of the time."""
+    """The app with the commands of these names; importing only one takes a fraction of the time."""
     app = typer.Typer(
         name="jamba",
-        help="Run AI21's Jamba models locally: quantized, long-context, and never computing a prefix twice.",
+        help="Run AI21's Jamba models locally: quantized, with long contexts, and without computing a prefix twice.",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,  # plain help takes 0.24 s, rich panels 0.42 s
@@ -65,7 +65,7 @@ def make_app(names: Iterable[str] = COMMANDS) -> typer.Typer:
 
 
 def _called(arguments: Sequence[str]) -> Iterable[str]:
-    """The one command that a command line names, where it begins with that; all of them where it asks for other things."""
+    """The command that a command line begins with; all of them if it begins with something else."""
     first = next((word for word in arguments if word not in ("-q", "--quiet", "--debug")), None)
     return [first] if first in COMMANDS else COMMANDS
 
@@ -80,18 +80,18 @@ def options(
     quiet: Quiet = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Options before the subcommand."""
+    """Handle the options before the subcommand."""
     ui.set_quiet(quiet)
     ui.show_log(flag)
 
 
 def main() -> None:
-    """Run the app and leave with its exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+    """Run the app and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 
-    An error is one line on stderr; a traceback only with --debug.
+    An error is one line on stderr, with --debug a traceback.
     """
     debug = "--debug" in sys.argv
     _ready_streams()
@@ -99,7 +99,7 @@ def main() -> None:
         warnings.showwarning = _warned
     for name in ("SIGTERM", "SIGHUP"):
         with contextlib.suppress(AttributeError, ValueError):  # not on this platform, or not in the main thread
-            # Leave through the stack, so that temporary files are removed on the way.
+            # Unwind the stack, so that temporary files are removed.
             signal.signal(getattr(signal, name), lambda number, frame: sys.exit(128 + number))
     try:
         with importing():
@@ -141,21 +141,21 @@ def _warned(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """A library's warning as one line, without the place in its code that it comes from."""
+    """Show a library's warning in one line, without its file and line number."""
     ui.warn(" ".join(str(message).split()))
 
 
 def _ready_streams() -> None:
-    """Make the standard streams usable whatever the shell did: a closed one leads nowhere, any text can be printed, and
-    what standard error cannot take (its disk is full) costs no more than itself."""
+    """Make the standard streams usable: closed ones become /dev/null, any text can be printed, and a failed write to
+    standard error (its disk is full, say) is ignored."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
-            # Else the next file that is opened would take the number, and a stray message would end up in it.
+            # Otherwise the next file opened would get this number, and messages would end up in it.
             with contextlib.suppress(OSError):
                 fd = os.open(os.devnull, os.O_RDWR)
                 setattr(sys, name, open(fd if fd == number else os.devnull, "r" if number == 0 else "w"))  # noqa: PTH123, SIM115
     stderr, buffer = sys.stderr, getattr(sys.stderr, "buffer", None)
-    if isinstance(getattr(buffer, "raw", buffer), io.FileIO):  # no raw file below it: PYTHONUNBUFFERED
+    if isinstance(getattr(buffer, "raw", buffer), io.FileIO):  # with PYTHONUNBUFFERED there is no raw file below
         raw = _Lossy(stderr.fileno(), "wb", closefd=False)
         sys.stderr = io.TextIOWrapper(io.BufferedWriter(raw), stderr.encoding, stderr.errors, line_buffering=True)
     codecs.register_error("escape", _escaped)
@@ -164,7 +164,7 @@ def _ready_streams() -> None:
 
 
 class _Lossy(io.FileIO):
-    """A file that takes whatever is written to it, also where the system does not."""
+    """A file whose failed writes are ignored."""
 
     def write(self, data: Any) -> int:
         try:
@@ -174,7 +174,7 @@ class _Lossy(io.FileIO):
 
 
 def _escaped(error: UnicodeError) -> tuple[str, int]:
-    """Characters that an encoding lacks, as JSON writes them."""
+    """Escape characters that an encoding lacks, as in JSON."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")
@@ -182,13 +182,13 @@ def _escaped(error: UnicodeError) -> tuple[str, int]:
 
 
 def _with_help(error: Any) -> str:
-    """What is wrong with a command line, and the command that says what would be right."""
-    context = getattr(error, "ctx", None)  # only a UsageError knows where it happened
+    """A command-line error, with the --help command that explains the right usage."""
+    context = getattr(error, "ctx", None)  # only a UsageError has one
     return f"{error.format_message()} (see {context.command_path} --help)" if context else error.format_message()
 
 
 def _explained(error: OSError) -> str:
-    """What the system said, in words, with the file it was about."""
+    """An OSError as text, with its file."""
     what = error.strerror or str(error) or type(error).__name__
     return f"{error.filename}: {what}" if error.filename is not None else f"cannot read or write: {what}"
 

@@ -1,4 +1,4 @@
-"""The console (always stderr), progress bars and tables; knows nothing of models. Text for pipes is print()ed by its owner."""
+"""Notes, warnings and progress bars, all on stderr. Commands print their output to stdout themselves."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _quiet = False
 
 
 def set_quiet(quiet: bool) -> None:
-    """Silence progress and notes for the rest of the process (``--quiet``); errors still show."""
+    """Show no progress and no notes for the rest of the process (``--quiet``); warnings and errors are still shown."""
     global _quiet
     _quiet = quiet
 
@@ -40,7 +40,7 @@ def note(text: str) -> None:
 
 
 def warn(text: str) -> None:
-    """One line of warning on stderr, also under ``--quiet``."""
+    """One line of warning on stderr, also with ``--quiet``."""
     print(f"warning: {harmless(text)}", file=sys.stderr, flush=True)
 
 
@@ -69,19 +69,19 @@ def show_log(option: Callable[[str], str]) -> None:
 
 
 def harmless(text: str) -> str:
-    """Text without what would drive a terminal rather than be read: a model repeats what stands in its documents."""
+    """Text without control characters for the terminal: a model may repeat them from its documents."""
     return _CONTROLS.sub("", text)
 
 
 def thought(text: str) -> None:
-    """A piece of a model's thoughts: dimmed, on stderr, only where a person watches."""
+    """A piece of a model's thoughts: dimmed, on stderr, only on a terminal."""
     if not _quiet and sys.stderr.isatty():
         print(f"\x1b[2m{harmless(text)}\x1b[0m", end="", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def progress(title: str, total: int | None, unit: str = "bytes") -> Iterator[Callable[[int], None]]:
-    """A bar with rate and time left; yields ``advance(n)``. Silent when stderr is no terminal or under ``--quiet``.
+    """A bar with rate and time left; yields ``advance(n)``. Shows nothing without a terminal or with ``--quiet``.
 
     ``unit`` is "bytes" or the plural name of what is counted ("tokens").
     """
@@ -121,10 +121,10 @@ def progress(title: str, total: int | None, unit: str = "bytes") -> Iterator[Cal
 
 @contextlib.contextmanager
 def transfers(title: str, total: int, done: int = 0) -> Iterator[Callable[[str, int, int], Callable[[int], None]]]:
-    """A bar for the whole of ``total`` bytes, ``done`` of them here before, and one for each file at work.
+    """A bar for ``total`` bytes, of which ``done`` exist already, and one for each file in progress.
 
-    Yields ``begin(name, size, done)``, which opens a file's bar and returns its ``advance(n)``; a file that is complete
-    leaves. Silent when stderr is no terminal or under ``--quiet``.
+    Yields ``begin(name, size, done)``, which opens a file's bar and returns its ``advance(n)``; the bar disappears when the
+    file is complete. Shows nothing without a terminal or with ``--quiet``.
     """
     if _quiet or not sys.stderr.isatty():
         yield lambda name, size, done: lambda n: None

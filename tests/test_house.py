@@ -74,4 +74,6 @@ def test_console_and_flags_below_the_front_ends_are_reported(line: str) -> None:
 
 
 def test_a_front_end_may_print_and_name_flags() -> None:
-    assert check_house.console_uses(with_line("jambacli.commands.run", "print('use --ctx')")) == check_house.console_uses(FOUND)
+    assert check_house.console_uses(
+        with_line("jambacli.commands.run", "print('use --ctx')")
+    ) == check_house.console_uses(FOUND)

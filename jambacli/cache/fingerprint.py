@@ -1,4 +1,4 @@
-"""Identifies a model file, so that a stored state meets only the weights it was computed with; knows nothing of states.
+"""Identify a model file, so that a stored state is only used with the weights it was computed with.
 
 The fingerprint hashes every part's header (metadata, tensor names, shapes, formats) and samples of each tensor's bytes,
 not 31 GB; it is remembered by inode, size and modification time.
@@ -22,7 +22,7 @@ _SAMPLES = 8
 
 
 def fingerprint(file: GGUFFile) -> str:
-    """24 hexadecimal digits that two files share only if they are the same model in the same format."""
+    """24 hexadecimal digits that identify the model and its format."""
     path = jamba_home() / "fingerprints.json"
     known = _read(path)
     key = "|".join(_identity(part) for part in file.paths)
@@ -34,7 +34,7 @@ def fingerprint(file: GGUFFile) -> str:
         with atomic_write(path, durable=False) as out:
             out.write(json.dumps(dict([*list(known.items())[-200:], (key, value)]), indent=0).encode())
     except (JambaError, OSError):
-        pass  # only the next start is slower
+        pass  # then the next start computes it again
     return value
 
 
@@ -48,8 +48,8 @@ def _read(path: Path) -> dict[str, str]:
         values: Any = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return {}
-    sound = isinstance(values, dict) and all(isinstance(v, str) and len(v) == 24 for v in values.values())
-    return values if sound else {}
+    valid = isinstance(values, dict) and all(isinstance(v, str) and len(v) == 24 for v in values.values())
+    return values if valid else {}
 
 
 def _compute(file: GGUFFile) -> str:

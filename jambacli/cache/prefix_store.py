@@ -1,13 +1,13 @@
-"""The checkpoint store on disk: blobs by content hash, prefixes by token hash, a byte budget; knows no models or text.
+"""The prefix store on disk: blobs by content hash, prefixes by token hash, a byte budget.
 
     prefixes/
       lock                              shared while something is written, exclusive while something is evicted
-      blobs/ab/abcdef...                keys and values of a segment, or a Mamba state; the name is the content's hash
-      index/SPACE/POSITION-TOKENHASH    one prefix: which blobs give the state after exactly these tokens
+      blobs/ab/abcdef...                keys and values of a segment, a checkpoint, or logits; named by the content's hash
+      index/SPACE/POSITION-TOKENHASH    one prefix: the blobs that hold the state after exactly these tokens
 
-A space is one model file with one KV type, so a state never meets another model. Blobs and prefixes are written under a
-temporary name and renamed; a reader that finds one missing or damaged treats the prefix as never stored. The least
-recently used prefixes go first when the budget is exceeded, then the blobs that nothing names any more.
+A space is one model file with one KV type, so a state is never loaded into another model. Blobs and prefixes are written
+under a temporary name and renamed. A prefix with a missing or damaged blob counts as not stored. Over the budget the least
+recently used prefixes are removed first, then the blobs that no prefix refers to.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,10 +25,11 @@ from typing import Any
 
 import numpy as np
 
-from jambacli import ui
-from jambacli.cache.reply_cache import Notes
+from jambacli.cache.reply_cache import ReplyCache
 from jambacli.files import jamba_home, private_folder, sync_directory
 from jambacli.units import parse_size
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_BUDGET = 20 * 10**9
 _VERSION = 1
@@ -36,9 +38,11 @@ _NAME = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True)
 class Prefix:
-    """Where the state after ``position`` tokens lies: blob names of the Mamba state, the KV segments and the logits.
+    """The blobs that hold the state after ``position`` tokens: a checkpoint, the KV segments, the logits if known.
 
-    ``segments`` cover the tokens in order, ``segment_tokens`` each; the last may hold fewer or more than are needed.
+    ``segments`` cover the tokens in order, ``segment_tokens`` each. The last one may hold fewer tokens, or more than the
+    prefix needs. ``chain`` is the hash of the tokens, ``documents`` the hashes of the documents among them. The field names
+    are the keys of the files on disk.
     """
 
     position: int
@@ -51,16 +55,16 @@ class Prefix:
 
     @property
     def blobs(self) -> list[str]:
-        """Every blob it needs."""
+        """The names of all its blobs."""
         return [self.checkpoint, *self.segments, *([self.logits] if self.logits else [])]
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object that ``from_json`` reads."""
+        """The prefix as a JSON object, read back by ``from_json``."""
         return {"version": _VERSION, **asdict(self)}
 
     @staticmethod
     def from_json(value: Any) -> Prefix | None:
-        """The prefix in a JSON object, None where it is not one (damaged, or of another version)."""
+        """The prefix in a JSON object; None when the object is damaged or of another version."""
         if not isinstance(value, dict) or value.get("version") != _VERSION:
             return None
         try:
@@ -75,7 +79,7 @@ class Prefix:
 
 
 def chain_hashes(space: str, tokens: Sequence[int], positions: Sequence[int]) -> dict[int, str]:
-    """The hash of ``tokens[:p]`` in a space for every p in ``positions`` (those within the tokens), in one pass."""
+    """The hash of ``tokens[:p]`` in a space, for every p in ``positions`` that is not beyond the tokens."""
     data = np.asarray(tokens, dtype="<i4").tobytes()
     hasher = hashlib.blake2b(space.encode(), digest_size=20)
     out, at = {}, 0
@@ -87,12 +91,17 @@ def chain_hashes(space: str, tokens: Sequence[int], positions: Sequence[int]) ->
 
 
 def blob_name(data: bytes | bytearray | memoryview) -> str:
-    """The name of a blob: 40 hexadecimal digits of its SHA-256."""
+    """The name of a blob: the first 40 hexadecimal digits of its SHA-256."""
     return hashlib.sha256(data).hexdigest()[:40]
 
 
+def text_hash(text: str) -> str:
+    """The hash under which the store records a document's text: 40 hexadecimal digits."""
+    return blob_name(text.encode("utf-8", "surrogatepass"))
+
+
 def budget_from_environment() -> int:
-    """``JAMBA_CACHE_BUDGET`` (such as 40G) or the default of 20 GB, in bytes."""
+    """The budget in bytes: ``JAMBA_CACHE_BUDGET`` (such as 40G), by default 20 GB."""
     text = os.environ.get("JAMBA_CACHE_BUDGET")
     return parse_size(text, "JAMBA_CACHE_BUDGET") if text else DEFAULT_BUDGET
 
@@ -101,9 +110,9 @@ class PrefixStore:
     """Blobs and prefixes under one directory, shared by any number of processes."""
 
     def __init__(self, root: Path | None = None, budget: int | None = None) -> None:
-        """``root``: ``JAMBA_HOME/prefixes`` by default. ``budget``: bytes of blobs kept.
+        """``root``: by default ``JAMBA_HOME/prefixes``. ``budget``: the most bytes of blobs to keep.
 
-        JambaError where the directories cannot be made.
+        Raises JambaError when the directories cannot be created.
         """
         self.budget = budget_from_environment() if budget is None else budget
         self.root = private_folder(root or jamba_home() / "prefixes", "store", inside=("blobs", "index"))
@@ -113,12 +122,12 @@ class PrefixStore:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Held around a group of writes that name one another, so that no eviction comes between them."""
+        """Hold this around writes that refer to one another, so that no eviction happens between them."""
         with self._locked(exclusive=False):
             yield
 
     def put_blob(self, data: bytes | memoryview, name: str, *, durable: bool = True) -> None:
-        """Store bytes under their ``blob_name``; ones already there are only marked as used. Call it within ``writing``."""
+        """Store bytes under their ``blob_name``; a blob that exists is only marked as used. Call it within ``writing``."""
         path = self._blob(name)
         try:
             os.utime(path)
@@ -128,16 +137,16 @@ class PrefixStore:
             self._slack -= len(data)
 
     def sync(self, names: Iterable[str]) -> None:
-        """Make the names of blobs just written survive a power cut too (their contents do if written durably)."""
+        """Flush the directories of these blobs, so that durably written ones survive a power cut."""
         for folder in {self._blob(name).parent for name in names}:
             sync_directory(folder)
 
     def has_blob(self, name: str) -> bool:
-        """Whether a blob of that name is there (sound or not)."""
+        """Whether a blob of that name exists; its content is not checked."""
         return self._blob(name).exists()
 
     def get_blob(self, name: str) -> bytearray | None:
-        """The bytes of that name, None where they are missing; damaged ones are dropped, and that is said once."""
+        """A blob's bytes; None when it is missing or damaged. A damaged one is deleted, with one warning."""
         path = self._blob(name)
         try:
             with path.open("rb") as file:
@@ -154,13 +163,13 @@ class PrefixStore:
         return data
 
     def put_prefix(self, space: str, prefix: Prefix) -> None:
-        """Make a prefix findable. Its blobs must be stored already; call it within the same ``writing``."""
+        """Add a prefix to the index, after its blobs and within the same ``writing``."""
         folder = self.root / "index" / space
         folder.mkdir(exist_ok=True, mode=0o700)
         _write(folder / f"{prefix.position:08d}-{prefix.chain}", json.dumps(prefix.to_json()).encode(), durable=False)
 
     def find(self, space: str, tokens: Sequence[int], above: int = 0) -> Iterator[Prefix]:
-        """Stored prefixes of ``tokens`` longer than ``above``, longest first."""
+        """The stored prefixes of ``tokens`` that are longer than ``above``, longest first."""
         names: dict[int, set[str]] = {}
         with contextlib.suppress(OSError), os.scandir(self.root / "index" / space) as entries:
             for entry in entries:
@@ -175,22 +184,22 @@ class PrefixStore:
                     yield prefix
 
     def drop_prefix(self, space: str, prefix: Prefix) -> None:
-        """Forget a prefix (one whose blobs turned out to be missing)."""
+        """Remove a prefix from the index."""
         (self.root / "index" / space / f"{prefix.position:08d}-{prefix.chain}").unlink(missing_ok=True)
 
     def evict(self, keep: Callable[[], set[str]] = set) -> int:
-        """Bring the blobs under the budget, least recently used prefixes first; returns the bytes freed.
+        """Delete the least recently used prefixes until the blobs fit the budget; returns the bytes freed.
 
-        ``keep`` gives the names of blobs that something else (a session) refers to: they go only after all the others.
+        ``keep`` returns the names of blobs that something else (a session) refers to: they are deleted last.
         """
         if self._slack > 0:
             return 0
         total = self._blob_bytes()
-        # Other processes write too: count again long before all that is left is used up.
+        # Other processes write too, so count again before all of the remaining budget is used.
         self._slack = (self.budget - total) // 4
         if total <= self.budget:
             return 0
-        target = self.budget - self.budget // 20  # room for a while, so that not every write evicts
+        target = self.budget - self.budget // 20  # with some room, so that not every write evicts
         with self._locked(exclusive=True):
             blobs = self._blobs()
             total = before = sum(size for _, size, _ in blobs.values())
@@ -223,7 +232,7 @@ class PrefixStore:
             return before - total
 
     def stats(self) -> dict[str, Any]:
-        """Counts and bytes: ``blobs``, ``bytes``, ``prefixes``, ``tokens`` (of the longest prefix), ``spaces``."""
+        """``path``, ``budget``, ``bytes``; counts of ``blobs``, ``prefixes``, ``models``; ``longest`` prefix in tokens."""
         blobs = self._blobs()
         prefixes = self._prefixes()
         return {
@@ -237,14 +246,14 @@ class PrefixStore:
         }
 
     def clear(self, documents: str | Iterable[str] | None = None) -> int:
-        """Forget everything, or every prefix and note that holds a document of these hashes; returns the bytes freed."""
+        """Delete everything, or every prefix and reply made from documents of these hashes; returns the bytes freed."""
         hashes = [documents] if isinstance(documents, str) else documents
-        wanted = None if hashes is None else frozenset(hashes)
+        affected = None if hashes is None else frozenset(hashes)
         with self._locked(exclusive=True):
             before = self._blob_bytes()
-            Notes(self.root).clear(wanted)
+            ReplyCache(self.root).clear(affected)
             for path, _, prefix in self._prefixes():
-                if wanted is None or not wanted.isdisjoint(prefix.documents):
+                if affected is None or not affected.isdisjoint(prefix.documents):
                     path.unlink(missing_ok=True)
             named = {name for _, _, prefix in self._prefixes() for name in prefix.blobs}
             for name, (path, _, _) in self._blobs().items():
@@ -256,14 +265,14 @@ class PrefixStore:
         return self.root / "blobs" / name[:2] / name
 
     def _blobs(self) -> dict[str, tuple[Path, int, float]]:
-        """Every blob: its path, size and time of last use. Temporary files of killed processes are removed."""
+        """Path, size and time of last use of every blob. Removes temporary files of killed processes."""
         found: dict[str, tuple[Path, int, float]] = {}
         for folder in (self.root / "blobs").iterdir():
             for entry in folder.iterdir():
                 with contextlib.suppress(OSError):
                     info = entry.stat()
                     if entry.name.startswith("."):
-                        _remove_orphan(entry)
+                        _remove_if_abandoned(entry)
                     else:
                         found[entry.name] = (entry, info.st_size, info.st_mtime)
         return found
@@ -276,7 +285,7 @@ class PrefixStore:
         for folder in (self.root / "index").iterdir():
             for path in folder.iterdir():
                 if path.name.startswith("."):
-                    _remove_orphan(path)
+                    _remove_if_abandoned(path)
                     continue
                 with contextlib.suppress(OSError):
                     used = path.stat().st_mtime
@@ -298,14 +307,14 @@ class PrefixStore:
         return prefix
 
     def touch(self, space: str, prefix: Prefix) -> None:
-        """Mark a prefix as used now."""
+        """Mark a prefix as just used."""
         with contextlib.suppress(OSError):
             os.utime(self.root / "index" / space / f"{prefix.position:08d}-{prefix.chain}")
 
     def _drop_damaged(self, path: Path) -> None:
         if path.name not in self._warned:
             self._warned.add(path.name)
-            ui.warn(f"{path} was damaged; it has been dropped and what it held will be computed again")
+            logger.warning("%s was damaged; it has been deleted and its content will be computed again", path)
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
 
@@ -313,7 +322,7 @@ class PrefixStore:
     def _locked(self, exclusive: bool) -> Iterator[None]:
         fd = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            with contextlib.suppress(ImportError):  # no fcntl: one process at a time is the user's own care
+            with contextlib.suppress(ImportError):  # no fcntl on this platform: processes are not locked out
                 import fcntl
 
                 fcntl.flock(fd, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
@@ -323,7 +332,10 @@ class PrefixStore:
 
 
 def _write(path: Path, data: bytes | memoryview, durable: bool) -> None:
-    """Write under a temporary name and rename: a killed process leaves the old file, the new one, or an orphan."""
+    """Write under a temporary name and rename; a killed process leaves the old file, the new one, or a temporary one.
+
+    ``files.atomic_write`` is for a user's files: it resolves links and flushes the directory, too slow for every blob.
+    """
     part = path.with_name(f".{os.getpid()}.{os.urandom(4).hex()}.part")
     fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
@@ -338,8 +350,8 @@ def _write(path: Path, data: bytes | memoryview, durable: bool) -> None:
         raise
 
 
-def _remove_orphan(path: Path) -> None:
-    """Remove a temporary file whose process is gone."""
+def _remove_if_abandoned(path: Path) -> None:
+    """Remove a temporary file whose process no longer runs."""
     pid = path.name[1:].partition(".")[0]
     if pid.isdigit() and not _alive(int(pid)):
         path.unlink(missing_ok=True)

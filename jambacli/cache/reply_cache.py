@@ -1,8 +1,8 @@
-"""Small texts kept between runs beside the stored prefixes (a pass's summary), by key; knows nothing of what they say.
+"""Replies kept between runs (a part's summary), by the hash of what led to them.
 
-prefixes/notes/KEY.json   {"text", "documents": hashes of the texts it was made from, ...}
+    prefixes/notes/KEY.json   {"text", "documents": hashes of the texts it was made from, ...}
 
-They hold what people's documents say, so they are the user's alone and go when the store is cleared.
+A reply repeats what people's documents say: only the user can read the files, and clearing the store deletes them.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from typing import Any
 
 from jambacli.files import atomic_write
 
+#: The most replies that are kept; the oldest go first.
 _MOST = 4096
 
 
-class Notes:
-    """Notes under the folder of a prefix store."""
+class ReplyCache:
+    """The replies kept beside a prefix store."""
 
     def __init__(self, store: Path) -> None:
         """``store``: the prefix store's root."""
         self.folder = store / "notes"
 
     def get(self, key: str) -> dict[str, Any] | None:
-        """The note of that key, None where there is none (or it is damaged)."""
+        """The entry of that key: "text", "documents" and what ``put`` added; None when missing or damaged."""
         try:
             value = json.loads((self.folder / f"{key}.json").read_bytes())
         except (OSError, ValueError):
@@ -40,7 +41,7 @@ class Notes:
         return value
 
     def put(self, key: str, text: str, documents: Sequence[str], **more: Any) -> None:
-        """Keep a text; the oldest notes go when there are more than a few thousand. An unwritable folder is no error."""
+        """Keep a reply and the hashes of its documents; ``more`` is added to its entry. OSErrors are ignored."""
         with contextlib.suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             with atomic_write(self.folder / f"{key}.json", durable=False) as file:
@@ -50,14 +51,14 @@ class Notes:
                 path.unlink(missing_ok=True)
 
     def clear(self, documents: Iterable[str] | None = None) -> None:
-        """Forget every note, or those made from any of these documents."""
-        wanted = None if documents is None else set(documents)
+        """Delete every reply, or those made from any of the documents with these hashes."""
+        affected = None if documents is None else set(documents)
         for path in self.folder.glob("*.json") if self.folder.is_dir() else ():
-            note = self.get(path.stem) if wanted is not None else None
-            if wanted is None or note is None or wanted & set(note.get("documents", ())):
+            entry = self.get(path.stem) if affected is not None else None
+            if affected is None or entry is None or affected & set(entry.get("documents", ())):
                 path.unlink(missing_ok=True)
 
 
-def note_key(*parts: Any) -> str:
-    """A key for what the parts (anything JSON can hold) lead to."""
+def reply_key(*parts: Any) -> str:
+    """The key of a reply: a hash of everything it depends on, given as values that JSON can hold."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:40]

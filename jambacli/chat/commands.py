@@ -1,57 +1,62 @@
-"""What can be done in a chat besides talking: regenerate, edit, undo, branch, attach, load; knows nothing of terminals.
+"""A chat's messages and commands: regenerate, edit, undo, branch, attach, load.
 
-Every action changes the turns of a Session and, where a reply follows, returns it as a stream. What is reused and what is
-read again follows by itself from the session's one operation.
+Every command changes the turns of a Session and, if a reply follows, returns it as a stream. What is reused and what is
+prefilled again follows from the session's one operation.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from jambacli import ui
-from jambacli.chat.attachments import Papers
+from jambacli.chat.attachments import Attachments
 from jambacli.documents.load import read_documents
-from jambacli.documents.reader import entries_of
-from jambacli.engine.sequence import Reading, common_prefix, silent
+from jambacli.documents.pages import entries_of
+from jambacli.engine.options import GenerationOptions
+from jambacli.engine.sequence import common_prefix
 from jambacli.errors import JambaError, UsageError
+from jambacli.progress import Progress, no_progress
 from jambacli.session import session_file
 from jambacli.session.conversation import Conversation, Turn
+from jambacli.session.options import SessionOptions
 from jambacli.session.session import Session
 from jambacli.units import counted
 
 if TYPE_CHECKING:
-    from jambacli.api import Jamba
+    from jambacli.engine.loaded_model import LoadedModel
+
+logger = logging.getLogger(__name__)
 
 HELP = {
     "/help": "this list",
     "/regenerate": "another reply to the last message",
-    "/edit [N] TEXT": "say the last (or Nth) message differently",
+    "/edit [N] TEXT": "change the last (or Nth) message",
     "/undo": "take back the last message and its reply",
-    "/continue": "go on with a reply that was cut off",
-    "/branch NAME": "go on under another name; the present one stays as it is",
+    "/continue": "continue a reply that was cut off",
+    "/branch NAME": "continue under another name; the present chat stays as it is",
     "/branches": "the branches of this chat",
     "/system TEXT": "set the system message",
-    "/file PATH": "attach a file, or a directory's, to the next message",
+    "/file PATH": "attach a file or directory to the next message",
     "/save NAME": "keep this chat under a name",
-    "/load NAME": "go on with another chat",
+    "/load NAME": "continue another chat",
     "/think": "show or fold the model's thoughts",
-    "/stats": "figures of the last reply and the context",
+    "/stats": "figures of the last reply and of the context",
     "/clear": "start over, with the same system message",
     "/exit": "leave (Ctrl-D does too)",
 }
 
 
-# Tokens that --overflow keeps free for a reply of no stated length.
+# Tokens that ``overflow`` keeps free for a reply without a limit of its own.
 _ROOM = 512
 
 
 @dataclass
 class Outcome:
-    """What an input led to: a reply to stream, or lines to show, or the end."""
+    """The result of an input: a reply to stream, lines to show, or the end of the chat."""
 
     reply: Iterator[str] | None = None
     lines: list[str] = field(default_factory=list)
@@ -59,37 +64,34 @@ class Outcome:
 
 
 class Chat:
-    """A session and the commands on it. ``options`` are those of a new Session; ``generation`` those of a reply."""
+    """A session and the commands on it."""
 
     def __init__(
         self,
-        model: Jamba,
+        model: LoadedModel,
         *,
-        options: dict[str, Any],
-        generation: dict[str, Any],
+        options: SessionOptions | None = None,
+        generation: GenerationOptions | None = None,
         name: str | None = None,
         overflow: bool = False,
-        reading: Reading = silent,
-        tell: Callable[[str], None] = ui.note,
+        progress: Progress = no_progress,
     ) -> None:
-        """``name``: resume the session of that name, or begin it. ``overflow``: drop the oldest turns at the limit.
-
-        ``tell`` shows a line that belongs to no reply.
+        """``options``: those of every session that is opened; ``generation``: those of every reply. ``name``: resume the
+        session of that name, or begin it. ``overflow``: drop the oldest turns when the context is full.
         """
         self.model = model
-        self.tell = tell
         self.show_thoughts = True
         # Tokens of the context that still count after turns were taken back; None: all.
         self._standing: int | None = None
-        self._options, self._generation = options, generation
+        self._options, self._generation = options or SessionOptions(), generation or GenerationOptions()
         self._overflow = overflow
-        self._reading = reading
-        self.papers = Papers()
+        self._progress = progress
+        self.attachments = Attachments()
         self.session = self._open(name)
-        self._count()  # a model without a template is refused now, not at the first message
+        self._count()  # raises for a model without a chat template
 
     def handle(self, text: str) -> Outcome:
-        """One input of the user: a message, or a command. Raises JambaError with nothing changed."""
+        """Handle one input: a message or a command. When it raises JambaError, nothing has changed."""
         word, _, rest = text.strip().partition(" ")
         if not text.strip():
             return Outcome()
@@ -115,26 +117,28 @@ class Chat:
         }
         action = actions.get(word)
         if action is None:
-            raise UsageError(f"there is no command {word}; /help lists them (a message may start with a space)")
+            raise UsageError(
+                f"there is no command {word}; /help lists the commands (begin a message with a space to send it)"
+            )
         return action(rest.strip())
 
     def say(self, text: str) -> Outcome:
-        """A message, also one that begins like a command."""
-        return Outcome(reply=self._reply(self._say(self.papers.worded(text))))
+        """Send a message, even one that begins like a command."""
+        return Outcome(reply=self._reply(self._say(self.attachments.with_suffix(text))))
 
     def close(self) -> None:
-        """Save what is being saved and release the session."""
+        """Wait for pending writes and close the session."""
         self.session.close()
 
     @property
     def used(self) -> int:
-        """Tokens of the conversation in the context."""
+        """How many tokens of the context the conversation takes."""
         held = len(self.session.sequence.tokens)
         return held if self._standing is None else min(held, self._standing)
 
     @property
     def messages(self) -> int:
-        """How many messages the user has sent."""
+        """The number of the user's messages."""
         return len(self._asked())
 
     @property
@@ -143,73 +147,79 @@ class Chat:
         return _short(self.message(self.messages))
 
     def message(self, number: int) -> str:
-        """The user's message of that number, from 1. Raises UsageError where there is none."""
+        """The user's message of that number, from 1. Raises UsageError when there is none."""
         asked = self._asked()
         if not 1 <= number <= len(asked):
             raise UsageError(f"there is no message {number} to edit; there are {len(asked)}")
-        return self.papers.typed(self.session.conversation.turns[asked[number - 1]].content)
+        return self.attachments.without_suffix(self.session.conversation.turns[asked[number - 1]].content)
 
     def to_edit(self, text: str) -> int | None:
-        """The number of the message that "/edit" or "/edit N" without a new text means, None for any other input."""
+        """The number of the message to edit for "/edit" or "/edit N" without a text, None for any other input."""
         word, _, rest = text.strip().partition(" ")
         number = int(rest) if rest.strip().isdigit() else 0 if rest.strip() else self.messages
         return number if word == "/edit" and 1 <= number <= self.messages else None
 
     def _asked(self) -> list[int]:
-        """Which turns are the user's messages."""
+        """The indices of the user's turns."""
         return [i for i, t in enumerate(self.session.conversation.turns) if t.role == "user"]
 
     def _open(self, name: str | None) -> Session:
-        stored = self._options.get("store", True)
+        options = self._options
         name = name and session_file.check_name(name)
         if name is not None and session_file.exists(name):
-            return Session(self.model, **{**self._options, "resume": name})
-        if stored and not self._options.get("read_only"):
-            return Session(self.model, **{**self._options, "name": name or session_file.generated_name()})
+            return Session(self.model, replace(options, resume=name))
+        if options.store and not options.read_only:
+            return Session(self.model, replace(options, name=name or session_file.generated_name()))
         if name is not None:
             raise session_file.not_there(name)
-        return Session(self.model, **self._options)
+        return Session(self.model, options)
 
     def _say(self, text: str) -> Iterator[str]:
         before = list(self.session.conversation.turns)
         try:
             yield from self._answered(before, lambda reserve: self._send(text, reserve), asked=False)
         finally:
-            if self.session.conversation.turns != before:  # else what came with the message waits for the next
-                self.papers.waiting = []
+            if self.session.conversation.turns != before:  # else the documents wait for the next message
+                self.attachments.waiting = []
 
     def _send(self, text: str, reserve: int) -> Iterator[str]:
         turns = self.session.conversation.turns
-        entries, knobs = self.papers.next(turns)
+        entries, knobs = self.attachments.for_next(turns)
         documents = [e.as_document() for e in entries] or None
-        given: dict[str, Any] = {**self._generation, "knobs": knobs, "reserve": reserve}
-        pieces = self.session.send(text, documents=documents, reading=self._reading, **given)
-        self.papers.went(turns[-1], entries)
+        pieces = self.session.send(
+            text,
+            documents=documents,
+            knobs=knobs,
+            reserve=reserve,
+            progress=self._progress,
+            options=self._generation,
+        )
+        self.attachments.sent(turns[-1], entries)
         return pieces
 
     def _reply(self, pieces: Iterator[str]) -> Iterator[str]:
-        """The pieces without citations; ``papers.places`` says afterwards what they name."""
-        return self.papers.reply(pieces, self.session.conversation.turns)
+        """The pieces without citations; afterwards ``attachments.places`` has the cited places."""
+        return self.attachments.reply(pieces, self.session.conversation.turns)
 
     def _answer(self, before: list[Turn]) -> Iterator[str]:
-        """A reply to turns that have been changed; ``before`` is what they were."""
+        """A reply to turns that have been changed; ``before``: the turns before that."""
 
         def start(reserve: int) -> Iterator[str]:
-            return self.session.answer(reading=self._reading, reserve=reserve, **self._generation)
+            return self.session.answer(reserve=reserve, progress=self._progress, options=self._generation)
 
         return self._answered(before, start, asked=True)
 
     def _answered(self, before: list[Turn], start: Callable[[int], Iterator[str]], asked: bool) -> Iterator[str]:
-        """The reply that ``start`` begins; where none comes, the turns are what they were ``before``.
+        """The reply that ``start(reserve)`` begins; when none comes, the turns are set back to ``before``.
 
-        Where the context is full, the oldest turns go first, or the user is told what can be done. ``asked``: the message
-        to answer is a turn already, which must stay.
+        When the context is full, the oldest turns are dropped, or an error says what can be done. ``asked``: the message to
+        answer is already a turn, which must stay.
         """
         from jambacli.model.state import ContextFullError
 
         conversation, ctx = self.session.conversation, self.session.sequence.ctx
         self._standing = None
-        room = min(self._generation.get("max_tokens") or _ROOM, ctx // 8) if self._overflow else 0
+        room = min(self._generation.max_tokens or _ROOM, ctx // 8) if self._overflow else 0
         standing, dropped = list(conversation.turns), 0
         try:
             while True:
@@ -221,13 +231,14 @@ class Chat:
                     conversation.turns[:] = standing
                     if not self._overflow:
                         raise JambaError(
-                            f"{error}, take turns back with /undo, start over with /clear, "
-                            "or run with --overflow to drop the oldest turns"
+                            error.problem,
+                            remedy="use a larger {ctx}, take turns back with /undo, start over with /clear, or run with "
+                            "{overflow} to drop the oldest turns",
                         ) from error
                     gone = _drop_oldest(conversation, keep_last=asked)
                     if not gone and not room:
                         raise
-                    # All that follows is read again, so make room for more than one turn at once.
+                    # Everything after the dropped turns is prefilled again, so make room for more than one turn at once.
                     room = ctx // 4 if gone else 0
                     standing, dropped = list(conversation.turns), dropped + gone
         except (JambaError, KeyboardInterrupt):
@@ -237,15 +248,15 @@ class Chat:
             raise
         finally:
             if dropped and conversation.turns != before:
-                self.tell(f"[the context was full: the oldest {counted(dropped, 'turn')} went]")
+                logger.info("[the context was full: the oldest %s dropped]", counted(dropped, "turn"))
 
     def _changed(self) -> None:
-        """Turns were taken back: count what is left of the context, and save."""
+        """Save the session after turns were taken back, and count what is left of the context."""
         self.session.changed()
         self._count()
 
     def _count(self) -> None:
-        """How much of the context still counts, where turns were taken back since the last reply."""
+        """Count the tokens of the context that still count, when turns were taken back since the last reply."""
         conversation = self.session.conversation
         self._standing = None
         if self.session.taken_back:
@@ -257,10 +268,10 @@ class Chat:
 
     def _regenerate(self, _: str) -> Outcome:
         if not self._asked():
-            raise UsageError("there is no message to answer again yet")
-        seed = self._generation.get("seed")
-        if seed is not None:  # the same seed would say the same again
-            self._generation["seed"] = seed + 1
+            raise UsageError("there is no message to answer yet")
+        seed = self._generation.seed
+        if seed is not None:  # the same seed would give the same reply
+            self._generation = replace(self._generation, seed=seed + 1)
         return Outcome(reply=self._reply(self._answer(list(self.session.conversation.turns))))
 
     def _edit(self, rest: str) -> Outcome:
@@ -273,7 +284,7 @@ class Chat:
         if not text:
             raise UsageError("/edit needs the new text: /edit TEXT, or /edit N TEXT for the Nth message")
         at, before = asked[number - 1], list(turns)
-        turns[at:] = [replace(turns[at], content=self.papers.worded(text))]
+        turns[at:] = [replace(turns[at], content=self.attachments.with_suffix(text))]
         return Outcome(reply=self._reply(self._answer(before)))
 
     def _undo(self, _: str) -> Outcome:
@@ -286,14 +297,14 @@ class Chat:
         return Outcome(lines=[f"taken back: {_short(text)}"])
 
     def _continue(self, _: str) -> Outcome:
-        return Outcome(reply=self._reply(self.session.extend(reading=self._reading, **self._generation)))
+        return Outcome(reply=self._reply(self.session.extend(progress=self._progress, options=self._generation)))
 
     def _branch(self, name: str) -> Outcome:
         if not name:
             raise UsageError("/branch needs a name")
         old = self.session.name
         self._save(name)
-        return Outcome(lines=[f"now on {name}; {old} stays as it is"])
+        return Outcome(lines=[f"continuing as {name}; {old} stays as it is"])
 
     def _branches(self, _: str) -> Outcome:
         family = session_file.family(self.session.name or "")
@@ -306,7 +317,7 @@ class Chat:
         if text:
             self.session.conversation.set_system(text)
         self.session.commit()
-        return Outcome(lines=["the system message is " + (f"now: {_short(text)}" if text else "gone")])
+        return Outcome(lines=["the system message is " + (f"now: {_short(text)}" if text else "removed")])
 
     def _file(self, path: str) -> Outcome:
         if not path:
@@ -314,7 +325,7 @@ class Chat:
         lines: list[str] = []
         documents = read_documents([path], problem=lines.append)
         entries = entries_of(documents)
-        self.papers.waiting += entries
+        self.attachments.waiting += entries
         count = sum(len(self.model.tokenizer.encode(e.text)) for e in entries)
         what = Path(path).name if len(documents) == 1 else f"{len(documents):,} files"
         lines += [r for d in documents for r in d.remarks]
@@ -334,13 +345,13 @@ class Chat:
                 f"there is no session {name!r}; there are: {', '.join(session_file.names()[:20]) or 'none yet'}"
             )
         if name == self.session.name:
-            return Outcome(lines=[f"{name} is the chat you are in"])
+            return Outcome(lines=[f"{name} is the present chat"])
         session = self._open(name)
-        self.papers = Papers()
+        self.attachments = Attachments()
         self.session.close()
         self.session = session
         self._count()
-        return Outcome(lines=[f"on {name}: {counted(self.messages, 'message')}, {counted(self.used, 'token')}"])
+        return Outcome(lines=[f"continuing {name}: {counted(self.messages, 'message')}, {counted(self.used, 'token')}"])
 
     def _think(self, _: str) -> Outcome:
         self.show_thoughts = not self.show_thoughts
@@ -369,9 +380,9 @@ class Chat:
 
 
 def _drop_oldest(conversation: Conversation, keep_last: bool) -> int:
-    """Drop the oldest exchange but the system message; how many turns went, 0 where there is none to drop.
+    """Drop the oldest exchange, but not the system message; returns how many turns were dropped.
 
-    ``keep_last``: the last message of the user waits for its answer.
+    ``keep_last``: the user's last message has no reply yet and must stay.
     """
     turns = conversation.turns
     first = 1 if turns and turns[0].role == "system" else 0

@@ -1,7 +1,7 @@
-"""The chat's terminal: a multi-line prompt with history, Markdown that streams, dimmed thoughts; knows no models.
+"""The chat's terminal: a multi-line prompt with history, streamed Markdown, dimmed thoughts.
 
-Finished blocks of Markdown (paragraphs, lists, code) are printed for good as they end; only the block being written is
-redrawn, so a long answer never flickers or scrolls back.
+Finished blocks of Markdown (paragraphs, lists, code) are printed once; only the block being written is redrawn, so a long
+answer never flickers or scrolls back.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import re
 import textwrap
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from jambacli import ui
@@ -24,7 +24,7 @@ _REDRAW_SECONDS = 0.08
 
 
 def blocks(text: str) -> tuple[list[str], str]:
-    """Split Markdown into the blocks that are finished and the one still being written.
+    """Split Markdown into its finished blocks and the one still being written.
 
     A blank line ends a block, but not inside a code fence.
     """
@@ -49,8 +49,8 @@ def blocks(text: str) -> tuple[list[str], str]:
 
 
 @contextlib.contextmanager
-def _keys_unseen() -> Iterator[None]:
-    """Show no keys as they are typed, nor a "^C", where a reply is being drawn: they are there at the next prompt."""
+def _without_echo() -> Iterator[None]:
+    """Echo no keys, nor "^C", while a reply is drawn; what is typed appears at the next prompt."""
     try:
         import termios
     except ImportError:  # not on this platform
@@ -70,7 +70,7 @@ def _keys_unseen() -> Iterator[None]:
 
 
 def markdown(text: str) -> Any:
-    """Markdown ready to print. What looks like HTML is shown as it is: a browser would hide it, a reader wants it."""
+    """Markdown ready to print. HTML is shown as text, where Markdown would hide it."""
     from markdown_it import MarkdownIt
     from rich.markdown import Markdown
 
@@ -80,19 +80,21 @@ def markdown(text: str) -> Any:
 
 
 class Screen:
-    """Shows replies and notes on a terminal."""
+    """Shows replies and notes on the terminal."""
 
-    def __init__(self) -> None:
+    def __init__(self, option: Callable[[str], str] = str) -> None:
+        """``option``: the name under which errors mention an option."""
         from rich.console import Console
 
+        self._option = option
         self.console = Console(highlight=False)
         self._shown = False
 
     def reply(self, pieces: Iterable[str], show_thoughts: bool) -> bool:
-        """Show a reply as it comes. Ctrl-C ends it and keeps what was said; whether that happened."""
+        """Show a reply as it is generated. Ctrl-C ends it and keeps what was said; returns whether that happened."""
         self._shown = False
         try:
-            with _keys_unseen():
+            with _without_echo():
                 self._stream(iter(pieces), show_thoughts)
             return False
         except KeyboardInterrupt:
@@ -108,16 +110,16 @@ class Screen:
                 close()
 
     def note(self, text: str) -> None:
-        """A dimmed line; in a table of names and meanings what does not fit goes on under the meaning."""
+        """A dimmed line; in a table of names and meanings, a long meaning is wrapped in its column."""
         column = re.match(r"\S.{0,18}?\s{2,}(?=\S)", text)
         indent = " " * column.end() if column and column.end() < self.console.width // 2 else ""
         lines = textwrap.wrap(text, self.console.width, subsequent_indent=indent, break_on_hyphens=False) or [""]
         for line in lines:
             self.console.print(line, style="dim", markup=False)
 
-    def error(self, error: Exception) -> None:
-        """What went wrong, in one line."""
-        self.console.print(f"error: {' '.join(str(error).split())}", style="red", markup=False)
+    def error(self, error: JambaError) -> None:
+        """An error in one line."""
+        self.console.print(f"error: {' '.join(error.worded(self._option).split())}", style="red", markup=False)
 
     def _stream(self, pieces: Iterator[str], show_thoughts: bool) -> None:
         from rich.live import Live
@@ -149,7 +151,7 @@ class Screen:
                     if done or time.monotonic() - drawn > _REDRAW_SECONDS:
                         live.update(self._rendered(self._tail(pending)), refresh=True)
                         drawn = time.monotonic()
-            finally:  # interrupted, what was said so far stays on the screen too
+            finally:  # after an interruption too, what was said so far stays on the screen
                 live.update("", refresh=True)
                 if thought_tokens:
                     self._end_thoughts(live, show_thoughts, thought_tokens)
@@ -157,7 +159,7 @@ class Screen:
                     live.console.print(self._rendered(pending), end="")
 
     def _rendered(self, text: str) -> Any:
-        """A block of Markdown without the blank lines that lists and code bring along: one is put between blocks."""
+        """A block of Markdown without blank lines around it: lists and code have some, and one is printed between blocks."""
         from rich.segment import Segment, Segments
 
         lines = self.console.render_lines(markdown(text), pad=False)
@@ -168,7 +170,7 @@ class Screen:
         return Segments([s for line in lines for s in (*line, Segment.line())])
 
     def _tail(self, text: str) -> str:
-        """The last screenful of an unfinished block: a live region cannot be taller than the terminal."""
+        """The last lines of an unfinished block: a live region cannot be taller than the terminal."""
         return "\n".join(text.split("\n")[-max(self.console.height - 4, 4) :])
 
     _thought_line = ""
@@ -193,16 +195,25 @@ class Screen:
         self._thought_line = ""
 
 
-def talk(chat: Chat, keep_history: bool, stats: bool = False, first: str | None = None) -> None:
-    """The interactive chat: read, answer, until /exit or Ctrl-D. ``stats``: a line of figures after every reply.
-    ``first``: a message that is said at once."""
+def talk(
+    chat: Chat,
+    keep_history: bool,
+    stats: bool = False,
+    first: str | None = None,
+    option: Callable[[str], str] = str,
+) -> None:
+    """The interactive chat: read and answer until /exit or Ctrl-D.
+
+    ``stats``: show figures after every reply. ``first``: a message that is sent at once. ``option``: the name under which
+    errors mention an option.
+    """
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import WordCompleter
     from prompt_toolkit.history import FileHistory, InMemoryHistory
     from prompt_toolkit.key_binding import KeyBindings
     from prompt_toolkit.patch_stdout import patch_stdout
 
-    screen = Screen()
+    screen = Screen(option)
     keys = KeyBindings()
 
     @keys.add("escape", "enter")
@@ -213,13 +224,13 @@ def talk(chat: Chat, keep_history: bool, stats: bool = False, first: str | None 
     @keys.add("enter")
     def _send(event: Any) -> None:
         buffer = event.current_buffer
-        if buffer.document.char_before_cursor == "\\":  # a backslash at the end goes on in the next line
+        if buffer.document.char_before_cursor == "\\":  # a backslash at the end continues in the next line
             buffer.delete_before_cursor()
             buffer.insert_text("\n")
         else:
             buffer.validate_and_handle()
 
-    # What was typed is as private as the sessions: it lies in their folder, which is the user's alone.
+    # What was typed is as private as the sessions, so it is kept in their folder.
     prompt: PromptSession[str] = PromptSession(
         history=FileHistory(str(sessions_folder() / ".history")) if keep_history else InMemoryHistory(),
         completer=WordCompleter([name.split()[0] for name in HELP], sentence=True),
@@ -235,7 +246,7 @@ def talk(chat: Chat, keep_history: bool, stats: bool = False, first: str | None 
     screen.note(f"{chat.model.name} - /help lists the commands, Alt-Enter begins a new line, Ctrl-D leaves")
     if turns := chat.messages:
         screen.note(
-            f"going on with {chat.session.name}: {counted(turns, 'message')}, {counted(chat.used, 'token')}; "
+            f"continuing {chat.session.name}: {counted(turns, 'message')}, {counted(chat.used, 'token')}; "
             f"last: {chat.last}"
         )
     interrupted = False
@@ -246,7 +257,7 @@ def talk(chat: Chat, keep_history: bool, stats: bool = False, first: str | None 
                 with patch_stdout():
                     text = ask(">>> ")
                     number = chat.to_edit(text)
-                    if number is not None:  # /edit without a text: the message itself comes up to be changed
+                    if number is not None:  # /edit without a text: offer the message itself to be changed
                         text = f"/edit {number} {ask('edit ', chat.message(number))}"
             else:
                 screen.console.print(f">>> {waiting}", markup=False)
@@ -277,8 +288,8 @@ def talk(chat: Chat, keep_history: bool, stats: bool = False, first: str | None 
 
 
 def closing_lines(chat: Chat) -> list[str]:
-    """What is said under a reply: the places it cites, or that it cites none; and how it ended, if not by itself."""
-    places, remark, ending = chat.papers.places, chat.papers.remark, ending_line(chat)
+    """The lines under a reply: the places it cites, or a remark that it cites none; and how it ended, if not by itself."""
+    places, remark, ending = chat.attachments.places, chat.attachments.remark, ending_line(chat)
     lines = ["Sources:", *(f"- {place}" for place in places)] if places else []
     if remark and chat.session.stats.finish == "stop":
         lines = [f"[{remark}]"]
@@ -286,10 +297,10 @@ def closing_lines(chat: Chat) -> list[str]:
 
 
 def ending_line(chat: Chat) -> str:
-    """What to say of a reply that did not end by itself, nothing of one that did."""
+    """How the last reply ended, "" when by itself."""
     s, session = chat.session.stats, chat.session
     if s.finish == "length":
-        return f"[cut off after {s.generated_tokens:,} tokens; /continue goes on]"
+        return f"[cut off after {s.generated_tokens:,} tokens; /continue continues it]"
     if s.finish == "context":
         return f"[the context of {session.sequence.ctx:,} tokens is full; /undo, /clear or chat --overflow make room]"
     if s.finish == "stop" and not s.generated_tokens:
@@ -298,7 +309,7 @@ def ending_line(chat: Chat) -> str:
 
 
 def figures(chat: Chat) -> str:
-    """What the last reply cost, in tokens and tokens a second."""
+    """The last reply's tokens and tokens per second."""
     return ", ".join(_figures(chat))
 
 
@@ -309,8 +320,10 @@ def _figures(chat: Chat) -> list[str]:
 
 
 def status_line(chat: Chat, width: int = 200) -> str:
-    """The line under the prompt, of at most ``width`` characters: the session, the context used, what the last reply
-    cost; what does not fit is left out, the least important first."""
+    """The line under the prompt, of at most ``width`` characters: the session, the context used, the last reply's figures.
+
+    What does not fit is left out, the least important first.
+    """
     session = chat.session
     name, numbers = session.name or "not stored", _figures(chat) if session.stats.prompt_tokens else []
     context = f"context {chat.used:,} of {format_context(session.sequence.ctx)}"

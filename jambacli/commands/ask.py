@@ -1,4 +1,4 @@
-"""``jamba ask``: files and a question in, an answer out, and more questions with ``-i``; knows nothing of how."""
+"""``jamba ask``: answer a question about files, or with ``-i`` several."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from typing import Annotated
 
 import typer
 
-from jambacli import ui
 from jambacli.commands import documents_io as r
 from jambacli.commands import options as o
+from jambacli.commands.chat import run_chat
 from jambacli.errors import UsageError
 from jambacli.startup import importing
 
 
-@o.hushes
-@o.generates
+@o.quiet_option
+@o.generation_options
 def ask(
     files: Annotated[
         list[str] | None,
@@ -22,9 +22,9 @@ def ask(
             metavar="FILE... QUESTION", help="Files, directories, globs, or - for standard input; the question last."
         ),
     ] = None,
-    interactive: Annotated[bool, typer.Option("--interactive", "-i", help="Go on asking, as in a chat.")] = False,
+    interactive: Annotated[bool, typer.Option("--interactive", "-i", help="Go on asking, in a chat.")] = False,
     passes: Annotated[
-        bool, typer.Option("--passes", help="What is longer than the context is asked part by part.")
+        bool, typer.Option("--passes", help="Ask part by part if the documents are longer than the context.")
     ] = False,
     language: r.Language = None,
     citations: r.Citations = False,
@@ -33,38 +33,40 @@ def ask(
     output: r.Output = None,
     model: r.Model = None,
     *,
-    given: o.Given,
+    arguments: o.GenerationArguments,
 ) -> None:
-    """Ask about documents. They are read once; every later question, in any process, costs only itself."""
+    """Ask about documents. They are read once; a later question, in any process, reads only itself."""
     output = r.output_path(output)
     with importing():
         from jambacli.documents.ask import ask_documents, question_text
 
     if interactive and (as_json or schema is not None or output is not None or passes):
-        raise UsageError("-i goes on in a chat; leave out --json, --schema, --passes and -o")
-    generation, options = given.generation(), given.session()
+        raise UsageError("-i answers in a chat; leave out --json, --schema, --passes and -o")
+    generation, options = arguments.generation(), arguments.session()
     names, question = _files_and_question(list(files or ()), interactive)
     if interactive and "-" in names:
-        raise UsageError("-i takes its questions from standard input; name the documents as files")
+        raise UsageError("-i reads questions from standard input; name the documents as files")
     task = r.task_of(question_text(question or "", language), citations, schema)
     if model is not None:
-        o.model_path(model)  # a name that means nothing is said before long documents are opened
+        o.model_path(model)  # an unknown name is reported before long documents are opened
     entries = r.read_entries(names, output)
 
-    loaded = given.load_model(model)
+    loaded = arguments.load_model(model)
     with r.reader(loaded, options, generation) as reader:
         if interactive:
             talk = r.chat_about(reader, entries, task, language)
-            r.converse(talk, first=question, stats=given.stats, keep_history=not given.no_store)
+            run_chat(talk, stats=arguments.stats, keep_history=not arguments.no_store, first=question)
             return
         r.check_schema(reader, task)
-        work = ask_documents(reader, entries, task, passes=passes, tell=ui.note, size=r.say_size)
-        r.deliver(reader, work, task, key="answer", output=output, as_json=as_json, stats=given.stats)
+        answer = ask_documents(reader, entries, task, passes=passes)
+        r.deliver(reader, answer, task, key="answer", output=output, as_json=as_json, stats=arguments.stats)
 
 
 def _files_and_question(words: list[str], interactive: bool) -> tuple[list[str], str | None]:
-    """The last word is the question, unless it is a file: then the question is piped in, or comes in the chat."""
-    last_is_file = bool(words) and (words[-1] == "-" or r.names_files(words[-1]))
+    """The last word is the question. If it is a file, the question is piped in, or asked in the chat."""
+    from jambacli.documents.paths import names_files
+
+    last_is_file = bool(words) and (words[-1] == "-" or names_files(words[-1]))
     if words and not last_is_file:
         *names, question = words
         if not question.strip():

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _COMPARE = ("llama.cpp",)
 
 
-@o.hushes
+@o.quiet_option
 def bench(
     name: Annotated[
         str | None, typer.Argument(metavar="[MODEL]", help="A name or a .gguf; left out: synthetic.")
@@ -77,7 +77,7 @@ def bench(
     longest = max(c.depth + (c.n_prompt + c.n_gen) * (repetitions if c.depth else 1) for c in cases)
     where: dict[str, Any] = {
         "device": device if compare is None else "cpu",
-        "gpu_memory": o.card_memory(gpu_memory),
+        "gpu_memory": o.gpu_memory_bytes(gpu_memory),
         "cpu_experts": cpu_experts,
         "cpu_kv": cpu_kv,
         "ctx": max(longest, 64),

@@ -1,4 +1,4 @@
-"""``jamba cache``: how full the store of prefixes is, and emptying it; knows nothing of what is in it."""
+"""``jamba cache``: the size of the prefix store, and clearing it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from jambacli.commands import options as o
 from jambacli.errors import JambaError
 from jambacli.units import counted, format_bytes
 
-app = typer.Typer(help="The store of prefixes that no process computes twice.", no_args_is_help=True)
+app = typer.Typer(help="The prefixes stored on this machine, so that none is computed twice.", no_args_is_help=True)
 
 
 @app.command()
 def stats(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
-    """Where it is, how much it holds, its budget (JAMBA_CACHE_BUDGET changes it)."""
+    """Show the location, size and budget of the store (JAMBA_CACHE_BUDGET sets the budget)."""
     from jambacli.cache.prefix_store import PrefixStore
 
     s = PrefixStore().stats()
@@ -34,20 +34,19 @@ def stats(as_json: Annotated[bool, typer.Option("--json", help="For programs.")]
 
 
 @app.command()
-@o.hushes
+@o.quiet_option
 def clear(
-    document: Annotated[Path | None, typer.Option("--document", help="Only what was read of this file.")] = None,
+    document: Annotated[Path | None, typer.Option("--document", help="Only what was stored of this file.")] = None,
 ) -> None:
-    """Forget everything, or everything that holds one document. Sessions keep their text and are read again when used."""
-    from jambacli.cache.prefix_store import PrefixStore
-    from jambacli.engine.prefix_cache import text_hash
+    """Delete everything, or everything that contains one document. Sessions keep their text, which is read again when used."""
+    from jambacli.cache.prefix_store import PrefixStore, text_hash
 
     freed = PrefixStore().clear({text_hash(text) for text in _texts(document)} if document else None)
     ui.note(f"freed {format_bytes(freed)}")
 
 
 def _texts(path: Path) -> list[str]:
-    """What a file may have been read as: whole, as chat's /file does, and in the parts that ask and summarize make of it."""
+    """The texts a file may have been stored as: the whole file, or the parts that become documents."""
     from jambacli.documents.load import read_file
 
     document = read_file(path)

@@ -1,16 +1,17 @@
-"""``jamba chat``: a conversation in the terminal, or turn by turn from a pipe; knows nothing of how it is kept."""
+"""``jamba chat``: a conversation in the terminal, or turn by turn from a pipe."""
 
 from __future__ import annotations
 
-import functools
 import itertools
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jambacli import ui
 from jambacli.commands import options as o
+from jambacli.commands.wording import flag
 from jambacli.errors import JambaError, UsageError
 from jambacli.startup import importing
 
@@ -18,50 +19,50 @@ if TYPE_CHECKING:
     from jambacli.chat.commands import Chat
 
 
-@o.hushes
-@o.generates
+@o.quiet_option
+@o.generation_options
 def chat(
     name: Annotated[
         str | None, typer.Argument(metavar="[MODEL]", help="A name or a .gguf; left out: the last used.")
     ] = None,
     session: Annotated[
-        str | None, typer.Option("--session", "-s", help="Begin a session of that name, or go on with it.")
+        str | None, typer.Option("--session", "-s", help="Begin a session of that name, or continue it.")
     ] = None,
     read_only: Annotated[bool, typer.Option("--read-only", help="Look at a session without changing it.")] = False,
     system: Annotated[str | None, typer.Option("--system", help="System message.")] = None,
     overflow: Annotated[bool, typer.Option("--overflow", help="At the context limit, drop the oldest turns.")] = False,
     *,
-    given: o.Given,
+    arguments: o.GenerationArguments,
 ) -> None:
-    """Chat; every turn is kept, and nothing that was read is read again, in this process or another."""
-    generation, options = given.generation(), given.session()
-    if session is not None and given.no_store:
+    """Chat. Every turn is saved, and nothing is read twice, in this process or another."""
+    generation, options = arguments.generation(), arguments.session()
+    if session is not None and arguments.no_store:
         raise UsageError("--session and --no-store exclude one another: a named session is kept on disk")
 
     with importing():
         from jambacli.chat.commands import Chat
 
-    model = given.load_model(name)
-    options |= {"system": system} if system else {}
-    options |= {"read_only": True} if read_only else {}
+    model = arguments.load_model(name)
+    if model.template is None:
+        raise UsageError(f"{model.name} has no chat template; continue plain text with it: jamba run --raw")
     talk = Chat(
         model,
-        options=options,
+        options=replace(options, system=system or None, read_only=read_only),
         generation=generation,
         name=session,
         overflow=overflow,
-        reading=functools.partial(ui.progress, "Reading", unit="tokens"),
+        progress=ui.progress,
     )
-    run_chat(talk, stats=given.stats, keep_history=not given.no_store)
+    run_chat(talk, stats=arguments.stats, keep_history=not arguments.no_store)
 
 
 def run_chat(talk: Chat, *, stats: bool, keep_history: bool, first: str | None = None) -> None:
-    """Talk in the terminal, or turn by turn from a pipe; closes the chat. ``first``: a message that is said at once."""
+    """Talk in the terminal, or turn by turn from a pipe; then close the chat. ``first``: a message that is sent at once."""
     try:
         if sys.stdin.isatty() and sys.stdout.isatty():
             from jambacli.chat.terminal import talk as talk_in_terminal
 
-            talk_in_terminal(talk, keep_history=keep_history, stats=stats, first=first)
+            talk_in_terminal(talk, keep_history=keep_history, stats=stats, first=first, option=flag)
         else:
             _piped(talk, stats, first)
     finally:
@@ -69,7 +70,7 @@ def run_chat(talk: Chat, *, stats: bool, keep_history: bool, first: str | None =
 
 
 def _piped(chat: Chat, stats: bool, first: str | None) -> None:
-    """Every line of standard input is a turn or a command; replies go to stdout, everything else to stderr."""
+    """Handle every line of standard input as a message or a command; replies go to stdout, the rest to stderr."""
     from jambacli.engine.generate import Thought
 
     failed: JambaError | None = None
@@ -83,11 +84,11 @@ def _piped(chat: Chat, stats: bool, first: str | None) -> None:
                     if not isinstance(piece, Thought):
                         sys.stdout.write(piece)
                         sys.stdout.flush()
-                places = chat.papers.places
+                places = chat.attachments.places
                 sys.stdout.write("\n" + ("\nSources:\n" + "".join(f"- {p}\n" for p in places) if places else ""))
                 sys.stdout.flush()
-                if chat.papers.remark:
-                    ui.note(chat.papers.remark)
+                if chat.attachments.remark:
+                    ui.note(chat.attachments.remark)
                 if stats:
                     s = chat.session.stats
                     ui.note(
@@ -96,8 +97,8 @@ def _piped(chat: Chat, stats: bool, first: str | None) -> None:
                     )
             if outcome.leave:
                 break
-        except JambaError as error:  # the script goes on; its exit code tells
+        except JambaError as error:  # the next line is handled all the same; the exit code tells
             failed = error
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+            print(f"error: {' '.join(error.worded(flag).split())}", file=sys.stderr, flush=True)
     if failed is not None:
         raise typer.Exit(failed.exit_code)

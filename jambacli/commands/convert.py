@@ -24,7 +24,7 @@ class Type(StrEnum):
     q8_0 = "q8_0"
 
 
-@o.hushes
+@o.quiet_option
 def convert(
     source: Annotated[
         str, typer.Argument(metavar="SRC", help="An HF checkpoint directory, or a hub repository as OWNER/NAME.")

@@ -1,4 +1,4 @@
-"""What ``summarize`` and ``ask`` share: documents read, progress shown, an answer written; knows nothing of models' insides."""
+"""What ``summarize`` and ``ask`` share: open the documents, show progress, write the answer."""
 
 from __future__ import annotations
 
@@ -20,12 +20,15 @@ from jambacli.errors import JambaError, UsageError
 from jambacli.units import counted, format_seconds
 
 if TYPE_CHECKING:
-    from jambacli.api import Jamba
     from jambacli.chat.commands import Chat
-    from jambacli.documents.ask import Work
-    from jambacli.documents.citation_check import Grounded
+    from jambacli.documents.ask import PendingAnswer
+    from jambacli.documents.citation_check import CheckedCitations
     from jambacli.documents.citations import Cited
-    from jambacli.documents.reader import Entry, Reader, Task
+    from jambacli.documents.pages import Entry
+    from jambacli.documents.reader import Reader, Task
+    from jambacli.engine.loaded_model import LoadedModel
+    from jambacli.engine.options import GenerationOptions
+    from jambacli.session.options import SessionOptions
 
 Model = Annotated[
     str | None,
@@ -43,18 +46,19 @@ Output = Annotated[
     typer.Option("--output", "-o", metavar="FILE", help="Write the answer to a file; - is standard output."),
 ]
 
-# Reading shorter than this is not worth a line.
-_WORTH_SAYING = 256
+# Fewer tokens are read without a note.
+_WORTH_A_NOTE = 256
+# Seconds between notes on the progress of a reading, without a terminal.
 _EVERY = 5.0
-# So many files that cannot be read are named; of more, how many.
+# The most unreadable files to warn about one by one.
 _FAULTS = 20
 
 
 def read_entries(files: Sequence[str], output: Path | None) -> list[Entry]:
-    """The documents the arguments stand for, as the model gets them; what is wrong with a file is said."""
+    """Open the documents that the arguments name, with a warning for each problem."""
     from jambacli.documents.load import read_documents
+    from jambacli.documents.pages import entries_of
     from jambacli.documents.paths import expand
-    from jambacli.documents.reader import entries_of
 
     sources = expand(files)
     if output is not None:
@@ -76,17 +80,17 @@ def read_entries(files: Sequence[str], output: Path | None) -> list[Entry]:
         for remark in document.remarks:
             ui.warn(remark)
     if sources.passed_over:
-        ui.note(f"passed over {counted(sources.passed_over, 'file')} (of other kinds, or named in .gitignore)")
+        ui.note(f"skipped {counted(sources.passed_over, 'file')} (of other kinds, or in .gitignore)")
     return entries_of(documents)
 
 
 def output_path(output: Path | None) -> Path | None:
-    """Where the answer goes; None is standard output, which ``-o -`` means too."""
+    """The file to write the answer to; None for standard output, also with ``-o -``."""
     return None if output is not None and str(output) == "-" else output
 
 
 def _check_output(output: Path, inputs: Sequence[Path]) -> None:
-    """Refuse now what would fail after a long reading."""
+    """Raise JambaError or UsageError now for an output that could not be written after a long reading."""
     folder = output.resolve().parent
     exists, plain = output.exists(), output.is_file()
     wrong = (
@@ -107,8 +111,9 @@ def _check_output(output: Path, inputs: Sequence[Path]) -> None:
 
 
 @contextlib.contextmanager
-def reading(total: int) -> Iterator[Callable[[int], None]]:
-    """Shows how far a reading is: a bar on a terminal, else a line now and then; the rate and the time left."""
+def reading(title: str, total: int | None, unit: str = "bytes") -> Iterator[Callable[[int], None]]:
+    """A Progress for prompts: a bar on a terminal, else a note now and then, with the rate and the time left."""
+    assert total is not None
     began = last = time.monotonic()
     done = 0
 
@@ -121,25 +126,19 @@ def reading(total: int) -> Iterator[Callable[[int], None]]:
             last = now
             rate = done / (now - began)
             left = format_seconds((total - done) / rate)
-            ui.note(f"read {done:,} of {total:,} tokens, {rate:,.0f} tokens/s, {left} left")
+            ui.note(f"read {done:,} of {total:,} {unit}, {rate:,.0f} {unit}/s, {left} left")
 
-    if total >= _WORTH_SAYING:
-        ui.note(f"reading {total:,} tokens")
-    with ui.progress("Reading", total, "tokens") as bar:
+    if total >= _WORTH_A_NOTE:
+        ui.note(f"reading {total:,} {unit}")
+    with ui.progress(title, total, unit) as bar:
         yield advance
-    if total >= _WORTH_SAYING:
+    if total >= _WORTH_A_NOTE:
         seconds = time.monotonic() - began
-        ui.note(f"read {total:,} tokens in {format_seconds(seconds)} ({total / seconds:,.0f} tokens/s)")
-
-
-def say_size(entries: Sequence[Entry], tokens: int) -> None:
-    """One line on what is about to be read."""
-    files = len({s.file for e in entries for s in e.sources})
-    ui.note(f"{counted(files, 'file')}, {counted(tokens, 'token')}")
+        ui.note(f"read {total:,} {unit} in {format_seconds(seconds)} ({total / seconds:,.0f} {unit}/s)")
 
 
 class Answer:
-    """An answer on its way to stdout or a file, and what is known of it at the end."""
+    """An answer that is written to stdout or a file, with its sources at the end."""
 
     def __init__(self, *, output: Path | None, as_json: bool, schema: bool, citations: bool) -> None:
         self.output, self.as_json, self.schema, self.citations = output, as_json, schema, citations
@@ -148,34 +147,34 @@ class Answer:
         self._live = output is None and not schema and not as_json
 
     def take(self, pieces: Iterable[str]) -> None:
-        """Show the pieces as they come, where they go to stdout as they are; Ctrl-C ends them and keeps what was said."""
+        """Collect the pieces, and print them as they come if they go to stdout unchanged. Ctrl-C keeps what was said."""
         self.text, self.interrupted = stream(pieces, show=self._live)
 
     def finish(self, key: str, entries: Sequence[Entry], cited: Cited, figures: dict[str, Any]) -> None:
-        """Write what is not written yet: the sources, the JSON, the file. ``key`` names the text in the JSON.
+        """Write what has not been written yet: the sources, the JSON, the file. ``key``: the key of the answer with --json.
 
-        A JSON document of a schema stands alone where it goes, so its sources go to stderr, or into the object of --json.
-        What was interrupted before there is anything to keep writes nothing, nor does an unfinished JSON document.
+        JSON of a schema is written alone, so its sources go to stderr, or into the object of --json. An answer that was
+        interrupted is not written if it is empty or unfinished JSON.
         """
         if self.interrupted and (self.schema or not self.text.strip()):
             if self.output is not None or self.schema:
                 ui.note("interrupted before there was an answer; nothing was written")
             return
-        from jambacli.documents.citation_check import ground
+        from jambacli.documents.citation_check import check_citations
         from jambacli.documents.citations import places_of
 
         named = cited.cited(entries)
-        checked = ground(self.text, named, entries)
+        checked = check_citations(self.text, named, entries)
         sources = places_of(checked.ids, entries)
         if self.citations and not self.interrupted:
-            _say_missing(cited, entries)
-            _say_doubts(checked, named, entries)
-        listed = [f"- {s}{' (where its words stand)' if checked.moved else ''}" for s in sources]
+            _report_missing(cited, entries)
+            _report_doubts(checked, named, entries)
+        listed = [f"- {s}{' (where its words stand)' if checked.replaced else ''}" for s in sources]
         out = ""
         if self.as_json:
             value: dict[str, Any] = {key: json.loads(self.text) if self.schema else self.text.strip()}
             if self.citations:
-                by = {"by": "words"} if checked.moved else {}
+                by = {"by": "words"} if checked.replaced else {}
                 value["citations"] = [{**s.to_json(), **by} for s in sources]
             out = json.dumps({**value, **figures}, ensure_ascii=False) + "\n"
         elif self.schema:
@@ -195,30 +194,30 @@ class Answer:
         ui.note(f"written to {self.output}")
 
 
-def _say_missing(cited: Cited, entries: Sequence[Entry]) -> None:
-    """What the model's citations do not say, or say of documents that are not there."""
+def _report_missing(cited: Cited, entries: Sequence[Entry]) -> None:
+    """Report missing citations, and citations of documents that do not exist."""
     if unknown := cited.unknown(entries):
         numbers = ", ".join(map(str, unknown[:10])) + (", ..." if len(unknown) > 10 else "")
-        ui.warn(f"the model cites documents that are not there, numbers {numbers} of 0 to {len(entries) - 1}")
-    elif not cited.given:
+        ui.warn(f"the model cites documents that do not exist: numbers {numbers}, of 0 to {len(entries) - 1}")
+    elif not cited.has_section:
         ui.note("the model named no documents")
     elif not cited.cited(entries):
         ui.note("the model names no document that supports this answer")
 
 
-def _say_doubts(checked: Grounded, named: Sequence[int], entries: Sequence[Entry]) -> None:
-    """Where the documents named do not say what the answer says."""
+def _report_doubts(checked: CheckedCitations, named: Sequence[int], entries: Sequence[Entry]) -> None:
+    """Report citations that the check replaced, or found unsupported."""
     from jambacli.documents.citations import places_of
 
     said = "; ".join(str(s) for s in places_of(named, entries)[:3])
-    if checked.moved:
-        ui.warn(f"the model names {said}, but the answer's words stand elsewhere; named is where")
-    elif checked.bare:
-        ui.warn(f"no telling word of the answer stands in what the model names ({said})")
+    if checked.replaced:
+        ui.warn(f"the model names {said}, but the answer's words stand elsewhere; that place is listed instead")
+    elif checked.unsupported:
+        ui.warn(f"what the model names ({said}) contains no distinctive word of the answer")
 
 
 def _write_file(path: Path, data: bytes) -> None:
-    """Replace a file at once, where a link leads; write into what is none (a device, a named pipe)."""
+    """Replace a file atomically, behind a link if it is one; write into a device or a named pipe."""
     from jambacli.files import atomic_write
 
     if path.exists() and not path.is_file():
@@ -230,7 +229,7 @@ def _write_file(path: Path, data: bytes) -> None:
 
 
 def figures_of(reader: Reader) -> dict[str, Any]:
-    """The figures of the last reply, those of any reply and the documents'."""
+    """The figures of the last reply, with those of its documents."""
     assert reader.session is not None
     stats = reader.session.stats
     return {
@@ -241,7 +240,7 @@ def figures_of(reader: Reader) -> dict[str, Any]:
 
 
 def show_figures(figures: dict[str, Any]) -> None:
-    """The same for people, on stderr."""
+    """Print the figures on stderr."""
     show_stats(figures)
     print(
         f"document {figures['document_tokens']:,} tokens, {figures['document_tokens_read']:,} of them read now",
@@ -250,7 +249,7 @@ def show_figures(figures: dict[str, Any]) -> None:
 
 
 def task_of(text: str, citations: bool, schema: Path | None) -> Task:
-    """The task, its schema read. Raises JambaError where that is none."""
+    """The task, with its schema read from a file. Raises JambaError when that is not one."""
     from jambacli.documents.reader import Task
     from jambacli.engine.constraints.json_schema import read_schema
 
@@ -258,7 +257,7 @@ def task_of(text: str, citations: bool, schema: Path | None) -> Task:
 
 
 def check_schema(reader: Reader, task: Task) -> None:
-    """Refuse a schema that cannot be followed, or not within the tokens there are, before anything is read."""
+    """Raise JambaError, before anything is read, for a schema that cannot be followed within the tokens there are."""
     if task.schema is not None:
         from jambacli.engine.constraints.json_schema import SchemaConstraint
 
@@ -269,15 +268,15 @@ def check_schema(reader: Reader, task: Task) -> None:
             (None, None),
             citable=int(task.citations),
         )
-        constraint.begin(min(reader.generation.get("max_tokens") or reader.ctx, reader.ctx))
+        constraint.begin(min(reader.generation.max_tokens or reader.ctx, reader.ctx))
 
 
 @contextlib.contextmanager
-def reader(model: Jamba, options: dict[str, Any], generation: dict[str, Any]) -> Iterator[Reader]:
-    """Reads for the model; what was read is stored when it ends, however it ends."""
+def reader(model: LoadedModel, options: SessionOptions, generation: GenerationOptions) -> Iterator[Reader]:
+    """A Reader that is closed at the end, when what it read has been stored."""
     from jambacli.documents.reader import Reader
 
-    chosen = Reader(model, options=options, generation=generation, reading=reading)
+    chosen = Reader(model, options=options, generation=generation, progress=reading)
     try:
         yield chosen
     finally:
@@ -285,59 +284,44 @@ def reader(model: Jamba, options: dict[str, Any], generation: dict[str, Any]) ->
 
 
 def deliver(
-    reader: Reader, work: Work, task: Task, *, key: str, output: Path | None, as_json: bool, stats: bool
+    reader: Reader, pending: PendingAnswer, task: Task, *, key: str, output: Path | None, as_json: bool, stats: bool
 ) -> None:
-    """Stream the answer to where it goes, then its sources and figures. KeyboardInterrupt where Ctrl-C ended it."""
+    """Write the answer as it is generated, then its sources and figures. Raises KeyboardInterrupt if Ctrl-C ended it."""
     from jambacli.documents.citations import Cited
 
     cited = Cited(json=task.schema is not None)
     answer = Answer(output=output, as_json=as_json, schema=task.schema is not None, citations=task.citations)
-    answer.take(cited.answer(work.pieces))
-    numbers = figures_of(reader)
-    answer.finish(key, work.entries, cited, {**numbers, "passes": work.passes})
+    answer.take(cited.answer(pending.pieces))
+    figures = figures_of(reader)
+    answer.finish(key, pending.entries, cited, {**figures, "passes": pending.passes})
     if stats:
-        show_figures(numbers)
+        show_figures(figures)
     if answer.interrupted:
         raise KeyboardInterrupt
 
 
 def chat_about(reader: Reader, entries: Sequence[Entry], task: Task, language: str | None) -> Chat:
-    """A chat about the documents, which go with its first message; ``task``: that message, if there is one already."""
-    from jambacli.chat.attachments import Papers
+    """A chat about documents, which go with its first message. ``task``: the first message, perhaps empty."""
+    from jambacli.chat.attachments import Attachments
     from jambacli.chat.commands import Chat
-    from jambacli.documents.ask import question_text
+    from jambacli.documents.ask import log_size, question_text
     from jambacli.documents.passes import does_not_fit, plan
     from jambacli.documents.reader import Task
 
     chosen = plan(reader, entries, task)
     if len(chosen.groups) > 1:
-        raise does_not_fit(reader, entries, chosen.tokens, "ask without -i, with --passes")
-    say_size(entries, chosen.tokens)
-    nothing = Task(question_text("", language), task.citations)
-    knobs, suffix = reader.knobs(nothing), reader.instruction(nothing)
+        raise does_not_fit(reader, entries, chosen.tokens, "ask without {interactive}, with {passes}")
+    log_size(entries, chosen.tokens)
+    bare = Task(question_text("", language), task.citations)
+    knobs, suffix = reader.knobs(bare), reader.instruction(bare)
     reader.close()
-    options = {k: v for k, v in reader.options.items() if v is not None}
-    chat = Chat(reader.model, options=options, generation=reader.generation, reading=reader.reading)
-    chat.papers = Papers(lasting=list(entries), knobs=knobs, suffix=suffix, cite=task.citations)
+    chat = Chat(reader.model, options=reader.options, generation=reader.generation, progress=reader.progress)
+    chat.attachments = Attachments(lasting=list(entries), knobs=knobs, suffix=suffix, cite=task.citations)
     return chat
 
 
-def converse(chat: Chat, *, first: str | None, stats: bool, keep_history: bool) -> None:
-    """The chat interface: the terminal's, or a line a turn from a pipe. ``first``: a message that is said at once."""
-    from jambacli.commands.chat import run_chat
-
-    run_chat(chat, stats=stats, keep_history=keep_history, first=first)
-
-
 def stdin_as_file(otherwise: str) -> list[str]:
-    """``-`` where something is piped in; UsageError saying ``otherwise`` where not."""
+    """``["-"]`` if something is piped in. Raises UsageError with the text ``otherwise`` if not."""
     if not has_input():
         raise UsageError(otherwise)
     return ["-"]
-
-
-def names_files(word: str) -> bool:
-    """Whether a word names files rather than asking something."""
-    from jambacli.documents.paths import names_files
-
-    return names_files(word)

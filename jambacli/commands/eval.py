@@ -31,8 +31,8 @@ Limit = Annotated[str | None, typer.Option("--tokens", "-n", help="Read at most 
 
 
 @app.command()
-@o.hushes
-@o.measures
+@o.quiet_option
+@o.measurement_options
 def perplexity(
     models: Annotated[
         list[str] | None, typer.Argument(metavar="[MODEL]...", help="Names or .gguf files; none: as in run.")
@@ -41,7 +41,7 @@ def perplexity(
     ctx: Window_ = "512",
     tokens: Limit = None,
     *,
-    where: o.Where,
+    arguments: o.DeviceArguments,
     as_json: Json = False,
 ) -> None:
     """Perplexity on a text, with its standard error; several models make a table."""
@@ -50,10 +50,10 @@ def perplexity(
     rows = []
     names: list[str | None] = [*models] if models else [None]
     for name in names:
-        model = where.load_model(name, _size(ctx))
+        model = arguments.load_model(name, _size(ctx))
         windows = _windows(model, text, ctx, tokens)
         with ui.progress(f"Reading with {model.name}", sum(len(w.ids) for w in windows), "tokens") as done:
-            rows.append({**_about(model), **asdict(p.perplexity(model, windows, where.kv_type or "f16", done))})
+            rows.append({**_about(model), **asdict(p.perplexity(model, windows, arguments.kv_type or "f16", done))})
         del model  # a card has room for one at a time
     if as_json:
         print(json.dumps(rows if len(rows) > 1 else rows[0], ensure_ascii=False))
@@ -63,8 +63,8 @@ def perplexity(
 
 
 @app.command()
-@o.hushes
-@o.measures
+@o.quiet_option
+@o.measurement_options
 def kl(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The model to judge, e.g. a quantized one.")],
     reference: Annotated[str, typer.Argument(metavar="REFERENCE", help="What it should say, e.g. the bf16 file.")],
@@ -75,7 +75,7 @@ def kl(
     ctx: Window_ = "512",
     tokens: Limit = None,
     *,
-    where: o.Where,
+    arguments: o.DeviceArguments,
     as_json: Json = False,
 ) -> None:
     """Kullback-Leibler divergence from a reference on the same tokens, and agreement on the likeliest token."""
@@ -83,13 +83,13 @@ def kl(
 
     if random is not None and text is not None:
         raise UsageError("give --text or --random, not both")
-    judged, standard = (where.load_model(name, _size(ctx)) for name in (model, reference))
+    judged, standard = (arguments.load_model(name, _size(ctx)) for name in (model, reference))
     if random is not None:
         windows = k.random_windows(standard.config.vocab_size, parse_size(random, "--random"), _size(ctx))
     else:
         windows = _windows(standard, text, ctx, tokens)
     with ui.progress("Comparing", sum(len(w.ids) for w in windows), "tokens") as done:
-        result = k.divergence(judged, standard, windows, where.kv_type or "f16", done)
+        result = k.divergence(judged, standard, windows, arguments.kv_type or "f16", done)
     if as_json:
         print(
             json.dumps({"model": _about(judged), "reference": _about(standard), **asdict(result)}, ensure_ascii=False)
@@ -109,8 +109,8 @@ def kl(
 
 
 @app.command()
-@o.hushes
-@o.measures
+@o.quiet_option
+@o.measurement_options
 def needle(
     model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="A name or a .gguf; none: as in run.")] = None,
     tokens: Annotated[str, typer.Option("--tokens", "-n", help="Lengths of the texts, comma-separated.")] = "512,2048",
@@ -122,7 +122,7 @@ def needle(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Other texts and questions.")] = 0,
     *,
-    where: o.Where,
+    arguments: o.DeviceArguments,
     show: Annotated[bool, typer.Option("--show", help="Every question that was answered wrongly, on stderr.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -134,11 +134,11 @@ def needle(
     lengths = [parse_size(part, "--tokens") for part in tokens.split(",") if part.strip()]
     if not lengths:
         raise UsageError("--tokens names no length")
-    loaded = where.load_model(model, max(lengths) + 1024)
+    loaded = arguments.load_model(model, max(lengths) + 1024)
     rows = []
     with ui.progress("Asking", len(lengths) * documents * questions, "questions") as done:
         for length in lengths:
-            found = list(ask(loaded, length, documents, questions, seed, where.kv_type, chosen, done))
+            found = list(ask(loaded, length, documents, questions, seed, arguments.kv_type, chosen, done))
             rows.append({"length": length, **_recall(found)})
             for f in found if show else ():
                 if not f.right:

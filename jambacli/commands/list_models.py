@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from jambacli.hub.store import Entry
 
 
-@o.hushes
+@o.quiet_option
 def list_models(
     as_json: Annotated[bool, typer.Option("--json", help="Everything as one JSON object.")] = False,
 ) -> None:

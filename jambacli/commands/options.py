@@ -1,4 +1,4 @@
-"""The options of commands that generate, the same for all of them; knows nothing of what is generated or asked."""
+"""Options that several commands share, and what they become: generation, session and device options, a loaded model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import inspect
 import os
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -21,86 +21,94 @@ from jambacli.units import parse_size
 
 if TYPE_CHECKING:
     from jambacli.api import Jamba
+    from jambacli.engine.options import GenerationOptions
+    from jambacli.runtime.options import DeviceOptions
+    from jambacli.session.options import SessionOptions
 
-_SAMPLING = "Sampling"
-_RUNTIME = "Runtime"
 
-Temp = Annotated[float | None, typer.Option("--temp", help="Temperature; 0 is greedy.", rich_help_panel=_SAMPLING)]
+def _sampling_option(*flags: str, **settings: Any) -> Any:
+    """An option in the group "Sampling" of the help."""
+    return typer.Option(*flags, rich_help_panel="Sampling", **settings)
+
+
+def _runtime_option(*flags: str, **settings: Any) -> Any:
+    """An option in the group "Runtime" of the help."""
+    return typer.Option(*flags, rich_help_panel="Runtime", **settings)
+
+
+Temp = Annotated[float | None, _sampling_option("--temp", help="Temperature; 0 is greedy.")]
 TopP = Annotated[
-    float | None, typer.Option("--top-p", help="Keep the likeliest of this mass.", rich_help_panel=_SAMPLING)
+    float | None,
+    _sampling_option("--top-p", help="Keep the most likely tokens, up to this total probability."),
 ]
-TopK = Annotated[int | None, typer.Option("--top-k", help="Keep the likeliest K; 0: all.", rich_help_panel=_SAMPLING)]
+TopK = Annotated[int | None, _sampling_option("--top-k", help="Keep the K most likely tokens; 0: all.")]
 MinP = Annotated[
-    float | None, typer.Option("--min-p", help="Drop what is below this share of the best.", rich_help_panel=_SAMPLING)
+    float | None,
+    _sampling_option("--min-p", help="Drop tokens less likely than this share of the most likely one."),
 ]
 TypicalP = Annotated[
-    float | None, typer.Option("--typical-p", help="Keep the most typical of this mass.", rich_help_panel=_SAMPLING)
+    float | None,
+    _sampling_option("--typical-p", help="Keep the most typical tokens, up to this total probability."),
 ]
 RepeatPenalty = Annotated[
-    float | None, typer.Option("--repeat-penalty", help="Divide repeated tokens' logits.", rich_help_panel=_SAMPLING)
+    float | None,
+    _sampling_option("--repeat-penalty", help="Divide the logits of repeated tokens by this."),
 ]
 PresencePenalty = Annotated[
     float | None,
-    typer.Option("--presence-penalty", help="Subtract from tokens already said.", rich_help_panel=_SAMPLING),
+    _sampling_option("--presence-penalty", help="Subtract this from the logits of repeated tokens."),
 ]
 FrequencyPenalty = Annotated[
-    float | None, typer.Option("--frequency-penalty", help="Subtract per repetition.", rich_help_panel=_SAMPLING)
+    float | None, _sampling_option("--frequency-penalty", help="Subtract this per repetition.")
 ]
 PenaltyLastN = Annotated[
     int | None,
-    typer.Option("--penalty-last-n", help="How far penalties look back; -1: all.", rich_help_panel=_SAMPLING),
+    _sampling_option("--penalty-last-n", help="Tokens that penalties look back on; -1: all."),
 ]
 LogitBias = Annotated[
-    list[str] | None, typer.Option("--logit-bias", help="TOKEN=BIAS, repeatable.", rich_help_panel=_SAMPLING)
+    list[str] | None,
+    _sampling_option("--logit-bias", help="TOKEN=BIAS, added to a token's logit; repeatable."),
 ]
-Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Same seed, same text.", rich_help_panel=_SAMPLING)]
+Seed = Annotated[int | None, _sampling_option("--seed", min=0, help="The same seed gives the same text.")]
 MaxTokens = Annotated[int | None, typer.Option("--max-tokens", "-n", min=1, help="Stop after this many tokens.")]
-Stop = Annotated[list[str] | None, typer.Option("--stop", help="Stop before this text, repeatable.")]
+Stop = Annotated[list[str] | None, typer.Option("--stop", help="Stop before this text; repeatable.")]
 Ctx = Annotated[
     str | None,
-    typer.Option("--ctx", "-c", help="Context length, e.g. 256k; default: the model's.", rich_help_panel=_RUNTIME),
+    _runtime_option("--ctx", "-c", help="Context length, e.g. 256k; default: the model's."),
 ]
 KvType = Annotated[
     str | None,
-    typer.Option(
-        "--kv-type",
-        help="Keys and values as f16, bf16, f32 or q8_0.",
-        callback=lambda text: text and text.lower(),
-        rich_help_panel=_RUNTIME,
+    _runtime_option(
+        "--kv-type", help="Keys and values as f16, bf16, f32 or q8_0.", callback=lambda text: text and text.lower()
     ),
 ]
 Threads = Annotated[
     int | None,
-    typer.Option("--threads", "-t", min=1, help="CPU threads; default: the cores.", rich_help_panel=_RUNTIME),
+    _runtime_option("--threads", "-t", min=1, help="CPU threads; default: the cores."),
 ]
-Device = Annotated[
-    str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", rich_help_panel=_RUNTIME, show_default=True)
-]
+Device = Annotated[str, _runtime_option("--device", help="auto, cpu, cuda or cuda:N.", show_default=True)]
 GpuMemory = Annotated[
     str | None,
-    typer.Option("--gpu-memory", help="Use at most this of the card, e.g. 20G.", rich_help_panel=_RUNTIME),
+    _runtime_option("--gpu-memory", help="Use at most this much GPU memory, e.g. 20G."),
 ]
 CpuExperts = Annotated[
     int | None,
-    typer.Option("--cpu-experts", min=0, help="Keep this many layers' experts in RAM.", rich_help_panel=_RUNTIME),
+    _runtime_option("--cpu-experts", min=0, help="Keep the experts of this many layers in RAM."),
 ]
-CpuKv = Annotated[
-    bool, typer.Option("--cpu-kv", help="Keep keys and values in RAM, not on the card.", rich_help_panel=_RUNTIME)
-]
-Stats = Annotated[bool, typer.Option("--stats", help="Rates, tokens and memory on stderr.", rich_help_panel=_RUNTIME)]
+CpuKv = Annotated[bool, _runtime_option("--cpu-kv", help="Keep keys and values in RAM, not on the GPU.")]
+Stats = Annotated[bool, _runtime_option("--stats", help="Rates, tokens and memory on stderr.")]
 
-NoStore = Annotated[
-    bool, typer.Option("--no-store", help="Keep nothing of the text or its state on disk.", rich_help_panel=_RUNTIME)
-]
+NoStore = Annotated[bool, _runtime_option("--no-store", help="Keep no text or state on disk.")]
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes on stderr.")]
 
+#: The most bytes of a text that is read whole.
 MAX_INPUT = 256 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given:
-    """What a command that generates text was given: an option a field, in the order of its ``--help``."""
+class GenerationArguments:
+    """The arguments of a command that generates text: one option a field, in the order of its ``--help``."""
 
     temp: Temp = None
     top_p: TopP = None
@@ -125,55 +133,45 @@ class Given:
     cpu_kv: CpuKv = False
     stats: Stats = False
 
-    def generation(self) -> dict[str, Any]:
-        """What a Session's ``send`` takes: the sampling options that were given, where to stop. UsageError for a bad one."""
+    def generation(self) -> GenerationOptions:
+        """The options of a reply. Raises UsageError for a value out of its range."""
         with importing():
-            from jambacli.engine.sampling import Sampling, parse_logit_bias
+            from jambacli.engine.options import GenerationOptions
 
-        sampling: dict[str, Any] = {
-            "temperature": self.temp,
-            "top_p": self.top_p,
-            "top_k": self.top_k,
-            "min_p": self.min_p,
-            "typical_p": self.typical_p,
-            "repeat_penalty": self.repeat_penalty,
-            "presence_penalty": self.presence_penalty,
-            "frequency_penalty": self.frequency_penalty,
-            "penalty_last_n": self.penalty_last_n,
-            "logit_bias": parse_logit_bias(self.logit_bias) if self.logit_bias else None,
-            "seed": self.seed,
-        }
-        chosen = {name: value for name, value in sampling.items() if value is not None}
-        Sampling(**chosen)  # what is out of range is said before a model is loaded
-        return {**chosen, "max_tokens": self.max_tokens, "stop": self.stop or ()}
+        return GenerationOptions(
+            temperature=self.temp,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            typical_p=self.typical_p,
+            repeat_penalty=self.repeat_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            penalty_last_n=self.penalty_last_n,
+            logit_bias=parse_logit_bias(self.logit_bias) if self.logit_bias else None,
+            seed=self.seed,
+            max_tokens=self.max_tokens,
+            stop=self.stop or (),
+        )
 
-    def session(self) -> dict[str, Any]:
-        """What a Session takes. UsageError where ``--ctx`` is no number of tokens."""
-        return {"ctx": context(self.ctx), "kv_type": self.kv_type, "store": not self.no_store}
+    def session(self) -> SessionOptions:
+        """The options of a session. Raises UsageError when ``--ctx`` is not a number of tokens."""
+        with importing():
+            from jambacli.session.options import SessionOptions
+
+        return SessionOptions(ctx=context(self.ctx), kv_type=self.kv_type, store=not self.no_store)
 
     def load_model(self, name: str | None) -> Jamba:
-        """The model of that name, as ``load_model`` finds it, where the options put it. UsageError where a biased token is
-        none of its own."""
-        model = load_model(
-            name,
-            threads=self.threads,
-            device=self.device,
-            gpu_memory=self.gpu_memory,
-            cpu_experts=self.cpu_experts,
-            cpu_kv=self.cpu_kv,
-            ctx=context(self.ctx),
-            kv_type=self.kv_type,
-        )
+        """Load a model as ``load_model`` does. Raises UsageError for a biased token that it does not have."""
+        model = load_model(name, device_options(self), ctx=context(self.ctx), kv_type=self.kv_type)
         if self.logit_bias:
-            from jambacli.engine.sampling import Sampling, parse_logit_bias
-
-            Sampling(logit_bias=parse_logit_bias(self.logit_bias)).check_vocabulary(model.config.vocab_size)
+            self.generation().sampling(model.sampling).check_vocabulary(model.config.vocab_size)
         return model
 
 
 @dataclass(frozen=True, kw_only=True)
-class Where:
-    """Where a command that measures was told to compute: an option a field, in the order of its ``--help``."""
+class DeviceArguments:
+    """The arguments of a command that measures a model: one option a field, in the order of its ``--help``."""
 
     kv_type: KvType = None
     threads: Threads = None
@@ -183,12 +181,28 @@ class Where:
     cpu_kv: CpuKv = False
 
     def load_model(self, name: str | None, ctx: int) -> Jamba:
-        """The model of that name, as ``load_model`` finds it, planned for ``ctx`` tokens read at once, no more."""
-        return load_model(name, ctx=ctx, **vars(self))
+        """Load a model as ``load_model`` does, with memory planned for ``ctx`` tokens."""
+        return load_model(name, device_options(self), ctx=ctx, kv_type=self.kv_type)
 
 
-def _takes(group: type[Any], parameter: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command the options of a dataclass in the place of its parameter of that name: Typer knows no groups."""
+def device_options(arguments: GenerationArguments | DeviceArguments) -> DeviceOptions:
+    """Where the arguments say a model computes."""
+    from jambacli.runtime.options import DeviceOptions
+
+    return DeviceOptions(
+        device=arguments.device,
+        threads=arguments.threads,
+        gpu_memory=gpu_memory_bytes(arguments.gpu_memory),
+        cpu_experts=arguments.cpu_experts,
+        cpu_kv=arguments.cpu_kv,
+    )
+
+
+def _with_arguments(group: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A decorator that gives a command a dataclass's fields as options, in the place of its parameter ``arguments``.
+
+    Typer itself has no groups of options.
+    """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         types = get_type_hints(group, include_extras=True)
@@ -197,38 +211,39 @@ def _takes(group: type[Any], parameter: str) -> Callable[[Callable[..., None]], 
             for f in fields(group)
         ]
         signature = inspect.signature(command, eval_str=True)
-        parameters = [p for q in signature.parameters.values() for p in (options if q.name == parameter else [q])]
+        parameters = [p for q in signature.parameters.values() for p in (options if q.name == "arguments" else [q])]
 
         @functools.wraps(command)
-        def spread(**values: Any) -> None:
-            given = group(**{option.name: values.pop(option.name) for option in options})
-            command(**values, **{parameter: given})
+        def grouped(**values: Any) -> None:
+            arguments = group(**{option.name: values.pop(option.name) for option in options})
+            command(**values, arguments=arguments)
 
-        spread.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-        return spread
+        grouped.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        return grouped
 
     return decorate
 
 
-generates = _takes(Given, "given")
-measures = _takes(Where, "where")
+#: Decorators for a command with a parameter ``arguments: GenerationArguments`` or ``arguments: DeviceArguments``.
+generation_options = _with_arguments(GenerationArguments)
+measurement_options = _with_arguments(DeviceArguments)
 
 
-def hushes(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command ``--quiet`` of its own, so that it may stand behind the command as well as before it."""
+def quiet_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Decorator: give a command its own ``--quiet``, so that it may stand after the command as well as before it."""
     signature = inspect.signature(command, eval_str=True)
     option = inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Quiet)
 
     @functools.wraps(command)
-    def hushed(*values: Any, quiet: bool = False, **named: Any) -> None:
+    def with_quiet(*values: Any, quiet: bool = False, **named: Any) -> None:
         if quiet:
             ui.set_quiet(True)
         command(*values, **named)
 
-    hushed.__signature__ = signature.replace(  # type: ignore[attr-defined]
+    with_quiet.__signature__ = signature.replace(  # type: ignore[attr-defined]
         parameters=[*signature.parameters.values(), option]
     )
-    return hushed
+    return with_quiet
 
 
 def model_path(name: str | None) -> Path:
@@ -254,17 +269,9 @@ def _default_model() -> Path:
 
 
 def load_model(
-    name: str | None,
-    *,
-    threads: int | None = None,
-    device: str = "auto",
-    gpu_memory: str | None = None,
-    cpu_experts: int | None = None,
-    cpu_kv: bool = False,
-    ctx: int | None = None,
-    kv_type: str | None = None,
+    name: str | None, options: DeviceOptions, *, ctx: int | None = None, kv_type: str | None = None
 ) -> Jamba:
-    """The model of that name; without a name, the last used or the demo model, with a note that says which."""
+    """Load the model of that name; for None the last used or the demo model, with a note that says which."""
     with importing():
         from jambacli.api import Jamba
 
@@ -273,30 +280,38 @@ def load_model(
     path = model_path(name)
     if path.is_dir():  # convert it here, with progress; Jamba.load then finds the result
         converted_gguf(path, ui.progress)
-    memory = card_memory(gpu_memory)
-    return Jamba.load(
-        name, threads=threads, device=device, gpu_memory=memory, cpu_experts=cpu_experts, cpu_kv=cpu_kv, ctx=ctx,
-        kv_type=kv_type,
-    )  # fmt: skip
+    return Jamba.load(name, options, ctx=ctx, kv_type=kv_type)
 
 
-def card_memory(text: str | None) -> int | None:
-    """``--gpu-memory`` in bytes, None where it was not given."""
+def gpu_memory_bytes(text: str | None) -> int | None:
+    """``--gpu-memory`` in bytes; None without it."""
     return None if text is None else parse_size(text, "--gpu-memory")
 
 
 def context(ctx: str | None) -> int | None:
-    """``--ctx`` as a number of tokens; UsageError when it is none."""
+    """``--ctx`` as a number of tokens. Raises UsageError when it is not one."""
     if ctx is None:
         return None
     tokens = parse_size(ctx, "--ctx")
     if tokens < 1:
-        raise UsageError("--ctx must be at least 1")
+        raise UsageError("must be at least 1", field="ctx")
     return tokens
 
 
+def parse_logit_bias(texts: Sequence[str]) -> dict[int, float]:
+    """The TOKEN=BIAS arguments of ``--logit-bias`` as a mapping. Raises UsageError for anything else."""
+    bias: dict[int, float] = {}
+    for text in texts:
+        token, _, value = text.partition("=")
+        try:
+            bias[int(token)] = float(value)
+        except ValueError:
+            raise UsageError("is not TOKEN=BIAS, such as 518=-inf or 42=1.5", field="logit_bias", value=text) from None
+    return bias
+
+
 def read_text(path: Path | None) -> str:
-    """A text file's content, or stdin's for ``-``; JambaError when it is not there, too large or no UTF-8 text."""
+    """The text of a file, or of stdin for ``-``. Raises JambaError when it is missing, too large or not UTF-8."""
     name = "standard input" if path is None or str(path) == "-" else str(path)
     try:
         if path is None or str(path) == "-":
@@ -315,7 +330,7 @@ def read_text(path: Path | None) -> str:
 
 
 def has_input() -> bool:
-    """Whether something is piped in: standard input is a pipe or a file, no terminal and not closed or absent."""
+    """Whether something is piped in: standard input is a pipe, a file or a socket."""
     if sys.stdin.isatty():
         return False
     try:

@@ -27,7 +27,7 @@ class _Instead(Exception):
         self.name = name
 
 
-@o.hushes
+@o.quiet_option
 def pull(
     name: Annotated[
         str,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-@o.hushes
+@o.quiet_option
 def quantize(
     source: Annotated[
         str,

@@ -1,4 +1,4 @@
-"""A reply on its way to standard output, and its figures; knows nothing of what was asked or of other places to write to."""
+"""Write a reply to standard output, and its figures to standard error."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ from jambacli import ui
 from jambacli.units import format_bytes
 
 if TYPE_CHECKING:
-    from jambacli.api import Jamba
+    from jambacli.engine.loaded_model import LoadedModel
     from jambacli.session.session import Session
 
 
 def stream(pieces: Iterable[str], show: bool) -> tuple[str, bool]:
-    """Print a reply as it comes, where ``show`` says so; thoughts go to stderr. Returns it and whether Ctrl-C ended it."""
+    """Collect a reply, with ``show`` printing it as it is generated; thoughts go to stderr.
+
+    Returns the reply and whether Ctrl-C ended it.
+    """
     from jambacli.engine.generate import Thought
 
     said: list[str] = []
     interrupted = False
-    watched = sys.stdout.isatty()
+    on_terminal = sys.stdout.isatty()
     try:
         for piece in pieces:
             if isinstance(piece, Thought):
@@ -28,20 +31,20 @@ def stream(pieces: Iterable[str], show: bool) -> tuple[str, bool]:
                 continue
             said.append(piece)
             if show:
-                write(ui.harmless(piece) if watched else piece)
+                write(ui.harmless(piece) if on_terminal else piece)
     except KeyboardInterrupt:
         interrupted = True
     return "".join(said), interrupted
 
 
 def write(text: str) -> None:
-    """Text to stdout now, whatever encoding the terminal claims."""
+    """Write text to stdout as UTF-8 and flush."""
     sys.stdout.buffer.write(text.encode("utf-8", "replace"))
     sys.stdout.buffer.flush()
 
 
-def figures_of_reply(model: Jamba, session: Session) -> dict[str, Any]:
-    """The figures of one reply, by name."""
+def figures_of_reply(model: LoadedModel, session: Session) -> dict[str, Any]:
+    """The figures of the last reply, by name."""
     from jambacli.hardware.peaks import peak_memory
 
     s = session.stats
@@ -60,7 +63,7 @@ def figures_of_reply(model: Jamba, session: Session) -> dict[str, Any]:
 
 
 def show_stats(figures: dict[str, Any]) -> None:
-    """The same figures for people, on stderr."""
+    """Print the figures on stderr."""
 
     def rate(key: str) -> str:
         return f"{figures[key]:,.1f} tokens/s" if figures[key] else "-"

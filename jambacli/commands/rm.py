@@ -12,7 +12,7 @@ from jambacli.errors import JambaError, UsageError
 from jambacli.units import format_bytes
 
 
-@o.hushes
+@o.quiet_option
 def rm(
     names: Annotated[
         list[str] | None, typer.Argument(metavar="MODEL...", help="Names of pulled models, as in jamba list.")

@@ -1,10 +1,10 @@
-"""``jamba run``: one prompt, one answer, streamed; knows nothing of how it is computed."""
+"""``jamba run``: answer one prompt."""
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -16,13 +16,13 @@ from jambacli.commands.reply import figures_of_reply, show_stats, stream, write
 from jambacli.errors import UsageError
 
 
-@o.hushes
-@o.generates
+@o.quiet_option
+@o.generation_options
 def run(
     first: Annotated[
         str | None, typer.Argument(metavar="[MODEL]", help="A name or a .gguf; left out: the last used.")
     ] = None,
-    second: Annotated[str | None, typer.Argument(metavar="[PROMPT]", help="What to say.")] = None,
+    second: Annotated[str | None, typer.Argument(metavar="[PROMPT]", help="The prompt.")] = None,
     file: Annotated[Path | None, typer.Option("--file", "-f", help="Read (more of) the prompt from a file.")] = None,
     system: Annotated[str | None, typer.Option("--system", help="System message.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
@@ -30,21 +30,21 @@ def run(
         bool, typer.Option("--json", help="One JSON object with text and figures, not streamed.")
     ] = False,
     *,
-    given: o.Given,
+    arguments: o.GenerationArguments,
 ) -> None:
     """Answer a prompt: from the command line, a file, standard input, or all of them together."""
-    generation, options = given.generation(), given.session()
+    generation, options = arguments.generation(), arguments.session()
     name, words = _model_and_prompt(first, second)
     prompt = _prompt(words, file)
 
-    model = given.load_model(name)
-    session = model.session(**options, system=system)
+    model = arguments.load_model(name)
+    session = model.session(replace(options, system=system))
     raw = raw or model.template is None
     if raw and system:
-        raise UsageError("--system needs the chat template; leave out --raw, or put it into the prompt")
+        raise UsageError("--system needs the chat template; leave out --raw, or put the system message into the prompt")
 
     say = session.complete if raw else session.send
-    pieces = say(prompt, reading=functools.partial(ui.progress, "Reading", unit="tokens"), **generation)
+    pieces = say(prompt, progress=ui.progress, options=generation)
     with session:
         text, interrupted = stream(pieces, show=not as_json)
         if not as_json and text and not text.endswith("\n") and sys.stdout.isatty():
@@ -52,14 +52,14 @@ def run(
     figures = figures_of_reply(model, session)
     if as_json:
         print(json.dumps({"model": model.name, "text": text, **figures}, ensure_ascii=False))
-    if given.stats:
+    if arguments.stats:
         show_stats(figures)
     if interrupted:
         raise KeyboardInterrupt
 
 
 def _model_and_prompt(first: str | None, second: str | None) -> tuple[str | None, str | None]:
-    """Which words are the model and which the prompt: a single one is a model only if it names one."""
+    """Tell the model from the prompt: a single word is a model only if it names one."""
     from jambacli.hub.resolve import is_model_name
 
     if second is not None or first is None:

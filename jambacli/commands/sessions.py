@@ -1,4 +1,4 @@
-"""``jamba sessions``: list, show, remove, export and import chats; knows nothing of how they are made."""
+"""``jamba sessions``: list, show, remove, export and import chats."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from jambacli.commands import options as o
 from jambacli.errors import UsageError
 from jambacli.units import counted
 
-app = typer.Typer(help="The chats kept on this machine.", no_args_is_help=True)
+app = typer.Typer(help="The chats saved on this machine.", no_args_is_help=True)
 
 Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A session's name.")]
 
 
 @app.command("list")
-@o.hushes
+@o.quiet_option
 def list_(as_json: Json = False) -> None:
     """All sessions, the most recently used first."""
     from jambacli.session import session_file
@@ -76,19 +76,19 @@ def show(name: Name, as_json: Json = False) -> None:
 
 
 @app.command()
-@o.hushes
+@o.quiet_option
 def rm(
     names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Sessions to remove.")] = None,
-    unnamed: Annotated[bool, typer.Option("--unnamed", help="All that were given no name.")] = False,
+    unnamed: Annotated[bool, typer.Option("--unnamed", help="All chats without a name of their own.")] = False,
 ) -> None:
-    """Remove sessions. What the store keeps of them goes when its room is needed, or with `jamba cache clear`."""
+    """Remove sessions. Their stored state is deleted when the store is full, or by `jamba cache clear`."""
     from jambacli.session import session_file
 
     chosen = list(names or [])
     if unnamed:
         chosen += [n for n in session_file.names() if session_file.is_generated(n)]
     if not chosen and not unnamed:
-        raise UsageError("name the sessions to remove, or say --unnamed")
+        raise UsageError("name the sessions to remove, or use --unnamed")
     if not chosen:
         ui.note("there are no unnamed sessions")
     for name in chosen:
@@ -97,32 +97,32 @@ def rm(
 
 
 @app.command()
-@o.hushes
+@o.quiet_option
 def export(
     name: Name,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The archive; default: NAME.jamba-session.")
+        Path | None, typer.Option("--output", "-o", help="The file to write; default: NAME.jamba-session.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     text_only: Annotated[
-        bool, typer.Option("--text-only", help="Without the state: small, re-read when used.")
+        bool, typer.Option("--text-only", help="Without the state: a small file, but the text is read again when used.")
     ] = False,
 ) -> None:
-    """Write a session, its state included, to one file that `import` reads on another machine."""
-    from jambacli.session import export
+    """Write a session with its state to one file, for `import` on another machine."""
+    from jambacli.session.export import export_session
 
     path = output or Path(f"{name}.jamba-session")
-    size = export.export(name, path, force=force, with_state=not text_only)
+    size = export_session(name, path, force=force, with_state=not text_only)
     ui.note(f"{path}: {size:,} bytes")
 
 
 @app.command("import")
-@o.hushes
+@o.quiet_option
 def import_(
-    path: Annotated[Path, typer.Argument(metavar="FILE", help="An archive made by export.")],
-    name: Annotated[str | None, typer.Option("--name", help="Another name for it here.")] = None,
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="A file made by export.")],
+    name: Annotated[str | None, typer.Option("--name", help="Import it under this name.")] = None,
 ) -> None:
-    """Take in a session made by `export`."""
-    from jambacli.session import export
+    """Import a session from a file made by `export`."""
+    from jambacli.session.export import import_session
 
-    ui.note(f"imported as {export.import_(path, name)}")
+    ui.note(f"imported as {import_session(path, name)}")

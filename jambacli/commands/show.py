@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from jambacli.runtime.memory_plan import Plan
 
 
-@o.hushes
+@o.quiet_option
 def show(
     model: Annotated[
         str | None,

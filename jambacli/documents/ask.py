@@ -1,15 +1,20 @@
-"""What is asked of documents: summaries and answers, at once or in passes. Knows nothing of files, consoles or commands."""
+"""Summaries of documents and answers about them, at once or in passes."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from jambacli.cache.prefix_store import PrefixStore
-from jambacli.cache.reply_cache import Notes
+from jambacli.cache.reply_cache import ReplyCache
+from jambacli.documents.pages import Entry
 from jambacli.documents.passes import does_not_fit, plan, read_in_passes
-from jambacli.documents.reader import Entry, Reader, Task
+from jambacli.documents.reader import Reader, Task
 from jambacli.errors import JambaError, UsageError
+from jambacli.units import counted
+
+logger = logging.getLogger(__name__)
 
 _LENGTHS = {
     "short": ("two or three sentences", "three to five bullet points"),
@@ -17,16 +22,17 @@ _LENGTHS = {
     "long": ("a page, in paragraphs", "fifteen to twenty-five bullet points"),
 }
 _NOTHING = "NOTHING"
-# Passes over the summaries of passes: each makes the text several times shorter.
+# The most rounds of passes, each over the replies of the round before, which are several times shorter.
 _DEPTH = 8
-
-Tell = Callable[[str], None]
-Size = Callable[[Sequence[Entry], int], None]
 
 
 @dataclass(frozen=True)
-class Wish:
-    """How a summary is wanted. ``length``: short, medium, long or a number of words; ``style``: prose or bullets."""
+class SummaryOptions:
+    """What a summary should be like.
+
+    ``length``: short, medium, long or a number of words. ``style``: prose or bullets. ``focus``: what to pay most attention
+    to. ``language``: what to write in. Raises UsageError for another length or style.
+    """
 
     length: str = "medium"
     style: str = "prose"
@@ -35,12 +41,13 @@ class Wish:
 
     def __post_init__(self) -> None:
         if self.style not in ("prose", "bullets"):
-            raise UsageError(f"--style {self.style!r} is neither bullets nor prose")
+            raise UsageError("is neither bullets nor prose", field="style", value=self.style)
         if self.length not in _LENGTHS and not (self.length.isdecimal() and 0 < int(self.length) < 1_000_000):
-            raise UsageError(f"--length {self.length!r} is none of {', '.join(_LENGTHS)}, nor a number of words")
+            problem = f"is none of {', '.join(_LENGTHS)}, nor a number of words"
+            raise UsageError(problem, field="length", value=self.length)
 
     def instruction(self, what: str = "the documents") -> str:
-        """The instruction, in words."""
+        """The instruction to the model."""
         bullets = self.style == "bullets"
         if self.length in _LENGTHS:
             size = _LENGTHS[self.length][bullets]
@@ -53,7 +60,7 @@ class Wish:
 
 
 def question_text(question: str, language: str | None = None) -> str:
-    """The question as it is put."""
+    """The question as the model gets it."""
     return question.strip() + _in_language(language)
 
 
@@ -62,8 +69,12 @@ def _in_language(language: str | None) -> str:
 
 
 @dataclass
-class Work:
-    """A reply about to come, and the documents that its citations count: those it was read from, or passes' replies."""
+class PendingAnswer:
+    """A reply that is about to be generated.
+
+    ``entries``: the documents that its citations count, which after passes are the replies to the parts. ``passes``: how
+    many replies it takes in all.
+    """
 
     pieces: Iterator[str]
     entries: Sequence[Entry]
@@ -74,18 +85,17 @@ def summarize_documents(
     reader: Reader,
     entries: Sequence[Entry],
     task: Task,
-    wish: Wish,
-    *,
-    tell: Tell = lambda _: None,
-    size: Size | None = None,
-) -> Work:
-    """A summary; where the documents are more than the context, of the summaries of their parts. ``size`` is told first."""
+    options: SummaryOptions,
+) -> PendingAnswer:
+    """Summarize; documents larger than the context are summarized in parts, then their summaries are."""
 
     def each(i: int, n: int) -> Task:
-        part = replace(wish, length="medium").instruction(f"the documents, which are part {i} of {n} of a longer text,")
+        part = replace(options, length="medium").instruction(
+            f"the documents, which are part {i} of {n} of a longer text,"
+        )
         return Task(part, task.citations)
 
-    return _in_passes(reader, entries, task, each, "Summary", tell, size)
+    return _in_passes(reader, entries, task, each, "Summary")
 
 
 def ask_documents(
@@ -94,10 +104,8 @@ def ask_documents(
     task: Task,
     *,
     passes: bool = False,
-    tell: Tell = lambda _: None,
-    size: Size | None = None,
-) -> Work:
-    """An answer. Documents that do not fit are refused with what to do, or asked part by part with ``passes``."""
+) -> PendingAnswer:
+    """Answer a question. Raises JambaError for documents larger than the context, unless ``passes`` allows parts."""
 
     def each(i: int, n: int) -> Task:
         text = f"{task.text}\n\nThese documents are part {i} of {n}. If they say nothing about it, answer {_NOTHING}."
@@ -106,15 +114,21 @@ def ask_documents(
     if not passes:
         first = plan(reader, entries, task)
         if len(first.groups) > 1:
-            otherwise = f"use --passes to ask {len(first.groups)} parts one after another"
+            otherwise = f"use {{passes}} to ask {len(first.groups)} parts one after another"
             raise does_not_fit(reader, entries, first.tokens, otherwise)
-    return _in_passes(reader, entries, task, each, "Answer", tell, size)
+    return _in_passes(reader, entries, task, each, "Answer")
 
 
-def _notes(reader: Reader) -> Notes | None:
-    """Where passes are kept; nowhere without a store (the session says why there is none)."""
+def log_size(entries: Sequence[Entry], tokens: int) -> None:
+    """Log the number of files and tokens that are about to be read."""
+    files = len({s.file for e in entries for s in e.sources})
+    logger.info("%s, %s", counted(files, "file"), counted(tokens, "token"))
+
+
+def _reply_cache(reader: Reader) -> ReplyCache | None:
+    """Where replies to parts are kept; None without a store (the session warns when there can be none)."""
     try:
-        return Notes(PrefixStore().root) if reader.options.get("store", True) else None
+        return ReplyCache(PrefixStore().root) if reader.options.store else None
     except JambaError:
         return None
 
@@ -125,23 +139,22 @@ def _in_passes(
     task: Task,
     each: Callable[[int, int], Task],
     called: str,
-    tell: Tell,
-    size: Size | None,
-) -> Work:
-    notes = _notes(reader)
+) -> PendingAnswer:
+    kept = _reply_cache(reader)
     passes = 1
     for depth in range(_DEPTH):
         chosen = plan(reader, entries, task, each=each(99, 99))
-        if not depth and size is not None:
-            size(entries, chosen.tokens)
+        if not depth:
+            log_size(entries, chosen.tokens)
         if len(chosen.groups) == 1:
-            return Work(reader.stream(entries, task), entries, passes)
+            return PendingAnswer(reader.stream(entries, task), entries, passes)
         n = len(chosen.groups)
         passes += n
-        tell(
-            f"{chosen.tokens:,} tokens do not fit into the context of {reader.ctx:,}: reading in {n} passes, then what "
-            "they said" + ("; each is kept, so if interrupted, the same command goes on there" if notes else "")
-        )
-        said = read_in_passes(reader, chosen.groups, each, called=called, notes=notes, tell=tell)
+        size = f"{chosen.tokens:,} tokens do not fit into the context of {reader.ctx:,}"
+        resumes = "; if interrupted, the same command goes on where it stopped" if kept else ""
+        logger.info("%s: reading in %d passes, then their replies%s", size, n, resumes)
+        said = read_in_passes(reader, chosen.groups, each, called=called, kept=kept)
         entries = [e for e in said if e.text.strip() and e.text.strip(" .\n") != _NOTHING] or said[:1]
-    raise JambaError(f"the text does not get short enough for a context of {reader.ctx:,} tokens; use a larger --ctx")
+    raise JambaError(
+        f"the text does not get short enough for a context of {reader.ctx:,} tokens", remedy="use a larger {ctx}"
+    )

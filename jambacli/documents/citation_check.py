@@ -1,7 +1,7 @@
-"""Whether what a reply cites says what the reply says: its words, looked up in the documents. Knows no prompts or models.
+"""Check a reply's citations: look up its words in the documents that it cites.
 
-A citation is the model's claim. Names and numbers of an answer that stand in none of the documents it names, but together in
-one other, are evidence against it. Words weigh by how few documents have them: what all have says nothing.
+A citation is the model's claim. If names and numbers of the answer occur in none of the cited documents, but together in one
+other, that is evidence against it. Words count more the fewer documents contain them.
 """
 
 from __future__ import annotations
@@ -11,45 +11,46 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jambacli.documents.reader import Entry
+from jambacli.documents.pages import Entry
 
-# Of the best document's evidence, what a cited one needs to stand; of all the evidence, what the best one needs to be named;
-# how near the next may come; how many words must stand together, since one may stand anywhere.
-_STANDS, _DECIDES, _SECOND, _TOGETHER = 0.5, 0.6, 0.8, 2
+# A citation holds with this share of the best document's score. The best document is cited instead with _DECIDES of the
+# total score, if the second best has at most _SECOND of its score, and _TOGETHER words count for it: one may occur anywhere.
+_HOLDS, _DECIDES, _SECOND, _TOGETHER = 0.5, 0.6, 0.8, 2
 
 
 @dataclass(frozen=True)
-class Grounded:
-    """``ids``: the documents to name. ``moved``: the answer's words led there, away from those the model named.
+class CheckedCitations:
+    """Checked citations.
 
-    ``bare``: what the model named has no telling word of the answer in it, and no other document is sure to be meant.
+    ``ids``: the documents to cite. ``replaced``: they are not those that the model cited, but where the answer's words occur.
+    ``unsupported``: the cited documents contain no distinctive word of the answer, and no other document clearly does.
     """
 
     ids: tuple[int, ...]
-    moved: bool = False
-    bare: bool = False
+    replaced: bool = False
+    unsupported: bool = False
 
 
-def ground(answer: str, cited: Sequence[int], entries: Sequence[Entry]) -> Grounded:
-    """Check the documents ``cited`` for ``answer``; they stay unless one other document, alone, has what it says."""
-    asked = _words(answer)
-    if not cited or not asked or len(entries) < 2:
-        return Grounded(tuple(cited))
-    having = [asked & _words(e.text) for e in entries]
-    counts = {w: sum(w in h for h in having) for w in asked}
+def check_citations(answer: str, cited: Sequence[int], entries: Sequence[Entry]) -> CheckedCitations:
+    """Check the documents ``cited`` for ``answer``; they stay unless its words occur clearly in one other document."""
+    words = _words(answer)
+    if not cited or not words or len(entries) < 2:
+        return CheckedCitations(tuple(cited))
+    having = [words & _words(e.text) for e in entries]
+    counts = {w: sum(w in h for h in having) for w in words}
     weights = {w: math.log(len(entries) / n) for w, n in counts.items() if n}
     scores = [sum(weights[w] for w in h) for h in having]
     total, best = sum(weights.values()), max(scores)
-    if not total or max(scores[i] for i in cited) >= _STANDS * best:
-        return Grounded(tuple(cited))
+    if not total or max(scores[i] for i in cited) >= _HOLDS * best:
+        return CheckedCitations(tuple(cited))
     first = scores.index(best)
     second = max(s for i, s in enumerate(scores) if i != first)
     together = sum(weights[w] > 0 for w in having[first])
     if together >= _TOGETHER and best >= _DECIDES * total and second <= _SECOND * best:
-        return Grounded((first,), moved=True)
-    return Grounded(tuple(cited), bare=not any(scores[i] for i in cited))
+        return CheckedCitations((first,), replaced=True)
+    return CheckedCitations(tuple(cited), unsupported=not any(scores[i] for i in cited))
 
 
 def _words(text: str) -> set[str]:
-    """Words of three letters or more, and every number."""
+    """The words of three letters or more, and all numbers."""
     return {w for w in re.findall(r"\w+", text.casefold()) if len(w) > 2 or w.isdigit()}

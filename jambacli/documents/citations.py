@@ -1,7 +1,7 @@
-"""What a reply says of the documents it is based on: taken out of its text, and led back to files and pages.
+"""Separate a reply's citations from its text, and find the files and pages they refer to.
 
-Jamba ends an answer with ``<citations>[2, 5]</citations>``, numbers of the documents in its prompt, ``[]`` where none of them
-supports it. Other models write such sections less well. Knows nothing of prompts, models or consoles.
+Jamba ends an answer with ``<citations>[2, 5]</citations>``: numbers of the documents in its prompt, ``[]`` when none of them
+supports it. Other models write such sections less regularly.
 """
 
 from __future__ import annotations
@@ -11,33 +11,34 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from jambacli.documents.reader import Entry, Source
-from jambacli.engine.generate import CITATIONS, CITATIONS_END, Thought
+from jambacli.documents.pages import Entry, Source
+from jambacli.engine.generate import Thought
+from jambacli.text.markup import CITATIONS, CITATIONS_END
 
-# What may stand around the numbers of a section; with any other word in it they need not be documents' numbers.
+# Words allowed beside the numbers of a section; with any other word its numbers may mean something else.
 _AROUND_NUMBERS = re.compile(r"\b(?:documents?|docs?|ids?|and)\b", re.IGNORECASE)
 _LIST = re.compile(r"\s*\[[^\]]*\]?")
 
 
 @dataclass
 class Cited:
-    """Splits a reply into the answer, which passes through, and its sections of citations, known once it has ended.
+    """Splits a reply into the answer, which passes through, and its sections of citations, complete at its end.
 
-    ``json``: the reply is a JSON document with a section after it; it comes in one piece, and what looks like a section in
-    one of its strings is none.
+    ``json``: the reply is a JSON document with a section after it. It comes in one piece, and what looks like a section
+    within its strings is left there.
     """
 
     json: bool = False
     sections: list[str] = field(default_factory=list)
 
     @property
-    def given(self) -> bool:
+    def has_section(self) -> bool:
         """Whether the model wrote a section of citations at all."""
         return bool(self.sections)
 
     @property
     def numbers(self) -> list[int]:
-        """The numbers in the sections, in order, those of no document too."""
+        """All numbers in the sections, in order, also those of no document."""
         return [n for section in self.sections for n in _numbers(section)]
 
     def answer(self, pieces: Iterable[str]) -> Iterator[str]:
@@ -48,7 +49,7 @@ class Cited:
             getattr(pieces, "close", lambda: None)()
 
     def cited(self, entries: Sequence[Entry]) -> list[int]:
-        """Which of ``entries`` are named, each once, in the order named: by number, or by their whole title."""
+        """The indices of the cited entries, each once, in order: cited by number, or by their whole title."""
         found: list[int] = []
         for section in self.sections:
             numbers = _numbers(section)
@@ -56,15 +57,15 @@ class Cited:
         return list(dict.fromkeys(found))
 
     def unknown(self, entries: Sequence[Entry]) -> list[int]:
-        """The numbers of no document among ``entries``, each once."""
+        """The cited numbers of no entry, each once."""
         return list(dict.fromkeys(n for n in self.numbers if not 0 <= n < len(entries)))
 
     def sources(self, entries: Sequence[Entry]) -> list[Source]:
-        """The places the named entries come from, each once, in the order named."""
+        """The places that the cited entries come from, each once, in order."""
         return places_of(self.cited(entries), entries)
 
     def _text(self, pieces: Iterable[str]) -> Iterator[str]:
-        held, blank, inside = "", "", False  # white space is held back: none should stand before a section
+        held, blank, inside = "", "", False  # white space is held back: it is dropped before a section
         try:
             for piece in pieces:
                 if isinstance(piece, Thought):
@@ -86,12 +87,12 @@ class Cited:
                     blank = text[len(said) :]
                     if said:
                         yield said
-            if inside:  # never closed: the list is a section, what follows it is not
+            if inside:  # never closed: the list is the section, the rest is text
                 found = _LIST.match(held)
                 cut = found.end() if found else 0
                 self.sections.append(held[:cut])
                 inside, held = False, held[cut:].rstrip()
-            if (rest := blank + held) and (rest.strip() or not self.given):
+            if (rest := blank + held) and (rest.strip() or not self.has_section):
                 yield rest
         finally:
             if inside:
@@ -121,15 +122,15 @@ def places_of(ids: Iterable[int], entries: Sequence[Entry]) -> list[Source]:
 
 
 def _numbers(section: str) -> list[int]:
-    """The numbers of a section that holds nothing else; none of one that says something, such as "page 3"."""
+    """The numbers of a section that holds only numbers; none when it has other words, such as "page 3"."""
     plain = _AROUND_NUMBERS.sub(" ", section)
     if re.search(r"[^\W\d_]", plain):
         return []
-    # More digits than any count of documents has are one number all the same, of no document.
+    # A number with more digits than any count of documents is cut off: it is the number of no document.
     return [int(n[:12]) for n in re.findall(r"(?<![\d.])-?\d+(?![\d.]*\.\d)", plain)]
 
 
 def _titled(section: str, entries: Sequence[Entry]) -> list[int]:
-    """The entries whose titles stand in the section, by where they stand."""
+    """The entries whose titles occur in the section, in that order."""
     places = ((re.search(rf"{re.escape(e.title)}(?!\w)", section), i) for i, e in enumerate(entries) if e.title)
     return [i for _, i in sorted((m.start(), i) for m, i in places if m)]

@@ -1,40 +1,44 @@
-"""More text than a context holds: read in parts, then what was said of the parts; knows nothing of files or consoles.
+"""Passes: a text longer than the context is read in parts, then the replies to the parts are read (map-reduce).
 
-Each part's reply is kept beside the stored prefixes as soon as it is there, and its reading is stored as any reading is:
-interrupted, the same call goes on where it stopped.
+Each part's reply is kept beside the stored prefixes as soon as it is complete, and its prefill is stored like any other, so
+an interrupted call goes on where it stopped.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from jambacli.cache.reply_cache import Notes, note_key
+from jambacli.cache.prefix_store import text_hash
+from jambacli.cache.reply_cache import ReplyCache, reply_key
 from jambacli.documents.citations import Cited
-from jambacli.documents.reader import Entry, Reader, Source, Task
+from jambacli.documents.pages import Entry, Source
+from jambacli.documents.reader import Reader, Task
 from jambacli.engine.generate import Thought
-from jambacli.engine.prefix_cache import text_hash
 from jambacli.errors import JambaError
-from jambacli.session.conversation import THINK
+from jambacli.text.markup import THINK
+
+logger = logging.getLogger(__name__)
 
 # Tokens around a document's text and title: markup, its number, line breaks.
 _AROUND = 16
-# The longest reply to a part where nothing else is said; never more than an eighth of the context.
+# The longest reply to a part without a limit of its own; never more than an eighth of the context.
 _PART_REPLY = 512
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a text is read: at once (one group) or in several passes. ``tokens``: of all of it."""
+    """How documents are read: at once (one group) or in several passes. ``tokens``: of the whole prompt."""
 
     groups: list[list[Entry]]
     tokens: int
 
 
 def plan(reader: Reader, entries: Sequence[Entry], task: Task, *, each: Task | None = None) -> Plan:
-    """One group where everything fits beside the reply, else groups in order for the task ``each``.
+    """One group if everything fits beside the reply, else groups in order, with room for the task ``each``.
 
-    Raises JambaError where not even an empty document would fit.
+    Raises JambaError for a context that has no room for documents.
     """
     total = len(reader.prompt(entries, task))
     room = reader.ctx - reader.reserve()
@@ -44,7 +48,9 @@ def plan(reader: Reader, entries: Sequence[Entry], task: Task, *, each: Task | N
     around = len(reader.prompt([Entry("", "", ())], each or task))
     room = reader.ctx - around - min(_PART_REPLY, reader.ctx // 8) - 8
     if room < 4 * _AROUND:
-        raise JambaError(f"a context of {reader.ctx:,} tokens is too small to read documents in; use a larger --ctx")
+        raise JambaError(
+            f"a context of {reader.ctx:,} tokens is too small to read documents in", remedy="use a larger {ctx}"
+        )
     groups: list[list[Entry]] = [[]]
     left = room
     for entry in entries:
@@ -58,7 +64,10 @@ def plan(reader: Reader, entries: Sequence[Entry], task: Task, *, each: Task | N
 
 
 def does_not_fit(reader: Reader, entries: Sequence[Entry], tokens: int, otherwise: str) -> JambaError:
-    """The error that says how much does not fit, from where on, and what to do: take more context, if any, or ``otherwise``."""
+    """The error for documents that are larger than the context: by how much, where it is full, and what to do.
+
+    ``otherwise``: a remedy besides fewer documents or a larger context.
+    """
     room, limit = reader.ctx - reader.reserve(), reader.model.config.context_length
     tokenizer, used, where = reader.model.tokenizer, 0, ""
     for entry in entries:
@@ -66,15 +75,15 @@ def does_not_fit(reader: Reader, entries: Sequence[Entry], tokens: int, otherwis
         if used > room:
             where = f"; it is full at {entry.title}"
             break
-    larger = f"raise --ctx (the model takes up to {limit:,}), " if reader.ctx < limit else ""
+    larger = f"raise {{ctx}} (the model takes up to {limit:,}), " if reader.ctx < limit else ""
     return JambaError(
-        f"the documents are {tokens:,} tokens and the context of {reader.ctx:,} has room for {room:,}{where}: "
-        f"leave out documents, {larger}or {otherwise}"
+        f"the documents are {tokens:,} tokens and the context of {reader.ctx:,} has room for {room:,}{where}",
+        remedy=f"leave out documents, {larger}or {otherwise}",
     )
 
 
 def _fitting(entry: Entry, room: int, count: Callable[[str], int]) -> Iterator[tuple[Entry, int]]:
-    """The entry, or its halves where it is larger than ``room`` tokens, with their sizes."""
+    """The entry, divided in halves until each is at most ``room`` tokens, with the sizes in tokens."""
     size = count(entry.text) + count(entry.title) + _AROUND
     if size <= room or len(entry.text) < 2:
         yield entry, size
@@ -92,50 +101,51 @@ def read_in_passes(
     each: Callable[[int, int], Task],
     *,
     called: str,
-    notes: Notes | None,
-    tell: Callable[[str], None],
+    kept: ReplyCache | None,
 ) -> list[Entry]:
-    """What the model says of each group, as documents for a last pass. ``each`` gives the task of part i of n.
+    """The model's replies about each group, as documents for a last pass.
 
-    ``called``: what such a reply is ("Summary"). ``notes``: where replies are kept, None for nowhere.
+    ``each``: the task for part i of n. ``called``: what a reply is called in its title ("Summary"). ``kept``: where replies
+    are kept, None for nowhere.
     """
-    said: list[Entry] = []
+    replies: list[Entry] = []
     for i, group in enumerate(groups, 1):
         task = each(i, len(groups))
         span = _span(group)
         ids = reader.prompt(group, task)
         thinks = reader.model.tokenizer.marker_id(THINK) in ids[-4:]
         usual = _PART_REPLY * (4 if thinks else 1)
-        most = min(reader.generation.get("max_tokens") or usual, max(1, reader.ctx // 8))
+        most = min(reader.generation.max_tokens or usual, max(1, reader.ctx // 8))
         key = _key(reader, ids, most, task)
-        note = notes.get(key) if notes is not None else None
-        if note is not None:
-            tell(f"pass {i} of {len(groups)}: {span}: kept from before")
-            text, numbers = note["text"], note.get("numbers", [])
+        found = kept.get(key) if kept is not None else None
+        if found is not None:
+            logger.info("pass %d of %d: %s: kept from before", i, len(groups), span)
+            text, numbers = found["text"], found.get("numbers", [])
         else:
-            tell(f"pass {i} of {len(groups)}: {span}, {len(ids):,} tokens")
+            logger.info("pass %d of %d: %s, %s tokens", i, len(groups), span, f"{len(ids):,}")
             cited = Cited()
             pieces = cited.answer(reader.stream(group, task, max_tokens=most))
             text = "".join(p for p in pieces if not isinstance(p, Thought)).strip()
             numbers = cited.cited(group)
-            if notes is not None:
-                notes.put(key, text, [text_hash(e.text) for e in group], numbers=numbers)
+            if kept is not None:
+                kept.put(key, text, [text_hash(e.text) for e in group], numbers=numbers)
         named = [s for n in numbers if isinstance(n, int) and n < len(group) for s in group[n].sources]
         sources = list(dict.fromkeys(named)) or _whole(group)
-        said.append(Entry(f"{called} of {span}", text, tuple(sources)))
+        replies.append(Entry(f"{called} of {span}", text, tuple(sources)))
     reader.close()
-    return said
+    return replies
 
 
 def _key(reader: Reader, ids: Sequence[int], most: int, task: Task) -> str:
-    sampling = {k: v for k, v in reader.generation.items() if k not in ("max_tokens", "reading")}
+    """The key of a part's reply; replies kept by earlier versions are found by the same values in the same order."""
+    sampling = {**reader.generation.chosen_sampling(), "stop": reader.generation.stop}
     model = reader.model
-    weights = model.fingerprint if reader.options.get("store", True) else model.name
-    return note_key(weights, reader.options.get("kv_type"), list(ids), most, sampling, task.citations)
+    weights = model.fingerprint if reader.options.store else model.name
+    return reply_key(weights, reader.options.kv_type, list(ids), most, sampling, task.citations)
 
 
 def _whole(group: Sequence[Entry]) -> list[Source]:
-    """All of a group's places, as few as say them: one span where a file's pages follow one another."""
+    """All places of a group; pages of a file that follow one another are one span."""
     found: list[Source] = []
     for place in dict.fromkeys(s for e in group for s in e.sources):
         last = found[-1] if found else None
@@ -147,7 +157,7 @@ def _whole(group: Sequence[Entry]) -> list[Source]:
 
 
 def _span(group: Sequence[Entry]) -> str:
-    """``contract.pdf, pages 3-40``, or the first and the last title."""
+    """What a group covers: ``contract.pdf, pages 3-40``, or its first and last file or title."""
     places = [s for e in group for s in e.sources]
     files = list(dict.fromkeys(s.file for s in places))
     if len(files) == 1 and all(s.unit for s in places):

@@ -1,4 +1,4 @@
-"""The decode loop: logits -> tokens until something ends it; knows nothing of text templates, consoles or disks."""
+"""The decode loop: draw a token, append it, until something ends the reply."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ import numpy as np
 from jambacli.engine.sampling import Sampler
 from jambacli.engine.sequence import TokenSequence
 from jambacli.errors import JambaError
+from jambacli.text.markup import CITATIONS, CITATIONS_END
 from jambacli.text.streaming import StopMatcher, StreamDecoder
 from jambacli.text.tokenizer import Tokenizer
 
-CITATIONS, CITATIONS_END = "<citations>", "</citations>"
 Finish = Literal["stop", "length", "context", "interrupted"]
 
 
 class Thought(str):
-    """A piece of text the model thinks before it answers."""
+    """A piece of what the model thinks before it answers."""
 
     __slots__ = ()
 
 
 @dataclass
 class Generated:
-    """What a generation produced: ``ids`` without the stop token, the ``text`` shown, and why it ended.
+    """What a generation produced: ``ids`` without the stop token, the visible ``text``, and why it ended.
 
-    ``thinking`` says whether the text now being generated is a thought; set it where the prompt has opened one.
+    ``thinking``: whether the text being generated is a thought; set it when the prompt has opened one.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -51,12 +51,11 @@ def generate(
 ) -> Iterator[str]:
     """Yield text as tokens are drawn after ``sequence``, until a stop token, a stop string, ``max_tokens`` or the context.
 
-    ``sequence.logits`` must be known. ``result`` is kept up to date, so that a caller who stops early (Ctrl-C closes the
-    iterator) still has what was said. The last token drawn may not have been fed to the model yet. What stands between
-    the ``thought_marks`` (begin, end) comes as ``Thought`` and is searched for no stop strings. JambaError where logits
-    are no numbers.
+    ``sequence.logits`` must be known. ``result`` is kept up to date, so that a caller that closes the iterator early still
+    has the reply so far. The last token drawn may not have been fed to the model yet. Text between the ``thought_marks``
+    (begin, end) comes as ``Thought`` and is not searched for stop strings. Raises JambaError when logits are not finite.
     """
-    # Jamba's markup of the documents it used is for the reader; all other markup is not.
+    # The markup of citations is part of the text; all other markup is left out.
     shown = {tokenizer.marker_id(CITATIONS), tokenizer.marker_id(CITATIONS_END)}
     stream, matcher = StreamDecoder(lambda t, _: tokenizer.token_bytes(t, t in shown)), StopMatcher(stops)
     begin, end = thought_marks
@@ -70,9 +69,9 @@ def generate(
         if len(sequence.tokens) >= sequence.ctx:
             result.finish = "context"
             break
-        # The maximum of values with a NaN among them is NaN. Logits on a card stay there; the prompt's were looked at.
+        # The maximum of values with a NaN among them is NaN. Logits on a GPU are not checked; the prompt's were.
         if isinstance(logits, np.ndarray) and not math.isfinite(logits.max()):
-            raise JambaError("the model computes no numbers any more (NaN or infinity): its file is damaged or unsound")
+            raise JambaError("the model computes NaN or infinity: its file is damaged or invalid")
         token = sampler.sample(logits)
         if token in stop_ids:
             result.finish = "stop"
@@ -85,7 +84,7 @@ def generate(
                 yield Thought(thought)
         else:
             said = stream.push(token)
-            if after_thought:  # line breaks between thoughts and answer are the template's
+            if after_thought:  # the template writes the line breaks between thoughts and answer
                 said = said.lstrip("\n")
                 after_thought = not said
             visible += len(said)
@@ -106,6 +105,6 @@ def generate(
 
 
 def _drop_unsaid(result: Generated, tokenizer: Tokenizer, unsaid: int) -> None:
-    """Forget the tokens of a stop string, ``unsaid`` characters, so that the ids kept say no more than was shown."""
+    """Remove the last tokens of the reply, ``unsaid`` characters of a stop string, which were not shown."""
     while result.ids and unsaid > 0:
         unsaid -= len(tokenizer.decode([result.ids.pop()]))

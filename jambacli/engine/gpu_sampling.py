@@ -1,7 +1,7 @@
-"""Chooses tokens where the logits are, on a card; knows nothing of models, text or of how logits were made.
+"""Choose tokens on the GPU, where the logits are.
 
-What ``sampling.Sampler`` draws on the processor, step for step and given the same random number, without the logits' 256 KB
-coming over: only the token does, and waiting for it is the one wait of a decode step. Everything here runs on any device.
+The same steps as ``sampling.Sampler`` on the CPU: given the same random number they choose the same token. The 256 KB of
+logits stay on the GPU, only the token is copied, and waiting for it is a decode step's only wait. Runs on any torch device.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ if TYPE_CHECKING:
     from jambacli.engine.sampling import Sampling
 
 
-class CardLogits:
-    """Logits float32 [vocab] that are still on a card; an array to whoever asks for one, and copied over only then."""
+class DeviceLogits:
+    """Logits float32 [vocab] on a GPU; usable as a numpy array, which copies them to the CPU on first use."""
 
     def __init__(self, values: torch.Tensor, waited: Callable[[float], None] = lambda seconds: None) -> None:
-        """``waited`` is told the seconds that anyone has waited for the card to have computed them."""
+        """``waited`` is called with the seconds of every wait for the GPU."""
         self.values = values
         self._waited = waited
-        self._here: np.ndarray | None = None
+        self._copy: np.ndarray | None = None
 
     def numpy(self) -> np.ndarray:
-        """Them here, float32 [vocab]."""
-        if self._here is None:
+        """The logits as a CPU array, float32 [vocab]."""
+        if self._copy is None:
             start = time.perf_counter()
-            self._here = self.values.cpu().numpy()
+            self._copy = self.values.cpu().numpy()
             self._waited(time.perf_counter() - start)
-        return self._here
+        return self._copy
 
     def token(self, options: Sampling, uniform: Callable[[], float]) -> int:
-        """The token that ``options`` choose; ``uniform`` is asked for a random number in [0, 1) where one is needed."""
+        """The token that ``options`` without penalties choose; ``uniform`` draws from [0, 1), if a draw is needed."""
         start = time.perf_counter()
         token = int(choose(self.values, options, uniform))
         self._waited(time.perf_counter() - start)
@@ -47,20 +47,12 @@ class CardLogits:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self.numpy(), dtype=dtype, copy=True if copy is None else copy)
 
-    def astype(self, dtype: Any, copy: bool = True) -> np.ndarray:
-        """As an array's method."""
-        return self.numpy().astype(dtype, copy=copy)
-
-
-def chosen_there(options: Sampling) -> bool:
-    """Whether ``choose`` does all that ``options`` ask: penalties need what has been said, which the card does not know."""
-    return options.repeat_penalty == 1 and not options.presence_penalty and not options.frequency_penalty
-
 
 def choose(x: torch.Tensor, o: Sampling, uniform: Callable[[], float]) -> torch.Tensor:
-    """The token for logits x float32 [vocab] (left as they are), an int64 scalar on their device.
+    """The token for logits x float32 [vocab] (not changed) as an int64 scalar on their device, without a wait of the host.
 
-    The host waits for nothing. Up to rounding in the last bits of float64 it is the token that ``Sampler`` draws.
+    It is the token that ``Sampler`` draws, up to rounding in the last bits of float64. Penalties are left out: they need
+    the tokens of the context, which are not on the GPU.
     """
     bias = {t: b for t, b in o.logit_bias.items() if 0 <= t < len(x)}
     if bias:
@@ -82,24 +74,24 @@ def choose(x: torch.Tensor, o: Sampling, uniform: Callable[[], float]) -> torch.
     if o.min_p > 0:
         p = _softmax(values, keep)
         keep &= p >= o.min_p * p.max()
-    # A tensor, not a number: a card multiplies by a number's reciprocal, which rounds differently.
+    # By a tensor: for a number, a GPU multiplies by its reciprocal, which rounds differently.
     p = _softmax(values / torch.full((1,), o.temperature, device=x.device), keep)
-    if order is not None:  # drawn in the order of their ids, as on the processor
+    if order is not None:  # draw in the order of ids, as on the CPU
         p = torch.zeros_like(p).scatter_(0, order, p)
     mass = p.cumsum(0)
-    wanted = torch.minimum(uniform() * mass[-1], mass[-1].nextafter(torch.zeros_like(mass[-1])))
-    return (mass <= wanted).sum()
+    drawn = torch.minimum(uniform() * mass[-1], mass[-1].nextafter(torch.zeros_like(mass[-1])))
+    return (mass <= drawn).sum()
 
 
 def _softmax(values: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-    """Probabilities in float64 of those kept, 0 of the others."""
+    """Probabilities in float64 of the kept tokens; 0 for the others."""
     kept = values.where(keep, -torch.inf)
     e = (kept - kept.max()).double().exp()
     return e / e.sum()
 
 
 def _typical(values: torch.Tensor, keep: torch.Tensor, mass: float) -> torch.Tensor:
-    """Those of the kept whose surprise is nearest to the expected one, as many as it takes to reach ``mass``."""
+    """The kept tokens whose surprise is nearest to its expected value, up to a probability of ``mass``."""
     p = _softmax(values, keep)
     surprise = -p.clamp(min=1e-30).log()
     distance = (surprise - (p * surprise).sum()).abs().where(keep, torch.inf)

@@ -1,15 +1,15 @@
-"""Chooses the next token from logits; knows nothing of models, text or where logits come from.
+"""Choose the next token from logits.
 
 The order of the steps is llama.cpp's (bias, penalties, top-k, typical, top-p, min-p, temperature), so that settings
-carried over from there mean the same. Greedy is temperature 0.
+carried over from there mean the same. Temperature 0 is greedy.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -18,13 +18,11 @@ from jambacli.errors import JambaError, UsageError
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen. Probabilities in [0, 1]; a field at its neutral value switches its step off.
+    """How tokens are chosen. Probabilities are in [0, 1]; a field at its neutral value switches its step off.
 
     ``temperature`` 0 is greedy. ``top_k`` 0, ``top_p`` 1, ``min_p`` 0, ``typical_p`` 1, ``repeat_penalty`` 1,
-    ``presence_penalty`` 0 and ``frequency_penalty`` 0 are neutral; penalties look at the last ``penalty_last_n`` tokens
-    (-1: all). ``logit_bias`` adds to single tokens' logits. ``seed`` None draws a fresh one.
-    ``schema``, a JSON schema, allows only text that is a JSON document of it (see ``engine.schema``); with ``cite`` N a
-    list of those of N documents that it is based on follows it, as Jamba's citations.
+    ``presence_penalty`` 0 and ``frequency_penalty`` 0 are neutral. Penalties look at the last ``penalty_last_n`` tokens
+    (-1: all). ``logit_bias`` is added to the logits of single tokens. ``seed`` None draws a fresh one.
     """
 
     temperature: float = 0.4
@@ -38,45 +36,46 @@ class Sampling:
     penalty_last_n: int = 64
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
-    schema: Mapping[str, Any] | None = None
-    cite: int | None = None
 
     def __post_init__(self) -> None:
-        """Raises UsageError naming the option and its range."""
-        checks = [
-            ("--temp", self.temperature, 0, 100),
-            ("--top-k", self.top_k, 0, 1 << 31),
-            ("--top-p", self.top_p, 0, 1),
-            ("--min-p", self.min_p, 0, 1),
-            ("--typical-p", self.typical_p, 0, 1),
-            ("--repeat-penalty", self.repeat_penalty, 1e-3, 100),
-            ("--presence-penalty", self.presence_penalty, -100, 100),
-            ("--frequency-penalty", self.frequency_penalty, -100, 100),
-            ("--penalty-last-n", self.penalty_last_n, -1, 1 << 31),
-        ]
-        for name, value, low, high in checks:
+        """Raises UsageError with the field that is out of its range."""
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
             if not low <= value <= high:  # also refuses NaN
-                raise UsageError(f"{name} {value} is outside {low:g} to {high:g}")
+                raise UsageError(f"is outside {low:g} to {high:g}", field=name, value=value)
         for token, bias in self.logit_bias.items():
-            if (
-                not bias <= 1e9
-            ):  # also refuses NaN; minus infinity forbids a token, plus infinity leaves no probabilities
-                raise UsageError(f"--logit-bias {token}={bias} is not a number up to 1e9 or -inf")
+            # Also refuses NaN. Minus infinity forbids a token; plus infinity would leave no probabilities.
+            if not bias <= 1e9:
+                raise UsageError("is not a number up to 1e9 or -inf", field="logit_bias", value=f"{token}={bias}")
         if self.seed is not None and not 0 <= self.seed < 1 << 64:
-            raise UsageError(f"--seed {self.seed} is outside 0 to {(1 << 64) - 1}")
-
-    def with_given(self, **given: Any) -> Sampling:
-        """A copy in which every argument that is not None replaces the field of its name."""
-        return replace(self, **{k: v for k, v in given.items() if v is not None})
+            raise UsageError(f"is outside 0 to {(1 << 64) - 1}", field="seed", value=self.seed)
 
     def check_vocabulary(self, n_vocab: int) -> None:
-        """UsageError for a bias on a token that a model of ``n_vocab`` tokens does not have."""
+        """Raise UsageError for a bias on a token that a model of ``n_vocab`` tokens does not have."""
         for token in self.logit_bias:
             if not 0 <= token < n_vocab:
-                raise UsageError(f"--logit-bias {token}: the model's tokens are 0 to {n_vocab - 1}")
+                problem = f"is not a token of the model, whose tokens are 0 to {n_vocab - 1}"
+                raise UsageError(problem, field="logit_bias", value=token)
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether the choice depends on the tokens before it."""
+        return self.repeat_penalty != 1 or bool(self.presence_penalty) or bool(self.frequency_penalty)
 
 
-# general.sampling.* keys of a GGUF, and the field each one sets.
+_RANGES: dict[str, tuple[float, float]] = {
+    "temperature": (0, 100),
+    "top_k": (0, 1 << 31),
+    "top_p": (0, 1),
+    "min_p": (0, 1),
+    "typical_p": (0, 1),
+    "repeat_penalty": (1e-3, 100),
+    "presence_penalty": (-100, 100),
+    "frequency_penalty": (-100, 100),
+    "penalty_last_n": (-1, 1 << 31),
+}
+
+# The general.sampling.* keys of a GGUF file and the fields they set.
 _GGUF_KEYS = {
     "temp": "temperature",
     "top_k": "top_k",
@@ -91,9 +90,9 @@ _GGUF_KEYS = {
 
 
 def model_defaults(metadata: Mapping[str, Any]) -> Sampling:
-    """The sampling a model's own file asks for (``general.sampling.*``), over this program's defaults.
+    """This program's defaults, replaced by those in the model's file (``general.sampling.*``).
 
-    A value outside its range is ignored: it is a hint in a file, not something the user said.
+    A value outside its range is ignored: it is a hint in a file, not a user's choice.
     """
     chosen = Sampling()
     types = {f.name: type(getattr(chosen, f.name)) for f in fields(chosen)}
@@ -107,21 +106,38 @@ def model_defaults(metadata: Mapping[str, Any]) -> Sampling:
     return chosen
 
 
+class LogitsOnDevice(Protocol):
+    """Logits float32 [vocab] that are still on a GPU; see ``gpu_sampling.DeviceLogits``."""
+
+    def token(self, options: Sampling, uniform: Callable[[], float]) -> int:
+        """The token that ``options`` without penalties choose; ``uniform`` draws from [0, 1)."""
+
+    def numpy(self) -> np.ndarray:
+        """The logits as a CPU array."""
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """The logits as a CPU array of this type."""
+
+
+#: Logits float32 [vocab], as an array or still on a GPU.
+Logits: TypeAlias = np.ndarray | LogitsOnDevice
+
+
 class Constraint(Protocol):
-    """Says which tokens may come next."""
+    """Restricts which tokens may come next."""
 
     def allowed(self) -> np.ndarray | None:
-        """Bool [vocab], or None where any token may come."""
+        """Bool [vocab]: the tokens that may come next; None when every token may."""
 
     def accept(self, token: int) -> int:
-        """Take note of the token that was chosen; returns it, or the one to take instead."""
+        """Record the chosen token; returns it, or another one to use in its place."""
 
 
 class Sampler:
-    """Draws tokens one after another; the same seed and logits give the same tokens."""
+    """Draws tokens one after another; the same seed and the same logits give the same tokens."""
 
     def __init__(self, options: Sampling, seen: Iterable[int] = (), constraint: Constraint | None = None) -> None:
-        """``seen``: the tokens already in the context, which penalties look back on. ``constraint``: which may come."""
+        """``seen``: the tokens in the context so far, for the penalties. ``constraint``: which tokens may come next."""
         self.options = options
         self.constraint = constraint
         self._random = np.random.default_rng(options.seed)
@@ -129,7 +145,7 @@ class Sampler:
 
     @property
     def random_state(self) -> dict[str, Any]:
-        """The random generator's state, as JSON can hold it; set it to go on with a generation in another process."""
+        """The random generator's state, in values JSON can hold. Setting it continues a generation of another process."""
         return dict(self._random.bit_generator.state)
 
     @random_state.setter
@@ -137,22 +153,22 @@ class Sampler:
         try:
             self._random.bit_generator.state = dict(value)
         except (TypeError, ValueError, KeyError, OverflowError) as error:
-            raise JambaError("the saved state of the random generator is damaged; start the reply anew") from error
+            raise JambaError("the saved state of the random generator is damaged; regenerate the reply") from error
 
-    def sample(self, logits: np.ndarray) -> int:
-        """The next token for ``logits``, float32 [vocab], which are not changed; remembers it for the penalties.
+    def sample(self, logits: Logits) -> int:
+        """The next token for ``logits``, float32 [vocab], which are not changed; records it for the penalties.
 
-        Logits that are on a card (``card_sampling.CardLogits``) stay there where nothing but the options decides.
+        On a GPU the logits stay there and the token is chosen there, unless a constraint or penalties decide too.
         """
         o = self.options
         allowed = self.constraint.allowed() if self.constraint is not None else None
-        if allowed is None and self._stays_there(logits):
-            token = logits.token(o, self._random.random)  # type: ignore[attr-defined]
+        if allowed is None and not isinstance(logits, np.ndarray) and not o.has_penalties:
+            token = logits.token(o, self._random.random)
         else:
-            x = self._adjusted(logits)
+            x = self._adjusted(logits if isinstance(logits, np.ndarray) else logits.numpy())
             if allowed is not None:
                 x[~allowed[: len(x)]] = -np.inf
-                if not np.isfinite(x.max()):  # a bias of -inf, say, against all that may come
+                if not np.isfinite(x.max()):  # biases of -inf forbid all of the allowed tokens
                     x = np.where(allowed[: len(x)], np.float32(0), np.float32(-np.inf))
             token = int(np.argmax(x)) if o.temperature == 0 else self._draw(x)
         if self.constraint is not None:
@@ -160,20 +176,13 @@ class Sampler:
         self._seen.append(token)
         return token
 
-    def _stays_there(self, logits: np.ndarray) -> bool:
-        if isinstance(logits, np.ndarray):
-            return False
-        from jambacli.engine.gpu_sampling import chosen_there
-
-        return chosen_there(self.options)
-
     def _adjusted(self, logits: np.ndarray) -> np.ndarray:
         o = self.options
         x = logits.astype(np.float32, copy=True)
         for token, bias in o.logit_bias.items():
             if 0 <= token < len(x):
                 x[token] += bias
-        if o.repeat_penalty != 1 or o.presence_penalty or o.frequency_penalty:
+        if o.has_penalties:
             recent = self._seen if o.penalty_last_n < 0 else self._seen[len(self._seen) - o.penalty_last_n :]
             counts = Counter(t for t in (recent if o.penalty_last_n else []) if t < len(x))
             ids = np.fromiter(counts, dtype=np.int64, count=len(counts))
@@ -186,7 +195,7 @@ class Sampler:
 
     def _draw(self, x: np.ndarray) -> int:
         o = self.options
-        # Kept in the order of their ids: one order for the same logits on any machine, and no sort of a whole vocabulary.
+        # In the order of ids: the same on any machine, and without sorting the whole vocabulary.
         ids = np.flatnonzero(x > -np.inf)
         if o.top_k:
             ids = _largest(x, ids, o.top_k)
@@ -211,7 +220,7 @@ def _softmax(x: np.ndarray) -> np.ndarray:
 
 
 def _largest(x: np.ndarray, ids: np.ndarray, count: int) -> np.ndarray:
-    """The ``count`` of ``ids`` (ascending) with the largest ``x``, the lower id first among equals; ascending."""
+    """The ``count`` of ``ids`` with the largest ``x``, lower ids first among equals; ascending, as ``ids`` are."""
     if count >= len(ids):
         return ids
     values = x[ids]
@@ -222,19 +231,5 @@ def _largest(x: np.ndarray, ids: np.ndarray, count: int) -> np.ndarray:
 
 
 def _enough(p: np.ndarray, mass: float) -> int:
-    """How many of ``p``, from the front, it takes to reach ``mass``; at least one."""
+    """How many of ``p``, from the front, add up to ``mass``; at least one."""
     return min(int(np.searchsorted(np.cumsum(p), mass)) + 1, len(p))
-
-
-def parse_logit_bias(texts: Sequence[str]) -> dict[int, float]:
-    """``ID=BIAS`` options (``518=-inf`` forbids a token) as a mapping; UsageError on anything else."""
-    bias: dict[int, float] = {}
-    for text in texts:
-        token, _, value = text.partition("=")
-        try:
-            bias[int(token)] = float(value)
-        except ValueError:
-            raise UsageError(f"--logit-bias {text!r} is not TOKEN=BIAS, such as 518=-inf or 42=1.5") from None
-        if bias[int(token)] != bias[int(token)]:
-            raise UsageError(f"--logit-bias {text!r}: NaN is no bias")
-    return bias

@@ -1,54 +1,80 @@
-"""One sequence of tokens in one state: extend it, go back in it, never compute a prefix twice. Knows nothing of text.
+"""One sequence of tokens and the state it left: extend it, go back in it, never compute a prefix twice.
 
-Keys and values are append-only, so cutting back is free; the Mamba part goes back only to a checkpoint, a copy of it at
-some position. Checkpoints are taken where renderings of a conversation are known to diverge (``boundaries``) and at
-fixed steps of a long prefill. ``advance`` is the one operation behind a new turn, an edit, a regeneration and a branch:
-find how much of the wanted tokens is there, go to the nearest checkpoint below, replay what little lies between.
+Keys and values are append-only, so cutting them back is free. The Mamba part of the state goes back only to a checkpoint, a
+copy of it at some position. Checkpoints are taken where renderings of a conversation are known to diverge
+(``boundaries``) and at fixed steps of a long prefill. ``advance`` is the one operation behind a new turn, an edit, a
+regeneration and a branch: find how many of the tokens the sequence already holds, go back to the nearest checkpoint at or
+before that position, prefill the rest.
 """
 
 from __future__ import annotations
 
 import bisect
-import contextlib
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from jambacli.cache.stored_prefix import DamagedPrefixError
 from jambacli.errors import UsageError
-from jambacli.runtime.cuda.memory import CHECKPOINT_BYTES
+from jambacli.model.config import CHECKPOINT_BYTES
+from jambacli.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     import torch
 
-    from jambacli.engine.prefix_cache import Persistence
+    from jambacli.cache.stored_prefix import StoredPrefix
+    from jambacli.engine.sampling import Logits
     from jambacli.model.jamba import JambaModel
     from jambacli.model.state import Checkpoint, SequenceState
 
-# A checkpoint every so many tokens of a long prefill, wherever no boundary falls.
+# Tokens of a long prefill between two checkpoints, where no boundary falls.
 CHECKPOINT_STEP = 4096
-
-#: Given how many tokens are about to be read, a context that yields "so many more are done" (see ``ui.progress``).
-Reading = Callable[[int], AbstractContextManager[Callable[[int], None]]]
-
-
-def silent(total: int) -> AbstractContextManager[Callable[[int], None]]:
-    """A Reading that shows nothing."""
-    return contextlib.nullcontext(lambda n: None)
 
 
 @dataclass
 class Counters:
-    """What a turn cost. Times in seconds; ``reused`` tokens were neither read nor computed again."""
+    """What a turn cost. Times in seconds; ``reused`` tokens were in the state already or restored from the store."""
 
     reused: int = 0
     prefilled: int = 0
     prefill_seconds: float = 0.0
     decoded: int = 0
     decode_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class SequenceContent:
+    """What a sequence holds, to be stored; valid until the sequence changes.
+
+    ``checkpoints`` and ``logits`` (float32 [vocab]) are by position; ``state`` gives the keys and values.
+    """
+
+    tokens: list[int]
+    state: SequenceState
+    checkpoints: dict[int, Checkpoint]
+    logits: dict[int, Logits]
+
+
+class Prefixes(Protocol):
+    """Where a sequence stores its prefixes and finds those of others; see ``engine.prefix_cache``."""
+
+    def find(self, tokens: Sequence[int], above: int) -> Iterator[StoredPrefix]:
+        """The stored prefixes of ``tokens`` longer than ``above``, longest first."""
+
+    def restored(self, prefix: StoredPrefix) -> None:
+        """The sequence now holds exactly this prefix."""
+
+    def drop(self, prefix: StoredPrefix) -> None:
+        """This prefix is damaged."""
+
+    def truncate(self, position: int) -> None:
+        """The sequence was cut back to ``position``."""
+
+    def commit(self, content: SequenceContent, *, durable: bool = True) -> None:
+        """Store the content; returns once it is copied."""
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
@@ -63,19 +89,21 @@ class TokenSequence:
     """The tokens fed to a model so far, the state they left, and checkpoints to go back to."""
 
     def __init__(self, model: JambaModel, ctx: int, kv_type: str = "f16", chunk: int | None = None) -> None:
+        """``ctx``: the most tokens it may hold. ``chunk``: tokens of one prefill pass, by default the model's."""
         self.model = model
         self.state: SequenceState = model.new_state(ctx, kv_type)
         self.tokens: list[int] = []
         self.chunk = chunk or model.prefill_chunk
         self.counters = Counters()
-        self._stored = 0
-        #: Copies of the Mamba part by position, to go back to.
+        #: Copies of the Mamba part by position.
         self.checkpoints: dict[int, Checkpoint] = {}
-        #: Logits float32 [vocab] after some of those positions: being exactly there again then costs nothing.
-        self.known: dict[int, np.ndarray] = {}
-        #: Where prefixes are kept between processes, None for nowhere.
-        self.persistence: Persistence | None = None
-        self.logits: np.ndarray | None = None  # float32 [vocab] after the last token, None when not known
+        #: Logits float32 [vocab] at some of those positions: going back exactly there then needs no computation.
+        self.known_logits: dict[int, Logits] = {}
+        #: The store of prefixes between processes, None without one.
+        self.prefixes: Prefixes | None = None
+        #: Logits float32 [vocab] after the last token, None when not known.
+        self.logits: Logits | None = None
+        self._committed = 0
 
     @property
     def ctx(self) -> int:
@@ -83,59 +111,64 @@ class TokenSequence:
         return self.state.ctx
 
     @property
-    def sound(self) -> bool:
-        """Whether the state stands where the tokens end; not after an interruption, until it is rewound."""
+    def consistent(self) -> bool:
+        """Whether the state is that of the tokens; False after an interrupted pass, until ``rewind``."""
         return not self.state.torn and self.state.position == len(self.tokens)
 
     @property
     def positions(self) -> list[int]:
-        """Where checkpoints are, ascending."""
+        """The positions of the checkpoints, ascending."""
         return sorted(self.checkpoints)
+
+    @property
+    def content(self) -> SequenceContent:
+        """What the sequence holds, to be stored."""
+        return SequenceContent(self.tokens, self.state, self.checkpoints, self.known_logits)
 
     def advance(
         self,
         ids: Sequence[int],
         boundaries: Iterable[int] = (),
-        reading: Reading = silent,
+        progress: Progress = no_progress,
         reserve: int = 0,
-    ) -> np.ndarray:
+    ) -> Logits:
         """Make the sequence exactly ``ids`` and return the logits after it, float32 [vocab].
 
-        Only what follows the longest usable common prefix is computed; ``boundaries`` are positions at which to leave
-        a checkpoint. ``reading`` shows progress. Raises UsageError for no tokens, ContextFullError
-        when they and ``reserve`` more do not fit (the sequence is unchanged then).
+        Only what follows the longest usable common prefix, in the sequence or the store, is computed. ``boundaries`` are
+        positions at which to take a checkpoint. Raises UsageError for no tokens, ContextFullError when they and ``reserve``
+        more do not fit (the sequence is unchanged then).
         """
         if not ids:
             raise UsageError("there are no tokens to read: the prompt is empty")
         self._check_fits(len(ids), reserve)
         start = self.rewind(common_prefix(self.tokens, ids), allow_end=len(ids))
-        if self.persistence is not None and start < len(ids):
-            self.persistence.load_longest(self, ids, start)
+        if self.prefixes is not None and start < len(ids):
+            self.restore_first(self.prefixes.find(ids, start))
             start = len(self.tokens)
         self.counters.reused += start
         if start < len(ids):
-            with reading(len(ids) - start) as progress:
+            with progress("Reading", len(ids) - start, "tokens") as advance:
                 try:
-                    self._prefill(ids, start, sorted(set(boundaries)), progress)
+                    self._prefill(ids, start, sorted(set(boundaries)), advance)
                 except BaseException:
-                    # Interrupted, a long read is kept up to its last checkpoint: it need not be begun again.
-                    if self.persistence is not None and self.checkpoints:
-                        self.persistence.commit(self)
+                    # An interrupted prefill is stored up to its last checkpoint, so that it can go on there.
+                    if self.prefixes is not None and self.checkpoints:
+                        self.prefixes.commit(self.content)
                     raise
         assert self.logits is not None
         return self.logits
 
     def rewind(self, position: int, *, allow_end: int | None = None) -> int:
-        """Go back to the nearest usable point at or before ``position`` and return it.
+        """Go back to the nearest usable position at or before ``position`` and return it.
 
-        ``allow_end``: the length of what is wanted. Being exactly there is only useful with known logits.
+        ``allow_end``: the length of the tokens to come. That position itself is only usable where its logits are known.
         """
-        if self.sound and position == len(self.tokens) and (position != allow_end or self.logits is not None):
+        if self.consistent and position == len(self.tokens) and (position != allow_end or self.logits is not None):
             return position
         usable = [
             p
             for p, checkpoint in self.checkpoints.items()
-            if p <= position and (p != allow_end or p in self.known) and self.state.restorable(checkpoint)
+            if p <= position and (p != allow_end or p in self.known_logits) and self.state.restorable(checkpoint)
         ]
         at = max(usable, default=0)
         if at:
@@ -143,39 +176,66 @@ class TokenSequence:
         else:
             self.state.reset()
         del self.tokens[at:]
-        # What lies beyond belongs to tokens that are forgotten.
+        # What lies beyond belongs to tokens that are gone.
         self.checkpoints = {p: c for p, c in self.checkpoints.items() if p <= at}
-        self.known = {p: x for p, x in self.known.items() if p <= at}
-        self.logits = self.known.get(at)
-        if self.persistence is not None:
-            self.persistence.truncated(at)
+        self.known_logits = {p: x for p, x in self.known_logits.items() if p <= at}
+        self.logits = self.known_logits.get(at)
+        if self.prefixes is not None:
+            self.prefixes.truncate(at)
         return at
 
-    def adopt(self, tokens: list[int], checkpoint: Checkpoint, logits: np.ndarray | None) -> None:
-        """The state has been loaded from elsewhere and now stands at ``checkpoint``, after ``tokens``."""
-        self.tokens = tokens
-        self.checkpoints = {checkpoint.position: checkpoint}
-        self.known = {} if logits is None else {checkpoint.position: logits}
-        self.logits = logits
+    def restore(self, prefix: StoredPrefix) -> None:
+        """Replace the sequence by a stored prefix of the same model and KV type.
+
+        Raises DamagedPrefixError when a segment of it is missing or damaged (the sequence is empty then), ContextFullError
+        when it does not fit.
+        """
+        try:
+            for segment in prefix.segments():
+                self.state.load_kv(segment.start, segment.stop, segment.pairs)
+            device = self.state.device
+            checkpoint = self.state.checkpoint(prefix.position, prefix.conv.to(device), prefix.ssm.to(device))
+            self.state.restore(checkpoint)
+        except BaseException:
+            self.reset()
+            raise
+        self.tokens = list(prefix.tokens)
+        self.checkpoints = {prefix.position: checkpoint}
+        self.known_logits = {} if prefix.logits is None else {prefix.position: prefix.logits}
+        self.logits = prefix.logits
+        if self.prefixes is not None:
+            self.prefixes.restored(prefix)
+
+    def restore_first(self, candidates: Iterable[StoredPrefix]) -> bool:
+        """Restore the first of these prefixes that is not damaged; whether there was one."""
+        for prefix in candidates:
+            try:
+                self.restore(prefix)
+            except DamagedPrefixError:
+                if self.prefixes is not None:
+                    self.prefixes.drop(prefix)
+                continue
+            return True
+        return False
 
     def reset(self) -> None:
-        """Back to no tokens at all."""
+        """Go back to no tokens at all."""
         self.state.reset()
-        self.tokens, self.checkpoints, self.known, self.logits = [], {}, {}, None
-        if self.persistence is not None:
-            self.persistence.truncated(0)
+        self.tokens, self.checkpoints, self.known_logits, self.logits = [], {}, {}, None
+        if self.prefixes is not None:
+            self.prefixes.truncate(0)
 
     def checkpoint(self) -> None:
-        """Leave a checkpoint here; the ones that say least are thinned out when they exceed their budget."""
+        """Take a checkpoint at the present position; over the budget, the least useful ones are dropped."""
         at = self.state.position
         if at and at not in self.checkpoints:
             self.checkpoints[at] = self.state.snapshot()
             self._thin()
         if at and self.logits is not None:
-            self.known[at] = self.logits
+            self.known_logits[at] = self.logits
 
-    def step(self, token: int) -> np.ndarray:
-        """Append one token and return the logits after it, float32 [vocab] (on a card, ``CardLogits``, awaited later)."""
+    def step(self, token: int) -> Logits:
+        """Append one token and return the logits after it, float32 [vocab]; on a GPU as ``DeviceLogits``, without waiting."""
         import torch
 
         start = time.perf_counter()
@@ -183,34 +243,38 @@ class TokenSequence:
         logits = self.model.forward(torch.tensor([token]), self.state, logits="last")
         assert logits is not None
         self.tokens.append(token)
-        self.logits = self._from_card(logits[0]) if logits.is_cuda else logits[0].numpy()
+        self.logits = self._device_logits(logits[0]) if logits.is_cuda else logits[0].numpy()
         self.counters.decoded += 1
         self.counters.decode_seconds += time.perf_counter() - start
         return self.logits
 
-    def _from_card(self, logits: torch.Tensor) -> np.ndarray:
-        from jambacli.engine.gpu_sampling import CardLogits
+    def _device_logits(self, logits: torch.Tensor) -> Logits:
+        """Logits that stay on the GPU; waiting for them counts as decoding."""
+        from jambacli.engine.gpu_sampling import DeviceLogits
 
         counters = self.counters
 
         def waited(seconds: float) -> None:
             counters.decode_seconds += seconds
 
-        return cast("np.ndarray", CardLogits(logits, waited))
+        return DeviceLogits(logits, waited)
 
     def _check_fits(self, n: int, reserve: int = 0) -> None:
         from jambacli.model.state import ContextFullError
 
         if n + reserve > self.ctx:
-            raise ContextFullError(f"{n:,} tokens do not fit in the context of {self.ctx:,}; use a larger --ctx")
+            raise ContextFullError(
+                f"{n:,} tokens do not fit in the context of {self.ctx:,}", remedy="use a larger {ctx}"
+            )
 
-    def _prefill(self, ids: Sequence[int], start: int, boundaries: list[int], progress: Callable[[int], None]) -> None:
+    def _prefill(self, ids: Sequence[int], start: int, boundaries: list[int], advance: Callable[[int], None]) -> None:
+        """Compute ``ids[start:]`` in chunks, with checkpoints at the boundaries and at fixed steps."""
         import torch
 
         began = time.perf_counter()
-        self._stored = start
+        self._committed = start
         self.logits = None
-        wanted = torch.tensor(ids, dtype=torch.int64)
+        tokens = torch.tensor(ids, dtype=torch.int64)
         at = start
         while at < len(ids):
             stop = min(at + self.chunk, len(ids))
@@ -218,31 +282,31 @@ class TokenSequence:
             if after < len(boundaries) and boundaries[after] < stop:
                 stop = boundaries[after]
             last = stop == len(ids)
-            logits = self.model.forward(wanted[at:stop], self.state, logits="last" if last else "none")
+            logits = self.model.forward(tokens[at:stop], self.state, logits="last" if last else "none")
             self.tokens += ids[at:stop]
             self.counters.prefilled += stop - at
             if stop in boundaries or (stop - max(self.checkpoints, default=0) >= CHECKPOINT_STEP):
                 self.checkpoint()
-                if self.persistence is not None and stop - self._stored >= CHECKPOINT_STEP:
-                    # A long read is kept as it goes: interrupted, it need not be begun again.
-                    self.persistence.commit(self, durable=False)
-                    self._stored = stop
-            progress(stop - at)
+                if self.prefixes is not None and stop - self._committed >= CHECKPOINT_STEP:
+                    # A long prefill is stored as it goes: killed, it need not start over.
+                    self.prefixes.commit(self.content, durable=False)
+                    self._committed = stop
+            advance(stop - at)
             at = stop
         assert logits is not None
         self.logits = logits[0].cpu().numpy()
         if len(ids) in self.checkpoints:
-            self.known[len(ids)] = self.logits
+            self.known_logits[len(ids)] = self.logits
         self.counters.prefill_seconds += time.perf_counter() - began
 
     def _thin(self) -> None:
-        """Drop checkpoints until they fit the budget: the one whose loss costs the fewest replayed tokens goes first.
+        """Drop checkpoints until they fit the budget, first the one whose loss costs the fewest tokens to compute again.
 
-        The newest two always stay: they are what a regeneration and an edit of the last message go back to.
+        The newest two always stay: a regeneration and an edit of the last message go back to them.
         """
         while len(self.checkpoints) > 3 and sum(c.nbytes for c in self.checkpoints.values()) > CHECKPOINT_BYTES:
             at = self.positions
             gaps = {at[i]: at[i + 1] - (at[i - 1] if i else 0) for i in range(len(at) - 2)}
             least = min(gaps, key=lambda p: gaps[p])
             del self.checkpoints[least]
-            self.known.pop(least, None)
+            self.known_logits.pop(least, None)

@@ -91,14 +91,14 @@ def _sampling(options: dict[str, float], device: torch.device) -> float:
     """The share of tokens chosen on the device that are not the processor's, given the same random numbers."""
     import numpy as np
 
-    from jambacli.engine.gpu_sampling import CardLogits
+    from jambacli.engine.gpu_sampling import DeviceLogits
     from jambacli.engine.sampling import Sampler, Sampling
 
     here, there = (Sampler(Sampling(**options, seed=7)) for _ in range(2))  # type: ignore[arg-type]
     wrong = 0
     for seed in range(40):
         x = np.random.default_rng(seed).normal(0, 2.5, 65536).astype(np.float32)
-        wrong += here.sample(x) != there.sample(CardLogits(torch.from_numpy(x).to(device)))  # type: ignore[arg-type]
+        wrong += here.sample(x) != there.sample(DeviceLogits(torch.from_numpy(x).to(device)))
     return wrong / 40
 
 

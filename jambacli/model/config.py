@@ -17,6 +17,8 @@ KV_TYPES: dict[str, Fraction] = {
     "bf16": Fraction(2),
     "q8_0": Fraction(34, 32),
 }
+#: The most bytes of checkpoints (copies of the Mamba part of the state) that one sequence keeps in memory.
+CHECKPOINT_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)

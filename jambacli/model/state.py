@@ -87,6 +87,20 @@ class KVCache:
         return True
 
 
+@dataclass(frozen=True)
+class StateLayout:
+    """The shapes and types of a model's state: what a stored state must have to be loaded.
+
+    ``conv`` and ``ssm`` as in ``SequenceState``; ``kv_rows``: the shape of one token's keys or values in each attention
+    layer, [n_kv_heads, row]; ``kv_dtype``: their type (uint8 for q8_0).
+    """
+
+    conv: torch.Size
+    ssm: torch.Size
+    kv_rows: tuple[torch.Size, ...]
+    kv_dtype: torch.dtype
+
+
 class SequenceState:
     """The state of one sequence at ``position`` tokens, for a context of at most ``ctx``.
 
@@ -140,6 +154,12 @@ class SequenceState:
     def caches(self) -> list[KVCache]:
         """The attention layers' caches, in layer order."""
         return [part for part in self.layers if isinstance(part, KVCache)]
+
+    @property
+    def layout(self) -> StateLayout:
+        """The shapes and types of this state."""
+        rows = tuple(cache.k.shape[1:] for cache in self.caches)
+        return StateLayout(self.conv.shape, self.ssm.shape, rows, KV_DTYPES[self.kv_type])
 
     @property
     def nbytes(self) -> int:

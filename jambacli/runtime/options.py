@@ -3,6 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypedDict
+
+
+class DeviceKeywords(TypedDict, total=False):
+    """The fields of DeviceOptions, as keyword arguments of ``Jamba.load``."""
+
+    device: str
+    threads: int | None
+    gpu_memory: int | None
+    cpu_experts: int | None
+    cpu_kv: bool
 
 
 @dataclass(frozen=True, kw_only=True)

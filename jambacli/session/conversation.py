@@ -1,14 +1,14 @@
-"""Messages -> the token ids of a whole conversation, stable from turn to turn; knows nothing of models or disks.
+"""Turn messages into the token ids of a conversation, so that each turn's ids begin with those of the turn before.
 
-A template renders every turn from scratch, and some move or drop what they rendered before: documents wander to the
-last user message, thoughts disappear. Here a conversation keeps its past where the model can reuse it:
+A template renders every turn from scratch, and some move or drop what they rendered before: documents move to the last
+user message, thoughts disappear. A conversation keeps its past tokens reusable:
 
-- an assistant turn keeps the ids that were generated; they are spliced in where its text was rendered,
-- documents and modes stay, as the system block they were rendered as, before the user message that introduced them,
-- thoughts are kept apart (``reasoning_content``), so a template that drops them drops nothing before them.
+- an assistant turn keeps the ids that were generated; they replace its rendered text,
+- documents and modes stay before the user message that introduced them, in the system block they were rendered as,
+- thoughts are kept apart (``reasoning_content``), so that a template that drops them drops nothing before them.
 
-The places where two renderings can part (before a user's text, after the documents, after the assistant's header) come
-back as ``boundaries``: that is where checkpoints belong.
+``boundaries`` are the positions where two renderings can diverge (before a user's text, after the documents, after the
+assistant's header): checkpoints belong there.
 """
 
 from __future__ import annotations
@@ -20,54 +20,56 @@ from typing import Any
 import numpy as np
 
 from jambacli.errors import JambaError
+from jambacli.text.markup import THINK, THINK_END
 from jambacli.text.template import FENCE_CLOSE, FENCE_OPEN, ChatTemplate
 from jambacli.text.tokenizer import Tokenizer
 
-THINK, THINK_END = "<think>", "</think>"
-# Characters of a message that are enough to see whether its beginning runs into the header before it.
+# Characters of a message that show whether its first token merges with the header before it.
 _LOOK_AHEAD = 64
-# Checkpoints at the ends of documents are at least so many tokens apart; an end is known by so many characters.
+# The least tokens between checkpoints at the ends of documents; the characters by which such an end is found.
 _DOCUMENT_STEP, _TAIL = 512, 64
-# Characters of a document's number and title, about.
+# Characters of a document's number and title, approximately.
 _AROUND = 60
 
 
 @dataclass
 class Turn:
-    """One message. ``ids`` are an assistant's generated ids (visible part; ``thought_ids`` the part before it)."""
+    """One message; the field names are keys of the session file. ``ids`` are the visible part of an assistant's generated
+    ids, ``thought_ids`` the part before it.
+    """
 
     role: str
     content: str
     ids: list[int] | None = None
     thoughts: str | None = None
     thought_ids: list[int] | None = None
-    #: What documents and modes put before this user message: (characters before its content, the text).
+    #: Documents and modes rendered before this user message: (characters before its content, the text).
     pinned: tuple[int, str] | None = None
-    #: Documents as plain text at the beginning of this user message, where the template has no place for them.
+    #: Documents as plain text at the start of this user message, for a template without a place for them.
     plain: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     def message(self) -> dict[str, Any]:
-        """The template's view of this turn."""
+        """The turn as the template's input."""
         message: dict[str, Any] = {"role": self.role, "content": self.content, **self.extra}
         return message if self.thoughts is None else {**message, "reasoning_content": self.thoughts}
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object that ``from_json`` reads."""
+        """The turn as a JSON object, read back by ``from_json``."""
         return {k: v for k, v in asdict(self).items() if v not in (None, {})}
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> Turn:
-        """The turn in a JSON object whose fields have been checked."""
+        """The turn in a JSON object, whose fields have been checked already."""
         pinned = value.get("pinned")
         return Turn(**{**value, "pinned": (int(pinned[0]), str(pinned[1])) if pinned else None})
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """A conversation as ids, and the positions where checkpoints are worth having.
+    """A conversation as token ids, with the positions at which to take checkpoints.
 
-    ``documents_end``: the position after the last documents in it, 0 where there are none.
+    ``documents_end``: the position after the last documents, 0 without documents.
     """
 
     ids: list[int]
@@ -83,11 +85,11 @@ class Conversation:
         self.tokenizer = tokenizer
         self.turns: list[Turn] = [Turn("system", system)] if system else []
         self.variables: dict[str, Any] = {}
-        self._tails: list[tuple[int, str]] = []  # characters of each document read, and its last ones
+        self._tails: list[tuple[int, str]] = []  # per document its length in characters and its last ones
         self._latest: tuple[str, list[Turn], Rendered] | None = None
 
     def set_system(self, text: str) -> None:
-        """Put a system message first."""
+        """Insert a system message at the beginning."""
         self.turns.insert(0, Turn("system", text))
 
     def add_user(
@@ -96,9 +98,9 @@ class Conversation:
         documents: Sequence[Mapping[str, Any]] | None = None,
         knobs: Mapping[str, Any] | None = None,
     ) -> None:
-        """Append a user message; documents and knobs (the template's modes) are pinned before it.
+        """Append a user message; ``documents`` and ``knobs`` (the template's modes) stay before it.
 
-        Documents that the template has no place for go into the message, before its text; such knobs are left out.
+        Documents that the template does not render go into the message, before its text; such knobs are left out.
         """
         turn = Turn("user", text)
         self.turns.append(turn)
@@ -111,21 +113,21 @@ class Conversation:
             turn.pinned = self._pin(documents, knobs)
 
     def clear(self) -> None:
-        """Forget every turn."""
+        """Remove all turns."""
         self.turns.clear()
         self._tails.clear()
 
     def takes(self, **knobs: Any) -> bool:
-        """Whether the template has a mode for these knobs: renders something for them before a user message."""
+        """Whether the template has a mode for these knobs, that is renders something for them before a user message."""
         probe = Conversation(self.template, self.tokenizer)
         probe.turns.append(Turn("user", "?"))
         with_them = probe._pin(None, {"is_set": True, **knobs})
         return with_them is not None and with_them != probe._pin(None, {"is_set": True})
 
     def add_assistant(self, ids: Sequence[int], thinking: bool = False) -> Turn:
-        """Append a reply by the ids that were generated (without the stop token), thoughts split off.
+        """Append a reply by its generated ids (without the stop token); thoughts are split off.
 
-        ``thinking``: the generation prompt had opened the thoughts already.
+        ``thinking``: the generation prompt had already opened the thoughts.
         """
         ids = list(ids)
         tokenizer = self.tokenizer
@@ -138,7 +140,7 @@ class Conversation:
             if thought_ids[:1] == [begin]:
                 thought_ids = thought_ids[1:]
             thoughts = tokenizer.decode(thought_ids, markers=True).strip("\n")
-            # The template writes the line breaks around thoughts itself.
+            # The template writes the line breaks around thoughts.
             while ids and tokenizer.decode(ids[:1]) and not tokenizer.decode(ids[:1]).strip("\n"):
                 ids = ids[1:]
         text = tokenizer.decode(ids, markers=True)
@@ -147,7 +149,7 @@ class Conversation:
         return turn
 
     def render(self, add_generation_prompt: bool = True) -> Rendered:
-        """The ids of the whole conversation. Raises JambaError when the template cannot place a turn."""
+        """The ids of the whole conversation. Raises JambaError when the template does not render a turn."""
         text = self._text(add_generation_prompt)
         for i, turn in enumerate(self.turns):
             if turn.pinned:
@@ -161,7 +163,7 @@ class Conversation:
         return self._latest[2]
 
     def _text(self, add_generation_prompt: bool = True, **options: Any) -> str:
-        """A rendering in which every turn's content stands between fences with its number."""
+        """A rendering with fences around every turn's content, which carry the turn's number."""
         messages = []
         for i, turn in enumerate(self.turns):
             message = self.template.protect_message(turn.message())
@@ -180,7 +182,10 @@ class Conversation:
     def _pin(
         self, documents: Sequence[Mapping[str, Any]] | None, knobs: Mapping[str, Any] | None
     ) -> tuple[int, str] | None:
-        """What documents and knobs add to the rendering of the last user message, and how far before its text."""
+        """What documents and knobs add to the rendering of the last user message: (characters before its text, the addition).
+
+        None when the template does not render them by inserting text before the message.
+        """
         options: dict[str, Any] = {"documents": self.template.protect(documents)} if documents else {}
         if knobs:
             options["knobs"] = self.template.protect(knobs)
@@ -191,11 +196,11 @@ class Conversation:
             return None
         shared = next((i for i in range(at) if bare[i] != full[i]), at)
         if full[shared + added :] != bare[shared:]:
-            return None  # not a pure insertion: such a template takes its documents elsewhere
+            return None  # the template renders them in another place
         return at - shared, full[shared : shared + added]
 
     def _splice(self, text: str) -> Rendered:
-        """Encode a fenced rendering, the kept ids in place of the assistant's text."""
+        """Encode a fenced rendering, with the kept ids in place of the assistant's text."""
         ids: list[int] = []
         boundaries: list[int] = []
         documents_end = 0
@@ -208,14 +213,14 @@ class Conversation:
             turn = self.turns[int(label[1:])]
             kept = turn.thought_ids if label[0] == "t" else turn.ids
             if kept is None:
-                # A user's text: encoded together with what surrounds it, as one rendering would be.
+                # A user's text is encoded together with the text around it, as in a plain rendering.
                 if turn.role == "user":
                     head = self._up_to_marker(plain)
                     ids += encode(head, start=not ids)
                     plain = plain[len(head) :]
                     boundaries.append(len(ids) + self._steady(plain, content))
                 plain += content + following
-                if label[0] == "d":  # a seam in the tokens, so that another question begins after the same ones
+                if label[0] == "d":  # tokens end here, so that another question follows the same ones
                     ids += encode(plain, start=not ids)
                     documents_end, plain = len(ids), ""
                     boundaries.append(documents_end)
@@ -232,7 +237,7 @@ class Conversation:
         return Rendered(ids, sorted({b for b in boundaries if 0 < b <= len(ids)}), documents_end)
 
     def _up_to_marker(self, text: str) -> str:
-        """``text`` up to and with its last marker: tokens before there do not depend on what follows."""
+        """``text`` up to the end of its last marker: tokens before that do not depend on what follows."""
         pattern = self.tokenizer.marker_pattern("all")
         ends = (
             [m.end() for m in pattern.finditer(text) if self.tokenizer.marker_id(m[0]) is not None] if pattern else []
@@ -240,29 +245,29 @@ class Conversation:
         return text[: ends[-1]] if ends else ""
 
     def _steady(self, text: str, following: str) -> int:
-        """How many tokens of ``text`` stay the same before almost any other ``following``: its own count, or 0 where they
-        run together with this one."""
+        """How many tokens of ``text`` stay the same before almost any text: its own count, or 0 when they merge with those of
+        ``following``."""
         encode = self.template.encode_text
         alone, together = encode(text, start=False), encode(text + following[:_LOOK_AHEAD], start=False)
         return len(alone) if together[: len(alone)] == alone else 0
 
     def _header(self, text: str) -> str:
-        """What was rendered before a reply, without the space history puts there and a generation prompt does not."""
+        """The text before a reply, without the space that only history has there, not a generation prompt."""
         head = self._up_to_marker(text)
         return head if head and not text[len(head) :].strip(" ") else text
 
     def _inner_boundaries(self, ids: Sequence[int]) -> tuple[list[int], int]:
-        """Right after documents (modes follow there) and right before thoughts begin (history drops them); and where the
-        last documents end."""
+        """The positions after documents (where modes follow) and before thoughts (which history drops), and the end of the
+        last documents."""
         after, before = self.tokenizer.marker_id("</documents>"), self.tokenizer.marker_id(THINK)
         found = [i + 1 for i, t in enumerate(ids) if t == after] if after is not None else []
         thoughts = [i for i, t in enumerate(ids) if t == before] if before is not None else []
         return found + thoughts, max(found, default=0)
 
     def _document_ends(self, ids: Sequence[int]) -> list[int]:
-        """Where documents end, no closer than a twenty-fourth of the whole: others may follow the same first ones.
+        """Positions at which documents end, at least a twenty-fourth of the whole apart: other documents may follow there.
 
-        An end is the place nearest to where its share of the characters would put it that reads like it.
+        An end is where its last characters occur, nearest to the position expected from its share of the characters.
         """
         step = max(_DOCUMENT_STEP, len(ids) // 24)
         total = sum(size for size, _ in self._tails)
@@ -274,7 +279,7 @@ class Conversation:
             expected = len(ids) * used // total
             if expected - (found[-1] if found else 0) < step:
                 continue
-            # Without its outer tokens, which may have run together with what stands around the text.
+            # Without its outer tokens, which may have merged with the text around it.
             core = self.tokenizer.encode(tail)[2:-2]
             starts = np.flatnonzero(data == core[0]) if core else np.empty(0, dtype=np.int64)
             nearest = starts[np.argsort(np.abs(starts + len(core) - expected), kind="stable")][:64].tolist()
@@ -285,21 +290,21 @@ class Conversation:
 
 
 def thought_marks(tokenizer: Tokenizer) -> tuple[int | None, int | None]:
-    """The tokens that begin and end a thought, None where the vocabulary has none."""
+    """The tokens that begin and end a thought, None for those that the vocabulary lacks."""
     return tokenizer.marker_id(THINK), tokenizer.marker_id(THINK_END)
 
 
 def ends_in_thought(tokenizer: Tokenizer, ids: Sequence[int], reply: int = 0) -> bool:
-    """Whether the text after ``ids``, whose last ``reply`` tokens are a reply, is a thought."""
+    """Whether text after ``ids`` is a thought; the last ``reply`` tokens are the reply so far."""
     begin, end = thought_marks(tokenizer)
     marks = {begin: True, end: False}
-    # A prompt opens thoughts at its very end (a line break may follow); earlier turns' thoughts do not count.
+    # A prompt opens thoughts at its very end, perhaps before a line break; thoughts of earlier turns do not count.
     recent = ids[len(ids) - reply - 4 :]
     return next((marks[t] for t in reversed(recent) if t in marks), False)
 
 
 def plain_documents(documents: Sequence[Mapping[str, Any]]) -> str:
-    """Documents as the text that Jamba's own template makes of them, for templates and models without one."""
+    """Documents as Jamba's own template renders them, for templates that do not and for models without a template."""
     parts = ["# Documents\n\nYou can use the following documents for reference:"]
     for i, document in enumerate(documents):
         title = f"\nTitle: {document['title']}" if document.get("title") else ""
@@ -308,7 +313,7 @@ def plain_documents(documents: Sequence[Mapping[str, Any]]) -> str:
 
 
 def render_plain(tokenizer: Tokenizer, text: str, documents: Sequence[Mapping[str, Any]] | None = None) -> Rendered:
-    """``text`` as it is, its markers single tokens, for a model without a template; documents, all text, before it."""
+    """``text`` without a template, its markers as single tokens; documents stand before it as plain text."""
     ids: list[int] = []
     if documents:
         ids = tokenizer.encode(plain_documents(documents))
@@ -321,5 +326,5 @@ def render_plain(tokenizer: Tokenizer, text: str, documents: Sequence[Mapping[st
 
 
 def _fence(index: int, kind: str = "c") -> str:
-    """The mark before turn ``index``'s content ("c") or thoughts ("t")."""
+    """The fence before turn ``index``'s content ("c"), thoughts ("t") or documents ("d")."""
     return f"{FENCE_OPEN}{kind}{index}{FENCE_OPEN}"

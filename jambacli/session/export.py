@@ -1,7 +1,7 @@
-"""A session as one file to carry elsewhere: its text and, if wanted, the stored state; knows no models.
+"""Export a session to one file, with its stored state if chosen, and import it on another machine.
 
-A zip without compression: ``session.json`` as in the sessions folder, ``blobs/NAME`` for each blob. It is hostile until
-checked: only those two kinds of names are read, each blob must have the content its name says, sizes are bounded.
+The file is a zip archive without compression: ``session.json`` as in the sessions folder, ``blobs/NAME`` for each blob.
+An archive is not trusted: only these two kinds of names are read, every blob must match its name, sizes are limited.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ _MAX_BLOB = 4 << 30
 _MAX_ENTRIES = 100_000
 
 
-def export(name: str, path: Path, *, force: bool = False, with_state: bool = True) -> int:
-    """Write the session of that name to ``path``; returns its bytes. JambaError when it is not there or open elsewhere."""
+def export_session(name: str, path: Path, *, force: bool = False, with_state: bool = True) -> int:
+    """Write a session to ``path``; returns the size in bytes. Raises JambaError when it is missing or open elsewhere."""
     refuse_existing(path, force)
     store = PrefixStore()
     with session_file.opened(name):
@@ -41,13 +41,13 @@ def export(name: str, path: Path, *, force: bool = False, with_state: bool = Tru
     return path.stat().st_size
 
 
-def import_(path: Path, name: str | None = None) -> str:
-    """Take in an archive; returns the session's name here. Raises BadFileError for anything but a sound archive."""
+def import_session(path: Path, name: str | None = None) -> str:
+    """Import an archive, under ``name`` if given; returns the session's name. Raises BadFileError for an invalid archive."""
     try:
         with zipfile.ZipFile(path) as archive:
             return _import(path, archive, name)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
-        raise BadFileError(path, f"is no session archive ({error})") from error
+        raise BadFileError(path, f"is not a session archive ({error})") from error
     except OSError as error:
         raise JambaError(f"cannot read {path}: {error.strerror or error}") from error
 
@@ -55,9 +55,9 @@ def import_(path: Path, name: str | None = None) -> str:
 def _import(path: Path, archive: zipfile.ZipFile, name: str | None) -> str:
     entries = {info.filename: info for info in archive.infolist()}
     if len(entries) > _MAX_ENTRIES or "session.json" not in entries:
-        raise BadFileError(path, "is no session archive: it has no session.json")
+        raise BadFileError(path, "is not a session archive: it has no session.json")
     if any(info.file_size != info.compress_size or info.file_size > _MAX_BLOB for info in entries.values()):
-        raise BadFileError(path, "is no session archive: it holds compressed or oversized entries")
+        raise BadFileError(path, "is not a session archive: it holds compressed or oversized entries")
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "session.json"
         copy.write_bytes(archive.read("session.json"))
@@ -67,7 +67,7 @@ def _import(path: Path, archive: zipfile.ZipFile, name: str | None) -> str:
             raise BadFileError(path, error.problem_in_file) from error
     session.name = session_file.check_name(name or session.name)
     if session_file.exists(session.name):
-        raise JambaError(f"there is a session {session.name!r} already; import under another name with --name")
+        raise JambaError(f"there is a session {session.name!r} already; import it under another name")
     store = PrefixStore()
     with session_file.opened(session.name):
         with store.writing():

@@ -1,7 +1,7 @@
-"""Sessions on disk: one JSON file each, replaced whole, locked while open; knows nothing of models or of the store.
+"""Sessions on disk: one JSON file each, replaced as a whole, locked while open.
 
-sessions/NAME.json    the turns, the tokens, and which stored prefixes they were left with
-sessions/NAME.lock    held by the process that has it open
+sessions/NAME.json    the turns, the tokens, and the stored prefixes that hold their state
+sessions/NAME.lock    locked by the process that has the session open
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import base64
 import contextlib
 import difflib
 import json
+import logging
 import os
 import re
 import time
@@ -21,10 +22,11 @@ from typing import IO, Any
 
 import numpy as np
 
-from jambacli import ui
 from jambacli.cache.prefix_store import Prefix
 from jambacli.errors import BadFileError, JambaError, UsageError
 from jambacli.files import atomic_write, jamba_home, private_folder
+
+logger = logging.getLogger(__name__)
 
 _VERSION = 1
 _MAX_FILE = 256 << 20
@@ -35,7 +37,9 @@ _TURN_FIELDS = _TURN_TEXTS | {"ids", "thought_ids", "pinned", "extra"}
 
 @dataclass
 class SavedSession:
-    """What a session file holds. ``prompt`` and ``reply`` are token ids; ``turns`` are those of a Conversation."""
+    """What a session file holds; the field names are its keys. ``prompt`` and ``reply`` are token ids of the last reply,
+    ``turns`` those of a Conversation.
+    """
 
     name: str
     model: str
@@ -58,28 +62,28 @@ class SavedSession:
 
     @property
     def tokens(self) -> list[int]:
-        """Every token of the session so far."""
+        """All tokens of the session so far."""
         return self.prompt + self.reply
 
 
 def check_name(name: str) -> str:
-    """``name``, composed (NFC), if it can name a session: letters, with their marks, and digits of any script, . - _
+    """``name`` in NFC, if it is valid: up to 64 letters, marks and digits of any script, dots, dashes, underscores.
 
-    At most 64 of them, and 200 bytes, so that the file's name stays below what file systems take; UsageError otherwise.
+    Raises UsageError otherwise, or for more than 200 bytes: file systems limit the length of a file's name.
     """
     composed = unicodedata.normalize("NFC", name)
-    # Vowels of Devanagari and Thai, points of Hebrew are marks, which \w leaves out.
+    # \w leaves out marks, such as vowels in Devanagari and Thai, and points in Hebrew.
     letters = "".join(c for c in composed[1:] if not unicodedata.category(c).startswith("M"))
-    sound = re.fullmatch(r"\w[\w.-]*", composed[:1] + letters) and len(composed) <= 64
-    if not sound or len(composed.encode()) > 200:
+    valid = re.fullmatch(r"\w[\w.-]*", composed[:1] + letters) and len(composed) <= 64
+    if not valid or len(composed.encode()) > 200:
         raise UsageError(
-            f"session name {name[:80]!r} is not usable; take up to 64 letters, digits, dots, dashes or underscores"
+            f"session name {name[:80]!r} is not usable; use up to 64 letters, digits, dots, dashes or underscores"
         )
     return composed
 
 
 def generated_name() -> str:
-    """A name for a session that was given none, and that no session has yet."""
+    """A new name for a session without one."""
     start, number = time.strftime("chat-%Y%m%d-%H%M%S"), os.getpid() % 10000
     while exists(f"{start}-{number:04d}"):
         number = (number + 1) % 10000
@@ -87,12 +91,12 @@ def generated_name() -> str:
 
 
 def sessions_folder() -> Path:
-    """``JAMBA_HOME/sessions``, made for the user alone. JambaError where it cannot be."""
+    """``JAMBA_HOME/sessions``, private to the user. Raises JambaError when it cannot be created."""
     return private_folder(jamba_home() / "sessions", "keep sessions")
 
 
 def session_path(name: str) -> Path:
-    """Where the session of that name is."""
+    """The file of the session of that name."""
     return sessions_folder() / f"{check_name(name)}.json"
 
 
@@ -102,18 +106,18 @@ def exists(name: str) -> bool:
 
 
 def is_generated(name: str) -> bool:
-    """Whether a name was made by ``generated_name``."""
+    """Whether a name comes from ``generated_name``."""
     return re.fullmatch(r"chat-\d{8}-\d{6}-\d{4}", name) is not None
 
 
 def write(saved: SavedSession) -> None:
-    """Replace the session's file: the old one or the new one survives a kill or a power cut, nothing between."""
+    """Replace the session's file; a kill or a power cut leaves the old one or the new one."""
     with atomic_write(session_path(saved.name)) as file:
         file.write(to_json(saved))
 
 
 def to_json(saved: SavedSession) -> bytes:
-    """A session as the bytes of its file."""
+    """The bytes of a session's file."""
     value = {f.name: getattr(saved, f.name) for f in fields(saved)}
     value |= {"version": _VERSION, "prompt": _packed(saved.prompt), "reply": _packed(saved.reply)}
     value["prefixes"] = [p.to_json() for p in saved.prefixes]
@@ -130,14 +134,14 @@ def read(name: str) -> SavedSession:
 
 
 def not_there(name: str) -> JambaError:
-    """The error for a session that does not exist, with the names most like it."""
+    """The error for a session that does not exist, with the most similar names."""
     near = difflib.get_close_matches(name, names(), n=3, cutoff=0.5)
     hint = f" did you mean {' or '.join(near)}?" if near else ""
-    return JambaError(f"there is no session {name!r};{hint} `jamba sessions list` shows those there are")
+    return JambaError(f"there is no session {name!r};{hint} `jamba sessions list` shows all of them")
 
 
 def read_file(path: Path) -> SavedSession:
-    """The session in a file. Raises BadFileError naming it when it is damaged or of another version."""
+    """The session in a file. Raises BadFileError when it is damaged or of another version."""
     try:
         if path.stat().st_size > _MAX_FILE:
             raise BadFileError(path, "is too large for a session file")
@@ -147,7 +151,7 @@ def read_file(path: Path) -> SavedSession:
     except (ValueError, RecursionError) as error:
         raise BadFileError(path, "is damaged (no valid JSON); delete it, or restore a copy") from error
     if not isinstance(value, dict) or value.get("version") != _VERSION:
-        raise BadFileError(path, "is no session file of this program's version")
+        raise BadFileError(path, "is not a session file of this version of the program")
     try:
         known = {f.name: value[f.name] for f in fields(SavedSession) if f.name in value}
         _check_types(known)
@@ -160,30 +164,30 @@ def read_file(path: Path) -> SavedSession:
 
 
 def _check_types(value: dict[str, Any]) -> None:
-    """Raise ValueError naming the first field that is not what it must be; the file may come from anyone."""
+    """Raise ValueError with the first field that has a wrong type or value; the file may come from anyone."""
     text, number = (str,), (int, float)
     types: dict[str, tuple[type, ...]] = dict.fromkeys(("name", "model", "model_path", "fingerprint", "kv_type"), text)
     types |= {"ctx": (int,), "created": number, "updated": number, "chat": (bool,), "finish": text}
     types |= {"system": (str, type(None)), "parent": (str, type(None)), "random_state": (dict, type(None))}
     types |= dict.fromkeys(("turns", "documents", "prefixes"), (list,))
-    wrong = [k for k, wanted in types.items() if k in value and not isinstance(value[k], wanted)]
+    wrong = [k for k, kinds in types.items() if k in value and not isinstance(value[k], kinds)]
     if wrong:
-        raise ValueError(f"field {wrong[0]!r} is no {types[wrong[0]][0].__name__}")
+        raise ValueError(f"field {wrong[0]!r} is not of type {types[wrong[0]][0].__name__}")
     for key in ("created", "updated"):
         if key in value and not 0 <= value[key] < _LATEST:
-            raise ValueError(f"field {key!r} is no time")
+            raise ValueError(f"field {key!r} is not a time")
     if value["ctx"] < 1 or not all(isinstance(d, str) for d in value.get("documents", [])):
         raise ValueError("field 'ctx' or 'documents' is out of range")
     for turn in value.get("turns", []):
         if not isinstance(turn, dict) or not turn.keys() <= _TURN_FIELDS:
-            raise ValueError("a turn is no turn")
+            raise ValueError("a turn has unknown fields")
         if "role" not in turn or not all(isinstance(turn.get(k, ""), str) for k in _TURN_TEXTS):
-            raise ValueError("a turn has no role, or no text")
+            raise ValueError("a turn has no role, or its text is not a string")
         pinned = turn.get("pinned")
         if pinned is not None and not (isinstance(pinned, list) and [type(x) for x in pinned] == [int, str]):
-            raise ValueError("a turn's documents are none")
+            raise ValueError("a turn has an invalid 'pinned' field")
         if not isinstance(turn.get("extra", {}), dict):
-            raise ValueError("a turn's extras are none")
+            raise ValueError("a turn has an invalid 'extra' field")
 
 
 def names() -> list[str]:
@@ -193,16 +197,16 @@ def names() -> list[str]:
 
 
 def readable() -> Iterator[tuple[str, SavedSession]]:
-    """Every session that can be read, most recently used first; of the others it is said why not."""
+    """Every readable session, most recently used first; a warning for each of the others."""
     for name in names():
         try:
             yield name, read(name)
         except JambaError as error:
-            ui.warn(str(error))
+            logger.warning("%s", error)
 
 
 def family(name: str) -> list[str]:
-    """The sessions that were branched from the same beginning as ``name``, it included, oldest first."""
+    """``name`` and the sessions branched from the same origin, oldest first."""
     known = dict(readable())
 
     def root(n: str) -> str:
@@ -216,7 +220,7 @@ def family(name: str) -> list[str]:
 
 
 def remove(name: str) -> None:
-    """Delete a session (its prefixes stay in the store until they are evicted). JambaError when open or not there."""
+    """Delete a session; its prefixes stay in the store until evicted. Raises JambaError when it is missing or open."""
     read_path = session_path(name)
     if not read_path.exists():
         raise not_there(name)
@@ -226,7 +230,7 @@ def remove(name: str) -> None:
 
 @contextlib.contextmanager
 def opened(name: str) -> Iterator[None]:
-    """Hold a session for this process alone; JambaError when another one has it."""
+    """Hold the lock of a session. Raises JambaError when another process has it open."""
     lock = acquire(name)
     try:
         yield
@@ -235,7 +239,7 @@ def opened(name: str) -> Iterator[None]:
 
 
 def acquire(name: str) -> IO[bytes]:
-    """Lock a session for this process until the returned file is closed. JambaError naming the process that has it."""
+    """Lock a session until the returned file is closed. Raises JambaError with the process that has it open."""
     path = session_path(name).with_suffix(".lock")
     file = path.open("a+b")
     try:
@@ -244,15 +248,16 @@ def acquire(name: str) -> IO[bytes]:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not path.exists() or not os.path.samestat(path.stat(), os.fstat(file.fileno())):
             file.close()
-            return acquire(name)  # the session was removed just now, and its lock file with it
+            return acquire(name)  # the session has just been removed, with its lock file
     except ImportError:
-        return file  # no fcntl on this platform: one process at a time is the user's own care
+        return file  # no fcntl on this platform: processes are not locked out
     except OSError as error:
         file.seek(0)
         owner = file.read(20).decode("ascii", "replace").strip() or "unknown"
         file.close()
         raise JambaError(
-            f"session {name!r} is open in another process ({owner}); close it there, or use --read-only to look at it"
+            f"session {name!r} is open in another process ({owner})",
+            remedy="close it there, or use {read_only} to look at it",
         ) from error
     file.truncate(0)
     file.write(f"{os.getpid()}".encode())
@@ -261,7 +266,7 @@ def acquire(name: str) -> IO[bytes]:
 
 
 def release(name: str, lock: IO[bytes]) -> None:
-    """Give a session free; where nothing was saved under its name, no trace of it stays."""
+    """Release the lock of a session; without a saved session the lock file is removed too."""
     if not session_path(name).exists():
         session_path(name).with_suffix(".lock").unlink(missing_ok=True)
     lock.close()

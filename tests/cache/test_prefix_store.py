@@ -15,35 +15,36 @@ import numpy as np
 import pytest
 
 from jambacli.cache.prefix_store import Prefix, PrefixStore, blob_name, chain_hashes
-from jambacli.engine.prefix_cache import SEGMENT, Persistence
+from jambacli.engine.prefix_cache import SEGMENT, PrefixCache
 from jambacli.engine.sequence import TokenSequence
-from tests.engine.test_sequence import close, ids, straight
+from jambacli.model.state import SequenceState
+from tests.support.sequences import close, ids, straight
 from tests.support.small_models import small_model
 
 
-def persistent(root: Path, kv_type: str = "f32", ctx: int = 4096, space: str = "m") -> TokenSequence:
+def stored_sequence(root: Path, kv_type: str = "f32", ctx: int = 4096, space: str = "m") -> TokenSequence:
     sequence = TokenSequence(small_model().model, ctx, kv_type, chunk=64)
-    sequence.persistence = Persistence(PrefixStore(root), f"{space}-{kv_type}")
+    sequence.prefixes = PrefixCache(PrefixStore(root), f"{space}-{kv_type}", sequence.state.layout)
     return sequence
 
 
 def commit(sequence: TokenSequence) -> list[Prefix]:
     found: list[Prefix] = []
-    assert sequence.persistence is not None
+    assert isinstance(sequence.prefixes, PrefixCache)
     sequence.checkpoint()
-    sequence.persistence.commit(sequence, found.extend)
-    sequence.persistence.flush()
+    sequence.prefixes.commit(sequence.content, found.extend)
+    sequence.prefixes.flush()
     return found
 
 
 @pytest.mark.parametrize("kv_type", ["f32", "f16", "bf16"])
 def test_another_sequence_starts_from_a_stored_prefix_to_the_bit(tmp_path: Path, kv_type: str) -> None:
-    first = persistent(tmp_path, kv_type)
+    first = stored_sequence(tmp_path, kv_type)
     document, question = ids(SEGMENT * 2 + 100), ids(30, 1)
     first.advance(document, boundaries=[len(document)])
     commit(first)
     expected = first.advance(document + question).copy()
-    second = persistent(tmp_path, kv_type)
+    second = stored_sequence(tmp_path, kv_type)
     found = second.advance(document + question)
     assert second.counters.reused == len(document)
     assert second.counters.prefilled == len(question)
@@ -51,40 +52,40 @@ def test_another_sequence_starts_from_a_stored_prefix_to_the_bit(tmp_path: Path,
 
 
 def test_the_same_prompt_again_computes_nothing(tmp_path: Path) -> None:
-    first, prompt = persistent(tmp_path), ids(100)
+    first, prompt = stored_sequence(tmp_path), ids(100)
     expected = first.advance(prompt, boundaries=[100]).copy()
     commit(first)
-    second = persistent(tmp_path)
+    second = stored_sequence(tmp_path)
     assert np.array_equal(second.advance(prompt), expected)
     assert second.counters.prefilled == 0
 
 
 def test_the_longest_useful_prefix_is_taken(tmp_path: Path) -> None:
-    first = persistent(tmp_path)
+    first = stored_sequence(tmp_path)
     head = ids(300)
     first.advance(head + ids(50, 1), boundaries=[100, 200, 300])
     commit(first)
-    second = persistent(tmp_path)
+    second = stored_sequence(tmp_path)
     wanted = head[:250] + ids(20, 2)
     assert close(second.advance(wanted), straight(wanted))
     assert second.counters.reused == 200
 
 
 def test_generated_tokens_are_stored_too(tmp_path: Path) -> None:
-    first, prompt = persistent(tmp_path), ids(80)
+    first, prompt = stored_sequence(tmp_path), ids(80)
     first.advance(prompt)
     said = ids(40, 3)
     for token in said:
         first.step(token)
     commit(first)
     expected = first.step(17).copy()
-    second = persistent(tmp_path)
+    second = stored_sequence(tmp_path)
     assert np.array_equal(second.advance([*prompt, *said, 17]), expected)
     assert second.counters.prefilled == 1
 
 
 def test_a_segment_is_written_once(tmp_path: Path) -> None:
-    sequence = persistent(tmp_path)
+    sequence = stored_sequence(tmp_path)
     tokens = ids(SEGMENT * 3)
     sequence.advance(tokens[: SEGMENT * 2])
     commit(sequence)
@@ -101,7 +102,7 @@ def test_a_segment_is_written_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kv_type", ["f16", "bf16", "f32"])
 def test_size_on_disk_is_what_the_config_says(tmp_path: Path, kv_type: str) -> None:
-    sequence = persistent(tmp_path, kv_type)
+    sequence = stored_sequence(tmp_path, kv_type)
     sequence.advance(ids(1000), boundaries=[400, 700, 1000])
     commit(sequence)
     config = small_model().config
@@ -111,19 +112,17 @@ def test_size_on_disk_is_what_the_config_says(tmp_path: Path, kv_type: str) -> N
 
 
 def test_spaces_do_not_mix(tmp_path: Path) -> None:
-    first, prompt = persistent(tmp_path), ids(100)
+    first, prompt = stored_sequence(tmp_path), ids(100)
     first.advance(prompt)
     commit(first)
-    for other in (persistent(tmp_path, "f16"), persistent(tmp_path, space="other")):
+    for other in (stored_sequence(tmp_path, "f16"), stored_sequence(tmp_path, space="other")):
         other.advance([*prompt, 5])
         assert other.counters.reused == 0
 
 
 @pytest.mark.parametrize("what", ["flip", "cut", "empty", "gone", "prefix"])
-def test_damage_is_noticed_dropped_and_recomputed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str
-) -> None:
-    first, prompt = persistent(tmp_path), ids(SEGMENT + 50)
+def test_damage_is_noticed_deleted_and_recomputed(tmp_path: Path, caplog: pytest.LogCaptureFixture, what: str) -> None:
+    first, prompt = stored_sequence(tmp_path), ids(SEGMENT + 50)
     first.advance(prompt)
     commit(first)
     target = "index" if what == "prefix" else "blobs"
@@ -135,16 +134,42 @@ def test_damage_is_noticed_dropped_and_recomputed(
             path.unlink()
             continue
         path.write_bytes(data[:10] if what in ("cut", "prefix") else b"" if what == "empty" else data)
-    second = persistent(tmp_path)
+    second = stored_sequence(tmp_path)
     wanted = [*prompt, 7]
     assert close(second.advance(wanted), straight(wanted))
     assert second.counters.prefilled == len(wanted)
-    said = capsys.readouterr().err
-    assert ("damaged" in said) == (what != "gone")
-    # The damaged file is gone, so a third sequence meets nothing and says nothing.
-    third = persistent(tmp_path)
+    assert ("damaged" in caplog.text) == (what != "gone")
+    # The damaged file is gone, so a third sequence finds nothing and warns of nothing.
+    caplog.clear()
+    third = stored_sequence(tmp_path)
     third.advance(wanted)
-    assert "damaged" not in capsys.readouterr().err
+    assert "damaged" not in caplog.text
+
+
+def test_a_restore_that_is_interrupted_leaves_an_empty_sequence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, prompt = stored_sequence(tmp_path), ids(SEGMENT * 2 + 50)
+    first.advance(prompt)
+    commit(first)
+    load_kv, loaded = SequenceState.load_kv, []
+
+    def interrupted(state: SequenceState, start: int, *rest: object) -> None:
+        loaded.append(start)
+        if len(loaded) == 2:
+            raise KeyboardInterrupt
+        load_kv(state, start, *rest)  # type: ignore[arg-type]
+
+    second = stored_sequence(tmp_path)
+    second.advance(prompt[:100])
+    wanted = [*prompt, 7]
+    with monkeypatch.context() as patch:
+        patch.setattr(SequenceState, "load_kv", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            second.advance(wanted)
+    assert second.tokens == [] and second.consistent
+    assert close(second.advance(wanted), straight(wanted))
+    assert second.counters.reused == len(prompt)
 
 
 @pytest.mark.parametrize(
@@ -159,24 +184,21 @@ def test_damage_is_noticed_dropped_and_recomputed(
         ("position", 1.5),
     ],
 )
-def test_an_index_that_says_something_else_never_gives_another_state(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], field: str, value: object
-) -> None:
-    first, prompt = persistent(tmp_path), ids(SEGMENT * 2 + 100)
+def test_an_index_that_says_something_else_never_gives_another_state(tmp_path: Path, field: str, value: object) -> None:
+    first, prompt = stored_sequence(tmp_path), ids(SEGMENT * 2 + 100)
     first.advance(prompt, boundaries=[900])
     commit(first)
     paths = [p for p in (tmp_path / "index").rglob("*") if p.name.startswith("00000900-")]
     assert len(paths) == 1
     paths[0].write_text(json.dumps({**json.loads(paths[0].read_text()), field: value}))
-    second, wanted = persistent(tmp_path), [*prompt[:900], 7, 8, 9]
+    second, wanted = stored_sequence(tmp_path), [*prompt[:900], 7, 8, 9]
     assert close(second.advance(wanted), straight(wanted))
-    capsys.readouterr()
 
 
 def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:
     prompts = [ids(200, seed) for seed in range(4)]
     for i, prompt in enumerate(prompts):
-        sequence = persistent(tmp_path)
+        sequence = stored_sequence(tmp_path)
         sequence.advance(prompt)
         commit(sequence)
         for path in (tmp_path / "index").rglob("*-*"):
@@ -184,7 +206,7 @@ def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:
                 os.utime(path, (1000 + i, 1000 + i))
     store = PrefixStore(tmp_path)
     full = store.stats()["bytes"]
-    again = persistent(tmp_path)
+    again = stored_sequence(tmp_path)
     again.advance([*prompts[0], 3])
     assert again.counters.reused == 200
     small = PrefixStore(tmp_path, budget=full // 2)
@@ -192,7 +214,7 @@ def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:
     assert small.stats()["bytes"] <= full // 2
     reused = []
     for prompt in prompts:
-        sequence = persistent(tmp_path)
+        sequence = stored_sequence(tmp_path)
         sequence.advance([*prompt, 3])
         reused.append(sequence.counters.reused)
     assert reused[0] == 200 and reused[1] == 0
@@ -200,16 +222,16 @@ def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:
 
 def test_clearing_forgets_everything_or_one_document(tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 1)):
-        sequence = persistent(tmp_path)
-        assert sequence.persistence is not None
-        sequence.persistence.documents = [name]
+        sequence = stored_sequence(tmp_path)
+        assert isinstance(sequence.prefixes, PrefixCache)
+        sequence.prefixes.documents = [name]
         sequence.advance(ids(100, seed))
         commit(sequence)
     store = PrefixStore(tmp_path)
     store.clear("a")
     found = []
     for seed in (0, 1):
-        sequence = persistent(tmp_path)
+        sequence = stored_sequence(tmp_path)
         sequence.advance([*ids(100, seed), 3])
         found.append(sequence.counters.reused)
     assert found == [0, 100]
@@ -218,7 +240,7 @@ def test_clearing_forgets_everything_or_one_document(tmp_path: Path) -> None:
 
 
 def test_the_directory_is_the_users_alone(tmp_path: Path) -> None:
-    sequence = persistent(tmp_path / "p")
+    sequence = stored_sequence(tmp_path / "p")
     sequence.advance(ids(100))
     commit(sequence)
     assert stat.S_IMODE((tmp_path / "p").stat().st_mode) == 0o700
@@ -269,7 +291,7 @@ def test_processes_share_the_store_and_keep_its_budget(tmp_path: Path) -> None:
     assert store.stats()["bytes"] <= budget
 
 
-def test_killed_writers_leave_a_sound_store(tmp_path: Path) -> None:
+def test_killed_writers_leave_a_valid_store(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     for seed in range(5):
         worker = context.Process(target=_hammer, args=(tmp_path, seed, 30.0, 300_000))

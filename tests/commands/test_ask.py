@@ -169,20 +169,20 @@ def test_an_interrupted_summary_of_many_files_goes_on_without_reading_again(
         (folder / f"{i}.txt").write_text(f"Report {i}: {i} herons at the lake on day {i}.\n", encoding="utf-8")
     command = ["summarize", str(folder), "-m", model, "--ctx", "2400", "--temp", "0", "-n", "8", "--json"]
     whole, read = Reading(monkeypatch), "passes"
-    kept = passes.Notes.put
+    kept = passes.ReplyCache.put
     written = []
 
-    def put(self: passes.Notes, *arguments: object, **more: object) -> None:
+    def put(self: passes.ReplyCache, *arguments: object, **more: object) -> None:
         kept(self, *arguments, **more)  # type: ignore[arg-type]
         written.append(1)
         if len(written) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(passes.Notes, "put", put)
+    monkeypatch.setattr(passes.ReplyCache, "put", put)
     cut = jamba(*command)
     assert cut.returncode == 130 and cut.stdout == b"" and b"the same command goes on" in cut.stderr
     before = whole.tokens
-    monkeypatch.setattr(passes.Notes, "put", kept)
+    monkeypatch.setattr(passes.ReplyCache, "put", kept)
     done = run(*command)
     err = done.stderr.decode()
     assert err.count("kept from before") == 3
@@ -320,4 +320,4 @@ def test_where_nothing_can_be_kept_documents_are_answered_all_the_same(
     monkeypatch.setenv("JAMBA_HOME", str(tmp_path / "file" / "home"))
     for command in (("ask", str(reports), "How many?"), ("summarize", str(reports))):
         done = run(*command, "-m", model, *GREEDY)
-        assert done.stderr.count(b"nothing of this will be kept") == 1
+        assert done.stderr.count(b"nothing will be kept on disk") == 1

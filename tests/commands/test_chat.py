@@ -126,7 +126,7 @@ def shown(session: str) -> list[dict[str, str]]:
 
 def test_what_was_taken_back_is_not_gone_on_with(model: str) -> None:
     figures, _, err = chat(model, "One.", "Two.", "/undo", "/continue", "/stats")
-    assert err.count("error: there is no reply to go on with") == 1
+    assert err.count("error: there is no reply to continue") == 1
     # What is left counts, not what the model still holds.
     used = int(re.findall(r"context  (\d+) of", err)[-1])
     assert figures[0]["prompt"] <= used <= figures[0]["prompt"] + 8 < figures[1]["prompt"]
@@ -160,11 +160,11 @@ def test_regenerating_with_a_seed_says_something_else(model: str) -> None:
 
 
 def test_a_damaged_session_file_hides_no_other(model: str, own_home: Path) -> None:
-    chat(model, "Hello.", session="sound")
+    chat(model, "Hello.", session="good")
     chat(model, "Hello.", session="broken")
     (own_home / "sessions" / "broken.json").write_bytes(b'{"version": 1, "turns": 7')
     done = jamba("sessions", "list", "--json")
-    assert done.returncode == 0 and [s["name"] for s in json.loads(done.stdout)] == ["sound"]
+    assert done.returncode == 0 and [s["name"] for s in json.loads(done.stdout)] == ["good"]
     assert done.stderr.count(b"broken.json") == 1
     refused = jamba("chat", model, "--session", "broken", stdin=b"")
     assert refused.returncode == 1 and b"broken.json: is damaged" in refused.stderr

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import pytest
@@ -38,8 +38,7 @@ def says(monkeypatch: pytest.MonkeyPatch) -> Says:
 
     def script(text: str) -> None:
         ids = [*tokenizer.encode(text, markers="all"), min(tokenizer.stop_ids)]
-        # Weak: an address is used again once a sampler is gone, and its place must not be.
-        place: WeakKeyDictionary[Sampler, int] = WeakKeyDictionary()
+        place: weakref.WeakKeyDictionary[Sampler, int] = weakref.WeakKeyDictionary()
 
         def sample(sampler: Sampler, logits: np.ndarray) -> int:
             at = place.get(sampler, 0)
@@ -90,7 +89,7 @@ def test_numbers_become_files_and_pages(folder: Path, says: Says, section: str, 
     done = ask(folder)
     lines = "".join(f"- {folder}/{place}\n" for place in places)
     assert done.stdout.decode() == f"Mira did.\n\nSources:\n{lines}"
-    assert b"not there" not in done.stderr and b"named no" not in done.stderr
+    assert b"do not exist" not in done.stderr and b"named no" not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -98,7 +97,7 @@ def test_numbers_become_files_and_pages(folder: Path, says: Says, section: str, 
     [
         ("Mira did.", b"named no documents"),
         ("Mira did.<citations>[]</citations>", b"no document that supports"),
-        ("Mira did.<citations>[230, 9999999]</citations>", b"warning: the model cites documents that are not there"),
+        ("Mira did.<citations>[230, 9999999]</citations>", b"warning: the model cites documents that do not exist"),
         ("Mira did.<citations>the report</citations>", b"no document that supports"),
     ],
 )

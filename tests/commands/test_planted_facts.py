@@ -9,12 +9,15 @@ from pathlib import Path
 
 from jambacli.data import reports as grammar
 from jambacli.data import words
-from jambacli.documents.citation_check import ground
+from jambacli.documents.citation_check import check_citations
 from jambacli.documents.citations import Cited, places_of
 from jambacli.documents.load import read_documents
-from jambacli.documents.reader import Reader, Task, entries_of
+from jambacli.documents.pages import entries_of
+from jambacli.documents.reader import Reader, Task
+from jambacli.engine.options import GenerationOptions
 from jambacli.evaluation.needle import KINDS, needle
 from jambacli.hub.demo import demo_model_path
+from jambacli.session.options import SessionOptions
 from tests.support.document_files import pdf_bytes
 
 PAGES, FACTS = 200, 40
@@ -35,7 +38,8 @@ def test_planted_facts_are_found_as_often_as_recall_promises(tmp_path: Path) -> 
     entries = entries_of(read_documents([str(path)]))
     assert [e.sources[0].first for e in entries] == list(range(1, PAGES + 1))
 
-    reader = Reader(model, options={"store": False}, generation={"temperature": 0, "max_tokens": 48})
+    generation = GenerationOptions(temperature=0, max_tokens=48)
+    reader = Reader(model, options=SessionOptions(store=False), generation=generation)
     right = cited_right = by_model = 0
     for i, page in enumerate(planted):
         question = grammar.ask(rng, reports, i, rng.choice(KINDS))
@@ -44,7 +48,7 @@ def test_planted_facts_are_found_as_often_as_recall_promises(tmp_path: Path) -> 
         found = re.search(rf"(?<!\w){re.escape(question.value)}(?!\w)", said) is not None
         right += found
         named = cited.cited(entries)
-        checked = ground(said, named, entries)
+        checked = check_citations(said, named, entries)
         cited_right += found and [s.first for s in places_of(checked.ids, entries)] == [page + 1]
         by_model += found and page in named
     assert reader.session is not None

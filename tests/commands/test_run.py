@@ -65,7 +65,11 @@ def test_the_second_run_reads_nothing_again(model: str) -> None:
         (["run", "MODEL", "hi", "--ctx", "many"], 2, "--ctx"),
         (["run", "MODEL", "hi", "--ctx", "300m"], 2, "--ctx"),
         (["run", "MODEL", "hi", "--temp", "-1"], 2, "--temp"),
-        (["run", "MODEL", "hi", "--logit-bias", "1000000=5"], 2, "--logit-bias 1000000: the model's tokens are 0 to "),
+        (
+            ["run", "MODEL", "hi", "--logit-bias", "1000000=5"],
+            2,
+            "--logit-bias 1000000 is not a token of the model, whose tokens are 0 to ",
+        ),
         (["chat", "MODEL", "--logit-bias", "-1=5"], 2, "--logit-bias -1"),
         (["run", "MODEL", "hi", "--kv-type", "q3"], 2, "q3"),
         (["run", "MODEL"], 2, "no prompt"),

@@ -7,8 +7,8 @@ from random import Random
 import pytest
 
 from jambacli.data import reports as grammar
-from jambacli.documents.citation_check import Grounded, ground
-from jambacli.documents.reader import Entry, Source
+from jambacli.documents.citation_check import CheckedCitations, check_citations
+from jambacli.documents.pages import Entry, Source
 
 
 def entries(*texts: str) -> list[Entry]:
@@ -23,37 +23,37 @@ PAGES = entries(
 
 
 def test_what_says_it_stays() -> None:
-    assert ground("The landlord is Mira Okafor.", [1], PAGES) == Grounded((1,))
-    assert ground("Mira Okafor; the rent is 900.", [0, 1], PAGES) == Grounded((0, 1))
+    assert check_citations("The landlord is Mira Okafor.", [1], PAGES) == CheckedCitations((1,))
+    assert check_citations("Mira Okafor; the rent is 900.", [0, 1], PAGES) == CheckedCitations((0, 1))
 
 
 def test_a_wrong_page_is_moved_to_the_one_that_says_it() -> None:
-    assert ground("The landlord is Mira Okafor.", [2], PAGES) == Grounded((1,), moved=True)
-    assert ground("The deposit is 1800.", [0, 1], PAGES) == Grounded((2,), moved=True)
+    assert check_citations("The landlord is Mira Okafor.", [2], PAGES) == CheckedCitations((1,), replaced=True)
+    assert check_citations("The deposit is 1800.", [0, 1], PAGES) == CheckedCitations((2,), replaced=True)
 
 
 def test_where_no_page_is_sure_the_claim_is_kept() -> None:
     # The facts of an answer about several pages stand on several.
     spread = "Rent 900 until 30 June, deposit 1800 by Tomas Lindqvist, notice 90 days to Mira Okafor."
-    assert not ground(spread, [1], PAGES).moved
+    assert not check_citations(spread, [1], PAGES).replaced
     # Two pages say the same.
     twice = entries("The code is walnut.", "The code is walnut.", "Nothing else.")
-    assert ground("It is walnut.", [2], twice) == Grounded((2,), bare=True)
+    assert check_citations("It is walnut.", [2], twice) == CheckedCitations((2,), unsupported=True)
 
 
 @pytest.mark.parametrize("answer", ["", "Ja.", "!?", "The is"])
 def test_an_answer_without_telling_words_changes_nothing(answer: str) -> None:
-    assert ground(answer, [2], PAGES).ids == (2,)
-    assert not ground(answer, [2], PAGES).moved
+    assert check_citations(answer, [2], PAGES).ids == (2,)
+    assert not check_citations(answer, [2], PAGES).replaced
 
 
 def test_one_word_is_no_evidence() -> None:
-    assert ground("Lindqvist.", [0], PAGES) == Grounded((0,), bare=True)
+    assert check_citations("Lindqvist.", [0], PAGES) == CheckedCitations((0,), unsupported=True)
 
 
 def test_no_citations_stay_none_and_one_document_is_itself() -> None:
-    assert ground("Mira Okafor", [], PAGES) == Grounded(())
-    assert ground("Mira Okafor", [0], PAGES[:1]) == Grounded((0,))
+    assert check_citations("Mira Okafor", [], PAGES) == CheckedCitations(())
+    assert check_citations("Mira Okafor", [0], PAGES[:1]) == CheckedCitations((0,))
 
 
 def test_every_true_answer_about_200_reports_is_led_to_its_page() -> None:
@@ -64,5 +64,5 @@ def test_every_true_answer_about_200_reports_is_led_to_its_page() -> None:
         for kind in ("count", "where", "code", "day"):
             said = grammar.ask(random, reports, i, kind).answer
             wrong = random.choice([j for j in range(200) if j != i])
-            assert ground(said, [i], pages) == Grounded((i,))
-            assert ground(said, [wrong], pages).ids == (i,)
+            assert check_citations(said, [i], pages) == CheckedCitations((i,))
+            assert check_citations(said, [wrong], pages).ids == (i,)

@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 
 from jambacli.documents.citations import Cited
-from jambacli.documents.reader import Entry, Reader, Source, Task
+from jambacli.documents.pages import Entry, Source
+from jambacli.documents.reader import Reader, Task
 from jambacli.engine.generate import Thought
+from jambacli.engine.options import GenerationOptions
+from jambacli.session.options import SessionOptions
 from tests.support.small_models import small_model
 
 
@@ -44,7 +47,7 @@ def test_sections_are_taken_out_however_the_text_is_cut(text: str, answer: str, 
         cited = Cited()
         pieces = [text[i : i + step] for i in range(0, len(text), step)]
         assert "".join(cited.answer(iter(pieces))) == answer, step
-        assert cited.numbers == numbers and cited.given == ("<citations>" in text)
+        assert cited.numbers == numbers and cited.has_section == ("<citations>" in text)
 
 
 def test_thoughts_pass_as_they_are() -> None:
@@ -81,7 +84,7 @@ def test_a_section_inside_a_json_string_is_none() -> None:
         said = "".join(cited.answer(text[i : i + step] for i in range(0, len(text), step)))
         assert json.loads(said) == document and cited.numbers == [0, 3]
     cited = Cited(json=True)
-    assert "".join(cited.answer(['{"cut": "off'])) == '{"cut": "off' and not cited.given
+    assert "".join(cited.answer(['{"cut": "off'])) == '{"cut": "off' and not cited.has_section
 
 
 def test_an_interrupted_stream_leaves_what_was_said() -> None:
@@ -107,15 +110,16 @@ def test_json_of_a_schema_comes_with_citations_of_documents_there_are(max_tokens
         "additionalProperties": False,
     }
     task, given = Task("Who?", citations=True, schema=schema), entries(3)
-    options = {"temperature": 1.5, "top_p": 1.0, "max_tokens": max_tokens}
+    session = SessionOptions(ctx=2048, store=False)
     named = set()
     for seed in range(8):
-        reader = Reader(small_model(), options={"ctx": 2048, "store": False}, generation={**options, "seed": seed})
+        options = GenerationOptions(temperature=1.5, top_p=1.0, max_tokens=max_tokens, seed=seed)
+        reader = Reader(small_model(), options=session, generation=options)
         assert "After the JSON" in reader.instruction(task)
         cited = Cited(json=True)
         value = json.loads("".join(cited.answer(reader.stream(given, task))))
         assert isinstance(value["who"], str) and set(value) <= {"who", "n"}
-        assert cited.given and not cited.unknown(given)
+        assert cited.has_section and not cited.unknown(given)
         named |= set(cited.cited(given))
         reader.close()
     assert named <= {0, 1, 2} and named

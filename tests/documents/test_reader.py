@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from jambacli.documents.ask import Wish
+from jambacli.documents.ask import SummaryOptions
 from jambacli.documents.extract.pieces import Piece
 from jambacli.documents.load import Document
+from jambacli.documents.pages import Entry, Source, entries_of
 from jambacli.documents.passes import plan
-from jambacli.documents.reader import Entry, Reader, Source, Task, entries_of
+from jambacli.documents.reader import Reader, Task
+from jambacli.engine.options import GenerationOptions
 from jambacli.errors import UsageError
+from jambacli.session.options import SessionOptions
 from jambacli.text.template import ChatTemplate
 from jambacli.text.tokenizer import Tokenizer
 from tests.support.small_models import small_model
@@ -51,7 +54,9 @@ def test_a_template_without_documents_gets_them_as_text_and_reuses_them() -> Non
 
 
 def test_a_model_without_a_template_reads_documents_too() -> None:
-    reader = Reader(small_model(None), options={"ctx": 2048, "store": False}, generation={"max_tokens": 3})
+    reader = Reader(
+        small_model(None), options=SessionOptions(ctx=2048, store=False), generation=GenerationOptions(max_tokens=3)
+    )
     ids = reader.prompt(entries("herons " * 50), Task("Who?"))
     list(reader.stream(entries("herons " * 50), Task("Who?")))
     assert reader.session is not None
@@ -87,7 +92,7 @@ def test_jambas_own_template_takes_documents_and_modes_after_them(jambas_own: Ch
 
 
 def test_parts_larger_than_a_context_are_divided_and_nothing_is_lost() -> None:
-    reader = Reader(small_model(), options={"ctx": 400, "store": False})
+    reader = Reader(small_model(), options=SessionOptions(ctx=400, store=False))
     texts = ["".join(f"line {i} of a text\n" for i in range(n)) for n in (3, 200, 5, 40)]
     chosen = plan(reader, entries(*texts), Task("Summarize."))
     assert len(chosen.groups) > 5
@@ -96,11 +101,12 @@ def test_parts_larger_than_a_context_are_divided_and_nothing_is_lost() -> None:
         assert len(reader.prompt(group, Task("Summarize."))) < 400
 
 
-def test_wishes_are_checked() -> None:
+def test_summary_options_are_checked() -> None:
     assert (
-        "bullet" in Wish(style="bullets").instruction() and "Write in German" in Wish(language="German").instruction()
+        "bullet" in SummaryOptions(style="bullets").instruction()
+        and "Write in German" in SummaryOptions(language="German").instruction()
     )
-    assert "about 250 words" in Wish(length="250").instruction()
+    assert "about 250 words" in SummaryOptions(length="250").instruction()
     for wrong in ({"length": "huge"}, {"length": "0"}, {"style": "haiku"}):
         with pytest.raises(UsageError):
-            Wish(**wrong)
+            SummaryOptions(**wrong)

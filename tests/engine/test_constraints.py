@@ -82,7 +82,7 @@ def test_too_few_tokens_for_any_document_is_one_clear_line() -> None:
         "properties": {"a_rather_long_name": {"type": "integer"}},
         "required": ["a_rather_long_name"],
     }
-    with pytest.raises(JambaError, match=r"too few for any document.*--max-tokens") as failure:
+    with pytest.raises(JambaError, match=r"too few for any document.*max_tokens") as failure:
         reply(small_model(), schema, 0, 5)
     assert "\n" not in str(failure.value)
 
@@ -178,7 +178,7 @@ def test_what_schemas_seldom_use_is_followed_too(schema: dict[str, Any]) -> None
         ({"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}, "ever ends"),
         ({"type": "object", "properties": {"next": {"$ref": "#"}}, "required": ["next"]}, "ever ends"),
         ({"type": "array", "items": {"$ref": "#"}, "minItems": 1}, "ever ends"),
-        ({"type": "array", "items": {"type": "integer"}, "minItems": 1_000_000}, "--max-tokens"),
+        ({"type": "array", "items": {"type": "integer"}, "minItems": 1_000_000}, "max_tokens"),
     ],
 )
 def test_what_cannot_be_followed_is_said_in_one_line(schema: dict[str, Any], says: str) -> None:
@@ -215,7 +215,7 @@ def test_a_cut_off_reply_goes_on_within_its_schema() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "sound", "wrong"),
+    ("kind", "valid", "wrong"),
     [
         ("date", ["2024-02-29", "2000-02-29", "0004-02-29", "1999-12-31"], ["2023-02-29", "1900-02-29", "0000-01-01"]),
         ("time", ["23:59:59Z", "10:00:00.25+02:00"], ["23:59:60Z", "24:00:00Z"]),
@@ -233,7 +233,7 @@ def test_a_cut_off_reply_goes_on_within_its_schema() -> None:
     ],
 )
 def test_dates_are_in_the_calendar(
-    kind: str, sound: list[str], wrong: list[str], name: str, around: dict[str, Any]
+    kind: str, valid: list[str], wrong: list[str], name: str, around: dict[str, Any]
 ) -> None:
     import llguidance
 
@@ -245,7 +245,7 @@ def test_dates_are_in_the_calendar(
         matcher, text = llguidance.LLMatcher(tokens, grammar), tokens.tokenize_str(json.dumps({name: value}))
         return matcher.try_consume_tokens(text) == len(text) and matcher.is_accepting()
 
-    assert [v for v in sound if not fits(v)] == [] and [v for v in wrong if fits(v)] == []
+    assert [v for v in valid if not fits(v)] == [] and [v for v in wrong if fits(v)] == []
 
 
 def test_a_date_as_data_is_left_alone() -> None:

@@ -1,7 +1,8 @@
-"""Choosing tokens on a card against choosing them on the processor, given the same random numbers; runs on either."""
+"""Choosing tokens on the GPU against choosing them on the CPU, given the same random numbers; runs on either."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from jambacli.api import Jamba
-from jambacli.engine.gpu_sampling import CardLogits, choose
+from jambacli.engine.gpu_sampling import DeviceLogits, choose
 from jambacli.engine.sampling import Sampler, Sampling
 from jambacli.engine.sequence import TokenSequence
 from tests.support.small_models import small_file
@@ -44,13 +45,13 @@ def logits(seed: int) -> np.ndarray:
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_the_same_random_numbers_choose_the_same_tokens(name: str) -> None:
-    here, there = (Sampler(OPTIONS[name].with_given(seed=11)) for _ in range(2))
+    on_cpu, on_gpu = (Sampler(replace(OPTIONS[name], seed=11)) for _ in range(2))
     for step in range(90):
         x = logits(step)
-        given = CardLogits(torch.from_numpy(x).to(DEVICE))
-        assert there.sample(given) == here.sample(x), step
-        assert given._here is None  # nothing but the token came over
-    assert here.random_state == there.random_state
+        given = DeviceLogits(torch.from_numpy(x).to(DEVICE))
+        assert on_gpu.sample(given) == on_cpu.sample(x), step
+        assert given._copy is None  # only the token was copied
+    assert on_cpu.random_state == on_gpu.random_state
 
 
 def test_the_largest_random_number_still_chooses_a_token_that_is_kept() -> None:
@@ -63,15 +64,15 @@ def test_the_largest_random_number_still_chooses_a_token_that_is_kept() -> None:
 @pytest.mark.parametrize(
     "options", [{"repeat_penalty": 1.4}, {"presence_penalty": 0.7}, {"frequency_penalty": 0.3}], ids=str
 )
-def test_penalties_are_the_processors(options: dict[str, float]) -> None:
-    here, there = (Sampler(Sampling(seed=3, temperature=1.5, **options), seen=range(50)) for _ in range(2))
+def test_penalties_are_applied_on_the_cpu(options: dict[str, float]) -> None:
+    on_cpu, on_gpu = (Sampler(Sampling(seed=3, temperature=1.5, **options), seen=range(50)) for _ in range(2))
     for step in range(6):
-        given = CardLogits(torch.from_numpy(logits(step)).to(DEVICE))
-        assert there.sample(given) == here.sample(logits(step))
-        assert given._here is not None
+        given = DeviceLogits(torch.from_numpy(logits(step)).to(DEVICE))
+        assert on_gpu.sample(given) == on_cpu.sample(logits(step))
+        assert given._copy is not None
 
 
-def test_a_mask_is_the_processors_and_no_mask_is_not() -> None:
+def test_a_mask_is_applied_on_the_cpu_and_without_one_the_logits_stay() -> None:
     class Some:
         mask: np.ndarray | None = None
 
@@ -83,27 +84,26 @@ def test_a_mask_is_the_processors_and_no_mask_is_not() -> None:
 
     rule = Some()
     sampler = Sampler(Sampling(seed=1), constraint=rule)
-    free = CardLogits(torch.from_numpy(logits(0)).to(DEVICE))
+    free = DeviceLogits(torch.from_numpy(logits(0)).to(DEVICE))
     sampler.sample(free)
-    assert free._here is None
+    assert free._copy is None
     rule.mask = np.zeros(VOCAB, dtype=bool)
     rule.mask[[17, 300]] = True
-    bound = CardLogits(torch.from_numpy(logits(0)).to(DEVICE))
+    bound = DeviceLogits(torch.from_numpy(logits(0)).to(DEVICE))
     assert sampler.sample(bound) in (17, 300)
 
 
-def test_they_are_an_array_to_everyone_else_and_say_how_long_it_took() -> None:
+def test_they_are_usable_as_an_array_and_report_waits() -> None:
     x, times = logits(0), []
-    given = CardLogits(torch.from_numpy(x).to(DEVICE), times.append)
+    given = DeviceLogits(torch.from_numpy(x).to(DEVICE), times.append)
     assert np.array_equal(np.asarray(given), x)
-    assert given.astype("<f4").tobytes() == x.tobytes()
     assert len(given) == VOCAB
     given.token(Sampling(temperature=0), lambda: 0.5)
     assert len(times) == 2
     assert min(times) >= 0
 
 
-def test_a_session_says_the_same_with_its_logits_on_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_session_says_the_same_with_its_logits_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = Jamba.load(small_file(tmp_path, "q8_0"))
     options = {"temperature": 1.2, "seed": 5, "max_tokens": 12}
     expected = "".join(model.session().send("herons", **options))
@@ -111,7 +111,7 @@ def test_a_session_says_the_same_with_its_logits_on_a_card(tmp_path: Path, monke
     given = []
 
     def step(self: TokenSequence, token: int) -> np.ndarray:
-        self.logits = self._from_card(torch.from_numpy(plain(self, token)).to(DEVICE))
+        self.logits = self._device_logits(torch.from_numpy(plain(self, token)).to(DEVICE))
         given.append(self.logits)
         return self.logits
 
@@ -119,4 +119,4 @@ def test_a_session_says_the_same_with_its_logits_on_a_card(tmp_path: Path, monke
     with model.session() as session:
         assert "".join(session.send("herons", **options)) == expected
     assert len(given) > 5
-    assert sum(x._here is not None for x in given) <= 2  # where a checkpoint is left
+    assert sum(x._copy is not None for x in given) <= 2  # at checkpoints

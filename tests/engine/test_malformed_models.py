@@ -15,8 +15,8 @@ from tests.support.small_models import small_file
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_file(tmp_path_factory.mktemp("sound"), "f32")
+def valid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_file(tmp_path_factory.mktemp("valid"), "f32")
 
 
 def changed(source: Path, copy: Path, tensor: str, fmt: str, fill: bytes) -> Path:
@@ -35,17 +35,17 @@ def changed(source: Path, copy: Path, tensor: str, fmt: str, fill: bytes) -> Pat
 @pytest.mark.parametrize("temperature", [0, 1])
 @pytest.mark.parametrize("tensor", ["output_norm.weight", "blk.0.ffn_down_exps.weight", "blk.1.attn_q.weight"])
 def test_weights_that_are_no_numbers_end_in_one_line(
-    sound: Path, tmp_path: Path, tensor: str, temperature: float
+    valid: Path, tmp_path: Path, tensor: str, temperature: float
 ) -> None:
-    tensor = tensor if tensor in GGUFFile.open(sound).tensors else tensor.replace("_exps", "")
-    model = Jamba.load(changed(sound, tmp_path / "m.gguf", tensor, "f32", b"\xff"))
+    tensor = tensor if tensor in GGUFFile.open(valid).tensors else tensor.replace("_exps", "")
+    model = Jamba.load(changed(valid, tmp_path / "m.gguf", tensor, "f32", b"\xff"))
     with pytest.raises(JambaError, match="NaN or infinity"), model.session(store=False) as session:
         list(session.send("hello", temperature=temperature, max_tokens=3))
 
 
 @pytest.mark.parametrize("fmt", ["i8", "i32", "f64"])
 @pytest.mark.parametrize("tensor", ["output_norm.weight", "token_embd.weight", "blk.1.attn_q.weight"])
-def test_a_type_that_holds_no_weights_is_refused_by_name(sound: Path, tmp_path: Path, tensor: str, fmt: str) -> None:
-    path = changed(sound, tmp_path / "m.gguf", tensor, fmt, b"\0")
+def test_a_type_that_holds_no_weights_is_refused_by_name(valid: Path, tmp_path: Path, tensor: str, fmt: str) -> None:
+    path = changed(valid, tmp_path / "m.gguf", tensor, fmt, b"\0")
     with pytest.raises(UnsupportedError, match=f"m.gguf: tensor .*{tensor}.* is stored as {fmt}"):
         Jamba.load(path)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from jambacli.engine.sampling import Sampler, Sampling, model_defaults, parse_logit_bias
+from jambacli.engine.sampling import Sampler, Sampling, model_defaults
 from jambacli.errors import UsageError
 
 VOCAB = 200
@@ -66,7 +68,7 @@ def test_draws_follow_transformers_distribution(case: int) -> None:
     x = logits(case)
     seen = tuple(np.argsort(-x)[:20:3])
     expected = processed(x, processors, seen)
-    options = options.with_given(seed=case + 1)
+    options = replace(options, seed=case + 1)
     seen_given = seen if options.repeat_penalty != 1 else ()
     found = frequencies(options, x, seen_given)
     assert not np.any(found[expected == 0]), "drew a token the reference forbids"
@@ -99,7 +101,7 @@ def test_presence_and_frequency_penalties_look_back_only_so_far() -> None:
     sampler = Sampler(greedy, seen=[0, 1, 1])
     adjusted = sampler._adjusted(x)
     assert adjusted.tolist() == [0, -0.5 - 2 * 0.25, 0, 0]
-    everything = Sampler(greedy.with_given(penalty_last_n=-1), seen=[0, 1, 1])._adjusted(x)
+    everything = Sampler(replace(greedy, penalty_last_n=-1), seen=[0, 1, 1])._adjusted(x)
     assert everything.tolist() == [-0.75, -1.0, 0, 0]
 
 
@@ -109,13 +111,6 @@ def test_bias_forbids_and_forces() -> None:
     forbidden = Sampling(temperature=0, logit_bias={best: float("-inf")})
     assert Sampler(forbidden).sample(x) == int(np.argsort(-x)[1])
     assert Sampler(Sampling(temperature=1, logit_bias={5: 1e4}, seed=1)).sample(x) == 5
-    assert parse_logit_bias(["518=-inf", "4=1.5"]) == {518: float("-inf"), 4: 1.5}
-
-
-@pytest.mark.parametrize("text", ["5", "x=1", "5=", "5=nan"])
-def test_a_bad_bias_is_a_usage_error(text: str) -> None:
-    with pytest.raises(UsageError, match="--logit-bias"):
-        parse_logit_bias([text])
 
 
 @pytest.mark.parametrize(
@@ -132,8 +127,9 @@ def test_a_bad_bias_is_a_usage_error(text: str) -> None:
     ],
 )
 def test_values_out_of_range_are_named(field: str, value: object) -> None:
-    with pytest.raises(UsageError, match="--"):
+    with pytest.raises(UsageError, match=rf"^{field} .* is (outside|not)") as refused:
         Sampling(**{field: value})  # type: ignore[arg-type]
+    assert refused.value.field == field and "--" not in str(refused.value)
 
 
 def test_the_models_own_defaults_are_read_and_bad_ones_ignored() -> None:

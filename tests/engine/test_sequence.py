@@ -4,28 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
 from jambacli.engine import sequence as sequence_module
 from jambacli.engine.sequence import TokenSequence, common_prefix
 from jambacli.errors import JambaError, UsageError
+from tests.support.sequences import close, ids, straight
 from tests.support.small_models import small_model
-
-
-def ids(n: int, seed: int = 0) -> list[int]:
-    return torch.randint(10, 300, (n,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def fresh(ctx: int = 4096, chunk: int = 64) -> TokenSequence:
     return TokenSequence(small_model().model, ctx, "f32", chunk=chunk)
-
-
-def straight(tokens: list[int]) -> np.ndarray:
-    return small_model().logits(tokens, chunk=64)[-1].numpy()
-
-
-def close(a: np.ndarray, b: np.ndarray) -> bool:
-    return bool(np.abs(a - b).max() <= 1e-4 * np.abs(b).max())
 
 
 def test_common_prefix() -> None:
@@ -118,7 +106,7 @@ def test_an_interrupted_read_recovers(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = 0
 
     class Stop:
-        def __call__(self, total: int) -> Stop:
+        def __call__(self, title: str, total: int | None, unit: str = "bytes") -> Stop:
             return self
 
         def __enter__(self):
@@ -134,7 +122,7 @@ def test_an_interrupted_read_recovers(monkeypatch: pytest.MonkeyPatch) -> None:
             return None
 
     with pytest.raises(KeyboardInterrupt):
-        seq.advance(tokens, reading=Stop())
+        seq.advance(tokens, progress=Stop())
     assert seq.tokens == tokens[: len(seq.tokens)]
     assert close(seq.advance(tokens), straight(tokens))
 

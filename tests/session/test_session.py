@@ -1,4 +1,4 @@
-"""Chats that never start over: exact resumption in new processes, replay counts, edits, kills, refusals."""
+"""Chats that never start over: exact resumption in new processes, tokens computed again, edits, kills, refusals."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from jambacli.engine.generate import Thought
 from jambacli.engine.sequence import TokenSequence
 from jambacli.errors import JambaError, UsageError
 from jambacli.session import session_file
+from jambacli.session.options import SessionOptions
 from jambacli.session.session import Session
 from tests.support.small_models import small_file
 
@@ -238,9 +239,9 @@ def test_an_interrupted_reply_is_kept(model: Jamba) -> None:
     assert [t["role"] for t in session_file.read("cut").turns] == ["user", "assistant", "user", "assistant"]
 
 
-@pytest.mark.parametrize("torn", [True, False])
+@pytest.mark.parametrize("half_way", [True, False])
 def test_a_reply_interrupted_within_a_pass_is_kept_and_gone_on_from(
-    model: Jamba, monkeypatch: pytest.MonkeyPatch, torn: bool
+    model: Jamba, monkeypatch: pytest.MonkeyPatch, half_way: bool
 ) -> None:
     from jambacli.model.state import SequenceState
 
@@ -249,20 +250,20 @@ def test_a_reply_interrupted_within_a_pass_is_kept_and_gone_on_from(
     def interrupted(state: SequenceState, tokens: int) -> None:
         nonlocal passes
         passes += 1
-        if not torn or passes != 5:
+        if not half_way or passes != 5:
             commit(state, tokens)
         if passes == 5:
             raise KeyboardInterrupt
 
-    session, said = Session(model, name="t"), []
+    session, said = Session(model, SessionOptions(name="t")), []
     with session, monkeypatch.context() as patch:
         patch.setattr(SequenceState, "commit", interrupted)
         with pytest.raises(KeyboardInterrupt):
             for piece in session.send("Who counted the herons?", temperature=0):
                 said.append(piece)
         kept = session.conversation.turns[-1].content
-        assert said and session.sequence.sound
-    with Session(model, resume="t") as again:
+        assert said and session.sequence.consistent
+    with Session(model, SessionOptions(resume="t")) as again:
         assert again.conversation.turns[-1].content == kept
         list(again.send("And now?", max_tokens=3, temperature=0))
         tokens = list(again.sequence.tokens)
@@ -299,7 +300,7 @@ def test_a_model_file_that_was_replaced_is_said_to_have_changed(model: Jamba, mo
 def test_a_bias_on_no_token_of_the_model_is_refused_and_nothing_is_said(model: Jamba) -> None:
     session = model.session(store=False)
     for token in (model.config.vocab_size, -1):
-        with pytest.raises(UsageError, match=f"--logit-bias {token}: the model's tokens are 0 to"):
+        with pytest.raises(UsageError, match=f"logit_bias {token} is not a token of the model, whose tokens are 0 to"):
             session.send("Hello.", logit_bias={token: 1.0})
     assert not session.conversation.turns
 
@@ -307,7 +308,7 @@ def test_a_bias_on_no_token_of_the_model_is_refused_and_nothing_is_said(model: J
 def test_a_session_in_use_is_refused_but_can_be_read(model: Jamba, model_file: Path) -> None:
     with model.session(name="busy") as session:
         say(session, "Hello.")
-        session.sequence.persistence.flush()
+        session.prefix_cache.flush()
         with pytest.raises(JambaError, match="open in another process"):
             Jamba.load(model_file).session(resume="busy")
         with Jamba.load(model_file).session(resume="busy", read_only=True) as reader:
@@ -348,7 +349,7 @@ def test_killed_at_any_moment_a_session_opens_at_a_committed_turn(model_file: Pa
     report = json.loads(done.stdout)
     print(report)
     assert report["kills"] == kills and report["openings"] > kills // 2
-    assert (report["failed"], report["lost"], report["unsound"], report["recomputed"]) == ([], [], 0, 0), report
+    assert (report["failed"], report["lost"], report["inconsistent"], report["recomputed"]) == ([], [], 0, 0), report
     assert report["turns compared"] > 2 and report["same"], report
     assert "warning" not in done.stderr
 

@@ -27,9 +27,9 @@ def session(name: str) -> session_file.SavedSession:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"updated": 1e300}, "'updated' is no time"),
-        ({"created": float("nan")}, "'created' is no time"),
-        ({"updated": -5}, "'updated' is no time"),
+        ({"updated": 1e300}, "'updated' is not a time"),
+        ({"created": float("nan")}, "'created' is not a time"),
+        ({"updated": -5}, "'updated' is not a time"),
         ({"ctx": 0}, "'ctx'"),
         ({"turns": [{"role": 5}]}, "no role"),
         ({"prompt": "AAA="}, "damaged"),

@@ -1,4 +1,4 @@
-"""Chats on a simulated card: the same tokens as on the processor, and states that move between the two."""
+"""Chats on a simulated GPU: the same tokens as on the CPU, and states that move between the two."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from jambacli.kernels.triton.interpret import interpreted
 from tests.support.simulated_gpu import simulated_card
 
 if not interpreted():
-    pytest.skip("a simulated card runs its kernels in Triton's interpreter", allow_module_level=True)
+    pytest.skip("a simulated GPU runs its kernels in Triton's interpreter", allow_module_level=True)
 
 pytestmark = pytest.mark.slow  # the interpreter takes a second or two a token
 TEXT = "the quick brown fox jumps over the lazy dog"

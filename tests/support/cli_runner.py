@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import sys
 import tempfile
@@ -42,9 +43,22 @@ def _streams(stdin: bytes | None) -> Iterator[tuple[io.BytesIO, io.BytesIO]]:
             sys.stdin, sys.stdout, sys.stderr, sys.argv = saved
 
 
+@contextlib.contextmanager
+def _log_restored() -> Iterator[None]:
+    """The command shows the libraries' log on stderr; afterwards other tests see it as before."""
+    loggers = [logging.getLogger(name) for name in ("jambacli", "quant")]
+    before = [(x.handlers, x.level, x.propagate) for x in loggers]
+    try:
+        yield
+    finally:
+        for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
+            logger.handlers, logger.propagate = handlers, propagate
+            logger.setLevel(level)
+
+
 def jamba(*arguments: str, stdin: bytes | None = None) -> Done:
     """Run one command line, as the shell would."""
-    with _streams(stdin) as (out, err):
+    with _streams(stdin) as (out, err), _log_restored():
         sys.argv = ["jamba", *arguments]
         try:
             main()

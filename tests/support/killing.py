@@ -1,9 +1,9 @@
-"""Kills chatting processes with SIGKILL at random moments and tells what was found at the next opening; run by a test.
+"""Kill chatting processes with SIGKILL at random moments, and report what the next process finds; run by a test.
 
     python -m tests.support.killing MODEL KILLS SEED
 
-A nursery: this process loads the model on one thread and forks the chatters, so that 300 kills take minutes, not an hour.
-It knows the store and the session only through the public API. Prints one JSON object.
+This process loads the model on one thread and forks the chatting ones, so that 300 kills take minutes, not an hour. It uses
+only the public API of sessions. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def say(session: Any, i: int) -> None:
 
 
 def chat(model: Jamba, name: str, out: int) -> None:
-    """Open the session, tell what it holds, and chat until killed."""
+    """Open the session, report its turns, and chat until killed."""
 
     def tell(*values: object) -> None:
         os.write(out, (" ".join(map(str, values)) + "\n").encode())
@@ -45,16 +45,16 @@ def chat(model: Jamba, name: str, out: int) -> None:
     session = model.session(resume=name) if session_file.exists(name) else model.session(name=name)
     turns = session.conversation.turns
     asked = [t.content for t in turns if t.role == "user"]
-    sound = asked == [f"message {i}" for i in range(len(asked))] and len(turns) == 2 * len(asked)
+    consistent = asked == [f"message {i}" for i in range(len(asked))] and len(turns) == 2 * len(asked)
     missing = len(session._prompt) + len(session._reply_ids) - len(session.sequence.tokens)
-    tell("opened", len(turns), int(sound), missing)
+    tell("opened", len(turns), int(consistent), missing)
     while True:
         say(session, len(turns) // 2)
         tell("said", len(turns))
 
 
 def one_life(model: Jamba, name: str, seconds: float) -> list[list[str]]:
-    """What a chatter told in a life of so many seconds."""
+    """What a chatting process reported before it was killed after so many seconds."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -78,7 +78,7 @@ def main(path: str, kills: int, seed: int) -> None:
     assert model.template is not None and model.fingerprint
     torch.set_num_threads(1)
     known: dict[str, tuple[int, int]] = {}
-    report: dict[str, Any] = {"kills": 0, "openings": 0, "failed": [], "lost": [], "unsound": 0, "recomputed": 0}
+    report: dict[str, Any] = {"kills": 0, "openings": 0, "failed": [], "lost": [], "inconsistent": 0, "recomputed": 0}
     report |= {"one turn back": 0, "while saving": 0}
     for i in range(kills):
         name = f"k{i % _SESSIONS}"
@@ -90,12 +90,12 @@ def main(path: str, kills: int, seed: int) -> None:
                 report["failed"].append(" ".join(values))
             elif word == "opened":
                 report["openings"] += 1
-                turns, sound, missing = map(int, values)
-                # The last turn said may be lost, one the disk has told of may not, and nothing is invented.
+                turns, consistent, missing = map(int, values)
+                # The last turn may be lost, but not one that was reported as saved; and no turn may be added.
                 if turns < max(said - 2, written) or turns > said + 2:
                     report["lost"].append([turns, said, written])
                 report["one turn back"] += turns < said
-                report["unsound"] += not sound
+                report["inconsistent"] += not consistent
                 report["recomputed"] += missing > 1
                 said = written = turns
             elif word == "said":
@@ -104,7 +104,7 @@ def main(path: str, kills: int, seed: int) -> None:
                 written = int(values[0])
         report["while saving"] += written < said
         known[name] = said, written
-    # To the bit as a chat that was never killed: the same replies to the same messages.
+    # Bit for bit as a chat that was never killed: the same replies to the same messages.
     longest = max(known, key=lambda n: known[n][0])
     turns = session_file.read(longest).turns
     report["turns compared"] = len(turns)

@@ -1,9 +1,9 @@
-"""Text that must be a JSON document of a schema: which tokens may come next, by llguidance. Knows no models or sessions.
+"""Hold a reply to a JSON schema: which tokens may come next, by llguidance.
 
-llguidance says in a fraction of a millisecond which of the 65,536 tokens keep the text valid. Three things are added here:
-the document ends validly within the tokens there are (near the end every choice is tried against the shortest way to
-finish, and refused where that no longer fits), numbers end (a schema does not bound their digits), and thoughts before
-the answer are left alone.
+llguidance says in a fraction of a millisecond which of the 65,536 tokens keep the text valid. This module adds three
+things: the document ends validly within the token budget (near its end every choice is tried against the shortest way to
+finish, and replaced where that no longer fits), numbers end (a schema does not limit their digits), and thoughts before
+the answer are free.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ import numpy as np
 
 from jambacli.engine.constraints.schema_checks import check_ends, refused
 from jambacli.engine.constraints.schema_dates import with_calendar
-from jambacli.engine.generate import CITATIONS, CITATIONS_END
 from jambacli.errors import JambaError, UsageError
+from jambacli.text.markup import CITATIONS, CITATIONS_END
 
 if TYPE_CHECKING:
     from jambacli.text.tokenizer import Tokenizer
 
 MAX_SCHEMA = 1 << 20
-# A number longer than this ends where it can: more digits than any double or 64-bit integer has.
+# A number of this length ends as soon as it can: no double or 64-bit integer has more digits.
 _NUMBER = 17
-# How many tokens before the end the shortest way to finish is looked for at every step; before, every so many steps.
+# The shortest way to finish is searched at every step in the last _NEAR tokens, before that at every _STEP-th.
 _NEAR, _STEP = 64, 16
-# Tries to find an end, the first and the last by rule, the others at random: a pattern may have only one way out. In each
-# at most so many tokens are chosen, for an end of at most so many; in one string at most so many but in the last try.
+# Limits of the search for a way to finish: tries (the first and the last by rule, the others at random, as a pattern may
+# have only one way out); choices in one try; tokens of the longest way; choices within one string, but for the last try.
 _TRIES, _CHOICES, _LONGEST, _IN_STRING = 12, 8192, 1 << 16, 256
-# The most documents that are cited after a JSON document.
+# The most documents that a reply may cite after its JSON.
 _CITED = 32
 
 
 def read_schema(path: Path) -> dict[str, Any]:
-    """The JSON schema in a file. Raises JambaError naming it when it is none."""
+    """Read a JSON schema. Raises JambaError naming the file when it cannot be read or is not a schema."""
     try:
         if path.stat().st_size > MAX_SCHEMA:
             raise JambaError(f"{path} is larger than {MAX_SCHEMA >> 10} kB; a schema is smaller")
@@ -48,14 +48,14 @@ def read_schema(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise JambaError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
-        raise JambaError(f"{path} is no JSON: {error}") from error
+        raise JambaError(f"{path} is not JSON: {error}") from error
     if not isinstance(value, dict):
-        raise JambaError(f'{path} is no JSON schema: it must be an object such as {{"type": "object", ...}}')
+        raise JambaError(f'{path} is not a JSON schema: it must be an object such as {{"type": "object", ...}}')
     return value
 
 
 class SchemaConstraint:
-    """Which tokens may come next in a document of a schema. ``begin`` it, then ``allowed`` and ``accept`` in turn."""
+    """The constraint of a JSON schema: call ``begin``, then ``allowed`` and ``accept`` in turn."""
 
     def __init__(
         self,
@@ -66,25 +66,26 @@ class SchemaConstraint:
         *,
         citable: int = 0,
     ):
-        """``n_vocab``: how many logits there are. ``marks``: the tokens that begin and end thoughts. ``citable``: after
-        the JSON comes a section of citations that names some of so many documents, or none.
+        """``n_vocab``: the number of logits. ``marks``: the tokens that begin and end thoughts. ``citable``: with N > 0, a
+        section of citations follows the JSON, of some or none of N documents.
 
-        Raises UsageError for a schema that is wrong, or uses what llguidance does not support, or nothing satisfies.
+        Raises UsageError for a schema that is invalid, unsupported by llguidance or satisfied by nothing; JambaError
+        without llguidance, or for a model without a stop token.
         """
         try:
             import llguidance
         except ImportError as error:
-            raise JambaError("answers by a schema need: pip install 'jambacli[schema]'") from error
+            raise JambaError("replies that follow a schema need: pip install 'jambacli[schema]'") from error
         if not tokenizer.stop_ids:
-            raise JambaError("this model's file names no end-of-text token; answers by a schema need one")
+            raise JambaError("the model's file names no stop token, which replies that follow a schema need")
         self._vocabulary = _vocabulary(tokenizer, n_vocab)
         check_ends(schema)
         options = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
         try:
             text = json.dumps({**with_calendar(schema), "x-guidance": options})
         except (TypeError, ValueError, RecursionError) as error:
-            raise UsageError(f"the schema is no JSON: {error}") from error
-        # A header has no space after it when generating, and models put one, or line breaks after their thoughts.
+            raise UsageError(f"the schema is not JSON: {error}") from error
+        # Models begin a reply with a space after the header, or with line breaks after their thoughts.
         lark = f"start: /[ \\n]{{0,2}}/ json{' cited' if citable else ''}\njson: %json {text}\n"
         lark += _citations(tokenizer, citable, options) if citable else ""
         grammar = llguidance.LLMatcher.grammar_from_lark(lark)
@@ -97,16 +98,18 @@ class SchemaConstraint:
         self._n_vocab = n_vocab
         self._thinking = False
         self._left = 1 << 62
-        self._closing: list[int] | None = None  # the last way found to finish, not always from here
+        self._closing: list[int] | None = (
+            None  # the last way to finish that was found, perhaps from an earlier position
+        )
         self._checked = 0
         self._guard = _NEAR
         self._forced: list[int] = []
         self._text = _Text()
 
     def begin(self, budget: int, thinking: bool = False, said: Sequence[int] = ()) -> None:
-        """Start: ``budget`` more tokens may come, the prompt has opened thoughts or not, ``said`` is the answer so far.
+        """Start a reply of at most ``budget`` tokens, after ``said`` (its tokens so far) if it is continued.
 
-        Raises JambaError when no document of the schema fits the budget.
+        ``thinking``: the prompt has opened thoughts. Raises JambaError when no document of the schema fits the budget.
         """
         self._thinking, self._left = thinking, 1 << 62
         for token in said:
@@ -115,17 +118,18 @@ class SchemaConstraint:
         self._closing = self._way_out(self._matcher, self._text, min(budget, _LONGEST))
         if self._closing is None:
             raise JambaError(
-                f"{budget:,} tokens are too few for any document of the schema (or none satisfies it); raise --max-tokens"
+                f"{budget:,} tokens are too few for any document of the schema (or none satisfies it)",
+                remedy="raise {max_tokens}",
             )
         self._guard = len(self._closing) + _NEAR
 
     @property
     def finished(self) -> bool:
-        """Whether the text so far is a whole document."""
+        """Whether the text so far is a complete document."""
         return not self._thinking and bool(self._matcher.is_accepting())
 
     def allowed(self) -> np.ndarray | None:
-        """Bool [n_vocab]: the tokens that may come; None for any (within thoughts)."""
+        """Bool [n_vocab]: the tokens that may come next; None within thoughts, where every token may."""
         if self._thinking:
             out_of_room = self._end is not None and self._left <= self._guard
             return self._only([self._end]) if out_of_room and self._end is not None else None
@@ -140,7 +144,7 @@ class SchemaConstraint:
         return allowed
 
     def accept(self, token: int) -> int:
-        """Take note of ``token``. Returns it, or, where no document could be finished any more after it, another."""
+        """Record ``token``; returns it, or another one when no document could be finished in time after it."""
         self._left -= 1
         if self._thinking:
             self._thinking = token != self._end
@@ -161,12 +165,12 @@ class SchemaConstraint:
         return self._checked % _STEP == 0
 
     def _within_reach(self, token: int) -> int:
-        """``token``, or the first of the shortest way to finish where ``token`` leads too far away."""
+        """``token``, or the first token of the shortest way to finish when ``token`` leads too far from the end."""
         known = self._closing or []
         ahead, text = self._matcher.deep_copy(), copy.copy(self._text)
         ahead.consume_token(token)
         text.push(self._vocabulary.pieces[token])
-        # Within a string, say, what led out before the token leads out after it: to try that costs no search.
+        # What finished the document before the token often does after it too (within a string, say): no search then.
         after = known[1:] if known[:1] == [token] else known
         way = after if _leads_out(ahead, after, self._left) else self._way_out(ahead, text, self._left)
         if way is None:
@@ -182,7 +186,7 @@ class SchemaConstraint:
         return token
 
     def _way_out(self, matcher: Any, text: _Text, limit: int) -> list[int] | None:
-        """Tokens that finish the document from here, ``text`` so far, at most ``limit``; None where none were found."""
+        """At most ``limit`` tokens that finish the document after ``text``; None when none were found."""
         random = np.random.default_rng(0)
         tries = _TRIES if limit <= 256 else 4
         for attempt in range(tries + 1):
@@ -209,9 +213,9 @@ class SchemaConstraint:
         return None
 
     def _closer(self, matcher: Any, text: _Text, random: np.random.Generator | None) -> int | None:
-        """The token that leads to the end soonest by the look of it, or (``random``) now and then any; None for none.
+        """A valid token that seems to lead to the end soonest, with ``random`` sometimes any; None when there is none.
 
-        A string that may not end yet often waits for a sign: the @ of an address, a dash.
+        A string that may not end yet often needs a sign: the @ of an address, a dash.
         """
         valid = np.flatnonzero(self._valid(matcher))
         if not len(valid):
@@ -238,7 +242,7 @@ class SchemaConstraint:
 
 
 def _leads_out(matcher: Any, way: Sequence[int], limit: int) -> bool:
-    """Whether these tokens, at most ``limit``, finish the document."""
+    """Whether these tokens finish the document and are at most ``limit``."""
     if len(way) > limit:
         return False
     at = matcher.deep_copy()
@@ -246,7 +250,7 @@ def _leads_out(matcher: Any, way: Sequence[int], limit: int) -> bool:
 
 
 def _citations(tokenizer: Tokenizer, citable: int, options: Mapping[str, Any]) -> str:
-    """Rules for the section of citations: its marks are tokens where the model has them, text where not."""
+    """Grammar rules of the section of citations; its marks are single tokens if the model has them."""
     marks = [(tokenizer.marker_id(mark), mark) for mark in (CITATIONS, CITATIONS_END)]
     first, last = (f"<[{i}]>" if i is not None else json.dumps(mark) for i, mark in marks)
     number = {"type": "integer", "minimum": 0, "maximum": citable - 1}
@@ -255,7 +259,7 @@ def _citations(tokenizer: Tokenizer, citable: int, options: Mapping[str, Any]) -
 
 
 class _Text:
-    """Follows the JSON text far enough to know whether it is in a string, or how long the number it is in has become."""
+    """Tracks whether the JSON text is within a string, or how long the number is that it is in."""
 
     def __init__(self) -> None:
         self.in_string = self._escaped = self._exponent = False
@@ -277,7 +281,7 @@ class _Text:
                 self._length, self._exponent = 0, False
 
     def banned(self, vocabulary: Vocabulary) -> np.ndarray | None:
-        """The tokens that would make a number too long, None where there is no danger of it."""
+        """The tokens that would make the number too long: bool [n_vocab]; None when it is still short."""
         if self.in_string or not self._length:
             return None
         if self._length >= _NUMBER:
@@ -286,7 +290,7 @@ class _Text:
 
 
 class Vocabulary:
-    """A tokenizer as llguidance wants it, and what kinds of tokens it has."""
+    """A tokenizer in llguidance's form, and the kinds of its tokens."""
 
     def __init__(self, tokenizer: Tokenizer, n_vocab: int) -> None:
         import llguidance
@@ -302,12 +306,12 @@ class Vocabulary:
             eos_token=stops,
             slices=llguidance.LLTokenizer.json_slices(),
         )
-        #: How soon a token leads to the document's end, 0 first, outside and inside strings: uint8 [n_vocab].
+        #: How soon a token leads to the document's end (0: soonest), outside and inside strings: uint8 [n_vocab].
         self.ranks = np.array([_rank(p) for p in self.pieces], dtype=np.uint8)
         self.ranks_in_string = np.array([_rank_in_string(p) for p in self.pieces], dtype=np.uint8)
         #: Single signs, quotes among them: bool [n_vocab].
         self.signs = np.array([len(p) == 1 and p in _SIGNS for p in self.pieces])
-        #: Tokens that go on with a number, and those of them that do so by more than one character: bool [n_vocab].
+        #: Tokens that continue a number, and those of more than one character: bool [n_vocab].
         self.numeric = np.array([p[:1] in _NUMERIC for p in self.pieces])
         self.long_numeric = self.numeric & np.array([len(p) > 1 for p in self.pieces])
 
@@ -317,10 +321,10 @@ _NUMERIC = frozenset(bytes([c]) for c in b"0123456789.eE+-")
 
 
 class _Source:
-    """What llguidance asks of a tokenizer."""
+    """The interface that llguidance expects of a tokenizer."""
 
     def __init__(self, tokenizer: Tokenizer, pieces: list[bytes], eos: int, special: list[int]) -> None:
-        self._tokenizer = weakref.ref(tokenizer)  # the tables outlive no tokenizer
+        self._tokenizer = weakref.ref(tokenizer)  # the cached tables must not keep the tokenizer alive
         self.eos_token_id, self.bos_token_id = eos, tokenizer.bos_id
         self.tokens, self.special_token_ids = pieces, special
 
@@ -333,7 +337,7 @@ _vocabularies: weakref.WeakKeyDictionary[Tokenizer, dict[int, Vocabulary]] = wea
 
 
 def _vocabulary(tokenizer: Tokenizer, n_vocab: int) -> Vocabulary:
-    """Made once a tokenizer: half a second for 65,536 tokens."""
+    """The vocabulary of a tokenizer, made once: it takes half a second for 65,536 tokens."""
     known = _vocabularies.setdefault(tokenizer, {})
     if n_vocab not in known:
         known[n_vocab] = Vocabulary(tokenizer, n_vocab)

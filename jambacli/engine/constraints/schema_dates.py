@@ -1,6 +1,6 @@
-"""Dates and times of a JSON schema, held to the calendar and the clock; knows nothing of tokens, grammars or models.
+"""Hold the dates and times of a JSON schema to the calendar and the clock.
 
-llguidance's own ``date`` takes 29 February in every year and the year 0, its ``time`` a 60th second; validators do not.
+llguidance's own ``date`` takes 29 February in every year and the year 0, its ``time`` a 60th second; validators accept neither.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from typing import Any
 
 _YEAR = r"(000[1-9]|00[1-9]\d|0[1-9]\d\d|[1-9]\d\d\d)"
 _LEAP_YEAR = r"(\d\d(0[48]|[2468][048]|[13579][26])|(0[48]|[2468][048]|[13579][26])00)"
-# How many days a month has otherwise is llguidance's part.
+# llguidance knows how many days the other months have.
 _DATE = rf"({_YEAR}-((0[13-9]|1[0-2])-\d\d|02-([01]\d|2[0-8]))|{_LEAP_YEAR}-02-29)"
 _TIME = r"\d\d:\d\d:[0-5]\d"
 _PATTERNS = {"date": rf"^{_DATE}$", "time": rf"^{_TIME}", "date-time": rf"^{_DATE}[Tt]{_TIME}"}
-# What stands under these is data, not a schema.
+# Values of these keys are data, not schemas.
 _DATA = frozenset(("const", "enum", "default", "examples"))
-# And under these are schemas by names of any kind, those above too.
+# Values of these keys are schemas by name; a name may be one of the keys above.
 _NAMED = frozenset(("properties", "patternProperties", "dependentSchemas", "$defs", "definitions"))
 
 
 def with_calendar(schema: Any) -> Any:
-    """A copy of ``schema``, any part of one, in which every date and time is also held to a pattern of those there are."""
+    """A copy of ``schema``, or of a part of one, in which every date and time also follows a pattern of valid ones."""
     if isinstance(schema, list):
         return [with_calendar(part) for part in schema]
     if not isinstance(schema, Mapping):

@@ -27,7 +27,7 @@ from jambacli.kernels.triton.limits import (
     SPLIT,
 )
 from jambacli.kernels.triton.repack import FLOAT, GROUP, LAYOUTS, packed_bytes
-from jambacli.model.config import JambaConfig
+from jambacli.model.config import CHECKPOINT_BYTES, JambaConfig
 from quant.formats import FORMATS
 
 #: A slot's tensors begin at multiples of this.
@@ -36,8 +36,6 @@ ALIGNED = 256
 CONTEXT_BYTES = 450_000_000
 # What comes later: cuBLAS with its workspace, compiled kernels, recorded graphs.
 _LIBRARY_BYTES = 250_000_000
-#: What copies of the recurrent state to go back to may take, which lie beside the state.
-CHECKPOINT_BYTES = 256 << 20
 
 # Matrices that kernels read; every other tensor is a few values.
 _MATRICES = (

@@ -1,0 +1,75 @@
+"""A loaded model with what belongs to it: tokenizer, chat template, fingerprint, sampling defaults."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jambacli.engine.sampling import Sampling, model_defaults
+from jambacli.errors import JambaError
+from jambacli.files import jamba_home
+from jambacli.text.template import ChatTemplate
+from jambacli.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+    from jambacli.model.config import JambaConfig
+    from jambacli.model.jamba import JambaModel
+
+
+class LoadedModel:
+    """A model ready to compute.
+
+    Attributes: ``name``; ``path`` (of the first file, or None); ``model`` (JambaModel); ``config`` (JambaConfig);
+    ``metadata`` (the file's key-value pairs); ``sampling`` (the file's defaults); ``load_seconds``.
+    """
+
+    def __init__(
+        self, model: JambaModel, metadata: Mapping[str, Any], name: str = "model", path: Path | None = None
+    ) -> None:
+        self.name = name
+        self.path = path
+        self.model = model
+        self.metadata = metadata
+        self.config: JambaConfig = model.config
+        self.sampling: Sampling = model_defaults(metadata)
+        self.load_seconds = 0.0
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer in the file."""
+        return Tokenizer(self.metadata, self.name, jamba_home() / "tokenizers")
+
+    @functools.cached_property
+    def template(self) -> ChatTemplate | None:
+        """The chat template in the file; None when it has none."""
+        source = self.tokenizer.template
+        return ChatTemplate(source, self.tokenizer, self.name) if source else None
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """The identity of the weights, to which stored states belong. Raises JambaError for a model without a file."""
+        from jambacli.cache.fingerprint import fingerprint
+        from jambacli.gguf.reader import GGUFFile
+
+        source = self.model.source
+        if not isinstance(source, GGUFFile):
+            raise JambaError(f"{self.name} was not loaded from a file, so its state cannot be stored")
+        return fingerprint(source)
+
+    def logits(self, token_ids: Sequence[int], *, chunk: int = 512, kv_type: str = "f32") -> torch.Tensor:
+        """The logits after each token of a new sequence, float32 [len(token_ids), n_vocab] on the CPU.
+
+        ``chunk``: tokens of one pass. Raises JambaError for no tokens.
+        """
+        import torch
+
+        if not len(token_ids):
+            raise JambaError("there are no tokens to compute logits for")
+        ids = torch.as_tensor(token_ids, dtype=torch.int64)
+        state = self.model.new_state(len(ids), kv_type)
+        rows = [self.model.forward(part, state, logits="all") for part in ids.split(chunk)]
+        return torch.cat([r.cpu() for r in rows if r is not None])

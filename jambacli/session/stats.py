@@ -1,0 +1,41 @@
+"""The figures of one reply."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jambacli.engine.generate import Generated
+    from jambacli.engine.sequence import Counters
+
+
+@dataclass
+class Stats:
+    """One reply in figures; seconds and tokens. ``first_token_seconds`` counts from the call to the first text.
+
+    ``document_tokens``: the tokens up to the end of the documents; ``replayed_document_tokens`` of them were prefilled.
+    """
+
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
+    prefilled_tokens: int = 0
+    prefill_seconds: float = 0.0
+    generated_tokens: int = 0
+    decode_seconds: float = 0.0
+    decoded_tokens: int = 0
+    first_token_seconds: float = 0.0
+    finish: str = ""
+    document_tokens: int = 0
+    replayed_document_tokens: int = 0
+
+    def end(self, counters: Counters, result: Generated, before: int) -> None:
+        """Take over the figures of a reply that has ended; its first ``before`` tokens were generated earlier."""
+        self.reused_tokens = counters.reused
+        self.prefilled_tokens = counters.prefilled
+        self.prefill_seconds = counters.prefill_seconds
+        self.replayed_document_tokens = max(0, min(counters.prefilled, self.document_tokens - counters.reused))
+        self.generated_tokens = len(result.ids) - before
+        self.decoded_tokens = counters.decoded
+        self.decode_seconds = counters.decode_seconds
+        self.finish = result.finish
