@@ -87,13 +87,13 @@ class Jamba:
         with importing():
             from jambacli.kernels import set_threads
             from jambacli.runtime.device import load_gguf_on
+            from jambacli.runtime.options import DeviceOptions
 
             importlib.import_module("jambacli.runtime.loader")  # what brings torch
         if threads is not None:
             set_threads(threads)
-        model = load_gguf_on(
-            file, device, ctx=ctx, kv_type=kv_type, gpu_memory=gpu_memory, cpu_experts=cpu_experts, cpu_kv=cpu_kv
-        )
+        where = DeviceOptions(device=device, gpu_memory=gpu_memory, cpu_experts=cpu_experts, cpu_kv=cpu_kv)
+        model = load_gguf_on(file, where, ctx=ctx, kv_type=kv_type)
         loaded = cls(model, file.metadata, str(file.metadata.get("general.name") or path.stem), path)
         loaded.load_seconds = time.perf_counter() - start
         if name is not None:

@@ -79,3 +79,8 @@ class BadFileError(JambaError):
 
 class UnsupportedError(JambaError):
     """A valid file or model that this program does not handle; the text says which part and why."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a foreign error's text, or its type where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

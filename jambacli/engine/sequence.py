@@ -85,7 +85,7 @@ class TokenSequence:
     @property
     def sound(self) -> bool:
         """Whether the state stands where the tokens end; not after an interruption, until it is rewound."""
-        return not self.state.torn and self.state.position == len(self.tokens)
+        return not self.state.interrupted and self.state.position == len(self.tokens)
 
     @property
     def positions(self) -> list[int]:

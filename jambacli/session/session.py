@@ -382,7 +382,7 @@ class Session:
     def commit(self) -> None:
         """Store the sequence and, under a name, the session that leads to it; returns before it is written."""
         sequence, persistence = self.sequence, self.sequence.persistence
-        if persistence is None or self._record.read_only or sequence.state.torn:
+        if persistence is None or self._record.read_only or sequence.state.interrupted:
             return
         if self.name is None:
             persistence.commit(sequence)

@@ -1,4 +1,4 @@
-"""Choosing tokens on a card against choosing them on the processor, given the same random numbers; runs on either."""
+"""Choosing tokens on a GPU against choosing them on the processor, given the same random numbers; runs on either."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_they_are_an_array_to_everyone_else_and_say_how_long_it_took() -> None:
     assert min(times) >= 0
 
 
-def test_a_session_says_the_same_with_its_logits_on_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_session_says_the_same_with_its_logits_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = Jamba.load(small_file(tmp_path, "q8_0"))
     options = {"temperature": 1.2, "seed": 5, "max_tokens": 12}
     expected = "".join(model.session().send("herons", **options))

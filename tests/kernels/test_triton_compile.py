@@ -1,4 +1,4 @@
-"""Every Triton kernel compiles for the cards people have, without one: a whole tiny model's decode step and prefill."""
+"""Every Triton kernel compiles for the GPUs people have, without one: a whole tiny model's decode step and prefill."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def compile_everything(capability: int, formats: str) -> None:
     from jambacli.kernels.triton.attention import DecodeScratch, append, decode
     from jambacli.kernels.triton.launch import interpreted
     from jambacli.kernels.triton.scan import selective_scan
-    from jambacli.runtime.cuda.load import put_on_card
+    from jambacli.runtime.cuda.load import put_on_gpu
     from jambacli.runtime.cuda.placement import Placement
     from tests.support.gpu_compile import compile_for
 
@@ -37,10 +37,10 @@ def compile_everything(capability: int, formats: str) -> None:
     dtype = torch.bfloat16 if capability >= 80 else torch.float16
     config = tiny_config()
     tensors = tiny_tensors(config, formats)
-    attention.matrix_units = lambda device: capability >= 80  # there is no card to ask
+    attention.matrix_units = lambda device: capability >= 80  # there is no GPU to ask
     with compile_for(capability) as done:
         plan = Placement(0, 0, 0, 0, frozenset(), 2)
-        model = put_on_card(config, tensors.__getitem__, torch.device("cpu"), plan, dtype=dtype)
+        model = put_on_gpu(config, tensors.__getitem__, torch.device("cpu"), plan, dtype=dtype)
         # Many tokens into q8_0 are encoded by torch, which refuses what kernels that never ran leave behind.
         for kv_type, n in (("f16", 1), ("f16", 5), ("q8_0", 1)):
             model.forward(torch.zeros(n, dtype=torch.int64), model.new_state(64, kv_type))
@@ -85,10 +85,11 @@ def test_every_kernel_compiles(capability: int, formats: str) -> None:
 
 _PRODUCT = """
 import torch
-from jambacli.gpu_check.parity import on, random_weight
+from jambacli.evaluation.synthetic import random_weight
+from jambacli.gpu_check.parity import packed_on
 from jambacli.kernels.triton.gemv import gemv
 from tests.support.gpu_compile import compile_for
-w = on(random_weight("q4_k", (16, 2048)), torch.device("cpu"))
+w = packed_on(random_weight("q4_k", (16, 2048)), torch.device("cpu"))
 with compile_for(86) as done:
     gemv(torch.zeros(1, 2048), w, norm=torch.zeros(2048), eps=1e-6)
 ptx = done[0].asm["ptx"]
@@ -115,19 +116,20 @@ def test_a_product_reads_wide_and_moves_nothing_between_threads_as_it_goes() -> 
 
 _WIDEST = """
 import dataclasses, torch
-from jambacli.gpu_check.parity import on, random_weight
+from jambacli.evaluation.synthetic import random_weight
+from jambacli.gpu_check.parity import packed_on
 from jambacli.kernels.triton.gemm import gemm
 from tests.support.gpu_compile import compile_for
 for fmt in ("f32", "bf16"):
     # Nothing runs: a few rows of planes stand for all.
-    w = dataclasses.replace(on(random_weight(fmt, (8, 4096)), torch.device("cpu")), shape=(14336, 4096))
+    w = dataclasses.replace(packed_on(random_weight(fmt, (8, 4096)), torch.device("cpu")), shape=(14336, 4096))
     with compile_for(86) as done:
         gemm(torch.zeros(64, 4096), w, up=w)
     print(done[0].shared)
 """
 
 
-def test_the_widest_product_fits_into_the_shared_memory_of_small_cards() -> None:
+def test_the_widest_product_fits_into_the_shared_memory_of_small_gpus() -> None:
     import subprocess
     import sys
 
@@ -141,7 +143,8 @@ def test_the_widest_product_fits_into_the_shared_memory_of_small_cards() -> None
 
 _LENGTHS = """
 import torch
-from jambacli.gpu_check.parity import on, random_weight
+from jambacli.evaluation.synthetic import random_weight
+from jambacli.gpu_check.parity import packed_on
 from jambacli.kernels.triton.attention import DecodeScratch, append, decode
 from jambacli.kernels.triton.conv import causal_conv
 from jambacli.kernels.triton.dequant import embed
@@ -149,7 +152,7 @@ from jambacli.kernels.triton.gemm import gemm
 from jambacli.kernels.triton.scan import selective_scan
 from tests.support.gpu_compile import compile_for
 here, half = torch.device("cpu"), torch.float16
-w = on(random_weight("q4_0", (64, 64)), here)
+w = packed_on(random_weight("q4_0", (64, 64)), here)
 A, x, wide = torch.zeros(64, 16), torch.zeros(4096, 64), torch.zeros(4096, 128)
 with compile_for(86) as done:
     for t in (2, 16, 17, 200, 300, 304, 4096):

@@ -14,7 +14,7 @@ from jambacli.evaluation.synthetic import choices
 from jambacli.hardware import devices, nvml
 from jambacli.hardware.devices import Device
 from jambacli.model.config import JambaConfig
-from jambacli.runtime.cuda.memory import CONTEXT_BYTES, card_sizes
+from jambacli.runtime.cuda.memory import CONTEXT_BYTES, gpu_sizes
 from jambacli.runtime.cuda.placement import place
 from jambacli.runtime.memory_plan import Plan, memory_plan, prefill_flops, scratch_bytes
 
@@ -72,8 +72,8 @@ def test_verdicts(kind: str, total: float, available: float, verdict: str) -> No
 @pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
 @pytest.mark.parametrize("ctx", [4096, 262144])
 @pytest.mark.parametrize("quant", ["q4_k_m", "experts_int8"])
-def test_a_card_is_judged_as_loading_decides(quant: str, ctx: int, kv_type: str) -> None:
-    """What ``load_on_card`` plans with, once a CUDA context has taken its part of what was free."""
+def test_a_gpu_is_judged_as_loading_decides(quant: str, ctx: int, kv_type: str) -> None:
+    """What ``load_on_gpu`` plans with, once a CUDA context has taken its part of what was free."""
     chosen = choices(MINI, quant)
     tensors = {name: (c.format, c.tensor.shape) for name, c in chosen.items()}
     weights = sum(c.nbytes for c in chosen.values())
@@ -84,7 +84,7 @@ def test_a_card_is_judged_as_loading_decides(quant: str, ctx: int, kv_type: str)
         fit = memory_plan(MINI, weights, experts, ctx, kv_type, devices, tensors).fits[1]
         seen.add(fit.verdict)
         try:
-            loaded = place(MINI, card_sizes(tensors), ctx, kv_type, free * GB - CONTEXT_BYTES)
+            loaded = place(MINI, gpu_sizes(tensors), ctx, kv_type, free * GB - CONTEXT_BYTES)
         except JambaError:
             assert fit.verdict == "too big"
             continue
@@ -177,7 +177,7 @@ def test_memory_and_cores_agree_with_psutil() -> None:
     assert 1 <= devices.usable_cores() <= psutil.cpu_count()
 
 
-# A driver library with two cards, one of an old kind; NVML's own signatures.
+# A driver library with two GPUs, one of an old kind; NVML's own signatures.
 DRIVER = """
 #include <string.h>
 typedef struct { unsigned long long total, free, used; } memory;
@@ -210,12 +210,12 @@ def driver(folder: Path, monkeypatch: pytest.MonkeyPatch, fails: int = 0) -> Non
     monkeypatch.setattr(nvml, "_LIBRARIES", {"linux": [str(folder / "none.so"), str(library)]})
 
 
-def test_cards_come_from_the_driver_and_broken_ones_are_left_out(
+def test_gpus_come_from_the_driver_and_broken_ones_are_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     driver(tmp_path, monkeypatch)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    first, last = nvml.cards()
+    first, last = nvml.gpus()
     assert (first.index, first.uuid, first.name) == (0, "GPU-aaaa", "NVIDIA H100")
     assert (first.total, first.free) == (1 << 34, (1 << 34) - 5)
     # NVIDIA's data sheet says 989 Tflop/s for the H100 SXM, at a clock of 1830 MHz.
@@ -242,22 +242,22 @@ def test_cuda_visible_devices_is_obeyed(
 ) -> None:
     driver(tmp_path, monkeypatch)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", setting)
-    assert [card.uuid for card in nvml.cards()] == uuids
+    assert [gpu.uuid for gpu in nvml.gpus()] == uuids
 
 
-def test_no_driver_or_a_broken_one_means_no_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_driver_or_a_broken_one_means_no_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     driver(tmp_path, monkeypatch, fails=9)
-    assert nvml.cards() == []
+    assert nvml.gpus() == []
     monkeypatch.setattr(nvml, "_LIBRARIES", {})
-    assert nvml.cards() == []
+    assert nvml.gpus() == []
 
 
 @pytest.mark.gpu
-def test_cards_agree_with_torch() -> None:
+def test_gpus_agree_with_torch() -> None:
     import torch
 
-    found = nvml.cards()
-    assert [card.name for card in found] == [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    for i, card in enumerate(found):
-        assert card.total == pytest.approx(torch.cuda.get_device_properties(i).total_memory, rel=0.05)
-        assert 1e13 < card.peak_flops < 1e16
+    found = nvml.gpus()
+    assert [gpu.name for gpu in found] == [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    for i, gpu in enumerate(found):
+        assert gpu.total == pytest.approx(torch.cuda.get_device_properties(i).total_memory, rel=0.05)
+        assert 1e13 < gpu.peak_flops < 1e16

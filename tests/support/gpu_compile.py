@@ -1,4 +1,4 @@
-"""Compiles every kernel that a piece of code launches, for a card that is not there; runs none of them.
+"""Compiles every kernel that a piece of code launches, for a GPU that is not there; runs none of them.
 
 Triton's compiler needs no GPU: only asking which one there is, and launching, do. So the driver's answers are made up and
 a launch ends after compilation. The code under test runs with CPU tensors, whose contents afterwards mean nothing.

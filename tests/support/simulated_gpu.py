@@ -1,14 +1,14 @@
 """A CUDA device that is not there: tensors that say they lie on it, streams that lag, graphs. Knows nothing of models.
 
-Values are computed on the CPU (Triton's kernels by its interpreter), but under a card's rules, so that what only a card would
+Values are computed on the CPU (Triton's kernels by its interpreter), but under a GPU's rules, so that what only a GPU would
 punish fails here too: an operation on tensors of both devices, a kernel given memory of the computer's, a host that reads or
 overwrites page-locked memory before the copy has happened, streams that do not wait for one another, values that a recorded
 graph froze, a wait inside a recording. Work is queued by stream and done as late as the rules allow ("late"), at once
 ("at once"), late on the first stream and at once on all others ("others first"), or at random. Memory is counted, so that
 plans can be held to it.
 
-    with simulated_card() as card:
-        model = put_on_card(config, tensors, card.device, plan)
+    with simulated_gpu() as GPU:
+        model = put_on_gpu(config, tensors, GPU.device, plan)
 
 Not simulated: memory that the allocator hands out again while another stream still reads it; how long anything takes.
 """
@@ -36,7 +36,7 @@ import torch
 import torch.nn.attention.bias
 from torch.utils._python_dispatch import _disable_current_modes
 
-from tests.support.simulated_tensors import CARD, CardMode, LowerRight, OnCard, inside_of
+from tests.support.simulated_tensors import GPU, LowerRight, SimulatedMode, SimulatedTensor, inside_of
 
 Order = Literal["at once", "late", "others first", "random"]
 
@@ -50,11 +50,11 @@ class _Stream:
     done: int = 0
 
 
-class Card:
+class Gpu:
     """The device's streams, memory and recordings. ``used``, ``peak`` and ``limit``: bytes of its tensors."""
 
     def __init__(self, order: Order, capability: tuple[int, int], memory: int, seed: int, computes: bool) -> None:
-        self.device, self.capability, self.limit, self.computes = CARD, capability, memory, computes
+        self.device, self.capability, self.limit, self.computes = GPU, capability, memory, computes
         self.used = self.peak = 0
         self.launches: list[str] = []
         self._order, self._random = order, random.Random(seed)
@@ -128,7 +128,7 @@ class Card:
     # -- memory
 
     def count(self, x: torch.Tensor) -> None:
-        """Take a tensor's memory as the card's, until it goes."""
+        """Take a tensor's memory as the GPU's, until it goes."""
         storage = x.untyped_storage()
         key, size = storage._cdata, -(-storage.nbytes() // 512) * 512
         with self._lock:
@@ -154,7 +154,7 @@ class Card:
         return x
 
     def pinned(self, x: torch.Tensor) -> bool:
-        """Whether the card reads x by itself."""
+        """Whether the GPU reads x by itself."""
         return x.untyped_storage().data_ptr() in self._pinned
 
 
@@ -168,11 +168,11 @@ static c10::impl::DeviceGuardImplRegistrar registrar(c10::DeviceType::CUDA, &gua
 
 
 @functools.cache
-def _let_torch_know_of_cards() -> None:
-    """A torch without CUDA refuses to name a card at all; told of one whose switching does nothing, it does not."""
+def _register_gpu_with_torch() -> None:
+    """A torch without CUDA refuses to name a GPU at all; told of one whose switching does nothing, it does not."""
     compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
-        pytest.skip("no C++ compiler, which simulating a card takes")
+        pytest.skip("no C++ compiler, which simulating a GPU takes")
     torch_home = Path(torch.__file__).parent
     with tempfile.TemporaryDirectory() as folder:
         source, library = Path(folder) / "guard.cpp", Path(folder) / "guard.so"
@@ -188,23 +188,23 @@ def _let_torch_know_of_cards() -> None:
 class Event:
     """As torch.cuda.Event."""
 
-    def __init__(self, card: Card) -> None:
-        self._card = card
+    def __init__(self, gpu: Gpu) -> None:
+        self._gpu = gpu
         self._at: tuple[_Stream, int] | None = None
 
     def record(self, handle: _StreamHandle | None = None) -> None:
         """Mark a stream's present end."""
-        stream = self._card.current if handle is None else handle.inner
+        stream = self._gpu.current if handle is None else handle.inner
         self._at = stream, stream.given
 
     def reach(self) -> None:
         """Do what comes before the mark."""
         if self._at is not None:
-            self._card.finish(*self._at)
+            self._gpu.finish(*self._at)
 
     def synchronize(self) -> None:
         """The host waits."""
-        if self._card.recording is not None:
+        if self._gpu.recording is not None:
             raise RuntimeError("CUDA error: operation not permitted when stream is capturing (an event)")
         self.reach()
 
@@ -213,7 +213,7 @@ class Event:
         return self._at is None or self._at[0].done >= self._at[1]
 
     def elapsed_time(self, other: Event) -> float:
-        """Milliseconds to a later event: some, for nothing here takes a card's time."""
+        """Milliseconds to a later event: some, for nothing here takes a GPU's time."""
         if not (self.query() and other.query()):
             raise RuntimeError("CUDA error: device not ready")
         return 1.0
@@ -222,76 +222,76 @@ class Event:
 class Graph:
     """As torch.cuda.CUDAGraph: what a stream is given between beginning and end, to be given again."""
 
-    def __init__(self, card: Card) -> None:
-        self._card = card
+    def __init__(self, gpu: Gpu) -> None:
+        self._gpu = gpu
         self.steps: list[Callable[[], None]] = []
         self.replays = 0
 
     def capture_begin(self, *_: Any, **__: Any) -> None:
         """Record what the calling thread does from now on, on a stream that is not the first."""
-        if self._card.current is self._card._main:
+        if self._gpu.current is self._gpu._main:
             raise RuntimeError("CUDA graphs must be captured on a non-default stream")
-        self._card._here.graph = self
+        self._gpu._here.graph = self
 
     def capture_end(self) -> None:
         """Enough."""
-        self._card._here.graph = None
-        if not self.steps and self._card.computes:
+        self._gpu._here.graph = None
+        if not self.steps and self._gpu.computes:
             raise RuntimeError("the graph is empty")
 
     def replay(self) -> None:
         """Everything recorded, once more, on the present stream."""
         self.replays += 1
         for step in self.steps:
-            self._card.give(step)
+            self._gpu.give(step)
 
 
 class _StreamHandle:
     """As torch.cuda.Stream."""
 
-    def __init__(self, card: Card, stream: _Stream) -> None:
-        self._card, self.inner = card, stream
+    def __init__(self, gpu: Gpu, stream: _Stream) -> None:
+        self._gpu, self.inner = gpu, stream
 
     def wait_event(self, event: Event) -> None:
         """Nothing more here before that."""
         at = event._at
         if at is not None:
-            self._give(lambda: self._card.finish(*at))
+            self._give(lambda: self._gpu.finish(*at))
 
     def wait_stream(self, other: _StreamHandle) -> None:
         """Nothing more here before what is there now."""
         at = other.inner, other.inner.given
-        self._give(lambda: self._card.finish(*at))
+        self._give(lambda: self._gpu.finish(*at))
 
     def _give(self, work: Callable[[], None]) -> None:
-        with on_stream(self._card, self):
-            self._card.give(work)
+        with on_stream(self._gpu, self):
+            self._gpu.give(work)
 
     def synchronize(self) -> None:
         """The host waits."""
-        self._card.wait("a stream", self.inner)
+        self._gpu.wait("a stream", self.inner)
 
 
 @contextlib.contextmanager
-def on_stream(card: Card, handle: _StreamHandle) -> Iterator[None]:
+def on_stream(gpu: Gpu, handle: _StreamHandle) -> Iterator[None]:
     """``torch.cuda.stream``: the thread's present stream for a while."""
-    before = card.current
-    card.current = handle.inner
+    before = gpu.current
+    gpu.current = handle.inner
     try:
         yield
     finally:
-        card.current = before
+        gpu.current = before
 
 
 def _generator(plain: Callable[..., torch.Generator], device: Any = None) -> torch.Generator:
-    return plain()  # whatever draws for the card draws here
+    return plain()  # whatever draws for the GPU draws here
 
 
 @contextlib.contextmanager
-def _recording(card: Card, graph: Graph) -> Iterator[None]:
+def _recording(gpu: Gpu, graph: Graph) -> Iterator[None]:
     """``torch.cuda.graph``."""
-    card.wait_for_all()
-    with on_stream(card, _StreamHandle(card, card.stream())):
+    gpu.wait_for_all()
+    with on_stream(gpu, _StreamHandle(gpu, gpu.stream())):
         graph.capture_begin()
         try:
             yield
@@ -310,42 +310,42 @@ def _tensor(plain: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
 
 
 @contextlib.contextmanager
-def simulated_card(
+def simulated_gpu(
     order: Order = "late",
     *,
     capability: tuple[int, int] = (9, 0),
     memory: int = 1 << 40,
     seed: int = 0,
     computes: bool = True,
-) -> Iterator[Card]:
-    """Within this context there is one card, cuda:0. ``memory``: its bytes.
+) -> Iterator[Gpu]:
+    """Within this context there is one GPU, cuda:0. ``memory``: its bytes.
 
     Where it does not compute, it only counts: kernels launched and bytes, of models of any size, whose values are zeros.
     """
     from triton.runtime.interpreter import GridExecutor
 
     if torch.version.cuda is not None:
-        pytest.skip("this torch knows real cards")
-    _let_torch_know_of_cards()
-    card = Card(order, capability, memory, seed, computes)
-    main = _StreamHandle(card, card._main)
+        pytest.skip("this torch knows real GPUs")
+    _register_gpu_with_torch()
+    gpu = Gpu(order, capability, memory, seed, computes)
+    main = _StreamHandle(gpu, gpu._main)
     plain = GridExecutor.__call__
 
     def launch(self: Any, *args: Any, **kwargs: Any) -> None:
         for x in (*args, *kwargs.values()):
-            if isinstance(x, torch.Tensor) and not isinstance(x, OnCard):
+            if isinstance(x, torch.Tensor) and not isinstance(x, SimulatedTensor):
                 raise ValueError(
                     f"Pointer argument cannot be accessed from Triton (cpu tensor?), in {self.fn.__name__}"
                 )
         a, k = inside_of(args), inside_of(kwargs)
-        card.launches.append(self.fn.__name__)
-        card.give(lambda: plain(self, *a, **k))
+        gpu.launches.append(self.fn.__name__)
+        gpu.give(lambda: plain(self, *a, **k))
 
     def event_of(_: Any = None) -> Any:
-        handle = _StreamHandle(card, card.current)
-        return main if handle.inner is card._main else handle
+        handle = _StreamHandle(gpu, gpu.current)
+        return main if handle.inner is gpu._main else handle
 
-    with pytest.MonkeyPatch.context() as patch, CardMode(card):
+    with pytest.MonkeyPatch.context() as patch, SimulatedMode(gpu):
         patch.setattr(GridExecutor, "__call__", launch)
         patch.setattr(torch, "tensor", _tensor(torch.tensor))
         patch.setattr(torch, "Generator", functools.partial(_generator, torch.Generator))
@@ -359,10 +359,10 @@ def simulated_card(
             "device": lambda device: contextlib.nullcontext(),
             "get_device_capability": lambda device=None: capability,
             "get_device_name": lambda device=None: "Simulated",
-            "mem_get_info": lambda device=None: (memory - card.used, memory),
-            "max_memory_allocated": lambda device=None: card.peak,
-            "reset_peak_memory_stats": lambda device=None: setattr(card, "peak", card.used),
-            "set_per_process_memory_fraction": lambda part, device=None: setattr(card, "limit", int(part * memory)),
+            "mem_get_info": lambda device=None: (memory - gpu.used, memory),
+            "max_memory_allocated": lambda device=None: gpu.peak,
+            "reset_peak_memory_stats": lambda device=None: setattr(gpu, "peak", gpu.used),
+            "set_per_process_memory_fraction": lambda part, device=None: setattr(gpu, "limit", int(part * memory)),
             "get_device_properties": lambda device=None: SimpleNamespace(
                 name="Simulated",
                 major=capability[0],
@@ -371,15 +371,15 @@ def simulated_card(
                 multi_processor_count=84,
             ),
             "empty_cache": lambda: None,
-            "synchronize": card.wait_for_all,
-            "Stream": lambda device=None: _StreamHandle(card, card.stream()),
-            "Event": lambda **_: Event(card),
-            "CUDAGraph": lambda: Graph(card),
+            "synchronize": gpu.wait_for_all,
+            "Stream": lambda device=None: _StreamHandle(gpu, gpu.stream()),
+            "Event": lambda **_: Event(gpu),
+            "CUDAGraph": lambda: Graph(gpu),
             "current_stream": event_of,
-            "stream": lambda handle: on_stream(card, handle),
-            "graph": lambda graph: _recording(card, graph),
+            "stream": lambda handle: on_stream(gpu, handle),
+            "graph": lambda graph: _recording(gpu, graph),
             "_lazy_init": lambda: None,
         }.items():
             patch.setattr(torch.cuda, name, value)
-        yield card
-        card.wait_for_all()
+        yield gpu
+        gpu.wait_for_all()

@@ -1,17 +1,17 @@
-"""The model's operations as Triton kernels for CUDA cards, and whether they can run here; knows nothing of models.
+"""The model's operations as Triton kernels for CUDA GPUs, and whether they can run here; knows nothing of models.
 
 Importing this package does not import triton: ``why_not`` says in one line what is missing, None when nothing is.
 """
 
 from __future__ import annotations
 
-#: The oldest Triton and card these kernels are compiled for in the tests.
+#: The oldest Triton and GPU these kernels are compiled for in the tests.
 OLDEST_TRITON = (3, 2)
 OLDEST_CAPABILITY = (7, 5)
 
 
 def why_not(index: int = 0) -> str | None:
-    """Why the Triton kernels cannot run on card ``index``; None where they can. Torch has found the card already."""
+    """Why the Triton kernels cannot run on GPU ``index``; None where they can. Torch has found the GPU already."""
     import torch
 
     version = triton_version()
@@ -26,7 +26,7 @@ def why_not(index: int = 0) -> str | None:
     have = torch.cuda.get_device_capability(index)
     if have < OLDEST_CAPABILITY:
         least = f"{OLDEST_CAPABILITY[0]}.{OLDEST_CAPABILITY[1]}"
-        return f"the card's compute capability is {have[0]}.{have[1]}; the kernels need {least} or newer"
+        return f"the GPU's compute capability is {have[0]}.{have[1]}; the kernels need {least} or newer"
     return start_problem()
 
 

@@ -252,7 +252,7 @@ def prefill(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, n_past: int, dtyp
 
     def expand(cache: torch.Tensor) -> torch.Tensor:
         values = cache[:total]
-        if cache.dtype != dtype:  # some tokens at a time: in float32 a long context's would fill the card
+        if cache.dtype != dtype:  # some tokens at a time: in float32 a long context's would fill the GPU
             values = torch.empty(total, n_kv_heads, head_dim, dtype=dtype, device=cache.device)
             step = max(1, CONVERT_VALUES // (n_kv_heads * head_dim))
             for first in range(0, total, step):
@@ -273,7 +273,7 @@ def prefill(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, n_past: int, dtyp
 
 
 def _by_kv_head(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, n_past: int) -> torch.Tensor:
-    """Kv heads as a batch, each with its queries' heads. Torch's fused attention that older cards and float32 have knows
+    """Kv heads as a batch, each with its queries' heads. Torch's fused attention that older GPUs and float32 have knows
     no groups: told of them, torch would make whole matrices of scores."""
     _, n_kv_heads, _, head_dim = k.shape
     queries = q[0].reshape(n_kv_heads, -1, q.shape[2], head_dim)
@@ -286,7 +286,7 @@ def _by_kv_head(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, n_past: int) 
 
 
 def _lower_right(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, gqa: bool) -> torch.Tensor | None:
-    """Fused attention of the last queries over all keys; None where this torch or card has none for the case."""
+    """Fused attention of the last queries over all keys; None where this torch or GPU has none for the case."""
     from torch.nn.attention.bias import causal_lower_right
 
     bias = causal_lower_right(q.shape[2], k.shape[2])

@@ -169,7 +169,7 @@ def gemm(
         BN=bn,
         BG=bg,
         num_warps=4,
-        # Tiles on their way lie in shared memory, of which cards have 99 KB at least (Turing 64): float32's are large.
+        # Tiles on their way lie in shared memory, of which GPUs have 99 KB at least (Turing 64): float32's are large.
         num_stages=2 if w.format.name == "f32" else 3,
     )
     return out

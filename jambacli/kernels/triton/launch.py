@@ -53,7 +53,7 @@ def cdiv(a: int, b: int) -> int:
 
 
 #: Measured choices for the matrix-vector product by (rows, groups), to replace the rule below; the GPU suite's sweep
-#: prints what belongs here. Empty until a card has been met.
+#: prints what belongs here. Empty until a GPU has been met.
 TUNED: dict[tuple[int, int], Tile] = {}
 
 

@@ -1,7 +1,7 @@
-"""The operations of ``kernels.Ops`` on a CUDA card; knows nothing of layers, plans or graphs.
+"""The operations of ``kernels.Ops`` on a CUDA GPU; knows nothing of layers, plans or graphs.
 
 One row goes through the matrix-vector kernels, a few dozen through the matrix kernel that expands weights in registers, and
-more through weights expanded once into bf16 (fp16 where the card has no bf16) and cuBLAS. Weights are ``Packed``, but
+more through weights expanded once into bf16 (fp16 where the GPU has no bf16) and cuBLAS. Weights are ``Packed``, but
 for experts that a placement plan left in the computer's memory: those are plain blocks, and ``host`` computes them.
 """
 
@@ -28,23 +28,23 @@ class HostExperts(Protocol):
     def __call__(
         self, x: torch.Tensor, router: torch.Tensor, gate: QTensor, up: QTensor, down: QTensor, top_k: int
     ) -> torch.Tensor:
-        """See ``reference.experts``; x and the result are on the card."""
+        """See ``reference.experts``; x and the result are on the GPU."""
 
 
 class HostKeys(Protocol):
-    """Keeps keys and values in the computer's memory, for a model on a card."""
+    """Keeps keys and values in the computer's memory, for a model on a GPU."""
 
     def store(self, x: torch.Tensor, cache: torch.Tensor) -> None:
-        """See ``reference.kv_store``; x is on the card, the cache is not."""
+        """See ``reference.kv_store``; x is on the GPU, the cache is not."""
 
     def attention(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, n_past: int, dtype: torch.dtype
     ) -> torch.Tensor:
-        """See ``reference.attention``; q and the result are on the card, k and v are not. Products as ``dtype``."""
+        """See ``reference.attention``; q and the result are on the GPU, k and v are not. Products as ``dtype``."""
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
-    """What matrix units multiply on this device: bfloat16, or float16 where a card (Turing) has none."""
+    """What matrix units multiply on this device: bfloat16, or float16 where a GPU (Turing) has none."""
     if device.type != "cuda":
         return torch.bfloat16
     return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
@@ -66,7 +66,7 @@ def _multiply(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     if x.is_cuda and x.dtype != torch.float32:
         try:
             return torch.mm(x, weight.T, out_dtype=torch.float32)
-        except (TypeError, RuntimeError):  # a torch or a card without products into float32
+        except (TypeError, RuntimeError):  # a torch or a GPU without products into float32
             pass
     return (x @ weight.T).float()
 
@@ -130,7 +130,7 @@ class TritonOps:
         expert, token, place = experts.sort_by_expert(chosen)
         rows = x[token]
         y = torch.empty_like(rows)
-        stops = torch.bincount(expert, minlength=router.shape[0]).cumsum(0).tolist()  # the one wait for the card
+        stops = torch.bincount(expert, minlength=router.shape[0]).cumsum(0).tolist()  # the one wait for the GPU
         for e, (start, stop) in enumerate(zip([0, *stops], stops, strict=False)):
             if start < stop:
                 mine = select(gate, e), select(up, e), select(down, e)

@@ -133,7 +133,7 @@ def repack(
     """The same weight in planes on ``device`` (by default where its blocks are), repacked there a piece at a time.
 
     ``send``: how blocks get there, a piece of them as bytes; by default ``Tensor.to``. A stack of experts is thus never on
-    a card as blocks and as planes. ValueError for a format without planes.
+    a GPU as blocks and as planes. ValueError for a format without planes.
     """
     import torch
 
@@ -284,7 +284,7 @@ def _shifted(b: torch.Tensor, *shifts: int) -> torch.Tensor:
     """uint8 [..., k] -> [..., len(shifts), k]: the bytes shifted right by each."""
     import torch
 
-    return torch.stack([b >> shift for shift in shifts], -2)  # a tensor of shifts would wait for the card each time
+    return torch.stack([b >> shift for shift in shifts], -2)  # a tensor of shifts would wait for the GPU each time
 
 
 def _nibble_halves(qs: torch.Tensor, run: int) -> torch.Tensor:
