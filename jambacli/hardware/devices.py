@@ -1,7 +1,7 @@
 """The devices of this machine that can run a model, with their memory and speed. Never imports torch.
 
-Speeds are effective prefill rates in floating-point operations per second. Measured ones are stored under JAMBA_HOME, others are
-estimated from the instruction set and the number of cores, or from a GPU's peak rate.
+Speeds are effective prefill rates in floating-point operations per second. Measured ones are stored under JAMBA_HOME, others
+are estimated from the instruction set and the number of cores, or from a GPU's peak rate.
 """
 
 from __future__ import annotations
