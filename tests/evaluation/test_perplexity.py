@@ -1,4 +1,4 @@
-"""Perplexity: how a text is cut, and the figure against one computed from scratch. Knows nothing of the command line."""
+"""Perplexity: how a text is cut, and the figure against one computed independently."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Synthetic models: the sizes of the real ones, the formats that quantize would choose, weights that make sense."""
+"""Synthetic models: sizes of the published ones, the formats that quantize chooses, plausible weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every Triton kernel compiles for the GPUs people have, without one: a whole tiny model's decode step and prefill."""
+"""Every Triton kernel compiles for common GPUs, without one: decode step and prefill of a whole tiny model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.triton_model import tiny_config, tiny_tensors
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed: pip install 'jambacli[cuda]'", allow_module_level=True)
 
-# Each in a process of its own: Triton decides between compiler and interpreter when a kernel is defined.
+# In a process of its own: Triton chooses between compiler and interpreter when a kernel is defined.
 _SCRIPT = """
 import sys
 import torch
@@ -24,7 +24,7 @@ compile_everything(int(sys.argv[1]), sys.argv[2])
 
 
 def compile_everything(capability: int, formats: str) -> None:
-    """Compile all that a model in a mixture of formats launches; prints one line a kernel."""
+    """Compile everything that a model in a mixture of formats launches; prints one line per kernel."""
     from jambacli.kernels.triton import attention
     from jambacli.kernels.triton.attention import DecodeScratch, append, decode
     from jambacli.kernels.triton.launch import interpreted
@@ -41,7 +41,7 @@ def compile_everything(capability: int, formats: str) -> None:
     with compile_for(capability) as done:
         plan = Placement(0, 0, 0, 0, frozenset(), 2)
         model = put_on_gpu(config, tensors.__getitem__, torch.device("cpu"), plan, dtype=dtype)
-        # Many tokens into q8_0 are encoded by torch, which refuses what kernels that never ran leave behind.
+        # torch quantizes many tokens to q8_0, and would refuse the results of kernels that never ran.
         for kv_type, n in (("f16", 1), ("f16", 5), ("q8_0", 1)):
             model.forward(torch.zeros(n, dtype=torch.int64), model.new_state(64, kv_type))
         x = torch.zeros(300, 256)
@@ -97,7 +97,7 @@ print(ptx.count("ld.global.v4"), ptx.count("st.shared"), ptx.count("shfl"))
 """
 
 
-def test_a_product_reads_wide_and_moves_nothing_between_threads_as_it_goes() -> None:
+def test_a_product_reads_wide_and_exchanges_nothing_in_its_loop() -> None:
     import subprocess
     import sys
 
@@ -106,10 +106,10 @@ def test_a_product_reads_wide_and_moves_nothing_between_threads_as_it_goes() -> 
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=True)
     wide, stores, shuffles = map(int, ran.stdout.split())
     assert wide == 1 + 8 + 8  # a row's nibbles, x and the norm's weight
-    # How values lie between threads is the compiler's choice: triton 3.9 exchanges them more often than 3.6 does.
+    # The compiler chooses the layout across threads: Triton 3.9 exchanges values more often than 3.6.
     if not importlib.metadata.version("triton").startswith("3.6."):
         return
-    # Only where the warps meet, at the end: the product and the squares, over the warps and over eight threads each.
+    # Only at the end, where warps combine their sums: the product and the squares, over warps and over eight threads each.
     assert stores <= 4
     assert shuffles <= 2 * (3 + 3) + 2
 
@@ -121,7 +121,7 @@ from jambacli.gpu_check.parity import packed_on
 from jambacli.kernels.triton.gemm import gemm
 from tests.support.gpu_compile import compile_for
 for fmt in ("f32", "bf16"):
-    # Nothing runs: a few rows of planes stand for all.
+    # Nothing runs, so a few rows of planes are enough.
     w = dataclasses.replace(packed_on(random_weight(fmt, (8, 4096)), torch.device("cpu")), shape=(14336, 4096))
     with compile_for(86) as done:
         gemm(torch.zeros(64, 4096), w, up=w)
@@ -185,7 +185,7 @@ def test_other_lengths_of_prompt_and_context_compile_nothing_new() -> None:
         "_conv_kernel": 1, "_chunk_kernel": 2, "_join_kernel": 2, "_dequant_kernel": 1, "_gemm_kernel": 1,
         "_append_kernel": 1, "_split_kernel": 1,
     }  # fmt: skip
-    # Not knowing these numbers does not make loads narrower.
+    # Unspecialized arguments do not make loads narrower.
     wide = {"_conv_kernel", "_chunk_kernel", "_join_kernel", "_dequant_kernel", "_split_kernel"}
     assert all(int(count) > 0 for name, count in lines if name in wide), lines
 

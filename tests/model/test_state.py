@@ -1,4 +1,4 @@
-"""Sequence state: what a checkpoint restores, when it may not, and how much memory a sequence holds."""
+"""Sequence state: what a checkpoint restores, when it is refused, and how much memory a sequence takes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def ids(n: int, seed: int = 0) -> torch.Tensor:
 
 
 def run(model: JambaModel, state: SequenceState, tokens: torch.Tensor, pieces: list[int]) -> torch.Tensor:
-    """Logits of every position, the tokens fed in pieces of the given sizes."""
+    """Logits of every position, with the tokens split into pieces of these sizes."""
     out = []
     for piece in tokens.split(pieces):
         logits = model.forward(piece, state, logits="all")

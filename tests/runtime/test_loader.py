@@ -1,4 +1,4 @@
-"""Loading a model from a GGUF file: nothing copied, nothing missed, errors that name the tensor."""
+"""Loading a model from a GGUF file: no copies, nothing missing, errors that name the tensor."""
 
 from __future__ import annotations
 

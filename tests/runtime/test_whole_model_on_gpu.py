@@ -1,4 +1,4 @@
-"""Models of their real size on a simulated GPU that counts without computing: memory against the plan, kernels a token."""
+"""Models of real size on a simulated GPU that only counts: memory against the plan, kernels per token."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ if not interpreted():
     pytest.skip("a simulated GPU launches its kernels in Triton's interpreter", allow_module_level=True)
 
 pytestmark = pytest.mark.slow
-#: What a plan counts that no tensor takes here: CUDA's libraries, and the checkpoints that a session would leave.
+#: Counted in the plan but not simulated: CUDA's libraries, and the checkpoints of a session.
 ELSEWHERE = 250_000_000 + (256 << 20)
 
 
 def zeros(fmt: str, shape: tuple[int, ...]) -> QTensor:
-    """A tensor of zeros, of which the system keeps no pages."""
+    """A tensor of zeros, which takes no physical memory."""
     form = FORMATS[fmt]
     data = torch.from_numpy(np.zeros(math.prod(shape) // form.block * form.block_bytes, np.uint8))
     return QTensor(data, form, shape, torch.ones(shape[:-1]) if fmt == "i8" else None)

@@ -1,4 +1,4 @@
-"""A model of usual proportions is loaded and read on a simulated GPU that has not a byte more than its plan says."""
+"""A model of usual proportions runs on a simulated GPU that has exactly the memory that its plan says."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CTX = 8192
 
 
 def _tensors(config: JambaConfig, quant: str) -> dict[str, QTensor]:
-    """Zeros, of which the system keeps no pages."""
+    """Tensors of zeros, which take no physical memory."""
     found = {}
     for name, choice in choices(config, quant).items():
         form, shape = FORMATS[choice.format], choice.tensor.shape
@@ -46,7 +46,7 @@ def _tensors(config: JambaConfig, quant: str) -> dict[str, QTensor]:
 
 
 def _to_two(x: torch.Tensor, minlength: int) -> torch.Tensor:
-    """The worst of routers sends every token to the same two experts."""
+    """The worst case: the router sends every token to the same two experts."""
     counts = torch.zeros(minlength, dtype=torch.int64)
     counts[0], counts[1] = len(x) // 2, len(x) - len(x) // 2
     return counts
@@ -65,7 +65,7 @@ def test_a_plan_is_enough(quant: str, on_host: int, cpu_kv: bool, monkeypatch: p
 
     config = JambaConfig.from_hf(SHAPE)
     tensors = _tensors(config, quant)
-    # What is not simulated: CUDA's libraries, and checkpoints that nobody makes here. What does not shrink with a model.
+    # Not simulated are CUDA's libraries and checkpoints; REPACK_VALUES does not shrink with the model.
     for name in ("_LIBRARY_BYTES", "CHECKPOINT_BYTES"):
         monkeypatch.setattr(memory, name, 0)
     for module in (memory, repack):
@@ -84,5 +84,5 @@ def test_a_plan_is_enough(quant: str, on_host: int, cpu_kv: bool, monkeypatch: p
         model.forward(torch.zeros(n - 4, dtype=torch.int64), state)
         for _ in range(3):
             model.forward(torch.zeros(1, dtype=torch.int64), state)
-        # Nor does a plan keep much of the GPU from being used.
+        # And the plan wastes little.
         assert gpu.peak >= 0.85 * (plan.weights + plan.working), (gpu.peak, plan)

@@ -1,4 +1,4 @@
-"""Chats on a simulated GPU: the same tokens as on the processor, and states that move between the two."""
+"""Chats on a simulated GPU: the same tokens as on the CPU, and states that move between the two."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Tensors that say they lie on a simulated GPU: what torch's operations do with them. Knows nothing of streams' order.
+"""Tensors on a simulated GPU, and torch's operations on them.
 
-An operation's result is there at once, as memory nobody has written; its values come when the GPU gets to it. What a GPU
-would refuse is refused.
+An operation returns its result at once as uninitialized memory; the values appear when the simulated GPU does the work. What a
+GPU would refuse raises an error.
 """
 
 from __future__ import annotations
@@ -17,37 +17,37 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 if TYPE_CHECKING:
-    from tests.support.simulated_gpu import Gpu
+    from tests.support.simulated_gpu import SimulatedGpu
 
 aten = torch.ops.aten
 GPU = torch.device("cuda", 0)
 _HOST = torch.device("cpu")
 
 
-#: Operations with no counterpart on a CPU, in terms of ones that have.
-_INSTEAD: dict[Any, Callable[..., torch.Tensor]] = {
+#: Operations that do not exist on a CPU, expressed by ones that do.
+_ON_CPU: dict[Any, Callable[..., torch.Tensor]] = {
     aten.mm.dtype: lambda a, b, out_dtype: (a.float() @ b.float()).to(out_dtype),
 }
-#: What may take indices from the computer's memory: torch copies them over (and waits).
+#: Operations that accept indices in host memory, which torch copies to the GPU (and waits).
 _TAKES_INDICES = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default}
 _UNINITIALIZED = {aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default, aten.empty_strided.default}
 
 
 class SimulatedTensor(torch.Tensor):
-    """A tensor that lies on the simulated GPU. ``inside``: where its values really are."""
+    """A tensor on the simulated GPU. ``inside``: the CPU tensor that holds its values."""
 
     inside: torch.Tensor
-    gpu: Gpu
+    gpu: SimulatedGpu
 
     @staticmethod
-    def __new__(cls, values: torch.Tensor, gpu: Gpu) -> SimulatedTensor:
+    def __new__(cls, values: torch.Tensor, gpu: SimulatedGpu) -> SimulatedTensor:
         made: SimulatedTensor = torch.Tensor._make_wrapper_subclass(
             cls, values.shape, strides=values.stride(), storage_offset=values.storage_offset(), dtype=values.dtype,
             device=GPU,
         )  # fmt: skip
         return made
 
-    def __init__(self, values: torch.Tensor, gpu: Gpu) -> None:
+    def __init__(self, values: torch.Tensor, gpu: SimulatedGpu) -> None:
         self.inside, self.gpu = values, gpu
         gpu.count(values)
 
@@ -65,7 +65,7 @@ class SimulatedTensor(torch.Tensor):
         return _dispatch(gpu, func, args, kwargs or {})
 
     def tolist(self) -> Any:
-        """As any tensor's; the host waits."""
+        """As for any tensor; the host waits."""
         return self.cpu().tolist()
 
     def __repr__(self, *, tensor_contents: Any = None) -> Any:  # type: ignore[override]
@@ -73,9 +73,9 @@ class SimulatedTensor(torch.Tensor):
 
 
 class SimulatedMode(TorchDispatchMode):
-    """Catches what makes tensors on the GPU out of nothing, or out of the computer's."""
+    """Intercepts operations that make GPU tensors from nothing or from host memory."""
 
-    def __init__(self, gpu: Gpu) -> None:
+    def __init__(self, gpu: SimulatedGpu) -> None:
         super().__init__()
         self._gpu = gpu
 
@@ -87,12 +87,12 @@ def inside_of(x: Any) -> Any:
     return tree_map_only(SimulatedTensor, lambda t: t.inside, x)
 
 
-def _dispatch(gpu: Gpu, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+def _dispatch(gpu: SimulatedGpu, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, torch.Tensor)]
-    there = [x for x in tensors if isinstance(x, SimulatedTensor)]
+    simulated = [x for x in tensors if isinstance(x, SimulatedTensor)]
     wanted = kwargs.get("device")
-    on_gpu = wanted.type == "cuda" if wanted is not None else bool(there)
-    if not there and not on_gpu:
+    on_gpu = wanted.type == "cuda" if wanted is not None else bool(simulated)
+    if not simulated and not on_gpu:
         if kwargs.pop("pin_memory", False):
             return gpu.pin(func(*args, **kwargs))
         return func(*args, **kwargs)
@@ -108,22 +108,22 @@ def _dispatch(gpu: Gpu, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             return func(*inside_of(args), **kwargs)
         kwargs["device"] = torch.device("meta")
         return SimulatedTensor(_uninitialized(func(*_meta(inside_of(args)), **kwargs), gpu), gpu)
-    if there and not on_gpu:
-        raise NotImplementedError(f"{func} from the GPU to the computer's memory is not simulated")
+    if simulated and not on_gpu:
+        raise NotImplementedError(f"{func} from the GPU to host memory is not simulated")
     _check_devices(func, args, tensors)
     return _computed(gpu, func, args, kwargs)
 
 
 def _meta(x: Any) -> Any:
-    """The same with tensors of the same shapes that have no values."""
+    """The same structure with meta tensors, which have shapes but no values."""
     return tree_map_only(
         torch.Tensor, lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta"), x
     )
 
 
-def _uninitialized(like: torch.Tensor, gpu: Gpu) -> torch.Tensor:
-    """New memory for a tensor of that shape, holding what as far as may be no result hides; zeros where nothing computes,
-    of which the system keeps no pages."""
+def _uninitialized(like: torch.Tensor, gpu: SimulatedGpu) -> torch.Tensor:
+    """New memory for a tensor of that shape, filled with values that make its use visible; if the GPU does not compute, with
+    zeros, which take no physical memory."""
     if gpu.computes:
         x = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype)
         return x.fill_(torch.nan) if x.is_floating_point() else x.fill_(113)
@@ -135,13 +135,13 @@ def _uninitialized(like: torch.Tensor, gpu: Gpu) -> torch.Tensor:
 
 
 def _check_devices(func: Any, args: Any, tensors: list[torch.Tensor]) -> None:
-    here = [x for x in tensors if not isinstance(x, SimulatedTensor) and x.dim() > 0]
-    if here and not (func in _TAKES_INDICES and isinstance(args[0], SimulatedTensor)):
+    on_host = [x for x in tensors if not isinstance(x, SimulatedTensor) and x.dim() > 0]
+    if on_host and not (func in _TAKES_INDICES and isinstance(args[0], SimulatedTensor)):
         raise RuntimeError(f"Expected all tensors to be on the same device, but got cuda:0 and cpu, in {func}")
 
 
-def _computed(gpu: Gpu, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    do = _INSTEAD.get(func, func)
+def _computed(gpu: SimulatedGpu, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    do = _ON_CPU.get(func, func)
     returns = func._schema.returns
     written = [i for i, a in enumerate(func._schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
     if any(r.alias_info is not None and not r.alias_info.is_write for r in returns):  # a view
@@ -152,25 +152,25 @@ def _computed(gpu: Gpu, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         a, k = inside_of(args), inside_of(kwargs)
         gpu.give(lambda: do(*a, **k))
         return outs[0] if len(outs) == 1 else tuple(outs)
-    if not any("Tensor" in str(r.type) for r in returns):  # a number, a truth: the host waits for it
+    if not any("Tensor" in str(r.type) for r in returns):  # a number or a bool: the host waits for it
         gpu.wait(str(func))
         return do(*inside_of(args), **inside_of(kwargs))
     return _queued(gpu, do, func, args, kwargs)
 
 
-def _queued(gpu: Gpu, do: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """New tensors now, their values when the stream gets there."""
+def _queued(gpu: SimulatedGpu, do: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """New tensors at once; their values when the stream does the work."""
     a, k = inside_of(args), inside_of(kwargs)
     meta = _meta((a, k))
     if "device" in k:
         meta[1]["device"] = torch.device("meta")
     tensors = [x for x in tree_flatten((a, k))[0] if isinstance(x, torch.Tensor)]
     if not gpu.computes and tensors and all(x.nbytes < 1 << 20 for x in tensors):
-        # Routes and numbers of rows, which decide what is launched: of zeros, but such as there can be.
+        # Routing and row counts decide what is launched, so they are computed even if nothing else is.
         return tree_map_only(torch.Tensor, lambda x: SimulatedTensor(x, gpu), do(*a, **k))
     try:
         shapes = do(*meta[0], **meta[1])
-    except (NotImplementedError, RuntimeError):  # its result's size depends on values: torch waits too
+    except (NotImplementedError, RuntimeError):  # the result's size depends on values: torch waits too
         gpu.wait(str(func))
         return tree_map_only(torch.Tensor, lambda x: SimulatedTensor(x, gpu), do(*a, **k))
     out = tree_map_only(torch.Tensor, lambda x: _uninitialized(x, gpu), shapes)
@@ -184,30 +184,30 @@ def _queued(gpu: Gpu, do: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> 
     return made
 
 
-def _moved(gpu: Gpu, x: torch.Tensor, on_gpu: bool, kwargs: dict[str, Any]) -> torch.Tensor:
+def _moved(gpu: SimulatedGpu, x: torch.Tensor, on_gpu: bool, kwargs: dict[str, Any]) -> torch.Tensor:
     later = kwargs.get("non_blocking", False)
     rest = {k: v for k, v in kwargs.items() if k in ("dtype", "memory_format") and v is not None}
     if isinstance(x, SimulatedTensor) and on_gpu:
         made: torch.Tensor = _computed(gpu, aten._to_copy.default, (x,), rest)
         return made
     if isinstance(x, SimulatedTensor):
-        gpu.wait("a copy to the computer's memory")
-        here: torch.Tensor = aten._to_copy.default(x.inside, **rest)
-        return here
+        gpu.wait("a copy to host memory")
+        copy: torch.Tensor = aten._to_copy.default(x.inside, **rest)
+        return copy
     like = torch.empty(x.shape, dtype=rest.get("dtype", x.dtype), device="meta")
     out = SimulatedTensor(_uninitialized(like, gpu), gpu)
     _copied(gpu, out, x, later)
     return out
 
 
-def _copied(gpu: Gpu, to: torch.Tensor, source: torch.Tensor, later: bool) -> torch.Tensor:
+def _copied(gpu: SimulatedGpu, to: torch.Tensor, source: torch.Tensor, later: bool) -> torch.Tensor:
     if isinstance(to, SimulatedTensor) and isinstance(source, SimulatedTensor):
         a, b = to.inside, source.inside
         gpu.give(lambda: _discard(a.copy_(b)))
     elif isinstance(to, SimulatedTensor):
         a = to.inside
         if later and gpu.pinned(source):
-            gpu.give(lambda: _discard(a.copy_(source)))  # reads what is there by then
+            gpu.give(lambda: _discard(a.copy_(source)))  # reads the values of that time
         else:
             if source.dim() > 0 or gpu.recording is not None:
                 gpu.wait("a copy from ordinary memory")
@@ -221,7 +221,7 @@ def _copied(gpu: Gpu, to: torch.Tensor, source: torch.Tensor, later: bool) -> to
         if later and gpu.pinned(to):
             gpu.give(lambda: _discard(to.copy_(b)))
         else:
-            gpu.wait("a copy to the computer's memory")
+            gpu.wait("a copy to host memory")
             to.copy_(b)
     return to
 
@@ -239,7 +239,7 @@ class LowerRight:
 
 
 def _attention(q: Any, k: Any, v: Any, attn_mask: Any = None, **options: Any) -> torch.Tensor:
-    """Torch's fused attention, which is one operation of the GPU's."""
+    """Torch's fused attention as one operation on the GPU."""
     if not all(isinstance(x, SimulatedTensor) for x in (q, k, v)):
         raise RuntimeError("Expected query, key, and value to be on the same device")
     mask = attn_mask
