@@ -232,7 +232,7 @@ class _Maker:
         return quantize(values, fmt)
 
 
-# Where a block's float16 factors lie (GGUF specification), and the largest level that they multiply, about.
+# Byte offsets of a block's float16 factors (GGUF specification), and about the largest level that they multiply.
 _FACTORS: dict[str, tuple[tuple[int, ...], int]] = {
     "q4_0": ((0,), 8),
     "q4_1": ((0, 2), 15),

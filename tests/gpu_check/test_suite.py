@@ -59,7 +59,7 @@ def test_models_that_do_not_fit_are_skipped_with_the_reason(tmp_path: Path, monk
     monkeypatch.setattr(speed, "GpuTensors", lambda config, quant, device: GpuTensors(config, quant, _CPU))
     monkeypatch.setattr(speed, "free_memory", lambda device: 8 * 10**9)
     monkeypatch.setattr(speed, "devices", lambda: [SimpleNamespace(available=16 * 10**9)])
-    monkeypatch.setattr(speed, "put_on_gpu", lambda *given, **options: pytest.fail("the model was made"))
+    monkeypatch.setattr(speed, "put_on_gpu", lambda *args, **options: pytest.fail("the model was made"))
     rows: list[dict[str, object]] = []
     mini, small = shape_config("jamba-mini"), shape_config("jamba-3b")
     speed._model(suite, rows, gpu, "jamba-mini", mini, "q4_k_m")

@@ -37,7 +37,7 @@ def compile_everything(capability: int, formats: str) -> None:
     dtype = torch.bfloat16 if capability >= 80 else torch.float16
     config = tiny_config()
     tensors = tiny_tensors(config, formats)
-    attention.matrix_units = lambda device: capability >= 80  # there is no GPU to ask
+    attention.matrix_units = lambda device: capability >= 80  # without a GPU
     with compile_for(capability) as done:
         plan = Placement(0, 0, 0, 0, frozenset(), 2)
         model = put_on_gpu(config, tensors.__getitem__, torch.device("cpu"), plan, dtype=dtype)
@@ -55,7 +55,7 @@ def compile_everything(capability: int, formats: str) -> None:
         print(kernel.name, kernel.shared, kernel.warps, len(kernel.asm["cubin"]))
         assert kernel.asm["cubin"]
         assert kernel.shared <= (48 << 10), kernel.name
-        if kernel.name == "_split_vector_kernel":  # what a tile takes lies in registers
+        if kernel.name == "_split_vector_kernel":  # its tiles are in registers
             assert "STL" not in kernel.asm["sass"]
 
 
@@ -151,8 +151,8 @@ from jambacli.kernels.triton.dequant import embed
 from jambacli.kernels.triton.gemm import gemm
 from jambacli.kernels.triton.scan import selective_scan
 from tests.support.gpu_compile import compile_for
-here, half = torch.device("cpu"), torch.float16
-w = packed_on(random_weight("q4_0", (64, 64)), here)
+cpu, half = torch.device("cpu"), torch.float16
+w = packed_on(random_weight("q4_0", (64, 64)), cpu)
 A, x, wide = torch.zeros(64, 16), torch.zeros(4096, 64), torch.zeros(4096, 128)
 with compile_for(86) as done:
     for t in (2, 16, 17, 200, 300, 304, 4096):
@@ -165,7 +165,7 @@ with compile_for(86) as done:
         k, q = torch.zeros(capacity, 1, 64, dtype=half), torch.zeros(4, 64)
         at = torch.zeros(1, dtype=torch.int32)
         append(q[0], q[0], k, k, at, 64)
-        decode(q, k, k, at, DecodeScratch(4, 64, capacity, here), torch.empty_like(q), half)
+        decode(q, k, k, at, DecodeScratch(4, 64, capacity, cpu), torch.empty_like(q), half)
 for kernel in done:
     print(kernel.name, kernel.asm["ptx"].count("ld.global.v4"))
 """
@@ -213,7 +213,7 @@ def test_a_step_of_the_scan_exchanges_nothing_between_threads() -> None:
     found = {tuple(line.split()[:1] + line.split()[4:]): line.split()[1:4] for line in ran.stdout.splitlines()}
     # A and the state of a channel are sixteen values, four at a time; so are B and C of every step.
     assert set(found) == {("_chunk_kernel", "8"), ("_join_kernel", "12"), ("_chunk_kernel", "16")}
-    # How values lie between threads is the compiler's choice: this was seen with triton 3.6.
+    # The compiler chooses the layout across threads; this one was seen with Triton 3.6.
     if importlib.metadata.version("triton").startswith("3.6."):
         assert set(map(tuple, found.values())) == {("0", "0", "0")}
 
@@ -239,5 +239,5 @@ def test_small_matrices_are_read_in_few_turns_and_large_ones_with_few_idle_warps
     for rows, turns, _, warps in found:
         # A warp waits for memory once a turn: 3.35 TB/s leave time for three in a matrix of 4 to 8 MB.
         assert turns <= (7 if rows >= 4096 else 4), (rows, turns)
-        # Of 132 multiprocessors, each has a few warps to take turns with, where there are rows enough.
+        # With enough rows, each of 132 multiprocessors has a few warps that take turns.
         assert warps >= (1024 if rows >= 1024 else 128), (rows, warps)

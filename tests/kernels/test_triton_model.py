@@ -70,7 +70,7 @@ def check(
     assert relative_error(got.cpu(), expected) < tolerance
 
 
-@pytest.mark.parametrize(("behind", "kv_type"), [(set(), "f32"), ({1}, "f16")])
+@pytest.mark.parametrize(("host_layers", "kv_type"), [(set(), "f32"), ({1}, "f16")])
 def test_a_small_model_equals_the_reference(host_layers: set[int], kv_type: str) -> None:
     config = JambaConfig.from_hf(SMALL)
     # Experts in RAM go through the C++ kernels, which round activations to eight bits.

@@ -51,9 +51,9 @@ class Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        given = {x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
+        inputs = {x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
         for x in tree_leaves(out):
-            if not isinstance(x, torch.Tensor) or x.untyped_storage().data_ptr() in given:
+            if not isinstance(x, torch.Tensor) or x.untyped_storage().data_ptr() in inputs:
                 continue
             storage = x.untyped_storage()
             if storage.nbytes() and storage.data_ptr() not in self._known:

@@ -44,7 +44,7 @@ def start_problem() -> str | None:
 
 
 def triton_version() -> tuple[int, int] | None:
-    """The installed Triton's version (major, minor), None where there is none."""
+    """The installed Triton's version (major, minor), None without Triton."""
     import importlib.metadata
     import importlib.util
 
