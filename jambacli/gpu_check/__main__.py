@@ -92,13 +92,14 @@ def _known(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name for name in known if name in named)
 
 
-def _worker_command(options: Options, out: Path) -> list[str]:
-    """The command line of a worker with these options; ``workers.Job`` adds --budget and --failure."""
+def _worker_command(options: Options, out: Path, failure: str | None) -> list[str]:
+    """The command line of a worker with these options."""
     return [
         *(sys.executable, "-m", "jambacli.gpu_check", "--worker", "--out", str(out), "--shard", options.shard),
         *("--parts", ",".join(options.parts), "--shapes", ",".join(options.shapes)),
         *("--quants", ",".join(options.quants), "--limits", ",".join(f"{x:g}" for x in options.limits)),
-        *("--formats", ",".join(options.formats)),
+        *("--formats", ",".join(options.formats), "--budget", str(options.budget)),
+        *(["--failure", failure] if failure is not None else []),
         *(["--tiny"] if options.tiny else []),
         *(["--tune"] if options.tune else []),
     ]

@@ -88,10 +88,13 @@ def run_parts(options: Options, out: Path, failure: str | None = None) -> int:
     return 0
 
 
-def run_in_workers(options: Options, out: Path, command: Callable[[Options, Path], list[str]]) -> dict[str, Any]:
+def run_in_workers(
+    options: Options, out: Path, command: Callable[[Options, Path, str | None], list[str]]
+) -> dict[str, Any]:
     """Run the parts in worker processes: first those that mostly compile, side by side, then those that are timed.
 
-    ``command(options, out)`` is the command line of a worker. Returns the merged results, which are also in ``out``.
+    ``command(options, out, failure)`` is the command line of a worker; ``failure`` as in ``run_parts``. Returns the merged
+    results, which are also in ``out``.
     """
     until, began = time.monotonic() + options.budget, time.monotonic()
     with contextlib.suppress(ValueError):  # raised outside the main thread
@@ -102,7 +105,11 @@ def run_in_workers(options: Options, out: Path, command: Callable[[Options, Path
         place = out.with_name(f"{out.stem}.{name}.json")
         place.unlink(missing_ok=True)
         own = dataclasses.replace(options, parts=parts, shard=shard)
-        return Job(command(own, place), place, environment or {})
+        return Job(
+            lambda left, failure: command(dataclasses.replace(own, budget=left), place, failure),
+            place,
+            environment or {},
+        )
 
     # As many workers as can compile side by side; what "bench" launches is compiled in the same phase.
     share = max(1, (os.cpu_count() or 1) // 4)

@@ -27,15 +27,15 @@ _WORKER_KEYS = ("done", "running", "patience", "ended", "seconds")
 
 @dataclass
 class Job:
-    """A worker's command, restarted until it ends properly. A restart appends ``failure_option`` and the reason.
+    """A worker, restarted until it ends properly.
 
+    ``command(left, failure)`` is its command line, with the seconds left and the reason of a restart. ``out``: its results.
     ``environment``: variables added to this process's own.
     """
 
-    command: list[str]
+    command: Callable[[float, str | None], list[str]]
     out: Path
     environment: dict[str, str] = field(default_factory=dict)
-    failure_option: str = "--failure"
     over: bool = False
     starts: int = 0
     process: subprocess.Popen[bytes] | None = None
@@ -79,11 +79,8 @@ class Job:
             self.process.wait()
 
     def _start(self, reason: str | None, left: float) -> None:
-        again = [] if reason is None else [self.failure_option, reason]
         self.starts, self._since = self.starts + 1, time.time()
-        self.process = subprocess.Popen(
-            [*self.command, "--budget", str(left), *again], env=os.environ | self.environment
-        )
+        self.process = subprocess.Popen(self.command(left, reason), env=os.environ | self.environment)
 
     def _restart(self, reason: str, left: float) -> None:
         if self.starts >= _MOST_STARTS or left <= 0:

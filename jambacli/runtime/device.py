@@ -67,7 +67,7 @@ def gpu_problem() -> str | None:
     import torch
 
     if torch.version.cuda is None:
-        return "this torch was built without CUDA; install one with it (pip install torch --force-reinstall)"
+        return "this torch was built without CUDA; reinstall torch with CUDA support (see pytorch.org)"
     if torch.cuda.is_available():
         return None
     from jambacli.hardware import nvml

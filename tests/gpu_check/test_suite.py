@@ -122,7 +122,7 @@ def test_a_lost_gpu_ends_the_process_but_keeps_its_results(tmp_path: Path, monke
 _WORKER = """
 import json, os, sys, time
 out, what = sys.argv[1:3]
-failure = sys.argv[sys.argv.index("--failure") + 1] if "--failure" in sys.argv else None
+failure = sys.argv[3] if len(sys.argv) > 3 else None
 found = {"failed": [], "gemv": [1], "running": "second", "patience": 0.5}
 if failure is None:
     open(out, "w").write(json.dumps(found))
@@ -139,9 +139,12 @@ open(out, "w").write(json.dumps(found | {"gemv": [1, 2], "failed": [failure] if 
 def test_workers_that_crash_or_hang_are_restarted_with_the_reason(tmp_path: Path) -> None:
     kinds = ("crashes", "hangs", "loses its GPU", "works")
     places = [tmp_path / f"{i}.json" for i in range(len(kinds))]
-    jobs = [
-        Job([sys.executable, "-c", _WORKER, str(place), kind], place) for place, kind in zip(places, kinds, strict=True)
-    ]
+
+    def worker(place: Path, kind: str) -> Job:
+        command = [sys.executable, "-c", _WORKER, str(place), kind]
+        return Job(lambda left, failure: command if failure is None else [*command, failure], place)
+
+    jobs = [worker(place, kind) for place, kind in zip(places, kinds, strict=True)]
     assert LOST == 75
     watch(jobs, time.monotonic() + 60, lambda: None, pause=0.05)
     assert [job.starts for job in jobs] == [2, 2, 2, 1]
@@ -156,7 +159,7 @@ def test_workers_that_crash_or_hang_are_restarted_with_the_reason(tmp_path: Path
 def test_when_the_time_is_up_workers_are_stopped_and_their_results_kept(tmp_path: Path) -> None:
     place = tmp_path / "x.json"
     place.write_text(json.dumps({"gemv": [1], "running": "second", "patience": 60}))
-    job = Job([sys.executable, "-c", "import time; time.sleep(60)"], place)
+    job = Job(lambda left, failure: [sys.executable, "-c", "import time; time.sleep(60)"], place)
     watch([job], time.monotonic() + 0.3, lambda: None, pause=0.05)
     assert job.process is not None
     assert job.process.poll() is not None
