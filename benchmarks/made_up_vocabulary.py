@@ -1,7 +1,6 @@
-"""A made-up vocabulary of any size with a chat template, for random models that should read and write text.
+"""A made-up vocabulary of any size with a chat template, for random models that read and write text.
 
-Its pieces are joined from shorter ones as a trained BPE's are, so encoding costs what it costs with a real one; the words
-mean nothing. Knows nothing of weights.
+Its pieces are joined from shorter ones like those of a trained BPE, so encoding costs as much as with a real vocabulary.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _LONGEST = 10
 
 
 def pieces(size: int, seed: int = 0) -> list[str]:
-    """``size`` different pieces: the letters, a space mark, then joins of two earlier ones."""
+    """``size`` different pieces: a space mark, letters and other characters, then joins of two earlier pieces."""
     rng = random.Random(seed)
     out = ["▁", *_LETTERS, *(chr(c) for c in range(33, 127) if chr(c) not in _LETTERS), "\n"]
     fixed = ("user", "assistant", "system")
@@ -45,7 +44,7 @@ def pieces(size: int, seed: int = 0) -> list[str]:
 
 
 def chat_vocabulary(size: int) -> list[tuple[str, Any, str]]:
-    """The tokenizer part of a GGUF's metadata for ``size`` tokens, as (key, value, kind); at least 400 of them."""
+    """The tokenizer part of a GGUF's metadata, as (key, value, kind), for ``size`` tokens, at least 400."""
     tokens = ["<unk>", "<|startoftext|>", "<|endoftext|>", *_MARKERS, *(f"<0x{b:02X}>" for b in range(256))]
     types = [2, 3, 3, *[3] * len(_MARKERS), *[6] * 256]
     made = pieces(size - len(tokens))
@@ -64,7 +63,7 @@ def chat_vocabulary(size: int) -> list[tuple[str, Any, str]]:
 
 
 def words(rng: random.Random, count: int, tokens: Sequence[str], tokenizer: Tokenizer) -> str:
-    """Text of about ``count`` tokens: words of the vocabulary ``tokens``, spaces between."""
+    """Text of about ``count`` tokens: words of the vocabulary ``tokens`` with spaces between them."""
     known = [t for t in tokens if t.startswith("▁") and len(t) > 3] or ["▁a"]
     text = [rng.choice(known).replace("▁", "") for _ in range(count)]
     size = len(tokenizer.encode(" ".join(text)))

@@ -1,11 +1,10 @@
-"""What a restart costs: a long conversation gone on with in a new process, beside llama.cpp reading it again.
+"""Measures what a restart costs: continuing a long conversation in a new process, and llama.cpp reading it again.
 
     python -m benchmarks.restart --shape moe --quant q4_k_m --tokens 6600
 
-makes a random model of the shape (weights do not matter for speed), holds a conversation of so many tokens in one process,
-and goes on with it in others. Times run from the moment torch is imported to the first new text. llama.cpp, where
-llama-cpp-python is installed, keeps no state between processes: it loads the file and reads all tokens. Knows nothing of
-how sessions are kept.
+makes a random model of the shape (weights do not matter for speed), holds a conversation of so many tokens in one process, and
+continues it in others. Times are from the end of importing torch to the first new text. llama.cpp (if llama-cpp-python is
+installed) keeps no state between processes: it loads the file and reads all tokens.
 """
 
 from __future__ import annotations
@@ -21,8 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.made_up_vocabulary import words
-from benchmarks.scratch_model import made, parser_of
-from jambacli import ui
+from benchmarks.scratch_model import parser_of, scratch_model
 from jambacli.errors import JambaError
 
 if TYPE_CHECKING:
@@ -35,19 +33,19 @@ _NEW = "what follows from all this ?"
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure and print a Markdown table, or one JSON object with ``--json``."""
-    parser = parser_of("resume", __doc__)
+    parser = parser_of("restart", __doc__)
     parser.add_argument("--tokens", type=int, default=6600, help="tokens of the conversation (default: 6600)")
     parser.add_argument("--repetitions", "-r", type=int, default=3)
     parser.add_argument("--threads", "-t", type=int, default=None)
     parser.add_argument("--json", action="store_true")
-    given = parser.parse_args(arguments)
-    with made(given) as (path, _):
-        result = measure(path, given.tokens, given.repetitions, given.threads)
-    print(json.dumps(result) if given.json else _table(result))
+    options = parser.parse_args(arguments)
+    with scratch_model(options) as (path, _):
+        result = measure(path, options.tokens, options.repetitions, options.threads)
+    print(json.dumps(result) if options.json else _table(result))
 
 
 def measure(path: Path, tokens: int, repetitions: int, threads: int | None) -> dict[str, Any]:
-    """The figures of each kind of turn after a conversation of ``tokens``, and of llama.cpp's first token (seconds)."""
+    """Figures for each kind of turn after a conversation of ``tokens``, and for llama.cpp's first token; in seconds."""
     first = _in_new_process(path, "begin", tokens, threads)
     kinds: dict[str, list[dict[str, float]]] = {"append": [], "regenerate": [], "edit the last message": []}
     peer: list[float] = []
@@ -79,12 +77,12 @@ def _in_new_process(path: Path, kind: str, tokens: int, threads: int | None) -> 
     if done.returncode:
         raise JambaError(f"the process of {kind!r} failed: {done.stderr.strip()[-400:]}")
     figures: dict[str, float] = json.loads(done.stdout)
-    ui.note(f"{kind}: {figures['read']:,} tokens read, first token after {figures['first token']:.2f} s")
+    print(f"{kind}: {figures['read']:,} tokens read, first token after {figures['first token']:.2f} s", file=sys.stderr)
     return figures
 
 
 def _one(kind: str, path: str, tokens: int, threads: int) -> None:
-    """One turn in this process; its figures go to stdout."""
+    """Run one turn in this process and print its figures as JSON."""
     began = time.perf_counter()
     import torch  # noqa: F401
 
@@ -135,7 +133,7 @@ def _pieces(session: Session, kind: str, tokens: int, options: dict[str, Any]) -
 
 
 def _peer_seconds(path: Path, tokens: int, threads: int | None) -> float:
-    """Seconds llama.cpp takes in a new process to read ``tokens``, its loading and warming up not counted."""
+    """Seconds that llama.cpp takes to read ``tokens`` in a new process, without loading and warming up."""
     from jambacli.evaluation.llama_cpp import LlamaCppRunner
     from jambacli.kernels.cpu import default_threads
 
@@ -149,7 +147,7 @@ def _peer_seconds(path: Path, tokens: int, threads: int | None) -> float:
 
 def _table(result: dict[str, Any]) -> str:
     lines = [
-        f"A conversation of {result['tokens']:,} tokens, gone on with in a new process.",
+        f"A conversation of {result['tokens']:,} tokens, continued in a new process.",
         "",
         "| turn | tokens in context | read | first new token after torch is imported, s | of that, opening, s |",
         "|---|---|---|---|---|",
@@ -162,7 +160,7 @@ def _table(result: dict[str, Any]) -> str:
         seconds, tokens = statistics.median(result["llama.cpp"]), result["turns"]["append"]["prompt"]
         lines.append(f"| llama.cpp, append | {tokens:,.0f} | {tokens:,.0f} | {seconds:.2f} (without loading) | |")
         ratio = seconds / result["turns"]["append"]["first token"]
-        lines += ["", f"llama.cpp's time over this program's, medians of this run: {ratio:.1f}x"]
+        lines += ["", f"ratio of llama.cpp's time to this program's, medians of this run: {ratio:.1f}x"]
     else:
         lines += ["", f"llama.cpp was not measured: {result['llama.cpp missing']}"]
     return "\n".join(lines)

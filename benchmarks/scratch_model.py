@@ -1,4 +1,4 @@
-"""The random model that a measurement of whole turns is taken on: its options, and a folder for it; knows nothing of turns."""
+"""The random model for benchmarks of whole turns: its command-line options, and a scratch directory."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from benchmarks.made_up_vocabulary import chat_vocabulary
 
 
 def parser_of(module: str, description: str | None) -> argparse.ArgumentParser:
-    """A parser for ``python -m jambacli.evaluation.MODULE`` that knows the model's options; the module's own are added."""
+    """A parser for ``python -m benchmarks.MODULE`` with the model's options, to which the module adds its own."""
     parser = argparse.ArgumentParser(
-        prog=f"python -m jambacli.evaluation.{module}", description=(description or "").split("\n")[0]
+        prog=f"python -m benchmarks.{module}", description=(description or "").split("\n")[0]
     )
     parser.add_argument("--shape", default="moe", help="a named shape or a config.json (default: moe)")
-    parser.add_argument("--quant", default="q4_k_m", help="the weights' type (default: q4_k_m)")
+    parser.add_argument("--quant", default="q4_k_m", help="file type of the weights (default: q4_k_m)")
     parser.add_argument(
-        "--file", type=Path, default=None, help="a model with a vocabulary, or where to keep the one made"
+        "--file", type=Path, default=None, help="a model with a vocabulary; made there if it does not exist"
     )
     return parser
 
 
 @contextlib.contextmanager
-def made(given: argparse.Namespace) -> Iterator[tuple[Path, Path]]:
-    """The model that those options name, made where it is not there, and a folder that goes with the measurement.
+def scratch_model(options: argparse.Namespace) -> Iterator[tuple[Path, Path]]:
+    """The model that the options name, made if it does not exist, and a directory that is deleted afterwards.
 
-    ``JAMBA_HOME`` is empty and in that folder from here on, for the processes that are started too.
+    Sets ``JAMBA_HOME`` to an empty directory in it, also for child processes.
     """
     with tempfile.TemporaryDirectory(prefix="jamba-measured-") as text:
         folder = Path(text)
-        path = given.file or folder / "model.gguf"
+        path = options.file or folder / "model.gguf"
         if not path.exists():
-            make_model(path, given.shape, given.quant)
+            make_model(path, options.shape, options.quant)
         os.environ["JAMBA_HOME"] = str(folder / "home")
         yield path, folder
 
 
 def make_model(path: Path, shape: str, quant: str) -> None:
-    """Write a random model of the shape that reads and writes (meaningless) text."""
+    """Write a random model of the shape with a vocabulary, so that it reads and writes (meaningless) text."""
     from jambacli.evaluation.synthetic import shape_config, write_gguf
 
     config = shape_config(shape)

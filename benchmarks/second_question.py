@@ -1,12 +1,11 @@
-"""What a second question costs: ``jamba ask`` about a long document, then others in new processes, beside llama.cpp.
+"""Measures what a second question costs: ``jamba ask`` about a long document, then others in new processes, and llama.cpp.
 
     python -m benchmarks.second_question --shape moe --quant q4_k_m --tokens 30000
     python -m benchmarks.second_question --shape moe --quant q4_k_m --schema
 
-makes a random model of the shape (weights do not matter for speed) and runs the command as a person would. llama.cpp, with
-``--peer`` and where llama-cpp-python is installed, keeps no state between processes: it loads the file and reads as many
-tokens. ``--schema`` measures decoding by a JSON schema beside decoding without one instead. Knows nothing of how the
-document is kept.
+makes a random model of the shape (weights do not matter for speed) and runs the command as a user would. With ``--peer``,
+llama.cpp is measured instead (if llama-cpp-python is installed): it keeps no state between processes, so it loads the file and
+reads as many tokens. ``--schema`` instead compares decode with a JSON schema and without one.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.made_up_vocabulary import words
-from benchmarks.scratch_model import made, parser_of
+from benchmarks.scratch_model import parser_of, scratch_model
 from jambacli.errors import JambaError
 
 if TYPE_CHECKING:
@@ -49,23 +48,23 @@ _SCHEMA: dict[str, Any] = {
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure and print one JSON object."""
-    parser = parser_of("questions", __doc__)
+    parser = parser_of("second_question", __doc__)
     parser.add_argument("--tokens", type=int, default=30_000, help="tokens of the document (default: 30000)")
     parser.add_argument("--repetitions", "-r", type=int, default=3)
-    parser.add_argument("--peer", action="store_true", help="measure llama.cpp only, on as many tokens")
-    parser.add_argument("--schema", action="store_true", help="measure decoding by a schema instead")
-    given = parser.parse_args(arguments)
-    with made(given) as (path, folder):
-        if given.peer:
-            print(json.dumps(peer(path, given.tokens)))
-        elif given.schema:
-            print(json.dumps(schema_speed(path, given.repetitions)))
+    parser.add_argument("--peer", action="store_true", help="measure llama.cpp instead")
+    parser.add_argument("--schema", action="store_true", help="measure decode with a schema instead")
+    options = parser.parse_args(arguments)
+    with scratch_model(options) as (path, folder):
+        if options.peer:
+            print(json.dumps(peer(path, options.tokens)))
+        elif options.schema:
+            print(json.dumps(schema_speed(path, options.repetitions)))
         else:
-            print(json.dumps(questions(path, given.tokens, given.repetitions, folder)))
+            print(json.dumps(questions(path, options.tokens, options.repetitions, folder)))
 
 
 def questions(path: Path, tokens: int, repetitions: int, folder: Path) -> dict[str, Any]:
-    """The first question, and others about the same document, each in a process of its own; seconds and tokens."""
+    """Seconds and tokens of a first question and of others about the same document, each in a process of its own."""
     from jambacli.api import Jamba
 
     model = Jamba.load(path)
@@ -85,7 +84,7 @@ def questions(path: Path, tokens: int, repetitions: int, folder: Path) -> dict[s
 
 
 def _text(model: Jamba, tokens: int) -> str:
-    """Lines of words; with the titles of its parts they are about so many tokens."""
+    """A document of about ``tokens`` tokens, including the titles of its parts."""
     from jambacli.documents.extract.pieces import parts_of_lines
     from jambacli.documents.load import Document
     from jambacli.documents.pages import entries_of
@@ -106,8 +105,8 @@ def _words(model: Jamba, tokens: int) -> str:
 
 
 def _ask(path: Path, document: Path, question: str) -> dict[str, float]:
-    """One ``jamba ask`` in a new process: its own figures, and the seconds until its first text is on stdout."""
-    # A random model may end at once, or say what is no text yet: let it go on until it has said something.
+    """Run ``jamba ask`` in a new process: its own figures, and the seconds until its first text on stdout."""
+    # A random model may stop at once or generate incomplete characters: forbid its stop tokens.
     command = [sys.executable, "-m", "jambacli", "ask", str(document), question, "--model", str(path)]
     command += ["--stats", "--temp", "1", "--seed", "1", "--max-tokens", "8"]
     for stop in ("1", "2", "4"):
@@ -134,7 +133,7 @@ def _ask(path: Path, document: Path, question: str) -> dict[str, float]:
 
 
 def peer(path: Path, tokens: int) -> dict[str, float]:
-    """Seconds llama.cpp takes to load the file, and then to read ``tokens`` and say one; in this process, a new one."""
+    """Seconds that llama.cpp takes to load the file, and then to read ``tokens`` and generate one."""
     from jambacli.evaluation.llama_cpp import LlamaCppRunner
     from jambacli.kernels.cpu import default_threads
 
@@ -149,7 +148,7 @@ def peer(path: Path, tokens: int) -> dict[str, float]:
 
 
 def schema_speed(path: Path, repetitions: int, tokens: int = 200) -> dict[str, Any]:
-    """Tokens a second of decoding, chosen and computed, without and with a schema in turn, and their ratio."""
+    """Tokens per second of decode and sampling, without and with a schema in turn, and their ratio."""
     from jambacli.api import Jamba
 
     model = Jamba.load(path)
@@ -159,14 +158,14 @@ def schema_speed(path: Path, repetitions: int, tokens: int = 200) -> dict[str, A
         for i in range(repetitions + 1):
             for kind, options in (("free", {"logit_bias": never}), ("schema", {"schema": _SCHEMA})):
                 session.conversation.turns.clear()
-                # Far from the most tokens: the choices near an end, which take longer, are none of this.
+                # With many tokens left: near the limit a schema's choices take longer.
                 pieces = session.send("go", max_tokens=3000, temperature=1.5, top_p=1.0, seed=i, **options)
                 next(pieces)
                 start, before = time.perf_counter(), session.sequence.counters.decoded
                 while session.sequence.counters.decoded - before < tokens:
                     next(pieces)
                 count = session.sequence.counters.decoded - before
-                if i:  # the first round warms up: pages, threads
+                if i:  # the first round warms up
                     rates[kind].append(count / (time.perf_counter() - start))
                 pieces.close()  # type: ignore[attr-defined]
     middle = {kind: statistics.median(each) for kind, each in rates.items()}

@@ -1,10 +1,10 @@
-"""What keeping the state on disk costs a generation: the same turns with the store and without, alternating.
+"""Measures what storing the state on disk costs: the same turns with the store and without, alternating.
 
     python -m benchmarks.store_cost --shape moe --quant q4_k_m --turns 20 --reply 128
 
-Two sessions of one model in one process answer the same messages turn by turn, one of them stored. A turn's time runs from
-the message to the end of the reply, the commit included; what is written beside the next turn slows that one and counts
-there. Knows nothing of how the store writes.
+Two sessions of one model in one process answer the same messages turn by turn; one of them is stored. The time of a turn is
+from the message to the end of the reply, including the commit. What is still being written during the next turn slows that
+one and counts there.
 """
 
 from __future__ import annotations
@@ -17,46 +17,46 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.made_up_vocabulary import words
-from benchmarks.scratch_model import made, parser_of
+from benchmarks.scratch_model import parser_of, scratch_model
 
 if TYPE_CHECKING:
     from jambacli.session.session import Session
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure and print a line for people, or one JSON object with ``--json``."""
-    parser = parser_of("saving", __doc__)
+    """Measure and print one line, or one JSON object with ``--json``."""
+    parser = parser_of("store_cost", __doc__)
     parser.add_argument("--turns", type=int, default=20)
     parser.add_argument("--message", type=int, default=48, help="tokens of a message (default: 48)")
     parser.add_argument("--reply", type=int, default=128, help="tokens of a reply (default: 128)")
     parser.add_argument("--threads", "-t", type=int, default=None)
     parser.add_argument("--json", action="store_true")
-    given = parser.parse_args(arguments)
-    with made(given) as (path, _):
-        result = measure(path, given.turns, given.message, given.reply, given.threads)
-    if given.json:
+    options = parser.parse_args(arguments)
+    with scratch_model(options) as (path, _):
+        result = measure(path, options.turns, options.message, options.reply, options.threads)
+    if options.json:
         print(json.dumps(result))
         return
     print(
-        f"{given.turns} turns of {given.message} + {given.reply} tokens: median {result['stored']:.3f} s stored, "
+        f"{options.turns} turns of {options.message} + {options.reply} tokens: median {result['stored']:.3f} s stored, "
         f"{result['not stored']:.3f} s not; saving adds {100 * result['overhead']:.1f}% (median of the turns' ratios), "
-        f"{100 * result['overhead of the sum']:.1f}% of the whole; {result['bytes per turn'] / 1e6:.1f} MB written a turn"
+        f"{100 * result['overhead of the sum']:.1f}% of the whole; {result['bytes per turn'] / 1e6:.1f} MB written per turn"
     )
 
 
 def measure(path: Path, turns: int, message: int, reply: int, threads: int | None) -> dict[str, Any]:
-    """Seconds of a turn with and without the store, and what saving adds, as a fraction."""
+    """Seconds per turn with and without the store, and what the store adds as a fraction."""
     from jambacli.api import Jamba
     from jambacli.cache.prefix_store import PrefixStore
 
     model = Jamba.load(path, threads=threads)
     vocabulary, rng = model.metadata["tokenizer.ggml.tokens"], random.Random(1)
     never = {t: float("-inf") for t in model.tokenizer.stop_ids}
-    options: dict[str, Any] = {"max_tokens": reply, "temperature": 1.0, "seed": 1, "logit_bias": never}
+    generation: dict[str, Any] = {"max_tokens": reply, "temperature": 1.0, "seed": 1, "logit_bias": never}
 
     def turn(session: Session, text: str) -> float:
         began = time.perf_counter()
-        for _ in session.send(text, **options):
+        for _ in session.send(text, **generation):
             pass
         return time.perf_counter() - began
 

@@ -70,15 +70,7 @@ class Jamba(LoadedModel):
             importlib.import_module("jambacli.runtime.loader")  # this imports torch
         if options.threads is not None:
             set_threads(options.threads)
-        model = load_gguf_on(
-            file,
-            options.device,
-            ctx=ctx,
-            kv_type=kv_type,
-            gpu_memory=options.gpu_memory,
-            cpu_experts=options.cpu_experts,
-            cpu_kv=options.cpu_kv,
-        )
+        model = load_gguf_on(file, options, ctx=ctx, kv_type=kv_type)
         loaded = cls(model, file.metadata, str(file.metadata.get("general.name") or path.stem), path)
         loaded.load_seconds = time.perf_counter() - start
         if name is not None:

@@ -2,7 +2,7 @@
 
 Every error that a user can cause is a JambaError whose text is one line: what is wrong, with which file or name, and what
 to do about it. Below the front ends no text names a command-line flag: an error carries the Python name of the option it
-is about, and the command line shows ``--temp`` where Python shows ``temperature``.
+is about, and each front end shows its own name for it (see ``worded``).
 """
 
 from __future__ import annotations
@@ -79,3 +79,8 @@ class BadFileError(JambaError):
 
 class UnsupportedError(JambaError):
     """A valid file or model that this program does not handle; the text says which part and why."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a foreign error's text, or its type where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

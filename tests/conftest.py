@@ -15,7 +15,7 @@ import jambacli  # noqa: F401  (before torch: it sets how torch's threads wait)
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Read when triton is first imported: without a card its kernels are interpreted on the CPU.
+# Read when triton is first imported: without a GPU its kernels are interpreted on the CPU.
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 

@@ -1,9 +1,10 @@
-"""``jamba bench``: prefill and decode rates of a file or of a synthetic model, as a table; knows nothing of how they run."""
+"""``jamba bench``: prefill and decode rates of a file or of a synthetic model, as a table."""
 
 from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import io
 import itertools
 import json
@@ -22,6 +23,7 @@ from jambacli.units import format_bytes, format_count, parse_size
 if TYPE_CHECKING:
     from jambacli.api import Jamba
     from jambacli.evaluation.bench import Case, Runner
+    from jambacli.runtime.options import DeviceOptions
 
 _COMPARE = ("llama.cpp",)
 
@@ -29,13 +31,13 @@ _COMPARE = ("llama.cpp",)
 @o.quiet_option
 def bench(
     name: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="A name or a .gguf; left out: synthetic.")
+        str | None, typer.Argument(metavar="[MODEL]", help="A name or a .gguf; default: a synthetic model.")
     ] = None,
     shape: Annotated[
         str | None,
-        typer.Option("--shape", help="jamba-mini, jamba-3b, jamba-large, moe or a config.json, synthesized."),
+        typer.Option("--shape", help="Synthetic model: jamba-mini, jamba-3b, jamba-large, moe or a config.json."),
     ] = None,
-    quant: Annotated[str | None, typer.Option("--quant", help="Type of the synthetic weights, e.g. q4_k_m.")] = None,
+    quant: Annotated[str | None, typer.Option("--quant", help="File type of the synthetic model, e.g. q4_k_m.")] = None,
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="Prompt lengths, comma-separated; 0: none.")] = "512",
     generate: Annotated[
         str, typer.Option("--generate", "-n", help="Generated lengths, comma-separated; 0: none.")
@@ -48,44 +50,45 @@ def bench(
     kv_type: Annotated[str, typer.Option("--kv-type", help="KV types, comma-separated: f16, bf16, f32, q8_0.")] = "f16",
     repetitions: Annotated[int, typer.Option("--repetitions", "-r", min=1, help="Runs of each measurement.")] = 5,
     chunk: Annotated[
-        int | None, typer.Option("--chunk", min=1, help="Tokens read in one piece; default: 512, on a card 4,096.")
+        int | None, typer.Option("--chunk", min=1, help="Tokens per piece of prefill; default: 512, on a GPU 4,096.")
     ] = None,
     device: o.Device = "auto",
     gpu_memory: o.GpuMemory = None,
     cpu_experts: o.CpuExperts = None,
     cpu_kv: o.CpuKv = False,
     compare: Annotated[
-        str | None, typer.Option("--compare", help="Measure the same file in turn with: llama.cpp.")
+        str | None, typer.Option("--compare", help="Measure another program on the same file: llama.cpp.")
     ] = None,
-    output: Annotated[str, typer.Option("--output", "-o", help="md, json or csv, on stdout.")] = "md",
+    output: Annotated[str, typer.Option("--output", "-o", help="Format on stdout: md, json or csv.")] = "md",
 ) -> None:
-    """Measure tokens per second, time to first token, memory, and the share of what this machine can do."""
+    """Measure tokens per second, time to first token, memory, and the share of this machine's peak rates."""
     if output not in ("md", "json", "csv"):
-        raise UsageError(f"--output {output!r} is none of md, json, csv")
+        raise UsageError("is none of md, json, csv", field="output", value=output)
     if compare is not None and compare not in _COMPARE:
-        raise UsageError(f"--compare {compare!r} is not known; known: {', '.join(_COMPARE)}")
+        raise UsageError(f"is none of {', '.join(_COMPARE)}", field="compare", value=compare)
     if name is not None and (shape or quant):
         raise UsageError("give a MODEL, or --shape and --quant for a synthetic one, not both")
+    from jambacli.runtime.options import DeviceOptions
+
     cases = _cases(prompt, generate, both, depth)
     thread_counts = _numbers(threads, "--threads") or [0]
     if any(t < 1 for t in thread_counts) and threads:
-        raise UsageError("--threads must be at least 1")
+        raise UsageError("has a number below 1", field="threads", value=threads)
     if compare is not None and device not in ("auto", "cpu"):
-        raise UsageError("--compare measures both on the processor: leave out --device")
+        raise UsageError("--compare measures both programs on the CPU: leave out --device")
     rows: list[dict[str, Any]] = []
     kv_types = [k.strip() for k in kv_type.split(",") if k.strip()]
     longest = max(c.depth + (c.n_prompt + c.n_gen) * (repetitions if c.depth else 1) for c in cases)
-    where: dict[str, Any] = {
-        "device": device if compare is None else "cpu",
-        "gpu_memory": o.gpu_memory_bytes(gpu_memory),
-        "cpu_experts": cpu_experts,
-        "cpu_kv": cpu_kv,
-        "ctx": max(longest, 64),
-        "kv_type": _largest(kv_types),
-    }
-    with _model(name, shape or "jamba-3b", quant or "q4_k_m", where, compare is not None) as (model, path):
+    where = DeviceOptions(
+        device=device if compare is None else "cpu",
+        gpu_memory=o.gpu_memory_bytes(gpu_memory),
+        cpu_experts=cpu_experts,
+        cpu_kv=cpu_kv,
+    )
+    plan = {"ctx": max(longest, 64), "kv_type": _largest(kv_types)}
+    with _model(name, shape or "jamba-3b", quant or "q4_k_m", where, plan, compare is not None) as (model, path):
         if model.model.device.type != "cpu":
-            thread_counts = thread_counts[:1]  # they say nothing of a card
+            thread_counts = thread_counts[:1]  # CPU threads do not matter on a GPU
         for count, kv in itertools.product(thread_counts, kv_types):
             rows += _measure(model, path if compare else None, cases, count, kv, repetitions, chunk)
     print({"md": _markdown, "json": _json, "csv": _csv}[output](rows))
@@ -113,41 +116,42 @@ def _cases(prompt: str, generate: str, both: str, depth: str) -> list[Case]:
 
 
 def _largest(kv_types: list[str]) -> str:
-    """The KV type that takes the most memory, to plan with."""
-    from jambacli.model.config import KV_TYPES
+    """The KV type that takes the most memory, for the plan."""
+    from jambacli.model.config import KV_TYPES, check_kv_type
 
     for kv_type in kv_types:
-        if kv_type not in KV_TYPES:
-            raise UsageError(f"--kv-type {kv_type!r} is not one of {', '.join(KV_TYPES)}")
+        check_kv_type(kv_type)
     return max(kv_types, key=KV_TYPES.__getitem__, default="f16")
 
 
 @contextlib.contextmanager
 def _model(
-    name: str | None, shape: str, quant: str, where: dict[str, Any], needs_file: bool
+    name: str | None, shape: str, quant: str, where: DeviceOptions, plan: dict[str, Any], needs_file: bool
 ) -> Iterator[tuple[Jamba, Path | None]]:
-    """The model to measure, ``where`` as Jamba.load, and its file where a peer has to read it too (a temporary one for a
-    synthetic model)."""
+    """The model to measure, and its file if another program has to read it (temporary for a synthetic model).
+
+    ``plan``: ctx and kv_type to plan GPU memory for.
+    """
     from jambacli.api import Jamba
     from jambacli.evaluation.bench_gpu import synthetic_on
     from jambacli.evaluation.synthetic import shape_config, write_gguf
 
+    options = {**dataclasses.asdict(where), **plan}
     if name is not None:
         from jambacli.hub.resolve import resolve_model
 
-        yield Jamba.load(name, **where), resolve_model(name)
+        yield Jamba.load(name, **options), resolve_model(name)
         return
     config, label = shape_config(shape), f"synthetic {Path(shape).stem if '/' in shape else shape} {quant.lower()}"
     if not needs_file:
         ui.note(f"making {label} in memory ...")
-        device = where.pop("device")
-        yield Jamba(synthetic_on(device, config, quant, **where), {}, label), None
+        yield Jamba(synthetic_on(where, config, quant, **plan), {}, label), None
         return
     with tempfile.TemporaryDirectory(prefix="jamba-bench-") as folder:
         path = Path(folder) / "synthetic.gguf"
         ui.note(f"writing {label} to a temporary file ...")
         write_gguf(path, config, quant)
-        model = Jamba.load(path, **where)
+        model = Jamba.load(path, **options)
         model.name = label
         yield model, path
 
@@ -163,7 +167,7 @@ def _measure(
 ) -> list[dict[str, Any]]:
     from jambacli import kernels
     from jambacli.evaluation.bench import ModelRunner, measure, prefill_speed, weight_bytes_per_token
-    from jambacli.evaluation.bench_gpu import card_rates, device_name
+    from jambacli.evaluation.bench_gpu import device_name, gpu_rates
     from jambacli.evaluation.llama_cpp import LlamaCppRunner
     from jambacli.hardware.devices import cpu_key, remember_speed
     from jambacli.hardware.peaks import matrix_rate, read_bandwidth
@@ -182,11 +186,11 @@ def _measure(
         if peer is not None:
             peer.close()
     speed = prefill_speed(model.model.config, [r for r in results if r.runner == runners[0].name])
-    on_card = model.model.device.type == "cuda"
-    if speed is not None and not on_card:
-        with contextlib.suppress(OSError):  # for the estimates of ``jamba show``; measuring does not fail for it
+    on_gpu = model.model.device.type == "cuda"
+    if speed is not None and not on_gpu:
+        with contextlib.suppress(OSError):  # only used for the estimates of ``jamba show``
             remember_speed(cpu_key(used), speed)
-    bandwidth, gemm, rate = card_rates(model.model.device) if on_card else (read_bandwidth(), *matrix_rate())
+    bandwidth, gemm, rate = gpu_rates(model.model.device) if on_gpu else (read_bandwidth(), *matrix_rate())
     device = device_name(model.model.device)
     touched, flops = weight_bytes_per_token(model.model), 2 * model.config.active_params()
     rows = []
@@ -199,7 +203,7 @@ def _measure(
                 "params": model.config.params(),
                 "backend": result.runner,
                 "device": device,
-                "on_card": on_card,
+                "on_gpu": on_gpu,
                 "threads": used,
                 "kv_type": kv_type,
                 "test": case.name,
@@ -224,7 +228,7 @@ _SHARES = ["of bandwidth", "of matrix rate", "jamba / it"]
 
 
 def _markdown(rows: list[dict[str, Any]]) -> str:
-    """The table people paste."""
+    """The results as a Markdown table, and a line about the machine."""
 
     def percent(x: float | None) -> str:
         return "" if x is None else f"{x:.0%}"
@@ -248,11 +252,11 @@ def _markdown(rows: list[dict[str, Any]]) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     first = rows[0]
     lines.append("")
-    does = "copies" if first["on_card"] else "reads"
+    verb = "copies" if first["on_gpu"] else "reads"
     lines.append(
-        f"{first['device']}: {does} {format_bytes(first['read_bandwidth_bytes_per_second'])}/s and multiplies "
+        f"{first['device']}: {verb} {format_bytes(first['read_bandwidth_bytes_per_second'])}/s and multiplies "
         f"{first['matrix_type']} matrices at {first['matrix_rate_flops'] / 1e9:,.0f} GFLOP/s"
-        f"{'' if first['on_card'] else ' with ' + str(first['threads']) + ' threads'}."
+        f"{'' if first['on_gpu'] else ' with ' + str(first['threads']) + ' threads'}."
     )
     return "\n".join(lines)
 

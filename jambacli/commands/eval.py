@@ -1,4 +1,4 @@
-"""``jamba eval``: perplexity, divergence from a reference, recall, as tables; knows nothing of how they are measured."""
+"""``jamba eval``: perplexity, divergence from a reference, recall, as tables."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from jambacli.units import parse_size
 
 if TYPE_CHECKING:
     from jambacli.api import Jamba
-    from jambacli.evaluation.needle import Found
+    from jambacli.evaluation.needle import Trial
     from jambacli.evaluation.perplexity import Window
 
-app = typer.Typer(help="Measure what a model knows: perplexity, divergence, recall.", no_args_is_help=True)
+app = typer.Typer(help="Measure the quality of a model: perplexity, divergence, recall.", no_args_is_help=True)
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Text = Annotated[
     Path | None,
     typer.Option("--text", "-f", help="A text file (- for stdin); default: the demo model's held-out text."),
 ]
-Window_ = Annotated[str, typer.Option("--ctx", "-c", help="Tokens of a window, e.g. 512 or 2k.")]
-Limit = Annotated[str | None, typer.Option("--tokens", "-n", help="Read at most this many tokens of the text.")]
+Window_ = Annotated[str, typer.Option("--ctx", "-c", help="Tokens per window, e.g. 512 or 2k.")]
+Limit = Annotated[str | None, typer.Option("--tokens", "-n", help="Use at most this many tokens of the text.")]
 
 
 @app.command()
@@ -35,7 +35,7 @@ Limit = Annotated[str | None, typer.Option("--tokens", "-n", help="Read at most 
 @o.measurement_options
 def perplexity(
     models: Annotated[
-        list[str] | None, typer.Argument(metavar="[MODEL]...", help="Names or .gguf files; none: as in run.")
+        list[str] | None, typer.Argument(metavar="[MODEL]...", help="Names or .gguf files; default: as in run.")
     ] = None,
     text: Text = None,
     ctx: Window_ = "512",
@@ -44,7 +44,7 @@ def perplexity(
     arguments: o.DeviceArguments,
     as_json: Json = False,
 ) -> None:
-    """Perplexity on a text, with its standard error; several models make a table."""
+    """Measure perplexity on a text, with its standard error; several models make a table."""
     from jambacli.evaluation import perplexity as p
 
     rows = []
@@ -54,7 +54,7 @@ def perplexity(
         windows = _windows(model, text, ctx, tokens)
         with ui.progress(f"Reading with {model.name}", sum(len(w.ids) for w in windows), "tokens") as done:
             rows.append({**_about(model), **asdict(p.perplexity(model, windows, arguments.kv_type or "f16", done))})
-        del model  # a card has room for one at a time
+        del model  # GPU memory may hold only one at a time
     if as_json:
         print(json.dumps(rows if len(rows) > 1 else rows[0], ensure_ascii=False))
         return
@@ -66,11 +66,13 @@ def perplexity(
 @o.quiet_option
 @o.measurement_options
 def kl(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="The model to judge, e.g. a quantized one.")],
-    reference: Annotated[str, typer.Argument(metavar="REFERENCE", help="What it should say, e.g. the bf16 file.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The model to measure, e.g. a quantized one.")],
+    reference: Annotated[
+        str, typer.Argument(metavar="REFERENCE", help="The model to compare it with, e.g. the bf16 file.")
+    ],
     text: Text = None,
     random: Annotated[
-        str | None, typer.Option("--random", help="Instead of a text: this many random tokens, from a fixed seed.")
+        str | None, typer.Option("--random", help="Use this many random tokens (fixed seed) instead of a text.")
     ] = None,
     ctx: Window_ = "512",
     tokens: Limit = None,
@@ -78,21 +80,21 @@ def kl(
     arguments: o.DeviceArguments,
     as_json: Json = False,
 ) -> None:
-    """Kullback-Leibler divergence from a reference on the same tokens, and agreement on the likeliest token."""
+    """Measure the Kullback-Leibler divergence from a reference model, and how often the top tokens agree."""
     from jambacli.evaluation import kl as k
 
     if random is not None and text is not None:
         raise UsageError("give --text or --random, not both")
-    judged, standard = (arguments.load_model(name, _size(ctx)) for name in (model, reference))
+    measured, standard = (arguments.load_model(name, _size(ctx)) for name in (model, reference))
     if random is not None:
         windows = k.random_windows(standard.config.vocab_size, parse_size(random, "--random"), _size(ctx))
     else:
         windows = _windows(standard, text, ctx, tokens)
     with ui.progress("Comparing", sum(len(w.ids) for w in windows), "tokens") as done:
-        result = k.divergence(judged, standard, windows, arguments.kv_type or "f16", done)
+        result = k.divergence(measured, standard, windows, arguments.kv_type or "f16", done)
     if as_json:
         print(
-            json.dumps({"model": _about(judged), "reference": _about(standard), **asdict(result)}, ensure_ascii=False)
+            json.dumps({"model": _about(measured), "reference": _about(standard), **asdict(result)}, ensure_ascii=False)
         )
         return
     _table(
@@ -112,21 +114,25 @@ def kl(
 @o.quiet_option
 @o.measurement_options
 def needle(
-    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="A name or a .gguf; none: as in run.")] = None,
-    tokens: Annotated[str, typer.Option("--tokens", "-n", help="Lengths of the texts, comma-separated.")] = "512,2048",
-    documents: Annotated[int, typer.Option("--documents", min=1, help="Texts of each length.")] = 10,
-    questions: Annotated[int, typer.Option("--questions", min=1, help="Questions about each text.")] = 10,
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="A name or a .gguf; default: as in run.")
+    ] = None,
+    tokens: Annotated[
+        str, typer.Option("--tokens", "-n", help="Lengths of the texts in tokens, comma-separated.")
+    ] = "512,2048",
+    documents: Annotated[int, typer.Option("--documents", min=1, help="Texts per length.")] = 10,
+    questions: Annotated[int, typer.Option("--questions", min=1, help="Questions per text.")] = 10,
     kinds: Annotated[
         str | None,
-        typer.Option("--kinds", help="What is asked, comma-separated: who, count, code ...; all: everything."),
+        typer.Option("--kinds", help="Kinds of question, comma-separated: who, count, code ...; default: all."),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Other texts and questions.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the texts and questions.")] = 0,
     *,
     arguments: o.DeviceArguments,
-    show: Annotated[bool, typer.Option("--show", help="Every question that was answered wrongly, on stderr.")] = False,
+    show: Annotated[bool, typer.Option("--show", help="Show every wrong answer on stderr.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Recall of facts from texts of reports about made-up people, by length and depth."""
+    """Measure recall of facts from texts of reports about invented people, by length and depth."""
     from jambacli.evaluation.needle import needle as ask
     from jambacli.evaluation.needle import parse_kinds
 
@@ -159,7 +165,7 @@ def needle(
     _table([head, *cells])
 
 
-def _recall(found: list[Found]) -> dict[str, Any]:
+def _recall(found: list[Trial]) -> dict[str, Any]:
     from jambacli.evaluation.needle import standard_error
 
     share = sum(f.right for f in found) / len(found)
@@ -183,7 +189,7 @@ def _size(ctx: str) -> int:
 
 
 def _windows(model: Jamba, text: Path | None, ctx: str, tokens: str | None) -> list[Window]:
-    """The windows of the text asked for, or of its first ``tokens``."""
+    """The windows of ``text`` (default: the demo model's held-out text), or of its first ``tokens``."""
     from jambacli import data
     from jambacli.evaluation.perplexity import cut
 
@@ -204,7 +210,7 @@ def _about(model: Jamba) -> dict[str, Any]:
 
 
 def _table(rows: list[tuple[str, ...]]) -> None:
-    """Rows as a Markdown table on stdout, the first one being the head."""
+    """Print rows as a Markdown table; the first one is the header."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for n, row in enumerate(rows):
         print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |")

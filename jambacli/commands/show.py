@@ -1,4 +1,4 @@
-"""``jamba show``: a model at a glance and what it costs here; knows nothing of how either is found out."""
+"""``jamba show``: a summary of a model and what a context length costs on this machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jambacli.commands import options as o
-from jambacli.errors import UsageError
 
 if TYPE_CHECKING:
     from jambacli.gguf.summary import Summary
@@ -22,26 +21,26 @@ def show(
         str | None,
         typer.Argument(
             metavar="[MODEL]",
-            help="A name, a .gguf (any part of a split one) or a checkpoint directory; default: the last used.",
+            help="A name, a .gguf (any part of a split one) or an HF checkpoint; default: the last used.",
         ),
     ] = None,
     ctx: Annotated[
-        str | None, typer.Option("--ctx", "-c", help="Plan memory for this context, e.g. 256k; default: the model's.")
+        str | None,
+        typer.Option("--ctx", "-c", help="Context length to plan memory for, e.g. 256k; default: the model's."),
     ] = None,
     kv_type: Annotated[str, typer.Option("--kv-type", help="Keys and values as f16, bf16, f32 or q8_0.")] = "f16",
-    as_json: Annotated[bool, typer.Option("--json", help="Everything as one JSON object.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show what a model is, layer by layer, and what a context length costs on this machine."""
     from jambacli.convert.summary import summarize_checkpoint
     from jambacli.gguf.summary import summarize
     from jambacli.hardware.devices import devices
-    from jambacli.model.config import KV_TYPES
+    from jambacli.model.config import check_kv_type
     from jambacli.runtime.memory_plan import memory_plan
 
     tokens = o.context(ctx)
     kv_type = kv_type.lower()
-    if kv_type not in KV_TYPES:
-        raise UsageError(f"--kv-type {kv_type!r} is not one of {', '.join(KV_TYPES)}")
+    check_kv_type(kv_type)
     path = o.model_path(model)
     summary = summarize_checkpoint(path) if path.is_dir() else summarize(path)
     plan = memory_plan(

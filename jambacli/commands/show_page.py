@@ -1,4 +1,4 @@
-"""The page that ``jamba show`` prints: rendering of a Summary and a Plan, nothing else; knows nothing of files."""
+"""Renders the page that ``jamba show`` prints, from a Summary and a Plan."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jambacli.model.config import JambaConfig
 from jambacli.runtime.memory_plan import Fit, Plan
 from jambacli.units import format_bytes, format_context, format_count, format_seconds
 
-# (attention, MoE) -> glyph, its stand-in where the terminal has no Unicode, colour, meaning.
+# (attention, MoE) -> glyph, ASCII glyph, colour, meaning.
 _LAYERS = {
     (False, False): ("○", "m", "cyan", "Mamba"),
     (False, True): ("●", "M", "cyan", "Mamba + experts"),
@@ -24,20 +24,20 @@ _LAYERS = {
 }
 _VERDICTS = {
     "fits": ("green", "✓", "fits, {spare} to spare"),
-    "tight": ("yellow", "~", "tight: {short} more than is free now; close other programs"),
+    "tight": ("yellow", "~", "tight: needs {short} more than is free now; close other programs"),
     "experts in RAM": ("yellow", "~", "with {offload} of the experts in RAM"),
-    "from disk": ("red", "✗", "too small{what} would be re-read from disk, slowly"),
+    "from disk": ("red", "✗", "too small{what} would be read from disk again and again, slowly"),
     "too big": ("red", "✗", "too small by {short}"),
 }
 _MARGIN = 10
-_ROOM_FOR_BARS = 64  # with fewer columns the numbers would be cut to make room for pictures of them
+_ROOM_FOR_BARS = 64  # with fewer columns bars would leave too little room for numbers
 
 
 def print_page(summary: Summary, plan: Plan) -> None:
-    """Print the whole page to standard output, in colour on a terminal, plain into a pipe."""
+    """Print the whole page to standard output, in colour on a terminal and plain into a pipe."""
     console = Console(highlight=False, markup=False, emoji=False)
     page = _Page(console)
-    # Rendered whole and written once: a reader that leaves early is then main's to handle, not rich's.
+    # Written in one piece, so that ``main`` and not rich handles a closed pipe.
     with console.capture() as captured:
         _head(page, summary)
         _facts(page, summary)
@@ -48,7 +48,7 @@ def print_page(summary: Summary, plan: Plan) -> None:
 
 
 class _Page:
-    """A console with this page's margins; falls back to ASCII where the output's encoding has no more."""
+    """A console with this page's margins; falls back to ASCII if the output's encoding requires it."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -64,13 +64,13 @@ class _Page:
         self.console.print(content, soft_wrap=isinstance(content, Text))
 
     def plain(self, text: str) -> str:
-        """``text`` in what the output can show."""
+        """``text`` with only characters that the output can show."""
         if self.unicode:
             return text
         return text.replace(" · ", ", ").encode(self.console.encoding, "replace").decode(self.console.encoding)
 
     def row(self, label: str, text: str) -> None:
-        """A labelled line, wrapped under itself."""
+        """Print a labelled line, wrapped with a hanging indent."""
         lines = textwrap.wrap(
             self.plain(text), self.width - _MARGIN, break_long_words=False, break_on_hyphens=False
         ) or [""]
@@ -81,7 +81,7 @@ class _Page:
         return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", show_header=header)
 
     def bar(self, share: float, width: int = 12) -> str:
-        """A bar of ``share`` of ``width`` characters, in eighths; something always shows for something."""
+        """A bar of ``share`` of ``width`` characters, in eighths of one; at least an eighth for any positive share."""
         eighths = max(round(share * width * 8), 1 if share > 0 else 0)
         if not self.unicode:
             return "#" * -(-eighths // 8)
@@ -93,7 +93,7 @@ def _head(page: _Page, s: Summary) -> None:
     kind = f" · {s.file_type}" if s.file_type else ""
     page.print(
         f"{s.architecture} · {size_label(s.config)}{kind} · {format_bytes(s.file_bytes)} · "
-        f"{s.bits_per_weight:.2f} bits a weight"
+        f"{s.bits_per_weight:.2f} bits per weight"
     )
     words = {"license": "licence {}", "base_model": "from {}", "source": "source {}", "quantized_by": "quantized by {}"}
     origin = [text.format(s.about[key]) for key, text in words.items() if key in s.about]
@@ -127,7 +127,7 @@ def _facts(page: _Page, s: Summary) -> None:
 
 
 def _strip(page: _Page, c: JambaConfig) -> None:
-    """One glyph a layer, spaced by eights, with a legend of what occurs."""
+    """One glyph per layer in groups of eight, with a legend of the kinds that occur."""
     kinds = list(zip(c.layer_is_attention, c.layer_is_moe, strict=True))
     per_line = max(8, (page.width - _MARGIN) // 9 * 8)
     for start in range(0, len(kinds), per_line):
@@ -209,8 +209,8 @@ def _memory(page: _Page, s: Summary, plan: Plan) -> None:
     used = plan.kv[plan.kv_type]
     rows: Iterable[tuple[str, int, str]] = (
         ("weights", plan.weights, "mapped from the file"),
-        (f"KV {plan.kv_type}", used, f"{_per_token(per_token)} a token · {others}"),
-        ("Mamba", plan.state, "whatever the context"),
+        (f"KV {plan.kv_type}", used, f"{_per_token(per_token)} per token · {others}"),
+        ("Mamba", plan.state, "the same for any context"),
         ("scratch", plan.scratch, "estimated" if len(plan.fits) == 1 else "estimated, on the CPU"),
     )
     title = f"memory at {format_context(plan.ctx)} tokens of context"
@@ -247,7 +247,7 @@ def _device(page: _Page, plan: Plan, fit: Fit) -> None:
         what=f", RAM too: {format_bytes(fit.offload)} of experts" if fit.offload else ": weights",
     )
     if fit.cpu_kv:
-        verdict += "; with --cpu-kv its experts and keys and values fit, in RAM"
+        verdict += "; fits with --cpu-kv, which keeps keys and values (and experts, if needed) in RAM"
     memory = "RAM" if device.kind == "cpu" else "memory"
     page.print(
         Text.assemble(
@@ -258,11 +258,11 @@ def _device(page: _Page, plan: Plan, fit: Fit) -> None:
         )
     )
     if fit.prefill_seconds is not None and fit.verdict != "too big":
-        source = "measured here" if device.measured else f"estimated from {device.how}"
-        # With weights read again and again, or experts elsewhere, the device is not what decides.
+        source = "measured on this machine" if device.measured else f"estimated from {device.how}"
+        # With weights read from disk, or experts in RAM, the device's rate does not decide.
         takes = "takes about" if fit.verdict in ("fits", "tight") else "would take at least"
         time = format_seconds(fit.prefill_seconds)
-        page.print(f"  reading {format_context(plan.ctx)} tokens {takes} {time} ({source})")
+        page.print(f"  prefill of {format_context(plan.ctx)} tokens {takes} {time} ({source})")
     if fit.spare < 0:
         _longest(page, "longest context that fits now", fit.largest_ctx)
     if fit.verdict not in ("fits", "experts in RAM") and fit.largest_ctx_offload != fit.largest_ctx:

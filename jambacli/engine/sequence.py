@@ -113,7 +113,7 @@ class TokenSequence:
     @property
     def consistent(self) -> bool:
         """Whether the state is that of the tokens; False after an interrupted pass, until ``rewind``."""
-        return not self.state.torn and self.state.position == len(self.tokens)
+        return not self.state.interrupted and self.state.position == len(self.tokens)
 
     @property
     def positions(self) -> list[int]:

@@ -1,0 +1,1 @@
+"""Measures models: speed, perplexity, divergence from a reference, recall. Makes synthetic models for that."""

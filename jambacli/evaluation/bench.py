@@ -1,7 +1,7 @@
-"""Measures prefill and decode rates as llama-bench defines them; knows nothing of consoles or tables.
+"""Measures prefill and decode rates as llama-bench defines them.
 
-A ``Runner`` is anything that can be timed: this program's model, or a peer. Runners are measured in turn, repetition by
-repetition, so that a machine whose speed drifts treats them alike.
+A ``Runner`` is anything that can be timed: this program's model, or another program. Runners take turns, repetition by
+repetition, so that drift of the machine's speed affects all of them equally.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from jambacli.evaluation.bench_gpu import wait_for
+from jambacli.evaluation.timing import wait_for
 from jambacli.hardware.peaks import peak_memory
 from jambacli.model.config import JambaConfig
 from jambacli.model.jamba import JambaModel
@@ -21,7 +21,7 @@ from jambacli.runtime.memory_plan import prefill_flops
 
 @dataclass(frozen=True)
 class Case:
-    """One measurement: read ``n_prompt`` tokens, then generate ``n_gen``, with ``depth`` tokens in the context before."""
+    """One measurement: prefill of ``n_prompt`` tokens, then decode of ``n_gen``, after ``depth`` tokens of context."""
 
     n_prompt: int
     n_gen: int
@@ -35,18 +35,18 @@ class Case:
 
 
 class Runner(Protocol):
-    """Something that runs a model: ``start`` empties the context and reads ``depth`` tokens; the others add to it."""
+    """Something that runs a model. ``start`` begins a sequence, to which ``prefill`` and ``decode`` add tokens."""
 
     name: str
 
     def start(self, depth: int, room: int) -> None:
-        """Begin a sequence with ``depth`` tokens, untimed, and room for ``room`` more."""
+        """Begin a sequence with ``depth`` tokens (untimed) and room for ``room`` more."""
 
     def prefill(self, tokens: int) -> float:
-        """Read ``tokens`` tokens in one go; seconds until the logits of the last are there."""
+        """Prefill ``tokens`` tokens; returns seconds until the logits of the last are computed."""
 
     def decode(self, tokens: int) -> float:
-        """Generate ``tokens`` tokens one by one; seconds."""
+        """Generate ``tokens`` tokens one by one; returns seconds."""
 
     def peak_memory(self) -> int:
         """Peak resident bytes of the process so far."""
@@ -74,15 +74,15 @@ class Result:
 
     @property
     def first_token_seconds(self) -> float | None:
-        """Median seconds to the first token of a prompt; None for generation alone."""
+        """Median seconds to the first token after a prompt; None without a prompt."""
         return statistics.median(self.first_token) if self.first_token else None
 
 
 class ModelRunner:
     """This program's model as a Runner.
 
-    On a card a run ends when the card has done it, and each generated token costs what it costs in use: the likeliest is
-    read back. Its memory is the card's then.
+    On a GPU a run ends when the GPU has finished, and decode reads the most likely token back after each step, as generation
+    does. ``peak_memory`` is the memory of the device that computes.
     """
 
     def __init__(self, model: JambaModel, kv_type: str = "f16", chunk: int = 512, name: str = "jamba") -> None:
@@ -95,12 +95,12 @@ class ModelRunner:
 
     def start(self, depth: int, room: int) -> None:
         """See Runner."""
-        card = self._model.device.type == "cuda"
-        if card and self._state.ctx == depth + room:
-            self._state.reset()  # its graphs stay recorded, as they do in a conversation
+        gpu = self._model.device.type == "cuda"
+        if gpu and self._state.ctx == depth + room:
+            self._state.reset()  # keeps the recorded graphs, as a conversation does
         else:
             self._state = self._model.new_state(depth + room, self._kv_type)
-            if card and room > 3:
+            if gpu and room > 3:
                 self.decode(3)
                 self._state.reset()
         if depth:
@@ -142,9 +142,9 @@ class ModelRunner:
 def measure(
     runners: Sequence[Runner], cases: Sequence[Case], repetitions: int, done: Callable[[int], None] = lambda n: None
 ) -> list[Result]:
-    """Run every case ``repetitions`` times on every runner, in turn; ``done(1)`` after each. Results by case, then runner.
+    """Run every case ``repetitions`` times on every runner; calls ``done(1)`` after each run. Results by case, then runner.
 
-    A short untimed run goes first. At depth, repetitions follow one another in one context, so depth grows a little.
+    A short untimed run comes first. With a depth, all repetitions continue one sequence, so the depth grows a little.
     """
     for runner in runners:
         runner.start(0, 40)
@@ -174,19 +174,19 @@ def measure(
 
 
 def prefill_speed(config: JambaConfig, results: Sequence[Result]) -> float | None:
-    """Floating-point operations per second of the longest prompt read from nothing, to predict others by.
+    """Floating-point operations per second of the longest prefill from an empty context, for later estimates.
 
-    None where nothing measured tells: prompts below 256 tokens, or a model so small that calls cost more than matrices.
+    None if nothing measured is representative: prompts below 256 tokens, or a model so small that overhead dominates.
     """
-    telling = [r for r in results if r.case.n_prompt >= 256 and not r.case.n_gen and not r.case.depth]
-    if not telling or config.active_params() < 50_000_000:
+    representative = [r for r in results if r.case.n_prompt >= 256 and not r.case.n_gen and not r.case.depth]
+    if not representative or config.active_params() < 50_000_000:
         return None
-    longest = max(telling, key=lambda r: r.case.n_prompt)
+    longest = max(representative, key=lambda r: r.case.n_prompt)
     return prefill_flops(config, longest.case.n_prompt) * longest.rate / longest.case.n_prompt
 
 
 def weight_bytes_per_token(model: JambaModel) -> float:
-    """Bytes of weights that one decode step reads: everything but the embedding table, and only the chosen experts."""
+    """Bytes of weights that one decode step reads: all but the embedding table, and of the experts only the chosen."""
     from quant.formats import QTensor
 
     config = model.config

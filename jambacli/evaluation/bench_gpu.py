@@ -1,18 +1,21 @@
-"""What a card can do at best, and a synthetic model's weights made on it; knows nothing of consoles or of what is timed."""
+"""What ``bench`` measures on a GPU: the peak rates of the device, and synthetic models that are made on it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from jambacli.evaluation.timing import seconds
 
 if TYPE_CHECKING:
     import torch
 
     from jambacli.model.config import JambaConfig
     from jambacli.model.jamba import JambaModel
+    from jambacli.runtime.options import DeviceOptions
 
 
 def device_name(device: torch.device) -> str:
-    """What people call the device: the processor's or the card's name."""
+    """The model name of the processor or the GPU."""
     import torch
 
     from jambacli.hardware.devices import devices
@@ -22,13 +25,15 @@ def device_name(device: torch.device) -> str:
     return devices()[0].name
 
 
-def card_rates(device: torch.device, size: int = 1 << 30, width: int = 8192) -> tuple[float, str, float]:
-    """Bytes a second that a card copies (read and written both counted), its matrix type's name and FLOP/s of it."""
+def gpu_rates(device: torch.device, size: int = 1 << 30, width: int = 8192) -> tuple[float, str, float]:
+    """The peak rates of a GPU, measured.
+
+    Returns bytes per second of a copy of ``size`` bytes (reads and writes both counted), "bf16" or "fp16" (Turing), and FLOP/s
+    of a matrix product of ``width`` by ``width`` in that type.
+    """
     import torch
 
-    from jambacli.gpu_check.speed import seconds
-
-    a = torch.empty(size, dtype=torch.uint8, device=device)
+    a = torch.empty(size, dtype=torch.uint8, device=device).fill_(1)
     b = torch.empty_like(a)
     copied = 2 * size / seconds(device, lambda: b.copy_(a), 10)
     bf16 = device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
@@ -37,18 +42,12 @@ def card_rates(device: torch.device, size: int = 1 << 30, width: int = 8192) -> 
     return copied, name, 2 * width**3 / seconds(device, lambda: x @ y, 5)
 
 
-def wait_for(device: torch.device) -> None:
-    """Until all that was asked of the device is done."""
-    import torch
-
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def synthetic_on(wanted: str, config: JambaConfig, quant: str, **options: Any) -> JambaModel:
-    """A random model where ``--device`` says; on a card its weights are made there. ``options`` as ``device.load_on``."""
+def synthetic_on(
+    options: DeviceOptions, config: JambaConfig, quant: str, *, ctx: int | None = None, kv_type: str | None = None
+) -> JambaModel:
+    """A random model of file type ``quant`` on the device that ``options`` names, made there. See ``device.load_on``."""
     from jambacli.evaluation.synthetic import choices, synthetic_model
-    from jambacli.evaluation.synthetic_gpu import CardTensors
+    from jambacli.evaluation.synthetic_gpu import GpuTensors
     from jambacli.runtime.device import load_on
 
     def on_cpu() -> JambaModel:
@@ -57,7 +56,7 @@ def synthetic_on(wanted: str, config: JambaConfig, quant: str, **options: Any) -
     def tensors() -> dict[str, tuple[str, tuple[int, ...]]]:
         return {name: (c.format, c.tensor.shape) for name, c in choices(config, quant).items()}
 
-    def make(device: torch.device) -> CardTensors:
-        return CardTensors(config, quant, device)
+    def make(device: torch.device) -> GpuTensors:
+        return GpuTensors(config, quant, device)
 
-    return load_on(wanted, lambda: config, tensors, make, on_cpu, **options)
+    return load_on(options, lambda: config, tensors, make, on_cpu, ctx=ctx, kv_type=kv_type)

@@ -1,7 +1,7 @@
-"""llama.cpp as a Runner, in a process of its own, through llama-cpp-python; knows nothing of this program's model.
+"""llama.cpp as a Runner, in a process of its own, through llama-cpp-python.
 
-A separate process keeps its memory and its threads out of ours. The parent writes one JSON command a line and reads one
-JSON answer a line: ``python -m jambacli.evaluation.llama_cpp FILE THREADS KV_TYPE BUFFERS``.
+The process keeps its memory and threads apart. The parent writes one JSON command per line and reads one JSON answer per
+line: ``python -m jambacli.evaluation.llama_cpp FILE THREADS KV_TYPE BUFFERS``.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ _UBATCH = 512
 
 
 class LlamaCppRunner:
-    """llama.cpp on one GGUF file. Raises JambaError when llama-cpp-python is missing or cannot load the file."""
+    """llama.cpp on one GGUF file. Raises JambaError if llama-cpp-python is missing or cannot load the file."""
 
     def __init__(self, path: Path, threads: int, kv_type: str = "f16") -> None:
         self.name = "llama.cpp"
-        #: Why it does not run at its best here, None where it does.
+        #: Why it does not run at full speed on this machine, None if it does.
         self.handicap: str | None = None
         try:
             self._launch(path, threads, kv_type, "repack")
         except _PeerDiedError:
-            # Build 11434 dies in its AMX kernels on some machines; without repacked buffers it runs.
+            # Build 11434 crashes in its AMX kernels on some machines; without repacked buffers it runs.
             self._launch(path, threads, kv_type, "plain")
             self.handicap = "it crashes on this machine with repacked weights; measured without them"
 
@@ -82,11 +82,11 @@ class LlamaCppRunner:
 
 
 class _PeerDiedError(JambaError):
-    """The peer's process is gone."""
+    """The peer's process has ended."""
 
 
 class _Peer:
-    """The other side: llama.cpp itself."""
+    """llama.cpp itself, in the child process."""
 
     def __init__(self, path: str, threads: int, kv_type: str, buffers: str) -> None:
         try:
@@ -94,7 +94,7 @@ class _Peer:
         except ImportError as error:
             raise JambaError("llama-cpp-python is not installed; pip install 'jambacli[peers]'") from error
         if kv_type not in _KV_TYPES:
-            raise UsageError(f"KV type {kv_type!r} is not one of {', '.join(_KV_TYPES)}")
+            raise UsageError(f"is not one of {', '.join(_KV_TYPES)}", field="kv_type", value=kv_type)
         self._lib = llama_cpp
         self._quiet = llama_cpp.llama_log_callback(lambda *_: None)
         llama_cpp.llama_log_set(self._quiet, None)
@@ -104,7 +104,7 @@ class _Peer:
         params.use_extra_bufts = buffers == "repack"
         self._model = llama_cpp.llama_model_load_from_file(path.encode(), params)
         if not self._model:
-            raise JambaError(f"it cannot load {path}")
+            raise JambaError(f"cannot load {path}")
         self._vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))
         self._threads, self._kv = threads, _KV_TYPES[kv_type]
         self._context: Any = None
@@ -123,7 +123,7 @@ class _Peer:
             params.flash_attn_type = 1
         self._context = lib.llama_init_from_model(self._model, params)
         if not self._context:
-            raise JambaError("it cannot make a context for this model")
+            raise JambaError("cannot make a context for this model")
         if depth:
             self.run(depth, one_by_one=False)
 
@@ -136,8 +136,8 @@ class _Peer:
         began = time.perf_counter()
         for at in range(0, tokens, size):
             part = ids[at : at + size].tolist()
-            tokens_array = (lib.llama_token * len(part))(*part)  # the batch only points to it
-            # Positions follow on by themselves; logits come for the last token only.
+            tokens_array = (lib.llama_token * len(part))(*part)  # the batch holds only a pointer to it
+            # Positions continue automatically; logits are computed for the last token only.
             if lib.llama_decode(self._context, lib.llama_batch_get_one(tokens_array, len(part))):
                 raise JambaError("llama_decode failed")
         lib.llama_synchronize(self._context)
@@ -147,12 +147,13 @@ class _Peer:
 def _serve(path: str, threads: str, kv_type: str, buffers: str) -> None:
     from jambacli.hardware.peaks import peak_memory
 
-    # llama.cpp prints to the C library's stdout in places; answers go to a private copy of it.
+    # llama.cpp sometimes prints to stdout; answers go to a private copy of it.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
     def answer(**values: Any) -> None:
-        print(json.dumps(values), file=answers, flush=True)
+        answers.write(json.dumps(values) + "\n")
+        answers.flush()
 
     try:
         peer = _Peer(path, int(threads), kv_type, buffers)

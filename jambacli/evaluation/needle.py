@@ -1,6 +1,6 @@
-"""Recall of single facts from long texts of reports, by length and depth; knows nothing of files or how results are shown.
+"""Recall of single facts from long texts of reports, by length and depth.
 
-The texts are the field reports of ``training.corpus`` with made names that no training saw, each report with a person, a
+The texts are the field reports of ``data.reports`` with invented names that training never saw. Each report has a person, a
 place, a count and a code word of its own; a question names one of them and asks for another.
 """
 
@@ -27,8 +27,8 @@ KINDS = tuple(grammar.KINDS)
 
 
 @dataclass(frozen=True)
-class Found:
-    """One question: the text's length in tokens, how deep in it the fact lay (0 first, 1 last), and whether it was found."""
+class Trial:
+    """A question with the model's reply: length of the prompt in tokens, depth of the fact in the text (0 first, 1 last)."""
 
     tokens: int
     depth: float
@@ -39,25 +39,26 @@ class Found:
 
     @property
     def right(self) -> bool:
-        """Whether the reply contains the words asked for, as whole words."""
+        """Whether the reply contains the expected text as whole words."""
         return re.search(rf"(?<!\w){re.escape(self.expected)}(?!\w)", self.reply) is not None
 
 
 def parse_kinds(text: str | None) -> tuple[str, ...]:
-    """The kinds that ``text`` names, comma-separated; all for None or "all". UsageError for one there is not."""
+    """The kinds of question named in ``text``, comma-separated; all for None or "all". UsageError for unknown ones."""
     if text is None or text == "all":
         return KINDS
     kinds = tuple(k.strip() for k in text.split(",") if k.strip())
     unknown = [k for k in kinds if k not in grammar.KINDS]
     if unknown or not kinds:
-        raise UsageError(f"--kinds {', '.join(unknown) or 'names none'}: known are all, {', '.join(grammar.KINDS)}")
+        known = f"all, {', '.join(grammar.KINDS)}"
+        raise UsageError(f"is not one of {known}", field="kinds", value=", ".join(unknown))
     return kinds
 
 
 def reports_of(model: Jamba, tokens: int, seed: int) -> list[Report]:
     """As many held-out reports as fit into ``tokens`` tokens with a question and an answer.
 
-    JambaError where that is none, or more than the grammar has animals for.
+    Raises JambaError if none fits, or more than the grammar can make.
     """
     random = Random(f"needle {tokens} {seed}")
     most = len(words.ANIMALS)
@@ -67,9 +68,9 @@ def reports_of(model: Jamba, tokens: int, seed: int) -> list[Report]:
         used += len(model.tokenizer.encode(report.text + "\n"))
         if used > room:
             if i == 0:
-                raise JambaError(f"no report fits into {tokens} tokens; give at least 100")
+                raise JambaError(f"no report fits into {tokens} tokens; use at least 100")
             return made[:i]
-    raise JambaError(f"{tokens:,} tokens need more than {most} reports, which is all the grammar can make; give fewer")
+    raise JambaError(f"{tokens:,} tokens need more than the {most} reports that the grammar can make; use fewer tokens")
 
 
 def needle(
@@ -81,10 +82,10 @@ def needle(
     kv_type: str | None = None,
     kinds: Sequence[str] = KINDS,
     done: Callable[[int], None] | None = None,
-) -> Iterator[Found]:
-    """Ask ``questions`` questions about each of ``documents`` texts of about ``tokens`` tokens, at even depths, greedily.
+) -> Iterator[Trial]:
+    """Ask ``questions`` questions, evenly spread in depth, about each of ``documents`` texts of about ``tokens`` tokens.
 
-    ``kinds``: which of ``grammar.KINDS``.
+    Replies are greedy. ``kinds``: the kinds of question. ``done(1)`` is called after each reply.
     """
     for document in range(documents):
         reports = reports_of(model, tokens, seed * 1000 + document)
@@ -96,13 +97,13 @@ def needle(
                 question = grammar.ask(random, reports, index, random.choice(kinds))
                 reply = answer(session, text, question)
                 depth = index / max(1, len(reports) - 1)
-                yield Found(session.stats.prompt_tokens, depth, question.kind, question.text, question.value, reply)
+                yield Trial(session.stats.prompt_tokens, depth, question.kind, question.text, question.value, reply)
                 if done is not None:
                     done(1)
 
 
 def answer(session: Session, text: str, question: Question) -> str:
-    """The greedy reply to a question about ``text``, asked as the first message of a conversation."""
+    """The greedy reply to a question about ``text`` as the first message of a conversation."""
     if session.model.template is None:
         prompt = f"{text}\n\nQuestion: {question.text}\nAnswer:"
         return "".join(session.complete(prompt, max_tokens=_ANSWER_TOKENS, stop=["\n"], temperature=0))
@@ -111,5 +112,5 @@ def answer(session: Session, text: str, question: Question) -> str:
 
 
 def standard_error(share: float, n: int) -> float:
-    """The standard error of a share of ``n`` independent trials."""
+    """The standard error of a proportion over ``n`` independent trials."""
     return math.sqrt(share * (1 - share) / n) if n else math.nan

@@ -1,7 +1,7 @@
-"""Perplexity of a model on a text, with its standard error; knows nothing of files, names or how results are shown.
+"""Perplexity of a model on a text, with its standard error.
 
-A text is cut into windows that each start from an empty state. Where windows are cut anywhere, their first half is context
-only, as in llama.cpp's perplexity tool; a text of separate documents is scored whole, one window a document.
+A text is cut into windows that each start from an empty state. In a continuous text the first half of a window is context
+only, as in llama.cpp's perplexity tool; separate documents are scored whole, one window per document.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from jambacli.api import Jamba
     from jambacli.text.tokenizer import Tokenizer
 
-#: Stands between the documents of a text that has several.
+#: Separates the documents of a text.
 DOCUMENT_BREAK = "\f"
 
 
 @dataclass(frozen=True)
 class Window:
-    """Token ids read from an empty state; the predictions of ``ids[first:]`` count."""
+    """Token ids that start from an empty state; the predictions of ``ids[first:]`` are scored."""
 
     ids: list[int]
     first: int
@@ -33,9 +33,9 @@ class Window:
 
 @dataclass(frozen=True)
 class Perplexity:
-    """``value`` = exp(mean negative log likelihood), its standard error, and what it was taken over.
+    """``value`` = exp(``nll``) with its standard error ``error``, over ``tokens`` scored tokens in ``windows`` windows.
 
-    ``nll`` is the mean in nats, ``nll_error`` its standard error: the spread of single tokens over sqrt(tokens).
+    ``nll`` is the mean negative log likelihood in nats, ``nll_error`` its standard error (deviation / sqrt(tokens)).
     """
 
     value: float
@@ -47,13 +47,13 @@ class Perplexity:
 
 
 def cut(tokenizer: Tokenizer, text: str, ctx: int, most: int | None = None) -> list[Window]:
-    """Windows of at most ``ctx`` tokens with bos first: one a document where DOCUMENT_BREAK stands, else consecutive.
+    """Windows of at most ``ctx`` tokens, bos first: one per document of a text with DOCUMENT_BREAKs, else consecutive.
 
-    ``most``: the text ends where its windows hold so many tokens. JambaError where no token would be scored.
+    ``most``: use at most so many tokens of the text. Raises JambaError if no token would be scored.
     """
-    for option, size in (("--ctx", ctx), ("--tokens", most)):
+    for option, size in (("ctx", ctx), ("tokens", most)):
         if size is not None and size < 4:
-            raise JambaError(f"{option} {size} leaves nothing to score; give at least 4")
+            raise JambaError("leaves nothing to score; give at least 4", field=option, value=size)
     start = [tokenizer.bos_id] if tokenizer.bos_id is not None and tokenizer.add_bos else []
     if DOCUMENT_BREAK in text:
         documents = [start + tokenizer.encode(part.strip("\n")) for part in text.split(DOCUMENT_BREAK) if part.strip()]
@@ -70,36 +70,39 @@ def cut(tokenizer: Tokenizer, text: str, ctx: int, most: int | None = None) -> l
         whole = [part for part in parts if len(part) == ctx]
         windows = [Window(part, ctx // 2) for part in whole] if whole else [Window(parts[0], 1)] if ids else []
     if not any(len(w.ids) > w.first for w in windows):
-        raise JambaError("the text is too short: it has no token to predict")
+        raise JambaError("the text is too short: there is no token to predict")
     return windows
 
 
 def perplexity(
     model: Jamba, windows: Sequence[Window], kv_type: str = "f16", done: Callable[[int], None] | None = None
 ) -> Perplexity:
-    """Perplexity of ``model`` over ``windows``; ``done(tokens)`` is called after each."""
+    """Perplexity of ``model`` over ``windows``; ``done(tokens)`` is called after each.
+
+    Raises JambaError for logits that are not finite.
+    """
     import torch
 
     losses: list[torch.Tensor] = []
     for window, logits in scored(model, windows, kv_type):
-        wanted = torch.tensor(window.ids[window.first :])[:, None]
-        losses.append(-log_softmax(logits).gather(1, wanted)[:, 0])
+        targets = torch.tensor(window.ids[window.first :])[:, None]
+        losses.append(-log_softmax(logits).gather(1, targets)[:, 0])
         if done is not None:
             done(len(window.ids))
     each = torch.cat(losses)
     mean = float(each.mean())
     if not math.isfinite(mean):
-        raise JambaError(f"{model.name} gives logits that are no numbers; the file is damaged or unsound")
+        raise JambaError(f"the logits of {model.name} are not finite; the file is probably damaged")
     error = float(each.std(unbiased=True)) / math.sqrt(len(each)) if len(each) > 1 else math.nan
     return Perplexity(math.exp(mean), math.exp(mean) * error, mean, error, len(each), len(windows))
 
 
 def scored(model: Jamba, windows: Sequence[Window], kv_type: str) -> Iterator[tuple[Window, torch.Tensor]]:
-    """Each window with the logits float32 [tokens that count, n_vocab] that predict them."""
+    """Each window with the logits float32 [scored tokens, n_vocab] that predict its scored tokens."""
     for window in windows:
         yield window, model.logits(window.ids[:-1], kv_type=kv_type)[window.first - 1 :]
 
 
 def log_softmax(logits: torch.Tensor) -> torch.Tensor:
-    """Log probabilities in float64: near 1 a float32 logarithm has few digits."""
+    """Log probabilities in float64: for probabilities near 1 a float32 logarithm has few digits."""
     return logits.double().log_softmax(-1)

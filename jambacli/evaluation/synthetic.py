@@ -1,8 +1,8 @@
-"""Random weights of any Jamba's shape in any quantization, made in seconds; knows nothing of timing or of real models.
+"""Random weights for any Jamba shape in any quantization, made in seconds.
 
-For learning a machine's speed before downloading 31 GB, and for tests. The bytes are real blocks of plausible values
-(normal, 1 / sqrt(row) wide), so every kernel does its usual work and the activations stay sane; but only a few hundred
-rows are truly random: the rest repeat them in random order, for encoding billions of weights would take minutes.
+They show a machine's speed before a download of 31 GB, and serve the tests. The blocks are valid and their values plausible
+(normal, with deviation 1 / sqrt(row length)), so the kernels do their usual work and activations stay in range. Only a few
+hundred rows are random, the others repeat these in random order: quantizing billions of weights would take minutes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from jambacli.kernels import Ops
     from jambacli.model.jamba import JambaModel
 
-# What of each shape differs from a Hugging Face Jamba config's defaults, which are Mini's.
+# Each shape's differences from the defaults of a Hugging Face Jamba config, which are Mini's.
 SHAPES: dict[str, dict[str, Any]] = {
     "jamba-mini": {},
     "jamba-3b": {
@@ -60,9 +60,9 @@ _RANDOM_ROWS = 256
 
 
 def shape_config(shape: str) -> JambaConfig:
-    """The sizes of a named shape (``SHAPES``) or of a Hugging Face config.json (or a folder with one).
+    """The sizes of a named shape (``SHAPES``), or of a Hugging Face config.json or a directory with one.
 
-    Raises UsageError for a name that is neither, UnsupportedError for a config of another architecture.
+    Raises UsageError for anything else, JambaError for an unreadable file, UnsupportedError for another architecture.
     """
     if shape.lower() in SHAPES:
         return JambaConfig.from_hf(SHAPES[shape.lower()], shape)
@@ -70,7 +70,7 @@ def shape_config(shape: str) -> JambaConfig:
     if path.is_dir():
         path /= "config.json"
     if not path.is_file():
-        raise UsageError(f"shape {shape!r} is none of {', '.join(SHAPES)}, nor the path of a config.json")
+        raise UsageError(f"is none of {', '.join(SHAPES)}, nor a path to a config.json", field="shape", value=shape)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -81,9 +81,9 @@ def shape_config(shape: str) -> JambaConfig:
 
 
 def choices(config: JambaConfig, quant: str) -> dict[str, Choice]:
-    """The format that each tensor of such a model gets under the file type ``quant`` (or "f32"), by name in file order.
+    """The format of each tensor of such a model in file type ``quant`` (or "f32"), by name in file order.
 
-    Raises UsageError for an unknown type or one that a row of this shape does not fit.
+    Raises UsageError for an unknown type or one whose blocks do not fit the rows of this shape.
     """
     shapes = keys.expected_tensors(config)
     tensors = [Tensor(name, shapes[name], "f32") for name in visiting_order(shapes)]
@@ -103,9 +103,9 @@ def synthetic_bytes(config: JambaConfig, quant: str) -> int:
 
 
 def synthetic_model(config: JambaConfig, quant: str, *, seed: int = 0, ops: Ops | None = None) -> JambaModel:
-    """A model of ``config`` with random weights in memory, each tensor in the format ``quant`` (a file type) gives it.
+    """A model of ``config`` in file type ``quant`` with random weights in memory; ``ops`` as in ``loader.build``.
 
-    Raises UsageError as ``choices`` does, JambaError when this machine's free memory does not hold it.
+    Raises UsageError as ``choices`` does, JambaError if the free memory is too small.
     """
     import psutil
 
@@ -114,15 +114,15 @@ def synthetic_model(config: JambaConfig, quant: str, *, seed: int = 0, ops: Ops 
     needed, free = synthetic_bytes(config, quant), psutil.virtual_memory().available
     if needed > free:
         raise JambaError(
-            f"weights of this shape in {quant} take {format_bytes(needed)}; {format_bytes(free)} of memory is free: "
-            "choose a smaller shape or type"
+            f"weights of this shape in {quant} take {format_bytes(needed)}, but only {format_bytes(free)} of memory is free",
+            remedy="choose a smaller {shape} or {quant}",
         )
     tensors = dict(synthetic_tensors(config, quant, seed=seed))
     return build(config, tensors.__getitem__, ops=ops)
 
 
 def synthetic_tensors(config: JambaConfig, quant: str, *, seed: int = 0) -> Iterator[tuple[str, QTensor]]:
-    """Each tensor of a random model by its GGUF name, in file order, one at a time."""
+    """Yield each tensor of a random model with its GGUF name, in file order."""
     maker = _Maker(seed)
     for name, choice in choices(config, quant).items():
         yield name, maker.tensor(choice)
@@ -137,10 +137,10 @@ def write_gguf(
     force: bool = False,
     vocabulary: Iterable[tuple[str, Any, str]] = ((keys.TOKENIZER_MODEL, "none", "str"),),
 ) -> None:
-    """Write the same random model as a GGUF, for programs that want a file; without a vocabulary unless one is given.
+    """Write the same random model as a GGUF file.
 
-    ``vocabulary``: the tokenizer's (key, value, kind), as ``GGUFWriter.add`` takes them. Raises as ``synthetic_model`` and
-    ``GGUFWriter`` do.
+    ``vocabulary``: the tokenizer's (key, value, kind) for ``GGUFWriter.add``; by default there is none. Raises as
+    ``synthetic_model`` and ``GGUFWriter`` do.
     """
     from jambacli.gguf.writer import GGUFWriter
 
@@ -161,13 +161,13 @@ def write_gguf(
 
 
 class _Maker:
-    """Makes tensors; keeps the random rows of each (format, length) to repeat them."""
+    """Makes tensors; keeps the random rows of each (format, row length) to repeat them."""
 
     def __init__(self, seed: int) -> None:
         import torch
 
         self._random = torch.Generator().manual_seed(seed)
-        self._tiles: dict[tuple[str, int], torch.Tensor] = {}
+        self._rows: dict[tuple[str, int], torch.Tensor] = {}
 
     def tensor(self, choice: Choice) -> QTensor:
         shape, fmt = choice.tensor.shape, FORMATS[choice.format]
@@ -184,14 +184,14 @@ class _Maker:
         return torch.randn(*shape, generator=self._random)
 
     def _kept(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        """Norms, biases and the recurrence's own tensors as a trained model has them, float32."""
+        """Norms, biases, convolutions, A and D with values like a trained model's, float32."""
         import torch
 
         kind = name.split(".", 2)[-1]
         if kind == "ssm_a":
             return -(torch.arange(1, shape[1] + 1.0).expand(shape) * (1 + 0.1 * self._normal(*shape)).clamp(0.5))
         if kind == "ssm_dt.bias":
-            # Mamba's own initialisation: softplus of it spreads over 0.001 .. 0.1, evenly in the logarithm.
+            # As Mamba initializes it: its softplus is log-uniform in 0.001 .. 0.1.
             dt = torch.exp(torch.rand(shape, generator=self._random) * math.log(100) + math.log(1e-3))
             return dt + torch.log(-torch.expm1(-dt))
         if kind == "ssm_d" or "norm" in name:
@@ -206,22 +206,22 @@ class _Maker:
         *leading, row = choice.tensor.shape
         fmt = FORMATS[choice.format]
         rows = math.prod(leading)
-        tile = self._tiles.get((fmt.name, row))
-        if tile is None:
-            tile = self._tiles[fmt.name, row] = self._encode(fmt.name, row)
+        random_rows = self._rows.get((fmt.name, row))
+        if random_rows is None:
+            random_rows = self._rows[fmt.name, row] = self._quantized_rows(fmt.name, row)
         order = torch.randint(_RANDOM_ROWS, (rows,), generator=self._random)
-        data = tile.index_select(0, order).view(-1)
+        data = random_rows.index_select(0, order).view(-1)
         scale = None
         if fmt.name == "i8":
             scale = torch.full(leading, 4 / 127 / math.sqrt(row))
         return QTensor(data, fmt, choice.tensor.shape, scale)
 
-    def _encode(self, fmt: str, row: int) -> torch.Tensor:
+    def _quantized_rows(self, fmt: str, row: int) -> torch.Tensor:
         """Random rows in a format, uint8 [_RANDOM_ROWS, bytes per row]."""
         import torch
 
         values = self._normal(_RANDOM_ROWS, row)
-        if fmt == "i8":  # four standard deviations reach 127; see the scale above
+        if fmt == "i8":  # four standard deviations are 127, see the scale in ``_matrix``
             return (values * 127 / 4).round().clamp(-127, 127).to(torch.int8).view(torch.uint8)
         values /= math.sqrt(row)
         if fmt in ("f32", "f16", "bf16"):
@@ -230,3 +230,44 @@ class _Maker:
         from quant.quantize_blocks import quantize
 
         return quantize(values, fmt)
+
+
+# Byte offsets of a block's float16 factors (GGUF specification), and about the largest level that they multiply.
+_FACTORS: dict[str, tuple[tuple[int, ...], int]] = {
+    "q4_0": ((0,), 8),
+    "q4_1": ((0, 2), 15),
+    "q5_0": ((0,), 16),
+    "q5_1": ((0, 2), 31),
+    "q8_0": ((0,), 127),
+    "q2_k": ((80, 82), 45),
+    "q3_k": ((108,), 128),
+    "q4_k": ((0, 2), 945),
+    "q5_k": ((0, 2), 1953),
+    "q6_k": ((208,), 4064),
+    "iq4_nl": ((0,), 127),
+    "iq4_xs": ((0,), 4064),
+}
+
+
+def random_weight(fmt: str, shape: tuple[int, ...], *, seed: int = 0, size: float = 0.1) -> QTensor:
+    """A weight of random bytes with factors that keep its values below about ``size``, on the CPU.
+
+    Unlike ``synthetic_tensors`` it uses every bit pattern of a block and needs no quantization.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    form, n = FORMATS[fmt], math.prod(shape)
+    if fmt in ("f32", "f16", "bf16"):
+        dtype = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[fmt]
+        values = torch.randn(n, generator=generator) * size / 3
+        return QTensor(values.to(dtype).view(torch.uint8), form, shape)
+    blocks = torch.randint(0, 256, (n // form.block, form.block_bytes), generator=generator, dtype=torch.uint8)
+    if fmt == "i8":
+        scale = (torch.rand(shape[:-1], generator=generator) + 0.5) * size / 127
+        return QTensor(blocks.flatten(), form, shape, scale)
+    offsets, largest = _FACTORS[fmt]
+    for offset in offsets:
+        factor = (torch.rand(len(blocks), generator=generator) + 0.5) * size / largest
+        blocks[:, offset : offset + 2] = factor.half().view(torch.uint8).view(-1, 2)
+    return QTensor(blocks.flatten(), form, shape)

@@ -1,7 +1,7 @@
-"""Random models made on the card itself, in seconds even at 50 GB; knows nothing of timing.
+"""Random models made on the GPU itself, in seconds even at 50 GB.
 
-As ``evaluation.synthetic``: a few hundred truly random rows of each format, repeated in random order. The rows are made
-and repeated on the card, so that nothing but what a plan leaves in the computer's memory is ever there.
+As in ``evaluation.synthetic``, a few hundred random rows of each format are repeated in random order. That happens on the
+GPU, so host memory holds only the weights that the plan leaves there.
 """
 
 from __future__ import annotations
@@ -11,19 +11,18 @@ import zlib
 
 import torch
 
-from jambacli.evaluation.synthetic import choices
-from jambacli.gpu_check.parity import random_weight
+from jambacli.evaluation.synthetic import choices, random_weight
 from jambacli.model.config import JambaConfig
 from jambacli.runtime.cuda.memory import expert_layer
 from quant.formats import FORMATS, QTensor
 
 _ROWS = 256
-# A matrix of at most so many values is random throughout: equal rows would give a small vocabulary equal logits.
+# Matrices up to this many values are random throughout: with repeated rows a small vocabulary would have equal logits.
 _FEW_VALUES = 1 << 22
 
 
-class CardTensors:
-    """Tensors of a random model by GGUF name, each made when it is asked for: on the card, or here."""
+class GpuTensors:
+    """Makes the tensors of a random model, by GGUF name, on ``device``; experts of ``host_layers`` in host memory."""
 
     def __init__(
         self, config: JambaConfig, quant: str, device: torch.device, host_layers: frozenset[int] = frozenset()
@@ -31,14 +30,14 @@ class CardTensors:
         self._choices = choices(config, quant)
         self._device, self._host = device, host_layers
         self._small = torch.Generator().manual_seed(0)
-        self._tiles: dict[tuple[str, int, str], torch.Tensor] = {}
+        self._rows: dict[tuple[str, int, str], torch.Tensor] = {}
 
     def shapes(self) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """Format and shape of every tensor, to plan with."""
+        """Format and shape of every tensor, for the memory plan."""
         return {name: (c.format, c.tensor.shape) for name, c in self._choices.items()}
 
     def __call__(self, name: str) -> QTensor:
-        """The tensor of that name."""
+        """The tensor with this name; every call returns the same values."""
         choice = self._choices[name]
         shape = choice.tensor.shape
         device = torch.device("cpu") if expert_layer(name) in self._host else self._device
@@ -50,21 +49,21 @@ class CardTensors:
             w = random_weight(fmt, shape, seed=zlib.crc32(name.encode()), size=2 / math.sqrt(row))
             return QTensor(w.data.to(device), w.format, shape, None if w.scale is None else w.scale.to(device))
         key = fmt, row, device.type
-        if key not in self._tiles:
-            # Values about 1 / sqrt(row) wide keep the activations sane.
+        if key not in self._rows:
+            # A deviation of about 1 / sqrt(row length) keeps activations in range.
             w = random_weight(fmt, (_ROWS, row), size=2 / math.sqrt(row))
-            self._tiles[key] = w.row_blocks().to(device)
-        # The same each time it is asked for: attention's weights may be wanted on the card and here.
+            self._rows[key] = w.row_blocks().to(device)
+        # Seeded by name: attention's weights may be requested for the GPU and for host memory.
         generator = torch.Generator(device).manual_seed(zlib.crc32(name.encode()))
         order = torch.randint(_ROWS, (rows,), device=device, generator=generator)
         scale = None
         if fmt == "i8":
             scale = torch.full(shape[:-1], 2 / 127 / math.sqrt(row), device=device)
-        return QTensor(self._tiles[key].index_select(0, order).view(-1), FORMATS[fmt], shape, scale)
+        return QTensor(self._rows[key].index_select(0, order).view(-1), FORMATS[fmt], shape, scale)
 
 
 def _kept(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    """Norms, biases, routers and the recurrence's own tensors, about as a trained model has them."""
+    """Norms, biases, routers, convolutions, A and D with values like a trained model's."""
     kind = name.split(".", 2)[-1]
     noise = torch.randn(shape, generator=generator)
     if kind == "ssm_a":

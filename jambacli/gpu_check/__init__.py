@@ -1,0 +1,1 @@
+"""Checks and measures everything on one GPU: ``python -m jambacli.gpu_check``."""

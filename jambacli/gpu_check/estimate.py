@@ -1,9 +1,9 @@
-"""What arithmetic says each kernel of a decode step costs on a card: bytes, operations, time. Knows nothing of measuring.
+"""Predicts the time of a decode step on a GPU from the bytes and instructions of each kernel.
 
 ``python -m jambacli.gpu_check.estimate jamba-mini q4_k_m 262080`` prints the tables of docs/cuda.md. The counts follow
-``model.cuda_decode``; bytes are those of weights in planes. A kernel takes at least its bytes over the memory's speed, its
-operations over the multiprocessors' float32 rate, and the turns in which its warps ask for memory and wait for it; and 2
-microseconds to start and end, in which the first turn's wait is counted.
+``runtime.cuda.decoder``; bytes are those of weights in planes. A kernel takes 2 microseconds to start and end, plus the longest
+of three times: its bytes over the memory bandwidth, its operations over the multiprocessors' float32 rate, and the latency of
+the turns in which a warp loads and waits (the first turn is part of the 2 microseconds).
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from jambacli.evaluation.synthetic import choices, shape_config
 from jambacli.model.config import JambaConfig
 from jambacli.units import format_bytes
 
-#: Seconds that a kernel in a graph takes beyond its work (BENCHMARKS.md's allowance).
+#: Seconds that a kernel in a graph takes beyond its work, as BENCHMARKS.md allows.
 OVERHEAD = 2e-6
-#: Seconds from asking the memory to having computed with the answer, on a busy card.
+#: Seconds of one turn: a load from memory on a busy GPU, and the computation with it.
 TURN = 0.7e-6
-#: Instructions that a weight takes in a matrix-vector product, all that surrounds it included: counted in the loops of the
-#: kernels compiled for sm_90, 10,240 rows of 2,560 values behind a norm, four rows a thread.
+#: Instructions per weight in a matrix-vector product, counted in the loops of kernels compiled for sm_90: 10,240 rows of 2,560
+#: values after a norm, four rows per thread.
 INSTRUCTIONS = {
     "f32": 2.3,
     "f16": 3.3,
@@ -38,28 +38,28 @@ INSTRUCTIONS = {
     "q3_k": 7.8,
     "iq4_xs": 9.4,
 }
-# The others, by what they are made like.
-_ALIKE = {"q4_1": "q4_k", "iq4_nl": "iq4_xs"}
+# Formats of similar structure.
+_SIMILAR = {"q4_1": "q4_k", "iq4_nl": "iq4_xs"}
 
 
 @dataclass(frozen=True)
-class Card:
-    """A card by its memory's bytes per second and its float32 instructions per second (lanes times clock)."""
+class Gpu:
+    """A GPU: memory bytes per second and float32 instructions per second (lanes times clock)."""
 
     name: str
     bandwidth: float
     instructions: float
 
 
-CARDS = (
-    Card("768 GB/s (RTX A6000: 84 multiprocessors, 1.8 GHz)", 768e9, 84 * 128 * 1.8e9),
-    Card("3.35 TB/s (H100: 132 multiprocessors, 1.75 GHz)", 3.35e12, 132 * 128 * 1.75e9),
+GPUS = (
+    Gpu("768 GB/s (RTX A6000: 84 multiprocessors, 1.8 GHz)", 768e9, 84 * 128 * 1.8e9),
+    Gpu("3.35 TB/s (H100: 132 multiprocessors, 1.75 GHz)", 3.35e12, 132 * 128 * 1.75e9),
 )
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One kind of kernel of a step: how often it runs, and what one run reads and executes."""
+    """A kind of kernel in a step: how often it runs, and bytes, instructions and turns of one run."""
 
     name: str
     count: int
@@ -67,14 +67,14 @@ class Kernel:
     instructions: float
     turns: int = 1
 
-    def seconds(self, card: Card) -> float:
-        """Expected time of one run."""
+    def seconds(self, gpu: Gpu) -> float:
+        """Predicted time of one run."""
         waiting = (self.turns - 1) * TURN
-        return max(self.nbytes / card.bandwidth, self.instructions / card.instructions, waiting) + OVERHEAD
+        return max(self.nbytes / gpu.bandwidth, self.instructions / gpu.instructions, waiting) + OVERHEAD
 
 
 def kernels(config: JambaConfig, quant: str, depth: int) -> list[Kernel]:
-    """The kernels of one decode step after ``depth`` tokens, weights all on the card, KV in f16."""
+    """The kernels of one decode step after ``depth`` tokens, with all weights on the GPU and KV in f16."""
     merged: dict[tuple[str, float, float, int], int] = {}
     for step in _steps(config, quant, depth):
         merged[step] = merged.get(step, 0) + 1
@@ -82,8 +82,8 @@ def kernels(config: JambaConfig, quant: str, depth: int) -> list[Kernel]:
 
 
 def _steps(c: JambaConfig, quant: str, depth: int) -> Iterator[tuple[str, float, float, int]]:
-    from jambacli.kernels.triton.limits import tile_shape, turns
-    from jambacli.kernels.triton.repack import packed_bytes
+    from jambacli.kernels.triton.limits import SPLIT, tile_shape, turns
+    from jambacli.kernels.triton.repack import GROUP, packed_bytes
 
     found = choices(c, quant)
 
@@ -96,8 +96,9 @@ def _steps(c: JambaConfig, quant: str, depth: int) -> Iterator[tuple[str, float,
             for size in choice.tensor.shape[:-1]:
                 rows *= size
             nbytes += packed_bytes(choice.format, rows, n) * share
-            ops += rows * n * share * INSTRUCTIONS[_ALIKE.get(choice.format, choice.format)]
-            waits = max(waits, turns(-(-n // 32), tile_shape(choice.tensor.shape[-2], -(-n // 32))[1]))
+            ops += rows * n * share * INSTRUCTIONS[_SIMILAR.get(choice.format, choice.format)]
+            groups = -(-n // GROUP)
+            waits = max(waits, turns(groups, tile_shape(choice.tensor.shape[-2], groups)[1]))
         return nbytes, ops, waits
 
     yield "token, position", 4.0, 0.0, 1
@@ -110,10 +111,15 @@ def _steps(c: JambaConfig, quant: str, depth: int) -> Iterator[tuple[str, float,
                 yield f"norm + {part}", *weight(b + f"attn_{part}.weight")
             yield "append to KV", 4.0 * 2 * c.n_kv_heads * c.head_dim, 0.0, 1
             kv = 2.0 * 2 * c.n_kv_heads * c.head_dim * (depth + 1)
-            splits = depth // 256 + 1
+            splits = depth // SPLIT + 1
             partial = 4.0 * c.n_heads * splits * (c.head_dim + 2)
-            # Products run on the matrix units; what is left is converting, exponentials and sums.
-            yield "attention, runs of 256 keys", kv + partial, 2.0 * kv, min(4, depth // 64 + 1)  # 64 keys at a time
+            # Products run on the matrix units; the rest is conversion, exponentials and sums.
+            yield (
+                f"attention, runs of {SPLIT} keys",
+                kv + partial,
+                2.0 * kv,
+                min(4, depth // 64 + 1),
+            )  # 64 keys at a time
             yield "attention, runs joined", partial, partial / 2, -(-splits // 64)
             yield "attention output + residual", *weight(b + "attn_output.weight")
         else:
@@ -122,7 +128,7 @@ def _steps(c: JambaConfig, quant: str, depth: int) -> Iterator[tuple[str, float,
                 "norm + in_proj + convolution step",
                 nbytes + 4.0 * c.d_inner * 3 * c.d_conv,
                 ops + 20.0 * c.d_inner,
-                waits + 1,  # the convolution's weights and inputs, at the end
+                waits + 1,  # the convolution's weights and inputs
             )
             yield "x_proj", *weight(b + "ssm_x.weight")
             nbytes, ops, waits = weight(b + "ssm_dt.weight")
@@ -131,7 +137,7 @@ def _steps(c: JambaConfig, quant: str, depth: int) -> Iterator[tuple[str, float,
                 "norms + dt_proj + scan step + gate",
                 nbytes + 4.0 * 3 * states + 20.0 * c.d_inner,
                 ops + 12.0 * states,
-                waits + 1,  # the state, after the step's size
+                waits + 1,  # the state
             )
             yield "out_proj + residual", *weight(b + "ssm_out.weight")
         if c.layer_is_moe[i]:
@@ -139,7 +145,7 @@ def _steps(c: JambaConfig, quant: str, depth: int) -> Iterator[tuple[str, float,
             yield "norm + router", 4.0 * c.n_experts * c.hidden, 2.0 * c.n_experts * c.hidden, 2
             yield "experts' gate and up", *weight(b + "ffn_gate_exps.weight", b + "ffn_up_exps.weight", share=share)
             nbytes, ops, waits = weight(b + "ffn_down_exps.weight", share=share)
-            waits *= c.n_experts_used  # one expert after the other
+            waits *= c.n_experts_used  # one expert after another
             yield "experts' down + weights + residual", nbytes, ops, waits
         else:
             yield "norm + gate and up", *weight(b + "ffn_gate.weight", b + "ffn_up.weight")
@@ -148,26 +154,26 @@ def _steps(c: JambaConfig, quant: str, depth: int) -> Iterator[tuple[str, float,
 
 
 def table(shape: str, quant: str, depth: int) -> str:
-    """The kernels of a step as a Markdown table, with totals for each card."""
+    """The kernels of a step as a Markdown table, with totals for each GPU."""
     listed = kernels(shape_config(shape), quant, depth)
     lines = [
         "| kernel | per token | bytes | instructions | "
-        + " | ".join(f"us at {c.name.split(' (')[0]}" for c in CARDS)
+        + " | ".join(f"us at {c.name.split(' (')[0]}" for c in GPUS)
         + " |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for k in listed:
-        times = " | ".join(f"{k.seconds(card) * 1e6:.1f}" for card in CARDS)
+        times = " | ".join(f"{k.seconds(gpu) * 1e6:.1f}" for gpu in GPUS)
         lines.append(f"| {k.name} | {k.count} | {format_bytes(k.nbytes)} | {k.instructions / 1e6:.1f} M | {times} |")
     count = sum(k.count for k in listed)
     nbytes = sum(k.count * k.nbytes for k in listed)
-    totals = " | ".join(f"{sum(k.count * k.seconds(card) for k in listed) * 1e6:.0f}" for card in CARDS)
+    totals = " | ".join(f"{sum(k.count * k.seconds(gpu) for k in listed) * 1e6:.0f}" for gpu in GPUS)
     ops = sum(k.count * k.instructions for k in listed)
     lines.append(f"| all | {count} | {format_bytes(nbytes)} | {ops / 1e6:.0f} M | {totals} |")
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    given = sys.argv[1:]
-    shape, quant = given[:2] + ["jamba-3b", "q4_k_m"][len(given) :]
-    print(table(shape, quant, int(given[2]) if len(given) > 2 else 0))
+    arguments = sys.argv[1:]
+    shape, quant = arguments[:2] + ["jamba-3b", "q4_k_m"][len(arguments) :]
+    print(table(shape, quant, int(arguments[2]) if len(arguments) > 2 else 0))

@@ -1,6 +1,6 @@
-"""The Triton kernels against the torch reference, case by case, on any device; knows nothing of timing or tables.
+"""Compares the Triton kernels with the torch reference, case by case.
 
-The same cases run under Triton's interpreter in the tests (on the CPU) and on a card in ``gpu_suite``. A case's error is the
+The same cases run in the tests, under Triton's interpreter on the CPU, and on a GPU in ``gpu_check``. A case's error is the
 largest difference over the largest reference value. The reference computes in float32 on the CPU from the same bytes.
 """
 
@@ -13,33 +13,19 @@ from dataclasses import dataclass
 
 import torch
 
+from jambacli.evaluation.synthetic import random_weight
 from jambacli.kernels import reference
 from jambacli.kernels.triton.repack import Packed
 from quant.formats import FORMATS, QTensor
 
-# Where a block's float16 factors lie (the GGUF specification), and about how large a level they multiply.
-_FACTORS: dict[str, tuple[tuple[int, ...], int]] = {
-    "q4_0": ((0,), 8),
-    "q4_1": ((0, 2), 15),
-    "q5_0": ((0,), 16),
-    "q5_1": ((0, 2), 31),
-    "q8_0": ((0,), 127),
-    "q2_k": ((80, 82), 45),
-    "q3_k": ((108,), 128),
-    "q4_k": ((0, 2), 945),
-    "q5_k": ((0, 2), 1953),
-    "q6_k": ((208,), 4064),
-    "iq4_nl": ((0,), 127),
-    "iq4_xs": ((0,), 4064),
-}
 NATIVE = tuple(f.name for f in FORMATS.values() if f.native)
-# Sums of float32 in another order; products of bf16 operands summed in float32 (truncated ones, as the interpreter does).
+# Tolerances: float32 sums in another order; bf16 operands (which the interpreter truncates) summed in float32.
 EXACT, HALF = 2e-5, 2.5e-2
 
 
 @dataclass(frozen=True)
 class Case:
-    """A comparison: ``run(device)`` gives the error, which must not exceed ``tolerance``."""
+    """A comparison: ``run(device)`` returns the error, which must not exceed ``tolerance``."""
 
     name: str
     tolerance: float
@@ -76,7 +62,7 @@ def cases() -> Iterator[Case]:
         yield Case(f"gemv gated {fmt}", EXACT, functools.partial(_gated, fmt))
         yield Case(f"gemm {fmt} f32", EXACT, functools.partial(_gemm, fmt, 19, 33, 256, torch.float32))
         yield Case(f"gemm {fmt} half", HALF, functools.partial(_gemm, fmt, 3, 70, 256, None))
-    for fmt in ("f32", "i8", "q8_0"):  # rows that end inside a tile, and inside a group where a format can
+    for fmt in ("f32", "i8", "q8_0"):  # rows that end inside a tile, or inside a group if the format allows
         yield Case(f"gemv {fmt} odd row", EXACT, functools.partial(_gemv, fmt, 5, 160 if fmt == "q8_0" else 45))
     for options in ({"temperature": 0.0}, {"temperature": 1.0}, {"top_k": 40, "min_p": 0.02}, {"typical_p": 0.5}):
         run = functools.partial(_sampling, options)
@@ -88,48 +74,29 @@ def cases() -> Iterator[Case]:
 
 
 def _sampling(options: dict[str, float], device: torch.device) -> float:
-    """The share of tokens chosen on the device that are not the processor's, given the same random numbers."""
+    """The share of tokens that the device samples differently from the CPU, given the same random numbers."""
     import numpy as np
 
     from jambacli.engine.gpu_sampling import DeviceLogits
     from jambacli.engine.sampling import Sampler, Sampling
 
-    here, there = (Sampler(Sampling(**options, seed=7)) for _ in range(2))  # type: ignore[arg-type]
+    on_cpu, on_device = (Sampler(Sampling(**options, seed=7)) for _ in range(2))  # type: ignore[arg-type]
     wrong = 0
     for seed in range(40):
         x = np.random.default_rng(seed).normal(0, 2.5, 65536).astype(np.float32)
-        wrong += here.sample(x) != there.sample(DeviceLogits(torch.from_numpy(x).to(device)))
+        wrong += on_cpu.sample(x) != on_device.sample(DeviceLogits(torch.from_numpy(x).to(device)))
     return wrong / 40
 
 
-def random_weight(fmt: str, shape: tuple[int, ...], *, seed: int = 0, size: float = 0.1) -> QTensor:
-    """A weight of random bytes, but for its factors: values of at most about ``size``. On the CPU."""
-    generator = torch.Generator().manual_seed(seed)
-    form, n = FORMATS[fmt], math.prod(shape)
-    if fmt in ("f32", "f16", "bf16"):
-        dtype = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[fmt]
-        values = torch.randn(n, generator=generator) * size / 3
-        return QTensor(values.to(dtype).view(torch.uint8), form, shape)
-    blocks = torch.randint(0, 256, (n // form.block, form.block_bytes), generator=generator, dtype=torch.uint8)
-    if fmt == "i8":
-        scale = (torch.rand(shape[:-1], generator=generator) + 0.5) * size / 127
-        return QTensor(blocks.flatten(), form, shape, scale)
-    places, largest = _FACTORS[fmt]
-    for place in places:
-        factor = (torch.rand(len(blocks), generator=generator) + 0.5) * size / largest
-        blocks[:, place : place + 2] = factor.half().view(torch.uint8).view(-1, 2)
-    return QTensor(blocks.flatten(), form, shape)
-
-
 def error(got: torch.Tensor, expected: torch.Tensor) -> float:
-    """The largest difference over the largest expected value; infinite where a value is missing or not a number."""
+    """The largest difference over the largest expected value; infinite if a value is missing or not finite."""
     got = got.float().cpu()
     if got.shape != expected.shape or not bool(torch.isfinite(got).all()):
         return math.inf
     return float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-20)) if expected.numel() else 0.0
 
 
-def on(w: QTensor, device: torch.device) -> Packed:
+def packed_on(w: QTensor, device: torch.device) -> Packed:
     """The weight in planes on the device."""
     from jambacli.runtime.cuda.load import upload
 
@@ -152,10 +119,10 @@ def _conv(tokens: int, d_inner: int, taps: int, device: torch.device) -> float:
 
     x, weight, bias = _randn(tokens, 2 * d_inner)[:, :d_inner], _randn(d_inner, taps), _randn(d_inner, seed=3)
     state = _randn(d_inner, taps - 1)
-    here = state.to(device, copy=True)
-    got = causal_conv(x.to(device), weight.to(device), bias.to(device), here)
+    moved = state.to(device, copy=True)
+    got = causal_conv(x.to(device), weight.to(device), bias.to(device), moved)
     expected = reference.causal_conv(x, weight, bias, state)
-    return max(error(got, expected), error(here, state) if taps > 1 else 0.0)
+    return max(error(got, expected), error(moved, state) if taps > 1 else 0.0)
 
 
 def _conv_step(taps: int, device: torch.device) -> float:
@@ -165,7 +132,7 @@ def _conv_step(taps: int, device: torch.device) -> float:
     x, w, norm = _randn(1, 96), random_weight("q8_0", (2 * d_inner, 96), size=1.0), _randn(96)
     weight, bias, state = _randn(d_inner, taps), _randn(d_inner), _randn(d_inner, taps - 1)
     conv = ConvStep(weight.to(device), bias.to(device), state.to(device, copy=True))
-    got = gemv(x.to(device), on(w, device), norm=norm.to(device), eps=1e-6, conv=conv)
+    got = gemv(x.to(device), packed_on(w, device), norm=norm.to(device), eps=1e-6, conv=conv)
     expected = reference.linear(reference.rms_norm(x, norm, 1e-6), w)
     expected[:, :d_inner] = reference.causal_conv(expected[:, :d_inner].contiguous(), weight, bias, state)
     return max(error(got, expected), error(conv.state, state) if taps > 1 else 0.0)
@@ -177,10 +144,10 @@ def _scan(tokens: int, d_inner: int, d_state: int, chunk: int, device: torch.dev
     x, dt, z = (_randn(tokens, d_inner, seed=s) for s in (1, 2, 3))
     bias, D, A = _randn(d_inner, seed=4), _randn(d_inner, seed=5), -3 * _randn(d_inner, d_state).abs()
     B, C, state = _randn(tokens, d_state, seed=6), _randn(tokens, d_state, seed=7), _randn(d_inner, d_state, seed=8)
-    given = [t.to(device, copy=True) for t in (x, dt, bias, A, B, C, D, z, state)]
-    got = selective_scan(*given, chunk=chunk)
+    moved = [t.to(device, copy=True) for t in (x, dt, bias, A, B, C, D, z, state)]
+    got = selective_scan(*moved, chunk=chunk)
     expected = reference.selective_scan(x, dt, bias, A, B, C, D, z, state)
-    return max(error(got, expected), error(given[-1], state))
+    return max(error(got, expected), error(moved[-1], state))
 
 
 def _scan_step(fmt: str, device: torch.device) -> float:
@@ -192,16 +159,16 @@ def _scan_step(fmt: str, device: torch.device) -> float:
     norms = _randn(rank), _randn(d_state), _randn(d_state, seed=2)
     bias, D, A = _randn(d_inner, seed=4), _randn(d_inner, seed=5), -3 * _randn(d_inner, d_state).abs()
     state = _randn(d_inner, d_state, seed=8)
-    here, out = state.to(device, copy=True), torch.empty(d_inner, device=device)
-    there = [t.to(device) for t in norms]
+    moved, out = state.to(device, copy=True), torch.empty(d_inner, device=device)
+    dt_norm, b_norm, c_norm = (t.to(device) for t in norms)
     scan_step(
-        x[0].to(device), dtbc.to(device), (there[0], there[1], there[2]), 1e-6, on(w, device), bias.to(device),
-        A.to(device), D.to(device), z[0].to(device), here, out,
+        x[0].to(device), dtbc.to(device), (dt_norm, b_norm, c_norm), 1e-6, packed_on(w, device), bias.to(device),
+        A.to(device), D.to(device), z[0].to(device), moved, out,
     )  # fmt: skip
     parts = dtbc[None].split([rank, d_state, d_state], 1)
     dt, B, C = (reference.rms_norm(part, weight, 1e-6) for part, weight in zip(parts, norms, strict=True))
     expected = reference.selective_scan(x, reference.linear(dt, w), bias, A, B, C, D, z, state)
-    return max(error(out[None], expected), error(here, state))
+    return max(error(out[None], expected), error(moved, state))
 
 
 def _caches(kv_type: str, capacity: int, kv_heads: int, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -221,24 +188,24 @@ def _attention(
     new = [_randn(past + 1, kv_heads, dim, seed=s) for s in (1, 2)]
     for x, cache in zip(new, (k, v), strict=True):
         reference.kv_store(x, cache[: past + 1])
-    there = [cache.to(device, copy=True) for cache in (k, v)]
-    for cache in there:
+    on_device = [cache.to(device, copy=True) for cache in (k, v)]
+    for cache in on_device:
         cache[past:].zero_()
     position = torch.tensor([past], dtype=torch.int32, device=device)
     k_new, v_new = (x[past].flatten().to(device) for x in new)
-    append(k_new, v_new, there[0], there[1], position, dim)
+    append(k_new, v_new, on_device[0], on_device[1], position, dim)
     stored = max(
         error(reference.kv_values(a[: past + 1].cpu(), dim), reference.kv_values(b[: past + 1], dim))
-        for a, b in zip(there, (k, v), strict=True)
+        for a, b in zip(on_device, (k, v), strict=True)
     )
-    # The interpreter truncates to bf16 where cards round: one step of the last place.
+    # The interpreter truncates to bf16, GPUs round: a difference of one in the last place.
     allowed = 2.0**-7 if kv_type == "bf16" else 0.0
     q, out = _randn(1, heads, dim, seed=3), torch.empty(heads, dim, device=device)
-    k, v = there[0].cpu(), there[1].cpu()
-    # In float32 nothing but the order of sums differs; ``half`` is what a model's step does.
+    k, v = on_device[0].cpu(), on_device[1].cpu()
+    # In float32 only the order of sums differs; ``half`` is what decode uses.
     dtype = attention_dtype(k, compute_dtype(device)) if half else torch.float32
     scratch = DecodeScratch(heads, dim, past + 9, device)
-    decode(q[0].to(device), there[0], there[1], position, scratch, out, dtype)
+    decode(q[0].to(device), on_device[0], on_device[1], position, scratch, out, dtype)
     return max(error(out.view(1, -1), reference.attention(q, k, v, past)), stored - allowed)
 
 
@@ -263,21 +230,21 @@ def _dequantize(fmt: str, device: torch.device) -> float:
     from jambacli.kernels.triton.dequant import dequantize
 
     w = random_weight(fmt, (3, 7, 256))
-    return error(dequantize(on(w, device), torch.float32).view(3, 7, 256), reference.dequantize(w))
+    return error(dequantize(packed_on(w, device), torch.float32).view(3, 7, 256), reference.dequantize(w))
 
 
 def _embed(fmt: str, device: torch.device) -> float:
     from jambacli.kernels.triton.dequant import embed
 
     w, ids = random_weight(fmt, (11, 256)), torch.tensor([10, 0, 3, 3])
-    return error(embed(ids.to(device), on(w, device)), reference.embed(ids, w))
+    return error(embed(ids.to(device), packed_on(w, device)), reference.embed(ids, w))
 
 
 def _gemv(fmt: str, n: int, k: int, device: torch.device) -> float:
     from jambacli.kernels.triton.gemv import gemv
 
     w, x, norm, residual = random_weight(fmt, (n, k)), _randn(2, k), _randn(k, seed=2), _randn(2, n, seed=3)
-    got = gemv(x.to(device), on(w, device), norm=norm.to(device), eps=1e-5, residual=residual.to(device))
+    got = gemv(x.to(device), packed_on(w, device), norm=norm.to(device), eps=1e-5, residual=residual.to(device))
     return error(got, residual + reference.linear(reference.rms_norm(x, norm, 1e-5), w))
 
 
@@ -285,7 +252,7 @@ def _gated(fmt: str, device: torch.device) -> float:
     from jambacli.kernels.triton.gemv import gemv
 
     gate, up, x = random_weight(fmt, (21, 256)), random_weight(fmt, (21, 256), seed=1), _randn(1, 256)
-    got = gemv(x.to(device), on(gate, device), up=on(up, device))
+    got = gemv(x.to(device), packed_on(gate, device), up=packed_on(up, device))
     expected = torch.nn.functional.silu(reference.linear(x, gate)) * reference.linear(x, up)
     return error(got, expected)
 
@@ -295,7 +262,7 @@ def _gemm(fmt: str, m: int, n: int, k: int, dtype: torch.dtype | None, device: t
     from jambacli.kernels.triton.ops import compute_dtype
 
     w, x = random_weight(fmt, (n, k)), _randn(m, k)
-    got = gemm(x.to(device), on(w, device), dtype=dtype or compute_dtype(device))
+    got = gemm(x.to(device), packed_on(w, device), dtype=dtype or compute_dtype(device))
     return error(got, reference.linear(x, w))
 
 
@@ -311,10 +278,10 @@ def _experts_one(fmt: str, device: torch.device) -> float:
     x, router, gate, up, down = _mixture(fmt)
     norm = _randn(x.shape[1], seed=9)
     h = reference.rms_norm(x[:1], norm, 1e-5)
-    there = x[0].to(device)
+    x0 = x[0].to(device)
     logits = (h @ router.T)[0].to(device)
-    packed = on(gate, device), on(up, device), on(down, device)
-    got = one_token(there, logits, packed[0], packed[1], packed[2], 2, norm=norm.to(device), eps=1e-5, residual=there)
+    packed = packed_on(gate, device), packed_on(up, device), packed_on(down, device)
+    got = one_token(x0, logits, packed[0], packed[1], packed[2], 2, norm=norm.to(device), eps=1e-5, residual=x0)
     return error(got[None], x[:1] + reference.experts(h, router, gate, up, down, 2))
 
 
@@ -322,17 +289,17 @@ def _experts_many(fmt: str, device: torch.device) -> float:
     from jambacli.kernels.triton.experts import many_tokens
 
     x, router, gate, up, down = _mixture(fmt)
-    packed = on(gate, device), on(up, device), on(down, device)
+    packed = packed_on(gate, device), packed_on(up, device), packed_on(down, device)
     got = many_tokens(x.to(device), router.to(device), packed[0], packed[1], packed[2], 2, torch.float32)
     return error(got, reference.experts(x, router, gate, up, down, 2))
 
 
 def _experts_one_by_one(fmt: str, device: torch.device) -> float:
-    """So many tokens that every expert's matrix is expanded and multiplied by itself."""
+    """So many tokens that each expert's matrix is dequantized and multiplied on its own."""
     from jambacli.kernels.triton.ops import FEW_ROWS, TritonOps
 
     _, router, gate, up, down = _mixture(fmt)
     x = _randn(FEW_ROWS * len(router) // 2 + 1, gate.shape[-1], seed=4)
-    packed = on(gate, device), on(up, device), on(down, device)
+    packed = packed_on(gate, device), packed_on(up, device), packed_on(down, device)
     got = TritonOps(torch.float32).experts(x.to(device), router.to(device), *packed, 2)
     return error(got, reference.experts(x, router, gate, up, down, 2))

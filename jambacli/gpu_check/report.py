@@ -1,4 +1,4 @@
-"""The GPU suite's results as a page of tables; knows nothing of how they came about."""
+"""Renders the results of the GPU check as Markdown."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from jambacli.units import format_bytes
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The page: machine, comparisons, speeds, what failed and what was skipped."""
+    """The page: machine, comparisons, speeds, failed and skipped steps."""
     machine = results.get("machine", {})
-    lines = [f"# {machine.get('name', 'unknown card')}, {results.get('date', '')}", ""]
+    lines = [f"# {machine.get('name', 'unknown GPU')}, {results.get('date', '')}", ""]
     lines.append(", ".join(f"{key} {value}" for key, value in machine.items() if key != "name"))
     if rates := results.get("rates"):
         lines += ["", f"Copies {rates['copy_bytes_per_second'] / 1e9:,.0f} GB/s (read and written), multiplies "
@@ -22,7 +22,7 @@ def markdown(results: dict[str, Any]) -> str:
         lines.append(f"- FAILED {item['step']}: {item['error']}")
     lines += [f"- skipped for lack of time: {name}" for name in results["skipped"]]
     lines += [f"- skipped {item['step']}: {item['reason']}" for item in results.get("no_room", [])]
-    lines.append(f"\n{results.get('seconds', 0)} s in all.")
+    lines.append(f"\n{results.get('seconds', 0)} s in total.")
     return "\n".join(lines) + "\n"
 
 
@@ -34,7 +34,7 @@ def _kernels(results: dict[str, Any]) -> list[str]:
     worst = max((r["error"] for r in rows if r["ok"]), default=0.0)
     lines = [
         "",
-        f"Kernels: {len(rows) - len(bad)} of {len(rows)} cases equal the reference (largest error {worst:.1e}).",
+        f"Kernels: {len(rows) - len(bad)} of {len(rows)} cases agree with the reference (largest error {worst:.1e}).",
     ]
     for r in bad:
         found = f"error {r['error']:.2e} over {r['tolerance']:.0e}" if r["error"] is not None else r.get("problem", "")
@@ -46,7 +46,7 @@ def _models(results: dict[str, Any]) -> list[str]:
     rows = results.get("models", [])
     if not rows:
         return []
-    lines = ["", "| model, CPU against card | prefill error | decode error (worst) | greedy | moved state | holds |",
+    lines = ["", "| model, GPU against CPU | prefill error | decode error (worst) | greedy | moved state | holds |",
              "| --- | ---: | ---: | --- | ---: | --- |"]  # fmt: skip
     return lines + [
         f"| {r['model']} | {r['prefill_error']:.1e} | {r['decode_error']:.1e} ({r['worst_decode_error']:.1e}) | "

@@ -1,7 +1,7 @@
-"""Speeds and memory on one card: its own rates, single kernels, and whole synthetic models; knows nothing of correctness.
+"""Measures speed and memory on one GPU: its peak rates, single kernels, and whole synthetic models.
 
-Decoding is measured as it is used: greedy, the next token read back each step. A context of a given depth is not
-computed but filled with random keys, values and states, which take as long to read; prefill starts from an empty one.
+Decode is measured as it is used: greedy, with the next token read back after each step. A deep context is filled with random
+keys, values and states instead of being computed, which takes as long to read; prefill starts from an empty context.
 """
 
 from __future__ import annotations
@@ -9,28 +9,29 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from jambacli.errors import JambaError
+from jambacli.errors import JambaError, first_line
 from jambacli.evaluation.bench import weight_bytes_per_token
-from jambacli.evaluation.synthetic import choices, shape_config
-from jambacli.evaluation.synthetic_gpu import CardTensors
-from jambacli.gpu_check.parity import random_weight
+from jambacli.evaluation.bench_gpu import gpu_rates
+from jambacli.evaluation.synthetic import choices, random_weight, shape_config
+from jambacli.evaluation.synthetic_gpu import GpuTensors
+from jambacli.evaluation.timing import recorded, seconds, wait_for
 from jambacli.hardware.devices import devices
 from jambacli.model.config import JambaConfig
 from jambacli.model.jamba import JambaModel
-from jambacli.runtime.cuda.load import free_memory, put_on_card, upload
-from jambacli.runtime.cuda.memory import CONTEXT_BYTES, beside_weights, card_sizes
+from jambacli.runtime.cuda.load import free_memory, put_on_gpu, upload
+from jambacli.runtime.cuda.memory import CONTEXT_BYTES, gpu_sizes, working_memory
 from jambacli.runtime.cuda.placement import PREFILL_CHUNK, Placement, place
 from jambacli.runtime.memory_plan import prefill_flops
 from jambacli.units import format_bytes
 
 if TYPE_CHECKING:
-    from jambacli.gpu_check.suite import Suite
+    from jambacli.gpu_check.results import Suite
 
 PREFILLS = (512, 4096, 32768)
 DEPTHS = (0, 32768, 262144 - 64)
@@ -49,69 +50,34 @@ _TINY = {
 
 
 def rates(suite: Suite, device: torch.device) -> None:
-    """What the card can do: bytes copied (read and written both counted) and bf16 products, per second."""
+    """The GPU's peak rates: bytes per second copied (reads and writes counted) and received from the host, FLOP/s."""
     size = min(1 << 30, free_memory(device) >> 3) if device.type == "cuda" else 1 << 22
     width = 8192 if device.type == "cuda" else 128
 
     def measure() -> dict[str, float]:
-        from jambacli.kernels.triton.ops import compute_dtype
-
-        a = torch.empty(size, dtype=torch.uint8, device=device).fill_(1)
-        b = torch.empty_like(a)
-        copy = 2 * size / seconds(device, lambda: b.copy_(a), 10)
-        dtype = compute_dtype(device)
-        x, y = (torch.randn(width, width, device=device).to(dtype) for _ in range(2))
-        product = 2 * width**3 / seconds(device, lambda: x @ y, 5)
-        found = {"copy_bytes_per_second": copy, "matrix_flops": product}
+        copied, _, product = gpu_rates(device, size, width)
+        found = {"copy_bytes_per_second": copied, "matrix_flops": product}
         if device.type == "cuda":
-            here = torch.empty(256 << 20, dtype=torch.uint8, pin_memory=True)
-            found["pcie_bytes_per_second"] = len(here) / seconds(device, lambda: a[: len(here)].copy_(here), 4)
+            host = torch.empty(256 << 20, dtype=torch.uint8, pin_memory=True)
+            target = torch.empty_like(host, device=device, pin_memory=False)
+            found["pcie_bytes_per_second"] = len(host) / seconds(device, lambda: target.copy_(host), 4)
         return found
 
     found = suite.attempt("rates", 5, measure)
     if found:
         suite.results["rates"] = found
-        suite.say(", ".join(f"{k} {v:.4g}" for k, v in found.items()))
+        suite.log(", ".join(f"{k} {v:.4g}" for k, v in found.items()))
 
 
-def seconds(device: torch.device, run: Callable[[], Any], times: int, warm: int = 2) -> float:
-    """Seconds of one run, the mean of ``times`` queued behind each other."""
-    if device.type != "cuda":
-        start = time.perf_counter()
-        run()
-        return time.perf_counter() - start
-    for _ in range(warm):
-        run()
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    begin.record()
-    for _ in range(times):
-        run()
-    end.record()
-    end.synchronize()
-    return float(begin.elapsed_time(end)) / 1000 / times
-
-
-def recorded(device: torch.device, run: Callable[[], Any]) -> Callable[[], Any]:
-    """``run`` as a CUDA graph, so that its kernels are timed and not their launching, which takes longer than some."""
-    if device.type != "cuda":
-        return run
-    run()  # what is compiled or set up the first time cannot be recorded
-    torch.cuda.synchronize(device)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    return graph.replay
-
-
-#: What the matrix-vector product is timed in.
+#: The formats in which the matrix-vector product is timed.
 GEMV_FORMATS = ("q4_k", "q6_k", "q8_0", "i8", "q5_k", "q4_0", "q3_k", "iq4_xs", "bf16")
 
 
 def gemv_sweep(suite: Suite, device: torch.device, formats: Sequence[str], *, tune: bool) -> None:
-    """The matrix-vector product by format on matrices of Mini and 3B, in bytes per second; ``tune``: other tiles too.
+    """Measure the matrix-vector product on matrices of Mini and 3B, in bytes per second; ``tune``: other tiles too.
 
-    A tile takes about a second to compile: ``tune`` with one or two formats fits into the suite's time. Matrices are taken
-    in turn out of enough of them to exceed the card's caches.
+    A tile takes about a second to compile, so ``tune`` fits into the time with one or two formats. The product cycles through
+    enough matrices to exceed the GPU's caches.
     """
     from jambacli.kernels.triton.gemv import gemv
     from jambacli.kernels.triton.launch import Tile, gemv_tile
@@ -147,16 +113,11 @@ def gemv_sweep(suite: Suite, device: torch.device, formats: Sequence[str], *, tu
         for n, k in shapes:
             suite.attempt(f"gemv {fmt} {n}x{k}", 25 if tune else 4, partial(measure, fmt, n, k))
     if tune:
-        suite.say(json_lines(best))
-
-
-def json_lines(found: dict[str, str]) -> str:
-    """A dictionary, a line an entry."""
-    return "\n".join(f"  {key}: {value}" for key, value in found.items())
+        suite.log("\n".join(["best tiles", *(f"  {key}: {value}" for key, value in best.items())]))
 
 
 def bench(suite: Suite, device: torch.device, shapes: list[str], quants: list[str]) -> None:
-    """Prefill and decode of every shape in every type, all weights on the card where they fit."""
+    """Measure prefill and decode of every shape in every file type, with all weights on the GPU if they fit."""
     rows = suite.results.setdefault("bench", [])
     if suite.tiny:
         shapes, quants = ["tiny"], ["q8_0"]
@@ -169,13 +130,13 @@ def bench(suite: Suite, device: torch.device, shapes: list[str], quants: list[st
 
 
 def warm(suite: Suite, device: torch.device, shapes: list[str], quants: list[str], shard: str) -> None:
-    """Compile, for the disk's cache, what ``bench`` is going to launch: models of the first few layers. Measures nothing.
+    """Compile what ``bench`` will launch, for Triton's cache on disk, by running the first few layers of each model.
 
-    ``shard``: which of them, "i/n" being every n-th from the i-th on.
+    ``shard``: "i/n", every n-th model from the i-th on.
     """
-    mine, of = (int(x) for x in shard.split("/"))
+    first, step = (int(x) for x in shard.split("/"))
     pairs = [(shape, quant) for shape in shapes for quant in quants] if not suite.tiny else [("tiny", "q8_0")]
-    for shape, quant in pairs[mine::of]:
+    for shape, quant in pairs[first::step]:
         config = JambaConfig.from_hf(_TINY) if shape == "tiny" else shape_config(shape)
         if quant == "experts_int8" and not config.n_moe_layers:
             continue
@@ -185,7 +146,7 @@ def warm(suite: Suite, device: torch.device, shapes: list[str], quants: list[str
 
 
 def first_layers(config: JambaConfig) -> JambaConfig:
-    """The same model up to its first layer of attention: one of every kind."""
+    """The same model up to its first attention layer, which has every kind of layer."""
     n = config.layer_is_attention.index(True) + 1
     return dataclasses.replace(
         config, n_layers=n, layer_is_attention=config.layer_is_attention[:n], layer_is_moe=config.layer_is_moe[:n]
@@ -193,55 +154,55 @@ def first_layers(config: JambaConfig) -> JambaConfig:
 
 
 def warm_bytes(shape: str, quant: str) -> int:
-    """What compiling for that model takes of a card: its first layers, 4,096 tokens, and a CUDA context."""
+    """GPU bytes that ``warm`` needs for a model: its first layers, a prefill of 4,096 tokens, and a CUDA context."""
     config = first_layers(shape_config(shape))
     if quant == "experts_int8" and not config.n_moe_layers:
         return 0
-    sizes = card_sizes({name: (c.format, c.tensor.shape) for name, c in choices(config, quant).items()})
-    return sizes.total + beside_weights(config, sizes, 8192, "f16", PREFILL_CHUNK, []) + CONTEXT_BYTES
+    sizes = gpu_sizes({name: (c.format, c.tensor.shape) for name, c in choices(config, quant).items()})
+    return sizes.total + working_memory(config, sizes, 8192, "f16", PREFILL_CHUNK, []) + CONTEXT_BYTES
 
 
 def _first_layers(
     suite: Suite, name: str, device: torch.device, config: JambaConfig, quant: str, tokens: tuple[int, ...]
 ) -> None:
     config = first_layers(config)
-    make = CardTensors(config, quant, device)
-    plan = _room(suite, name, config, make, sum(tokens), "f16", device, None)
+    make = GpuTensors(config, quant, device)
+    plan = _plan_or_skip(suite, name, config, make, sum(tokens), "f16", device, None)
     if plan is None or plan.host_layers:
         return
-    model = put_on_card(config, make, device, plan, graphs=False)
+    model = put_on_gpu(config, make, device, plan, graphs=False)
     state = model.new_state(sum(tokens))
     try:
         for count in tokens:
             model.forward(torch.zeros(count, dtype=torch.int64), state)
-    except torch.OutOfMemoryError as error:  # processes beside this one compile too
-        suite.no_room(name, str(error).splitlines()[0])
+    except torch.OutOfMemoryError as error:  # other workers use the GPU at the same time
+        suite.skip_for_memory(name, first_line(error))
 
 
-def _room(
-    suite: Suite, name: str, config: JambaConfig, make: CardTensors, ctx: int, kv_type: str, device: torch.device,
+def _plan_or_skip(
+    suite: Suite, name: str, config: JambaConfig, make: GpuTensors, ctx: int, kv_type: str, device: torch.device,
     limit: int | None,
 ) -> Placement | None:  # fmt: skip
-    """The plan, or None (and the reason listed) where the card or the computer's memory has no room for it."""
+    """The plan, or None, with the reason recorded, if GPU or host memory is too small."""
     free = free_memory(device) if device.type == "cuda" else 1 << 40
     if limit is not None and limit > free:
-        suite.no_room(name, f"the card has {format_bytes(free)} free")
+        suite.skip_for_memory(name, f"the GPU has {format_bytes(free)} free")
         return None
     try:
-        plan = place(config, card_sizes(make.shapes()), ctx, kv_type, free, gpu_memory=limit)
+        plan = place(config, gpu_sizes(make.shapes()), ctx, kv_type, free, gpu_memory=limit)
     except JambaError as error:
-        suite.no_room(name, str(error))
+        suite.skip_for_memory(name, error.problem)
         return None
-    here = devices()[0].available
-    if plan.host + plan.pinned > 0.8 * here:
+    free_ram = devices()[0].available
+    if plan.host + plan.pinned > 0.8 * free_ram:
         need = format_bytes(plan.host + plan.pinned)
-        suite.no_room(name, f"{need} of experts would stay in RAM, of which {format_bytes(here)} are free")
+        suite.skip_for_memory(name, f"{need} of experts would stay in RAM, of which {format_bytes(free_ram)} are free")
         return None
     return plan
 
 
 def limits(suite: Suite, device: torch.device, sizes: list[float]) -> None:
-    """Mini in Q4_K_M with 256K of context as if the card had less memory: the plan, and its speeds."""
+    """Measure Mini in Q4_K_M with a context of 256K as if the GPU had less memory."""
     rows = suite.results.setdefault("limits", [])
     shape = "tiny" if suite.tiny else "jamba-mini"
     config = JambaConfig.from_hf(_TINY) if suite.tiny else shape_config(shape)
@@ -260,12 +221,12 @@ def _model(
     ctx = 512 if suite.tiny else config.context_length
     kv_type = "f16"
     name = f"{shape} {quant}" + (f" in {format_bytes(limit)}" if limit is not None else "")
-    plan = _room(suite, name, config, CardTensors(config, quant, device), ctx, kv_type, device, limit)
+    plan = _plan_or_skip(suite, name, config, GpuTensors(config, quant, device), ctx, kv_type, device, limit)
     if plan is None:
         return
     if suite.tiny and limit is not None:
-        plan = Placement(plan.budget, plan.weights, plan.moving, 1, frozenset({1}), config.n_moe_layers)
-    suite.say(f"{shape} {quant}: {plan.describe()}")
+        plan = Placement(plan.budget, plan.weights, plan.working, 1, frozenset({1}), config.n_moe_layers)
+    suite.log(f"{shape} {quant}: {plan.describe()}")
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.empty_cache()
@@ -275,13 +236,13 @@ def _model(
             torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), device)
     try:
         start = time.monotonic()
-        make = CardTensors(config, quant, device, plan.host_layers)
-        model = put_on_card(config, make, device, plan)
+        make = GpuTensors(config, quant, device, plan.host_layers)
+        model = put_on_gpu(config, make, device, plan)
         made = time.monotonic() - start
-        suite.save()  # a sign of life: compiling comes next
+        suite.save()  # restarts the worker's patience before kernels are compiled
         common = {"shape": shape, "quant": quant, "limit": limit, "plan": plan.describe(), "made_seconds": made}
         rate = suite.results.get("rates", {})
-        # Decode first: it is the shorter, and the first of the figures people ask for.
+        # Decode first: it takes less time and its figures matter most.
         depths: tuple[int, ...] = DEPTHS if not suite.tiny else (0, 64)
         if limit is not None:
             depths = depths[-1:]
@@ -295,8 +256,7 @@ def _model(
         if limit is not None:
             prefills = prefills[1:2]
         for tokens in prefills:
-            likely = 3 + tokens / 2000
-            if suite.left < likely:
+            if suite.left < 3 + tokens / 2000:
                 suite.results["skipped"].append(f"{shape} {quant} prefill of {tokens}")
                 continue
             rows.append(common | _prefill(model, device, kv_type, tokens, rate))
@@ -310,7 +270,7 @@ def _decode(
     model: JambaModel, device: torch.device, ctx: int, kv_type: str, depth: int, rate: dict[str, float], n: int
 ) -> dict[str, Any]:
     state = model.new_state(min(ctx, depth + n + 8), kv_type)
-    _pretend(state, depth)
+    _fill(state, depth)
     token = torch.tensor([1])
 
     def steps(count: int) -> None:
@@ -321,10 +281,10 @@ def _decode(
             token = logits[0].argmax()[None].cpu()
 
     steps(3)  # compile, record, replay
-    _wait(device)
+    wait_for(device)
     start = time.perf_counter()
     steps(n)
-    _wait(device)
+    wait_for(device)
     each = (time.perf_counter() - start) / n
     weights = weight_bytes_per_token(model)
     kv = model.config.kv_bytes_per_token(kv_type) * depth
@@ -341,7 +301,7 @@ def _decode(
         "share_of_copy": (weights + kv) / each / copy if copy else None,
         "kernels": kernels,
         "recorded": getattr(model.decoder, "recorded", None),
-        # BENCHMARKS.md's line for cards above 1 TB/s, on the weights alone.
+        # BENCHMARKS.md's target for GPUs above 1 TB/s.
         "target_milliseconds": 1000 * (weights + kv) / copy + 0.002 * kernels if copy and kernels else None,
         "peak_memory": _peak(device),
     }
@@ -354,12 +314,12 @@ def _prefill(
     times = []
     for _ in range(2 if tokens < 32768 else 1):  # the first compiles
         state = model.new_state(tokens, kv_type)
-        _wait(device)
+        wait_for(device)
         start = time.perf_counter()
         parts = ids.split(model.prefill_chunk)
         for i, part in enumerate(parts):
             model.forward(part, state, logits="last" if i == len(parts) - 1 else "none")
-        _wait(device)
+        wait_for(device)
         times.append(time.perf_counter() - start)
     flops = prefill_flops(model.config, tokens)
     peak = rate.get("matrix_flops")
@@ -372,8 +332,8 @@ def _prefill(
     }
 
 
-def _pretend(state: Any, depth: int) -> None:
-    """Make the state look as if it had read ``depth`` tokens: random keys, values and recurrent state."""
+def _fill(state: Any, depth: int) -> None:
+    """Fill an empty state as if it had read ``depth`` tokens, with random keys, values and recurrent state."""
     if depth == 0:
         return
     state.begin(depth)
@@ -386,11 +346,6 @@ def _pretend(state: Any, depth: int) -> None:
     state.ssm.normal_(0, 0.1)
     state.conv.normal_(0, 0.1)
     state.commit(depth)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _peak(device: torch.device) -> int | None:

@@ -1,9 +1,8 @@
-"""Runs parts of the GPU suite in processes of their own: one that crashes or hangs takes nothing else along.
+"""Runs parts of the GPU check in worker processes, so that one that crashes or hangs does not end the others.
 
-Knows nothing of what the parts do. After an illegal access every later call on the card fails, whoever makes it, and a
-kernel may never end: such a process is ended and another goes on after the step it was in. What a process has found lies
-in its JSON file: ``done`` (names of steps), ``running`` (the one it is in), ``patience`` (seconds it may say nothing),
-``ended``, and the results themselves.
+After an illegal access every later call on the GPU fails in that process, and a kernel may never end. Such a process is killed
+and another one goes on after the step it was in. A worker keeps its results in a JSON file, with ``done`` (names of steps),
+``running`` (the current one), ``patience`` (seconds until it counts as hung) and ``ended``.
 """
 
 from __future__ import annotations
@@ -17,54 +16,56 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-#: A process that cannot use its card any more ends with this status.
+#: Exit status of a worker that can no longer use its GPU.
 LOST = 75
-# How often one job is begun again: every start takes some seconds.
+# The most starts of one job; every start takes some seconds.
 _MOST_STARTS = 8
-# Seconds until a process has written its first words: importing torch, waking the card.
-_FIRST_WORDS = 120.0
-_OWN = ("done", "running", "patience", "ended", "seconds")
+# Seconds until the first results are written: torch is imported and the GPU initialized.
+_START_PATIENCE = 120.0
+_WORKER_KEYS = ("done", "running", "patience", "ended", "seconds")
 
 
 @dataclass
 class Job:
-    """A command that is run until it has ended properly; ``died`` names the argument that tells it why it last did not.
+    """A worker, restarted until it ends properly.
 
-    ``environment``: variables that it gets besides this process's own.
+    ``command(left, failure)`` is its command line, with the seconds left and the reason of a restart. ``out``: its results.
+    ``environment``: variables added to this process's own.
     """
 
-    command: list[str]
+    command: Callable[[float, str | None], list[str]]
     out: Path
     environment: dict[str, str] = field(default_factory=dict)
-    died: str = "--died"
     over: bool = False
     starts: int = 0
     process: subprocess.Popen[bytes] | None = None
     _since: float = field(default=0.0, repr=False)
 
-    def look(self, left: float) -> None:
-        """Start it, start it again, or stop it, as things stand; ``left`` seconds of all the time."""
+    def poll(self, left: float) -> None:
+        """Start, restart or stop the worker as needed; ``left``: seconds left for everything."""
         if self.over:
             return
         status = None if self.process is None else self.process.poll()
         if status is None and left <= 0:
             self.stop()
-            self._note("the time was up")
+            self._give_up("the time was up")
         elif self.process is None:
             self._start(None, left)
         elif status is None:
             heard = self.out.stat().st_mtime if self.out.exists() else 0.0
             silent = time.time() - max(self._since, heard)
-            if silent > (float(self.found().get("patience", _FIRST_WORDS)) if heard > self._since else _FIRST_WORDS):
+            if silent > (
+                float(self.results().get("patience", _START_PATIENCE)) if heard > self._since else _START_PATIENCE
+            ):
                 self.stop()
-                self._again(f"nothing was heard for {silent:.0f} s", left)
-        elif self.found().get("ended"):
+                self._restart(f"there was no sign of progress for {silent:.0f} s", left)
+        elif self.results().get("ended"):
             self.over = True
         else:
-            self._again("" if status == LOST else f"the process ended with status {status}", left)
+            self._restart("" if status == LOST else f"the process ended with status {status}", left)
 
-    def found(self) -> dict[str, Any]:
-        """What it has written so far."""
+    def results(self) -> dict[str, Any]:
+        """The results so far."""
         try:
             found = json.loads(self.out.read_text())
         except (OSError, ValueError):
@@ -72,42 +73,39 @@ class Job:
         return found if isinstance(found, dict) else {}
 
     def stop(self) -> None:
-        """End the process, whatever it does."""
+        """Kill the process."""
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
 
     def _start(self, reason: str | None, left: float) -> None:
-        again = [] if reason is None else [self.died, reason]
         self.starts, self._since = self.starts + 1, time.time()
-        self.process = subprocess.Popen(
-            [*self.command, "--budget", str(left), *again], env=os.environ | self.environment
-        )
+        self.process = subprocess.Popen(self.command(left, reason), env=os.environ | self.environment)
 
-    def _again(self, reason: str, left: float) -> None:
+    def _restart(self, reason: str, left: float) -> None:
         if self.starts >= _MOST_STARTS or left <= 0:
-            self._note(f"{reason or 'the card was lost'}; begun {self.starts} times")
+            self._give_up(f"{reason or 'the GPU was lost'}; started {self.starts} times")
         else:
             self._start(reason, left)
 
-    def _note(self, reason: str) -> None:
-        """It is over, and not as it should be."""
+    def _give_up(self, reason: str) -> None:
+        """Record that the job failed for good."""
         self.over = True
-        found = self.found()
-        step = found.get("running") or "what came next"
+        found = self.results()
+        step = found.get("running") or "the next step"
         found.setdefault("failed", []).append({"step": f"{self.out.stem}: {step}", "error": reason})
         self.out.write_text(json.dumps(found))
 
 
 def watch(jobs: list[Job], until: float, changed: Callable[[], None], pause: float = 0.5) -> None:
-    """Run the jobs side by side until all are over or the clock (``time.monotonic``) says ``until``.
+    """Run the jobs side by side until all are over or ``time.monotonic()`` reaches ``until``.
 
-    ``changed`` is called now and then. No process is left behind, whatever is raised.
+    Calls ``changed`` every ``pause`` seconds or so. All processes are killed on the way out.
     """
     try:
         while not all(job.over for job in jobs):
             for job in jobs:
-                job.look(until - time.monotonic())
+                job.poll(until - time.monotonic())
             changed()
             waiting = next((job.process for job in jobs if not job.over and job.process is not None), None)
             if waiting is not None:
@@ -121,11 +119,11 @@ def watch(jobs: list[Job], until: float, changed: Callable[[], None], pause: flo
 
 
 def merged(found: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """The results of several processes as one would have written them: lists behind each other."""
+    """The results of several workers in one dictionary; lists are concatenated."""
     results: dict[str, Any] = {"failed": [], "skipped": []}
     for part in found:
         for key, value in part.items():
-            if key in _OWN:
+            if key in _WORKER_KEYS:
                 continue
             if isinstance(value, list):
                 results.setdefault(key, []).extend(value)

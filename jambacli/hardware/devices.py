@@ -1,7 +1,7 @@
-"""What this machine has to run a model with: memory, cores, cards, and how fast; knows nothing of models, never imports torch.
+"""The devices of this machine that can run a model, with their memory and speed. Never imports torch.
 
-Speeds are effective prefill rates in floating-point operations a second: measured ones are remembered under JAMBA_HOME,
-others are estimated from the instruction set and the number of cores, or from a card's peak rate.
+Speeds are effective prefill rates in floating-point operations per second. Measured ones are stored under JAMBA_HOME, others
+are estimated from the instruction set and the number of cores, or from a GPU's peak rate.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from jambacli.hardware import nvml
 SPEEDS_FILE = "machine.json"
 _MAX_SPEEDS_BYTES = 1 << 16
 
-# Prefill GFLOP/s a core by what the CPU has, best first: about 60% of torch's GEMM rate there.
+# Prefill GFLOP/s per core by CPU feature, best first: about 60% of torch's GEMM rate with it.
 _CORE_GFLOPS: list[tuple[str, float, str]] = [
     ("amx_bf16", 260, "AMX"),
     ("avx512_bf16", 180, "AVX-512 BF16"),
@@ -33,13 +33,16 @@ _CORE_GFLOPS: list[tuple[str, float, str]] = [
 ]
 _UNKNOWN_GFLOPS = 10.0
 _APPLE_GFLOPS = 80.0
-# The share of a card's peak that a whole prefill reaches.
-_CARD_SHARE = 0.35
+# The share of a GPU's peak rate that prefill reaches.
+_GPU_SHARE = 0.35
 
 
 @dataclass(frozen=True)
 class Device:
-    """Something a model can run on: ``kind`` "cpu" or "cuda", memory in bytes, prefill rate in FLOP/s (0: unknown)."""
+    """A CPU or GPU: ``kind`` "cpu" or "cuda", memory in bytes, prefill rate in FLOP/s (0 if unknown).
+
+    ``key`` identifies it among the stored rates. ``how`` says what an estimated rate is based on.
+    """
 
     kind: str
     key: str
@@ -52,20 +55,20 @@ class Device:
 
 
 def devices() -> list[Device]:
-    """The CPU first, then each CUDA card."""
+    """The CPU, then each CUDA GPU."""
     known = remembered_speeds()
-    return [_cpu(known), *(_card(card, known) for card in nvml.cards())]
+    return [_cpu(known), *(_gpu(gpu, known) for gpu in nvml.gpus())]
 
 
 def cpu_key(threads: int) -> str:
-    """The name under which this CPU's speed with ``threads`` threads is remembered."""
+    """The key of this CPU's rate with ``threads`` threads."""
     return f"cpu:{_cpu_name()}:{threads}"
 
 
 def remember_speed(key: str, flops: float) -> None:
-    """Keep a measured prefill rate (``evaluation.plan.prefill_flops`` over seconds) for later estimates.
+    """Store a measured prefill rate, in floating-point operations per second, for later estimates.
 
-    ``key`` is ``cpu_key(threads)`` or ``"cuda:" + the card's UUID``.
+    ``key`` is ``cpu_key(threads)`` or ``"cuda:"`` and the GPU's UUID. Raises OSError if it cannot be written.
     """
     home = jamba_home()
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -75,7 +78,7 @@ def remember_speed(key: str, flops: float) -> None:
 
 
 def remembered_speeds() -> dict[str, float]:
-    """The measured prefill rates by key; empty where there are none or the file is damaged."""
+    """The stored prefill rates by key; empty if there are none or the file is damaged."""
     try:
         with (jamba_home() / SPEEDS_FILE).open("rb") as file:
             stored = json.loads(file.read(_MAX_SPEEDS_BYTES))["prefill_flops"]
@@ -89,7 +92,7 @@ def remembered_speeds() -> dict[str, float]:
 
 
 def usable_cores() -> int:
-    """Physical cores this process may use: its affinity and its container's quota considered."""
+    """Physical cores that this process may use, given its affinity and its container's quota."""
     logical = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cores = min(_physical_cores() or logical, logical)
     for folder in _cgroups("cpu"):
@@ -105,19 +108,19 @@ def _cpu(known: dict[str, float]) -> Device:
     key = cpu_key(cores)
     per_core, what = _core_rate()
     how = f"{cores} core{'s' if cores > 1 else ''}{f' with {what}' if what else ''}"
-    # Cores share memory and clocks: sixteen do about twelve times one core's work.
+    # Cores share memory bandwidth and power: sixteen do about twelve times the work of one.
     flops = known.get(key, per_core * 1e9 * cores**0.9)
     return Device("cpu", key, _cpu_name(), total, available, flops, key in known, how)
 
 
-def _card(card: nvml.Card, known: dict[str, float]) -> Device:
-    key = f"cuda:{card.uuid}"
-    flops = known.get(key, card.peak_flops * _CARD_SHARE)
-    return Device("cuda", key, card.name, card.total, card.free, flops, key in known, f"card {card.index}")
+def _gpu(gpu: nvml.Gpu, known: dict[str, float]) -> Device:
+    key = f"cuda:{gpu.uuid}"
+    flops = known.get(key, gpu.peak_flops * _GPU_SHARE)
+    return Device("cuda", key, gpu.name, gpu.total, gpu.free, flops, key in known, f"GPU {gpu.index}")
 
 
 def _memory() -> tuple[int, int]:
-    """RAM in bytes, all of it and what is free to take, within the container's limit where there is one."""
+    """Total and available RAM in bytes, within the container's limit if there is one."""
     total, available = _ram()
     for folder in _cgroups("memory"):
         limit = _read(folder / "memory.max") or _read(folder / "memory.limit_in_bytes")
@@ -132,7 +135,7 @@ def _memory() -> tuple[int, int]:
 
 
 def _ram() -> tuple[int, int]:
-    # psutil reads the same lines, but takes longer to import than all of ``jamba show`` spends on the machine.
+    # psutil reads the same lines, but importing it takes longer than everything else in this module.
     lines = dict(line.split(":", 1) for line in _read(Path("/proc/meminfo")).splitlines() if ":" in line)
     kib = [lines.get(name, "").split(" kB")[0].strip() for name in ("MemTotal", "MemAvailable")]
     if all(value.isdigit() for value in kib):
@@ -146,7 +149,7 @@ def _ram() -> tuple[int, int]:
 
 
 def _physical_cores() -> int:
-    """Cores without hyper-threads, 0 where that is not known."""
+    """Physical cores, 0 if their number is unknown."""
     facts = _cpu_facts()
     cores, siblings = facts.get("cpu cores", ""), facts.get("siblings", "")
     if cores.isdigit() and siblings.isdigit() and int(siblings):
@@ -159,7 +162,7 @@ def _physical_cores() -> int:
 
 
 def _cgroups(controller: str) -> list[Path]:
-    """The control groups this process is in, outermost first, as folders to look for limits in (version 2 and 1)."""
+    """The directories of this process's control groups (version 2 and 1), outermost first."""
     root = Path("/sys/fs/cgroup")
     found: list[Path] = []
     for line in _read(Path("/proc/self/cgroup")).splitlines():
@@ -180,7 +183,7 @@ def _read(path: Path) -> str:
 
 @functools.cache
 def _cpu_facts() -> dict[str, str]:
-    """The first processor's lines of /proc/cpuinfo (which is slow to read whole where there are many)."""
+    """The lines of the first processor in /proc/cpuinfo; the whole file is slow to read on machines with many."""
     facts: dict[str, str] = {}
     with contextlib.suppress(OSError), Path("/proc/cpuinfo").open(errors="replace") as file:
         for line in itertools.takewhile(str.strip, file):
@@ -194,7 +197,7 @@ def _cpu_name() -> str:
 
 
 def _core_rate() -> tuple[float, str]:
-    """Estimated prefill GFLOP/s of one core, and the instruction set that it goes by."""
+    """Estimated prefill GFLOP/s of one core, and the name of the instruction set that the estimate is based on."""
     facts = _cpu_facts()
     flags = set((facts.get("flags") or facts.get("Features") or "").split())
     for flag, gflops, name in _CORE_GFLOPS:

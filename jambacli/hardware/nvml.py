@@ -1,6 +1,6 @@
-"""The NVIDIA cards of this machine, asked of the driver's own library (NVML); knows nothing of torch or of CUDA.
+"""The NVIDIA GPUs of this machine, as the driver's own library (NVML) reports them. Needs neither torch nor CUDA.
 
-Calls and structures are those of NVIDIA's NVML API reference. Without a driver, or with a broken one, there are no cards.
+Calls and structures follow NVIDIA's NVML API reference. Without a working driver the list is empty.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ _LIBRARIES = {
 }
 _SM_CLOCK = 1
 
-# bf16 (7.x: fp16) tensor-core operations per multiprocessor and clock, and CUDA cores per multiprocessor, by compute
-# capability; NVIDIA's architecture white papers. The nearest older entry stands for one that is not here.
+# By compute capability: tensor-core operations in bf16 (7.x: fp16) per multiprocessor and clock, and CUDA cores per
+# multiprocessor, from NVIDIA's architecture white papers. A capability that is not listed takes the nearest older one.
 _TENSOR_RATES: dict[tuple[int, int], tuple[int, int]] = {
     (7, 0): (1024, 64),
     (7, 5): (1024, 64),
@@ -33,8 +33,8 @@ _TENSOR_RATES: dict[tuple[int, int], tuple[int, int]] = {
 
 
 @dataclass(frozen=True)
-class Card:
-    """One card: memory in bytes; ``peak_flops`` is its dense bf16 matrix rate per second, 0 where it is not known."""
+class Gpu:
+    """One GPU: memory in bytes; ``peak_flops`` is its dense bf16 matrix rate per second, 0 if unknown."""
 
     index: int
     uuid: str
@@ -48,8 +48,8 @@ class _Memory(ctypes.Structure):
     _fields_ = [("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong)]
 
 
-def cards() -> list[Card]:
-    """The cards that CUDA programs may use here (CUDA_VISIBLE_DEVICES obeyed); empty without a working driver."""
+def gpus() -> list[Gpu]:
+    """The GPUs that CUDA_VISIBLE_DEVICES leaves visible; empty without a working driver."""
     nvml = _load()
     if nvml is None or nvml.nvmlInit_v2() != 0:
         return []
@@ -57,7 +57,7 @@ def cards() -> list[Card]:
         count = ctypes.c_uint()
         if nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)) != 0:
             return []
-        found = [card for i in range(count.value) if (card := _card(nvml, i)) is not None]
+        found = [gpu for i in range(count.value) if (gpu := _gpu(nvml, i)) is not None]
     finally:
         nvml.nvmlShutdown()
     return list(_visible(found, os.environ.get("CUDA_VISIBLE_DEVICES")))
@@ -65,20 +65,20 @@ def cards() -> list[Card]:
 
 def _load() -> ctypes.CDLL | None:
     for name in _LIBRARIES.get(sys.platform, []):
-        with contextlib.suppress(OSError, AttributeError):  # absent, or from before NVML's second version
+        with contextlib.suppress(OSError, AttributeError):  # missing, or older than NVML's second version
             library = ctypes.CDLL(name)
             _ = library.nvmlInit_v2, library.nvmlDeviceGetCount_v2, library.nvmlDeviceGetHandleByIndex_v2
             return library
     return None
 
 
-def _card(nvml: ctypes.CDLL, index: int) -> Card | None:
+def _gpu(nvml: ctypes.CDLL, index: int) -> Gpu | None:
     device, memory = ctypes.c_void_p(), _Memory()
     if nvml.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(index), ctypes.byref(device)) != 0:
         return None
     if nvml.nvmlDeviceGetMemoryInfo(device, ctypes.byref(memory)) != 0:
         return None
-    return Card(
+    return Gpu(
         index=index,
         uuid=_text(nvml.nvmlDeviceGetUUID, device),
         name=_text(nvml.nvmlDeviceGetName, device) or "NVIDIA GPU",
@@ -101,7 +101,7 @@ def _peak_flops(nvml: ctypes.CDLL, device: ctypes.c_void_p) -> float:
             or nvml.nvmlDeviceGetNumGpuCores(device, ctypes.byref(cores))
             or nvml.nvmlDeviceGetMaxClockInfo(device, ctypes.c_int(_SM_CLOCK), ctypes.byref(clock))
         )
-    except AttributeError:  # a driver from before these calls
+    except AttributeError:  # a driver older than these calls
         return 0.0
     known = [at for at in _TENSOR_RATES if at <= (major.value, minor.value)]
     if failed or not known:
@@ -110,14 +110,14 @@ def _peak_flops(nvml: ctypes.CDLL, device: ctypes.c_void_p) -> float:
     return cores.value / cores_each * rate * clock.value * 1e6
 
 
-def _visible(found: list[Card], setting: str | None) -> Iterator[Card]:
-    """``found`` in the order CUDA_VISIBLE_DEVICES gives: indexes or the starts of UUIDs, up to the first bad one."""
+def _visible(found: list[Gpu], setting: str | None) -> Iterator[Gpu]:
+    """The GPUs named by CUDA_VISIBLE_DEVICES, in its order: indexes or UUID prefixes, up to the first invalid one."""
     if setting is None:
         yield from found
         return
     for item in setting.split(","):
         word = item.strip()
-        match = [card for card in found if word and (str(card.index) == word or card.uuid.startswith(word))]
+        match = [gpu for gpu in found if word and (str(gpu.index) == word or gpu.uuid.startswith(word))]
         if len(match) != 1:
             return
         yield match[0]

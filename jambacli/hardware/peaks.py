@@ -1,4 +1,4 @@
-"""Measures what this machine can do at best (memory bandwidth, matrix rate) and a process's memory; knows no models."""
+"""Measures the CPU's peak rates (memory bandwidth, matrix products) and this process's peak memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def peak_memory() -> int:
 
 
 def _best(run: Callable[[], object], seconds: float = 0.4, least: int = 3) -> float:
-    """The shortest time of one ``run``, in seconds, over at least ``least`` runs and ``seconds``."""
+    """The shortest time of one ``run`` in seconds, over at least ``least`` runs and ``seconds`` seconds."""
     run()
     best, began, n = float("inf"), time.perf_counter(), 0
     while n < least or time.perf_counter() - began < seconds:
@@ -26,7 +26,7 @@ def _best(run: Callable[[], object], seconds: float = 0.4, least: int = 3) -> fl
 
 
 def read_bandwidth(size: int = 512 << 20) -> float:
-    """Bytes per second that this process's threads read from memory together, streaming ``size`` bytes."""
+    """Bytes per second that torch's threads read from memory while summing ``size`` bytes."""
     import torch
 
     data = torch.ones(size // 8, dtype=torch.int64)
@@ -34,7 +34,7 @@ def read_bandwidth(size: int = 512 << 20) -> float:
 
 
 def matrix_rate(rows: int = 512, width: int = 4096) -> tuple[str, float]:
-    """The faster of torch's bf16 and f32 matrix products here: its name and its floating-point operations per second."""
+    """The faster of torch's bf16 and f32 matrix products on the CPU: its name and floating-point operations per second."""
     import torch
 
     rates = {}

@@ -1,4 +1,4 @@
-"""Which backend computes the model's operations, and the one place where threads are set; knows nothing of models."""
+"""The backends that compute the model's operations, and the number of CPU threads."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_THREADS = 1024
 
 @dataclass(frozen=True)
 class Ops:
-    """The operations a model is made of, as one backend computes them; ``kernels.reference`` says what each means."""
+    """One backend's implementation of the operations; ``kernels.reference`` defines each."""
 
     name: str
     embed: Callable[[torch.Tensor, QTensor], torch.Tensor]
@@ -34,7 +34,7 @@ class Ops:
 
 
 def reference_ops() -> Ops:
-    """Plain torch: slow, on any device, and what every other backend is compared with."""
+    """Plain torch: slow, runs on any device. All other backends are compared with it."""
     from jambacli.kernels import reference as r
 
     return Ops(
@@ -52,10 +52,10 @@ def reference_ops() -> Ops:
 
 
 def cpu_ops() -> Ops:
-    """The C++ library's operations (``kernels.cpu.available()`` must hold); for formats it lacks, torch's.
+    """The operations of the C++ library, which must be available; torch computes formats that it lacks.
 
-    A few rows are multiplied with the blocks as they are, many with blocks expanded once for all of them. A whole model
-    on a few tokens goes faster still through ``kernels.cpu.steps``, which ``model.decode`` uses.
+    A few rows are multiplied with the blocks directly, many with panels that are dequantized once for all rows. Decode uses
+    the faster ``kernels.cpu.steps``, see ``runtime.cpu_decoder``.
     """
     from jambacli.kernels import reference
     from jambacli.kernels.cpu import prefill, steps
@@ -85,20 +85,25 @@ def cpu_ops() -> Ops:
 
 
 def choose_ops() -> Ops:
-    """The fastest operations for this machine's CPU: the C++ library's where it was built, torch's elsewhere."""
+    """The fastest operations for the CPU: those of the C++ library if it was built, else torch's."""
     from jambacli.kernels import cpu
 
     return cpu_ops() if cpu.available() else reference_ops()
 
 
 def set_threads(n: int | None = None) -> int:
-    """Compute on ``n`` threads from now on (None: as many as there are cores for this process); returns how many.
+    """Set the number of CPU threads of this process (None: the number of its cores); returns the number.
 
-    Torch's setting is the only one: the C++ kernels ask it at every call and run on torch's own pool. UsageError for
-    more than MAX_THREADS: the system would end the process without a word.
+    Torch's setting is the only one: the C++ kernels read it at every call and run on torch's own pool. Raises UsageError for
+    more than MAX_THREADS, with which the system would kill the process.
     """
     if n is not None and n > MAX_THREADS:
-        raise UsageError(f"{n:,} threads are more than the {MAX_THREADS:,} that can be used; leave --threads out")
+        raise UsageError(
+            f"is more than the {MAX_THREADS:,} that are possible",
+            field="threads",
+            value=n,
+            remedy="leave out {threads}",
+        )
     import torch
 
     from jambacli.kernels.cpu import default_threads

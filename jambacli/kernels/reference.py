@@ -1,9 +1,8 @@
-"""The few operations a Jamba is made of, in plain torch: what they mean. Knows nothing of models, files or speed.
+"""The operations of a Jamba model in plain torch, which define what every backend computes.
 
-Every other backend has these functions with these signatures and is tested against them. All arithmetic is float32
-(TF32 and reduced-precision matrix units are the caller's to switch off); every function runs on any device. States are
-updated in place, so that a sequence continues where the last call left it; feeding T tokens at once or one at a time is
-the same computation up to rounding.
+Other backends have these functions with the same signatures and are tested against them. All arithmetic is float32 (the caller
+switches off TF32 and other reduced precision); every function runs on any device. States are updated in place, so a sequence
+continues where the last call ended. T tokens at once or one at a time give the same result up to rounding.
 """
 
 from __future__ import annotations
@@ -13,12 +12,11 @@ import torch.nn.functional as F
 
 from quant.formats import QTensor
 
-# Rows of a quantized matrix are expanded to float32 this many bytes at a time: the vocabulary's matrix of a 3B model
-# would otherwise need 0.67 GB at once.
+# Rows of a quantized matrix are dequantized this many bytes at a time: the output matrix of the 3B takes 0.67 GB.
 _PANEL_BYTES = 32 << 20
-# The largest score matrix attention holds, in float32 values.
+# The largest matrix of attention scores, in float32 values.
 _SCORE_VALUES = 8 << 20
-# Time steps whose discretized transition exp(dt * A) is held at once, in float32 values.
+# The most values of the discretized transition exp(dt * A) held at once, float32.
 _SCAN_VALUES = 4 << 20
 
 
@@ -31,13 +29,13 @@ def dequantize(w: QTensor) -> torch.Tensor:
         return w.data.view(dtype).view(w.shape).float()
     if w.scale is not None:  # ExpertsInt8: one factor a row
         return w.data.view(torch.int8).view(w.shape).float() * w.scale.view(*w.shape[:-1], 1)
-    from quant.dequantize_blocks import dequantize as decode  # also formats without kernels, through the gguf package
+    from quant.dequantize_blocks import dequantize as blocks  # also for formats that only the gguf package knows
 
-    return decode(w.row_blocks(), w.format.name, threads=torch.get_num_threads())
+    return blocks(w.row_blocks(), w.format.name, threads=torch.get_num_threads())
 
 
 def select_rows(w: QTensor, start: int, stop: int) -> QTensor:
-    """Rows ``start:stop`` along the first dimension of a weight, as a view: a panel of a matrix, or some experts."""
+    """A view of rows ``start:stop`` along the first dimension of a weight: a panel of a matrix, or some experts."""
     per_row = w.data.numel() // w.shape[0]
     return QTensor(
         w.data[start * per_row : stop * per_row],
@@ -48,13 +46,13 @@ def select_rows(w: QTensor, start: int, stop: int) -> QTensor:
 
 
 def expert(w: QTensor, index: int) -> QTensor:
-    """The matrix [out, in] of one expert of a stacked weight [experts, out, in], as a view."""
+    """A view of one expert's matrix [out, in] in a stacked weight [experts, out, in]."""
     one = select_rows(w, index, index + 1)
     return QTensor(one.data, one.format, one.shape[1:], one.scale)
 
 
 def embed(ids: torch.Tensor, w: QTensor) -> torch.Tensor:
-    """Rows ``ids`` (int64 [T]) of the embedding w [vocab, hidden]: float32 [T, hidden]. Only those rows are decoded."""
+    """Rows ``ids`` (int64 [T]) of the embedding w [vocab, hidden]: float32 [T, hidden]. Only those rows are dequantized."""
     rows = w.row_blocks()[ids]
     scale = None if w.scale is None else w.scale[ids]
     return dequantize(QTensor(rows.reshape(-1), w.format, (len(ids), w.shape[1]), scale))
@@ -89,7 +87,7 @@ def experts(
     """The mixture of experts: each token's ``top_k`` most probable experts, summed with their probabilities.
 
     x float32 [T, hidden]; router float32 [experts, hidden]; gate and up [experts, ffn, hidden], down [experts, hidden,
-    ffn]. The softmax runs over all experts and the chosen weights are NOT renormalised: that is how Jamba was trained.
+    ffn]. The softmax is over all experts and the chosen probabilities are not renormalized, as in Jamba's training.
     """
     probabilities = torch.softmax(x @ router.T, dim=-1)
     weights, chosen = probabilities.topk(top_k, dim=-1)
@@ -133,7 +131,7 @@ def selective_scan(
         dt = softplus(dt + dt_bias);  h = exp(dt * A) * h + dt * B * x;  y = (C . h + D * x) * silu(z)
 
     x, dt, z float32 [T, d_inner]; dt_bias, D [d_inner]; A [d_inner, d_state], negative, as GGUF stores it; B, C
-    [T, d_state]; state float32 [d_inner, d_state], the h before the first token, left as the h after the last.
+    [T, d_state]; state float32 [d_inner, d_state], the h before the first token, replaced by the h after the last.
     Returns float32 [T, d_inner].
     """
     n_tokens, d_inner = x.shape
@@ -143,7 +141,7 @@ def selective_scan(
     for start in range(0, n_tokens, steps):
         part = slice(start, min(start + steps, n_tokens))
         decay = torch.exp(dt[part, :, None] * A)
-        h = (dt[part] * x[part])[:, :, None] * B[part, None, :]  # what each token adds; becomes the states below
+        h = (dt[part] * x[part])[:, :, None] * B[part, None, :]  # the input of each token; becomes its state below
         previous = state
         for t in range(h.shape[0]):
             previous = h[t].addcmul_(decay[t], previous)
@@ -157,9 +155,9 @@ def kv_values(cache: torch.Tensor, head_dim: int) -> torch.Tensor:
     q8_0 blocks [..., head_dim / 32 * 34]."""
     if cache.dtype != torch.uint8:
         return cache.float()
-    from quant.dequantize_blocks import dequantize as decode
+    from quant.dequantize_blocks import dequantize as blocks
 
-    return decode(cache.contiguous(), "q8_0", threads=torch.get_num_threads())
+    return blocks(cache.contiguous(), "q8_0", threads=torch.get_num_threads())
 
 
 def kv_store(x: torch.Tensor, cache: torch.Tensor) -> None:

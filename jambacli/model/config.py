@@ -1,4 +1,4 @@
-"""The sizes of one Jamba model and the arithmetic that follows from them; knows nothing of files, tensors or torch."""
+"""The sizes of one Jamba model and the arithmetic that follows from them. Never imports torch."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from jambacli.errors import UnsupportedError
+from jambacli.errors import UnsupportedError, UsageError
 
-# Bytes per value of the KV cache, by the names --kv-type takes; q8_0 is 34 bytes for 32 values.
+# Bytes per value of the KV cache by type; q8_0 is 34 bytes for 32 values.
 KV_TYPES: dict[str, Fraction] = {
     "f32": Fraction(4),
     "f16": Fraction(2),
@@ -19,14 +19,22 @@ KV_TYPES: dict[str, Fraction] = {
 }
 #: The most bytes of checkpoints (copies of the Mamba part of the state) that one sequence keeps in memory.
 CHECKPOINT_BYTES = 256 << 20
+#: Prompt tokens that the CPU takes through the layers at a time.
+CPU_PREFILL_CHUNK = 512
+
+
+def check_kv_type(kv_type: str) -> None:
+    """Raises UsageError for a name that is not in KV_TYPES."""
+    if kv_type not in KV_TYPES:
+        raise UsageError(f"is not one of {', '.join(KV_TYPES)}", field="kv_type", value=kv_type)
 
 
 @dataclass(frozen=True)
 class JambaConfig:
     """One model's sizes, named as in the Jamba and Mamba papers.
 
-    ``n_experts`` is 1 for a dense model (then ``n_experts_used`` is 1 and no layer is MoE). ``layer_is_attention[i]``
-    False means a Mamba layer; ``layer_is_moe[i]`` False means a plain gated MLP.
+    A dense model has ``n_experts`` and ``n_experts_used`` of 1 and no MoE layer. If ``layer_is_attention[i]`` is False,
+    layer i is a Mamba layer; if ``layer_is_moe[i]`` is False, its feed-forward network is a gated MLP.
     """
 
     n_layers: int
@@ -69,27 +77,28 @@ class JambaConfig:
 
     @property
     def kv_types(self) -> list[str]:
-        """The KV_TYPES this model's keys and values can have: blocks of q8_0 are 32 values of one head."""
+        """The KV_TYPES that fit this model's heads: a q8_0 block is 32 values of one head."""
         fits = self.head_dim % 32 == 0 or not self.n_attention_layers
         return [name for name in KV_TYPES if fits or name != "q8_0"]
 
     def check_kv_type(self, kv_type: str) -> None:
-        """UnsupportedError where ``kv_type``, one of KV_TYPES, is none of this model's."""
+        """Raises UnsupportedError if ``kv_type``, one of KV_TYPES, does not fit this model's heads."""
         if kv_type not in self.kv_types:
             raise UnsupportedError(
-                f"KV type {kv_type} needs heads of a multiple of 32 values; these have {self.head_dim}: use f16"
+                f"KV type {kv_type} needs heads whose size is a multiple of 32; this model's have {self.head_dim}",
+                remedy="use {kv_type} f16",
             )
 
     def kv_bytes_per_token(self, kv_type: str = "f16") -> int:
-        """Bytes of keys and values one token adds over all attention layers; ``kv_type`` is one of KV_TYPES."""
+        """Bytes of keys and values that one token adds over all attention layers; ``kv_type`` is one of KV_TYPES."""
         return int(self.n_attention_layers * 2 * self.n_kv_heads * self.head_dim * KV_TYPES[kv_type])
 
     def params(self) -> int:
-        """All parameters, the output matrix counted only where it is not tied."""
+        """All parameters; a tied output matrix is not counted twice."""
         return self._count(self.n_experts)
 
     def active_params(self) -> int:
-        """Parameters one token passes through: as ``params`` with only the experts in use."""
+        """Parameters that one token uses: as ``params`` with only the chosen experts."""
         return self._count(self.n_experts_used)
 
     def _count(self, experts: int) -> int:
@@ -111,10 +120,10 @@ class JambaConfig:
 
     @classmethod
     def from_hf(cls, values: Mapping[str, Any], source: object = "config.json") -> JambaConfig:
-        """The config of a Hugging Face ``config.json`` (model_type "jamba"), its library's defaults for keys left out.
+        """The sizes in a Hugging Face ``config.json`` of model_type "jamba"; missing keys take transformers' defaults.
 
         Raises UnsupportedError, naming ``source`` and the key, for another architecture, Mamba projection biases or
-        sizes that make no model.
+        invalid sizes.
         """
         if (kind := values.get("model_type", "jamba")) != "jamba":
             raise UnsupportedError(f"{source}: the architecture is {kind!r}; only jamba is supported")
@@ -181,9 +190,9 @@ def _periodic(n_layers: int, period: int, offset: int) -> tuple[bool, ...]:
 
 
 def period_and_offset(flags: Sequence[bool]) -> tuple[int, int] | None:
-    """The (period, offset) with ``flags[i] == (i % period == offset)`` ; None if there is none.
+    """The (period, offset) with ``flags[i] == (i % period == offset)``, None if there is none.
 
-    A single mark has many periods: the number of layers is taken.
+    For a single True every longer period fits; the number of layers is returned.
 
     >>> period_and_offset([False, True, False, True])
     (2, 1)

@@ -1,8 +1,10 @@
-"""The whole model: embedding, layers, logits. Knows nothing of files, text, sampling or of how operations run.
+"""The whole model: embedding, layers, logits.
 
-x = embed(ids)
-each layer:  x = x + mixer(rms_norm(x));  x = x + ffn(rms_norm(x))      mixer: Mamba, or attention in a few layers
-logits = output(rms_norm(x))                                            ffn: one gated network, or experts
+    x = embed(ids)
+    each layer:  x = x + mixer(rms_norm(x));  x = x + ffn(rms_norm(x))
+    logits = output(rms_norm(x))
+
+The mixer is Mamba, in a few layers attention; the feed-forward network is a gated network or a mixture of experts.
 """
 
 from __future__ import annotations
@@ -16,19 +18,18 @@ import torch
 from jambacli.errors import JambaError
 from jambacli.kernels import Ops
 from jambacli.model.attention import Attention
-from jambacli.model.config import JambaConfig
+from jambacli.model.config import CPU_PREFILL_CHUNK, JambaConfig
 from jambacli.model.mamba import Mamba
 from jambacli.model.moe import MLP, MoE
 from jambacli.model.state import KVCache, MambaState, SequenceState
-from jambacli.runtime.cuda.placement import PREFILL_CHUNK
 from quant.formats import QTensor
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer: a mixer over time, then a feed-forward network, each behind its norm and added to the residual."""
+    """One layer: a mixer over time, then a feed-forward network; both have a norm before them and add to the residual."""
 
-    attn_norm: torch.Tensor
+    mixer_norm: torch.Tensor
     mixer: Mamba | Attention
     ffn_norm: torch.Tensor
     ffn: MLP | MoE
@@ -36,75 +37,71 @@ class Layer:
 
     def forward(self, x: torch.Tensor, state: MambaState | KVCache, n_past: int, ops: Ops) -> torch.Tensor:
         """The residual stream x float32 [T, hidden] after this layer."""
-        # Nothing is named that is not needed again: of thousands of tokens, every tensor counts.
+        # No names for intermediate results: they would keep large tensors alive during prefill.
         if isinstance(self.mixer, Mamba):
             assert isinstance(state, MambaState)
-            x = x + self.mixer.forward(ops.rms_norm(x, self.attn_norm, self.eps), state, ops)
+            x = x + self.mixer.forward(ops.rms_norm(x, self.mixer_norm, self.eps), state, ops)
         else:
             assert isinstance(state, KVCache)
-            x = x + self.mixer.forward(ops.rms_norm(x, self.attn_norm, self.eps), state, n_past, ops)
+            x = x + self.mixer.forward(ops.rms_norm(x, self.mixer_norm, self.eps), state, n_past, ops)
         return x + self.ffn.forward(ops.rms_norm(x, self.ffn_norm, self.eps), ops)
 
 
 class StepDecoder(Protocol):
-    """Runs a few tokens through all layers at once, as one backend can."""
+    """A backend's fast path for decode: a few tokens through all layers in one call."""
 
     @property
-    def most_tokens(self) -> int:
-        """Tokens up to which this beats the operations made for many."""
+    def max_tokens(self) -> int:
+        """The most tokens for which this is faster than the single operations."""
 
     def run(self, ids: torch.Tensor, state: SequenceState, n_logits: int) -> torch.Tensor:
-        """Append the tokens ids int64 [T], which are in the vocabulary; logits float32 [n_logits, vocab]."""
+        """Append the token ids int64 [T], all in the vocabulary. Returns logits float32 [n_logits, vocab]."""
 
 
 @dataclass(frozen=True)
 class JambaModel:
-    """Weights and the operations to run them with. It holds no sequence: that is a ``SequenceState``.
+    """Weights and the operations that run them. ``SequenceState`` holds the state of a sequence.
 
-    token_embd and output [vocab, hidden] (the same tensor where the model ties them), output_norm [hidden].
+    embedding and output [vocab, hidden] (the same tensor if the model ties them), output_norm [hidden].
     """
 
     config: JambaConfig
-    token_embd: QTensor
+    embedding: QTensor
     layers: tuple[Layer, ...]
     output_norm: torch.Tensor
     output: QTensor
     ops: Ops
-    #: Runs a few tokens in one call where the backend can; what it computes is what the layers say.
+    #: Decodes a few tokens in one call if the backend can. It computes the same as the layers.
     decoder: StepDecoder | None = None
-    #: Keeps what the weights are views of (a mapped file) open as long as the model lives.
+    #: What the weights are views of (a mapped file), kept open as long as the model lives.
     source: Any = None
-    #: Where keys and values lie when not on ``device``: a card's model may keep them in the computer's memory.
+    #: Device of keys and values if not ``device``: a model on a GPU may keep them in host memory.
     kv_device: torch.device | None = None
-    #: How many tokens of a long prompt a plan says to take at a time, where it says anything.
-    chunk: int | None = None
+    #: Prompt tokens to take through the layers at a time.
+    prefill_chunk: int = CPU_PREFILL_CHUNK
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.token_embd.data.device
-
-    @property
-    def prefill_chunk(self) -> int:
-        """How many tokens of a long prompt to take through the layers at a time: more on a card, which is wider."""
-        return self.chunk or (PREFILL_CHUNK if self.device.type == "cuda" else 512)
+        """The device of the weights."""
+        return self.embedding.data.device
 
     def new_state(self, ctx: int, kv_type: str = "f16") -> SequenceState:
-        """An empty sequence of at most ``ctx`` tokens, its keys and values kept as f16, bf16, f32 or q8_0."""
+        """An empty sequence of at most ``ctx`` tokens with keys and values in ``kv_type``: f16, bf16, f32 or q8_0."""
         return SequenceState(self.config, ctx, kv_type, self.device, self.kv_device)
 
     @torch.no_grad()
     def forward(
         self, ids: torch.Tensor, state: SequenceState, *, logits: Literal["last", "all", "none"] = "last"
     ) -> torch.Tensor | None:
-        """Append the tokens ``ids`` (int64 [T], T >= 1) to the sequence and return what may follow.
+        """Append the tokens ``ids`` (int64 [T], T >= 1) to the sequence and return logits for the next tokens.
 
-        Returns logits float32 [1, vocab] for "last", [T, vocab] for "all", None for "none". Any split of a sequence
-        into calls computes the same up to rounding, and the same split the same to the bit. Scratch memory grows
-        with T: feed long prompts in pieces. Raises JambaError for ids outside the vocabulary, ContextFullError when
-        they do not fit (nothing has happened then). A pass interrupted half-way leaves ``state.torn`` set.
+        Returns logits float32 [1, vocab] for "last", [T, vocab] for "all", None for "none". Different splits of a
+        sequence into calls give equal results up to rounding; the same split gives the same bits. Scratch memory
+        grows with T: split long prompts into pieces of ``prefill_chunk``. Raises JambaError for ids outside the
+        vocabulary and ContextFullError if they do not fit; both leave the state unchanged. A pass that is interrupted
+        leaves ``state.interrupted`` set.
         """
-        # Kernels are launched on the thread's present card, which need not be this model's.
+        # Triton launches on the thread's current GPU, which may be another one.
         with torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext():
             return self._forward(ids, state, logits)
 
@@ -119,11 +116,11 @@ class JambaModel:
             raise JambaError(f"token {low if low < 0 else high} is not in the vocabulary of {self.config.vocab_size}")
         state.begin(n_tokens)
         n_logits = {"last": 1, "all": n_tokens, "none": 0}[logits]
-        if self.decoder is not None and n_tokens <= self.decoder.most_tokens:
+        if self.decoder is not None and n_tokens <= self.decoder.max_tokens:
             out = self.decoder.run(ids, state, n_logits)
             state.commit(n_tokens)
             return out if n_logits else None
-        x = self.ops.embed(ids, self.token_embd)
+        x = self.ops.embed(ids, self.embedding)
         for layer, part in zip(self.layers, state.layers, strict=True):
             x = layer.forward(x, part, state.position, self.ops)
         state.commit(n_tokens)

@@ -1,4 +1,4 @@
-"""The feed-forward half of a layer: one gated network or a few of many experts; knows nothing of files or speed."""
+"""The feed-forward half of a layer: one gated network, or the top few of many experts."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class MLP:
     down: QTensor
 
     def forward(self, x: torch.Tensor, ops: Ops) -> torch.Tensor:
-        """x float32 [T, hidden], already normed, to float32 [T, hidden]."""
+        """Normed x float32 [T, hidden] to float32 [T, hidden]."""
         return ops.mlp(x, self.gate, self.up, self.down)
 
 
 @dataclass(frozen=True)
 class MoE:
-    """The ``top_k`` experts a token's router finds most probable, weighted by those probabilities as they are.
+    """Each token's ``top_k`` most probable experts, weighted by their probabilities, which are not renormalized.
 
     Shapes: router float32 [experts, hidden]; gate and up [experts, ffn, hidden], down [experts, hidden, ffn].
     """
@@ -37,5 +37,5 @@ class MoE:
     top_k: int
 
     def forward(self, x: torch.Tensor, ops: Ops) -> torch.Tensor:
-        """x float32 [T, hidden], already normed, to float32 [T, hidden]."""
+        """Normed x float32 [T, hidden] to float32 [T, hidden]."""
         return ops.experts(x, self.router, self.gate, self.up, self.down, self.top_k)

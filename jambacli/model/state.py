@@ -1,9 +1,9 @@
-"""What a sequence leaves behind: attention keys and values, Mamba tensors. Knows nothing of weights, tokens or disks.
+"""The state of a sequence: keys and values of the attention layers, convolution and recurrent state of the Mamba layers.
 
-The two parts behave differently. Keys and values are append-only, so going back to an earlier position is free. A Mamba
-layer keeps only its latest convolution window and recurrent state, a fixed few megabytes that cannot be cut back; a
-``Checkpoint`` is a copy of that part at one position, and ``SequenceState.restore`` goes back to it. The layout is the
-same whichever backend computes, so a state made by one continues on another:
+Keys and values are append-only, so going back to an earlier position costs nothing. A Mamba layer keeps only its latest
+convolution window and recurrent state, a few megabytes of fixed size that cannot be cut back. A ``Checkpoint`` copies
+that part at one position, and ``SequenceState.restore`` goes back to it. All backends share one layout, so a state can
+move between them:
 
     conv  float32 [n_mamba_layers, d_inner, d_conv - 1]     the last inputs of the convolution, oldest first
     ssm   float32 [n_mamba_layers, d_inner, d_state]        the recurrent state h
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import torch
 
 from jambacli.errors import JambaError, UsageError
-from jambacli.model.config import JambaConfig
+from jambacli.model.config import JambaConfig, check_kv_type
 
 KV_DTYPES: dict[str, torch.dtype] = {
     "f32": torch.float32,
@@ -32,15 +32,15 @@ _FIRST_TOKENS = 256
 
 
 class ContextFullError(JambaError):
-    """The tokens do not fit into the context the state was made for."""
+    """The tokens do not fit into the context of the state."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A copy of the Mamba part at ``position`` (tokens seen): enough to go back there, the KV being append-only.
+    """A copy of the Mamba part at ``position`` (tokens seen). Keys and values are append-only and need no copy.
 
-    ``conv`` and ``ssm`` are laid out as in ``SequenceState``. ``written`` says which state, and how much of its past,
-    the checkpoint belongs to.
+    ``conv`` and ``ssm`` have the layout of ``SequenceState``. ``written`` identifies the state and the overwrites of its
+    keys so far, see ``SequenceState.restorable``.
     """
 
     position: int
@@ -50,20 +50,20 @@ class Checkpoint:
 
     @property
     def nbytes(self) -> int:
-        """Bytes this checkpoint holds."""
+        """Bytes of the copy."""
         return self.conv.nbytes + self.ssm.nbytes
 
 
 @dataclass(frozen=True)
 class MambaState:
-    """One Mamba layer's share, views of the state's tensors: conv [d_inner, d_conv - 1], ssm [d_inner, d_state]."""
+    """One Mamba layer's views of the state's tensors: conv [d_inner, d_conv - 1], ssm [d_inner, d_state]."""
 
     conv: torch.Tensor
     ssm: torch.Tensor
 
 
 class KVCache:
-    """The keys and values of one attention layer: ``k`` and ``v`` [capacity, n_kv_heads, row], grown by doubling."""
+    """The keys and values of one attention layer: ``k`` and ``v`` [capacity, n_kv_heads, row]. Capacity grows by doubling."""
 
     def __init__(self, n_kv_heads: int, row: int, dtype: torch.dtype, device: torch.device) -> None:
         self.k = torch.empty(0, n_kv_heads, row, dtype=dtype, device=device)
@@ -71,11 +71,11 @@ class KVCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes allocated (pages never written do not count as resident memory)."""
+        """Bytes allocated, including pages that were never written and take no physical memory."""
         return self.k.nbytes + self.v.nbytes
 
     def reserve(self, tokens: int, used: int, limit: int) -> bool:
-        """Make room for ``tokens``, keeping the first ``used``; never more than ``limit``. True when the cache moved."""
+        """Make room for ``tokens``, at most ``limit``, and keep the first ``used``. True if the cache was reallocated."""
         if tokens <= self.k.shape[0]:
             return False
         capacity = min(max(tokens, 2 * self.k.shape[0], _FIRST_TOKENS), limit)
@@ -102,11 +102,10 @@ class StateLayout:
 
 
 class SequenceState:
-    """The state of one sequence at ``position`` tokens, for a context of at most ``ctx``.
+    """The state of one sequence after ``position`` tokens, for a context of at most ``ctx`` tokens.
 
-    ``layers[i]`` is layer i's part: a MambaState or a KVCache. ``JambaModel.forward`` writes it in place. The first
-    ``kv_tokens`` keys and values are those of the tokens last written there: after ``restore`` they may reach beyond
-    ``position``, until the next tokens overwrite them.
+    ``layers[i]`` is the MambaState or KVCache of layer i, which ``JambaModel.forward`` updates in place. ``kv_tokens`` is
+    the number of valid keys and values. After ``restore`` it may exceed ``position`` until new tokens overwrite them.
     """
 
     _made = 0
@@ -119,11 +118,14 @@ class SequenceState:
         device: torch.device | str = "cpu",
         kv_device: torch.device | str | None = None,
     ) -> None:
-        """``kv_device``: where keys and values lie when not on ``device`` (in the computer's memory, beside a card)."""
-        if kv_type not in KV_DTYPES:
-            raise UsageError(f"KV type {kv_type!r} is not one of {', '.join(KV_DTYPES)}")
+        """``kv_device``: device of keys and values if not ``device`` (host memory beside a GPU).
+
+        Raises UsageError for an unknown ``kv_type`` or a ``ctx`` below 1, UnsupportedError for a KV type that does not
+        fit the model's heads.
+        """
+        check_kv_type(kv_type)
         if ctx < 1:
-            raise UsageError(f"a context of {ctx} tokens is none; give at least 1")
+            raise UsageError("is below 1", field="ctx", value=ctx)
         config.check_kv_type(kv_type)
         row = config.head_dim // 32 * 34 if kv_type == "q8_0" else config.head_dim
         self.ctx = ctx
@@ -131,10 +133,10 @@ class SequenceState:
         self.device = torch.device(device)
         self.position = 0
         self.kv_tokens = 0
-        #: How often a cache has moved to grow: whoever keeps addresses of them looks here.
+        #: How often a cache was reallocated. Code that keeps their addresses compares this.
         self.moves = 0
-        #: Set while a forward pass is under way; still set afterwards when the pass was interrupted.
-        self.torn = False
+        #: Set during a forward pass, and afterwards if the pass did not finish.
+        self.interrupted = False
         self.conv = torch.zeros(config.n_mamba_layers, config.d_inner, config.d_conv - 1, device=self.device)
         self.ssm = torch.zeros(config.n_mamba_layers, config.d_inner, config.d_state, device=self.device)
         mamba = (MambaState(conv, ssm) for conv, ssm in zip(self.conv, self.ssm, strict=True))
@@ -146,7 +148,7 @@ class SequenceState:
         ]
         SequenceState._made += 1
         self._id = SequenceState._made
-        # Every overwriting of old keys: (its number, first position overwritten), positions rising. See ``restorable``.
+        # Each overwrite of old keys: (its number, first position overwritten), in order of position. See ``restorable``.
         self._overwritten: list[tuple[int, int]] = []
         self._n_overwritten = 0
 
@@ -163,54 +165,52 @@ class SequenceState:
 
     @property
     def nbytes(self) -> int:
-        """Bytes allocated: the Mamba part and the caches with their spare room."""
+        """Bytes allocated: the Mamba part and the caches with their spare capacity."""
         return self.conv.nbytes + self.ssm.nbytes + sum(cache.nbytes for cache in self.caches)
 
     def begin(self, tokens: int) -> None:
-        """Prepare for ``tokens`` more: room in the caches, and the state marked torn until ``commit``.
+        """Start a pass over ``tokens`` more: reserve room and mark the state as interrupted until ``commit``.
 
-        Raises ContextFullError when they do not fit, JambaError when an earlier pass was interrupted half-way.
+        Raises ContextFullError if they do not fit, JambaError if an earlier pass was interrupted.
         """
-        if self.torn:
-            raise JambaError("the state was left half-way by an interrupted pass; restore a checkpoint first")
+        self._check_consistent()
         end = self.position + tokens
         if end > self.ctx:
             raise ContextFullError(
-                f"the context is full: {self.position} tokens are in it, {tokens} more do not fit into {self.ctx}; "
-                "use a larger --ctx"
+                f"the context is full: it holds {self.position} tokens, {tokens} more do not fit into {self.ctx}",
+                remedy="use a larger {ctx}",
             )
         self._reserve(end)
-        self.torn = True
+        self.interrupted = True
         self._overwrite(self.position)
 
     def commit(self, tokens: int) -> None:
-        """The ``tokens`` announced by ``begin`` are in every layer's part."""
+        """Finish the pass that ``begin`` started: every layer now includes the ``tokens``."""
         self.position += tokens
         self.kv_tokens = self.position
-        self.torn = False
+        self.interrupted = False
 
     def snapshot(self) -> Checkpoint:
-        """A checkpoint of the present position."""
-        if self.torn:
-            raise JambaError("the state was left half-way by an interrupted pass; restore a checkpoint first")
+        """A checkpoint of the current position. Raises JambaError after an interrupted pass."""
+        self._check_consistent()
         return self.checkpoint(self.position, self.conv.clone(), self.ssm.clone())
 
     def checkpoint(self, position: int, conv: torch.Tensor, ssm: torch.Tensor) -> Checkpoint:
-        """A checkpoint from tensors stored earlier (on disk, say), for the keys and values this state holds now."""
+        """A checkpoint from stored tensors, for the keys and values that this state holds now."""
         if conv.shape != self.conv.shape or ssm.shape != self.ssm.shape:
-            raise JambaError("this checkpoint was made by a model of another shape")
+            raise JambaError("this checkpoint comes from a model with other sizes")
         return Checkpoint(position, conv, ssm, (self._id, self._n_overwritten))
 
     def restorable(self, checkpoint: Checkpoint) -> bool:
-        """Whether the keys and values below the checkpoint's position are still the ones it was taken with."""
+        """Whether the keys and values before the checkpoint's position are unchanged since it was taken."""
         owner, number = checkpoint.written
         lost = any(n > number and first < checkpoint.position for n, first in self._overwritten)
         return owner == self._id and checkpoint.position <= self.kv_tokens and not lost
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go back (or forward again) to the checkpoint's position, exactly as the state was when it was taken.
+        """Make the state exactly what it was when the checkpoint was taken, at an earlier or later position.
 
-        Raises JambaError when keys and values before that position have been overwritten by other tokens since.
+        Raises JambaError if other tokens have overwritten keys and values before that position.
         """
         if not self.restorable(checkpoint):
             raise JambaError(
@@ -220,26 +220,27 @@ class SequenceState:
         self.conv.copy_(checkpoint.conv)
         self.ssm.copy_(checkpoint.ssm)
         self.position = checkpoint.position
-        self.torn = False
+        self.interrupted = False
 
     def reset(self) -> None:
-        """Back to an empty sequence; allocated room is kept."""
+        """Make the sequence empty; allocated memory is kept."""
         self.conv.zero_()
         self.ssm.zero_()
         self.position = 0
-        self.torn = False
+        self.interrupted = False
 
     def kv(self, start: int, stop: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Keys and values of tokens ``start:stop``, one pair a layer, as views [stop - start, n_kv_heads, row]."""
+        """Views of the keys and values of tokens ``start:stop``, [stop - start, n_kv_heads, row], a pair per layer."""
         if not 0 <= start <= stop <= self.kv_tokens:
             raise JambaError(f"keys and values {start}:{stop} are not in the state, which holds {self.kv_tokens}")
         for cache in self.caches:
             yield cache.k[start:stop], cache.v[start:stop]
 
     def load_kv(self, start: int, stop: int, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        """Write stored keys and values of tokens ``start:stop`` (as ``kv`` gave them); what followed is forgotten.
+        """Write stored keys and values of tokens ``start:stop``, as ``kv`` returned them; later ones become invalid.
 
-        The Mamba part does not follow: restore a ``checkpoint`` made afterwards.
+        The Mamba part is unchanged: restore a ``checkpoint`` made afterwards. Raises JambaError for tensors of another
+        model or KV type, ContextFullError if they do not fit.
         """
         caches = self.caches
         if len(pairs) != len(caches):
@@ -247,7 +248,9 @@ class SequenceState:
         if not 0 <= start <= min(stop, self.kv_tokens):
             raise JambaError(f"keys and values {start}:{stop} leave a gap: the state holds {self.kv_tokens} tokens")
         if stop > self.ctx:
-            raise ContextFullError(f"{stop} stored tokens do not fit into a context of {self.ctx}")
+            raise ContextFullError(
+                f"{stop} stored tokens do not fit into a context of {self.ctx}", remedy="use a larger {ctx}"
+            )
         for cache, pair in zip(caches, pairs, strict=True):
             if any(x.shape != (stop - start, *cache.k.shape[1:]) or x.dtype != cache.k.dtype for x in pair):
                 raise JambaError("these keys and values were made by another model or with another KV type")
@@ -258,12 +261,16 @@ class SequenceState:
             cache.v[start:stop] = v
         self.kv_tokens = stop
 
+    def _check_consistent(self) -> None:
+        if self.interrupted:
+            raise JambaError("an interrupted pass left the state inconsistent; restore a checkpoint first")
+
     def _reserve(self, tokens: int) -> None:
         moved = [cache.reserve(tokens, self.kv_tokens, self.ctx) for cache in self.caches]
         self.moves += any(moved)
 
     def _overwrite(self, first: int) -> None:
-        """Tokens from ``first`` on are about to be replaced, if there are any: checkpoints beyond it are void."""
+        """Record that tokens from ``first`` on are about to be replaced, which invalidates later checkpoints."""
         if first >= self.kv_tokens:
             return
         self.kv_tokens = first

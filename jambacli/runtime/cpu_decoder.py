@@ -1,7 +1,7 @@
-"""The whole model for a few tokens as one call into the C++ library; knows nothing of files, text or of prefill.
+"""Decode on the CPU: the whole model for a few tokens as one call into the C++ library.
 
-Decoding a token is a few hundred small products: taking them one by one through Python costs as much as computing them.
-So the layers' steps are listed once, and the library runs the list. What they compute is what ``Layer.forward`` says.
+Decoding a token takes a few hundred small products, and calling each from Python would cost as much as computing it. So the
+layers' steps are listed once and the library runs the list. They compute the same as ``Layer.forward``.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 class Decoder:
-    """A model's layers and output as lists of steps, one list for each KV type in use."""
+    """A model's layers and output as lists of steps, one list per KV type in use; a ``StepDecoder``."""
 
-    #: Tokens up to which this beats the operations made for many.
-    most_tokens = steps.MOST_TOKENS
+    #: See ``StepDecoder``.
+    max_tokens = steps.MOST_TOKENS
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Decoder:
         output: QTensor,
         eps: float,
     ) -> None:
-        """``embed``: tokens int64 [T] to float32 [T, hidden]."""
+        """``embed``: token ids int64 [T] to float32 [T, hidden]."""
         self._embed, self._layers = embed, layers
         self._logits = steps.LogitsStep(output_norm, eps, output)
         self._programs: dict[str, steps.Program] = {}
@@ -73,7 +73,7 @@ def make_decoder(
     output: QTensor,
     eps: float,
 ) -> Decoder | None:
-    """A decoder, or None where a weight's format has no C++ kernel (then the operations do it one by one)."""
+    """A decoder, or None if a weight's format has no C++ kernel: decode then calls the single operations."""
     weights = [output, *(w for layer in layers for part in (layer.mixer, layer.ffn) for w in vars(part).values())]
     if any(isinstance(w, QTensor) and w.format.ggml_type not in NATIVE_TYPES for w in weights):
         return None
@@ -81,7 +81,7 @@ def make_decoder(
 
 
 def _parts(state: SequenceState) -> list[tuple[torch.Tensor, torch.Tensor] | None]:
-    """What each step keeps of a sequence: mixers and feed-forward networks in turn, then the logits."""
+    """The state tensors of each step: mixers and feed-forward networks in turn (None), then the logits (None)."""
     parts: list[tuple[torch.Tensor, torch.Tensor] | None] = []
     for part in state.layers:
         parts += [(part.k, part.v) if isinstance(part, KVCache) else (part.conv, part.ssm), None]
@@ -92,31 +92,31 @@ def _mixer_step(layer: Layer, kv_dtype: torch.dtype) -> steps.Step:
     m = layer.mixer
     if isinstance(m, Attention):
         return steps.AttentionStep(
-            layer.attn_norm,
+            layer.mixer_norm,
             layer.eps,
-            q=m.q,
-            k=m.k,
-            v=m.v,
-            out=m.output,
+            q=m.q_proj,
+            k=m.k_proj,
+            v=m.v_proj,
+            out=m.out_proj,
             n_heads=m.n_heads,
             n_kv_heads=m.n_kv_heads,
             kv_dtype=kv_dtype,
         )
     return steps.MambaStep(
-        layer.attn_norm,
+        layer.mixer_norm,
         layer.eps,
-        in_proj=m.ssm_in,
+        in_proj=m.in_proj,
         conv_weight=m.conv_weight,
         conv_bias=m.conv_bias,
-        x_proj=m.ssm_x,
+        x_proj=m.x_proj,
         dt_norm=m.dt_norm,
         b_norm=m.b_norm,
         c_norm=m.c_norm,
-        dt_proj=m.ssm_dt,
+        dt_proj=m.dt_proj,
         dt_bias=m.dt_bias,
         A=m.A,
         D=m.D,
-        out_proj=m.ssm_out,
+        out_proj=m.out_proj,
     )
 
 

@@ -1,17 +1,18 @@
-"""Which device ``--device`` means, and a model loaded on it; knows nothing of how weights are placed there.
+"""Chooses the device that a model runs on, and loads the model there.
 
-A card that cannot be used is not an error where nobody asked for one: the CPU computes, and one line says why.
+With ``device="auto"`` a GPU that cannot be used is not an error: the model runs on the CPU, and a log record says why.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from jambacli import ui
-from jambacli.errors import JambaError, UsageError
+from jambacli.errors import JambaError, UsageError, first_line
+from jambacli.runtime.options import DeviceOptions
 
 if TYPE_CHECKING:
     import torch
@@ -21,81 +22,89 @@ if TYPE_CHECKING:
     from jambacli.model.jamba import JambaModel
     from jambacli.runtime.loader import GetTensor
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
-class Found:
-    """The device that ``--device`` names, and why it is not a card where one was hoped for."""
+class ChosenDevice:
+    """The device to compute on, and why it is not a GPU although the machine has one."""
 
     device: torch.device
     note: str | None = None
 
 
-def find_device(wanted: str = "auto") -> Found:
-    """The device for ``--device auto|cuda[:N]|cpu``.
+def find_device(name: str = "auto") -> ChosenDevice:
+    """The device named "auto", "cpu", "cuda" or "cuda:N".
 
-    ``auto`` is the first card that works, else the CPU, with a note where there is a card that does not work. Raises
-    UsageError for another word, JambaError (naming what is wrong) for a card that is asked for and not there.
+    "auto" is the first GPU if it works, else the CPU, with a note if the machine has a GPU that does not work. Raises
+    UsageError for any other name, JambaError for a GPU that does not exist or does not work.
     """
     import torch
 
-    if wanted == "cpu":
-        return Found(torch.device("cpu"))
-    kind, _, number = wanted.partition(":")
-    if wanted != "auto" and (kind != "cuda" or (number and not number.isdigit()) or wanted.endswith(":")):
-        raise UsageError(f"--device {wanted!r} is none of auto, cpu, cuda, cuda:N")
-    problem = card_problem()
-    if wanted == "auto":
+    if name == "cpu":
+        return ChosenDevice(torch.device("cpu"))
+    kind, _, number = name.partition(":")
+    if name != "auto" and (kind != "cuda" or (number and not number.isdigit()) or name.endswith(":")):
+        raise UsageError("is none of auto, cpu, cuda, cuda:N", field="device", value=name)
+    problem = gpu_problem()
+    if name == "auto":
         from jambacli.hardware import nvml
 
         if problem is None:
-            return Found(torch.device("cuda", 0))
-        return Found(torch.device("cpu"), f"{problem}; computing on the CPU" if nvml.cards() else None)
+            return ChosenDevice(torch.device("cuda", 0))
+        return ChosenDevice(torch.device("cpu"), f"{problem}; computing on the CPU" if nvml.gpus() else None)
     if problem is not None:
-        raise JambaError(f"--device {wanted}: {problem}")
+        raise JambaError(f"needs a GPU: {problem}", field="device", value=name)
     index, count = int(number or 0), torch.cuda.device_count()
     if index >= count:
-        raise JambaError(
-            f"--device {wanted}: there {'is 1 card' if count == 1 else f'are {count} cards'}, numbered from 0"
-        )
-    return Found(torch.device("cuda", index))
+        found = "1 GPU" if count == 1 else f"{count} GPUs"
+        raise JambaError(f"does not exist: this machine has {found}, numbered from 0", field="device", value=name)
+    return ChosenDevice(torch.device("cuda", index))
 
 
-def card_problem() -> str | None:
-    """Why torch cannot use a card here, None where it can."""
+def gpu_problem() -> str | None:
+    """Why torch cannot use a GPU on this machine, None if it can."""
     import torch
 
     if torch.version.cuda is None:
-        return "this torch was built without CUDA; install one with it (pip install torch --force-reinstall)"
+        return "this torch was built without CUDA; reinstall torch with CUDA support (see pytorch.org)"
     if torch.cuda.is_available():
         return None
     from jambacli.hardware import nvml
 
-    if nvml.cards():
+    if nvml.gpus():
         return (
             f"the NVIDIA driver is too old for this torch (built for CUDA {torch.version.cuda}), or does not work: "
             "update the driver, or install a torch for an older CUDA"
         )
-    return "there is no NVIDIA card that its driver shows"
+    return "the NVIDIA driver finds no GPU on this machine"
 
 
-def load_gguf_on(file: GGUFFile, wanted: str = "auto", **options: Any) -> JambaModel:
-    """The model in an opened GGUF file on the device that ``--device`` names; ``options`` as ``load_on``."""
+def load_gguf_on(
+    file: GGUFFile,
+    options: DeviceOptions = DeviceOptions(),  # noqa: B008
+    *,
+    ctx: int | None = None,
+    kv_type: str | None = None,
+) -> JambaModel:
+    """The model in an opened GGUF file, loaded as ``load_on`` does."""
     from jambacli.gguf.jamba_metadata import jamba_config
     from jambacli.runtime.loader import from_gguf
 
     return load_on(
-        wanted,
+        options,
         lambda: jamba_config(file.metadata, file.tensors),
         lambda: {name: (info.format.name, tuple(info.shape)) for name, info in file.tensors.items()},
         lambda device: file.qtensor,
         lambda: from_gguf(file),
+        ctx=ctx,
+        kv_type=kv_type,
         source=file,
-        **options,
     )
 
 
 def load_on(
-    wanted: str,
+    options: DeviceOptions,
     config: Callable[[], JambaConfig],
     tensors: Callable[[], dict[str, tuple[str, tuple[int, ...]]]],
     tensor: Callable[[torch.device], GetTensor],
@@ -103,58 +112,68 @@ def load_on(
     *,
     ctx: int | None = None,
     kv_type: str | None = None,
-    gpu_memory: int | None = None,
-    cpu_experts: int | None = None,
-    cpu_kv: bool = False,
     source: Any = None,
 ) -> JambaModel:
-    """A model on the device that ``--device`` names: ``on_cpu`` makes it there, else ``tensor(device)`` gives its weights.
+    """Load a model on the device that ``options`` names.
 
-    ``tensors`` are (format, shape) by name, to plan with; the other options as ``placement.place``. ``auto`` falls back
-    to the CPU, saying why, where the model does not fit on the card or its first token fails there. Raises as
-    ``find_device`` and ``load_on_card``, UsageError for options of a card where there is none, JambaError for whatever the
-    card's own software raises.
+    ``on_cpu`` loads it on the CPU. For a GPU, ``tensors`` gives (format, shape) by GGUF name for the memory plan, and
+    ``tensor(device)`` the weights. The plan is for ``ctx`` tokens of ``kv_type`` (default: the model's context, f16).
+
+    "auto" falls back to the CPU, and logs why, if the model does not fit on the GPU or its trial run fails. Raises as
+    ``find_device`` and ``load_on_gpu``, UsageError for GPU options without a GPU, JambaError for errors of torch, Triton
+    or CUDA.
     """
     import torch
 
-    found = find_device(wanted)
-    if found.note:
-        ui.note(found.note)
-    if found.device.type == "cpu":
-        if gpu_memory is not None or cpu_experts is not None or cpu_kv:
-            raise UsageError("--gpu-memory, --cpu-experts and --cpu-kv are for a card; there is none in use here")
-        return _here(on_cpu)
+    chosen = find_device(options.device)
+    if chosen.note:
+        logger.info("%s", chosen.note)
+    if chosen.device.type == "cpu":
+        _check_no_gpu_options(options)
+        return _load_on_cpu(on_cpu)
     from jambacli.hardware.devices import devices
-    from jambacli.runtime.cuda.load import load_on_card, try_out
+    from jambacli.runtime.cuda.load import load_on_gpu, trial_run
 
-    known = config()
+    sizes = config()
     try:
-        model = load_on_card(
-            known, tensors(), tensor(found.device), found.device, ctx=min(ctx or known.context_length, 1 << 24),
-            kv_type=kv_type or "f16", gpu_memory=gpu_memory, cpu_experts=cpu_experts, cpu_kv=cpu_kv,
-            ram=devices()[0].available, source=source,
+        model = load_on_gpu(
+            sizes, tensors(), tensor(chosen.device), chosen.device, options,
+            ctx=min(ctx or sizes.context_length, 1 << 24), kv_type=kv_type or "f16",
+            free_ram=devices()[0].available, source=source,
         )  # fmt: skip
-        ui.note("trying out the card (the first time, its kernels are compiled) ...")
-        try_out(model)
-    except Exception as error:  # those of triton, and of the C compiler that it calls, are of no common kind
-        if isinstance(error, UsageError) or (wanted != "auto" and isinstance(error, (JambaError, OSError))):
+        logger.info("testing the GPU (the first time, this compiles its kernels) ...")
+        trial_run(model)
+    except Exception as error:  # errors of Triton and of the C compiler it calls share no base class
+        if isinstance(error, UsageError) or (options.device != "auto" and isinstance(error, (JambaError, OSError))):
             raise
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        if wanted != "auto":
-            raise JambaError(f"--device {wanted}: {line}") from error
+        problem = error.problem if isinstance(error, JambaError) else first_line(error)
+        if options.device != "auto":
+            raise JambaError(f"failed: {problem}", field="device", value=options.device) from error
+        remedy = error.remedy if isinstance(error, JambaError) else None
     else:
         return model
-    # Only here is what was on the card let go of: the error's traceback held it.
-    with contextlib.suppress(RuntimeError):  # after some errors every call on a card fails
+    # Outside the handler: the error's traceback kept the model's GPU memory alive.
+    with contextlib.suppress(RuntimeError):  # after some errors every CUDA call fails
         torch.cuda.empty_cache()
-    ui.warn(f"not on the card: {line}; computing on the CPU")
-    return _here(on_cpu)
+    logger.warning("computing on the CPU, the GPU cannot be used: %s", problem, extra={"remedy": remedy})
+    return _load_on_cpu(on_cpu)
 
 
-def _here(on_cpu: Callable[[], JambaModel]) -> JambaModel:
-    """The model on the CPU; where that will be slow for want of the C++ kernels, one line says so."""
+def _check_no_gpu_options(options: DeviceOptions) -> None:
+    asked = {
+        "gpu_memory": options.gpu_memory is not None,
+        "cpu_experts": options.cpu_experts is not None,
+        "cpu_kv": options.cpu_kv,
+    }
+    fields = tuple(name for name, given in asked.items() if given)
+    if fields:
+        raise UsageError(f"need{'s' if len(fields) == 1 else ''} a GPU; the CPU computes this model", field=fields)
+
+
+def _load_on_cpu(on_cpu: Callable[[], JambaModel]) -> JambaModel:
+    """Load on the CPU, and log that it will be slow if the C++ kernels are missing."""
     from jambacli.kernels import cpu
 
     if not cpu.available():
-        ui.note("torch computes alone, slower: the C++ kernels are not built here; with a C++ compiler, install again")
+        logger.info("the C++ kernels are not built, so torch computes alone, slower; to build them, install again")
     return on_cpu()

@@ -1,6 +1,6 @@
-"""Builds a JambaModel from named tensors, those of a GGUF file above all; knows nothing of computing, names or hubs.
+"""Builds a JambaModel from named tensors, usually those of a GGUF file.
 
-Nothing is copied or expanded: a weight is a view of the mapped file, and the pages come in when they are first read.
+Nothing is copied or dequantized: a weight is a view of the mapped file, whose pages are read on first use.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ GetTensor = Callable[[str], QTensor]
 
 
 def load_gguf(path: str | Path, *, ops: Ops | None = None) -> JambaModel:
-    """The model in a GGUF file (any part of a split one), its weights mapped, not read. ``ops`` as ``build``.
+    """The model in a GGUF file (any part of a split one) with mapped weights; ``ops`` as in ``build``.
 
     Raises JambaError for a file that cannot be opened, BadFileError for a damaged one or one with a missing or
     misshapen tensor (naming it), UnsupportedError for another architecture.
@@ -34,32 +34,32 @@ def load_gguf(path: str | Path, *, ops: Ops | None = None) -> JambaModel:
 
 
 def from_gguf(file: GGUFFile, *, ops: Ops | None = None) -> JambaModel:
-    """The model in an opened GGUF file, which stays open as long as the model lives."""
+    """The model in an opened GGUF file, which stays open as long as the model lives; ``ops`` as in ``build``."""
     config = jamba_config(file.metadata, file.tensors)
     return build(config, file.qtensor, ops=ops, source=file)
 
 
 def build(config: JambaConfig, tensor: GetTensor, *, ops: Ops | None = None, source: Any = None) -> JambaModel:
-    """Assemble a model; ``tensor(name)`` gives each tensor of ``keys.expected_tensors(config)`` by its GGUF name.
+    """Assemble a model; ``tensor(name)`` returns each tensor of ``jamba_metadata.expected_tensors(config)``.
 
-    ``ops``: the backend, ``choose_ops()`` where it is None. ``source``: what the tensors are views of, kept alive.
+    ``ops``: the backend, None for ``choose_ops()``. ``source``: what the tensors are views of, kept alive.
     """
     ops = ops or choose_ops()
-    token_embd = tensor("token_embd.weight")
+    embedding = tensor("token_embd.weight")
     layers = tuple(_layer(config, i, tensor) for i in range(config.n_layers))
     output_norm = _values(tensor("output_norm.weight"))
-    output = token_embd if config.tied_embeddings else tensor("output.weight")
+    output = embedding if config.tied_embeddings else tensor("output.weight")
     decoder = None
     if ops.name == "cpu":
         from jambacli.runtime.cpu_decoder import make_decoder
 
         embed = ops.embed
-        decoder = make_decoder(lambda ids: embed(ids, token_embd), layers, output_norm, output, config.rms_eps)
-    return JambaModel(config, token_embd, layers, output_norm, output, ops, decoder, source)
+        decoder = make_decoder(lambda ids: embed(ids, embedding), layers, output_norm, output, config.rms_eps)
+    return JambaModel(config, embedding, layers, output_norm, output, ops, decoder, source)
 
 
 def _values(w: QTensor) -> torch.Tensor:
-    """A small tensor (norm, bias, convolution, A, D, router) as float32: a view where the file has it so."""
+    """A small tensor (norm, bias, convolution, A, D, router) as float32, a view if the file stores float32."""
     return reference.dequantize(w)
 
 
@@ -73,27 +73,27 @@ def _layer(config: JambaConfig, index: int, tensor: GetTensor) -> Layer:
     mixer: Mamba | Attention
     if config.layer_is_attention[index]:
         mixer = Attention(
-            q=weight("attn_q"),
-            k=weight("attn_k"),
-            v=weight("attn_v"),
-            output=weight("attn_output"),
+            q_proj=weight("attn_q"),
+            k_proj=weight("attn_k"),
+            v_proj=weight("attn_v"),
+            out_proj=weight("attn_output"),
             n_heads=config.n_heads,
             n_kv_heads=config.n_kv_heads,
         )
     else:
         mixer = Mamba(
-            ssm_in=weight("ssm_in"),
+            in_proj=weight("ssm_in"),
             conv_weight=values("ssm_conv1d.weight"),
             conv_bias=values("ssm_conv1d.bias"),
-            ssm_x=weight("ssm_x"),
+            x_proj=weight("ssm_x"),
             dt_norm=values("ssm_dt_norm.weight"),
             b_norm=values("ssm_b_norm.weight"),
             c_norm=values("ssm_c_norm.weight"),
-            ssm_dt=weight("ssm_dt"),
+            dt_proj=weight("ssm_dt"),
             dt_bias=values("ssm_dt.bias"),
             A=values("ssm_a"),
             D=values("ssm_d"),
-            ssm_out=weight("ssm_out"),
+            out_proj=weight("ssm_out"),
             eps=config.rms_eps,
         )
     ffn: MLP | MoE

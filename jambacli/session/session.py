@@ -362,7 +362,7 @@ class Session:
     def commit(self) -> None:
         """Store the sequence and, under a name, save the session; returns once everything is copied."""
         cache, sequence = self.prefix_cache, self.sequence
-        if cache is None or self._lock.read_only or sequence.state.torn:
+        if cache is None or self._lock.read_only or sequence.state.interrupted:
             return
         if self.name is None:
             cache.commit(sequence.content)

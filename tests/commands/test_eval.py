@@ -63,8 +63,8 @@ def test_needle_reports_recall_by_length_and_depth(files: list[str]) -> None:
     [
         (("perplexity", "nowhere.gguf"), "nowhere.gguf"),
         (("perplexity", "{model}", "--device", "gpu"), "none of auto, cpu, cuda"),
-        (("kl", "{model}", "{model}", "--cpu-kv", "--device", "cpu"), "for a card"),
-        (("needle", "{model}", "--gpu-memory", "4G", "--device", "cpu"), "for a card"),
+        (("kl", "{model}", "{model}", "--cpu-kv", "--device", "cpu"), "a GPU"),
+        (("needle", "{model}", "--gpu-memory", "4G", "--device", "cpu"), "a GPU"),
         (("needle", "{model}", "--kinds", "colour"), "colour"),
         (("needle", "{model}", "--tokens", "20"), "no report fits"),
         (("kl", "{model}", "{model}", "--random", "64", "--text", "x.txt"), "not both"),

@@ -78,7 +78,7 @@ def test_the_second_run_reads_nothing_again(model: str) -> None:
         (["bench", "MODEL", "--compare", "ollama"], 2, "ollama"),
         (["bench", "MODEL", "--compare", "llama.cpp", "--device", "cuda"], 2, "leave out --device"),
         (["bench", "MODEL", "--device", "tpu"], 2, "none of auto, cpu, cuda"),
-        (["bench", "MODEL", "--cpu-experts", "1", "--device", "cpu"], 2, "for a card"),
+        (["bench", "MODEL", "--cpu-experts", "1", "--device", "cpu"], 2, "needs a GPU"),
         (["bench", "MODEL", "--kv-type", "f8"], 2, "f8"),
         (["bench", "--shape", "jamba-huge"], 2, "jamba-huge"),
     ],
@@ -148,6 +148,6 @@ def test_bench_prints_a_table_json_and_csv(model: str) -> None:
     rows = json.loads(jamba(*options, "-o", "json").stdout)
     assert [r["test"] for r in rows] == ["pp32", "tg4", "pp32 @ d16", "tg4 @ d16"]
     assert all(len(r["repetitions"]) == 2 and r["tokens_per_second"] > 0 for r in rows)
-    assert rows[0]["device"] and rows[0]["device"] in table and not rows[0]["on_card"]
+    assert rows[0]["device"] and rows[0]["device"] in table and not rows[0]["on_gpu"]
     text = jamba(*options, "-o", "csv").stdout.decode().splitlines()
     assert len(text) == 5 and text[0].startswith("model,")

@@ -132,18 +132,18 @@ def test_the_plan_follows_context_and_kv_type(tmp_path: Path, capsys: pytest.Cap
     assert plan["total"] == plan["weights"] + plan["kv"]["q8_0"] + plan["state"] + plan["scratch"]
     assert plan["fits"][0]["device"]["kind"] == "cpu"
     assert plan["fits"][0]["prefill_seconds"] > 0
-    # Heads of 16 have no blocks of q8_0: it is neither planned for nor offered, as it is refused when run.
+    # Heads of 16 values cannot be q8_0, so it is neither planned nor offered.
     assert all("q8_0" not in kinds for kinds in (at_model["kv"], at_model["fits"][0]["largest_ctx"]))
     assert "q8_0" in page(capsys, wide) and "q8_0" not in page(capsys, path)
-    with pytest.raises(JambaError, match="multiple of 32 values; these have 16: use f16"):
+    with pytest.raises(JambaError, match="multiple of 32; this model's have 16; use kv_type f16"):
         show(str(path), ctx=None, kv_type="q8_0", as_json=False)
 
 
 @pytest.mark.parametrize(
-    ("ram", "card", "lines"),
+    ("ram", "gpu", "lines"),
     [
-        (32, 80, ["fits, ", "reading 256k tokens takes about "]),
-        (32, 24, ["with 1", "GB of the experts in RAM", "reading 256k tokens would take at least "]),
+        (32, 80, ["fits, ", "prefill of 256k tokens takes about "]),
+        (32, 24, ["with 1", "GB of the experts in RAM", "prefill of 256k tokens would take at least "]),
         (32, 8.5, ["too small by ", "longest with experts in RAM: "]),
         (32, 3, ["too small by "]),
         (
@@ -151,22 +151,22 @@ def test_the_plan_follows_context_and_kv_type(tmp_path: Path, capsys: pytest.Cap
             12,
             [
                 "too small, RAM too: 2",
-                "GB of experts would be re-read from disk",
-                "reading 256k tokens would take at least ",
+                "GB of experts would be read from disk",
+                "prefill of 256k tokens would take at least ",
             ],
         ),
     ],
 )
-def test_a_card_s_lines_say_what_can_be_done_with_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], ram: float, card: float, lines: list[str]
+def test_a_gpu_s_lines_say_what_can_be_done_with_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], ram: float, gpu: float, lines: list[str]
 ) -> None:
-    devices = [Device(k, k, k, int(n * 1e9), int(n * 1e9), 1e13, False, "") for k, n in (("cpu", ram), ("cuda", card))]
+    devices = [Device(k, k, k, int(n * 1e9), int(n * 1e9), 1e13, False, "") for k, n in (("cpu", ram), ("cuda", gpu))]
     mini = JambaConfig.from_hf({})
     plan = memory_plan(mini, 31_200_000_000, 27_300_000_000, mini.context_length, "f16", devices)
     print_page(summarize(model(tmp_path / "m.gguf")), plan)
     said = capsys.readouterr().out.partition(" cuda · ")[2]
     assert all(line in said for line in lines), said
-    for word in ("reading", "longest"):
+    for word in ("prefill of", "longest"):
         assert (word in said) == any(word in line for line in lines), said
 
 

@@ -146,4 +146,4 @@ def test_a_pass_interrupted_half_way_is_begun_again(monkeypatch: pytest.MonkeyPa
         seq.advance(tokens, boundaries)
     with pytest.raises(KeyboardInterrupt):
         seq.advance(tokens, boundaries)
-    assert seq.state.torn and close(seq.advance(tokens, boundaries), straight(tokens))
+    assert seq.state.interrupted and close(seq.advance(tokens, boundaries), straight(tokens))

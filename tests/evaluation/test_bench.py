@@ -1,4 +1,4 @@
-"""What the benchmark makes of its timings, on a runner whose clock is known."""
+"""The rates that the benchmark computes, with a runner of known speed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jambacli.runtime.memory_plan import prefill_flops
 
 
 class Clockwork:
-    """Reads 100 tokens a second and writes 10, and keeps what it was asked."""
+    """Prefills 100 and decodes 10 tokens per second, and records its calls."""
 
     name = "clockwork"
 

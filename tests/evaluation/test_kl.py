@@ -1,4 +1,4 @@
-"""Divergence from a reference: zero from itself, more for coarser types, and the figure against torch's own."""
+"""Divergence from a reference: zero from itself, larger for coarser types, and equal to torch's own figure."""
 
 from __future__ import annotations
 

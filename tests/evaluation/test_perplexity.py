@@ -1,4 +1,4 @@
-"""Perplexity: how a text is cut, and the figure against one computed from scratch. Knows nothing of the command line."""
+"""Perplexity: how a text is cut, and the figure against one computed independently."""
 
 from __future__ import annotations
 
@@ -74,6 +74,6 @@ def test_nothing_to_score_is_said(text: str) -> None:
 
 
 def test_too_few_tokens_are_refused_by_the_options_name() -> None:
-    for option, sizes in (("--ctx", (3, None)), ("--tokens", (64, 3))):
+    for option, sizes in (("ctx", (3, None)), ("tokens", (64, 3))):
         with pytest.raises(JambaError, match=f"{option} 3 leaves nothing to score"):
             cut(small_model().tokenizer, TEXT, *sizes)

@@ -1,4 +1,4 @@
-"""Synthetic models: the sizes of the real ones, the formats that quantize would choose, weights that make sense."""
+"""Synthetic models: sizes of the published ones, the formats that quantize chooses, plausible weights."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_experts_are_used_evenly_enough(small: Path) -> None:
 
 
 def test_bad_shapes_and_types(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageError, match="'jamba-4b' is none of jamba-mini, jamba-3b, jamba-large, moe, nor the path"):
+    with pytest.raises(UsageError, match="'jamba-4b' is none of jamba-mini, jamba-3b, jamba-large, moe, nor a path"):
         shape_config("jamba-4b")
     (tmp_path / "config.json").write_text("[1")
     with pytest.raises(JambaError, match=r"config\.json"):
@@ -121,5 +121,5 @@ def test_bad_shapes_and_types(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(UsageError, match="experts"):
         choices(shape_config("jamba-3b"), "experts_int8")
     monkeypatch.setattr(synthetic, "synthetic_bytes", lambda *_: 1 << 60)
-    with pytest.raises(JambaError, match="free: choose a smaller shape or type"):
+    with pytest.raises(JambaError, match="free; choose a smaller shape or quant"):
         synthetic_model(shape_config("moe"), "q4_0")

@@ -1,8 +1,7 @@
-"""The GPU suite's bookkeeping: parts that fail or no longer fit, the page it makes, and refusing without a card."""
+"""The bookkeeping of the GPU check: steps that fail or no longer fit, workers, the page, and refusing without a GPU."""
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 import sys
@@ -15,26 +14,28 @@ import pytest
 import torch
 
 from jambacli.evaluation.synthetic import shape_config, synthetic_bytes
-from jambacli.evaluation.synthetic_gpu import CardTensors
+from jambacli.evaluation.synthetic_gpu import GpuTensors
 from jambacli.gpu_check import speed, suite
-from jambacli.gpu_check.estimate import CARDS, kernels
+from jambacli.gpu_check.__main__ import main
+from jambacli.gpu_check.estimate import GPUS, kernels
 from jambacli.gpu_check.models import SHAPE, against
 from jambacli.gpu_check.report import markdown
-from jambacli.gpu_check.suite import CardLostError, Suite, main
+from jambacli.gpu_check.results import DeviceLostError, Suite
+from jambacli.gpu_check.suite import Options
 from jambacli.gpu_check.workers import LOST, Job, merged, watch
 from jambacli.hardware import nvml
 from jambacli.model.config import JambaConfig
 from jambacli.runtime.loader import build
 from quant.formats import QTensor
 
-_HERE = torch.device("cpu")
+_CPU = torch.device("cpu")
 
 
-def test_a_failing_part_is_listed_and_the_others_stay(tmp_path: Path) -> None:
+def test_a_failing_step_is_recorded_and_the_others_run(tmp_path: Path) -> None:
     suite = Suite(tmp_path / "deep" / "r.json", 100.0, True)
 
     def broken() -> None:
-        raise RuntimeError("the card fell off\nand more")
+        raise RuntimeError("the GPU fell off\nand more")
 
     assert suite.attempt("first", 1, lambda: 7) == 7
     assert suite.attempt("second", 1, broken) is None
@@ -43,56 +44,56 @@ def test_a_failing_part_is_listed_and_the_others_stay(tmp_path: Path) -> None:
     suite.save()
     kept = json.loads((tmp_path / "deep" / "r.json").read_text())
     assert kept["failed"][0]["step"] == "second"
-    assert kept["failed"][0]["error"] == "RuntimeError: the card fell off"
+    assert kept["failed"][0]["error"] == "RuntimeError: the GPU fell off"
     assert kept["skipped"] == ["third"]
     page = markdown(kept)
-    assert "FAILED second: RuntimeError: the card fell off" in page
+    assert "FAILED second: RuntimeError: the GPU fell off" in page
     assert "skipped for lack of time: third" in page
     assert "FAILED gemv q4_k: error 5.00e-01 over 1e-05" in page
 
 
-def test_what_has_no_room_is_skipped_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A card of 8 GB: Mini is too big beside its context, or its experts for RAM; the 3B model has room."""
+def test_models_that_do_not_fit_are_skipped_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU of 8 GB holds the 3B model; Mini is too big with its context, or its experts are too big for RAM."""
     suite = Suite(tmp_path / "r.json", 100.0, False)
-    card = torch.device("cuda", 0)
-    monkeypatch.setattr(speed, "CardTensors", lambda config, quant, device: CardTensors(config, quant, _HERE))
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(speed, "GpuTensors", lambda config, quant, device: GpuTensors(config, quant, _CPU))
     monkeypatch.setattr(speed, "free_memory", lambda device: 8 * 10**9)
     monkeypatch.setattr(speed, "devices", lambda: [SimpleNamespace(available=16 * 10**9)])
-    monkeypatch.setattr(speed, "put_on_card", lambda *given, **options: pytest.fail("was made all the same"))
+    monkeypatch.setattr(speed, "put_on_gpu", lambda *args, **options: pytest.fail("the model was made"))
     rows: list[dict[str, object]] = []
     mini, small = shape_config("jamba-mini"), shape_config("jamba-3b")
-    speed._model(suite, rows, card, "jamba-mini", mini, "q4_k_m")
-    speed._model(suite, rows, card, "jamba-mini", mini, "q4_k_m", 24 * 10**9)
+    speed._model(suite, rows, gpu, "jamba-mini", mini, "q4_k_m")
+    speed._model(suite, rows, gpu, "jamba-mini", mini, "q4_k_m", 24 * 10**9)
     reasons = {item["step"]: item["reason"] for item in suite.results["no_room"]}
-    assert "are needed on the card even with all experts in RAM" in reasons["jamba-mini q4_k_m"]
-    assert reasons["jamba-mini q4_k_m in 24 GB"] == "the card has 8 GB free"
+    assert "on the GPU even with all experts in RAM" in reasons["jamba-mini q4_k_m"]
+    assert reasons["jamba-mini q4_k_m in 24 GB"] == "the GPU has 8 GB free"
     monkeypatch.setattr(speed, "free_memory", lambda device: 24 * 10**9)
-    speed._model(suite, rows, card, "jamba-mini", mini, "q8_0")
+    speed._model(suite, rows, gpu, "jamba-mini", mini, "q8_0")
     assert "of experts would stay in RAM, of which 16 GB are free" in suite.results["no_room"][-1]["reason"]
-    make = CardTensors(small, "q4_k_m", _HERE)
-    assert speed._room(suite, "small", small, make, 262144, "f16", card, None) is not None
+    make = GpuTensors(small, "q4_k_m", _CPU)
+    assert speed._plan_or_skip(suite, "small", small, make, 262144, "f16", gpu, None) is not None
     assert rows == suite.results["failed"] == []
-    assert "- skipped jamba-mini q4_k_m in 24 GB: the card has 8 GB free" in markdown(suite.results)
+    assert "- skipped jamba-mini q4_k_m in 24 GB: the GPU has 8 GB free" in markdown(suite.results)
 
 
-def test_as_many_processes_compile_as_the_card_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    options = argparse.Namespace(tiny=False, shapes="jamba-3b,jamba-mini", quants="q4_k_m,q8_0,experts_int8")
+def test_as_many_workers_compile_as_fit_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = Options()
     counts = []
     for gigabytes in (8, 24, 48, 80):
-        card = SimpleNamespace(free=gigabytes * 10**9)
-        monkeypatch.setattr(nvml, "cards", lambda card=card: [card])
-        counts.append(suite._warm_at_once(options))
+        gpu = SimpleNamespace(free=gigabytes * 10**9)
+        monkeypatch.setattr(nvml, "gpus", lambda gpu=gpu: [gpu])
+        counts.append(suite._concurrent_warm_ups(options))
     assert counts[0] == 1
     assert counts == sorted(counts)
     assert counts[-1] > 1
     assert counts[-1] * max(speed.warm_bytes("jamba-mini", quant) for quant in ("q8_0", "experts_int8")) < 80 * 10**9
 
 
-def test_another_process_goes_on_after_the_step_that_the_first_died_of(tmp_path: Path) -> None:
+def test_a_second_process_goes_on_after_the_step_that_ended_the_first(tmp_path: Path) -> None:
     out = tmp_path / "r.json"
     first = Suite(out, 100.0, False)
     assert first.attempt("rates", 1, lambda: 7) == 7
-    assert first.begin("gemv q4_k", 1)  # and never ends
+    assert first.begin("gemv q4_k", 1)  # and it never ends
     second = Suite(out, 100.0, False)
     second.resume("the process ended with status -11")
     ran: list[str] = []
@@ -104,16 +105,14 @@ def test_another_process_goes_on_after_the_step_that_the_first_died_of(tmp_path:
     assert kept["skipped"] == []
 
 
-def test_a_card_that_is_lost_ends_the_process_but_not_its_results(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lost_gpu_ends_the_process_but_keeps_its_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "synchronize", broken)
     suite = Suite(tmp_path / "r.json", 100.0, False)
-    with pytest.raises(CardLostError, match="illegal memory access"):
+    with pytest.raises(DeviceLostError, match="illegal memory access"):
         suite.attempt("first", 1, broken)
     kept = json.loads((tmp_path / "r.json").read_text())
     assert kept["done"] == ["first"]
@@ -123,52 +122,55 @@ def test_a_card_that_is_lost_ends_the_process_but_not_its_results(
 _WORKER = """
 import json, os, sys, time
 out, what = sys.argv[1:3]
-died = sys.argv[sys.argv.index("--died") + 1] if "--died" in sys.argv else None
+failure = sys.argv[3] if len(sys.argv) > 3 else None
 found = {"failed": [], "gemv": [1], "running": "second", "patience": 0.5}
-if died is None:
+if failure is None:
     open(out, "w").write(json.dumps(found))
     if what == "crashes":
         os.abort()
     if what == "hangs":
         time.sleep(60)
-    if what == "loses its card":
+    if what == "loses its GPU":
         sys.exit(75)
-open(out, "w").write(json.dumps(found | {"gemv": [1, 2], "failed": [died] if died else [], "ended": True}))
+open(out, "w").write(json.dumps(found | {"gemv": [1, 2], "failed": [failure] if failure else [], "ended": True}))
 """
 
 
-def test_jobs_that_crash_or_hang_are_begun_again_and_told_why(tmp_path: Path) -> None:
-    kinds = ("crashes", "hangs", "loses its card", "works")
+def test_workers_that_crash_or_hang_are_restarted_with_the_reason(tmp_path: Path) -> None:
+    kinds = ("crashes", "hangs", "loses its GPU", "works")
     places = [tmp_path / f"{i}.json" for i in range(len(kinds))]
-    jobs = [
-        Job([sys.executable, "-c", _WORKER, str(place), kind], place) for place, kind in zip(places, kinds, strict=True)
-    ]
+
+    def worker(place: Path, kind: str) -> Job:
+        command = [sys.executable, "-c", _WORKER, str(place), kind]
+        return Job(lambda left, failure: command if failure is None else [*command, failure], place)
+
+    jobs = [worker(place, kind) for place, kind in zip(places, kinds, strict=True)]
     assert LOST == 75
     watch(jobs, time.monotonic() + 60, lambda: None, pause=0.05)
     assert [job.starts for job in jobs] == [2, 2, 2, 1]
-    results = merged(job.found() for job in jobs)
+    results = merged(job.results() for job in jobs)
     assert results["gemv"] == [1, 2] * 4
     assert results["failed"][0].startswith("the process ended with status")
-    assert results["failed"][1].startswith("nothing was heard for")
+    assert results["failed"][1].startswith("there was no sign of progress for")
     assert len(results["failed"]) == 2
     assert "ended" not in results
 
 
-def test_when_the_time_is_up_jobs_are_stopped_and_what_they_found_stays(tmp_path: Path) -> None:
+def test_when_the_time_is_up_workers_are_stopped_and_their_results_kept(tmp_path: Path) -> None:
     place = tmp_path / "x.json"
     place.write_text(json.dumps({"gemv": [1], "running": "second", "patience": 60}))
-    job = Job([sys.executable, "-c", "import time; time.sleep(60)"], place)
+    job = Job(lambda left, failure: [sys.executable, "-c", "import time; time.sleep(60)"], place)
     watch([job], time.monotonic() + 0.3, lambda: None, pause=0.05)
     assert job.process is not None
     assert job.process.poll() is not None
-    assert job.found()["gemv"] == [1]
-    assert job.found()["failed"] == [{"step": "x: second", "error": "the time was up"}]
+    assert job.results()["gemv"] == [1]
+    assert job.results()["failed"] == [{"step": "x: second", "error": "the time was up"}]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card here")
-def test_without_a_card_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_without_a_gpu_the_command_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 1
-    assert "there is no CUDA card" in capsys.readouterr().err
+    assert "there is no CUDA GPU" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("quant", ["q4_k_m", "q8_0"])
@@ -178,12 +180,12 @@ def test_the_estimate_reads_every_weight_once(quant: str) -> None:
     read = sum(k.count * k.nbytes for k in listed)
     assert 0.98 * synthetic_bytes(config, quant) < read < 1.08 * synthetic_bytes(config, quant)
     assert sum(k.count for k in listed) == 3 + 26 * 6 + 2 * 9 + 1
-    slow, fast = (sum(k.count * k.seconds(card) for k in listed) for card in CARDS)
+    slow, fast = (sum(k.count * k.seconds(gpu) for k in listed) for gpu in GPUS)
     assert fast < slow
-    assert slow > read / CARDS[0].bandwidth
+    assert slow > read / GPUS[0].bandwidth
 
 
-def test_a_model_that_rounds_to_bf16_holds_and_one_that_forgets_does_not() -> None:
+def test_the_comparison_accepts_bf16_rounding_and_rejects_a_lost_state() -> None:
     from jambacli.kernels import reference, reference_ops
 
     def rounded(x: torch.Tensor, w: QTensor) -> torch.Tensor:
@@ -191,18 +193,18 @@ def test_a_model_that_rounds_to_bf16_holds_and_one_that_forgets_does_not() -> No
             return reference.linear(x, w)
         return x.bfloat16().float() @ reference.dequantize(w).bfloat16().float().T
 
-    def forgetful(*given: torch.Tensor) -> torch.Tensor:
-        y = reference.selective_scan(*given)
-        given[-1].zero_()
+    def loses_the_state(*arguments: torch.Tensor) -> torch.Tensor:
+        y = reference.selective_scan(*arguments)
+        arguments[-1].zero_()
         return y
 
     config = JambaConfig.from_hf(SHAPE)
-    make = CardTensors(config, "q8_0", torch.device("cpu"))
+    make = GpuTensors(config, "q8_0", torch.device("cpu"))
     tensors = {name: make(name) for name in make.shapes()}
     exact = reference_ops()
     cpu, near, wrong = (
         build(config, tensors.__getitem__, ops=ops)
-        for ops in (exact, replace(exact, linear=rounded), replace(exact, selective_scan=forgetful))
+        for ops in (exact, replace(exact, linear=rounded), replace(exact, selective_scan=loses_the_state))
     )
     found = against(cpu, near, 20, 10, 10)
     assert found["ok"]
@@ -210,7 +212,7 @@ def test_a_model_that_rounds_to_bf16_holds_and_one_that_forgets_does_not() -> No
     assert not against(cpu, wrong, 20, 10, 10)["ok"]
 
 
-def test_a_deep_context_costs_the_reading_of_its_keys() -> None:
+def test_a_deep_context_costs_reading_its_keys_and_values() -> None:
     config = shape_config("jamba-mini")
     shallow, deep = (sum(k.count * k.nbytes for k in kernels(config, "q4_k_m", depth)) for depth in (0, 262080))
     kv = config.kv_bytes_per_token("f16") * 262080

@@ -1,4 +1,4 @@
-"""Whole models on a simulated card: devices, streams, page-locked copies and graphs, in whatever order a card may do them."""
+"""Whole models on a simulated GPU: devices, streams, page-locked copies and graphs, in every order that CUDA allows."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed: pip install 'jambacli[cuda]'", allow_module_level=True)
 
 from jambacli.kernels.triton.interpret import interpreted
-from tests.support.simulated_gpu import Card, Order, simulated_card
+from tests.support.simulated_gpu import Order, SimulatedGpu, simulated_gpu
 
 if not interpreted():
-    pytest.skip("a simulated card runs its kernels in Triton's interpreter", allow_module_level=True)
+    pytest.skip("a simulated GPU runs its kernels in Triton's interpreter", allow_module_level=True)
 
-# The interpreter takes a second a token even for this.
+# The interpreter takes a second per token even for this.
 TINY = SHAPE | {
     "hidden_size": 64,
     "intermediate_size": 64,
@@ -40,48 +40,48 @@ TENSORS = tiny_tensors(CONFIG, "legacy")
 IDS = torch.randint(0, CONFIG.vocab_size, (24,), generator=torch.Generator().manual_seed(3))
 
 
-# -- the simulation itself: does it punish what a card would?
+# -- the simulation itself: does it fail where a GPU would?
 
 
 def test_tensors_of_both_devices_do_not_mix() -> None:
-    with simulated_card() as card:
-        there = torch.ones(3, device=card.device)
-        assert there.is_cuda
-        assert (there + 1).sum().item() == 6
-        assert (there * torch.tensor(2.0)).tolist() == [2, 2, 2]  # a single number is a kernel's argument
+    with simulated_gpu() as gpu:
+        on_gpu = torch.ones(3, device=gpu.device)
+        assert on_gpu.is_cuda
+        assert (on_gpu + 1).sum().item() == 6
+        assert (on_gpu * torch.tensor(2.0)).tolist() == [2, 2, 2]  # a scalar tensor becomes a kernel argument
         with pytest.raises(RuntimeError, match="same device"):
-            there + torch.ones(3)
+            on_gpu + torch.ones(3)
         with pytest.raises(RuntimeError, match="same device"):
-            torch.ones(3)[torch.zeros(2, dtype=torch.int64, device=card.device)]
+            torch.ones(3)[torch.zeros(2, dtype=torch.int64, device=gpu.device)]
 
 
-def test_kernels_do_not_read_the_computers_memory() -> None:
+def test_kernels_do_not_read_host_memory() -> None:
     from jambacli.kernels.triton.norm import gate_up
 
-    with simulated_card() as card:
+    with simulated_gpu() as gpu:
         x = torch.ones(2, 32)
-        assert gate_up(x.to(card.device), x.to(card.device)).isfinite().all()
+        assert gate_up(x.to(gpu.device), x.to(gpu.device)).isfinite().all()
         with pytest.raises(ValueError, match="cannot be accessed"):
             gate_up(x, x)
 
 
 @pytest.mark.parametrize(("waits", "expected"), [(True, 1.0), (False, 2.0)])
-def test_page_locked_memory_overwritten_too_early_reaches_the_card(waits: bool, expected: float) -> None:
-    with simulated_card("late") as card:
-        here, there = torch.ones(4, pin_memory=True), torch.empty(4, device=card.device)
-        there.copy_(here, non_blocking=True)
+def test_page_locked_memory_overwritten_too_early_reaches_the_gpu(waits: bool, expected: float) -> None:
+    with simulated_gpu("late") as gpu:
+        on_host, on_gpu = torch.ones(4, pin_memory=True), torch.empty(4, device=gpu.device)
+        on_gpu.copy_(on_host, non_blocking=True)
         if waits:
             event = torch.cuda.Event()
             event.record()
             event.synchronize()
-        here.fill_(2)
-        assert there[0].item() == expected
+        on_host.fill_(2)
+        assert on_gpu[0].item() == expected
 
 
 @pytest.mark.parametrize("waits", [True, False])
-def test_a_stream_that_does_not_wait_reads_what_is_not_there_yet(waits: bool) -> None:
-    with simulated_card("late") as card:
-        side, x = torch.cuda.Stream(), torch.empty(4, device=card.device)
+def test_a_stream_that_does_not_wait_reads_too_early(waits: bool) -> None:
+    with simulated_gpu("late") as gpu:
+        side, x = torch.cuda.Stream(), torch.empty(4, device=gpu.device)
         with torch.cuda.stream(side):
             x.fill_(5)
         if waits:
@@ -89,9 +89,9 @@ def test_a_stream_that_does_not_wait_reads_what_is_not_there_yet(waits: bool) ->
         assert (x + 1)[0].item() == 6 if waits else (x + 1)[0].isnan().item()
 
 
-def test_a_graph_does_again_what_was_recorded_with_the_numbers_of_then() -> None:
-    with simulated_card() as card:
-        x, position = torch.zeros(2, device=card.device), torch.zeros(1, device=card.device)
+def test_a_graph_replays_with_the_recorded_numbers() -> None:
+    with simulated_gpu() as gpu:
+        x, position = torch.zeros(2, device=gpu.device), torch.zeros(1, device=gpu.device)
         graph, side, step = torch.cuda.CUDAGraph(), torch.cuda.Stream(), 10
         with torch.cuda.stream(side):
             graph.capture_begin()
@@ -108,26 +108,28 @@ def test_a_graph_does_again_what_was_recorded_with_the_numbers_of_then() -> None
 
 
 def test_memory_is_counted_and_runs_out() -> None:
-    with simulated_card(memory=1 << 20) as card:
-        x = torch.zeros(1000, device=card.device)
-        assert card.used == 4096
+    with simulated_gpu(memory=1 << 20) as gpu:
+        x = torch.zeros(1000, device=gpu.device)
+        assert gpu.used == 4096
         y = x[10:] + 1
-        assert card.used == 8192
+        assert gpu.used == 8192
         del y
         torch.cuda.synchronize()
-        assert (card.used, card.peak) == (4096, 8192)
+        assert (gpu.used, gpu.peak) == (4096, 8192)
         with pytest.raises(torch.cuda.OutOfMemoryError):
-            torch.zeros(1 << 20, device=card.device)
+            torch.zeros(1 << 20, device=gpu.device)
 
 
 # -- models
 
 
-def on(card: Card, behind: set[int] = frozenset(), *, cpu_kv: bool = False, tensors: Any = TENSORS) -> JambaModel:  # type: ignore[assignment]
-    from jambacli.runtime.cuda.load import put_on_card
+def load(
+    gpu: SimulatedGpu, host_layers: set[int] = frozenset(), *, cpu_kv: bool = False, tensors: Any = TENSORS
+) -> JambaModel:  # type: ignore[assignment]
+    from jambacli.runtime.cuda.load import put_on_gpu
 
-    plan = Placement(0, 0, 0, 0, frozenset(behind), CONFIG.n_moe_layers, host_kv=int(cpu_kv))
-    return put_on_card(CONFIG, tensors.__getitem__, card.device, plan, dtype=torch.float32)
+    plan = Placement(0, 0, 0, 0, frozenset(host_layers), CONFIG.n_moe_layers, host_kv=int(cpu_kv))
+    return put_on_gpu(CONFIG, tensors.__getitem__, gpu.device, plan, dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -141,80 +143,78 @@ def logits(model: JambaModel, state: Any, ids: torch.Tensor) -> torch.Tensor:
     return found
 
 
-def same(card: torch.Tensor, cpu: torch.Tensor, tolerance: float = 2e-4) -> bool:
-    return relative_error(card.cpu(), cpu) < tolerance
+def same(gpu: torch.Tensor, cpu: torch.Tensor, tolerance: float = 2e-4) -> bool:
+    return relative_error(gpu.cpu(), cpu) < tolerance
 
 
 @pytest.mark.parametrize("order", ["late", pytest.param("random", marks=pytest.mark.slow)])
-def test_a_recorded_step_follows_a_cache_that_grows_and_a_state_that_goes_back(
+def test_a_recorded_step_follows_a_growing_cache_and_a_restored_state(
     order: Order, cpu: JambaModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("jambacli.model.state._FIRST_TOKENS", 4)
-    with simulated_card(order) as card:
-        model = on(card)
-        here, there = cpu.new_state(24), model.new_state(24)
-        expected, got = [logits(cpu, here, IDS[:2])], [logits(model, there, IDS[:2])]
-        for i in range(2, 7):  # the cache moves at the fifth token
-            expected.append(logits(cpu, here, IDS[i : i + 1]))
-            got.append(logits(model, there, IDS[i : i + 1]))
+    with simulated_gpu(order) as gpu:
+        model = load(gpu)
+        on_host, on_gpu = cpu.new_state(24), model.new_state(24)
+        expected, got = [logits(cpu, on_host, IDS[:2])], [logits(model, on_gpu, IDS[:2])]
+        for i in range(2, 7):  # the cache is reallocated at the fifth token
+            expected.append(logits(cpu, on_host, IDS[i : i + 1]))
+            got.append(logits(model, on_gpu, IDS[i : i + 1]))
             if i == 5:
-                saved = here.snapshot(), there.snapshot()
+                saved = on_host.snapshot(), on_gpu.snapshot()
                 recorded = model.decoder.recorded  # type: ignore[union-attr]
-        here.restore(saved[0])
-        there.restore(saved[1])
-        expected.append(logits(cpu, here, IDS[20:21]))
-        got.append(logits(model, there, IDS[20:21]))
+        on_host.restore(saved[0])
+        on_gpu.restore(saved[1])
+        expected.append(logits(cpu, on_host, IDS[20:21]))
+        got.append(logits(model, on_gpu, IDS[20:21]))
         assert recorded
-        assert there.moves >= 2
+        assert on_gpu.moves >= 2
         assert all(same(a, b) for a, b in zip(got, expected, strict=True))
 
 
 def test_two_sequences_take_turns(cpu: JambaModel) -> None:
-    with simulated_card("late") as card:
-        model = on(card)
+    with simulated_gpu("late") as gpu:
+        model = load(gpu)
         pairs = [(cpu.new_state(8), model.new_state(8)) for _ in range(2)]
         results = []
         for i in range(3):
-            for n, (here, there) in enumerate(pairs):
+            for n, (on_host, on_gpu) in enumerate(pairs):
                 token = IDS[4 * n + i : 4 * n + i + 1]
-                results.append((logits(model, there, token), logits(cpu, here, token)))
+                results.append((logits(model, on_gpu, token), logits(cpu, on_host, token)))
         assert all(same(a, b) for a, b in results)
 
 
 @pytest.mark.parametrize(("order", "seed"), [("late", 0), ("others first", 0), ("random", 1)])
-def test_experts_are_streamed_through_two_places_whatever_the_order(
+def test_experts_are_streamed_through_two_slots_in_any_order(
     order: Order, seed: int, cpu: JambaModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from jambacli.runtime.cuda import offload
 
     monkeypatch.setattr(offload, "FEW_TOKENS", 1)
-    with simulated_card(order, seed=seed) as card:
-        model = on(card, {1})
+    with simulated_gpu(order, seed=seed) as gpu:
+        model = load(gpu, {1})
         expected, got = logits(cpu, cpu.new_state(24), IDS), logits(model, model.new_state(24), IDS)
         assert same(got, expected, 1e-3)
 
 
 @pytest.mark.parametrize(
     "fault",
-    ["the card has not multiplied yet", "the bytes have not left yet", "the bytes have not come yet"],
+    ["the slot is still in use", "the last expert is still being sent", "the expert has not arrived"],
 )
-def test_streaming_without_one_of_its_waits_would_be_seen(
-    fault: str, cpu: JambaModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each wait in ``offload`` is needed, and the simulation sees that it is."""
+def test_streaming_without_one_of_its_waits_fails(fault: str, cpu: JambaModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each wait in ``offload`` is needed, and the simulation shows that."""
     from jambacli.runtime.cuda import offload
     from tests.support import simulated_gpu as simulation
 
     monkeypatch.setattr(offload, "FEW_TOKENS", 1)
-    with simulated_card("others first" if fault == "the card has not multiplied yet" else "late") as card:
-        model = on(card, {1})
+    with simulated_gpu("others first" if fault == "the slot is still in use" else "late") as gpu:
+        model = load(gpu, {1})
         nothing = lambda self, *a: None  # noqa: E731
         main = torch.cuda.current_stream()
-        if fault == "the bytes have not left yet":
+        if fault == "the last expert is still being sent":
             monkeypatch.setattr(simulation.Event, "synchronize", nothing)
         else:
             wait = simulation._StreamHandle.wait_event
-            spared = fault == "the bytes have not come yet"
+            spared = fault == "the expert has not arrived"
             monkeypatch.setattr(
                 simulation._StreamHandle, "wait_event", lambda s, e: None if (s is main) == spared else wait(s, e)
             )
@@ -226,10 +226,10 @@ def test_streaming_without_one_of_its_waits_would_be_seen(
 def test_keys_and_experts_in_ram(order: Order, cpu: JambaModel, monkeypatch: pytest.MonkeyPatch) -> None:
     from jambacli.runtime.cuda import upload
 
-    monkeypatch.setattr(upload, "PIECE", 300)  # so that even these caches go through both buffers several times
-    with simulated_card(order) as card:
-        model = on(card, {1}, cpu_kv=True)
-        here, there = cpu.new_state(24), model.new_state(24)
+    monkeypatch.setattr(upload, "PIECE", 300)  # so small that these caches use both buffers several times
+    with simulated_gpu(order) as gpu:
+        model = load(gpu, {1}, cpu_kv=True)
+        on_host, on_gpu = cpu.new_state(24), model.new_state(24)
         for part in (IDS[:3], IDS[3:6], IDS[6:7], IDS[7:8], IDS[8:9]):
-            assert same(logits(model, there, part), logits(cpu, here, part), 2e-2)
+            assert same(logits(model, on_gpu, part), logits(cpu, on_host, part), 2e-2)
         assert model.decoder.recorded  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""Every Triton kernel compiles for the cards people have, without one: a whole tiny model's decode step and prefill."""
+"""Every Triton kernel compiles for common GPUs, without one: decode step and prefill of a whole tiny model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.triton_model import tiny_config, tiny_tensors
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed: pip install 'jambacli[cuda]'", allow_module_level=True)
 
-# Each in a process of its own: Triton decides between compiler and interpreter when a kernel is defined.
+# In a process of its own: Triton chooses between compiler and interpreter when a kernel is defined.
 _SCRIPT = """
 import sys
 import torch
@@ -24,12 +24,12 @@ compile_everything(int(sys.argv[1]), sys.argv[2])
 
 
 def compile_everything(capability: int, formats: str) -> None:
-    """Compile all that a model in a mixture of formats launches; prints one line a kernel."""
+    """Compile everything that a model in a mixture of formats launches; prints one line per kernel."""
     from jambacli.kernels.triton import attention
     from jambacli.kernels.triton.attention import DecodeScratch, append, decode
     from jambacli.kernels.triton.launch import interpreted
     from jambacli.kernels.triton.scan import selective_scan
-    from jambacli.runtime.cuda.load import put_on_card
+    from jambacli.runtime.cuda.load import put_on_gpu
     from jambacli.runtime.cuda.placement import Placement
     from tests.support.gpu_compile import compile_for
 
@@ -37,11 +37,11 @@ def compile_everything(capability: int, formats: str) -> None:
     dtype = torch.bfloat16 if capability >= 80 else torch.float16
     config = tiny_config()
     tensors = tiny_tensors(config, formats)
-    attention.matrix_units = lambda device: capability >= 80  # there is no card to ask
+    attention.matrix_units = lambda device: capability >= 80  # without a GPU
     with compile_for(capability) as done:
         plan = Placement(0, 0, 0, 0, frozenset(), 2)
-        model = put_on_card(config, tensors.__getitem__, torch.device("cpu"), plan, dtype=dtype)
-        # Many tokens into q8_0 are encoded by torch, which refuses what kernels that never ran leave behind.
+        model = put_on_gpu(config, tensors.__getitem__, torch.device("cpu"), plan, dtype=dtype)
+        # torch quantizes many tokens to q8_0, and would refuse the results of kernels that never ran.
         for kv_type, n in (("f16", 1), ("f16", 5), ("q8_0", 1)):
             model.forward(torch.zeros(n, dtype=torch.int64), model.new_state(64, kv_type))
         x = torch.zeros(300, 256)
@@ -55,7 +55,7 @@ def compile_everything(capability: int, formats: str) -> None:
         print(kernel.name, kernel.shared, kernel.warps, len(kernel.asm["cubin"]))
         assert kernel.asm["cubin"]
         assert kernel.shared <= (48 << 10), kernel.name
-        if kernel.name == "_split_vector_kernel":  # what a tile takes lies in registers
+        if kernel.name == "_split_vector_kernel":  # its tiles are in registers
             assert "STL" not in kernel.asm["sass"]
 
 
@@ -85,10 +85,11 @@ def test_every_kernel_compiles(capability: int, formats: str) -> None:
 
 _PRODUCT = """
 import torch
-from jambacli.gpu_check.parity import on, random_weight
+from jambacli.evaluation.synthetic import random_weight
+from jambacli.gpu_check.parity import packed_on
 from jambacli.kernels.triton.gemv import gemv
 from tests.support.gpu_compile import compile_for
-w = on(random_weight("q4_k", (16, 2048)), torch.device("cpu"))
+w = packed_on(random_weight("q4_k", (16, 2048)), torch.device("cpu"))
 with compile_for(86) as done:
     gemv(torch.zeros(1, 2048), w, norm=torch.zeros(2048), eps=1e-6)
 ptx = done[0].asm["ptx"]
@@ -96,7 +97,7 @@ print(ptx.count("ld.global.v4"), ptx.count("st.shared"), ptx.count("shfl"))
 """
 
 
-def test_a_product_reads_wide_and_moves_nothing_between_threads_as_it_goes() -> None:
+def test_a_product_reads_wide_and_exchanges_nothing_in_its_loop() -> None:
     import subprocess
     import sys
 
@@ -105,29 +106,30 @@ def test_a_product_reads_wide_and_moves_nothing_between_threads_as_it_goes() -> 
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=True)
     wide, stores, shuffles = map(int, ran.stdout.split())
     assert wide == 1 + 8 + 8  # a row's nibbles, x and the norm's weight
-    # How values lie between threads is the compiler's choice: triton 3.9 exchanges them more often than 3.6 does.
+    # The compiler chooses the layout across threads: Triton 3.9 exchanges values more often than 3.6.
     if not importlib.metadata.version("triton").startswith("3.6."):
         return
-    # Only where the warps meet, at the end: the product and the squares, over the warps and over eight threads each.
+    # Only at the end, where warps combine their sums: the product and the squares, over warps and over eight threads each.
     assert stores <= 4
     assert shuffles <= 2 * (3 + 3) + 2
 
 
 _WIDEST = """
 import dataclasses, torch
-from jambacli.gpu_check.parity import on, random_weight
+from jambacli.evaluation.synthetic import random_weight
+from jambacli.gpu_check.parity import packed_on
 from jambacli.kernels.triton.gemm import gemm
 from tests.support.gpu_compile import compile_for
 for fmt in ("f32", "bf16"):
-    # Nothing runs: a few rows of planes stand for all.
-    w = dataclasses.replace(on(random_weight(fmt, (8, 4096)), torch.device("cpu")), shape=(14336, 4096))
+    # Nothing runs, so a few rows of planes are enough.
+    w = dataclasses.replace(packed_on(random_weight(fmt, (8, 4096)), torch.device("cpu")), shape=(14336, 4096))
     with compile_for(86) as done:
         gemm(torch.zeros(64, 4096), w, up=w)
     print(done[0].shared)
 """
 
 
-def test_the_widest_product_fits_into_the_shared_memory_of_small_cards() -> None:
+def test_the_widest_product_fits_into_the_shared_memory_of_small_gpus() -> None:
     import subprocess
     import sys
 
@@ -141,15 +143,16 @@ def test_the_widest_product_fits_into_the_shared_memory_of_small_cards() -> None
 
 _LENGTHS = """
 import torch
-from jambacli.gpu_check.parity import on, random_weight
+from jambacli.evaluation.synthetic import random_weight
+from jambacli.gpu_check.parity import packed_on
 from jambacli.kernels.triton.attention import DecodeScratch, append, decode
 from jambacli.kernels.triton.conv import causal_conv
 from jambacli.kernels.triton.dequant import embed
 from jambacli.kernels.triton.gemm import gemm
 from jambacli.kernels.triton.scan import selective_scan
 from tests.support.gpu_compile import compile_for
-here, half = torch.device("cpu"), torch.float16
-w = on(random_weight("q4_0", (64, 64)), here)
+cpu, half = torch.device("cpu"), torch.float16
+w = packed_on(random_weight("q4_0", (64, 64)), cpu)
 A, x, wide = torch.zeros(64, 16), torch.zeros(4096, 64), torch.zeros(4096, 128)
 with compile_for(86) as done:
     for t in (2, 16, 17, 200, 300, 304, 4096):
@@ -162,7 +165,7 @@ with compile_for(86) as done:
         k, q = torch.zeros(capacity, 1, 64, dtype=half), torch.zeros(4, 64)
         at = torch.zeros(1, dtype=torch.int32)
         append(q[0], q[0], k, k, at, 64)
-        decode(q, k, k, at, DecodeScratch(4, 64, capacity, here), torch.empty_like(q), half)
+        decode(q, k, k, at, DecodeScratch(4, 64, capacity, cpu), torch.empty_like(q), half)
 for kernel in done:
     print(kernel.name, kernel.asm["ptx"].count("ld.global.v4"))
 """
@@ -182,7 +185,7 @@ def test_other_lengths_of_prompt_and_context_compile_nothing_new() -> None:
         "_conv_kernel": 1, "_chunk_kernel": 2, "_join_kernel": 2, "_dequant_kernel": 1, "_gemm_kernel": 1,
         "_append_kernel": 1, "_split_kernel": 1,
     }  # fmt: skip
-    # Not knowing these numbers does not make loads narrower.
+    # Unspecialized arguments do not make loads narrower.
     wide = {"_conv_kernel", "_chunk_kernel", "_join_kernel", "_dequant_kernel", "_split_kernel"}
     assert all(int(count) > 0 for name, count in lines if name in wide), lines
 
@@ -210,7 +213,7 @@ def test_a_step_of_the_scan_exchanges_nothing_between_threads() -> None:
     found = {tuple(line.split()[:1] + line.split()[4:]): line.split()[1:4] for line in ran.stdout.splitlines()}
     # A and the state of a channel are sixteen values, four at a time; so are B and C of every step.
     assert set(found) == {("_chunk_kernel", "8"), ("_join_kernel", "12"), ("_chunk_kernel", "16")}
-    # How values lie between threads is the compiler's choice: this was seen with triton 3.6.
+    # The compiler chooses the layout across threads; this one was seen with Triton 3.6.
     if importlib.metadata.version("triton").startswith("3.6."):
         assert set(map(tuple, found.values())) == {("0", "0", "0")}
 
@@ -236,5 +239,5 @@ def test_small_matrices_are_read_in_few_turns_and_large_ones_with_few_idle_warps
     for rows, turns, _, warps in found:
         # A warp waits for memory once a turn: 3.35 TB/s leave time for three in a matrix of 4 to 8 MB.
         assert turns <= (7 if rows >= 4096 else 4), (rows, turns)
-        # Of 132 multiprocessors, each has a few warps to take turns with, where there are rows enough.
+        # With enough rows, each of 132 multiprocessors has a few warps that take turns.
         assert warps >= (1024 if rows >= 1024 else 128), (rows, warps)

@@ -1,4 +1,4 @@
-"""Each Triton kernel against the torch reference over odd shapes: on a card where there is one, else interpreted."""
+"""Each Triton kernel against the torch reference over odd shapes: on a GPU if there is one, else interpreted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A whole tiny model through the Triton kernels against the reference: prefill, decode, experts in RAM, moved states."""
+"""A tiny model through the Triton kernels against the reference: prefill, decode, experts in RAM, moved states."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from jambacli.model.jamba import JambaModel
 from jambacli.runtime.cuda.placement import Placement
 from jambacli.runtime.loader import build
 from quant.formats import QTensor
+from tests.support.log_lines import log_lines
 from tests.support.triton_model import SHAPE, tiny_config, tiny_tensors
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed: pip install 'jambacli[cuda]'", allow_module_level=True)
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-# The interpreter takes a second a token even for this: two layers, 64 wide, in formats whose blocks are 32 long.
+# The interpreter takes a second per token even for this: two layers, 64 wide, in formats with blocks of 32 values.
 SMALL = SHAPE | {
     "hidden_size": 64,
     "intermediate_size": 64,
@@ -33,82 +34,82 @@ SMALL = SHAPE | {
 
 
 def pair(
-    config: JambaConfig, tensors: dict[str, QTensor], behind: set[int], *, cpu_kv: bool = False
+    config: JambaConfig, tensors: dict[str, QTensor], host_layers: set[int], *, cpu_kv: bool = False
 ) -> tuple[JambaModel, JambaModel]:
-    from jambacli.runtime.cuda.load import put_on_card
+    from jambacli.runtime.cuda.load import put_on_gpu
 
-    plan = Placement(0, 0, 0, 0, frozenset(behind), config.n_moe_layers, host_kv=int(cpu_kv))
-    card = put_on_card(config, tensors.__getitem__, DEVICE, plan, dtype=torch.float32)
-    return build(config, tensors.__getitem__, ops=reference_ops()), card
+    plan = Placement(0, 0, 0, 0, frozenset(host_layers), config.n_moe_layers, host_kv=int(cpu_kv))
+    gpu = put_on_gpu(config, tensors.__getitem__, DEVICE, plan, dtype=torch.float32)
+    return build(config, tensors.__getitem__, ops=reference_ops()), gpu
 
 
 def check(
     config: JambaConfig,
     tensors: dict[str, QTensor],
-    behind: set[int],
+    host_layers: set[int],
     kv_type: str,
     tolerance: float,
     cpu_kv: bool = False,
 ) -> None:
-    cpu, card = pair(config, tensors, behind, cpu_kv=cpu_kv)
+    cpu, gpu = pair(config, tensors, host_layers, cpu_kv=cpu_kv)
     ids = torch.randint(0, config.vocab_size, (6,), generator=torch.Generator().manual_seed(3))
-    here, there = cpu.new_state(32, kv_type), card.new_state(32, kv_type)
+    on_host, on_gpu = cpu.new_state(32, kv_type), gpu.new_state(32, kv_type)
     for part in (ids[:3], ids[3:4], ids[4:5]):
-        expected, got = cpu.forward(part, here), card.forward(part, there)
+        expected, got = cpu.forward(part, on_host), gpu.forward(part, on_gpu)
         assert expected is not None
         assert got is not None
         assert relative_error(got.cpu(), expected) < tolerance
-    # What the card has stored goes on in the computer's memory: the same bytes, the same values.
+    # A state from the GPU continues on the CPU: the same bytes, the same values.
     moved = cpu.new_state(32, kv_type)
-    moved.load_kv(0, 5, [(k.cpu(), v.cpu()) for k, v in there.kv(0, 5)])
-    saved = there.snapshot()
+    moved.load_kv(0, 5, [(k.cpu(), v.cpu()) for k, v in on_gpu.kv(0, 5)])
+    saved = on_gpu.snapshot()
     moved.restore(moved.checkpoint(5, saved.conv.cpu(), saved.ssm.cpu()))
-    expected, got = cpu.forward(ids[5:], moved), card.forward(ids[5:], there)
+    expected, got = cpu.forward(ids[5:], moved), gpu.forward(ids[5:], on_gpu)
     assert expected is not None
     assert got is not None
     assert relative_error(got.cpu(), expected) < tolerance
 
 
-@pytest.mark.parametrize(("behind", "kv_type"), [(set(), "f32"), ({1}, "f16")])
-def test_a_small_model_equals_the_reference(behind: set[int], kv_type: str) -> None:
+@pytest.mark.parametrize(("host_layers", "kv_type"), [(set(), "f32"), ({1}, "f16")])
+def test_a_small_model_equals_the_reference(host_layers: set[int], kv_type: str) -> None:
     config = JambaConfig.from_hf(SMALL)
     # Experts in RAM go through the C++ kernels, which round activations to eight bits.
-    check(config, tiny_tensors(config, "legacy"), behind, kv_type, 2e-2 if behind else 2e-4)
+    check(config, tiny_tensors(config, "legacy"), host_layers, kv_type, 2e-2 if host_layers else 2e-4)
 
 
-def test_a_step_is_told_its_token_by_a_number_on_the_card() -> None:
-    """So that the embedding is in the recorded graph too."""
+def test_a_step_reads_its_token_on_the_gpu() -> None:
+    """So the recorded graph includes the embedding."""
     from jambacli.kernels import reference
 
     config = JambaConfig.from_hf(SMALL)
     tensors = tiny_tensors(config, "legacy")
-    _, card = pair(config, tensors, set())
-    steps = card.decoder._bind(card.new_state(8)).stretches[0]
+    _, gpu = pair(config, tensors, set())
+    steps = gpu.decoder._bind(gpu.new_state(8)).stretches[0]
     # Embedding, Mamba, experts or network and attention with its three kernels in one step, output.
-    assert len(steps) == card.decoder.launches(card.new_state(8)) == 1 + 4 + 6 + 2 * 2 + 1
-    card.decoder._buffers.token.fill_(7)
+    assert len(steps) == gpu.decoder.launches(gpu.new_state(8)) == 1 + 4 + 6 + 2 * 2 + 1
+    gpu.decoder._buffers.token.fill_(7)
     steps[0]()
     expected = reference.embed(torch.tensor([7]), tensors["token_embd.weight"])
-    assert torch.allclose(card.decoder._buffers.x.cpu(), expected, rtol=1e-6)
+    assert torch.allclose(gpu.decoder._buffers.x.cpu(), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
 def test_keys_and_values_in_ram(kv_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from jambacli.runtime.cuda import upload
 
-    monkeypatch.setattr(upload, "PIECE", 300)  # so that even these caches go through both buffers several times
+    monkeypatch.setattr(upload, "PIECE", 300)  # so small that these caches use both buffers several times
     config = JambaConfig.from_hf(SMALL)
     tensors = tiny_tensors(config, "legacy")
-    _, card = pair(config, tensors, set(), cpu_kv=True)
-    assert card.kv_device == torch.device("cpu")
-    assert card.new_state(8).caches[0].k.device.type == "cpu"
-    assert len(card.decoder._bind(card.new_state(8)).stretches) == 3  # the attention layer is between two stretches
+    _, gpu = pair(config, tensors, set(), cpu_kv=True)
+    assert gpu.kv_device == torch.device("cpu")
+    assert gpu.new_state(8).caches[0].k.device.type == "cpu"
+    assert len(gpu.decoder._bind(gpu.new_state(8)).stretches) == 3  # the attention layer is between two stretches
     check(config, tensors, set(), kv_type, 2e-2, cpu_kv=True)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("formats", ["k", "int8"])
-def test_a_model_of_four_layers_in_usual_formats(formats: str) -> None:
+def test_a_model_of_four_layers_equals_the_reference(formats: str) -> None:
     config = tiny_config()
     check(config, tiny_tensors(config, formats), set(), "f32", 2e-4)
 
@@ -119,16 +120,16 @@ def test_many_tokens_through_experts_in_ram_are_streamed(formats: str, monkeypat
 
     monkeypatch.setattr(offload, "FEW_TOKENS", 1)
     config = JambaConfig.from_hf(SMALL)
-    cpu, card = pair(config, tiny_tensors(config, formats), {1})
+    cpu, gpu = pair(config, tiny_tensors(config, formats), {1})
     ids = torch.arange(5)
-    expected, got = cpu.forward(ids, cpu.new_state(8)), card.forward(ids, card.new_state(8))
+    expected, got = cpu.forward(ids, cpu.new_state(8)), gpu.forward(ids, gpu.new_state(8))
     assert expected is not None
     assert got is not None
     assert relative_error(got.cpu(), expected) < 1e-3
 
 
-def test_where_streaming_fails_the_cpu_computes_and_says_so_once(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_if_streaming_fails_the_cpu_computes_and_one_warning_says_so(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from jambacli.runtime.cuda import offload
 
@@ -138,19 +139,20 @@ def test_where_streaming_fails_the_cpu_computes_and_says_so_once(
     monkeypatch.setattr(offload, "FEW_TOKENS", 1)
     monkeypatch.setattr(offload.HostExperts, "_send", broken)
     config = JambaConfig.from_hf(SMALL)
-    cpu, card = pair(config, tiny_tensors(config, "legacy"), {1})
-    here, there = cpu.new_state(8), card.new_state(8)
-    for _ in range(2):
-        expected, got = cpu.forward(torch.arange(4), here), card.forward(torch.arange(4), there)
-        assert expected is not None
-        assert got is not None
-        assert relative_error(got.cpu(), expected) < 2e-2
-    said = capsys.readouterr().err
-    assert said.count("experts cannot be streamed to the card (CUDA error: the link is down)") == 1
+    cpu, gpu = pair(config, tiny_tensors(config, "legacy"), {1})
+    on_host, on_gpu = cpu.new_state(8), gpu.new_state(8)
+    with log_lines() as lines:
+        for _ in range(2):
+            expected, got = cpu.forward(torch.arange(4), on_host), gpu.forward(torch.arange(4), on_gpu)
+            assert expected is not None
+            assert got is not None
+            assert relative_error(got.cpu(), expected) < 2e-2
+    said = "\n".join(lines)
+    assert said.count("experts cannot be streamed to the GPU (CUDA error: the link is down)") == 1
 
 
-def test_without_page_locked_memory_everything_still_arrives(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_without_page_locked_memory_uploads_work_with_one_warning(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from jambacli.runtime.cuda import offload, upload
 
@@ -161,52 +163,54 @@ def test_without_page_locked_memory_everything_still_arrives(
     monkeypatch.setattr(upload, "_warned", False)
     monkeypatch.setattr(offload, "FEW_TOKENS", 1)
     source = torch.randn(1000, 3)
-    assert torch.equal(upload.Uploader(DEVICE, 1024)(source).cpu(), source)
-    config = JambaConfig.from_hf(SMALL)
-    cpu, card = pair(config, tiny_tensors(config, "legacy"), {1})
-    expected, got = cpu.forward(torch.arange(5), cpu.new_state(8)), card.forward(torch.arange(5), card.new_state(8))
+    with log_lines() as lines:
+        assert torch.equal(upload.Uploader(DEVICE, 1024)(source).cpu(), source)
+        config = JambaConfig.from_hf(SMALL)
+        cpu, gpu = pair(config, tiny_tensors(config, "legacy"), {1})
+        expected, got = cpu.forward(torch.arange(5), cpu.new_state(8)), gpu.forward(torch.arange(5), gpu.new_state(8))
     assert expected is not None
     assert got is not None
     assert relative_error(got.cpu(), expected) < 1e-3
-    assert capsys.readouterr().err.count("no page-locked memory") == 1
+    assert sum("no page-locked memory" in line for line in lines) == 1
 
 
-def test_kernels_for_many_tokens_are_tried_out_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_trial_run_covers_prefill(monkeypatch: pytest.MonkeyPatch) -> None:
     from jambacli.kernels.triton import conv
-    from jambacli.runtime.cuda.load import try_out
+    from jambacli.runtime.cuda.load import trial_run
 
     config = JambaConfig.from_hf(SMALL)
     tensors = tiny_tensors(config, "legacy")
-    card = pair(config, tensors, set())[1]
-    try_out(card, (1, 3, 12))
+    gpu = pair(config, tensors, set())[1]
+    trial_run(gpu, (1, 3, 12))
     seen: list[int] = []
-    forward = type(card).forward
+    forward = type(gpu).forward
     monkeypatch.setattr(
-        type(card), "forward", lambda self, ids, state: seen.append(len(ids)) or forward(self, ids, state)
+        type(gpu), "forward", lambda self, ids, state: seen.append(len(ids)) or forward(self, ids, state)
     )
-    try_out(pair(config, tensors, {1})[1], (1, 3, 12))
-    assert seen == [1, 3]  # experts in RAM are not all read for it
+    trial_run(pair(config, tensors, {1})[1], (1, 3, 12))
+    assert seen == [1, 3]  # it does not read all experts in RAM
 
     def broken(*_: object) -> torch.Tensor:
         raise RuntimeError("CUDA error: no kernel image is available")
 
     monkeypatch.setattr(conv, "causal_conv", broken)
     with pytest.raises(RuntimeError, match="no kernel image"):
-        try_out(pair(config, tensors, set())[1])
+        trial_run(pair(config, tensors, set())[1])
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="graphs can be recorded here")
-def test_decoding_goes_on_where_graphs_cannot_be_recorded(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU can record graphs")
+def test_decode_goes_on_if_graphs_cannot_be_recorded(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = JambaConfig.from_hf(SMALL)
-    cpu, card = pair(config, tiny_tensors(config, "legacy"), set())
+    cpu, gpu = pair(config, tiny_tensors(config, "legacy"), set())
     # A torch without CUDA refuses to make a graph, as a driver may.
-    monkeypatch.setattr(card.decoder, "_graphs", True)
-    here, there = cpu.new_state(8, "f32"), card.new_state(8, "f32")
-    for token in (3, 4):
-        expected, got = cpu.forward(torch.tensor([token]), here), card.forward(torch.tensor([token]), there)
-        assert expected is not None
-        assert got is not None
-        assert relative_error(got, expected) < 2e-4
-    assert "CUDA graphs do not work here" in capsys.readouterr().err
+    monkeypatch.setattr(gpu.decoder, "_graphs", True)
+    on_host, on_gpu = cpu.new_state(8, "f32"), gpu.new_state(8, "f32")
+    with log_lines() as lines:
+        for token in (3, 4):
+            expected, got = cpu.forward(torch.tensor([token]), on_host), gpu.forward(torch.tensor([token]), on_gpu)
+            assert expected is not None
+            assert got is not None
+            assert relative_error(got, expected) < 2e-4
+    assert any("CUDA graphs do not work" in line for line in lines)

@@ -1,4 +1,4 @@
-"""Both backends for the tests of this folder, on one thread: tiny models gain nothing from more, least on a busy machine."""
+"""Both CPU backends for the tests of this folder, on one thread: tiny models gain nothing from more."""
 
 from __future__ import annotations
 

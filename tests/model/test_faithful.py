@@ -1,4 +1,4 @@
-"""The model against transformers in float32, the truth for logits, over the layouts that Jambas come in."""
+"""The model against transformers in float32, for all layouts of Jamba."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Very long prompts: time per token that does not grow with what came before, memory that does not grow but for the KV."""
+"""Very long prompts: time per token does not grow with the context, and memory grows by the KV cache only."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TOKENS, PIECE = 32_768, 512
 
 
 def resident() -> int:
-    """Bytes of this process in memory, mapped files left out."""
+    """Resident bytes of this process without mapped files."""
     fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(fields["RssAnon"].split()[0]) * 1024
 

@@ -1,4 +1,4 @@
-"""Sequence state: what a checkpoint restores, when it may not, and how much memory a sequence holds."""
+"""Sequence state: what a checkpoint restores, when it is refused, and how much memory a sequence takes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def ids(n: int, seed: int = 0) -> torch.Tensor:
 
 
 def run(model: JambaModel, state: SequenceState, tokens: torch.Tensor, pieces: list[int]) -> torch.Tensor:
-    """Logits of every position, the tokens fed in pieces of the given sizes."""
+    """Logits of every position, with the tokens split into pieces of these sizes."""
     out = []
     for piece in tokens.split(pieces):
         logits = model.forward(piece, state, logits="all")
@@ -106,7 +106,7 @@ def test_snapshot_does_not_follow_the_state(model: JambaModel) -> None:
 def test_full_context_refuses_and_changes_nothing(model: JambaModel) -> None:
     state = model.new_state(12)
     first = run(model, state, ids(10), [10])
-    with pytest.raises(ContextFullError, match="10 tokens are in it, 3 more do not fit into 12"):
+    with pytest.raises(ContextFullError, match="it holds 10 tokens, 3 more do not fit into 12"):
         model.forward(ids(3), state)
     assert state.position == 10
     run(model, state, ids(2, 1), [2])
@@ -120,7 +120,7 @@ def test_ids_outside_the_vocabulary_are_refused(model: JambaModel, bad: int) -> 
     with pytest.raises(JambaError, match=f"token {bad} is not in the vocabulary of 512"):
         model.forward(torch.tensor([1, bad]), state)
     assert state.position == 0
-    assert not state.torn
+    assert not state.interrupted
 
 
 def test_interrupted_pass_must_be_restored(model: JambaModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,15 +171,15 @@ def test_memory_is_what_the_config_computes(model: JambaModel) -> None:
 
 
 def test_q8_0_needs_heads_of_whole_blocks() -> None:
-    with pytest.raises(UnsupportedError, match="multiple of 32 values; these have 16"):
+    with pytest.raises(UnsupportedError, match="multiple of 32; this model's have 16"):
         SequenceState(config(), 16, "q8_0")
     assert SequenceState(config(hidden_size=128), 16, "q8_0").caches[0].k.shape == (0, 2, 34)
 
 
 def test_bad_arguments() -> None:
-    with pytest.raises(UsageError, match="KV type 'int3' is not one of f32, f16, bf16, q8_0"):
+    with pytest.raises(UsageError, match="kv_type 'int3' is not one of f32, f16, bf16, q8_0"):
         SequenceState(config(), 16, "int3")
-    with pytest.raises(UsageError, match="context of 0"):
+    with pytest.raises(UsageError, match="ctx 0 is below 1"):
         SequenceState(config(), 0)
 
 
@@ -194,7 +194,7 @@ def test_foreign_keys_are_refused(model: JambaModel) -> None:
         model.new_state(5, "f32").load_kv(0, 10, list(other.kv(0, 10)))
     with pytest.raises(JambaError, match="not in the state"):
         list(other.kv(0, 11))
-    with pytest.raises(JambaError, match="another shape"):
+    with pytest.raises(JambaError, match="other sizes"):
         state.checkpoint(3, torch.zeros(1, 2, 3), state.ssm)
 
 

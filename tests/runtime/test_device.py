@@ -1,4 +1,4 @@
-"""--device on machines without a card, with a driver too old, and with a card on which something fails."""
+"""Choosing a device on machines without a GPU, with a driver that is too old, and with a GPU on which something fails."""
 
 from __future__ import annotations
 
@@ -15,46 +15,48 @@ from jambacli.errors import JambaError, UsageError
 from jambacli.hardware import nvml
 from jambacli.model.config import JambaConfig
 from jambacli.runtime import device as devices
+from jambacli.runtime.options import DeviceOptions
+from tests.support.log_lines import log_lines
 
-CARD = nvml.Card(0, "GPU-1", "A card", 24 << 30, 20 << 30, 1e14)
+GPU = nvml.Gpu(0, "GPU-1", "A GPU", 24 << 30, 20 << 30, 1e14)
 
 
 @pytest.fixture
-def no_card(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(nvml, "cards", list)
+    monkeypatch.setattr(nvml, "gpus", list)
 
 
 @pytest.fixture
-def one_card(monkeypatch: pytest.MonkeyPatch) -> None:
+def one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    monkeypatch.setattr(nvml, "cards", lambda: [CARD])
+    monkeypatch.setattr(nvml, "gpus", lambda: [GPU])
 
 
-@pytest.mark.usefixtures("no_card")
-def test_auto_is_the_cpu_without_a_word() -> None:
+@pytest.mark.usefixtures("no_gpu")
+def test_auto_is_the_cpu_without_a_note() -> None:
     found = devices.find_device("auto")
     assert found.device.type == "cpu"
     assert found.note is None
 
 
-@pytest.mark.usefixtures("no_card")
-def test_a_card_that_is_asked_for_and_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("no_gpu")
+def test_a_gpu_that_does_not_exist_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "cuda", None)
     with pytest.raises(JambaError, match="built without CUDA"):
         devices.find_device("cuda")
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    with pytest.raises(JambaError, match="no NVIDIA card"):
+    with pytest.raises(JambaError, match="finds no GPU"):
         devices.find_device("cuda:0")
 
 
 def test_an_old_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(nvml, "cards", lambda: [CARD])
+    monkeypatch.setattr(nvml, "gpus", lambda: [GPU])
     with pytest.raises(JambaError, match=r"driver is too old .*CUDA 13\.0"):
         devices.find_device("cuda")
     found = devices.find_device("auto")
@@ -62,12 +64,12 @@ def test_an_old_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "driver is too old" in (found.note or "")
 
 
-@pytest.mark.usefixtures("one_card")
-def test_cards_are_numbered_from_zero() -> None:
+@pytest.mark.usefixtures("one_gpu")
+def test_gpus_are_numbered_from_zero() -> None:
     assert devices.find_device("auto").device == torch.device("cuda", 0)
     assert devices.find_device("cuda").device == torch.device("cuda", 0)
     assert devices.find_device("cpu").device.type == "cpu"
-    with pytest.raises(JambaError, match="there is 1 card, numbered from 0"):
+    with pytest.raises(JambaError, match="has 1 GPU, numbered from 0"):
         devices.find_device("cuda:1")
 
 
@@ -77,44 +79,43 @@ def test_other_words_are_refused(word: str) -> None:
         devices.find_device(word)
 
 
-@pytest.mark.usefixtures("no_card")
-def test_options_of_a_card_need_one() -> None:
-    with pytest.raises(UsageError, match="--cpu-kv are for a card"):
+@pytest.mark.usefixtures("no_gpu")
+def test_gpu_options_need_a_gpu() -> None:
+    with pytest.raises(UsageError, match="gpu_memory needs a GPU"):
         Jamba.load(None, device="cpu", gpu_memory=1 << 30)
-    with pytest.raises(UsageError, match="there is none in use here"):
-        Jamba.load(None, cpu_kv=True)
+    with pytest.raises(UsageError, match="cpu_experts and cpu_kv need a GPU"):
+        Jamba.load(None, cpu_kv=True, cpu_experts=1)
 
 
-@pytest.mark.usefixtures("no_card")
-def test_without_the_kernels_torch_computes_and_it_is_said(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.usefixtures("no_gpu")
+def test_without_the_cpp_kernels_torch_computes_and_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     from jambacli.kernels import cpu
 
-    Jamba.load("jamba:tiny")
-    assert "slower" not in capsys.readouterr().err or not cpu.available()
+    with log_lines() as lines:
+        Jamba.load("jamba:tiny")
+    assert not any("slower" in line for line in lines) or not cpu.available()
     monkeypatch.setattr(cpu, "available", lambda: False)
-    model = Jamba.load("jamba:tiny")
-    assert capsys.readouterr().err.count("torch computes alone, slower") == 1
+    with log_lines() as lines:
+        model = Jamba.load("jamba:tiny")
+    assert sum("torch computes alone, slower" in line for line in lines) == 1
     assert model.logits([1, 2, 3]).isfinite().all()
 
 
-@pytest.mark.usefixtures("one_card")
-def test_auto_falls_back_where_the_card_fails_and_says_why(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.usefixtures("one_gpu")
+def test_auto_falls_back_if_the_gpu_fails_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     from jambacli.runtime.cuda import load
 
-    monkeypatch.setattr(load, "load_on_card", _fails)
-    model = Jamba.load(None, device="auto")
+    monkeypatch.setattr(load, "load_on_gpu", _fails)
+    with log_lines() as lines:
+        model = Jamba.load(None, device="auto")
     assert model.model.device.type == "cpu"
-    assert "no kernel image" in capsys.readouterr().err
-    with pytest.raises(JambaError, match="--device cuda: no kernel image"):
+    assert any("no kernel image" in line for line in lines)
+    with pytest.raises(JambaError, match="device 'cuda' failed: no kernel image"):
         Jamba.load(None, device="cuda")
 
 
-@pytest.mark.usefixtures("one_card")
-def test_a_compiler_that_fails_is_a_reason_too(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("one_gpu")
+def test_a_failing_compiler_is_a_reason_too(monkeypatch: pytest.MonkeyPatch) -> None:
     from jambacli.runtime.cuda import load
 
     def fails(*_: object, **__: object) -> None:
@@ -123,13 +124,13 @@ def test_a_compiler_that_fails_is_a_reason_too(monkeypatch: pytest.MonkeyPatch) 
     def lost() -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(load, "load_on_card", fails)
+    monkeypatch.setattr(load, "load_on_gpu", fails)
     monkeypatch.setattr(torch.cuda, "empty_cache", lost)
     config = JambaConfig.from_hf({})
-    given = lambda: config, dict, lambda device: fails, lambda: "here"
-    assert devices.load_on("auto", *given) == "here"  # type: ignore[arg-type]
-    with pytest.raises(JambaError, match=r"--device cuda: Command .*gcc"):
-        devices.load_on("cuda", *given)  # type: ignore[arg-type]
+    parts = lambda: config, dict, lambda device: fails, lambda: "on the CPU"
+    assert devices.load_on(DeviceOptions(), *parts) == "on the CPU"  # type: ignore[arg-type]
+    with pytest.raises(JambaError, match=r"device 'cuda' failed: Command .*gcc"):
+        devices.load_on(DeviceOptions(device="cuda"), *parts)  # type: ignore[arg-type]
 
 
 def _fails(*_: object, **__: object) -> None:
@@ -140,7 +141,7 @@ def test_why_not_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     from jambacli.kernels import triton as kernels
     from jambacli.kernels.triton import why_not
 
-    if _has_triton():  # kernels see when they are imported whether they are interpreted: not first in here
+    if _has_triton():  # kernels read TRITON_INTERPRET when they are imported, so import them before it changes
         importlib.import_module("jambacli.kernels.triton.ops")
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 0))

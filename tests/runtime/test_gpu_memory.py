@@ -1,4 +1,4 @@
-"""What a plan counts beside a card's weights, against what tensors really take: every allocation of a pass is watched."""
+"""The working memory that a plan counts, against every allocation of a pass."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from jambacli.evaluation.synthetic import choices, shape_config
 from jambacli.model.config import JambaConfig
 from jambacli.runtime.cuda import memory, offload
-from jambacli.runtime.cuda.memory import CardSizes, card_sizes, guessed_sizes, prefill_bytes
+from jambacli.runtime.cuda.memory import GpuSizes, estimated_sizes, gpu_sizes, prefill_bytes
 from jambacli.runtime.cuda.placement import Placement
 from quant.formats import FORMATS, QTensor
 
@@ -42,7 +42,7 @@ SHAPES = {
 
 
 class Watch(TorchDispatchMode):
-    """Counts the bytes of tensors made while it is on, as long as they live."""
+    """Counts the bytes of live tensors that were made in its context."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,9 +51,9 @@ class Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        given = {x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
+        inputs = {x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
         for x in tree_leaves(out):
-            if not isinstance(x, torch.Tensor) or x.untyped_storage().data_ptr() in given:
+            if not isinstance(x, torch.Tensor) or x.untyped_storage().data_ptr() in inputs:
                 continue
             storage = x.untyped_storage()
             if storage.nbytes() and storage.data_ptr() not in self._known:
@@ -71,16 +71,16 @@ class Watch(TorchDispatchMode):
 
 @pytest.fixture
 def unlaunched(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Triton's kernels do nothing: what they take is what matters here."""
+    """Triton's kernels do nothing: only their memory matters."""
     from triton.runtime.interpreter import InterpretedFunction
 
     monkeypatch.setattr(InterpretedFunction, "run", lambda *args, **options: None)
-    # Nor is what they leave behind encoded: it may be no number.
+    # Their results are not stored: uninitialized values may be NaN.
     monkeypatch.setattr("jambacli.kernels.reference.kv_store", lambda x, cache: None)
 
 
 def made(config: JambaConfig, fmt: str) -> dict[str, QTensor]:
-    """Tensors of zeros: a router of zeros sends all tokens to the same experts, the worst case."""
+    """Tensors of zeros. A router of zeros sends all tokens to the same experts, which is the worst case."""
     from jambacli.gguf.jamba_metadata import expected_tensors
     from jambacli.runtime.cuda.memory import is_matrix
 
@@ -96,10 +96,10 @@ def made(config: JambaConfig, fmt: str) -> dict[str, QTensor]:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("kv_type", "n", "past"), [("f16", 768, 0), ("q8_0", 256, 512), ("f32", 384, 100)])
-def test_a_pass_takes_what_is_counted(
+def test_a_pass_takes_the_counted_memory(
     shape: str, kv_type: str, n: int, past: int, unlaunched: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from jambacli.runtime.cuda.load import put_on_card
+    from jambacli.runtime.cuda.load import put_on_gpu
 
     for module in ("jambacli.kernels.triton.ops", "jambacli.runtime.cuda.memory"):
         monkeypatch.setattr(f"{module}.PANEL_VALUES", 1 << 18)
@@ -108,7 +108,7 @@ def test_a_pass_takes_what_is_counted(
         monkeypatch.setattr(f"{module}.CONVERT_VALUES", 1 << 14)
     config = JambaConfig.from_hf(SHAPES[shape])
     tensors = made(config, "q8_0")
-    model = put_on_card(config, tensors.__getitem__, torch.device("cpu"), Placement(0, 0, 0, 0, frozenset(), 2))
+    model = put_on_gpu(config, tensors.__getitem__, torch.device("cpu"), Placement(0, 0, 0, 0, frozenset(), 2))
     state = model.new_state(past + n, kv_type)
     if past:
         state.begin(past)
@@ -121,27 +121,25 @@ def test_a_pass_takes_what_is_counted(
 
 
 @pytest.mark.parametrize("fmt", ["q8_0", "i8", "q5_0", "bf16"])
-def test_experts_visiting_the_card_take_what_is_counted(
-    fmt: str, unlaunched: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from jambacli.runtime.cuda.load import put_on_card
+def test_streamed_experts_take_the_counted_memory(fmt: str, unlaunched: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from jambacli.runtime.cuda.load import put_on_gpu
 
     monkeypatch.setattr(memory, "REPACK_VALUES", 1 << 16)
     monkeypatch.setattr("jambacli.kernels.triton.repack._CPU_VALUES", 1 << 16)
     monkeypatch.setattr(memory, "MASK_VALUES", 1)
     config = JambaConfig.from_hf(MIXTURE)
     tensors = made(config, fmt)
-    sizes = card_sizes({name: (w.format.name, w.shape) for name, w in tensors.items()})
+    sizes = gpu_sizes({name: (w.format.name, w.shape) for name, w in tensors.items()})
     plan = Placement(0, 0, 0, 0, frozenset({1, 3}), 2)
-    model = put_on_card(config, tensors.__getitem__, torch.device("cpu"), plan)
+    model = put_on_gpu(config, tensors.__getitem__, torch.device("cpu"), plan)
     n = 600
     state = model.new_state(n)
     state._reserve(n)
     with Watch() as watch:
         model.forward(torch.zeros(n, dtype=torch.int64), state)
     slot = sizes.slot[3]
-    # The slots' page-locked halves lie here, the others on the card; both are counted where there is but one device.
-    expected = prefill_bytes(config, n, "f16", n, sizes.copy[3]) + 2 * slot
+    # On one device both the page-locked and the GPU half of a slot are counted; on a GPU only the latter.
+    expected = prefill_bytes(config, n, "f16", n, sizes.repacked[3]) + 2 * slot
     assert watch.most - 2 * slot <= expected <= 1.3 * (watch.most - 2 * slot), (watch.most, expected)
 
 
@@ -152,7 +150,7 @@ def test_planes_are_counted_to_the_byte() -> None:
     for fmt in ("q4_0", "q5_0", "q8_0", "i8", "q6_k", "f32"):
         tensors = {name: w for name, w in made(config, fmt).items() if memory.is_matrix(name)}
         packed = {name: upload(w, torch.device("cpu")).nbytes for name, w in tensors.items()}
-        sizes = card_sizes({name: (w.format.name, w.shape) for name, w in tensors.items()})
+        sizes = gpu_sizes({name: (w.format.name, w.shape) for name, w in tensors.items()})
         assert sizes.total == sum(packed.values()), fmt
         for layer, nbytes in sizes.experts.items():
             assert nbytes == sum(n for name, n in packed.items() if name.startswith(f"blk.{layer}.ffn"))
@@ -163,46 +161,46 @@ def test_a_slot_holds_an_expert_to_the_byte() -> None:
     for fmt in ("q4_0", "i8", "q6_k", "f16"):
         tensors = made(config, fmt)
         stacks = [tensors[f"blk.1.ffn_{part}_exps.weight"] for part in ("gate", "up", "down")]
-        sizes = card_sizes({name: (w.format.name, w.shape) for name, w in tensors.items()})
-        assert sizes.slot[1] == sum(room for w in stacks for room in offload._room(w))
-        there = torch.zeros(sizes.slot[1], dtype=torch.uint8)
-        packed = offload._unpack(there, tuple(stacks))
-        own = sum(p.nbytes for p in packed if p.q.untyped_storage().data_ptr() != there.untyped_storage().data_ptr())  # type: ignore[union-attr]
-        assert sizes.copy[1] == own
+        sizes = gpu_sizes({name: (w.format.name, w.shape) for name, w in tensors.items()})
+        assert sizes.slot[1] == sum(size for w in stacks for size in offload._aligned_sizes(w))
+        data = torch.zeros(sizes.slot[1], dtype=torch.uint8)
+        packed = offload._repack(data, tuple(stacks))
+        own = sum(p.nbytes for p in packed if p.q.untyped_storage().data_ptr() != data.untyped_storage().data_ptr())  # type: ignore[union-attr]
+        assert sizes.repacked[1] == own
 
 
-def test_a_guess_is_near_what_the_tensors_say() -> None:
+def test_the_estimate_is_near_the_exact_sizes() -> None:
     config = shape_config("jamba-mini")
     for quant in ("q4_k_m", "q8_0"):
         chosen = choices(config, quant)
-        exact = card_sizes({name: (c.format, c.tensor.shape) for name, c in chosen.items()})
+        exact = gpu_sizes({name: (c.format, c.tensor.shape) for name, c in chosen.items()})
         weights = sum(c.nbytes for c in chosen.values())
         experts = sum(c.nbytes for name, c in chosen.items() if "_exps" in name)
-        guessed = guessed_sizes(config, weights, experts)
-        assert exact.total <= guessed.total <= 1.04 * exact.total
-        for part in ("experts", "slot", "copy"):
-            some, all_ = getattr(guessed, part), getattr(exact, part)
+        estimated = estimated_sizes(config, weights, experts)
+        assert exact.total <= estimated.total <= 1.04 * exact.total
+        for part in ("experts", "slot", "repacked"):
+            some, all_ = getattr(estimated, part), getattr(exact, part)
             assert some.keys() == all_.keys()
             assert max(some.values()) == pytest.approx(max(all_.values()), rel=0.2)
 
 
 def test_stacks_are_repacked_a_piece_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks reach the device in pieces: never a whole stack of experts as blocks and as planes."""
-    from jambacli.gpu_check.parity import random_weight
+    """A whole stack of experts never lies on the device as blocks and as planes."""
+    from jambacli.evaluation.synthetic import random_weight
     from jambacli.kernels.triton import repack
 
     monkeypatch.setattr(repack, "_CPU_VALUES", 1024)
-    there = torch.device("meta")
+    device = torch.device("meta")
     sent: list[int] = []
 
     def send(piece: torch.Tensor) -> torch.Tensor:
         sent.append(piece.nbytes)
-        return piece.to(there)
+        return piece.to(device)
 
     for fmt in ("q4_k", "q6_k", "q8_0", "q3_k"):
         w = random_weight(fmt, (4, 8, 512))
         sent.clear()
-        packed = repack.repack(w, there, send)
+        packed = repack.repack(w, device, send)
         assert packed.nbytes == repack.repack(w).nbytes
         assert sum(sent) == w.data.nbytes
         assert max(sent) <= w.data.nbytes // 16
@@ -210,7 +208,7 @@ def test_stacks_are_repacked_a_piece_at_a_time(monkeypatch: pytest.MonkeyPatch) 
 
 def test_sizes_without_experts_are_fixed() -> None:
     config = shape_config("jamba-3b")
-    sizes = card_sizes({name: (c.format, c.tensor.shape) for name, c in choices(config, "q4_k_m").items()})
-    assert sizes == CardSizes(sizes.fixed)
+    sizes = gpu_sizes({name: (c.format, c.tensor.shape) for name, c in choices(config, "q4_k_m").items()})
+    assert sizes == GpuSizes(sizes.fixed)
     assert sizes.total == sizes.fixed
     assert dataclasses.asdict(sizes)["slot"] == {}

@@ -1,4 +1,4 @@
-"""Loading a model from a GGUF file: nothing copied, nothing missed, errors that name the tensor."""
+"""Loading a model from a GGUF file: no copies, nothing missing, errors that name the tensor."""
 
 from __future__ import annotations
 
@@ -49,16 +49,16 @@ def test_a_loaded_model_is_the_model(hf: Any, path: Path) -> None:
 def test_weights_are_views_of_the_mapped_file(path: Path) -> None:
     with GGUFFile.open(path) as file:
         model = from_gguf(file)
-        assert model.token_embd.data.data_ptr() == file.data("token_embd.weight").ctypes.data
+        assert model.embedding.data.data_ptr() == file.data("token_embd.weight").ctypes.data
         mixer: Any = model.layers[0].mixer
-        assert mixer.ssm_in.data.data_ptr() == file.data("blk.0.ssm_in.weight").ctypes.data
+        assert mixer.in_proj.data.data_ptr() == file.data("blk.0.ssm_in.weight").ctypes.data
         assert mixer.A.data_ptr() == file.data("blk.0.ssm_a").ctypes.data
         assert mixer.A.dtype == torch.float32
 
 
 def test_a_tied_model_uses_its_embedding_twice(tmp_path: Path) -> None:
     model = load_gguf(write(tmp_path / "tied.gguf", random_model("tied", seed=2)))
-    assert model.output is model.token_embd
+    assert model.output is model.embedding
 
 
 def test_small_tensors_in_half_precision_are_widened(hf: Any, path: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A model of usual proportions is loaded and read on a simulated card that has not a byte more than its plan says."""
+"""A model of usual proportions runs on a simulated GPU that has exactly the memory that its plan says."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from jambacli.evaluation.synthetic import choices
 from jambacli.kernels.triton import repack
 from jambacli.model.config import JambaConfig
 from jambacli.runtime.cuda import memory
-from jambacli.runtime.cuda.memory import card_sizes
+from jambacli.runtime.cuda.memory import gpu_sizes
 from jambacli.runtime.cuda.placement import place
 from quant.formats import FORMATS, QTensor
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed: pip install 'jambacli[cuda]'", allow_module_level=True)
 
-from tests.support.simulated_gpu import simulated_card
+from tests.support.simulated_gpu import simulated_gpu
 
 # One block of Mini at an eighth of its width.
 SHAPE = {
@@ -35,7 +35,7 @@ CTX = 8192
 
 
 def _tensors(config: JambaConfig, quant: str) -> dict[str, QTensor]:
-    """Zeros, of which the system keeps no pages."""
+    """Tensors of zeros, which take no physical memory."""
     found = {}
     for name, choice in choices(config, quant).items():
         form, shape = FORMATS[choice.format], choice.tensor.shape
@@ -46,37 +46,37 @@ def _tensors(config: JambaConfig, quant: str) -> dict[str, QTensor]:
 
 
 def _to_two(x: torch.Tensor, minlength: int) -> torch.Tensor:
-    """The worst of routers sends every token to the same two experts."""
+    """The worst case: the router sends every token to the same two experts."""
     counts = torch.zeros(minlength, dtype=torch.int64)
     counts[0], counts[1] = len(x) // 2, len(x) - len(x) // 2
     return counts
 
 
 @pytest.mark.parametrize(
-    ("quant", "behind", "cpu_kv"),
+    ("quant", "on_host", "cpu_kv"),
     [
         ("q4_k_m", 2, False),
         pytest.param("q8_0", 0, False, marks=pytest.mark.slow),
         pytest.param("experts_int8", 4, True, marks=pytest.mark.slow),
     ],
 )
-def test_a_plan_is_enough(quant: str, behind: int, cpu_kv: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    from jambacli.runtime.cuda.load import put_on_card
+def test_a_plan_is_enough(quant: str, on_host: int, cpu_kv: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from jambacli.runtime.cuda.load import put_on_gpu
 
     config = JambaConfig.from_hf(SHAPE)
     tensors = _tensors(config, quant)
-    # What is not simulated: CUDA's libraries, and checkpoints that nobody makes here. What does not shrink with a model.
+    # Not simulated are CUDA's libraries and checkpoints; REPACK_VALUES does not shrink with the model.
     for name in ("_LIBRARY_BYTES", "CHECKPOINT_BYTES"):
         monkeypatch.setattr(memory, name, 0)
     for module in (memory, repack):
         monkeypatch.setattr(module, "REPACK_VALUES", 1 << 22)
-    sizes = card_sizes({name: (w.format.name, w.shape) for name, w in tensors.items()})
-    plan = place(config, sizes, CTX, "f16", 10**12, cpu_experts=behind, cpu_kv=cpu_kv)
+    sizes = gpu_sizes({name: (w.format.name, w.shape) for name, w in tensors.items()})
+    plan = place(config, sizes, CTX, "f16", 10**12, cpu_experts=on_host, cpu_kv=cpu_kv)
     monkeypatch.setattr(torch, "bincount", _to_two)
-    with simulated_card("at once", memory=plan.weights + plan.moving, computes=False) as card:
-        model = put_on_card(config, tensors.__getitem__, card.device, plan)
-        assert plan.weights <= card.used <= plan.weights + (8 << 20)  # and a step's buffers
-        assert card.peak <= plan.weights + plan.moving
+    with simulated_gpu("at once", memory=plan.weights + plan.working, computes=False) as gpu:
+        model = put_on_gpu(config, tensors.__getitem__, gpu.device, plan)
+        assert plan.weights <= gpu.used <= plan.weights + (8 << 20)  # and a step's buffers
+        assert gpu.peak <= plan.weights + plan.working
         state = model.new_state(CTX)
         n = model.prefill_chunk
         assert n == 4096
@@ -84,5 +84,5 @@ def test_a_plan_is_enough(quant: str, behind: int, cpu_kv: bool, monkeypatch: py
         model.forward(torch.zeros(n - 4, dtype=torch.int64), state)
         for _ in range(3):
             model.forward(torch.zeros(1, dtype=torch.int64), state)
-        # Nor does a plan keep much of the card from being used.
-        assert card.peak >= 0.85 * (plan.weights + plan.moving), (card.peak, plan)
+        # And the plan wastes little.
+        assert gpu.peak >= 0.85 * (plan.weights + plan.working), (gpu.peak, plan)

@@ -17,7 +17,7 @@ if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed: pip install 'jambacli[cuda]'", allow_module_level=True)
 
 from jambacli.kernels.triton.interpret import interpreted
-from tests.support.simulated_gpu import simulated_card
+from tests.support.simulated_gpu import simulated_gpu
 
 if not interpreted():
     pytest.skip("a simulated GPU runs its kernels in Triton's interpreter", allow_module_level=True)
@@ -47,9 +47,9 @@ def go_on(model: Jamba, name: str, n: int, *, resume: bool = True) -> tuple[str,
 def test_a_session_goes_on_on_the_other_device(path: Path) -> None:
     cpu = Jamba.load(path, device="cpu")
     said, _, expected = go_on(cpu, "all", 9, resume=False)
-    with simulated_card("late") as card:
+    with simulated_gpu("late") as gpu:
         there = Jamba.load(path, device="cuda")
-        assert there.model.device == card.device
+        assert there.model.device == gpu.device
         parts = [go_on(there, "moved", 3, resume=False), go_on(cpu, "moved", 3), go_on(there, "moved", 3)]
         assert "".join(text for text, _, _ in parts) == said
         assert [n for _, n, _ in parts[1:]] == [1, 1]  # the last token said, which nothing had read yet
@@ -70,7 +70,7 @@ def test_a_session_goes_on_on_the_other_device(path: Path) -> None:
 )
 def test_a_seed_draws_the_same_tokens(path: Path, options: dict[str, object]) -> None:
     cpu = Jamba.load(path, device="cpu")
-    with simulated_card("late"):
+    with simulated_gpu("late"):
         there = Jamba.load(path, device="cuda")
         said = []
         for model in (cpu, there):

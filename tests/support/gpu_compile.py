@@ -1,7 +1,7 @@
-"""Compiles every kernel that a piece of code launches, for a card that is not there; runs none of them.
+"""Compiles every kernel that a piece of code launches, for a given compute capability, without running it.
 
-Triton's compiler needs no GPU: only asking which one there is, and launching, do. So the driver's answers are made up and
-a launch ends after compilation. The code under test runs with CPU tensors, whose contents afterwards mean nothing.
+Triton's compiler needs no GPU; only its driver does. So the driver is replaced and a launch ends after compilation. The
+code under test runs with CPU tensors, whose values afterwards mean nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Compiled:
 
 @contextlib.contextmanager
 def compile_for(capability: int) -> Iterator[list[Compiled]]:
-    """Within this context launches compile for compute capability ``capability`` (75, 80, 90 ...) and do nothing else."""
+    """In this context launches only compile, for compute capability ``capability`` (75, 80, 90 ...)."""
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
@@ -55,4 +55,4 @@ def compile_for(capability: int) -> Iterator[list[Compiled]]:
         yield result
     finally:
         JITFunction.run = original  # type: ignore[method-assign]
-        driver._active = None  # as it was before anyone asked
+        driver._active = None  # Triton's initial value

@@ -1,4 +1,4 @@
-"""Writes a transformers Jamba as a GGUF file in any quantization, without a vocabulary; knows nothing of convert."""
+"""Writes a transformers Jamba as a GGUF file of any file type, without a vocabulary and without ``convert``."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def write(path: Path, hf: Any, quant: str = "f32") -> Path:
             writer.plan_tensor(name, choice.tensor.shape, choice.format)
         writer.begin()
         for name, choice in chosen.items():
-            writer.write_tensor(name, encode(values[name], choice.format).numpy())
+            writer.write_tensor(name, in_format(values[name], choice.format).numpy())
     return path
 
 
-def encode(x: torch.Tensor, fmt: str) -> torch.Tensor:
-    """The bytes of float32 ``x`` in a format, uint8, flat."""
+def in_format(x: torch.Tensor, fmt: str) -> torch.Tensor:
+    """The bytes of float32 ``x`` in a format, uint8 [bytes]."""
     if fmt in ("f32", "f16", "bf16"):
         dtype = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[fmt]
         return x.contiguous().to(dtype).view(-1).view(torch.uint8)

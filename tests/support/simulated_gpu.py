@@ -1,16 +1,15 @@
-"""A CUDA device that is not there: tensors that say they lie on it, streams that lag, graphs. Knows nothing of models.
+"""A simulated CUDA device: its tensors, streams, events, graphs and memory.
 
-Values are computed on the CPU (Triton's kernels by its interpreter), but under a card's rules, so that what only a card would
-punish fails here too: an operation on tensors of both devices, a kernel given memory of the computer's, a host that reads or
-overwrites page-locked memory before the copy has happened, streams that do not wait for one another, values that a recorded
-graph froze, a wait inside a recording. Work is queued by stream and done as late as the rules allow ("late"), at once
-("at once"), late on the first stream and at once on all others ("others first"), or at random. Memory is counted, so that
-plans can be held to it.
+Values are computed on the CPU (Triton's kernels by its interpreter), but under a GPU's rules, so that mistakes that only a GPU
+would punish fail here too: operations on tensors of both devices, kernels that get host memory, a host that reads or overwrites
+page-locked memory before the copy has happened, streams that do not wait for one another, values frozen in a recorded graph,
+waits while recording. Work is queued per stream and done as late as the rules allow ("late"), at once ("at once"), late on the
+first stream and at once on all others ("others first"), or at random. Memory is counted, to compare it with plans.
 
-    with simulated_card() as card:
-        model = put_on_card(config, tensors, card.device, plan)
+    with simulated_gpu() as gpu:
+        model = put_on_gpu(config, tensors, gpu.device, plan)
 
-Not simulated: memory that the allocator hands out again while another stream still reads it; how long anything takes.
+Not simulated: an allocator that reuses memory while another stream still reads it; time.
 """
 
 from __future__ import annotations
@@ -36,32 +35,32 @@ import torch
 import torch.nn.attention.bias
 from torch.utils._python_dispatch import _disable_current_modes
 
-from tests.support.simulated_tensors import CARD, CardMode, LowerRight, OnCard, inside_of
+from tests.support.simulated_tensors import GPU, LowerRight, SimulatedMode, SimulatedTensor, inside_of
 
 Order = Literal["at once", "late", "others first", "random"]
 
 
 @dataclass
 class _Stream:
-    """Work in order: what ``run`` does, numbered from 1; ``done`` is the number of the last that has been done."""
+    """Queued work in order, numbered from 1: ``given`` and ``done`` are the last numbers queued and done."""
 
     queue: deque[Callable[[], None]] = field(default_factory=deque)
     given: int = 0
     done: int = 0
 
 
-class Card:
-    """The device's streams, memory and recordings. ``used``, ``peak`` and ``limit``: bytes of its tensors."""
+class SimulatedGpu:
+    """The device's streams, memory and recordings. ``used``, ``peak`` and ``limit`` are bytes of its tensors."""
 
     def __init__(self, order: Order, capability: tuple[int, int], memory: int, seed: int, computes: bool) -> None:
-        self.device, self.capability, self.limit, self.computes = CARD, capability, memory, computes
+        self.device, self.capability, self.limit, self.computes = GPU, capability, memory, computes
         self.used = self.peak = 0
         self.launches: list[str] = []
         self._order, self._random = order, random.Random(seed)
         self._lock = threading.RLock()
         self._main = _Stream()
         self._streams = [self._main]
-        self._here = threading.local()
+        self._thread = threading.local()
         self._counted: set[int] = set()
         self._pinned: set[int] = set()
 
@@ -70,25 +69,25 @@ class Card:
     @property
     def current(self) -> _Stream:
         """The calling thread's stream."""
-        return getattr(self._here, "stream", self._main)
+        return getattr(self._thread, "stream", self._main)
 
     @current.setter
     def current(self, stream: _Stream) -> None:
-        self._here.stream = stream
+        self._thread.stream = stream
 
     @property
     def recording(self) -> Graph | None:
         """The graph that the calling thread records, if any."""
-        return getattr(self._here, "graph", None)
+        return getattr(self._thread, "graph", None)
 
     def stream(self) -> _Stream:
-        """A new one."""
+        """A new stream."""
         new = _Stream()
         self._streams.append(new)
         return new
 
     def give(self, work: Callable[[], None]) -> None:
-        """Work for the calling thread's stream, or for the graph it records."""
+        """Queue work on the calling thread's stream, or add it to the graph that the thread records."""
         if not self.computes:
             return
         graph = self.recording
@@ -107,7 +106,7 @@ class Card:
                         self.finish(other, other.done + self._random.randint(1, len(other.queue)))
 
     def finish(self, stream: _Stream, upto: int | None = None) -> None:
-        """Do a stream's work, all of it or to the number ``upto``."""
+        """Do a stream's work, all of it or up to the number ``upto``."""
         with self._lock, _disable_current_modes(), torch.no_grad():
             while stream.queue and (upto is None or stream.done < upto):
                 work = stream.queue.popleft()
@@ -115,7 +114,7 @@ class Card:
                 stream.done += 1
 
     def wait(self, what: str, stream: _Stream | None = None) -> None:
-        """The host waits for a stream (its own by default), which a recording forbids."""
+        """Let the host wait for a stream (default: the thread's own), which is forbidden while recording."""
         if self.recording is not None:
             raise RuntimeError(f"CUDA error: operation not permitted when stream is capturing ({what})")
         self.finish(stream or self.current)
@@ -128,7 +127,7 @@ class Card:
     # -- memory
 
     def count(self, x: torch.Tensor) -> None:
-        """Take a tensor's memory as the card's, until it goes."""
+        """Count a tensor's memory as the GPU's until it is freed."""
         storage = x.untyped_storage()
         key, size = storage._cdata, -(-storage.nbytes() // 512) * 512
         with self._lock:
@@ -147,18 +146,18 @@ class Card:
             self.used -= size
 
     def pin(self, x: torch.Tensor) -> torch.Tensor:
-        """Mark memory of the computer's as page-locked."""
+        """Mark host memory as page-locked."""
         key = x.untyped_storage().data_ptr()
         self._pinned.add(key)
         weakref.finalize(x.untyped_storage(), self._pinned.discard, key)
         return x
 
     def pinned(self, x: torch.Tensor) -> bool:
-        """Whether the card reads x by itself."""
+        """Whether x is page-locked, so that the GPU can read it asynchronously."""
         return x.untyped_storage().data_ptr() in self._pinned
 
 
-# -- what torch.cuda is replaced by
+# -- replacements for parts of torch.cuda
 
 _GUARD = """
 #include <c10/core/impl/DeviceGuardImplInterface.h>
@@ -168,11 +167,11 @@ static c10::impl::DeviceGuardImplRegistrar registrar(c10::DeviceType::CUDA, &gua
 
 
 @functools.cache
-def _let_torch_know_of_cards() -> None:
-    """A torch without CUDA refuses to name a card at all; told of one whose switching does nothing, it does not."""
+def _register_gpu_with_torch() -> None:
+    """Register a device guard that does nothing: without one, a torch without CUDA refuses to name a GPU."""
     compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
-        pytest.skip("no C++ compiler, which simulating a card takes")
+        pytest.skip("simulating a GPU needs a C++ compiler")
     torch_home = Path(torch.__file__).parent
     with tempfile.TemporaryDirectory() as folder:
         source, library = Path(folder) / "guard.cpp", Path(folder) / "guard.so"
@@ -188,110 +187,110 @@ def _let_torch_know_of_cards() -> None:
 class Event:
     """As torch.cuda.Event."""
 
-    def __init__(self, card: Card) -> None:
-        self._card = card
+    def __init__(self, gpu: SimulatedGpu) -> None:
+        self._gpu = gpu
         self._at: tuple[_Stream, int] | None = None
 
     def record(self, handle: _StreamHandle | None = None) -> None:
-        """Mark a stream's present end."""
-        stream = self._card.current if handle is None else handle.inner
+        """Mark the current end of a stream."""
+        stream = self._gpu.current if handle is None else handle.inner
         self._at = stream, stream.given
 
     def reach(self) -> None:
-        """Do what comes before the mark."""
+        """Do all work before the mark."""
         if self._at is not None:
-            self._card.finish(*self._at)
+            self._gpu.finish(*self._at)
 
     def synchronize(self) -> None:
-        """The host waits."""
-        if self._card.recording is not None:
+        """Let the host wait."""
+        if self._gpu.recording is not None:
             raise RuntimeError("CUDA error: operation not permitted when stream is capturing (an event)")
         self.reach()
 
     def query(self) -> bool:
-        """Whether the mark has been passed."""
+        """Whether all work before the mark is done."""
         return self._at is None or self._at[0].done >= self._at[1]
 
     def elapsed_time(self, other: Event) -> float:
-        """Milliseconds to a later event: some, for nothing here takes a card's time."""
+        """Milliseconds to a later event: always 1, since time is not simulated."""
         if not (self.query() and other.query()):
             raise RuntimeError("CUDA error: device not ready")
         return 1.0
 
 
 class Graph:
-    """As torch.cuda.CUDAGraph: what a stream is given between beginning and end, to be given again."""
+    """As torch.cuda.CUDAGraph: records the work that a stream gets during the capture."""
 
-    def __init__(self, card: Card) -> None:
-        self._card = card
+    def __init__(self, gpu: SimulatedGpu) -> None:
+        self._gpu = gpu
         self.steps: list[Callable[[], None]] = []
         self.replays = 0
 
     def capture_begin(self, *_: Any, **__: Any) -> None:
-        """Record what the calling thread does from now on, on a stream that is not the first."""
-        if self._card.current is self._card._main:
+        """Record the work of the calling thread from now on, on any stream but the default one."""
+        if self._gpu.current is self._gpu._main:
             raise RuntimeError("CUDA graphs must be captured on a non-default stream")
-        self._card._here.graph = self
+        self._gpu._thread.graph = self
 
     def capture_end(self) -> None:
-        """Enough."""
-        self._card._here.graph = None
-        if not self.steps and self._card.computes:
+        """End the recording."""
+        self._gpu._thread.graph = None
+        if not self.steps and self._gpu.computes:
             raise RuntimeError("the graph is empty")
 
     def replay(self) -> None:
-        """Everything recorded, once more, on the present stream."""
+        """Queue all recorded work on the current stream."""
         self.replays += 1
         for step in self.steps:
-            self._card.give(step)
+            self._gpu.give(step)
 
 
 class _StreamHandle:
     """As torch.cuda.Stream."""
 
-    def __init__(self, card: Card, stream: _Stream) -> None:
-        self._card, self.inner = card, stream
+    def __init__(self, gpu: SimulatedGpu, stream: _Stream) -> None:
+        self._gpu, self.inner = gpu, stream
 
     def wait_event(self, event: Event) -> None:
-        """Nothing more here before that."""
+        """Let later work of this stream wait for the event."""
         at = event._at
         if at is not None:
-            self._give(lambda: self._card.finish(*at))
+            self._give(lambda: self._gpu.finish(*at))
 
     def wait_stream(self, other: _StreamHandle) -> None:
-        """Nothing more here before what is there now."""
+        """Let later work of this stream wait for what the other stream has queued so far."""
         at = other.inner, other.inner.given
-        self._give(lambda: self._card.finish(*at))
+        self._give(lambda: self._gpu.finish(*at))
 
     def _give(self, work: Callable[[], None]) -> None:
-        with on_stream(self._card, self):
-            self._card.give(work)
+        with on_stream(self._gpu, self):
+            self._gpu.give(work)
 
     def synchronize(self) -> None:
-        """The host waits."""
-        self._card.wait("a stream", self.inner)
+        """Let the host wait."""
+        self._gpu.wait("a stream", self.inner)
 
 
 @contextlib.contextmanager
-def on_stream(card: Card, handle: _StreamHandle) -> Iterator[None]:
-    """``torch.cuda.stream``: the thread's present stream for a while."""
-    before = card.current
-    card.current = handle.inner
+def on_stream(gpu: SimulatedGpu, handle: _StreamHandle) -> Iterator[None]:
+    """``torch.cuda.stream``: sets the thread's current stream in this context."""
+    before = gpu.current
+    gpu.current = handle.inner
     try:
         yield
     finally:
-        card.current = before
+        gpu.current = before
 
 
 def _generator(plain: Callable[..., torch.Generator], device: Any = None) -> torch.Generator:
-    return plain()  # whatever draws for the card draws here
+    return plain()  # random numbers for the GPU come from the CPU
 
 
 @contextlib.contextmanager
-def _recording(card: Card, graph: Graph) -> Iterator[None]:
+def _recording(gpu: SimulatedGpu, graph: Graph) -> Iterator[None]:
     """``torch.cuda.graph``."""
-    card.wait_for_all()
-    with on_stream(card, _StreamHandle(card, card.stream())):
+    gpu.wait_for_all()
+    with on_stream(gpu, _StreamHandle(gpu, gpu.stream())):
         graph.capture_begin()
         try:
             yield
@@ -300,7 +299,7 @@ def _recording(card: Card, graph: Graph) -> Iterator[None]:
 
 
 def _tensor(plain: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """``torch.tensor``, which makes its values beside whatever catches other operations."""
+    """``torch.tensor``, whose values are made outside of the dispatch mode."""
 
     def make(data: Any, *, device: Any = None, **options: Any) -> torch.Tensor:
         x = plain(data, **options)
@@ -310,42 +309,42 @@ def _tensor(plain: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
 
 
 @contextlib.contextmanager
-def simulated_card(
+def simulated_gpu(
     order: Order = "late",
     *,
     capability: tuple[int, int] = (9, 0),
     memory: int = 1 << 40,
     seed: int = 0,
     computes: bool = True,
-) -> Iterator[Card]:
-    """Within this context there is one card, cuda:0. ``memory``: its bytes.
+) -> Iterator[SimulatedGpu]:
+    """In this context the machine has one GPU, cuda:0, with ``memory`` bytes.
 
-    Where it does not compute, it only counts: kernels launched and bytes, of models of any size, whose values are zeros.
+    With ``computes`` False it only counts kernels launched and bytes, for models of any size; all values are zeros.
     """
     from triton.runtime.interpreter import GridExecutor
 
     if torch.version.cuda is not None:
-        pytest.skip("this torch knows real cards")
-    _let_torch_know_of_cards()
-    card = Card(order, capability, memory, seed, computes)
-    main = _StreamHandle(card, card._main)
+        pytest.skip("this torch has CUDA")
+    _register_gpu_with_torch()
+    gpu = SimulatedGpu(order, capability, memory, seed, computes)
+    main = _StreamHandle(gpu, gpu._main)
     plain = GridExecutor.__call__
 
     def launch(self: Any, *args: Any, **kwargs: Any) -> None:
         for x in (*args, *kwargs.values()):
-            if isinstance(x, torch.Tensor) and not isinstance(x, OnCard):
+            if isinstance(x, torch.Tensor) and not isinstance(x, SimulatedTensor):
                 raise ValueError(
                     f"Pointer argument cannot be accessed from Triton (cpu tensor?), in {self.fn.__name__}"
                 )
         a, k = inside_of(args), inside_of(kwargs)
-        card.launches.append(self.fn.__name__)
-        card.give(lambda: plain(self, *a, **k))
+        gpu.launches.append(self.fn.__name__)
+        gpu.give(lambda: plain(self, *a, **k))
 
     def event_of(_: Any = None) -> Any:
-        handle = _StreamHandle(card, card.current)
-        return main if handle.inner is card._main else handle
+        handle = _StreamHandle(gpu, gpu.current)
+        return main if handle.inner is gpu._main else handle
 
-    with pytest.MonkeyPatch.context() as patch, CardMode(card):
+    with pytest.MonkeyPatch.context() as patch, SimulatedMode(gpu):
         patch.setattr(GridExecutor, "__call__", launch)
         patch.setattr(torch, "tensor", _tensor(torch.tensor))
         patch.setattr(torch, "Generator", functools.partial(_generator, torch.Generator))
@@ -359,10 +358,10 @@ def simulated_card(
             "device": lambda device: contextlib.nullcontext(),
             "get_device_capability": lambda device=None: capability,
             "get_device_name": lambda device=None: "Simulated",
-            "mem_get_info": lambda device=None: (memory - card.used, memory),
-            "max_memory_allocated": lambda device=None: card.peak,
-            "reset_peak_memory_stats": lambda device=None: setattr(card, "peak", card.used),
-            "set_per_process_memory_fraction": lambda part, device=None: setattr(card, "limit", int(part * memory)),
+            "mem_get_info": lambda device=None: (memory - gpu.used, memory),
+            "max_memory_allocated": lambda device=None: gpu.peak,
+            "reset_peak_memory_stats": lambda device=None: setattr(gpu, "peak", gpu.used),
+            "set_per_process_memory_fraction": lambda part, device=None: setattr(gpu, "limit", int(part * memory)),
             "get_device_properties": lambda device=None: SimpleNamespace(
                 name="Simulated",
                 major=capability[0],
@@ -371,15 +370,15 @@ def simulated_card(
                 multi_processor_count=84,
             ),
             "empty_cache": lambda: None,
-            "synchronize": card.wait_for_all,
-            "Stream": lambda device=None: _StreamHandle(card, card.stream()),
-            "Event": lambda **_: Event(card),
-            "CUDAGraph": lambda: Graph(card),
+            "synchronize": gpu.wait_for_all,
+            "Stream": lambda device=None: _StreamHandle(gpu, gpu.stream()),
+            "Event": lambda **_: Event(gpu),
+            "CUDAGraph": lambda: Graph(gpu),
             "current_stream": event_of,
-            "stream": lambda handle: on_stream(card, handle),
-            "graph": lambda graph: _recording(card, graph),
+            "stream": lambda handle: on_stream(gpu, handle),
+            "graph": lambda graph: _recording(gpu, graph),
             "_lazy_init": lambda: None,
         }.items():
             patch.setattr(torch.cuda, name, value)
-        yield card
-        card.wait_for_all()
+        yield gpu
+        gpu.wait_for_all()

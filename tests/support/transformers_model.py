@@ -1,4 +1,4 @@
-"""A transformers Jamba as this program's model, tensor by tensor and without a file; knows nothing of GGUF or convert."""
+"""A transformers Jamba as this program's model, tensor by tensor, without a file and without ``convert``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A tiny model whose tensors are in chosen formats, for tests of the Triton kernels; knows nothing of how they run."""
+"""A tiny model with tensors in chosen formats, for tests of the Triton kernels."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHAPE = {
     "vocab_size": 400,
 }
 
-#: Formats that between them use every branch of the kernels, three at a time: experts, networks, the rest.
+#: Sets of three formats (experts, networks, the rest) that together use every branch of the kernels.
 FORMATS_TOGETHER = {
     "k": ("q4_k", "q6_k", "q5_k"),
     "small": ("q2_k", "q3_k", "iq4_xs"),
@@ -50,11 +50,11 @@ def tiny_tensors(config: JambaConfig, formats: str) -> dict[str, QTensor]:
         fmt = experts if name.endswith("_exps.weight") else networks if "ffn_" in name else rest
         if is_matrix(name) and w.shape[-1] % FORMATS[fmt].block:
             fmt = "q8_0"
-        found[name] = encode(w, fmt) if is_matrix(name) else w
+        found[name] = in_format(w, fmt) if is_matrix(name) else w
     return found
 
 
-def encode(w: QTensor, fmt: str) -> QTensor:
+def in_format(w: QTensor, fmt: str) -> QTensor:
     """A float32 weight in another format."""
     from quant.experts_int8 import quantize as quantize_int8
     from quant.quantize_blocks import quantize

@@ -1,17 +1,19 @@
-"""The model's operations as Triton kernels for CUDA cards, and whether they can run here; knows nothing of models.
+"""The model's operations as Triton kernels for CUDA GPUs, and a check whether they can run.
 
-Importing this package does not import triton: ``why_not`` says in one line what is missing, None when nothing is.
+Importing this package does not import triton.
 """
 
 from __future__ import annotations
 
-#: The oldest Triton and card these kernels are compiled for in the tests.
+from jambacli.errors import first_line
+
+#: The oldest Triton and compute capability that the tests compile these kernels for.
 OLDEST_TRITON = (3, 2)
 OLDEST_CAPABILITY = (7, 5)
 
 
 def why_not(index: int = 0) -> str | None:
-    """Why the Triton kernels cannot run on card ``index``; None where they can. Torch has found the card already."""
+    """Why the Triton kernels cannot run on GPU ``index``, which torch can use; None if they can."""
     import torch
 
     version = triton_version()
@@ -26,24 +28,23 @@ def why_not(index: int = 0) -> str | None:
     have = torch.cuda.get_device_capability(index)
     if have < OLDEST_CAPABILITY:
         least = f"{OLDEST_CAPABILITY[0]}.{OLDEST_CAPABILITY[1]}"
-        return f"the card's compute capability is {have[0]}.{have[1]}; the kernels need {least} or newer"
+        return f"the GPU's compute capability is {have[0]}.{have[1]}; the kernels need {least} or newer"
     return start_problem()
 
 
 def start_problem() -> str | None:
-    """Why Triton cannot launch anything: it builds its launchers with the machine's C compiler, unless it has some stored."""
+    """Why Triton cannot launch kernels, None if it can. It builds its launchers with a C compiler unless they are cached."""
     try:
         from triton.runtime import driver
 
         driver.active.get_current_device()
-    except Exception as error:  # what a compiler's failure is, is triton's affair
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return f"triton does not start ({line}); it needs gcc or clang, and Python's headers"
+    except Exception as error:  # Triton defines what a failing compiler raises
+        return f"triton does not start ({first_line(error)}); it needs gcc or clang, and Python's headers"
     return None
 
 
 def triton_version() -> tuple[int, int] | None:
-    """The installed Triton's version (major, minor), None where there is none."""
+    """The installed Triton's version (major, minor), None without Triton."""
     import importlib.metadata
     import importlib.util
 

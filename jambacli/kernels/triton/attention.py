@@ -1,8 +1,8 @@
-"""Attention over a key-value cache in f32, f16, bf16 or q8_0: one token over many, and many through torch.
+"""Attention over a KV cache in f32, f16, bf16 or q8_0: own kernels for decode, torch's fused attention for prefill.
 
-Knows nothing of layers. Decoding splits the keys into runs of ``SPLIT`` positions, whatever the context's limit, so that a
-token's value does not depend on it: each run gives a partial sum with its softmax's maximum and total, and a second
-kernel adds the runs up in order. Positions are read on the device, so that one CUDA graph serves every step.
+Decode splits the keys into runs of ``SPLIT`` positions regardless of the context's limit, so a token's value does not depend on
+that limit. Each run gives a partial sum with its softmax's maximum and total, and a second kernel joins the runs in order.
+Positions are read on the device, so one CUDA graph serves every step.
 """
 
 from __future__ import annotations
@@ -78,10 +78,10 @@ def _split_vector_kernel(
     GROUP: tl.constexpr, DIM: tl.constexpr, DP: tl.constexpr, Q8: tl.constexpr,
     SPLIT: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """The same without matrix units: run ``program_id(1)`` of head ``program_id(0)``; a group's heads share their keys' cache.
+    """The same without matrix units: run ``program_id(1)`` of head ``program_id(0)``.
 
-    Each of BK places keeps a softmax of its own over every BK-th key; they meet at the end. So in the loop a key's product is
-    added up within the threads that share its row, and nothing else moves between threads.
+    BK softmaxes run side by side, each over every BK-th key, and are joined at the end. In the loop only the threads that
+    share a key's row exchange values.
     """
     head, run = tl.program_id(0), tl.program_id(1)
     seen = tl.load(position).to(tl.int32) + 1
@@ -100,7 +100,7 @@ def _split_vector_kernel(
                 values = _cache_rows(v, at, head // GROUP * head_stride, j, inside, Q8)
                 scores = tl.where(key < seen, tl.sum(keys * query[None, :], 1), float("-inf"))
                 new = tl.maximum(most, scores)
-                base = tl.where(new > float("-inf"), new, 0.0)  # a place that has seen no key yet
+                base = tl.where(new > float("-inf"), new, 0.0)  # a softmax that has seen no key yet
                 p = tl.exp(scores - base)
                 shrink = tl.exp(most - base)
                 mass = mass * shrink + p
@@ -119,7 +119,7 @@ def _join_kernel(
     part, top, total, position, out, n_splits,
     DIM: tl.constexpr, BD: tl.constexpr, SPLIT: tl.constexpr, BS: tl.constexpr,
 ):  # fmt: skip
-    """out [heads, DIM] of all runs up to the position, in order."""
+    """Join all runs up to the position, in order, into out [heads, DIM]."""
     head = tl.program_id(0)
     j = tl.program_id(1) * BD + tl.arange(0, BD)
     runs = tl.load(position).to(tl.int32) // SPLIT + 1
@@ -146,7 +146,7 @@ def _append_kernel(
     k_new, v_new, k, v, position, token_stride, head_stride, CAPACITY,
     DIM: tl.constexpr, DP: tl.constexpr, Q8: tl.constexpr,
 ):  # fmt: skip
-    """Keys and values [heads, DIM] of one token into the caches at its position."""
+    """Write keys and values [heads, DIM] of one token into the caches at its position."""
     head = tl.program_id(0)
     at = tl.load(position).to(tl.int64)
     source, cache = k_new, k
@@ -155,7 +155,7 @@ def _append_kernel(
     row = cache + at * token_stride + head * head_stride
     if at < CAPACITY:
         if Q8:
-            # ggml's rounding: the factor of the largest magnitude over 127, halves away from zero.
+            # As ggml rounds: the factor is the largest magnitude / 127, halves round away from zero.
             block = tl.arange(0, DP // 32)
             lane = tl.arange(0, 32)
             j = block[:, None] * 32 + lane[None, :]
@@ -174,9 +174,9 @@ def _append_kernel(
 
 
 def matrix_units(device: torch.device) -> bool:
-    """Whether Triton's products run on the device's matrix units: from compute capability 8.0 on.
+    """Whether Triton's products use the device's matrix units: from compute capability 8.0 on.
 
-    On Turing it makes them of single multiplications, for which whole tiles must lie in registers: they do not fit.
+    For Turing, Triton compiles them to single multiplications with whole tiles in registers, where they do not fit.
     """
     return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
 
@@ -193,7 +193,7 @@ def append(
 
 
 class DecodeScratch:
-    """What one decode step's attention keeps between its two kernels, for caches of ``capacity`` tokens."""
+    """Scratch memory between the two kernels of decode attention, for caches of ``capacity`` tokens."""
 
     def __init__(self, n_heads: int, head_dim: int, capacity: int, device: torch.device) -> None:
         self.n_splits = max(1, cdiv(capacity, SPLIT))
@@ -211,10 +211,10 @@ def decode(
     out: torch.Tensor,
     dtype: torch.dtype,
 ) -> None:
-    """One token's attention: q float32 [n_heads, head_dim] over keys 0 .. position, to ``out`` of q's shape.
+    """One token's attention: q float32 [n_heads, head_dim] over keys 0 .. position, into ``out`` of q's shape.
 
-    k, v as ``reference.attention`` reads them; position int32 [1] on the device; products as ``dtype``, sums float32.
-    Runs that no key has reached do nothing, so ``scratch`` may be made for the whole cache.
+    k, v as in ``reference.attention``; position int32 [1] on the device; products in ``dtype``, sums in float32. Runs
+    without keys end at once, so ``scratch`` can be made for the whole cache.
     """
     from jambacli.kernels.triton.launch import triton_dtype
 
@@ -228,11 +228,11 @@ def decode(
     )  # fmt: skip
     sizes = {"GROUP": group, "DIM": head_dim, "DP": dp, "Q8": k.dtype == torch.uint8, "SPLIT": SPLIT}
     if dtype == torch.float32 or not matrix_units(q.device):
-        # What a thread holds of a tile fits into half of its registers; unpacking q8_0 takes several for a value.
+        # A thread's share of a tile fits into half of its registers; unpacking q8_0 takes several per value.
         keys = max(4, (1 << 10) // dp if k.dtype == torch.uint8 else min(32, (1 << 13) // (dp * k.dtype.itemsize)))
         _split_vector_kernel[n_heads, scratch.n_splits](*given, **sizes, BK=keys, num_warps=4)
     else:
-        # A tile of keys and one of values lie in shared memory: at most 16 KB each.
+        # Tiles of keys and of values take at most 16 KB of shared memory each.
         keys = max(16, min(64, (1 << 14) // (dp * dtype.itemsize)))
         _split_kernel[n_kv_heads, scratch.n_splits](
             *given, **sizes, GP=max(16, power_of_two(group)), DOT=triton_dtype(dtype), BK=keys, num_warps=4
@@ -245,14 +245,14 @@ def decode(
 
 
 def prefill(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, n_past: int, dtype: torch.dtype) -> torch.Tensor:
-    """Many tokens through torch's fused attention: see ``reference.attention``. Products as ``dtype``."""
+    """Attention of many tokens through torch, see ``reference.attention``; products in ``dtype``."""
     n_tokens, n_heads, head_dim = q.shape
     total, n_kv_heads = n_past + n_tokens, k.shape[1]
     queries = q.to(dtype).transpose(0, 1)[None]  # [1, heads, T, dim]
 
     def expand(cache: torch.Tensor) -> torch.Tensor:
         values = cache[:total]
-        if cache.dtype != dtype:  # some tokens at a time: in float32 a long context's would fill the card
+        if cache.dtype != dtype:  # in pieces: a long context in float32 would fill the GPU
             values = torch.empty(total, n_kv_heads, head_dim, dtype=dtype, device=cache.device)
             step = max(1, CONVERT_VALUES // (n_kv_heads * head_dim))
             for first in range(0, total, step):
@@ -273,8 +273,8 @@ def prefill(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, n_past: int, dtyp
 
 
 def _by_kv_head(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, n_past: int) -> torch.Tensor:
-    """Kv heads as a batch, each with its queries' heads. Torch's fused attention that older cards and float32 have knows
-    no groups: told of them, torch would make whole matrices of scores."""
+    """KV heads as a batch, each with the heads of its queries. The fused attention for older GPUs and float32 has no grouped
+    queries: with them torch would compute whole matrices of scores."""
     _, n_kv_heads, _, head_dim = k.shape
     queries = q[0].reshape(n_kv_heads, -1, q.shape[2], head_dim)
     keys, values = (x[0][:, None].expand(-1, queries.shape[1], -1, -1) for x in (k, v))
@@ -286,7 +286,7 @@ def _by_kv_head(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, n_past: int) 
 
 
 def _lower_right(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, gqa: bool) -> torch.Tensor | None:
-    """Fused attention of the last queries over all keys; None where this torch or card has none for the case."""
+    """Fused causal attention of the last queries over all keys; None if this torch or GPU does not support the case."""
     from torch.nn.attention.bias import causal_lower_right
 
     bias = causal_lower_right(q.shape[2], k.shape[2])
@@ -299,7 +299,7 @@ def _lower_right(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, gqa: bool) -
 
 
 def _in_pieces(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, n_past: int) -> torch.Tensor:
-    """The same with a mask, which is read for every head: some queries at a time, each over the keys that it sees."""
+    """The same with an explicit mask, some queries at a time, each over the keys that it may see."""
     pieces = []
     block = max(1, MASK_VALUES // k.shape[2])
     for start in range(0, q.shape[2], block):

@@ -1,7 +1,4 @@
-"""The short causal convolution of a Mamba layer for many tokens; knows nothing of what surrounds it.
-
-One token's step is part of the product before it: ``gemv``.
-"""
+"""The short causal convolution of a Mamba layer for many tokens. For one token it is part of ``gemv``."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from jambacli.kernels.triton.launch import cdiv
 def _conv_kernel(
     x, weight, bias, state, out, T, C, x_stride, TAPS: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr
 ):  # fmt: skip
-    """out[t, c] = silu(bias[c] + sum over taps); what lies before the first token comes from state [C, TAPS - 1]."""
+    """out[t, c] = silu(bias[c] + sum over taps); inputs before the first token come from state [C, TAPS - 1]."""
     t = tl.program_id(0) * BT + tl.arange(0, BT)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     c_in = c < C

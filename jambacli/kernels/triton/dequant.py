@@ -1,4 +1,4 @@
-"""Packed weights as plain matrices, whole or some rows of them; knows nothing of who multiplies with them."""
+"""Dequantizes packed weights, whole or some of their rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _dequant_kernel(
     G: tl.constexpr, LEVELS: tl.constexpr, HIGH: tl.constexpr, ZERO: tl.constexpr, SCALES: tl.constexpr,
     PICK: tl.constexpr, BN: tl.constexpr, BG: tl.constexpr,
 ):  # fmt: skip
-    """Rows ``first + r`` (or ``ids[r]``) for r below n_rows, as out [n_rows, K]."""
+    """Rows ``first + r`` (or ``ids[r]``) for r below n_rows, into out [n_rows, K]."""
     r = tl.program_id(0) * BN + tl.arange(0, BN)
     g = tl.program_id(1) * BG + tl.arange(0, BG)
     rows = first + r.to(tl.int64)
@@ -35,7 +35,7 @@ def _dequant_kernel(
 def _launch(w: Packed, out: torch.Tensor, ids: torch.Tensor | None, first: int) -> torch.Tensor:
     n_rows, k = out.shape
     bg = min(64, power_of_two(w.groups))
-    # Not by the number of rows: each would be another kernel to compile.
+    # Independent of the number of rows, which would each compile another kernel.
     bn = min(64, power_of_two(n_rows)) if interpreted() else 256 // bg
     grid = (cdiv(n_rows, bn), cdiv(w.groups, bg))
     _dequant_kernel[grid](

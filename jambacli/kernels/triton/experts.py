@@ -1,8 +1,8 @@
-"""A token's experts in three kernels, and many tokens' experts in groups; knows nothing of layers or of who asks.
+"""The mixture of experts: three kernels for one token, grouped products for many tokens.
 
-Decoding: the router's sixteen sums are a matrix-vector product like any other; every program after it takes the
-softmax and the choice again from those few numbers, which is cheaper than a kernel that does it once; gate, up and silu are one
-kernel over the chosen experts' rows, and down, the weighting, the sum and the residual are another.
+For one token the router is an ordinary matrix-vector product. Every later program repeats the softmax and the choice of experts
+from its sixteen results, which is cheaper than another kernel. Gate, up and silu are one kernel over the chosen experts' rows;
+down, weighting, sum and residual are another.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from jambacli.kernels.triton.tiles import row_factor
 
 @triton.jit
 def _chosen(logits, rank, E: tl.constexpr, EP: tl.constexpr):
-    """The expert of that rank by probability, and its probability among all E: int32 and float32."""
+    """The expert with this rank by probability, int32, and its probability among all E, float32."""
     e = tl.arange(0, EP)
     score = tl.load(logits + e, mask=e < E, other=float("-inf"))
     p = tl.exp(score - tl.max(score, 0))
@@ -40,7 +40,7 @@ def _up_kernel(
     E: tl.constexpr, EP: tl.constexpr, NORM: tl.constexpr,
     GL: tl.constexpr, RL: tl.constexpr, KW: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
-    """out[rank] = silu(gate x) * (up x) of the expert of each rank; x goes through the norm first."""
+    """out[rank] = silu(gate x) * (up x) for the expert of each rank, with normed x."""
     rank = tl.program_id(1)
     expert, _ = _chosen(logits, rank, E, EP)
     row = rows_of(tl.program_id(0), RL, BR)
@@ -77,7 +77,7 @@ def _down_kernel(
     E: tl.constexpr, EP: tl.constexpr, TOP: tl.constexpr, RESIDUAL: tl.constexpr,
     GL: tl.constexpr, RL: tl.constexpr, KW: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
-    """out = (residual +) the sum over ranks of probability * down x[rank]."""
+    """out = (residual +) sum over ranks of probability * down x[rank]."""
     row = rows_of(tl.program_id(0), RL, BR)
     row_in = row < N
     y = tl.zeros((RL, BR), tl.float32)
@@ -96,7 +96,7 @@ def _down_kernel(
         y += probability * over_the_row(total) * row_factor(d, rows, row_in, SCALES)
     if RESIDUAL:
         y += tl.load(residual + row, mask=row_in, other=0)
-        tl.debug_barrier()  # several threads may hold the same row: all have read before one of them writes it
+        tl.debug_barrier()  # threads may share a row: all read it before one writes
     tl.store(out + row, y, mask=row_in)
 
 
@@ -116,7 +116,7 @@ def one_token(
 ) -> torch.Tensor:
     """One token's experts after the router: x float32 [hidden], logits float32 [experts], to float32 [hidden].
 
-    ``norm``: x goes through that RMS norm first. ``residual`` is added. gate and up must share a format.
+    ``norm``: weight of an RMS norm of x. ``residual`` is added. gate and up must have the same format.
     ``hidden`` float32 [top_k, ffn] is scratch.
     """
     n_experts, ffn, width = gate.shape
@@ -139,12 +139,12 @@ def one_token(
 
 
 def choose(x: torch.Tensor, router: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Probabilities float32 [T, top_k] among all experts and the experts' numbers int64 [T, top_k]."""
+    """Probabilities float32 [T, top_k] among all experts, and the indices of the experts int64 [T, top_k]."""
     return torch.softmax(x @ router.T, dim=-1).topk(top_k, dim=-1)
 
 
 def sort_by_expert(chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """chosen int64 [T, top_k] -> experts ascending [T * top_k], each one's token, and where each (token, rank) went."""
+    """chosen int64 [T, top_k] -> experts in ascending order [T * top_k], their tokens, and the place of each (token, rank)."""
     top_k = chosen.shape[1]
     expert, order = chosen.flatten().sort(stable=True)
     place = torch.empty_like(order)
@@ -153,7 +153,7 @@ def sort_by_expert(chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, to
 
 
 def weigh(y: torch.Tensor, place: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Sorted rows y [T * top_k, hidden] back to tokens: each one's rows times its weights, added in rank's order."""
+    """Sum sorted rows y [T * top_k, hidden] times their weights per token, in order of rank: [T, hidden]."""
     return (y[place].view(*weights.shape, -1) * weights[..., None]).sum(1)
 
 
@@ -166,7 +166,7 @@ def many_tokens(
     top_k: int,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """Every expert's tokens in one grouped product each for gate and up, and down; the host waits for nothing."""
+    """All experts in one grouped product for gate and up and one for down, without waiting for the GPU."""
     weights, chosen = choose(x, router, top_k)
     expert, token, place = sort_by_expert(chosen)
     groups = group_rows(expert, token, router.shape[0])

@@ -1,8 +1,7 @@
-"""A few dozen rows times a packed matrix, or many rows each times its own expert's; knows nothing of routing or layers.
+"""Products of a few dozen rows with a packed matrix, or of many rows each with the matrix of its expert.
 
-The weights are turned into bf16 (fp16, f32) in registers on their way into the matrix units, so that they are read once,
-in their own format. For hundreds of rows a matrix, expanding it once and leaving the product to cuBLAS is faster:
-that is ``dequant`` and torch, and ``ops`` decides.
+Weights are dequantized to bf16 (fp16, f32) in registers, as operands of the matrix units, so they are read once and in
+their own format. For hundreds of rows, ``dequant`` and cuBLAS are faster; ``ops`` decides.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ from jambacli.kernels.triton.tiles import values
 
 
 def block_rows(rows: float) -> int:
-    """Rows of x that a program takes: the more it takes, the less often weights are expanded.
+    """Rows of x per program: the more, the less often weights are dequantized.
 
-    Two choices, since each is a kernel to compile: matrix units idle for some rows, weights are read once either way.
+    Only two choices, since each compiles another kernel. Matrix units idle for some rows; weights are read once either way.
     """
     return 16 if rows <= 16 else 64
 
@@ -34,7 +33,7 @@ def _operand(
     G: tl.constexpr, LEVELS: tl.constexpr, HIGH: tl.constexpr, ZERO: tl.constexpr, SCALES: tl.constexpr,
     DOT: tl.constexpr, BN: tl.constexpr, BG: tl.constexpr,
 ):  # fmt: skip
-    """A tile of weights as two right-hand operands [BG * 16, BN]: the first and the second halves of its groups."""
+    """A tile of weights as two right operands [BG * 16, BN]: the first and the second halves of its groups."""
     lo, hi = values(q, h, s, d, rows, g, inside, R, G, LEVELS, HIGH, ZERO, SCALES)
     lo = tl.reshape(tl.permute(lo.to(DOT), (0, 2, 1)), (BG * 16, BN))
     return lo, tl.reshape(tl.permute(hi.to(DOT), (0, 2, 1)), (BG * 16, BN))
@@ -49,7 +48,7 @@ def _gemm_kernel(
 ):  # fmt: skip
     """out[m] = w x[m], or with E experts out[m] = w[expert of m] x[source[m]]; gated: silu(w x) * (w2 x).
 
-    bounds int32 [2, EP] (experts' numbers padded to EP): the first row after each expert, and the first tile of rows.
+    bounds int32 [2, EP] (experts padded to EP): the end of each expert's rows, and its first tile of rows.
     """
     tile = tl.program_id(1)
     first, stop, expert = tile * BM, M, 0
@@ -95,10 +94,10 @@ def _gemm_kernel(
 
 @dataclass(frozen=True)
 class Groups:
-    """Which rows go through which expert: rows sorted by expert, all on the device, the host knows nothing of them.
+    """Rows sorted by expert, all on the device.
 
-    ``source`` int64 [M]: the row of x that sorted row m stands for. ``bounds`` int32 [2, EP]: for each expert the row
-    after its last, and its first tile of ``block`` rows. ``tiles``: at least as many tiles as there can be.
+    ``source`` int64 [M]: the row of x for sorted row m. ``bounds`` int32 [2, EP]: for each expert the end of its rows, and its
+    first tile of ``block`` rows. ``tiles``: an upper bound on the number of tiles.
     """
 
     source: torch.Tensor
@@ -109,7 +108,7 @@ class Groups:
 
 
 def group_rows(expert: torch.Tensor, source: torch.Tensor, n_experts: int) -> Groups:
-    """Groups of rows whose experts, int64 [M], are in ascending order."""
+    """The groups of rows whose experts, int64 [M], are in ascending order."""
     m = len(expert)
     block = block_rows(m / n_experts)
     padded = power_of_two(n_experts)
@@ -118,7 +117,7 @@ def group_rows(expert: torch.Tensor, source: torch.Tensor, n_experts: int) -> Gr
     counts = torch.diff(ends, prepend=ends.new_zeros(1))
     tiles = (counts + block - 1) // block
     first_tile = torch.cumsum(tiles, 0) - tiles
-    # Padding experts have no rows; their first tile lies beyond all, so that no tile is theirs.
+    # Padding experts get a first tile beyond all others, so that no tile is theirs.
     first_tile = torch.where(index < n_experts, first_tile, m + n_experts)
     bounds = torch.stack([ends, first_tile]).to(torch.int32)
     return Groups(source, bounds, n_experts, min(m, cdiv(m, block) + n_experts), block)
@@ -132,10 +131,10 @@ def gemm(
     dtype: torch.dtype = torch.bfloat16,
     groups: Groups | None = None,
 ) -> torch.Tensor:
-    """x [M, in] times w [out, in], multiplied as ``dtype`` and summed in float32: float32 [M, out].
+    """x [M, in] times w [out, in] with operands in ``dtype``, summed in float32: float32 [M, out].
 
-    ``up``, of w's shape and format: silu(w x) * (up x). ``groups``: w is a stack [experts, out, in], and sorted row m of
-    the result is x[source[m]] times its expert's matrix. x is contiguous along its rows.
+    ``up``, of w's shape and format: returns silu(w x) * (up x). ``groups``: w is a stack [experts, out, in], and row m of the
+    result is x[source[m]] times the matrix of its expert. Rows of x are contiguous.
     """
     n, k = w.shape[-2:]
     m = x.shape[0] if groups is None else len(groups.source)
@@ -169,7 +168,7 @@ def gemm(
         BN=bn,
         BG=bg,
         num_warps=4,
-        # Tiles on their way lie in shared memory, of which cards have 99 KB at least (Turing 64): float32's are large.
+        # Pipelined tiles are in shared memory, at least 99 KB on a GPU (64 on Turing); those of float32 are large.
         num_stages=2 if w.format.name == "f32" else 3,
     )
     return out

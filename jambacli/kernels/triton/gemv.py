@@ -1,8 +1,8 @@
-"""One row of activations times a packed matrix, with what comes before and after it; knows nothing of layers.
+"""The product of one row of activations with a packed matrix, fused with what comes before and after it.
 
-Decoding reads every weight once and computes little with it, so the kernel is made to read (see ``stream``), and the norm
-before, the gate between and the residual or the convolution's step after a product cost no kernel of their own. The norm's
-factor is found on the way: sum(w * x * weight) * rsqrt(mean(x^2) + eps).
+Decode reads every weight once and computes little with it, so the kernel is built for reading (see ``stream``). The norm
+before a product, the gate between two, and the residual or convolution after one are part of its kernel. The norm's factor
+is applied last: sum(w * x * weight) * rsqrt(mean(x^2) + eps).
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ def dot(a, b, total):
 
 @triton.jit
 def _convolved(now, weight, bias, state, c, c_in, TAPS: tl.constexpr, TP: tl.constexpr):
-    """silu(bias + sum over taps) of channels c [RL, BR] whose newest inputs are ``now``; the state [channels, TAPS - 1] moves
-    on. TP: a power of two, at least TAPS - 1."""
+    """silu(bias + sum over taps) of channels c [RL, BR] with the newest inputs ``now``; updates the state [channels, TAPS - 1].
+    TP: a power of two, at least TAPS - 1."""
     n = tl.arange(0, TP)[None, None, :]
     cell = c[:, :, None] * (TAPS - 1) + n
     inside = c_in[:, :, None] & (n < TAPS - 1)
     before = tl.load(state + cell, mask=inside, other=0)
     total = tl.sum(before * tl.load(weight + c[:, :, None] * TAPS + n, mask=inside, other=0), 2)
     total += tl.load(weight + c * TAPS + TAPS - 1, mask=c_in, other=0) * now
-    # Several threads may hold the same channel: all have read before one of them writes.
+    # Threads may share a channel: all read it before one writes.
     tl.debug_barrier()
     tl.store(state + cell - 1, before, mask=inside & (n > 0))
     if TAPS > 1:
@@ -62,7 +62,7 @@ def _gemv_kernel(
 ):  # fmt: skip
     """out[t, n] = (residual[t, n] +) w[n] . norm(x[t]); gated: silu(w[n] . x) * (w2[n] . x).
 
-    The first CHANNELS rows go through a step of a convolution of TAPS (0: none).
+    The first CHANNELS rows go through a convolution step with TAPS taps (0: none).
     """
     row = rows_of(tl.program_id(0), RL, BR)
     token = tl.program_id(1).to(tl.int64)
@@ -98,14 +98,14 @@ def _gemv_kernel(
         y = tl.where(first, _convolved(y, conv_weight, conv_bias, conv_state, row, first, TAPS, TP), y)
     if RESIDUAL:
         y += tl.load(residual + token * N + row, mask=row_in, other=0)
-        tl.debug_barrier()  # the result may take the residual's place: see _convolved
+        tl.debug_barrier()  # out may be the residual, see _convolved
     tl.store(out + token * N + row, y, mask=row_in)
 
 
 @dataclass(frozen=True)
 class ConvStep:
-    """A step of a causal convolution over the first rows of a product: weight float32 [channels, taps], bias float32
-    [channels], and the inputs before, float32 [channels, taps - 1], which move on. See ``reference.causal_conv``."""
+    """A causal convolution step over the first rows of a product: weight float32 [channels, taps], bias float32 [channels],
+    and the previous inputs, float32 [channels, taps - 1], which it updates. See ``reference.causal_conv``."""
 
     weight: torch.Tensor
     bias: torch.Tensor
@@ -124,11 +124,11 @@ def gemv(
     out: torch.Tensor | None = None,
     tile: Tile | None = None,
 ) -> torch.Tensor:
-    """x [T, in] times w [out, in], a pass over the weights for every row: float32 [T, out]. Made for T = 1.
+    """x [T, in] times w [out, in], with one pass over the weights per row: float32 [T, out]. Built for T = 1.
 
-    ``norm`` float32 [in]: x goes through that RMS norm first. ``up``, of w's shape and format: silu(w x) * (up x).
-    ``residual`` float32 [T, out] is added; it may be ``out``. ``conv``: the first channels of the result are the
-    convolution's, not its input (T = 1). x is contiguous along its rows.
+    ``norm`` float32 [in]: weight of an RMS norm of x. ``up``, of w's shape and format: returns silu(w x) * (up x). ``residual``
+    float32 [T, out] is added; it may be ``out``. ``conv``: the first channels of the result go through this convolution
+    (T = 1). Rows of x are contiguous.
     """
     n, k = w.shape
     t = x.shape[0]

@@ -1,6 +1,6 @@
-"""What Triton's interpreter needs to run these kernels on the CPU; knows nothing of the kernels.
+"""Fixes for Triton's interpreter, which runs the kernels on the CPU in tests, as numpy and block by block.
 
-The interpreter is for tests: it runs kernels as numpy, block by block. Three of its gaps are closed here. Import this first.
+Modules with kernels import this module first, so that the fixes apply.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0", "false", "off")
 
 
-#: In kernels: the interpreter's ``tl.dot`` takes bf16 operands for the integers that hold them; kernels widen them first.
+#: For kernels: the interpreter's ``tl.dot`` treats bf16 operands as the integers that store them, so kernels widen them first.
 WIDEN = tl.constexpr(interpreted())
 
 
-def _mend_loop_bounds() -> None:
-    """Triton 3.6 and older turn a loop's bound into an int in a way that numpy 2.4 refuses."""
+def _fix_loop_bounds() -> None:
+    """Triton 3.6 and older convert a loop's bound to int in a way that numpy 2.4 rejects."""
     from triton.runtime import interpreter
 
     original = interpreter._patch_lang_tensor
@@ -42,8 +42,8 @@ def _mend_loop_bounds() -> None:
 
 
 def _patch_the_language_once() -> None:
-    """The interpreter replaces the language's functions anew for each call of a device function, within a kernel for which
-    they are replaced already: half of all its time."""
+    """Patch the language's functions once per kernel; the interpreter does it again for each call of a device function,
+    which takes half of its time."""
     from triton.runtime import interpreter
 
     original = interpreter._patch_lang
@@ -52,13 +52,13 @@ def _patch_the_language_once() -> None:
     def patch(fn: Any) -> Any:
         modules = {id(x) for x in fn.__globals__.values() if x is tl or x is tl.core} - replaced
         if not modules:
-            return interpreter._LangPatchScope()  # nothing to put back
+            return interpreter._LangPatchScope()  # nothing to restore
         scope = original(fn)
-        put_back = scope.restore
+        restore_all = scope.restore
         replaced.update(modules)
 
         def restore() -> None:
-            put_back()
+            restore_all()
             replaced.difference_update(modules)
 
         scope.restore = restore
@@ -68,6 +68,6 @@ def _patch_the_language_once() -> None:
 
 
 if interpreted():
-    with contextlib.suppress(ImportError, AttributeError):  # a Triton built otherwise: its tests will tell
-        _mend_loop_bounds()
+    with contextlib.suppress(ImportError, AttributeError):  # another Triton version may not need the fixes
+        _fix_loop_bounds()
         _patch_the_language_once()

@@ -1,10 +1,10 @@
-"""How kernels are launched: tile sizes, the constants a weight's format fixes, scratch memory; knows nothing of models.
+"""Launch parameters of the kernels: tile sizes, and the compile-time constants of a weight's format.
 
-Tile sizes are chosen by shape alone, never by what else runs, so that a sum is added up in the same order every time.
+Tile sizes depend on shapes alone, so a sum is always added up in the same order.
 
-Triton compiles a kernel anew for an integer argument that is 1, a multiple of 16, or neither. Kernels say ``do_not_specialize``
-of those that change from call to call (tokens, chunks, runs of keys), or an answer would pause for its prompt's length;
-sizes and strides of weights stay as they are: that they are multiples of 16 is what makes loads wide.
+Triton compiles a kernel once each for integer arguments that are 1, multiples of 16, or neither. Arguments that change from
+call to call (tokens, chunks, runs of keys) are therefore ``do_not_specialize``: otherwise a new prompt length could compile
+in the middle of an answer. Sizes and strides of weights stay specialized, since loads are wide only for multiples of 16.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tile:
-    """How ``stream``'s tiles are cut: ``rows`` of a thread, ``warps`` that take turns along a row.
+    """The tile of ``stream``: ``rows`` per thread, ``warps`` that take turns along a row.
 
-    ``groups`` and ``lanes`` are a warp's threads along a row and across rows: their product is its 32 threads.
+    ``groups`` and ``lanes`` are a warp's threads along a row and across rows; their product is 32.
     """
 
     rows: int
@@ -34,11 +34,11 @@ class Tile:
 
     @property
     def height(self) -> int:
-        """Rows of a program."""
+        """Rows per program."""
         return self.lanes * self.rows
 
     def constants(self) -> dict[str, int]:
-        """The compile-time constants by which a kernel knows it, and the number of warps."""
+        """The kernel's compile-time constants for this tile, and the number of warps."""
         return {"GL": self.groups, "RL": self.lanes, "KW": self.warps, "BR": self.rows, "num_warps": self.warps}
 
 
@@ -52,16 +52,13 @@ def cdiv(a: int, b: int) -> int:
     return -(-a // b)
 
 
-#: Measured choices for the matrix-vector product by (rows, groups), to replace the rule below; the GPU suite's sweep
-#: prints what belongs here. Empty until a card has been met.
+#: Measured tiles of the matrix-vector product by (rows, groups), which override the rule. ``gpu_check`` prints them.
+#: Empty until someone has measured on a GPU.
 TUNED: dict[tuple[int, int], Tile] = {}
 
 
 def gemv_tile(w: Packed, n_rows: int) -> Tile:
-    """The tile of a matrix-vector product with ``n_rows`` output rows of the kind in ``w``.
-
-    See ``limits.tile_shape`` for how it is chosen where nothing has been measured.
-    """
+    """The tile of a matrix-vector product with ``n_rows`` rows like those of ``w``: measured, else ``limits.tile_shape``."""
     groups = w.groups
     if interpreted():
         return Tile(min(64, power_of_two(n_rows)), 1, min(64, power_of_two(groups)), 1)
@@ -71,20 +68,20 @@ def gemv_tile(w: Packed, n_rows: int) -> Tile:
 
 
 def constants(w: Packed) -> dict[str, int]:
-    """The compile-time constants by which a kernel reads the weight ``w``."""
+    """The kernels' compile-time constants for the format of ``w``."""
     y = w.layout
     return {"G": w.groups, "LEVELS": y.levels, "HIGH": y.high, "ZERO": y.zero, "SCALES": y.scales}
 
 
 def as_packed(w: Any) -> Packed:
-    """``w`` itself; TypeError for a weight that was never uploaded."""
+    """``w`` itself; TypeError for a weight that was not uploaded."""
     if not isinstance(w, Packed):
-        raise TypeError("this weight lies in GGUF blocks; upload it before the GPU's kernels read it")
+        raise TypeError("this weight is in GGUF blocks; upload it before GPU kernels read it")
     return w
 
 
 def triton_dtype(dtype: torch.dtype) -> Any:
-    """Triton's name of a torch type."""
+    """The Triton type of a torch type."""
     import torch
     import triton.language as tl
 

@@ -1,21 +1,19 @@
-"""How much the card's operations take at a time. Knows nothing of the operations themselves, or of torch.
-
-Plans of memory (``model.card_memory``) and predictions of time (``evaluation.gpu_estimate``) count with the same numbers.
-"""
+"""Sizes that the GPU's operations share with memory plans (``runtime.cuda.memory``) and time predictions
+(``gpu_check.estimate``). Never imports torch."""
 
 from __future__ import annotations
 
-#: Rows up to which weights are expanded in registers, not in memory; of an expert's rows, on average.
+#: The most rows (of an expert, on average) for which weights are dequantized in registers instead of in memory.
 FEW_ROWS = 64
-#: Values of an expanded panel of a matrix (the whole output matrix of Mini would take 0.5 GB).
+#: Values of a dequantized panel of a matrix (the whole output matrix of Mini would take 0.5 GB).
 PANEL_VALUES = 1 << 27
-#: Values of a weight repacked at once on a card; temporaries take up to eight bytes each.
+#: Values of a weight that a GPU repacks at once; temporaries take up to eight bytes per value.
 REPACK_VALUES = 1 << 24
-#: Values of a mask of queries by keys, made where torch has no fused attention for the case.
+#: Values of a mask of queries by keys, for cases in which torch's fused attention needs one.
 MASK_VALUES = 1 << 24
-#: Values of a cache converted at once where attention does not read keys and values as they are stored.
+#: Values of a cache converted at once if attention cannot read keys and values as they are stored.
 CONVERT_VALUES = 1 << 24
-#: Bytes of one of the two page-locked buffers that weights, and keys and values, go through on their way to a card.
+#: Bytes of each of the two page-locked buffers through which weights, keys and values are uploaded.
 PIECE = 32 << 20
 #: Keys in a run of a decode step's attention.
 SPLIT = 256
@@ -23,23 +21,22 @@ SPLIT = 256
 SCAN_CHUNK = 128
 
 
-#: Groups of 32 values that a warp takes of a row at once, in a matrix-vector product.
+#: Groups of 32 values of a row that a warp loads at once in a matrix-vector product.
 GROUPS = 8
 
 
 def tile_shape(n_rows: int, groups: int) -> tuple[int, int]:
-    """Rows of a thread, and warps that take turns along a row of ``groups``, for a matrix-vector product.
+    """(rows per thread, warps that share a row) of a matrix-vector product with ``n_rows`` rows of ``groups`` groups.
 
-    The more rows of a thread, the less often x is fetched and normed, but the fewer programs there are to hide the
-    memory's latency behind.
+    More rows per thread load and normalize x less often, but leave fewer programs to hide the memory's latency.
 
-    What a multiprocessor has asked for at one time must be its share of the bandwidth times the latency: 6 KB at 768 GB/s
-    and 84 multiprocessors, 18 KB at 3.35 TB/s and 132, where a turn takes 0.7 us. A turn of a warp asks for 0.6 KB a row of its
-    threads in Q4_K and is answered before the next one. From 8,192 rows on (20 to 30 MB) eight and more warps a
-    multiprocessor ask for 23 KB and more: there instructions are what is scarce on the faster card, and at most a tenth of
-    a row's warps may be idle at its end. Fewer rows are a matter of how often a warp waits: 2,560 of 2,560 values took two
-    warps five turns, 7 KB at a time and 3.5 us, where reading takes 1.1; four warps, a fifth of which have nothing to do on
-    the whole, take 2.1. Some hundred rows (x_proj, k, v) fill no card: eight warps, whoever is idle.
+    The bytes that a multiprocessor has requested at any time must be its share of the bandwidth times the latency: 6 KB at
+    768 GB/s with 84 multiprocessors, 18 KB at 3.35 TB/s with 132, with a turn of 0.7 us. In one turn a warp requests 0.6 KB
+    per row of its threads in Q4_K. From 8,192 rows on (20 to 30 MB), eight or more warps per multiprocessor request 23 KB
+    and more: then instructions limit the faster GPU, and at most a tenth of a row's warps may idle at its end. With fewer
+    rows the number of turns decides: 2,560 rows of 2,560 values take two warps five turns, 7 KB at a time and 3.5 us, where
+    reading takes 1.1; four warps, a fifth of which idle, take 2.1. A few hundred rows (x_proj, k, v) do not fill a GPU, so
+    they take eight warps however many idle.
     """
     rows = 4 if n_rows >= 8192 else 2 if n_rows >= 2048 else 1
     idle = 1.1 if n_rows >= 8192 else 1.25 if n_rows >= 1024 else 2.0
@@ -47,5 +44,5 @@ def tile_shape(n_rows: int, groups: int) -> tuple[int, int]:
 
 
 def turns(groups: int, warps: int) -> int:
-    """How often a warp asks for memory and waits, on its way along a row."""
+    """How often a warp loads from memory and waits along a row."""
     return -(-groups // (GROUPS * warps))

@@ -1,4 +1,4 @@
-"""RMS norm and the gate between two products, a row at a time; knows nothing of layers."""
+"""RMS norm, and the gate of a feed-forward network."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _norm_kernel(x, weight, out, eps, x_stride, N: tl.constexpr, BLOCK: tl.const
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """See ``reference.rms_norm``; x [T, n] contiguous along its rows, the result in ``dtype``."""
+    """See ``reference.rms_norm``; x [T, n] with contiguous rows, the result in ``dtype``."""
     n_rows, n = x.shape
     out = torch.empty(n_rows, n, dtype=dtype, device=x.device)
     _norm_kernel[(n_rows,)](x, weight, out, eps, x.stride(0), N=n, BLOCK=min(1024, power_of_two(n)), num_warps=4)
@@ -43,7 +43,7 @@ def _gate_kernel(gate, up, out, n, BLOCK: tl.constexpr):
 
 
 def gate_up(gate: torch.Tensor, up: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-    """silu(gate) * up, of any one shape, both contiguous: float32, into ``out`` (which may be either) if given."""
+    """silu(gate) * up of two contiguous tensors of one shape: float32, into ``out`` if given, which may be either."""
     if out is None:
         out = torch.empty_like(gate, dtype=torch.float32)
     _gate_kernel[(cdiv(gate.numel(), 1024),)](gate, up, out, gate.numel(), BLOCK=1024, num_warps=4)

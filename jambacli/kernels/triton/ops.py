@@ -1,8 +1,8 @@
-"""The operations of ``kernels.Ops`` on a CUDA card; knows nothing of layers, plans or graphs.
+"""The operations of ``kernels.Ops`` on a CUDA GPU.
 
-One row goes through the matrix-vector kernels, a few dozen through the matrix kernel that expands weights in registers, and
-more through weights expanded once into bf16 (fp16 where the card has no bf16) and cuBLAS. Weights are ``Packed``, but
-for experts that a placement plan left in the computer's memory: those are plain blocks, and ``host`` computes them.
+One row uses the matrix-vector kernels, a few dozen the matrix kernel that dequantizes in registers, and more rows weights
+that are dequantized once into bf16 (fp16 on GPUs without bf16) and cuBLAS. Weights are ``Packed``, except experts that the
+plan keeps in host memory: those are GGUF blocks, and ``host`` computes them.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ if TYPE_CHECKING:
 
 
 class HostExperts(Protocol):
-    """Computes a layer's experts whose weights stayed in the computer's memory."""
+    """Computes a layer's experts whose weights are in host memory."""
 
     def __call__(
         self, x: torch.Tensor, router: torch.Tensor, gate: QTensor, up: QTensor, down: QTensor, top_k: int
     ) -> torch.Tensor:
-        """See ``reference.experts``; x and the result are on the card."""
+        """See ``reference.experts``; x and the result are on the GPU."""
 
 
 class HostKeys(Protocol):
-    """Keeps keys and values in the computer's memory, for a model on a card."""
+    """Stores keys and values in host memory, and computes attention over them, for a model on a GPU."""
 
     def store(self, x: torch.Tensor, cache: torch.Tensor) -> None:
-        """See ``reference.kv_store``; x is on the card, the cache is not."""
+        """See ``reference.kv_store``; x is on the GPU, the cache in host memory."""
 
     def attention(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, n_past: int, dtype: torch.dtype
     ) -> torch.Tensor:
-        """See ``reference.attention``; q and the result are on the card, k and v are not. Products as ``dtype``."""
+        """See ``reference.attention``; q and the result are on the GPU, k and v in host memory. Products in ``dtype``."""
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
-    """What matrix units multiply on this device: bfloat16, or float16 where a card (Turing) has none."""
+    """The operand type of the device's matrix units: bfloat16, or float16 on GPUs without it (Turing)."""
     if device.type != "cuda":
         return torch.bfloat16
     return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
@@ -53,7 +53,7 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """x float32 [T, in] times weight [out, in] in its own type: float32 [T, out].
 
-    In float16 each row is scaled to a largest value of 1 first: trained Jambas' activations exceed what it holds.
+    In float16 each row is first scaled to a largest value of 1: activations of trained Jambas exceed float16's range.
     """
     dtype = weight.dtype
     if dtype == torch.float16:
@@ -66,20 +66,20 @@ def _multiply(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     if x.is_cuda and x.dtype != torch.float32:
         try:
             return torch.mm(x, weight.T, out_dtype=torch.float32)
-        except (TypeError, RuntimeError):  # a torch or a card without products into float32
+        except (TypeError, RuntimeError):  # this torch or GPU has no products into float32
             pass
     return (x @ weight.T).float()
 
 
 class TritonOps:
-    """The operations with their compute type, and who computes what lies in the computer's memory."""
+    """The operations with products in ``dtype``; ``host`` and ``keys`` compute what is in host memory."""
 
     def __init__(self, dtype: torch.dtype, host: HostExperts | None = None, keys: HostKeys | None = None) -> None:
         self.dtype = dtype
         self._host, self._keys = host, keys
 
     def embed(self, ids: torch.Tensor, w: QTensor) -> torch.Tensor:
-        """See ``reference.embed``; ids may be anywhere."""
+        """See ``reference.embed``; ids may be on any device."""
         packed = as_packed(w)
         device = packed.data.device
         return dequant.embed(ids.to(device), packed)
@@ -116,7 +116,7 @@ class TritonOps:
     ) -> torch.Tensor:
         """See ``reference.experts``."""
         if not isinstance(gate, Packed):
-            assert self._host is not None, "experts in the computer's memory need someone to compute them"
+            assert self._host is not None, "experts in host memory need ``host``"
             return self._host(x, router, gate, up, down, top_k)
         up, down = as_packed(up), as_packed(down)
         alike = gate.format == up.format
@@ -130,7 +130,7 @@ class TritonOps:
         expert, token, place = experts.sort_by_expert(chosen)
         rows = x[token]
         y = torch.empty_like(rows)
-        stops = torch.bincount(expert, minlength=router.shape[0]).cumsum(0).tolist()  # the one wait for the card
+        stops = torch.bincount(expert, minlength=router.shape[0]).cumsum(0).tolist()  # waits for the GPU
         for e, (start, stop) in enumerate(zip([0, *stops], stops, strict=False)):
             if start < stop:
                 mine = select(gate, e), select(up, e), select(down, e)
@@ -151,7 +151,7 @@ class TritonOps:
 
 
 def attention_dtype(cache: torch.Tensor, dtype: torch.dtype) -> torch.dtype:
-    """What a decode step multiplies keys and values as: what they are stored in, where matrix units take it."""
+    """The operand type of attention's products: the cache's own type if matrix units support it, else ``dtype``."""
     if cache.dtype == torch.uint8 or (cache.dtype == torch.bfloat16 and dtype == torch.float16):
         return dtype
     return cache.dtype
@@ -164,7 +164,8 @@ def _as_f32(x: torch.Tensor) -> QTensor:
 
 
 def triton_ops(dtype: torch.dtype, host: HostExperts | None = None, keys: HostKeys | None = None) -> Ops:
-    """The operations, multiplying many rows as ``dtype``. ``host`` and ``keys`` are needed where a plan left any there."""
+    """The operations with products in ``dtype``. ``host`` and ``keys`` are for plans with experts, keys and values in host
+    memory."""
     ops = TritonOps(dtype, host, keys)
     return Ops(
         name="triton",

@@ -1,18 +1,18 @@
-"""Weights as the GPU reads them: GGUF blocks taken apart into aligned planes; knows nothing of kernels, models or files.
+"""Repacks GGUF blocks into aligned planes, the layout that the GPU kernels read.
 
-Blocks of 18, 34, 110 or 210 bytes forbid wide loads, so a weight is repacked once, when it is uploaded, with torch alone
-(on any device). Every format becomes groups of 32 values along a row and at most four planes, G = ceil(row / 32) groups
-and R rows (experts and output rows counted together):
+Blocks of 18, 34, 110 or 210 bytes do not allow wide loads, so a weight is repacked once, during upload, by torch (on any
+device). Every format becomes groups of 32 values along a row in at most four planes, with G = ceil(row / 32) groups and R rows
+(output rows of all experts together):
 
-    q  the levels: floats or int8 [R, G * 32]; nibbles uint8 [R, G * 16], byte j of a group holding value j low and value
-       j + 16 high; or two-bit levels uint8 [R, G * 8], sixteen bytes for two groups: byte j holds value j and value
-       j + 16 of the first, then of the second, lowest bits first
-    h  the bits above them: int32 [R, G], bit i for value i; or two int32 [2, R, G], a word a half, whose value 4 i + b has
-       the bits 8 b + 4 + 2 i and the next, counted around: turned right by 2 i, four values' lie above their nibbles
+    q  the levels: floats or int8 [R, G * 32]; nibbles uint8 [R, G * 16], where byte j of a group holds value j in its low
+       and value j + 16 in its high bits; or two-bit levels uint8 [R, G * 8], sixteen bytes for two groups, where byte j
+       holds value j and value j + 16 of the first and then of the second group, lowest bits first
+    h  the bits above them: int32 [R, G], bit i for value i; or int32 [2, R, G], one word per half, where value 4 i + b has
+       the bits 8 b + 4 + 2 i and the next (modulo 32): rotated right by 2 i, the bits of four values lie above their nibbles
     s  the small integers that scale a group: two bytes in an int16 [R, G] (which ones depends on the format), or an int8
-    d  the floating-point factors: float16 or a pair of them in an int32, a group, a super-block or a row each
+    d  the floating-point factors: a float16 or a pair of them in an int32, per group, super-block or row
 
-The arithmetic is the format's own: a value is the same to the last bit or two, and no format grows by more than 4%.
+Values equal those of the format to the last bit or two, and no format grows by more than 4%.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
     import torch
 
 GROUP = 32
-# What the levels are.
+# Kinds of levels.
 FLOAT, BYTES, NIBBLES, PAIRS, GRID = range(5)
-# What scales them: nothing; a float32 a row; a float16 a group (and a minimum); or in super-blocks of 256 small integers
-# with a float16 factor: scale and minimum of 32 values, of 16, signed scale of 16, of 32.
+# Kinds of scales: none; a float32 per row; a float16 per group (with a minimum or without); or, per super-block of 256 values,
+# small integers with a float16 factor: scale and minimum of 32 values, of 16, signed scale of 16, of 32.
 NONE, ROW, BLOCK, BLOCK_MIN, K32_MIN, K16_MIN, K16, K32 = range(8)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a format lies in planes: kind of ``levels``, ``high`` bits in plane h, ``zero`` point, kind of ``scales``."""
+    """A format's planes: kind of ``levels``, ``high`` bits in plane h, ``zero`` point, kind of ``scales``."""
 
     levels: int
     high: int = 0
@@ -65,7 +65,7 @@ LAYOUTS: dict[str, Layout] = {
     "iq4_xs": Layout(GRID, scales=K32),
 }
 
-# Values repacked at once here, where they are to stay in a processor's caches.
+# Values repacked at once on a CPU, so that they stay in its caches.
 _CPU_VALUES = 1 << 21
 
 
@@ -73,8 +73,8 @@ _CPU_VALUES = 1 << 21
 class Packed(QTensor):
     """A weight in planes: ``shape`` and ``format`` are the GGUF weight's own, ``data`` is plane q as bytes.
 
-    The bytes are no blocks any more: only the GPU's operations read them. Planes that a format lacks are plane q again,
-    so that there is an address to hand over.
+    The bytes are not GGUF blocks: only the GPU's operations read them. Planes that a format lacks are plane q, because
+    kernels need an address.
     """
 
     q: torch.Tensor | None = None
@@ -84,7 +84,7 @@ class Packed(QTensor):
 
     @property
     def layout(self) -> Layout:
-        """How the planes are to be read."""
+        """The layout of the planes."""
         return LAYOUTS[self.format.name]
 
     @property
@@ -94,7 +94,7 @@ class Packed(QTensor):
 
     @property
     def rows(self) -> int:
-        """Rows, those of all experts together."""
+        """Rows of all experts together."""
         return math.prod(self.shape[:-1])
 
     @property
@@ -103,7 +103,7 @@ class Packed(QTensor):
         return sum(p.nbytes for p in {id(p): p for p in (self.q, self.h, self.s, self.d) if p is not None}.values())
 
     def row_blocks(self) -> torch.Tensor:
-        """There are no blocks any more: TypeError."""
+        """Raises TypeError: a packed weight has no blocks."""
         raise TypeError("a weight in planes has no blocks")
 
     def planes(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -130,10 +130,10 @@ def packed_bytes(fmt: str, rows: int, n: int) -> int:
 def repack(
     w: QTensor, device: torch.device | None = None, send: Callable[[torch.Tensor], torch.Tensor] | None = None
 ) -> Packed:
-    """The same weight in planes on ``device`` (by default where its blocks are), repacked there a piece at a time.
+    """The same weight in planes on ``device`` (default: the device of its blocks), repacked there a piece at a time.
 
-    ``send``: how blocks get there, a piece of them as bytes; by default ``Tensor.to``. A stack of experts is thus never on
-    a card as blocks and as planes. ValueError for a format without planes.
+    ``send`` copies a piece of blocks, as bytes, to the device (default: ``Tensor.to``). So a GPU never holds a whole stack of
+    experts as blocks and as planes. Raises ValueError for a format without planes.
     """
     import torch
 
@@ -175,14 +175,14 @@ def repack(
 
 
 def select(w: Packed, index: int) -> Packed:
-    """The matrix [out, in] of one expert of a stack [experts, out, in]: views, but for a plane h of two words a group."""
+    """The matrix [out, in] of one expert of a stack [experts, out, in]: views, except a plane h of two words per group."""
     n_out = w.shape[1]
     part = slice(index * n_out, (index + 1) * n_out)
 
     def cut(p: torch.Tensor | None) -> torch.Tensor | None:
         if p is None or p.dim() < 3:
             return None if p is None else p[part]
-        return p[:, part].contiguous()  # kernels look for the second words right behind the matrix's own first ones
+        return p[:, part].contiguous()  # kernels expect the second words right after the first ones of the same matrix
 
     return Packed(w.data, w.format, w.shape[1:], None, cut(w.q), cut(w.h), cut(w.s), cut(w.d))
 
@@ -206,7 +206,7 @@ def _plain(w: QTensor, device: torch.device, send: Callable[[torch.Tensor], torc
 
 @dataclass(frozen=True)
 class _Rows:
-    """Some rows of the planes, to be written."""
+    """Some rows of the planes, for writing."""
 
     q: torch.Tensor
     h: torch.Tensor | None
@@ -226,7 +226,7 @@ class _Rows:
         word: torch.Tensor | None = None,
         s: torch.Tensor | None = None,
     ) -> None:
-        """Store what a splitter found; rows r in this part.
+        """Store the fields of a format's blocks, for r rows.
 
         d bytes uint8 [r, ., 2 or 4]; ``bytes_`` plane q as it is; ``levels`` uint8 [r, G, 32] below 16; ``pairs`` and
         ``high_pairs`` below 4; ``bit`` below 2; ``word`` bytes of plane h; s bytes uint8, one or two a group.
@@ -281,14 +281,14 @@ def _pack_bits(bits: torch.Tensor) -> torch.Tensor:
 
 
 def _shifted(b: torch.Tensor, *shifts: int) -> torch.Tensor:
-    """uint8 [..., k] -> [..., len(shifts), k]: the bytes shifted right by each."""
+    """uint8 [..., k] -> [..., len(shifts), k]: the bytes shifted right by each of ``shifts``."""
     import torch
 
-    return torch.stack([b >> shift for shift in shifts], -2)  # a tensor of shifts would wait for the card each time
+    return torch.stack([b >> shift for shift in shifts], -2)  # a tensor of shifts would wait for the GPU each time
 
 
 def _nibble_halves(qs: torch.Tensor, run: int) -> torch.Tensor:
-    """Super-blocks' nibbles uint8 [r, S, 128] -> levels [r, 8 S, 32]; a run of bytes holds its low levels, then the high."""
+    """Super-blocks' nibbles uint8 [r, S, 128] -> levels [r, 8 S, 32]; 32 bytes hold the low levels, then the high ones."""
     rows = qs.shape[0]
     return (_shifted(qs.reshape(rows, -1, run), 0, 4) & 15).reshape(rows, -1, GROUP)
 
@@ -318,7 +318,7 @@ def _q8_0(b: torch.Tensor, out: _Rows) -> None:
     out.put(d=b[..., :2], bytes_=b[..., 2:])
 
 
-def _four_bits(b: torch.Tensor, out: _Rows) -> None:  # Q4_0 and IQ4_NL lie as the plane does
+def _four_bits(b: torch.Tensor, out: _Rows) -> None:  # Q4_0 and IQ4_NL already have the plane's order
     out.put(d=b[..., :2], bytes_=b[..., 2:])
 
 

@@ -1,12 +1,12 @@
-"""The selective scan of a Mamba layer: many tokens in chunks, or one; knows nothing of what surrounds it.
+"""The selective scan of a Mamba layer: many tokens in chunks, or one token fused with its surroundings.
 
-A recurrence of T steps is cut into chunks that run side by side. The first pass finds what a chunk adds to a state of zeros
-and by how much it lets an earlier state decay (exp(A * sum of dt), so one number a channel); a short second pass
-strings the chunks together; the third runs each chunk from its true state and writes the outputs. A short sequence is
-one chunk, and then only the third pass runs. The chunk's length depends on the number of tokens alone.
+The recurrence is split into chunks that run in parallel. The first pass computes what a chunk adds to a state of zeros, and how
+much an earlier state decays (exp(A * sum of dt), so one number per channel). A short second pass combines the chunks. The third
+runs each chunk from its true initial state and writes the outputs. A short sequence is one chunk and needs only the third pass.
+The length of a chunk depends on the number of tokens alone.
 
-A thread has a channel with all its states, so that a step exchanges nothing: states have the dimensions [channels, quarters,
-4], of which Triton gives the last, whose values follow one another, to a thread, and the first to the threads.
+A thread holds a channel with all its states, so a step exchanges nothing between threads: states have the dimensions [channels,
+quarters, 4], of which Triton gives the last (contiguous) to one thread and distributes the first over the threads.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from jambacli.kernels.triton.tiles import row_factor
 
 @triton.jit
 def softplus(x):
-    """log(1 + exp(x)), x itself where that is all of it (torch's threshold).
+    """log(1 + exp(x)), and x itself above torch's threshold.
 
-    A step is small where exp(x) is, so 1 + exp(x) may not swallow it: log(u) * e / (u - 1) with u = 1 + e, rounded, is
-    exact where log(u) alone would have lost digits (Goldberg 1991, theorem 4).
+    For small e = exp(x), 1 + e loses digits: log(u) * e / (u - 1) with the rounded u = 1 + e keeps them (Goldberg 1991,
+    theorem 4).
     """
     e = tl.exp(tl.minimum(x, 20.0))
     u = 1.0 + e
@@ -39,7 +39,7 @@ def softplus(x):
 
 @triton.jit
 def _cells(c, N: tl.constexpr, NP: tl.constexpr, BC: tl.constexpr):
-    """The states of channels c int32 [BC]: each one's number, where a tensor [channels, N] has it, and whether it is one."""
+    """The states of channels c int32 [BC]: their indices, offsets in a tensor [channels, N], and whether they exist."""
     n = tl.arange(0, NP // 4)[None, :, None] * 4 + tl.arange(0, 4)[None, None, :]
     n = tl.broadcast_to(n, (BC, NP // 4, 4))
     return n, c[:, None, None] * N + n, n < N
@@ -50,8 +50,8 @@ def _chunk_kernel(
     x, dt, dt_bias, A, B, C, D, z, start, end, decay, out, T, CH, x_stride, dt_stride, b_stride, c_stride, z_stride,
     chunk, N: tl.constexpr, NP: tl.constexpr, BC: tl.constexpr, OUTPUTS: tl.constexpr,
 ):  # fmt: skip
-    """One chunk of BC channels. OUTPUTS: from start[chunk], writes out (and end of the last chunk's state); else from
-    zeros, writes end[chunk] and decay[chunk], the sum of dt."""
+    """One chunk of BC channels. With OUTPUTS it starts from start[chunk] and writes out (and the state after the last chunk);
+    else it starts from zeros and writes end[chunk] and decay[chunk], the sum of dt."""
     c = tl.program_id(0) * BC + tl.arange(0, BC)
     n, cell, n_in = _cells(c, N, NP, BC)
     number = tl.program_id(1)
@@ -91,7 +91,7 @@ def _chunk_kernel(
 
 @triton.jit(do_not_specialize=["chunks"])
 def _join_kernel(A, state, end, decay, chunks, CH, N: tl.constexpr, NP: tl.constexpr, BC: tl.constexpr):
-    """end[chunk], what each chunk added, becomes the state that each chunk starts from; ``state`` is the first one's."""
+    """Replace end[chunk], what each chunk added, by the state before that chunk; ``state`` is the one before the first."""
     c = tl.program_id(0) * BC + tl.arange(0, BC)
     _, cell, n_in = _cells(c, N, NP, BC)
     both = (c < CH)[:, None, None] & n_in
@@ -118,7 +118,7 @@ def selective_scan(
     *,
     chunk: int = SCAN_CHUNK,
 ) -> torch.Tensor:
-    """See ``reference.selective_scan``; x, dt, B, C and z may be slices of wider rows."""
+    """See ``reference.selective_scan``; x, dt, B, C and z may be columns of wider rows."""
     n_tokens, d_inner = x.shape
     d_state = A.shape[1]
     out = torch.empty(n_tokens, d_inner, device=x.device)
@@ -147,7 +147,7 @@ def selective_scan(
 
 @triton.jit
 def _norm_of(x, weight, n, eps, N: tl.constexpr):
-    """The RMS norm of N values (N at most n's length): float32 [n]."""
+    """The RMS norm of N values, at most as many as n has: float32 [n]."""
     value = tl.load(x + n, mask=n < N, other=0)
     scale = 1.0 / tl.sqrt(tl.sum(value * value, 0) / N + eps)
     return value * scale * tl.load(weight + n, mask=n < N, other=0)
@@ -160,7 +160,7 @@ def _step_kernel(
     SCALES: tl.constexpr, N: tl.constexpr, NP: tl.constexpr,
     GL: tl.constexpr, RL: tl.constexpr, KW: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
-    """One token of RL * BR channels: the three norms, dt's projection, the recurrence and the gate."""
+    """One token for RL * BR channels: the three norms, dt_proj, the recurrence and the gate."""
     row = rows_of(tl.program_id(0), RL, BR)
     row_in, rows = row < CH, tl.minimum(row, CH - 1).to(tl.int64)
     total = tl.zeros((GL, RL, KW, BR), tl.float32)
@@ -186,7 +186,7 @@ def _step_kernel(
     xt = tl.load(x + c, mask=c_in, other=0)
     decay = tl.exp(dt[:, None] * tl.load(A + cell, mask=both, other=0))
     new = decay * tl.load(state + cell, mask=both, other=0) + (dt * xt)[:, None] * b[None, :]
-    tl.debug_barrier()  # several threads may hold the same state: all have read before one of them writes it
+    tl.debug_barrier()  # threads may share a state: all read it before one writes
     tl.store(state + cell, new, mask=both)
     y = tl.sum(new * c_values[None, :], 1) + tl.load(D + c, mask=c_in, other=0) * xt
     tl.store(out + c, y * silu(tl.load(z + c, mask=c_in, other=0)), mask=c_in)
@@ -207,8 +207,8 @@ def scan_step(
 ) -> None:
     """One token from the convolution's output to out_proj's input, in one kernel.
 
-    x, z, out float32 [d_inner]; dtbc float32 [dt_rank + 2 * d_state], x_proj's output; ``norms`` dt's, B's and C's
-    weights; dt_proj [d_inner, dt_rank]; the rest as in ``reference.selective_scan``.
+    x, z, out float32 [d_inner]; dtbc float32 [dt_rank + 2 * d_state], x_proj's output; ``norms``: weights of the norms of
+    dt, B and C; dt_proj [d_inner, dt_rank]; the rest as in ``reference.selective_scan``.
     """
     d_inner, d_state = A.shape
     tile = gemv_tile(dt_proj, d_inner)

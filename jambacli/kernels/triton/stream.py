@@ -1,14 +1,13 @@
-"""Device functions that multiply packed rows with one row of activations as they stream by; knows nothing of layers.
+"""Device functions that multiply packed rows with one row of activations while streaming the rows from memory.
 
-A warp reads eight groups of 32 values of four rows at once: 128 bytes of each row in nibbles, and activations that four
-threads share. A thread owns a group of BR rows: it loads sixteen bytes of each (or twice sixteen), and all that it needs to
-turn them into numbers lies in its registers. Warps take turns along a row and meet once, at the end. So tiles have
-the dimensions
+A warp reads eight groups of 32 values of four rows at once: 128 bytes of each row in nibbles, and activations that four threads
+share. A thread has one group of BR rows: it loads sixteen bytes of each (or twice sixteen) and dequantizes them in its
+registers. Warps take turns along a row and combine their sums once, at the end. So tiles have the dimensions
 
-    [GL groups, RL rows, KW warps, BR rows of a thread], and words or values of a group after them,
+    [GL groups, RL rows, KW warps, BR rows per thread], and then the words or values of a group,
 
-in this order, because Triton hands out threads and then warps to dimensions from the first to the last: every tensor below
-lies the same way, and none moves between threads inside the loop. ``tiles`` says how levels become numbers.
+in this order, because Triton assigns threads and then warps to dimensions from the first to the last. All tensors below
+have the same layout, so none moves between threads inside the loop. ``tiles`` dequantizes.
 """
 
 # Constants are compared one by one: Triton's language has no `in`.
@@ -46,13 +45,13 @@ def rows_of(program, RL: tl.constexpr, BR: tl.constexpr):
 
 @triton.jit
 def groups_at(start, GL: tl.constexpr, KW: tl.constexpr):
-    """The groups that the threads take from ``start`` on: int32 [GL, KW]."""
+    """The groups of the threads from ``start`` on: int32 [GL, KW]."""
     return start + tl.arange(0, KW)[None, :] * GL + tl.arange(0, GL)[:, None]
 
 
 @triton.jit
 def _quarters(x, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr, D: tl.constexpr):
-    """[A, B, C, D, 4, 4] -> the four of the last dimension, [A, B, C, D, 4] each; nothing moves."""
+    """[A, B, C, D, 4, 4] -> four tensors [A, B, C, D, 4], split along the last dimension without moving data."""
     even, odd = tl.split(tl.reshape(x, (A, B, C, D, 4, 2, 2)))
     x0, x2 = tl.split(even)
     x1, x3 = tl.split(odd)
@@ -64,13 +63,13 @@ def load_half(
     x, norm, g, half, K: tl.constexpr, G: tl.constexpr,
     GL: tl.constexpr, RL: tl.constexpr, KW: tl.constexpr, NORM: tl.constexpr,
 ):  # fmt: skip
-    """Sixteen values of each group in g, the first or the second: float32 [GL, RL, KW, 1, 4], value 4 i + b of the half in
-    the b-th at i; then their sum and the sum of their squares before the norm's weight [GL, RL, KW, 1]."""
+    """The first or second sixteen values of each group in g, as four float32 [GL, RL, KW, 1, 4] (value 4 i + b is in tensor
+    b at i); then their sum, and the sum of their squares before the norm's weight, [GL, RL, KW, 1]."""
     i = tl.arange(0, 4)
     value_at = i[:, None] * 4 + i[None, :] + half * 16
     at = g[:, None, :, None, None, None] * 32 + value_at[None, None, None, None, :, :]
-    at = tl.broadcast_to(at, (GL, RL, KW, 1, 4, 4))  # every row's threads: then they lie as the weights do
-    # Where no thread is ever beyond the row's end, nothing need be masked: fewer instructions.
+    at = tl.broadcast_to(at, (GL, RL, KW, 1, 4, 4))  # for every row's threads: the layout of the weights
+    # If no thread is ever beyond the row's end, no masks are needed.
     WHOLE: tl.constexpr = G % (GL * KW) == 0 and K == G * 32
     if WHOLE:
         value = tl.load(x + at).to(tl.float32)
@@ -90,7 +89,7 @@ def load_half(
 
 @triton.jit
 def _moved(word, by: tl.constexpr):
-    """The word's bits moved up by so many places, or down."""
+    """The word shifted left by so many bits, right if negative."""
     if by >= 0:
         moved = word << by
     else:
@@ -100,7 +99,7 @@ def _moved(word, by: tl.constexpr):
 
 @triton.jit
 def _and_or(word, mask: tl.constexpr, other):
-    """word & mask | other, in one instruction: Triton's compiler makes two of it where mask and other are constants."""
+    """word & mask | other as one instruction; Triton's compiler makes two of it if mask and other are constants."""
     if WIDEN:
         bits = (word & mask) | other
     else:
@@ -112,7 +111,7 @@ def _and_or(word, mask: tl.constexpr, other):
 
 @triton.jit
 def _six_bits(nibbles, high, i):
-    """The low nibbles of four bytes with the two bits of each above them: ``repack`` says where they are in ``high``."""
+    """The low nibbles of four bytes with their two high bits above them; see ``repack`` for their places in ``high``."""
     high = high.to(tl.uint32, bitcast=True)
     turned = ((high >> (2 * i)) | (high << ((32 - 2 * i) & 31))).to(tl.int32, bitcast=True)
     return _and_or(turned, 0x30303030, nibbles & 0x0F0F0F0F)
@@ -122,8 +121,8 @@ def _six_bits(nibbles, high, i):
 def _unit(
     word, high, by: tl.constexpr, low: tl.constexpr, high_by: tl.constexpr, HIGH: tl.constexpr, under: tl.constexpr
 ):
-    """1 + level / 2^B, float32, of levels ``low`` bits wide that are ``by`` places below the mantissa's top, less its
-    ``under`` first places; HIGH more bits of ``high``, ``high_by`` places below the top, come on top of them."""
+    """1 + level / 2^B, float32, of levels ``low`` bits wide that are ``by`` places below the mantissa's top minus its ``under``
+    first places. HIGH more bits, from ``high`` at ``high_by`` places below the top, go above them."""
     place: tl.constexpr = 23 - HIGH - low - under
     bits = _and_or(_moved(word, by - under), ((1 << low) - 1) << place, ONE)
     if HIGH > 0:
@@ -136,8 +135,8 @@ def _dot4(
     so_far, x0, x1, x2, x3, word, high,
     first: tl.constexpr, low: tl.constexpr, HIGH: tl.constexpr, under: tl.constexpr,
 ):  # fmt: skip
-    """so_far [GL, RL, KW, BR, 4] and sixteen units of each group times x: those at bit ``first`` of the words' bytes, on
-    top of which come the bits of ``high``, HIGH of them for a byte."""
+    """Add to so_far [GL, RL, KW, BR, 4] sixteen units of each group times x: those at bit ``first`` of the words' bytes, with
+    HIGH more bits per byte from ``high``."""
     top: tl.constexpr = 23 - HIGH
     so_far += _unit(word, high, top - low - first, low, top, HIGH, under) * x0
     so_far += _unit(word, high, top - low - first - 8, low, top - HIGH, HIGH, under) * x1
@@ -160,7 +159,7 @@ def _float4(
     so_far, x0, x1, x2, x3, q, base, at, half,
     GL: tl.constexpr, RL: tl.constexpr, KW: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
-    """The same for floats, which are loaded here."""
+    """The same for floats, which this function loads."""
     i = tl.arange(0, 4)
     value_at = i[:, None] * 4 + i[None, :] + half * 16
     where = q + base[:, :, :, :, None, None] + (at[:, :, :, :, None, None] + value_at[None, None, None, None, :, :])
@@ -176,19 +175,19 @@ def stream_dots(
 ):  # fmt: skip
     """Products of a tile with x, from ``load_half`` a and b, summed over each group: float32 [GL, RL, KW, BR].
 
-    row int64 [RL, BR], rows that there are; of groups beyond the last, x is zero, and the last is read once more: reading
-    needs no masks. The units (1 + level / 2^B) are multiplied as they are, each group's sum is put right once: it is
-    sum(level * x) / 2^B + (1 + zero / 2^B) * sum(x). ``row_factor`` is still to come.
+    row int64 [RL, BR], all existing. Beyond the last group x is zero and the last group is read again, so loads need no masks.
+    The units (1 + level / 2^B) are multiplied as they are, and each group's sum is corrected once: it is
+    sum(level * x) / 2^B + (1 + zero / 2^B) * sum(x). The caller applies ``row_factor``.
     """
     if G % (GL * KW) != 0:
         g = tl.minimum(g, G - 1)
     base = tl.broadcast_to((row * G)[None, :, None, :], (GL, RL, KW, BR))  # the row's first group
     at = tl.broadcast_to(g[:, None, :, None], (GL, RL, KW, BR))
-    # The same numbers, but Triton does not see that neighbours follow one another: it would load several for a thread, and
-    # then move them between threads, to where the words are.
+    # The same indices, hidden from Triton: it would see that they are consecutive, load several per thread and move them
+    # between threads to match the words.
     apart = tl.broadcast_to(((g << 1) >> 1)[:, None, :, None], (GL, RL, KW, BR))
     i = tl.arange(0, 4)[None, None, None, None, :]
-    # Whether the halves have factors of their own; else their sums are one.
+    # Whether the halves have their own factors; else one sum serves both.
     halves: tl.constexpr = SCALES == K16 or SCALES == K16_MIN
     a_weight: tl.constexpr = 16.0 if LEVELS == NIBBLES and HIGH == 0 else 1.0
     words = q.to(tl.pointer_type(tl.int32))
@@ -199,13 +198,13 @@ def stream_dots(
         hi = nothing
     elif LEVELS == BYTES:
         where = words + (base * 8)[:, :, :, :, None] + ((at * 8)[:, :, :, :, None] + i)
-        # A signed byte plus 128 is the byte with its first bit turned over.
+        # A signed byte plus 128 is the byte with its highest bit flipped.
         first, second = tl.load(where) ^ -0x7F7F7F80, tl.load(where + 4) ^ -0x7F7F7F80
         lo = _dot4(nothing, a0, a1, a2, a3, first, first, 0, 8, 0, 0)
         lo = _dot4(lo, b0, b1, b2, b3, second, second, 0, 8, 0, 0)
         hi = nothing
     else:
-        if LEVELS == PAIRS:  # two groups share four words, which neighbouring threads both read
+        if LEVELS == PAIRS:  # two groups share four words, which two neighbouring threads read
             group = base + at
             word = tl.load(words + ((group // 2) * 4)[:, :, :, :, None] + i)
             word = word >> ((group & 1) * 4).to(tl.int32)[:, :, :, :, None]
@@ -227,8 +226,8 @@ def stream_dots(
             lo = _dot4(nothing, a0, a1, a2, a3, word, first, 0, 2, HIGH, 0)
             hi = _dot4(nothing, b0, b1, b2, b3, word, second, 2, 2, HIGH, 0)
         elif HIGH == 0:
-            # Both nibbles of a byte are moved at once, the low one to four places further down; its x, sixteen times as
-            # large, makes up for that.
+            # Both nibbles of a byte are shifted at once, the low one to four places lower; its x, sixteen times as
+            # large, compensates for that.
             lo = _dot4(nothing, a0 * 16.0, a1 * 16.0, a2 * 16.0, a3 * 16.0, word, word, 0, 4, 0, 4)
             lo = _dot4(lo, b0, b1, b2, b3, word, word, 4, 4, 0, 0)
             hi = nothing

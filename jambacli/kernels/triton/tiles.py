@@ -1,9 +1,9 @@
-"""Device functions that read a tile of a packed weight as numbers; knows nothing of what is computed with it.
+"""Device functions that load and dequantize a tile of a packed weight.
 
-A tile is BG groups of 32 values of BN rows, held as two halves [BG, BN, 16]: values 0..15 and 16..31 of each group. A
-thread then owns the sixteen bytes that it loads at once, and sums over a group stay inside it. Groups come first
-because Triton gives neighbouring threads to the first of equal dimensions: a warp then reads along a row. ``repack`` says
-how the planes lie; every function is traced once for each format, the branches on constants vanish.
+A tile is BG groups of 32 values of BN rows, as two halves [BG, BN, 16]: values 0..15 and 16..31 of each group. So a thread
+has the sixteen bytes that it loads at once, and sums over a group stay in one thread. Groups are the first dimension
+because Triton assigns neighbouring threads to it: a warp then reads along a row. ``repack`` describes the planes. Every
+function is traced once per format, and its branches on constants vanish.
 """
 
 # Constants are compared one by one: Triton's language has no `in`.
@@ -29,21 +29,21 @@ K32_MIN = tl.constexpr(repack.K32_MIN)
 K16_MIN = tl.constexpr(repack.K16_MIN)
 K16 = tl.constexpr(repack.K16)
 K32 = tl.constexpr(repack.K32)
-# The sixteen values of IQ4's grid, a byte each, lowest first: -127 -104 -83 -65 -49 -35 -22 -10 | 1 13 25 ... 113.
+# The sixteen values of IQ4's grid, one byte each, lowest first: -127 -104 -83 -65 -49 -35 -22 -10 | 1 13 25 ... 113.
 GRID_LOW = tl.constexpr(
     int.from_bytes(bytes(v & 255 for v in (-127, -104, -83, -65, -49, -35, -22, -10)), "little", signed=True)
 )
 GRID_HIGH = tl.constexpr(int.from_bytes(bytes((1, 13, 25, 38, 53, 69, 89, 113)), "little", signed=True))
 
 
-# The bits of 1.0. A level of B bits put below them, at the top of the mantissa, makes the float32 1 + level / 2^B exactly:
-# a shift and an AND-OR where a conversion would take more, and slower, instructions.
+# The bits of 1.0. With a level of B bits at the top of the mantissa they are exactly 1 + level / 2^B: a shift and an
+# AND-OR, where a conversion would take more and slower instructions.
 ONE = tl.constexpr(0x3F800000)
 
 
 @triton.jit
 def grid_value(level):
-    """IQ4's value of a level 0..15, without a table in memory."""
+    """The value of IQ4's grid for a level 0..15, without a table in memory."""
     eight = tl.where(level < 8, GRID_LOW, GRID_HIGH).to(tl.int64)
     return (eight >> ((level & 7) * 8).to(tl.int64)).to(tl.int8).to(tl.float32)
 
@@ -52,8 +52,8 @@ def grid_value(level):
 def units(q, h, rows, g, inside, R, G: tl.constexpr, LEVELS: tl.constexpr, HIGH: tl.constexpr):
     """The levels of a tile as 1 + level / 2^B, float32: two of [BG, BN, 16]. rows int64 [BN], inside bool [BG, BN].
 
-    B is 8 for signed bytes (whose level is then the byte plus 128), else the bits in planes q and h together. Floats and
-    IQ4's grid come as the numbers that they are.
+    B is 8 for signed bytes (level = byte + 128), else the number of bits in planes q and h together. Floats and values of
+    IQ4's grid are returned as they are.
     """
     j = tl.arange(0, 16)[None, None, :]
     group = rows[None, :] * G + g[:, None]
@@ -74,7 +74,7 @@ def units(q, h, rows, g, inside, R, G: tl.constexpr, LEVELS: tl.constexpr, HIGH:
     else:
         low: tl.constexpr = 2 if LEVELS == PAIRS else 4
         mask: tl.constexpr = ((1 << low) - 1) << (23 - low - HIGH)
-        if LEVELS == PAIRS:  # two groups share sixteen bytes, which neighbouring threads both read
+        if LEVELS == PAIRS:  # two groups share sixteen bytes, which two neighbouring threads read
             packed = tl.load(q + (group // 2)[:, :, None] * 16 + j, mask=inside[:, :, None], other=0).to(tl.int32)
             packed = packed >> ((group & 1) * 4).to(tl.int32)[:, :, None]
         else:
@@ -98,7 +98,7 @@ def units(q, h, rows, g, inside, R, G: tl.constexpr, LEVELS: tl.constexpr, HIGH:
 
 @triton.jit
 def levels(q, h, rows, g, inside, R, G: tl.constexpr, LEVELS: tl.constexpr, HIGH: tl.constexpr, ZERO: tl.constexpr):
-    """The levels of a tile, less the zero point, float32, exactly: two of [BG, BN, 16]."""
+    """The levels of a tile minus the zero point, exact float32: two of [BG, BN, 16]."""
     lo, hi = units(q, h, rows, g, inside, R, G, LEVELS, HIGH)
     if LEVELS != FLOAT and LEVELS != GRID:
         span: tl.constexpr = 256.0 if LEVELS == BYTES else (1 << ((2 if LEVELS == PAIRS else 4) + HIGH)) * 1.0
@@ -109,14 +109,14 @@ def levels(q, h, rows, g, inside, R, G: tl.constexpr, LEVELS: tl.constexpr, HIGH
 
 @triton.jit
 def _halves(word):
-    """The two float16 in an int32, low one first, as float32."""
+    """The two float16 of an int32 as float32, the low one first."""
     low = (word & 0xFFFF).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
     return low, (word >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
 
 
 @triton.jit
 def _load(where, inside):
-    """What lies there; zero where ``inside`` is given and false."""
+    """The values at an address; zero where ``inside`` is given and false."""
     if inside is None:
         found = tl.load(where)
     else:
@@ -126,10 +126,10 @@ def _load(where, inside):
 
 @triton.jit
 def group_scales(s, d, group, super_block, inside, SCALES: tl.constexpr):
-    """Factor and minimum of each half of the groups of those numbers: float32 of their shape four times, factors first.
+    """Factor and minimum of both halves of the given groups: four float32 tensors of their shape, factors first.
 
-    ``inside`` None: they all exist. A value is factor * level - minimum. NONE and ROW have factor 1 here: a row's factor
-    comes last, see ``row_factor``.
+    ``inside`` None: all groups exist. A value is factor * level - minimum. NONE and ROW have factor 1: the factor of a row is
+    applied last, see ``row_factor``.
     """
     zero = tl.zeros(group.shape, tl.float32)
     lo_least, hi_least = zero, zero
@@ -177,7 +177,7 @@ def scales(s, d, rows, g, inside, G: tl.constexpr, SCALES: tl.constexpr):
 
 @triton.jit
 def row_factor(d, rows, inside, SCALES: tl.constexpr):
-    """What a row's sum is still to be multiplied with: float32 [BN]."""
+    """The factor of each row's sum: float32 [BN]."""
     if SCALES == ROW:
         factor = tl.load(d + rows, mask=inside, other=0)
     else:

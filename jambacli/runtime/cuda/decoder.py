@@ -1,12 +1,13 @@
-"""One token through a model on a card: a few fused kernels a layer on fixed buffers, replayed as CUDA graphs.
+"""Decode on a GPU: one token through the model as a few fused kernels per layer on fixed buffers, replayed as CUDA graphs.
 
-Knows nothing of files, text or plans. What is computed is what ``Layer.forward`` says; the first token runs kernel by
-kernel, the second is recorded, and from then on a step is one graph, or one for each stretch between layers whose experts
-are computed in the computer's memory. Where recording fails, steps go on kernel by kernel, and one line says so.
+The kernels compute the same as ``Layer.forward``. The first token launches them one by one, the second records them, and from
+then on a step is one graph, or one per stretch between layers that the CPU computes. If recording fails, steps go on kernel
+by kernel, and a log record says so.
 """
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from jambacli import ui
+from jambacli.errors import first_line
 from jambacli.kernels.triton import attention, dequant, experts, norm, scan
 from jambacli.kernels.triton.gemv import ConvStep, gemv
 from jambacli.kernels.triton.launch import as_packed
@@ -31,15 +32,15 @@ from quant.formats import FORMATS, QTensor
 if TYPE_CHECKING:
     from jambacli.model.config import JambaConfig
     from jambacli.model.jamba import Layer
-    from jambacli.runtime.cuda.offload import HostAttention
+    from jambacli.runtime.cuda.offload import HostAttention, HostFfn
+
+logger = logging.getLogger(__name__)
 
 Step = Callable[[], None]
-#: Runs a layer's feed-forward half, norm and residual included, in the computer's memory: x float32 [1, hidden] there.
-HostStep = Callable[[torch.Tensor], None]
 
 
 class Buffers:
-    """Where a step's values lie: allocated once, so that a recorded graph finds them again. All float32 on the card."""
+    """The tensors of a step, float32 on the GPU. Allocated once, because recorded graphs keep their addresses."""
 
     def __init__(self, config: JambaConfig, device: torch.device) -> None:
         c = config
@@ -66,7 +67,7 @@ class Buffers:
 
 @dataclass
 class _Bound:
-    """A sequence's step: what runs on the card and what in the computer's memory, in turn; its graphs once recorded."""
+    """A step bound to one sequence: lists of GPU kernels and single CPU steps in order, and the graphs once recorded."""
 
     moves: int
     stretches: list[list[Step] | Step]
@@ -76,32 +77,32 @@ class _Bound:
 
 
 class CudaDecoder:
-    """A model's layers and output as kernels for one token; see ``JambaModel.decoder``."""
+    """A model's layers and output as kernels for one token; a ``StepDecoder``."""
 
-    #: Tokens up to which this beats the operations made for many.
-    most_tokens = 1
+    #: See ``StepDecoder``.
+    max_tokens = 1
 
     def __init__(
         self,
         config: JambaConfig,
-        token_embd: QTensor,
+        embedding: QTensor,
         layers: Sequence[Layer],
         output_norm: torch.Tensor,
         output: QTensor,
         dtype: torch.dtype,
         *,
-        host: dict[int, HostStep] | None = None,
-        attention: dict[int, HostAttention] | None = None,
+        host_ffn: dict[int, HostFfn] | None = None,
+        host_attention: dict[int, HostAttention] | None = None,
         graphs: bool = True,
     ) -> None:
-        """``dtype``: what attention multiplies as. ``host``: by layer, who computes the experts that are not here;
-        ``attention``: by layer, who computes attention where keys and values are not here."""
-        self._token_embd, self._layers, self._dtype = as_packed(token_embd), layers, dtype
+        """``dtype``: operand type of attention's products. ``host_ffn`` and ``host_attention``: by layer, the functions that
+        compute experts and attention on the CPU. ``graphs``: record CUDA graphs."""
+        self._embedding, self._layers, self._dtype = as_packed(embedding), layers, dtype
         self._output_norm, self._output = output_norm, as_packed(output)
-        self._config, self._host = config, host or {}
+        self._config, self._host_ffn = config, host_ffn or {}
         self._device = self._output.data.device
         self._buffers = Buffers(config, self._device)
-        self._host_attention, self._position = attention or {}, 0
+        self._host_attention, self._position = host_attention or {}, 0
         self._host_x = staging((1, config.hidden), torch.float32, self._device)
         self._graphs = graphs and self._device.type == "cuda"
         self._side: Any = None
@@ -109,12 +110,12 @@ class CudaDecoder:
         self._bound: weakref.WeakKeyDictionary[SequenceState, _Bound] = weakref.WeakKeyDictionary()
 
     def run(self, ids: torch.Tensor, state: SequenceState, n_logits: int) -> torch.Tensor:
-        """Append the token ids int64 [1], there or here; logits float32 [n_logits, vocab]."""
+        """Append the token ids int64 [1], on either device. Returns logits float32 [n_logits, vocab] on the GPU."""
         bound = self._bound.get(state)
         if bound is None or bound.moves != state.moves:
             bound = self._bound[state] = self._bind(state)
         b = self._buffers
-        # All that a step is told; a number is handed to a kernel, where a copy from ordinary memory would wait for the card.
+        # A Python number becomes a kernel argument; a copy from pageable host memory would wait for the GPU.
         if ids.is_cuda:
             b.token.copy_(ids)
         else:
@@ -136,16 +137,16 @@ class CudaDecoder:
 
     @property
     def recorded(self) -> bool:
-        """Whether steps are replayed as CUDA graphs (from the third token on)."""
+        """Whether steps are CUDA graphs (from the third token on)."""
         return any(bound.graphs is not None for bound in self._bound.values())
 
     def launches(self, state: SequenceState) -> int:
-        """Steps of one token on the card: about its kernels (attention's step is three)."""
+        """Launches per token on the GPU. Attention counts as one although it is several kernels."""
         return sum(len(s) for s in self._bind(state).stretches if not callable(s))
 
-    def _on_host(self, stretch: HostStep) -> None:
-        self._host_x.copy_(self._buffers.x)  # waits for the card: the experts need what it has computed
-        stretch(self._host_x)
+    def _on_host(self, compute: HostFfn) -> None:
+        self._host_x.copy_(self._buffers.x)  # waits for the GPU
+        compute(self._host_x)
         self._buffers.x.copy_(self._host_x, non_blocking=True)
 
     def _record(self, bound: _Bound) -> None:
@@ -159,20 +160,21 @@ class CudaDecoder:
                 graphs.append(graph)
         except RuntimeError as error:
             self._graphs = False
-            ui.warn(
-                f"CUDA graphs do not work here ({str(error).splitlines()[0]}); decoding launches kernels one by one"
-            )
+            logger.warning("CUDA graphs do not work (%s); decode launches kernels one by one", first_line(error))
             return
         bound.graphs = graphs
 
     def _capture(self, graph: Any, stretch: list[Step]) -> None:
-        """Record kernels that have all run before. Without what ``torch.cuda.graph`` does around it: collecting garbage
-        and emptying the allocator's cache, for each of up to seventeen stretches, whenever a cache has grown."""
+        """Record kernels that have all run before.
+
+        ``torch.cuda.graph`` would also collect garbage and empty the allocator's cache, for each of up to seventeen
+        stretches, every time that a KV cache grows.
+        """
         if self._side is None:
             self._side = torch.cuda.Stream(self._device)
         self._side.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._side):
-            # What other threads do on the card meanwhile (sending experts, say) is no business of this recording.
+            # Other threads may use the GPU meanwhile, for example to send experts.
             graph.capture_begin(capture_error_mode="thread_local")
             try:
                 for step in stretch:
@@ -193,7 +195,7 @@ class CudaDecoder:
             last.extend(steps)
 
         b = self._buffers
-        add(lambda: _discard(dequant.embed(b.token, self._token_embd, out=b.x)))
+        add(lambda: _discard(dequant.embed(b.token, self._embedding, out=b.x)))
         for i, (layer, part) in enumerate(zip(self._layers, state.layers, strict=True)):
             if isinstance(layer.mixer, Mamba):
                 assert isinstance(part, MambaState)
@@ -201,11 +203,11 @@ class CudaDecoder:
             else:
                 assert isinstance(part, KVCache)
                 if i in self._host_attention:
-                    stretches.append(partial(self._on_host, self._attend(self._host_attention[i], part)))
+                    stretches.append(partial(self._on_host, self._attention_on_host(self._host_attention[i], part)))
                 else:
                     add(*self._attention(layer, layer.mixer, part, bound))
-            if i in self._host:
-                stretches.append(partial(self._on_host, self._host[i]))
+            if i in self._host_ffn:
+                stretches.append(partial(self._on_host, self._host_ffn[i]))
             elif isinstance(layer.ffn, MLP):
                 add(*self._mlp(layer, layer.ffn))
             else:
@@ -215,24 +217,24 @@ class CudaDecoder:
 
     def _mamba(self, layer: Layer, m: Mamba, part: MambaState) -> list[Step]:
         b, d_inner = self._buffers, m.A.shape[0]
-        w_in, w_x, w_dt, w_out = (as_packed(w) for w in (m.ssm_in, m.ssm_x, m.ssm_dt, m.ssm_out))
+        w_in, w_x, w_dt, w_out = (as_packed(w) for w in (m.in_proj, m.x_proj, m.dt_proj, m.out_proj))
         x, z = b.xz[:, :d_inner], b.xz[0, d_inner:]
         norms = m.dt_norm, m.b_norm, m.c_norm
         conv = ConvStep(m.conv_weight, m.conv_bias, part.conv)
         return [
-            lambda: _discard(gemv(b.x, w_in, norm=layer.attn_norm, eps=layer.eps, conv=conv, out=b.xz)),
+            lambda: _discard(gemv(b.x, w_in, norm=layer.mixer_norm, eps=layer.eps, conv=conv, out=b.xz)),
             lambda: _discard(gemv(x, w_x, out=b.dtbc)),
             lambda: scan.scan_step(x[0], b.dtbc[0], norms, m.eps, w_dt, m.dt_bias, m.A, m.D, z, part.ssm, b.y[0]),
             lambda: _discard(gemv(b.y, w_out, residual=b.x, out=b.x)),
         ]
 
-    def _attend(self, attention: HostAttention, part: KVCache) -> HostStep:
+    def _attention_on_host(self, attention: HostAttention, part: KVCache) -> HostFfn:
         return lambda x: attention(x, part, self._position)
 
     def _attention(self, layer: Layer, m: Attention, part: KVCache, bound: _Bound) -> list[Step]:
         b, dim = self._buffers, self._config.head_dim
-        w_q, w_k, w_v, w_out = (as_packed(w) for w in (m.q, m.k, m.v, m.output))
-        normed: dict[str, Any] = {"norm": layer.attn_norm, "eps": layer.eps}
+        w_q, w_k, w_v, w_out = (as_packed(w) for w in (m.q_proj, m.k_proj, m.v_proj, m.out_proj))
+        normed: dict[str, Any] = {"norm": layer.mixer_norm, "eps": layer.eps}
         k, v = part.k, part.v
         scratch = attention.DecodeScratch(m.n_heads, dim, k.shape[0], self._device)
         bound.scratch.append(scratch)
@@ -277,7 +279,7 @@ class CudaDecoder:
 
 
 def decodable(layers: Sequence[Layer]) -> bool:
-    """Whether every layer's experts can take the fused path: gate and up in one format (all usual files)."""
+    """Whether every layer's experts have gate and up in one format, which the fused kernel needs (all usual files do)."""
     return all(layer.ffn.gate.format == layer.ffn.up.format for layer in layers if isinstance(layer.ffn, MoE))
 
 
@@ -288,4 +290,4 @@ def _router(layer: Layer) -> Packed:
 
 
 def _discard(_: Any) -> None:
-    """A step returns nothing."""
+    """Ignores a result: a Step returns nothing."""

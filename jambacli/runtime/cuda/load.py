@@ -1,63 +1,66 @@
-"""Puts a model on a card: which operations, which weights where. Knows nothing of how they are computed, or of files.
+"""Loads a model on a GPU: makes the memory plan, uploads the weights, chooses the operations, runs a trial.
 
-Where Triton's kernels cannot run (no triton, one too old, an old card), the same model runs on the card through plain torch,
-slower, and one line says why.
+If Triton's kernels cannot run (no Triton, one that is too old, an old GPU), plain torch computes on the GPU instead, slower,
+and a log record says why.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import gc
+import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from jambacli import ui
-from jambacli.errors import JambaError, UsageError
+from jambacli.errors import JambaError
 from jambacli.kernels import choose_ops, reference_ops
 from jambacli.model.attention import Attention
-from jambacli.model.config import KV_TYPES, JambaConfig
+from jambacli.model.config import JambaConfig, check_kv_type
 from jambacli.model.jamba import JambaModel
 from jambacli.model.moe import MoE
-from jambacli.runtime.cuda.memory import card_sizes, expert_layer, is_matrix
-from jambacli.runtime.cuda.placement import Placement, place
+from jambacli.runtime.cuda.memory import expert_layer, gpu_sizes, is_matrix
+from jambacli.runtime.cuda.placement import PREFILL_CHUNK, Placement, place
 from jambacli.runtime.cuda.upload import Uploader
 from jambacli.runtime.loader import GetTensor, build
+from jambacli.runtime.options import DeviceOptions
 from quant.formats import FORMATS, QTensor
 
 if TYPE_CHECKING:
     from jambacli.kernels.triton.repack import Packed
 
+logger = logging.getLogger(__name__)
+
 
 def free_memory(device: torch.device) -> int:
-    """Bytes free on a card, what this process has let go of included."""
+    """Bytes free on a GPU, after releasing what this process no longer uses."""
     gc.collect()
     torch.cuda.empty_cache()
     return int(torch.cuda.mem_get_info(device)[0])
 
 
 def upload(w: QTensor, device: torch.device, send: Callable[[torch.Tensor], torch.Tensor] | None = None) -> Packed:
-    """A matrix in planes on the card. A format without kernels becomes f16 there. ``send`` as ``repack``."""
+    """A matrix in planes on the GPU; a format without kernels is converted to f16. ``send`` as in ``repack``."""
     from jambacli.kernels import reference
     from jambacli.kernels.triton.repack import LAYOUTS, repack
 
     if w.format.name not in LAYOUTS:
-        ui.warn(f"{w.format.name} has no GPU kernel: its weights are kept as f16 on the card")
+        logger.warning("%s has no GPU kernel: its weights are kept as f16 on the GPU", w.format.name)
         values = reference.dequantize(w).to(torch.float16)
         w = QTensor(values.view(-1).view(torch.uint8), FORMATS["f16"], w.shape)
     return repack(w, device, send)
 
 
 def uploader(tensor: GetTensor, device: torch.device, host_layers: frozenset[int]) -> GetTensor:
-    """``tensor`` with what it gives on the card: matrices in planes, experts of ``host_layers`` as they are."""
+    """``tensor`` with its result on the GPU, matrices in planes; experts of ``host_layers`` stay blocks in host memory."""
     send = Uploader(device) if device.type == "cuda" else None
 
     def get(name: str) -> QTensor:
         w = tensor(name)
         layer = expert_layer(name)
         if layer is not None and layer in host_layers:
-            return QTensor(w.data.cpu(), w.format, w.shape, None if w.scale is None else w.scale.cpu())
+            return _moved(w, torch.device("cpu"))
         if is_matrix(name):
             return upload(w, device, send)
         return QTensor(w.data.to(device), w.format, w.shape, w.scale)
@@ -65,7 +68,12 @@ def uploader(tensor: GetTensor, device: torch.device, host_layers: frozenset[int
     return get
 
 
-def put_on_card(
+def _moved(w: QTensor, device: torch.device) -> QTensor:
+    """The same blocks on ``device``."""
+    return QTensor(w.data.to(device), w.format, w.shape, None if w.scale is None else w.scale.to(device))
+
+
+def put_on_gpu(
     config: JambaConfig,
     tensor: GetTensor,
     device: torch.device,
@@ -75,127 +83,125 @@ def put_on_card(
     graphs: bool = True,
     source: Any = None,
 ) -> JambaModel:
-    """The model with its weights where ``plan`` says, computed by Triton's kernels. ``tensor`` as ``loader.build``.
+    """The model with its weights placed as in ``plan``, computed by Triton's kernels. ``tensor`` as in ``loader.build``.
 
-    ``dtype``: what matrix units multiply (the card's own choice by default). Runs on the CPU under Triton's
-    interpreter too.
+    ``dtype``: operand type of the matrix units (default: the best of this GPU). Also runs on the CPU under Triton's
+    interpreter.
     """
     from jambacli.kernels.triton.ops import TritonOps, compute_dtype, triton_ops
     from jambacli.runtime.cuda.decoder import CudaDecoder, decodable
-    from jambacli.runtime.cuda.offload import HostExperts, HostKeys, host_attention, host_step
+    from jambacli.runtime.cuda.offload import HostExperts, HostKeys, host_attention, host_ffn
 
     dtype = dtype or compute_dtype(device)
     cpu = choose_ops()
-    host = HostExperts(device, cpu, TritonOps(dtype).mlp) if plan.host_layers else None
+    experts = HostExperts(device, cpu, TritonOps(dtype).mlp) if plan.host_layers else None
     keys = HostKeys(device) if plan.host_kv else None
-    ops = triton_ops(dtype, host, keys)
+    ops = triton_ops(dtype, experts, keys)
     model = build(config, uploader(tensor, device, plan.host_layers), ops=ops, source=source)
-    model = dataclasses.replace(model, chunk=plan.chunk)
+    model = dataclasses.replace(model, prefill_chunk=plan.chunk)
     if keys is not None:
         model = dataclasses.replace(model, kv_device=torch.device("cpu"))
     if not decodable(model.layers):
         return model
-    steps = {
-        i: host_step(layer.ffn, layer.ffn_norm, layer.eps, cpu)
+    ffn_on_host = {
+        i: host_ffn(layer.ffn, layer.ffn_norm, layer.eps, cpu)
         for i, layer in enumerate(model.layers)
         if i in plan.host_layers and isinstance(layer.ffn, MoE)
     }
-    attention = {
-        i: host_attention(_at_home(layer.mixer, i, tensor), layer.attn_norm, layer.eps, cpu)
+    attention_on_host = {
+        i: host_attention(_attention_in_host_memory(layer.mixer, i, tensor), layer.mixer_norm, layer.eps, cpu)
         for i, layer in enumerate(model.layers)
         if keys is not None and isinstance(layer.mixer, Attention)
     }
     decoder = CudaDecoder(
         config,
-        model.token_embd,
+        model.embedding,
         model.layers,
         model.output_norm,
         model.output,
         dtype,
-        host=steps,
-        attention=attention,
+        host_ffn=ffn_on_host,
+        host_attention=attention_on_host,
         graphs=graphs,
     )
     return dataclasses.replace(model, decoder=decoder)
 
 
-def _at_home(m: Attention, layer: int, tensor: GetTensor) -> Attention:
-    """The same attention with its weights' blocks in the computer's memory."""
+def _attention_in_host_memory(m: Attention, layer: int, tensor: GetTensor) -> Attention:
+    """The same attention layer with its weights as blocks in host memory."""
 
     def get(name: str) -> QTensor:
-        w = tensor(f"blk.{layer}.{name}.weight")
-        return QTensor(w.data.cpu(), w.format, w.shape, None if w.scale is None else w.scale.cpu())
+        return _moved(tensor(f"blk.{layer}.{name}.weight"), torch.device("cpu"))
 
-    return dataclasses.replace(m, q=get("attn_q"), k=get("attn_k"), v=get("attn_v"), output=get("attn_output"))
+    return dataclasses.replace(
+        m, q_proj=get("attn_q"), k_proj=get("attn_k"), v_proj=get("attn_v"), out_proj=get("attn_output")
+    )
 
 
 def through_torch(config: JambaConfig, tensor: GetTensor, device: torch.device, source: Any = None) -> JambaModel:
-    """The model on the card through plain torch: slow, but with any format and any card that torch supports."""
-
-    def get(name: str) -> QTensor:
-        w = tensor(name)
-        return QTensor(w.data.to(device), w.format, w.shape, None if w.scale is None else w.scale.to(device))
-
-    return build(config, get, ops=reference_ops(), source=source)
+    """The model on the GPU through plain torch: slow, but for any format and any GPU that torch supports."""
+    model = build(config, lambda name: _moved(tensor(name), device), ops=reference_ops(), source=source)
+    return dataclasses.replace(model, prefill_chunk=PREFILL_CHUNK)
 
 
-# Numbers of tokens for which a pass launches different kernels: one; a few; more than a small tile's rows; so many that
-# weights are expanded and the scan is cut into chunks.
-_LENGTHS = (1, 3, 40, 300)
+# Prompt lengths that use different kernels: one token; a few; more than the rows of a small tile; enough to dequantize
+# whole matrices and to split the scan into chunks.
+_TRIAL_LENGTHS = (1, 3, 40, 300)
 
 
-def try_out(model: JambaModel, lengths: Sequence[int] = _LENGTHS) -> None:
-    """Run a token, then more at once: what does not compile or does not fit on this card shows now, not in an answer.
+def trial_run(model: JambaModel, lengths: Sequence[int] = _TRIAL_LENGTHS) -> None:
+    """Run a few passes, so that kernels that do not compile and memory that runs out fail now, not during an answer.
 
-    Only a few where nothing is compiled, and with experts in RAM: more would have all of them read from the file and sent
-    to the card. Raises whatever the card's software raises, and JambaError for logits that are no numbers.
+    Only the short ones if nothing is compiled, or with experts in host memory: longer ones would read all of these from the
+    file and send them to the GPU. Raises whatever torch, Triton and CUDA raise, JambaError for logits that are not finite.
     """
     from jambacli.kernels.triton.repack import Packed
 
-    visiting = any(isinstance(y.ffn, MoE) and not isinstance(y.ffn.gate, Packed) for y in model.layers)
-    lengths = [n for n in lengths if n < 10 or (model.ops.name == "triton" and not visiting)]
+    offloaded = any(isinstance(y.ffn, MoE) and not isinstance(y.ffn.gate, Packed) for y in model.layers)
+    lengths = [n for n in lengths if n < 10 or (model.ops.name == "triton" and not offloaded)]
     state = model.new_state(sum(lengths))
     for n in lengths:
         logits = model.forward(torch.zeros(n, dtype=torch.int64), state)
         if logits is None or not bool(torch.isfinite(logits).all()):
-            raise JambaError("a first token on the card gives no numbers")
+            raise JambaError("the trial run on the GPU gave logits that are not finite numbers")
 
 
-def load_on_card(
+def load_on_gpu(
     config: JambaConfig,
     tensors: dict[str, tuple[str, tuple[int, ...]]],
     tensor: GetTensor,
     device: torch.device,
+    options: DeviceOptions = DeviceOptions(),  # noqa: B008
     *,
     ctx: int,
     kv_type: str = "f16",
-    gpu_memory: int | None = None,
-    cpu_experts: int | None = None,
-    cpu_kv: bool = False,
-    ram: int | None = None,
-    say: Callable[[str], None] = ui.note,
+    free_ram: int | None = None,
     source: Any = None,
 ) -> JambaModel:
-    """Plan and load: ``tensors`` are (format, shape) by name, to plan with; the rest as ``place`` and ``put_on_card``.
+    """Plan for ``ctx`` tokens of ``kv_type`` and load; ``tensors`` as in ``gpu_sizes``, ``tensor`` as in ``loader.build``.
 
-    ``ram``: bytes free in the computer's memory; where what stays there needs more, the line about the plan says so.
-    Raises JambaError when the model does not fit, UsageError for a KV type there is not.
+    ``free_ram``: bytes of free host memory; the log record about the plan says if that is too little. Raises JambaError if
+    the model does not fit, UsageError for an unknown KV type or an impossible number of layers.
     """
     from jambacli.kernels.triton import why_not
 
-    if kv_type not in KV_TYPES:
-        raise UsageError(f"KV type {kv_type!r} is not one of {', '.join(KV_TYPES)}")
+    check_kv_type(kv_type)
     plan = place(
-        config, card_sizes(tensors), ctx, kv_type, free_memory(device), gpu_memory=gpu_memory, cpu_experts=cpu_experts,
-        cpu_kv=cpu_kv,
+        config, gpu_sizes(tensors), ctx, kv_type, free_memory(device), gpu_memory=options.gpu_memory,
+        cpu_experts=options.cpu_experts, cpu_kv=options.cpu_kv,
     )  # fmt: skip
     torch.cuda.set_device(device)
     problem = why_not(device.index or 0)
     if problem is not None:
         if plan.host_layers or plan.host_kv:
-            left = "experts" if plan.host_layers else "keys and values"
-            raise JambaError(f"{problem}; without it {left} cannot stay in RAM: use --device cpu")
-        say(f"{problem}: computing on the card through plain torch, which is slower")
+            kept = "experts" if plan.host_layers else "keys and values"
+            raise JambaError(f"{problem}; without it {kept} cannot stay in RAM", remedy="use {device} cpu")
+        logger.info("%s: computing on the GPU through plain torch, which is slower", problem)
         return through_torch(config, tensor, device, source)
-    say(plan.describe(ram))
-    return put_on_card(config, tensor, device, plan, source=source)
+    remedy = (
+        "{cpu_experts} sets how many layers keep their experts in RAM"
+        if plan.host_layers and options.cpu_experts is None
+        else None
+    )
+    logger.info("%s", plan.describe(free_ram), extra={"remedy": remedy})
+    return put_on_gpu(config, tensor, device, plan, source=source)

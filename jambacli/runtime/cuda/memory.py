@@ -1,14 +1,15 @@
-"""What a model takes on a card: its tensors in planes, and all that lies beside them. Knows nothing of what is free.
+"""How many bytes a model takes on a GPU: its weights in planes, and the working memory beside them.
 
-Beside the weights a card holds, all at once
-- keys and values of the whole context, the Mamba state, and copies of that state to go back to;
-- a decode step's partial sums of attention, 256 keys a run, for every attention layer;
-- where experts stay in RAM, two slots for one expert's blocks each, which it visits the card in;
+The working memory holds, at the same time,
+- keys and values of the whole context, the Mamba state and the checkpoints of it;
+- the partial sums of decode attention, 256 keys per run, for every attention layer;
+- with experts in host memory, two slots through which their blocks are streamed;
 - CUDA's libraries, kernels and recorded graphs;
-and, one after the other, so that only the largest counts: the temporaries of reading ``chunk`` tokens (``prefill_bytes``), the
-old copy of a layer's keys while they move to grow, and what repacking weights takes while they are uploaded.
+and the largest of three that do not coincide: the temporaries of prefill (``prefill_bytes``), the old keys of a layer while its
+cache grows, and the temporaries of repacking weights during upload.
 
-The counts follow ``Layer.forward`` and ``kernels.triton.ops`` line by line; a test holds them to what tensors really take.
+The counts follow ``Layer.forward`` and ``kernels.triton.ops`` line by line. tests/runtime/test_gpu_memory.py compares them with
+every allocation of a pass.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ from jambacli.kernels.triton.repack import FLOAT, GROUP, LAYOUTS, packed_bytes
 from jambacli.model.config import CHECKPOINT_BYTES, JambaConfig
 from quant.formats import FORMATS
 
-#: A slot's tensors begin at multiples of this.
+#: Alignment of the tensors in a slot.
 ALIGNED = 256
-#: What a process's CUDA context takes before anything of its own: gone from what is free once torch has been there.
+#: Size of a process's CUDA context. It is missing from the free memory as soon as torch has used the GPU.
 CONTEXT_BYTES = 450_000_000
-# What comes later: cuBLAS with its workspace, compiled kernels, recorded graphs.
+# Allocated later: cuBLAS with its workspace, compiled kernels, recorded graphs.
 _LIBRARY_BYTES = 250_000_000
 
-# Matrices that kernels read; every other tensor is a few values.
+# The tensors that kernels multiply with; all others are small.
 _MATRICES = (
     "token_embd",
     "output",
@@ -59,12 +60,12 @@ _MATRICES = (
 
 
 def is_matrix(name: str) -> bool:
-    """Whether the tensor of that GGUF name is one that kernels multiply with, not a few values."""
+    """Whether the tensor with this GGUF name is a matrix that kernels multiply with."""
     return name.endswith(".weight") and name.removesuffix(".weight").rsplit(".", 1)[-1] in _MATRICES
 
 
 def expert_layer(name: str) -> int | None:
-    """The layer whose experts the tensor of that GGUF name belongs to; None for any other tensor."""
+    """The layer whose experts the tensor with this GGUF name belongs to; None for any other tensor."""
     parts = name.split(".")
     if len(parts) == 4 and parts[0] == "blk" and parts[2].startswith("ffn_") and parts[2].endswith("_exps"):
         return int(parts[1])
@@ -72,51 +73,53 @@ def expert_layer(name: str) -> int | None:
 
 
 @dataclass
-class CardSizes:
-    """Bytes that a model's tensors take on a card: ``fixed`` but for the experts', those by layer in ``experts``.
+class GpuSizes:
+    """Bytes of a model's tensors on a GPU: ``experts`` by layer, ``fixed`` for all others.
 
-    By layer too, for an expert that visits the card: ``slot`` for its three matrices as they lie in the file, and ``copy``
-    for them in planes beside that (nothing for formats that lie there as they are read).
+    Also by layer, for streaming one expert: ``slot`` for its three matrices as GGUF blocks, ``repacked`` for their planes
+    (0 for formats whose blocks the kernels read as they are).
     """
 
     fixed: int = 0
     experts: dict[int, int] = field(default_factory=dict)
     slot: dict[int, int] = field(default_factory=dict)
-    copy: dict[int, int] = field(default_factory=dict)
+    repacked: dict[int, int] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Bytes of all tensors."""
         return self.fixed + sum(self.experts.values())
 
 
-def card_sizes(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> CardSizes:
-    """What tensors, by GGUF name (format, shape), take on a card."""
-    found = CardSizes()
+def gpu_sizes(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> GpuSizes:
+    """The sizes of tensors given as (format, shape) by GGUF name."""
+    found = GpuSizes()
     for name, (fmt, shape) in tensors.items():
-        if not shape:  # not one of a model's own
+        if not shape:  # a scalar is none of the model's weights
             continue
         rows, n = math.prod(shape[:-1]), shape[-1]
         layer = expert_layer(name)
-        kept = fmt if fmt in LAYOUTS else "f16"
+        stored = fmt if fmt in LAYOUTS else "f16"
         if layer is None:
-            found.fixed += packed_bytes(kept, rows, n) if is_matrix(name) else rows * n * 4
+            found.fixed += packed_bytes(stored, rows, n) if is_matrix(name) else rows * n * 4
             continue
-        found.experts[layer] = found.experts.get(layer, 0) + packed_bytes(kept, rows, n)
+        found.experts[layer] = found.experts.get(layer, 0) + packed_bytes(stored, rows, n)
         one = rows // max(1, shape[0])
-        found.slot[layer] = found.slot.get(layer, 0) + slot_bytes(fmt, one, n)
-        as_read = fmt in LAYOUTS and n % GROUP == 0 and (fmt == "i8" or LAYOUTS[fmt].levels == FLOAT)
-        found.copy[layer] = found.copy.get(layer, 0) + (0 if as_read else packed_bytes(kept, one, n))
+        found.slot[layer] = found.slot.get(layer, 0) + matrix_slot_bytes(fmt, one, n)
+        in_place = fmt in LAYOUTS and n % GROUP == 0 and (fmt == "i8" or LAYOUTS[fmt].levels == FLOAT)
+        found.repacked[layer] = found.repacked.get(layer, 0) + (0 if in_place else packed_bytes(stored, one, n))
     return found
 
 
-def guessed_sizes(config: JambaConfig, weights: int, experts: int) -> CardSizes:
-    """The same of a model known by the bytes of its file's weights, ``experts`` of them the experts': planes take up to
-    3% more, layers are alike."""
+def estimated_sizes(config: JambaConfig, weights: int, experts: int) -> GpuSizes:
+    """Estimated sizes for a file with ``weights`` bytes of weights, ``experts`` of them in experts.
+
+    Assumes that planes take 3% more than blocks and that all layers are alike.
+    """
     layers = [i for i, flag in enumerate(config.layer_is_moe) if flag]
     each = int(1.03 * experts / max(1, len(layers)))
     one = each // max(1, config.n_experts)
-    return CardSizes(
+    return GpuSizes(
         int(1.03 * (weights - experts)),
         dict.fromkeys(layers, each),
         dict.fromkeys(layers, one),
@@ -124,8 +127,8 @@ def guessed_sizes(config: JambaConfig, weights: int, experts: int) -> CardSizes:
     )
 
 
-def slot_bytes(fmt: str, rows: int, n: int) -> int:
-    """Bytes of a matrix on its way to the card: its blocks, and its rows' factors where it has any, both aligned."""
+def matrix_slot_bytes(fmt: str, rows: int, n: int) -> int:
+    """Bytes of a matrix in a slot: its blocks, and for ExpertsInt8 the factors of its rows, both aligned."""
     form = FORMATS[fmt]
     data = _aligned(rows * n // form.block * form.block_bytes)
     return data + (_aligned(4 * rows) if fmt == "i8" else 0)
@@ -135,56 +138,58 @@ def _aligned(nbytes: int) -> int:
     return -(-nbytes // ALIGNED) * ALIGNED
 
 
-def beside_weights(
+def working_memory(
     config: JambaConfig,
-    sizes: CardSizes,
+    sizes: GpuSizes,
     ctx: int,
     kv_type: str,
     chunk: int,
-    behind: list[int],
+    host_layers: list[int],
     *,
     cpu_kv: bool = False,
 ) -> int:
-    """Bytes on a card beside the weights, for ``ctx`` tokens read ``chunk`` at a time; experts of layers ``behind`` in RAM."""
+    """Bytes on a GPU beside the weights, for ``ctx`` tokens and a prefill of ``chunk`` tokens at a time.
+
+    ``host_layers``: layers whose experts stay in host memory. ``cpu_kv``: keys and values stay there too.
+    """
     c = config
     kv = ctx * c.kv_bytes_per_token(kv_type)
     runs = -(-ctx // SPLIT) * c.n_heads * (c.head_dim + 2) * 4 * c.n_attention_layers
-    stays = c.state_bytes() + CHECKPOINT_BYTES + _LIBRARY_BYTES + _step_bytes(c)
-    stays += 0 if cpu_kv else kv + runs
-    stays += 2 * slot(sizes, behind)
-    copy = max((sizes.copy[i] for i in behind), default=0)
-    moving = 0 if cpu_kv else kv // (2 * max(1, c.n_attention_layers))
+    permanent = c.state_bytes() + CHECKPOINT_BYTES + _LIBRARY_BYTES + _step_bytes(c)
+    permanent += 0 if cpu_kv else kv + runs
+    permanent += 2 * slot_bytes(sizes, host_layers)
+    repacked = max((sizes.repacked[i] for i in host_layers), default=0)
+    growing = 0 if cpu_kv else kv // (2 * max(1, c.n_attention_layers))
     repacking = 8 * REPACK_VALUES + 4 * REPACK_VALUES
-    peak = prefill_bytes(c, ctx, kv_type, min(chunk, ctx), copy if behind else None, cpu_kv=cpu_kv)
-    return stays + max(peak, moving, repacking)
+    prefill = prefill_bytes(c, ctx, kv_type, min(chunk, ctx), repacked if host_layers else None, cpu_kv=cpu_kv)
+    return permanent + max(prefill, growing, repacking)
 
 
-def slot(sizes: CardSizes, behind: list[int]) -> int:
-    """Bytes of one slot for experts of the layers ``behind``."""
-    return max((sizes.slot[i] for i in behind), default=0)
+def slot_bytes(sizes: GpuSizes, host_layers: list[int]) -> int:
+    """Bytes of one slot for experts of the layers ``host_layers``."""
+    return max((sizes.slot[i] for i in host_layers), default=0)
 
 
 def _step_bytes(c: JambaConfig) -> int:
-    """What a decode step keeps its values in, and its logits once more; choosing a token sorts them in float64."""
+    """The buffers of a decode step, a second copy of its logits, and the float64 temporaries of sampling."""
     return 4 * (6 * c.hidden + 8 * c.d_inner + (c.n_experts_used + 2) * c.ffn) + (8 + 64) * c.vocab_size
 
 
 def prefill_bytes(
-    config: JambaConfig, ctx: int, kv_type: str, n: int, copy: int | None, *, cpu_kv: bool = False
+    config: JambaConfig, ctx: int, kv_type: str, n: int, repacked: int | None, *, cpu_kv: bool = False
 ) -> int:
-    """The most that temporaries take while ``n`` tokens go through a layer, the last of ``ctx`` tokens among them.
+    """The peak of temporaries while the last ``n`` of ``ctx`` tokens go through a layer.
 
-    ``copy``: bytes of a visiting expert in planes, None where no experts stay behind. The residual stream is there before a
-    half layer and after the last one, and its norm: 4 bytes a value, as every value but for the operands of products, 2.
-    A product (``_product``) has the expanded weight, at most a panel of it, x's copy as an operand, and the result.
+    ``repacked``: bytes of a streamed expert in planes, None without experts in host memory. Values take 4 bytes, operands of
+    matrix products 2. A product (``_product``) holds the dequantized weight or a panel of it, x as an operand, and the result.
 
-    mixer of Mamba      x and its norm; xz twice d_inner; the convolution's result, dt, y: d_inner each; then the scan's states,
-                        16 a channel and 128 tokens, or the product of y
-    mixer of attention  x and its norm; q; keys and values converted where they are stored otherwise, or fetched from RAM;
-                        q and the result as 2 bytes (4 with an f32 cache), the result in float32, perhaps twice
-    dense network       x before and after the mixer, its norm; gate and up, ffn wide each, beside the product of the second
-    experts             the same beside the tokens' rows and their results, top_k a token, for the worst of routers: all tokens
-                        through one expert; afterwards twice the results again while they are weighted
+    Mamba           x and its norm; xz (2 d_inner); conv output, dt and y (d_inner each); then the scan's states, 16 per
+                    channel and 128 tokens, or the product of y
+    attention       x and its norm; q; keys and values, if they are converted or come from host memory; q and the result in
+                    2 bytes (4 with an f32 cache); the result in float32, possibly twice
+    dense network   x before and after the mixer, its norm; gate and up (ffn each) beside the second product
+    experts         the same, and the gathered rows and results, top_k per token, assuming that the router sends all tokens
+                    to one expert; then twice the results while they are weighted
     """
     c, h, d, f = config, config.hidden, config.d_inner, config.ffn
     most = 0
@@ -207,15 +212,15 @@ def prefill_bytes(
     if c.n_moe_layers < c.n_layers:
         most = max(most, beside + _mlp(n, h, f))
     if c.n_moe_layers:
-        most = max(most, beside + _experts(c, n, copy))
+        most = max(most, beside + _experts(c, n, repacked))
     return most
 
 
 def _product(n: int, n_in: int, n_out: int) -> int:
-    """Temporaries and result, float32 [n, n_out], of many rows times an expanded matrix.
+    """Temporaries and result, float32 [n, n_out], of many rows times a dequantized matrix.
 
-    In float16 x is scaled in float32 first, and the result scaled back; a card without products into float32 has the result
-    in 2 bytes too. A matrix of several panels has the panel's product beside the result.
+    With float16 operands x is scaled in float32 first and the result scaled back. A GPU without products into float32 also
+    holds the result in 2 bytes. If the matrix has several panels, a panel's product lies beside the result.
     """
     rows = min(n_out, max(1, PANEL_VALUES // n_in))
     panel = 2 * rows * n_in + max(6 * n * n_in, 2 * n * n_in + 6 * n * rows, 8 * n * rows)
@@ -223,18 +228,18 @@ def _product(n: int, n_in: int, n_out: int) -> int:
 
 
 def _mlp(n: int, h: int, f: int) -> int:
-    """A gated network on n rows: the gate lies there while up is computed, and takes their product."""
+    """A gated network on n rows: the gate's result is kept while up is computed."""
     return 4 * n * f + max(_product(n, h, f), _product(n, f, h))
 
 
-def _experts(c: JambaConfig, n: int, copy: int | None) -> int:
-    """A layer's experts on n tokens, in groups or one by one, or visiting the card (``copy``)."""
+def _experts(c: JambaConfig, n: int, repacked: int | None) -> int:
+    """A layer's experts on n tokens: grouped, one by one, or streamed (``repacked``)."""
     h, f, k = c.hidden, c.ffn, c.n_experts_used
     few = min(n, FEW_ROWS * c.n_experts // k)
     most = 4 * few * k * (f + 3 * h) + 4 * few * h
     rows = 2 * 4 * n * k * h
     if n > few:
         most = max(most, rows + _mlp(n, h, f), 2 * rows + 4 * n * h)
-    if copy is not None:
-        most = max(most, rows + copy + max(_mlp(n, h, f), 8 * REPACK_VALUES), 2 * rows + 4 * n * h)
+    if repacked is not None:
+        most = max(most, rows + repacked + max(_mlp(n, h, f), 8 * REPACK_VALUES), 2 * rows + 4 * n * h)
     return most

@@ -1,14 +1,15 @@
-"""Experts, and keys and values, that stay in the computer's memory: decoded there, streamed to the card for many tokens.
+"""Experts, and keys and values, in host memory: the CPU computes them for a few tokens, the GPU for many.
 
-Knows nothing of plans, files or of what decides. For a few tokens the CPU's kernels do a layer's whole feed-forward half, or
-its attention, and only the residual stream or a token's queries cross over. For many, moving the weights is cheaper than
-moving the work: an expert's blocks are copied into page-locked memory by a thread, sent to the card on a stream of their
-own, and repacked and multiplied there while the next expert is on its way; a layer's keys and values visit the card for
-as long as its attention takes. Where streaming fails the CPU computes what was to be streamed, and one line says so.
+For a few tokens the CPU's kernels compute a layer's whole feed-forward half, or its attention, and only the residual stream
+or a token's queries are copied. For many tokens the weights are streamed to the GPU: a thread copies an expert's blocks into
+page-locked memory, a CUDA stream of its own sends them, and the GPU repacks and multiplies one expert while the next is
+being sent. A layer's keys and values are copied to the GPU for the duration of its attention. If streaming fails, the CPU
+computes, and a log record says so.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any
 
 import torch
 
-from jambacli import ui
+from jambacli.errors import first_line
 from jambacli.kernels import Ops, reference
 from jambacli.kernels.triton import attention as attend
 from jambacli.kernels.triton import experts as routing
@@ -28,54 +29,58 @@ from jambacli.runtime.cuda.memory import ALIGNED
 from jambacli.runtime.cuda.upload import Uploader, staging
 from quant.formats import QTensor
 
-#: Tokens up to which the CPU computes; beyond, weights are streamed to the card.
+logger = logging.getLogger(__name__)
+
+#: The most tokens for which the CPU computes; for more, weights are streamed to the GPU.
 FEW_TOKENS = 16
 
 
 @dataclass
 class _Slot:
-    """A place for one expert on its way: page-locked bytes here, bytes on the card, and who still reads them."""
+    """Buffers for one streamed expert: page-locked ``host`` bytes and ``device`` bytes, uint8.
 
-    here: torch.Tensor
-    there: torch.Tensor
+    ``sent`` and ``used``: events after the last copy to the device and after the last products with it.
+    """
+
+    host: torch.Tensor
+    device: torch.Tensor
     sent: Any = None
     used: Any = None
 
 
 class HostExperts:
-    """Computes experts that are not on the card; one for a model, since its buffers are large."""
+    """Computes experts whose weights are in host memory. A model has one instance, since the buffers are large."""
 
     def __init__(self, device: torch.device, cpu: Ops, mlp: Callable[..., torch.Tensor]) -> None:
-        """``cpu``: the operations for experts here; ``mlp``: the card's gated network, for packed weights."""
+        """``cpu``: the CPU's operations; ``mlp``: the GPU's gated network on packed weights."""
         self._device, self._cpu, self._mlp = device, cpu, mlp
         self._cuda = device.type == "cuda"
         self._slots: list[_Slot] = []
         self._stream = torch.cuda.Stream(device) if self._cuda else None
-        self._mover = ThreadPoolExecutor(1, thread_name_prefix="experts")
+        self._copier = ThreadPoolExecutor(1, thread_name_prefix="experts")
         self._streaming = True
 
     def __call__(
         self, x: torch.Tensor, router: torch.Tensor, gate: QTensor, up: QTensor, down: QTensor, top_k: int
     ) -> torch.Tensor:
-        """See ``reference.experts``: x float32 [T, hidden] and router on the card, the rest here."""
+        """See ``reference.experts``: x float32 [T, hidden], router and result on the GPU, the experts in host memory."""
         if x.shape[0] > FEW_TOKENS and self._streaming:
             try:
                 return self._streamed(x, router, (gate, up, down), top_k)
             except RuntimeError as error:
-                self._give_up(error)
-        here = self._cpu.experts(x.cpu(), router.cpu(), gate, up, down, top_k)
-        return here.to(self._device)
+                self._stop_streaming(error)
+        return self._cpu.experts(x.cpu(), router.cpu(), gate, up, down, top_k).to(self._device)
 
-    def _give_up(self, error: RuntimeError) -> None:
-        """From now on the CPU computes: whatever went wrong would go wrong again."""
+    def _stop_streaming(self, error: RuntimeError) -> None:
+        """Let the CPU compute from now on: the error would occur again."""
         self._streaming = False
-        self._mover.submit(lambda: None).result()  # an expert may still be on its way
+        self._copier.submit(lambda: None).result()  # wait for an expert that is still being copied
         if self._cuda:
             torch.cuda.synchronize(self._device)
         self._slots = []
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        ui.warn(
-            f"experts cannot be streamed to the card ({line}): the CPU computes those in RAM; long prompts are slower"
+        logger.warning(
+            "experts cannot be streamed to the GPU (%s): the CPU computes those in RAM; long prompts are slower",
+            first_line(error),
         )
         if self._cuda:
             torch.cuda.empty_cache()
@@ -89,22 +94,22 @@ class HostExperts:
         spans = [(e, a, b) for e, (a, b) in enumerate(zip([0, *stops], stops, strict=False)) if a < b]
         rows = x[token]
         y = torch.empty_like(rows)
-        self._reserve(max(sum(nbytes for w in stacks for nbytes in _room(w)), 1))
-        coming: Future[_Slot] = self._mover.submit(self._send, self._slots[0], stacks, spans[0][0])
+        self._reserve(max(sum(nbytes for w in stacks for nbytes in _aligned_sizes(w)), 1))
+        sending: Future[_Slot] = self._copier.submit(self._send, self._slots[0], stacks, spans[0][0])
         for i, (_, start, stop) in enumerate(spans):
-            slot = coming.result()
+            slot = sending.result()
             if i + 1 < len(spans):
-                coming = self._mover.submit(self._send, self._slots[(i + 1) % 2], stacks, spans[i + 1][0])
+                sending = self._copier.submit(self._send, self._slots[(i + 1) % 2], stacks, spans[i + 1][0])
             if slot.sent is not None:
                 torch.cuda.current_stream(self._device).wait_event(slot.sent)
-            y[start:stop] = self._mlp(rows[start:stop], *_unpack(slot.there, stacks))
+            y[start:stop] = self._mlp(rows[start:stop], *_repack(slot.device, stacks))
             if self._cuda:
                 slot.used = torch.cuda.Event()
                 slot.used.record(torch.cuda.current_stream(self._device))
         return routing.weigh(y, place, weights)
 
     def _reserve(self, size: int) -> None:
-        if self._slots and self._slots[0].here.numel() >= size:
+        if self._slots and self._slots[0].host.numel() >= size:
             return
         if self._cuda:
             torch.cuda.synchronize(self._device)
@@ -118,73 +123,73 @@ class HostExperts:
         ]
 
     def _send(self, slot: _Slot, stacks: tuple[QTensor, QTensor, QTensor], e: int) -> _Slot:
-        """Runs in the mover's thread: file pages to page-locked memory, and from there to the card."""
+        """Copy an expert from the mapped file to page-locked memory and from there to the GPU, in the copier's thread."""
         if slot.sent is not None:
-            slot.sent.synchronize()  # the bytes sent last from here have left
+            slot.sent.synchronize()  # the slot's last expert has left page-locked memory
         at = 0
         for w in stacks:
-            for part, room in zip(_parts(reference.expert(w, e)), _room(w), strict=True):
-                slot.here[at : at + part.nbytes].copy_(part.contiguous().view(torch.uint8))
-                at += room
+            for part, size in zip(_parts(reference.expert(w, e)), _aligned_sizes(w), strict=True):
+                slot.host[at : at + part.nbytes].copy_(part.contiguous().view(torch.uint8))
+                at += size
         if self._stream is None:
-            slot.there[:at].copy_(slot.here[:at])
+            slot.device[:at].copy_(slot.host[:at])
             return slot
         with torch.cuda.stream(self._stream):
             if slot.used is not None:
-                self._stream.wait_event(slot.used)  # the card has multiplied with what lay there
-            slot.there[:at].copy_(slot.here[:at], non_blocking=True)
+                self._stream.wait_event(slot.used)  # the GPU has multiplied with the slot's last expert
+            slot.device[:at].copy_(slot.host[:at], non_blocking=True)
             slot.sent = torch.cuda.Event()
             slot.sent.record(self._stream)
         return slot
 
 
 def _parts(w: QTensor) -> list[torch.Tensor]:
-    """A weight's blocks, and its rows' factors where it has any."""
+    """A weight's blocks, and for ExpertsInt8 the factors of its rows."""
     return [w.data] if w.scale is None else [w.data, w.scale]
 
 
-def _room(w: QTensor) -> list[int]:
-    """Bytes that one expert's parts take in a slot: each begins aligned."""
+def _aligned_sizes(w: QTensor) -> list[int]:
+    """Bytes of one expert's parts in a slot, each padded to the alignment."""
     return [-(-(part.nbytes // w.shape[0]) // ALIGNED) * ALIGNED for part in _parts(w)]
 
 
-def _unpack(there: torch.Tensor, stacks: tuple[QTensor, ...]) -> list[Packed]:
-    """The three matrices of the expert in a slot: planes beside it, or views of it where it lies there as kernels read."""
+def _repack(data: torch.Tensor, stacks: tuple[QTensor, ...]) -> list[Packed]:
+    """The three matrices of the expert in ``data`` (a slot on the GPU) in planes; views if the format needs no repacking."""
     found, at = [], 0
     for w in stacks:
         parts = []
-        for whole, room in zip(_parts(w), _room(w), strict=True):
-            parts.append(there[at : at + whole.nbytes // w.shape[0]].view(whole.dtype))
-            at += room
+        for whole, size in zip(_parts(w), _aligned_sizes(w), strict=True):
+            parts.append(data[at : at + whole.nbytes // w.shape[0]].view(whole.dtype))
+            at += size
         found.append(repack(QTensor(parts[0], w.format, w.shape[1:], parts[1] if len(parts) > 1 else None)))
     return found
 
 
 class HostKeys:
-    """Attention of many tokens over keys and values in the computer's memory, for a model on a card."""
+    """Attention of many tokens over keys and values in host memory, for a model on a GPU."""
 
     def __init__(self, device: torch.device) -> None:
         self._upload = Uploader(device)
 
     def store(self, x: torch.Tensor, cache: torch.Tensor) -> None:
-        """See ``reference.kv_store``: x on either side, the cache here."""
+        """See ``reference.kv_store``: x on either device, the cache in host memory."""
         reference.kv_store(x.cpu(), cache)
 
     def attention(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, n_past: int, dtype: torch.dtype
     ) -> torch.Tensor:
-        """See ``reference.attention``: q on the card, k and v here, the result on the card. Products as ``dtype``."""
+        """See ``reference.attention``: q and result on the GPU, k and v in host memory; products in ``dtype``."""
         total = n_past + q.shape[0]
         return attend.prefill(q, self._upload(k[:total]), self._upload(v[:total]), n_past, dtype)
 
 
-#: Runs a layer's attention half, norm and residual included, for one token in the computer's memory: x float32
+#: Computes a layer's attention half (norm and residual included) for one token on the CPU, in place: x float32
 #: [1, hidden], the layer's cache, the token's position.
 HostAttention = Callable[[torch.Tensor, KVCache, int], None]
 
 
 def host_attention(m: Attention, norm: torch.Tensor, eps: float, cpu: Ops) -> HostAttention:
-    """A layer's attention half for one token, weights (``m``), keys and values all in the computer's memory."""
+    """A ``HostAttention`` with the weights of ``m``, which are in host memory, through the C++ kernels if possible."""
     norm = norm.cpu().contiguous()
     programs: dict[torch.dtype, Any] = {}
 
@@ -194,7 +199,15 @@ def host_attention(m: Attention, norm: torch.Tensor, eps: float, cpu: Ops) -> Ho
         kind = part.k.dtype
         if kind not in programs:
             step = steps.AttentionStep(
-                norm, eps, q=m.q, k=m.k, v=m.v, out=m.output, n_heads=m.n_heads, n_kv_heads=m.n_kv_heads, kv_dtype=kind
+                norm,
+                eps,
+                q=m.q_proj,
+                k=m.k_proj,
+                v=m.v_proj,
+                out=m.out_proj,
+                n_heads=m.n_heads,
+                n_kv_heads=m.n_kv_heads,
+                kv_dtype=kind,
             )
             programs[kind] = steps.Program([step])
         programs[kind].run(x, position, programs[kind].bind([(part.k, part.v)]))
@@ -202,11 +215,11 @@ def host_attention(m: Attention, norm: torch.Tensor, eps: float, cpu: Ops) -> Ho
     def plain(x: torch.Tensor, part: KVCache, position: int) -> None:
         x += m.forward(reference.rms_norm(x, norm, eps), part, position, cpu)
 
-    return native if _native(cpu, m.q, m.k, m.v, m.output) else plain
+    return native if _native(cpu, m.q_proj, m.k_proj, m.v_proj, m.out_proj) else plain
 
 
 def _native(cpu: Ops, *weights: QTensor) -> bool:
-    """Whether the C++ library is there and multiplies all these formats."""
+    """Whether the C++ kernels are built and support the formats of all ``weights``."""
     if cpu.name != "cpu":
         return False
     from jambacli.kernels.cpu.structs import NATIVE_TYPES
@@ -214,12 +227,13 @@ def _native(cpu: Ops, *weights: QTensor) -> bool:
     return all(w.format.ggml_type in NATIVE_TYPES for w in weights)
 
 
-def host_step(ffn: MoE, norm: torch.Tensor, eps: float, cpu: Ops) -> Callable[[torch.Tensor], None]:
-    """A layer's feed-forward half for one token in the computer's memory: x += experts(norm(x)), in place.
+#: Computes a layer's feed-forward half (norm and residual included) for one token on the CPU, in place: x float32
+#: [1, hidden].
+HostFfn = Callable[[torch.Tensor], None]
 
-    The norm and router may be on the card: they are copied here once. Through the C++ library's own step where it is
-    built and knows the formats.
-    """
+
+def host_ffn(ffn: MoE, norm: torch.Tensor, eps: float, cpu: Ops) -> HostFfn:
+    """A ``HostFfn``: x += experts(norm(x)), through the C++ kernels if possible. Copies norm and router to the CPU."""
     norm, router = norm.cpu().contiguous(), ffn.router.cpu().contiguous()
     if _native(cpu, ffn.gate, ffn.up, ffn.down):
         from jambacli.kernels.cpu import steps

@@ -1,41 +1,45 @@
-"""Bytes on their way between the computer's memory and a card; knows nothing of what they mean.
+"""Copies tensors from host memory to a GPU, through page-locked buffers.
 
-A card reads page-locked memory by itself, twice as fast as other memory, while the processor goes on. There may be none to
-have (a small limit, a virtual machine): then ordinary memory does the same, slower, and one line says so.
+A GPU reads page-locked memory asynchronously and about twice as fast as other memory. If none can be had (a low limit, some
+virtual machines), ordinary memory is used, slower, and a log record says so.
 """
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
 
-from jambacli import ui
+from jambacli.errors import first_line
 from jambacli.kernels.triton.limits import PIECE
 
+logger = logging.getLogger(__name__)
 _warned = False
 
 
 def page_locked(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Uninitialized memory here that ``device`` can read by itself; RuntimeError where there is none."""
+    """Uninitialized page-locked host memory that ``device`` can read; RuntimeError if there is none."""
     return torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
 
 
 def staging(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Page-locked memory where there is any, else ordinary memory, with a line that says so, once."""
+    """Uninitialized page-locked host memory, or ordinary memory with a warning (once per process)."""
     global _warned
     try:
         return page_locked(shape, dtype, device)
     except RuntimeError as error:
         if not _warned:
             _warned = True
-            line = (str(error).strip() or type(error).__name__).splitlines()[0]
-            ui.warn(f"there is no page-locked memory to have ({line}): what stays in RAM reaches the card more slowly")
+            logger.warning(
+                "no page-locked memory is available (%s): what stays in RAM reaches the GPU more slowly",
+                first_line(error),
+            )
         return torch.empty(shape, dtype=dtype)
 
 
 class Uploader:
-    """Copies tensors to a card through two buffers: one is filled while the other is on its way."""
+    """Copies tensors to a GPU through two buffers: one is filled while the other is being sent."""
 
     def __init__(self, device: torch.device, piece: int | None = None) -> None:
         self._device, self._piece = device, piece or PIECE
@@ -44,20 +48,20 @@ class Uploader:
         self._next = 0
 
     def __call__(self, source: torch.Tensor) -> torch.Tensor:
-        """The contiguous tensor ``source`` on the card, in the order of the card's present stream."""
-        there = torch.empty(source.shape, dtype=source.dtype, device=self._device)
-        bytes_here, bytes_there = (x.view(-1).view(torch.uint8) for x in (source, there))
+        """A copy of the contiguous tensor ``source`` on the GPU, ordered on its current stream."""
+        copy = torch.empty(source.shape, dtype=source.dtype, device=self._device)
+        source_bytes, copy_bytes = (x.view(-1).view(torch.uint8) for x in (source, copy))
         if not self._buffers:
             self._buffers = [staging((self._piece,), torch.uint8, self._device) for _ in range(2)]
-        for start in range(0, len(bytes_here), self._piece):
-            part = bytes_here[start : start + self._piece]
-            slot, self._next = self._next, 1 - self._next  # in turn over all tensors: small ones overlap too
-            if self._sent[slot] is not None:
-                self._sent[slot].synchronize()  # what lay there has left
-            buffer = self._buffers[slot][: len(part)]
+        for start in range(0, len(source_bytes), self._piece):
+            part = source_bytes[start : start + self._piece]
+            i, self._next = self._next, 1 - self._next  # alternate across tensors, so that small ones overlap too
+            if self._sent[i] is not None:
+                self._sent[i].synchronize()  # the buffer's last piece has been sent
+            buffer = self._buffers[i][: len(part)]
             buffer.copy_(part)
-            bytes_there[start : start + len(part)].copy_(buffer, non_blocking=True)
+            copy_bytes[start : start + len(part)].copy_(buffer, non_blocking=True)
             if self._device.type == "cuda":
-                self._sent[slot] = torch.cuda.Event()
-                self._sent[slot].record(torch.cuda.current_stream(self._device))
-        return there
+                self._sent[i] = torch.cuda.Event()
+                self._sent[i].record(torch.cuda.current_stream(self._device))
+        return copy
