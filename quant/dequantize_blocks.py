@@ -59,14 +59,14 @@ def dequantize(
     if row_bytes % source.block_bytes:
         raise ValueError(f"a row of {row_bytes} bytes is no multiple of {source.name}'s block of {source.block_bytes}")
     n = row_bytes // source.block_bytes * source.block
-    use_native = choose_native(backend, blocks, native.can_decode(source.ggml_type), source)
+    use_native = choose_native(backend, blocks, native.can_dequantize(source.ggml_type), source)
 
     flat = blocks.contiguous().view(-1, row_bytes) if blocks.numel() else blocks.new_empty(0, row_bytes)
     out = torch.empty(flat.shape[0], n, dtype=dtype, device=blocks.device)
     if flat.shape[0] == 0:
         pass
     elif use_native:
-        native.decode(source.ggml_type, target_type, flat.data_ptr(), flat.shape[0], n, out.data_ptr(), threads)
+        native.dequantize(source.ggml_type, target_type, flat.data_ptr(), flat.shape[0], n, out.data_ptr(), threads)
     else:
         decoder = torch_decoder(source)
         chunk = max(1, TORCH_CHUNK_VALUES.get(blocks.device.type, 1 << 22) // n)

@@ -59,7 +59,7 @@ def encode(
     try:
         if use_native:
             addresses = rows.data_ptr(), rows.shape[0], n, flat_levels.data_ptr(), flat_scale.data_ptr()
-            native.encode_rowwise_int8(source_type, *addresses, threads)
+            native.quantize_rowwise_int8(source_type, *addresses, threads)
         else:
             step = max(1, CHUNK_VALUES.get(weight.device.type, 1 << 22) // n)
             for first in range(0, rows.shape[0], step):

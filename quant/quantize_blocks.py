@@ -61,7 +61,7 @@ def quantize(
         raise ValueError("cannot quantize a scalar: blocks run along a row")
     n = tensor.shape[-1]
     row_bytes = target.row_bytes(n)
-    use_native = choose_native(backend, tensor, native.can_encode(target.ggml_type), target)
+    use_native = choose_native(backend, tensor, native.can_quantize(target.ggml_type), target)
     weights = _checked_imatrix(imatrix, tensor)
 
     rows = tensor.detach().contiguous().view(-1, n) if tensor.numel() else tensor.new_empty(0, n)
@@ -70,7 +70,7 @@ def quantize(
         piece, into = rows[first:last], out[first:last]
         try:
             if use_native:
-                native.encode(
+                native.quantize(
                     target.ggml_type,
                     source_type,
                     piece.data_ptr(),

@@ -55,19 +55,19 @@ def cpu_ops() -> Ops:
     """The C++ library's operations (``kernels.cpu.available()`` must hold); for formats it lacks, torch's.
 
     A few rows are multiplied with the blocks as they are, many with blocks expanded once for all of them. A whole model
-    on a few tokens goes faster still through ``kernels.cpu.steps``, which ``model.decode`` uses.
+    on a few tokens goes faster still through ``kernels.cpu.decode``, which ``model.decode`` uses.
     """
     from jambacli.kernels import reference
-    from jambacli.kernels.cpu import prefill, steps
+    from jambacli.kernels.cpu import decode, prefill
     from jambacli.kernels.cpu.structs import NATIVE_TYPES
 
     def embed(ids: torch.Tensor, w: QTensor) -> torch.Tensor:
         native = w.format.ggml_type in NATIVE_TYPES
-        return steps.embed(ids, w) if native else reference.embed(ids, w)
+        return decode.embed(ids, w) if native else reference.embed(ids, w)
 
     def linear(x: torch.Tensor, w: QTensor) -> torch.Tensor:
-        if x.shape[0] <= steps.MOST_TOKENS and w.format.ggml_type in NATIVE_TYPES:
-            return steps.linear(x.contiguous(), w)
+        if x.shape[0] <= decode.MOST_TOKENS and w.format.ggml_type in NATIVE_TYPES:
+            return decode.linear(x.contiguous(), w)
         return prefill.linear(x, w)
 
     return Ops(

@@ -109,7 +109,7 @@ class Encoder:
         try:
             if out.scales is not None:
                 self._encode_int8(rows, out)
-            elif self._native and native.can_encode(out.format.ggml_type):
+            elif self._native and native.can_quantize(out.format.ggml_type):
                 self._encode_native(rows, out, weights)
             else:
                 self._encode_torch(rows, out, weights)
@@ -124,10 +124,10 @@ class Encoder:
 
         if rows.scales is not None:
             return np.multiply(rows.data.view(np.int8).reshape(-1, rows.n), rows.scales[:, None], dtype=np.float32)
-        if native.can_decode(rows.format.ggml_type):
+        if native.can_dequantize(rows.format.ggml_type):
             out = np.empty((rows.count, rows.n), np.float32)
             source, target = _address(rows.data), _address(out)
-            native.decode(rows.format.ggml_type, 0, source, rows.count, rows.n, target, self.threads)
+            native.dequantize(rows.format.ggml_type, 0, source, rows.count, rows.n, target, self.threads)
             return out
         from quant import dequantize
 
@@ -138,7 +138,7 @@ class Encoder:
         columns = None if weights is None else _address(weights)
         source, target = _address(rows.data), _address(out.data)
         have = _TYPE_IDS[rows.format.name]
-        native.encode(out.format.ggml_type, have, source, rows.count, rows.n, columns, target, self.threads)
+        native.quantize(out.format.ggml_type, have, source, rows.count, rows.n, columns, target, self.threads)
 
     def _encode_torch(self, rows: Rows, out: Rows, weights: np.ndarray | None) -> None:
         import torch
@@ -154,7 +154,7 @@ class Encoder:
         if self._native:
             levels, scales = _address(out.data), _address(out.scales)
             have = _TYPE_IDS[rows.format.name]
-            native.encode_rowwise_int8(have, _address(rows.data), rows.count, rows.n, levels, scales, self.threads)
+            native.quantize_rowwise_int8(have, _address(rows.data), rows.count, rows.n, levels, scales, self.threads)
             return
         from quant import experts_int8
 

@@ -1,4 +1,4 @@
-// The search for the scale of 32 values on the non-linear four-bit grid, one block per lane; knows nothing of layouts.
+// The search for the scale of 32 values on the non-linear four-bit grid, one block per lane.
 //
 // ggml tries 16 scales and, for each, looks every value up in the grid. Fifteen of them differ by so little (-120/max to
 // -134/max) that a value meets at most one boundary between neighbouring levels on the way, since boundaries on one side of
@@ -10,7 +10,7 @@
 #include "kq_search.h"
 
 namespace quant {
-namespace QUANT_ISA {
+namespace JAMBA_VARIANT {
 namespace iq4 {
 
 constexpr int TRIES = 7;  // to either side
@@ -106,5 +106,5 @@ LANE_FN void weights(const vf *x, const vf *importance, vf spread, vf *w) {
 LANE_FN vf reciprocal_or_zero(vf d) { return select(eq(d, vf{}), vf{}, 1.0f / d); }
 
 }  // namespace iq4
-}  // namespace QUANT_ISA
+}  // namespace JAMBA_VARIANT
 }  // namespace quant

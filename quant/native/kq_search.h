@@ -1,4 +1,4 @@
-// ggml's searches for the scales of K-quant sub-blocks, LANES blocks at a time; knows nothing of block layouts.
+// ggml's searches for the scales of K-quant sub-blocks, LANES blocks at a time.
 //
 // A lane is a super-block: it executes, in the same order, the float operations that ggml's scalar search executes for its
 // block, and what the scalar code skips is masked out. Levels are kept as floats while a search runs (they are small
@@ -9,7 +9,7 @@
 #include "lanes.h"
 
 namespace quant {
-namespace QUANT_ISA {
+namespace JAMBA_VARIANT {
 namespace kq {
 
 constexpr float ROUNDER = 12582912.0f;     // 1.5 * 2^23: adding it leaves a value rounded to an integer in the low bits
@@ -389,5 +389,5 @@ static __attribute__((noinline)) vf fit_scales(const vf *x, const vf *w, vi *lev
 }
 
 }  // namespace kq
-}  // namespace QUANT_ISA
+}  // namespace JAMBA_VARIANT
 }  // namespace quant

@@ -125,19 +125,19 @@ def test_the_native_layer_refuses_by_itself() -> None:
         pytest.skip("the C++ library is not built")
     values, blocks = torch.zeros(2, 64), torch.zeros(2, 68, dtype=torch.uint8)
     q8_0 = FORMATS["q8_0"].ggml_type
-    native.encode(q8_0, 0, values.data_ptr(), 2, 64, None, blocks.data_ptr())
+    native.quantize(q8_0, 0, values.data_ptr(), 2, 64, None, blocks.data_ptr())
     with pytest.raises(ValueError, match="whole blocks"):
-        native.encode(q8_0, 0, values.data_ptr(), 2, 63, None, blocks.data_ptr())
-    with pytest.raises(ValueError, match="does not code this format"):
-        native.encode(16, 0, values.data_ptr(), 2, 64, None, blocks.data_ptr())
-    with pytest.raises(ValueError, match="does not code this format"):
-        native.decode(q8_0, 8, blocks.data_ptr(), 2, 64, values.data_ptr())
+        native.quantize(q8_0, 0, values.data_ptr(), 2, 63, None, blocks.data_ptr())
+    with pytest.raises(ValueError, match="this format has no"):
+        native.quantize(16, 0, values.data_ptr(), 2, 64, None, blocks.data_ptr())
+    with pytest.raises(ValueError, match="this format has no"):
+        native.dequantize(q8_0, 8, blocks.data_ptr(), 2, 64, values.data_ptr())
     importance = -torch.ones(64)
     with pytest.raises(ValueError, match="negative or non-finite"):
-        native.encode(q8_0, 0, values.data_ptr(), 2, 64, importance.data_ptr(), blocks.data_ptr())
+        native.quantize(q8_0, 0, values.data_ptr(), 2, 64, importance.data_ptr(), blocks.data_ptr())
     values[1, 63] = float("nan")
     with pytest.raises(native.NonFiniteRowError) as caught:
-        native.encode(q8_0, 0, values.data_ptr(), 2, 64, None, blocks.data_ptr())
+        native.quantize(q8_0, 0, values.data_ptr(), 2, 64, None, blocks.data_ptr())
     assert caught.value.row == 1
 
 

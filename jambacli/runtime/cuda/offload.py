@@ -189,14 +189,14 @@ def host_attention(m: Attention, norm: torch.Tensor, eps: float, cpu: Ops) -> Ho
     programs: dict[torch.dtype, Any] = {}
 
     def native(x: torch.Tensor, part: KVCache, position: int) -> None:
-        from jambacli.kernels.cpu import steps
+        from jambacli.kernels.cpu import decode
 
         kind = part.k.dtype
         if kind not in programs:
-            step = steps.AttentionStep(
+            step = decode.AttentionStep(
                 norm, eps, q=m.q, k=m.k, v=m.v, out=m.output, n_heads=m.n_heads, n_kv_heads=m.n_kv_heads, kv_dtype=kind
             )
-            programs[kind] = steps.Program([step])
+            programs[kind] = decode.Program([step])
         programs[kind].run(x, position, programs[kind].bind([(part.k, part.v)]))
 
     def plain(x: torch.Tensor, part: KVCache, position: int) -> None:
@@ -222,10 +222,10 @@ def host_step(ffn: MoE, norm: torch.Tensor, eps: float, cpu: Ops) -> Callable[[t
     """
     norm, router = norm.cpu().contiguous(), ffn.router.cpu().contiguous()
     if _native(cpu, ffn.gate, ffn.up, ffn.down):
-        from jambacli.kernels.cpu import steps
+        from jambacli.kernels.cpu import decode
 
-        step = steps.ExpertsStep(norm, eps, router=router, gate=ffn.gate, up=ffn.up, down=ffn.down, top_k=ffn.top_k)
-        program = steps.Program([step])
+        step = decode.ExpertsStep(norm, eps, router=router, gate=ffn.gate, up=ffn.up, down=ffn.down, top_k=ffn.top_k)
+        program = decode.Program([step])
         binding = program.bind([None])
         return lambda x: program.run(x, 0, binding)
 
