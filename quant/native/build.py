@@ -110,12 +110,12 @@ def build(name: str, output: Path | None = None, *, sanitize: str = "", work: Pa
     ``output``: the library's file, beside its sources by default. ``sanitize``: the value of -fsanitize. ``work``: where
     objects are kept between builds. Raises BuildError.
     """
+    if work is None and not (ROOT / "pyproject.toml").exists():  # an installed package
+        with tempfile.TemporaryDirectory(prefix="jamba-build-") as temporary:
+            return build(name, output, sanitize=sanitize, work=Path(temporary))
     folder = ROOT / FOLDERS[name]
     output = output or folder / f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}"
-    if work is None:
-        in_checkout = (ROOT / "pyproject.toml").exists()
-        work = ROOT / "build" / "native" if in_checkout else Path(tempfile.mkdtemp(prefix="jamba-build-"))
-    objects = work / (name + (f"-{sanitize}" if sanitize else ""))
+    objects = (work or ROOT / "build" / "native") / (name + (f"-{sanitize}" if sanitize else ""))
     objects.mkdir(parents=True, exist_ok=True)
     cxx = compiler()
     checked = ("-g", "-fno-omit-frame-pointer", f"-fsanitize={sanitize}") if sanitize else ()

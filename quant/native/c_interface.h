@@ -3,9 +3,9 @@
 // - Names begin with the library or the phase: quant_, decode_, prefill_, train_; what all libraries have: native_.
 // - Arrays are plain addresses. The distance between two rows, in elements, follows its array (x, x_stride). Sizes are int64_t.
 // - The order is: weights, inputs, state, outputs, sizes, threads.
-// - The result is a Status; a positive one is a finding of the function (quant_quantize: 1 + a row that is not finite). Only
+// - The result is a Status; a positive one is a finding of the function (quant_quantize_rows: 1 + a row that is not finite). Only
 //   questions about the library return something else.
-// - No exception leaves a library: memory that cannot be had is kNoMemory (`guarded`).
+// - No exception leaves a library: what the calling thread cannot allocate is kNoMemory (`guarded`).
 #pragma once
 
 #include <cstdint>

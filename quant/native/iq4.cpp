@@ -28,7 +28,7 @@ static void quantize_nl(const float *x, int64_t rows, int64_t n, const float *im
                                 [](const Blocks32 &b, Bytes<1, 4> &out) { nl_block(b, nullptr, out); });
         return;
     }
-    // The weights' spread is the block's own here, not the row's: the shared one goes unused.
+    // The spread of the weights is that of the block, not of the row.
     quantize_run<1, 4, true>(x, rows, n, imatrix, nullptr, dst,
                            [](const Blocks32 &b, Bytes<1, 4> &out) { nl_block(b, b.importance, out); });
 }
@@ -85,7 +85,7 @@ static void quantize_xs(const float *x, int64_t rows, int64_t n, const float *im
     }
 }
 
-// ---- back to values ----
+// ---- dequantization ----
 
 // 16 bytes of two levels each: the low ones times d to dst[0..15], the high ones to dst[16..31].
 LANE_FN void grid_values(const uint8_t *levels, float d, float *dst) {

@@ -16,7 +16,7 @@ namespace iq4 {
 constexpr int TRIES = 7;  // to either side
 
 alignas(64) static const float GRID[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
-// BOUNDARY[k] parts level k from level k + 1, which begins at it: half of GRID[k] + GRID[k + 1].
+// BOUNDARY[k] separates level k from level k + 1, which begins at it: half of GRID[k] + GRID[k + 1].
 alignas(64) static const float BOUNDARY[16] = {-115.5f, -93.5f, -74, -57, -42, -28.5f, -16, -4.5f,
                                                7,       19,     31.5f, 45.5f, 61, 79, 101, 101};
 // GRID[k + 1], for k up to 14.

@@ -1,7 +1,7 @@
 // K-quant rows to blocks, LANES super-blocks at a time, and back.
 //
 // A batch holds LANES super-blocks transposed: x[i] is value i of each. Sub-block searches, scale rounding and packing all
-// work on such vectors; only the finished 32-bit words are handed back block by block. Rows are taken as one run of
+// work on such vectors; only the finished 32-bit words are stored block by block. Rows are taken as one run of
 // super-blocks, so that short rows fill the lanes too.
 #include "kq_dequantize.h"
 #include "kq_search.h"

@@ -9,7 +9,7 @@ namespace legacy {
 
 LANE_FN vf reciprocal(vf d) { return select(eq(d, vf{}), vf{}, 1.0f / d); }
 
-// The low byte of a C cast to int8 of a value, as a signed int; what is out of int's range gives 0.
+// A C cast to int8, as an int; a value out of the range of int gives 0.
 LANE_FN vi to_byte(vf x) { return truncate(x) << 24 >> 24; }
 
 // ---- layouts ----

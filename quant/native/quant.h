@@ -27,14 +27,14 @@ using QuantizeRows = void (*)(const float *x, int64_t rows, int64_t n, const flo
 // src: [rows, row bytes] contiguous, any alignment. dst: [rows, n] contiguous.
 using DequantizeRows = void (*)(const uint8_t *src, int64_t rows, int64_t n, float *dst);
 
-// One format in one instruction set; either function may be null (the next best table's is used). A table ends at ggml_type -1.
+// One format at one level. A table of codecs ends at ggml_type -1.
 struct Codec {
     int ggml_type;
     QuantizeRows quantize;
     DequantizeRows dequantize;
 };
 
-// What the driver itself does with panels, per instruction set.
+// What rows.cpp itself does with panels, at one level.
 struct PanelOps {
     void (*widen_f16)(const uint16_t *src, int64_t count, float *dst);
     void (*widen_bf16)(const uint16_t *src, int64_t count, float *dst);
@@ -60,7 +60,7 @@ struct PanelOps {
 QUANT_LEVELS(LEVEL)
 #undef LEVEL
 
-// The best implementations that the level in use allows; null where there is none.
+// The implementations of the level in use; null for a type without a codec.
 QuantizeRows find_quantizer(int ggml_type);
 DequantizeRows find_dequantizer(int ggml_type);
 const PanelOps &panel_ops();

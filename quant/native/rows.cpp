@@ -17,7 +17,7 @@ using namespace quant;
 // that the last, partly filled vector of them costs little.
 constexpr int64_t PANEL = 64 * 1024;
 
-// IEEE rounding and subnormals while it lives, whatever the calling process has set: the bytes depend on them.
+// IEEE rounding and subnormals during its lifetime, whatever the calling process has set: the bytes depend on them.
 class PlainFloats {
 #if defined(__SSE2__)
     unsigned saved = __builtin_ia32_stmxcsr();
@@ -50,7 +50,7 @@ bool make_plan(int ggml_type, int64_t rows, int64_t n, int threads, Plan *plan) 
     plan->n = n;
     plan->row_bytes = n / block.values * block.bytes;
     plan->panel_rows = n >= PANEL ? 1 : PANEL / n;
-    // Few rows on many threads: smaller panels, so that nobody is left without work.
+    // Few rows on many threads: smaller panels, so that every thread has work.
     const int64_t share = (rows + threads - 1) / (threads < 1 ? 1 : threads);
     if (plan->panel_rows > share && share > 0) plan->panel_rows = share;
     plan->panels = (rows + plan->panel_rows - 1) / plan->panel_rows;
@@ -58,7 +58,7 @@ bool make_plan(int ggml_type, int64_t rows, int64_t n, int threads, Plan *plan) 
     return true;
 }
 
-// work(first row, rows) on every panel, dealt out in order; the first panels are always finished.
+// work(first row, rows) on every panel, in order; after a failure, the panels before it are still finished.
 template <typename Work>
 void share_out(const Plan &plan, const Work &work) {
     std::atomic<int64_t> next{0};
@@ -73,7 +73,7 @@ void share_out(const Plan &plan, const Work &work) {
     std::vector<std::thread> helpers;
     try {
         for (int t = 1; t < plan.threads; ++t) helpers.emplace_back(loop);
-    } catch (...) {  // no more threads to be had: those that started, and this one, do it all
+    } catch (...) {  // no further thread could be started: this one and those that run do the work
     }
     loop();
     for (std::thread &t : helpers) t.join();
@@ -92,7 +92,7 @@ void narrow(int type, const float *src, int64_t count, void *dst) {
 bool is_plain(int type) { return type == kF32 || type == kF16 || type == kBF16; }
 int64_t plain_size(int type) { return type == kF32 ? 4 : 2; }
 
-// Per-thread room for one panel; grows, never shrinks, and is freed with its thread.
+// A thread's memory for one panel; it grows, and is freed with its thread.
 float *scratch(int64_t count) {
     thread_local std::vector<float> room;
     if ((int64_t)room.size() < count) room.resize((size_t)count);
@@ -143,7 +143,7 @@ int64_t from_panels(const Plan &plan, int src_type, const void *src, const Work 
 // Python loads the library only where this is its own number.
 EXPORT int quant_abi_version() { return 4; }
 
-// 1 when this build codes the type on this processor: bit 0 quantizes, bit 1 dequantizes.
+// Bit 0: the library quantizes to the type. Bit 1: it dequantizes it.
 EXPORT int quant_supports(int ggml_type) {
     if (is_plain(ggml_type)) return 3;
     return (find_quantizer(ggml_type) ? 1 : 0) | (find_dequantizer(ggml_type) ? 2 : 0);

@@ -16,7 +16,7 @@ struct Of256 {
     static constexpr int kBytes = 256 / Block::kValues * static_cast<int>(sizeof(Block));
 };
 
-// kOk, or why this matrix cannot be multiplied.
+// kOk, or why the kernels cannot multiply this matrix.
 static inline Status check_matrix(const Matrix& w) {
     const TypeInfo info = type_info(w.type);
     if (!info.values) return kBadType;

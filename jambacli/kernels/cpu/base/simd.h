@@ -99,7 +99,7 @@ SIMD_FN float sum(vf a) {
 
 // 2^t. The remainder after rounding to the nearest integer goes through a polynomial that is exactly 1 at 0, so that a
 // decay close to one keeps its small distance from one (a scan multiplies thousands of them). Relative error under 8e-8;
-// where there is no AVX-512, results below 2^-125 are given as 2^-125.
+// where there is no AVX-512, results below 2^-125 become 2^-125.
 SIMD_FN vf exp2v(vf t) {
 #if defined(__AVX512F__)
     const vf r = (vf)_mm512_reduce_ps((__m512)t, 8);

@@ -55,7 +55,7 @@ OmpInt omp_num_threads = nullptr;
 struct Region {
     TeamFn fn;
     void* context;
-    Barrier* barriers;  // constructed by the first thread in, once the team's real size is known
+    Barrier* barriers;  // constructed by the first thread, when the real size of the team is known
     std::atomic<int> state{0};
     alignas(Barrier) unsigned char storage[sizeof(Barrier)];
 };
@@ -85,7 +85,7 @@ class Pool {
     }
 
     void run(int threads, TeamFn fn, void* context) {
-        if (busy_.test_and_set(std::memory_order_acquire)) {  // nested, or a second caller: alone, correct and slower
+        if (busy_.test_and_set(std::memory_order_acquire)) {  // nested, or a second caller: runs on one thread
             Team team{0, 1, nullptr};
             fn(context, team);
             return;

@@ -1,7 +1,7 @@
 // Teams of threads for the kernels: one pool shared with torch where its OpenMP runtime was found, else the library's own.
 //
 // A team runs one function on `size` threads at once; inside it, Team::barrier() separates phases. Splits are static and
-// computed from (n, unit, size) alone, and every kernel here computes an output value wholly in one thread in a fixed
+// computed from (n, unit, size) alone, and every kernel computes an output value wholly in one thread in a fixed
 // order, so results do not depend on the number of threads or on timing.
 #pragma once
 
@@ -40,8 +40,8 @@ struct Team {
         if (size > 1) shared->wait();
     }
 
-    // Shares n items out in chunks of `chunk`, each to whichever thread is free: body(begin, end). For work whose results
-    // do not depend on who does it; at most one such loop between two barriers.
+    // Shares n items out in chunks of `chunk`, each to the next free thread: body(begin, end). For work whose results do
+    // not depend on the thread; at most one such loop between two barriers.
     template <class F>
     void chunks(int64_t n, int64_t chunk, F&& body) {
         if (size == 1) {

@@ -9,7 +9,7 @@
 namespace jamba {
 namespace {
 
-// Keys that one piece of work covers. Fixed, so that results depend neither on the context's size nor on the threads.
+// Keys of one piece of work. Fixed, so that results depend neither on the size of the context nor on the threads.
 constexpr int64_t kKeys = 256;
 constexpr int64_t kTileKeys = 32;  // converted to floats at a time
 
@@ -36,14 +36,14 @@ void store_row(const float* from, int32_t type, int64_t n, uint8_t* to) {
 
 // What a chunk of keys contributes to each query head: the largest score, the sum of exponentials, the weighted values.
 struct Partials {
-    float *most, *sum;  // [m, n_heads, chunks]
+    float *max_score, *sum;  // [m, n_heads, chunks]
     float* values;      // [m, n_heads, chunks, head_dim]
 };
 
 // One chunk of keys and all query heads of one kv head.
 void attend_chunk(const Run& run, const AttentionStep& s, const StepState& state, const float* q, int64_t kv_head,
                   int64_t chunk, int64_t chunks, float* work, const Partials& out) {
-    const Ops& k = *run.k;
+    const InnerKernels& k = *run.k;
     const int64_t dim = s.head_dim, group = s.n_heads / s.n_kv_heads, first = chunk * kKeys;
     const int64_t n_keys = std::min(kKeys, run.n_past + run.m - first);
     float* tile = work;                        // [kTileKeys, dim]
@@ -63,8 +63,8 @@ void attend_chunk(const Run& run, const AttentionStep& s, const StepState& state
             const int64_t at = (t * s.n_heads + kv_head * group + h) * chunks + chunk;
             const int64_t seen = keys_of(t);
             float* w = weights + (t * group + h) * kKeys;
-            out.most[at] = seen > 0 ? *std::max_element(w, w + seen) : -std::numeric_limits<float>::infinity();
-            out.sum[at] = seen > 0 ? k.exp_sum(w, out.most[at], seen) : 0.0f;
+            out.max_score[at] = seen > 0 ? *std::max_element(w, w + seen) : -std::numeric_limits<float>::infinity();
+            out.sum[at] = seen > 0 ? k.exp_sum(w, out.max_score[at], seen) : 0.0f;
             std::fill(out.values + at * dim, out.values + (at + 1) * dim, 0.0f);
         }
     for (int64_t j = 0; j < n_keys; j += kTileKeys) {
@@ -81,15 +81,15 @@ void attend_chunk(const Run& run, const AttentionStep& s, const StepState& state
 }
 
 // The chunks of one query head, in order, into its output.
-void combine(const Ops& k, int64_t chunks, int64_t dim, float* most, const float* sum, const float* values, float* out) {
-    const float top = *std::max_element(most, most + chunks);
-    k.exp_sum(most, top, chunks);  // now each chunk's factor
+void combine(const InnerKernels& k, int64_t chunks, int64_t dim, float* max_score, const float* sum, const float* values, float* out) {
+    const float top = *std::max_element(max_score, max_score + chunks);
+    k.exp_sum(max_score, top, chunks);  // now each chunk's factor
     float total = 0.0f;
     std::fill(out, out + dim, 0.0f);
     for (int64_t c = 0; c < chunks; ++c) {
-        if (most[c] == 0.0f) continue;
-        total += most[c] * sum[c];
-        k.add_scaled(out, values + c * dim, most[c], dim);
+        if (max_score[c] == 0.0f) continue;
+        total += max_score[c] * sum[c];
+        k.add_scaled(out, values + c * dim, max_score[c], dim);
     }
     for (int64_t i = 0; i < dim; ++i) out[i] /= total;
 }
@@ -97,7 +97,7 @@ void combine(const Ops& k, int64_t chunks, int64_t dim, float* most, const float
 }  // namespace
 
 void attention_step(Team* team, const Run& run, const AttentionStep& s, const StepState& state, Scratch& scratch) {
-    const Ops& k = *run.k;
+    const InnerKernels& k = *run.k;
     const int64_t m = run.m, dim = s.head_dim, q_rows = s.q.rows, kv_rows = s.k.rows;
     const int64_t chunks = (run.n_past + m + kKeys - 1) / kKeys, group = s.n_heads / s.n_kv_heads;
     const ActBuffer input = step_input(team, run, s.input, run.x, m, s.q.cols,
@@ -106,7 +106,7 @@ void attention_step(Team* team, const Run& run, const AttentionStep& s, const St
     float* new_k = scratch.take<float>(m * kv_rows);
     float* new_v = scratch.take<float>(m * kv_rows);
     Partials partials;
-    partials.most = scratch.take<float>(m * s.n_heads * chunks);
+    partials.max_score = scratch.take<float>(m * s.n_heads * chunks);
     partials.sum = scratch.take<float>(m * s.n_heads * chunks);
     partials.values = scratch.take<float>(m * s.n_heads * chunks * dim);
     const ActBuffer attended = take_act(scratch, m, q_rows, wants_int8(s.out));
@@ -151,7 +151,7 @@ void attention_step(Team* team, const Run& run, const AttentionStep& s, const St
 
     team->chunks(m * s.n_heads, 1, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i)
-            combine(k, chunks, dim, partials.most + i * chunks, partials.sum + i * chunks, partials.values + i * chunks * dim,
+            combine(k, chunks, dim, partials.max_score + i * chunks, partials.sum + i * chunks, partials.values + i * chunks * dim,
                     attended.f + i / s.n_heads * attended.f_stride + i % s.n_heads * dim);
     });
     team->barrier();

@@ -9,7 +9,7 @@ namespace jamba {
 namespace {
 
 constexpr int kPrefetch = 2048;  // bytes ahead in the row's stream; hardware prefetchers stop at each page
-constexpr int kTokens = 2;  // whose accumulators fit the registers
+constexpr int kTokens = 2;       // at a time: their accumulators fit the registers
 
 template <int M>
 struct Tokens {
@@ -49,16 +49,16 @@ struct Sums {
         for (int t = 0; t < M; ++t) even[t] = odd[t] = offset[t] = _mm256_setzero_ps();
     }
 
-    // Adds 256 values: `block` of the row, block `b` of the activations. kPart: only the first `blocks` 32 of them are the
-    // row's; what follows has activations of zero, and a factor that is not finite must not meet them.
+    // Adds 256 values: `block` of the row, block `b` of the activations. kPart: only the first `blocks` groups of 32 belong to
+    // the row. The activations of the others are zero, and their factors are cleared since they may not be finite.
     template <bool kPart>
     inline void step(const typename Fmt::Block* block, const Tokens<M>& a, int64_t b, int blocks) {
         Unpacked u;
         Fmt::unpack(block, u);
         if constexpr (kPart && Fmt::kGroup == 32) {
-            const __m256i ours = _mm256_cmpgt_epi32(_mm256_set1_epi32(blocks), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
-            u.scale[0] = _mm256_and_ps(u.scale[0], _mm256_castsi256_ps(ours));
-            if constexpr (Fmt::kOffset) u.offset[0] = _mm256_and_ps(u.offset[0], _mm256_castsi256_ps(ours));
+            const __m256i in_row = _mm256_cmpgt_epi32(_mm256_set1_epi32(blocks), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+            u.scale[0] = _mm256_and_ps(u.scale[0], _mm256_castsi256_ps(in_row));
+            if constexpr (Fmt::kOffset) u.offset[0] = _mm256_and_ps(u.offset[0], _mm256_castsi256_ps(in_row));
         }
         for (int t = 0; t < M; ++t) {
             const int8_t *q = a.q[t] + 256 * b, *fine = a.fine[t] + 256 * b;

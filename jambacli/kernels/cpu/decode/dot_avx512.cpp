@@ -10,7 +10,7 @@ namespace jamba {
 namespace {
 
 constexpr int kPrefetch = 2048;  // bytes ahead in the row's stream; hardware prefetchers stop at each page
-constexpr int kTokens = 4;       // whose accumulators fit the registers beside an unpacked block
+constexpr int kTokens = 4;       // at a time: their accumulators fit the registers beside an unpacked block
 
 // The products of unsigned bytes with 128 * s + fine, summed in fours, as floats: below 2^24, so exact.
 inline __m512 dot4(__m512i u, __m512i s, __m512i fine) {
@@ -73,8 +73,8 @@ struct Sums {
         for (int t = 0; t < M; ++t) even[t] = odd[t] = offset[t] = _mm512_setzero_ps();
     }
 
-    // Adds 256 values: `block` of the row, block `b` of the activations. kPart: only the first `blocks` 32 of them are the
-    // row's; what follows has activations of zero, and a factor that is not finite must not meet them.
+    // Adds 256 values: `block` of the row, block `b` of the activations. kPart: only the first `blocks` groups of 32 belong to
+    // the row. The activations of the others are zero, and their factors are cleared since they may not be finite.
     template <bool kPart>
     inline void step(const typename Fmt::Block* block, const Tokens<M>& a, int64_t b, int blocks) {
         Unpacked u;
@@ -83,7 +83,7 @@ struct Sums {
             const __m512i group = _mm512_setr_epi32(0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 6, 7, 4, 5, 6, 7);
             u.scale = _mm512_maskz_mov_ps(_mm512_cmplt_epi32_mask(group, _mm512_set1_epi32(blocks)), u.scale);
         }
-        if constexpr (kFullBytes && Fmt::kSigned)  // as bytes + 128, taken off again as an offset
+        if constexpr (kFullBytes && Fmt::kSigned)  // as bytes + 128, which the offset subtracts again
             for (int k = 0; k < 4; ++k) u.w[k] = _mm512_xor_si512(u.w[k], bytes(0x80));
         for (int t = 0; t < M; ++t) {
             const __m512 factors = _mm512_loadu_ps(a.factors[t] + 16 * b);
@@ -101,7 +101,7 @@ struct Sums {
                 __m512& acc = k & 1 ? odd[t] : even[t];
                 acc = _mm512_fmadd_ps(dot4(weight, act, fine), by, acc);
             }
-            if constexpr (kOffset && Fmt::kGroup == 32)  // meant for the lanes that hold offsets
+            if constexpr (kOffset && Fmt::kGroup == 32)  // only the lanes that hold offsets count
                 offset[t] = _mm512_fmadd_ps(u.scale, factors, offset[t]);
             else if constexpr (kOffset)
                 offset[t] = _mm512_fmadd_ps(u.offset16, _mm512_loadu_ps(a.sums[t] + 16 * b), offset[t]);

@@ -59,7 +59,7 @@ void gemv(const Rows& w, const Act& act, const int32_t* tokens, int m, int64_t r
 
 namespace JAMBA_VARIANT {
 
-void fill_dot(Ops& ops) {
+void fill_dot(InnerKernels& ops) {
 #define FORMAT(name, block, id) ops.gemv[k##name] = gemv<name>;
     BLOCK_FORMATS(FORMAT)
 #undef FORMAT

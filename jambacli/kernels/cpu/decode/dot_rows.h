@@ -20,7 +20,7 @@ void gemv_tokens(const Rows& w, const Tokens<M>& a, int64_t r0, int64_t r1, floa
                 _mm_prefetch(reinterpret_cast<const char*>(p + kPrefetch + line), _MM_HINT_T0);
             sums.template step<false>(reinterpret_cast<const typename Fmt::Block*>(p), a, b, 8);
         }
-        if (rest) {  // the last blocks; behind them lie the next row's, which meet activations of zero
+        if (rest) {  // the last blocks of the row; values of the next row behind them are multiplied by zero
             if (p + Fmt::kBytes > w.end) {
                 memset(tail, 0, sizeof tail);
                 memcpy(tail, p, static_cast<size_t>(rest));
@@ -57,7 +57,7 @@ void gemv(const Rows& w, const Act& act, const int32_t* tokens, int m, int64_t r
 
 namespace JAMBA_VARIANT {
 
-void fill_dot(Ops& ops) {
+void fill_dot(InnerKernels& ops) {
 #define FORMAT(name, block, id) ops.gemv[k##name] = gemv<name>;
     BLOCK_FORMATS(FORMAT)
 #undef FORMAT

@@ -16,7 +16,7 @@ void quantize(const float* row, int64_t begin, int64_t end, const Quantized& out
         const float top = hmax(most);
         const vf inverse = set1(top > 0.0f ? 127.0f / top : 0.0f);
         const float factor = top / (127.0f * 128.0f);
-        float sums[2] = {0.0f, 0.0f};  // of whole numbers: exact in any order
+        float sums[2] = {0.0f, 0.0f};  // of integers: exact in any order
         for (int i = 0; i < kVectors; ++i) {
             const vf exact = load(p + i * kLanes) * inverse;
             const vf coarse = store_i8(out.q + 32 * b + i * kLanes, exact);
@@ -90,7 +90,7 @@ void conv_step(const MambaShape& s, const float* x, const float* weight, const f
     if (c < c1) store_few(out + c, siluv(load_few(out + c, static_cast<int>(c1 - c))), static_cast<int>(c1 - c));
 }
 
-// The state of one channel moves on; returns C . h.
+// Updates the state of one channel; returns C . h.
 SIMD_FN float advance(float* h, const float* A, const float* B, const float* C, float dt, float dt_u, int64_t n) {
     vf y{};
     const vf step = set1(dt * kLog2e), add_in = set1(dt_u);
@@ -170,7 +170,7 @@ void kv_row(const uint8_t* from, int32_t type, int64_t n, float* out) {
 
 void kv_load(const uint8_t* from, int32_t type, int64_t stride, int64_t count, int64_t n, float* out) {
     const int64_t bytes = type == kQ8_0 ? n / 32 * static_cast<int64_t>(sizeof(block_q8_0)) : type == kF32 ? 4 * n : 2 * n;
-    constexpr int64_t kAhead = 16;  // rows; those of other heads lie between them, and hardware prefetchers lose the way
+    constexpr int64_t kAhead = 16;  // rows; those of other heads lie between them, which hardware prefetchers do not follow
     for (int64_t j = 0; j < count; ++j) {
         for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(from + (j + kAhead) * stride + line);
         kv_row(from + j * stride, type, n, out + j * n);
@@ -181,7 +181,7 @@ void kv_load(const uint8_t* from, int32_t type, int64_t stride, int64_t count, i
 
 namespace JAMBA_VARIANT {
 
-void fill_elementwise(Ops& ops) {
+void fill_elementwise(InnerKernels& ops) {
     ops.quantize = quantize;
     ops.rms_norm = rms_norm;
     ops.silu_mul = silu_mul;

@@ -12,7 +12,7 @@ namespace {
 void gated_rows(const Run& run, const Rows& gate, const Rows& up, const Matrix& gate_matrix, const Matrix& up_matrix,
                 const ActBuffer& input, const int32_t* tokens, int m, int64_t r0, int64_t r1, const ActBuffer& h,
                 int64_t first, float* up_products, bool quantized) {
-    const Ops& k = *run.k;
+    const InnerKernels& k = *run.k;
     float* gated = h.f + first * h.f_stride;
     float* other = up_products + first * h.f_stride;
     k.gemv[gate_matrix.type](gate, input.view(), tokens, m, r0, r1, gated, h.f_stride);
@@ -24,7 +24,7 @@ void gated_rows(const Run& run, const Rows& gate, const Rows& up, const Matrix& 
     }
 }
 
-// The experts of a batch of tokens: which, and whose tokens, in the order in which their rows of h lie.
+// The experts that a batch of tokens uses, and the tokens of each, in the order of their rows of h.
 struct Routing {
     int n_active = 0;
     int32_t* expert;  // [n_active], ascending
@@ -101,7 +101,7 @@ void mlp_step(Team* team, const Run& run, const MlpStep& s, Scratch& scratch) {
 }
 
 void experts_step(Team* team, const Run& run, const ExpertsStep& s, Scratch& scratch) {
-    const Ops& k = *run.k;
+    const InnerKernels& k = *run.k;
     const int64_t ffn = s.gate.rows, hidden = s.down.rows, slots = run.m * s.top_k;
     const bool down_int8 = wants_int8(s.down);
     const ActBuffer input = step_input(team, run, s.input, run.x, run.m, s.gate.cols,

@@ -1,4 +1,5 @@
-// Products of float rows (F32, F16, BF16) with float activations, at the level's vector width. Stored values are widened exactly and nothing is rounded to less than float32.
+// Products of float rows (F32, F16, BF16) with float activations, at the level's vector width. Stored values
+// are widened exactly and nothing is rounded to less than float32.
 #pragma once
 
 #include "decode/inner_kernels.h"
@@ -23,7 +24,7 @@ struct RowBF16 {
     SIMD_FN float one(Value x) { return bf16_to_float(x); }
 };
 
-constexpr int kFloatTokens = kLanes == 16 ? 4 : 2;  // as many as four accumulators each leave registers for
+constexpr int kFloatTokens = kLanes == 16 ? 4 : 2;  // with four accumulators each, as many as the registers hold
 
 template <class Row, int M>
 void float_rows(const Rows& w, const float* const* x, int64_t r0, int64_t r1, float* const* y) {

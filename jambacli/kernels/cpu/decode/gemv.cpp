@@ -10,7 +10,7 @@ namespace {
 constexpr int64_t kTokensAtOnce = 32;
 
 void linear(const Matrix& w, const float* x, int64_t m, int64_t ldx, float* y, int64_t ldy, uint8_t* base, int threads) {
-    const Ops& k = ops();
+    const InnerKernels& k = inner_kernels();
     const bool quantized = wants_int8(w);
     parallel(threads, [&](Team& team) {
         Scratch scratch(base);

@@ -6,8 +6,8 @@
 namespace jamba {
 namespace {
 
-Ops make() {
-    Ops table{};
+InnerKernels make() {
+    InnerKernels table{};
     scalar::fill_elementwise(table);
     scalar::fill_dot(table);
 #if defined(NATIVE_X86)
@@ -28,13 +28,13 @@ Ops make() {
 
 }  // namespace
 
-const Ops& ops() {
+const InnerKernels& inner_kernels() {
     constexpr int kMost = 32;  // levels
     static std::mutex mutex;
-    static const Ops* tables[kMost] = {};
+    static const InnerKernels* tables[kMost] = {};
     const int level = static_cast<int>(isa());
     std::lock_guard<std::mutex> lock(mutex);
-    if (!tables[level]) tables[level] = new Ops(make());  // one a level, for the life of the process
+    if (!tables[level]) tables[level] = new InnerKernels(make());  // one a level, for the life of the process
     return *tables[level];
 }
 

@@ -15,12 +15,12 @@ struct Rows {
     const float* scale;
 };
 
-// Activations of some tokens, as floats and as whole numbers with one factor per 32 values, each number 128 * q + fine:
-// two int8 that the byte products take one after the other. The second costs little beside reading the weights, and with
+// Activations of some tokens, as floats and as integers with one factor per 32 values. Each integer is 128 * q + fine:
+// two int8, multiplied one after the other. The second costs little beside reading the weights, and with
 // it the rounding of activations no longer shows beside that of the weights (q alone is what ggml computes with).
-// What no weight needs may be null. The quantized part is padded with zeros to a multiple of 256 values. Sums are factor
-// times the sum of the whole numbers over a group: with them a format's offsets and minimums cost one multiplication a
-// group. The same numbers are laid out as each width of vector wants them.
+// Arrays that no weight needs may be null. The quantized part is padded with zeros to a multiple of 256 values. Sums are factor
+// times the sum of the integers over a group: with them a format's offsets and minimums cost one multiplication a
+// group. The same numbers are stored in the layout that each vector width reads.
 struct Act {
     const float* f;  // [tokens, f_stride]
     int64_t f_stride;
@@ -57,7 +57,7 @@ struct MambaShape {
     int64_t d_inner, d_state, d_conv;
 };
 
-struct Ops {
+struct InnerKernels {
     GemvFn gemv[kTypes];  // null where the type has no kernel
 
     // Quantizes values [begin, end) of a row of floats into the row's arrays; both are multiples of 32.
@@ -72,8 +72,8 @@ struct Ops {
     // One token through channels [c0, c1): x [d_inner] in, silu(conv + bias) out; state [d_inner, d_conv - 1] moves on.
     void (*conv_step)(const MambaShape& s, const float* x, const float* weight, const float* bias, float* state,
                       int64_t c0, int64_t c1, float* out);
-    // One token through channels [c0, c1) of the state space: y = (C . h + D u) * silu(z), h moves on. dt is given
-    // before bias and softplus. y may be dt's own buffer.
+    // One token through channels [c0, c1) of the state space: y = (C . h + D u) * silu(z), h moves on. dt is the
+    // value before bias and softplus. y may be dt's own buffer.
     void (*ssm_step)(const MambaShape& s, const float* u, const float* dt, const float* dt_bias, const float* A,
                      const float* B, const float* C, const float* D, const float* z, float* state, int64_t c0,
                      int64_t c1, float* y);
@@ -90,17 +90,17 @@ struct Ops {
 };
 
 // The kernels of the level in use.
-const Ops& ops();
+const InnerKernels& inner_kernels();
 
 // Each level fills what it has; the table starts from the level below.
 #define LEVEL(level)                  \
     namespace level {                 \
-    void fill_elementwise(Ops& ops);  \
-    void fill_dot(Ops& ops);          \
+    void fill_elementwise(InnerKernels& ops);  \
+    void fill_dot(InnerKernels& ops);          \
     }
 SIMD_LEVELS(LEVEL)
 namespace vnni {
-void fill_dot(Ops& ops);
+void fill_dot(InnerKernels& ops);
 }
 #undef LEVEL
 

@@ -1,4 +1,4 @@
-// The Mamba step of decoding: projections, convolution, norms, state update and gate in one go.
+// The Mamba step of decoding: projections, convolution, norms, state update and gate.
 #include <algorithm>
 
 #include "decode/steps.h"
@@ -6,7 +6,7 @@
 namespace jamba {
 namespace {
 
-// dt, B and C of each token, normed; dt in the form that its projection wants.
+// dt, B and C of each token, normed; dt in the form that its projection needs.
 struct Selection {
     ActBuffer dt;
     float *b, *c;  // [m, d_state]
@@ -33,7 +33,7 @@ void norm_selection(const Run& run, const MambaStep& s, const float* projected, 
 }  // namespace
 
 void mamba_step(Team* team, const Run& run, const MambaStep& s, const StepState& state, Scratch& scratch) {
-    const Ops& k = *run.k;
+    const InnerKernels& k = *run.k;
     const int64_t m = run.m, d_inner = s.out.cols;
     const int tokens = static_cast<int>(m);
     const MambaShape shape{d_inner, s.d_state, s.d_conv};
@@ -50,7 +50,7 @@ void mamba_step(Team* team, const Run& run, const MambaStep& s, const StepState&
     }
     if (!team) return;
 
-    // in_proj by channels, so that the convolution follows where its inputs are still in the cache.
+    // in_proj by channels, so that the convolution finds its inputs in the cache.
     const int64_t in_chunk = chunk_rows(2 * s.in.row_bytes, d_inner, team->size, 32);
     team->chunks(d_inner, in_chunk, [&](int64_t c0, int64_t c1) {
         k.gemv[s.in.type](rows_of(s.in), input.view(), nullptr, tokens, c0, c1, u.f, u.f_stride);
@@ -75,7 +75,7 @@ void mamba_step(Team* team, const Run& run, const MambaStep& s, const StepState&
         team->barrier();
     }
 
-    // dt_proj by channels, each chunk's state update right behind it. y holds dt, then the gated output.
+    // dt_proj by channels, followed by the state update of each chunk. y holds dt, then the gated output.
     const int64_t state_bytes = 3 * s.d_state * static_cast<int64_t>(sizeof(float));
     const int64_t dt_chunk = chunk_rows(s.dt.row_bytes + state_bytes, d_inner, team->size, 32);
     team->chunks(d_inner, dt_chunk, [&](int64_t c0, int64_t c1) {

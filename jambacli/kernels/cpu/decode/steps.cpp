@@ -97,7 +97,7 @@ int check_step(const Step& step) {
 }  // namespace
 }  // namespace jamba
 
-// kOk when the kernels can run this step, else why not. Sizes of plain float tensors are the caller's to check.
+// kOk when the kernels can run this step, else why not. The caller checks the sizes of plain float tensors.
 EXPORT int decode_check_step(int64_t kind, const void* step) { return jamba::check_step({kind, step}); }
 
 // Runs n_steps steps in order on m tokens after n_past others. states[i] belongs to steps[i]; x is [m, hidden], updated in
@@ -107,7 +107,7 @@ EXPORT int decode_steps(const jamba::Step* steps, const jamba::StepState* states
                         int64_t n_steps, int64_t m, int64_t n_past, int64_t n_logits, int threads) {
     using namespace jamba;
     if (m <= 0) return kOk;
-    const Run run{&ops(), x, y, m, n_past, logits, std::min(n_logits, m), std::max(1, threads)};
+    const Run run{&inner_kernels(), x, y, m, n_past, logits, std::min(n_logits, m), std::max(1, threads)};
     for (int64_t i = 0; i < n_steps; ++i)
         if (steps[i].kind == kAttentionStep && n_past + m > states[i].capacity) return kNoRoom;
     size_t bytes = 0;

@@ -67,7 +67,7 @@ struct StepState {
 
 // One call: m tokens after n_past others.
 struct Run {
-    const Ops* k;
+    const InnerKernels* k;
     float* x;  // [m, hidden]: the residual stream, which steps add to
     float* y;  // where not null, steps write their output here instead of adding it to x
     int64_t m;
@@ -85,8 +85,8 @@ void mlp_step(Team* team, const Run& run, const MlpStep& s, Scratch& scratch);
 void experts_step(Team* team, const Run& run, const ExpertsStep& s, Scratch& scratch);
 void logits_step(Team* team, const Run& run, const LogitsStep& s, Scratch& scratch);
 
-// The step's input, normed, in the forms its weights want. One token: every thread makes its own, which is faster than
-// waiting for another; more tokens are shared out, and a barrier passed.
+// The step's input, normed, in the forms that its weights need. One token: every thread computes its own copy, which is
+// faster than waiting for another; more tokens are shared out, with a barrier at the end.
 ActBuffer step_input(Team* team, const Run& run, const Input& input, const float* x, int64_t m, int64_t hidden,
                      bool quantized, Scratch& scratch);
 

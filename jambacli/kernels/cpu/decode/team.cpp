@@ -40,9 +40,9 @@ ActBuffer take_act(Scratch& scratch, int64_t m, int64_t n, bool quantized) {
     return a;
 }
 
-void quantize_part(const Ops& ops, const ActBuffer& a, int64_t token, int64_t n, int64_t begin, int64_t end) {
+void quantize_part(const InnerKernels& ops, const ActBuffer& a, int64_t token, int64_t n, int64_t begin, int64_t end) {
     float* f = a.f + token * a.f_stride;
-    if (end == n) {  // the padding behind the row belongs to whoever does its end
+    if (end == n) {  // the padding behind the row belongs to its last part
         std::fill(f + n, f + a.padded, 0.0f);
         end = a.padded;
     }

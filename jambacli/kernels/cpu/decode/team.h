@@ -1,4 +1,4 @@
-// What the threaded kernels of a decode step share: scratch memory, activations in the forms that weights want, and
+// What the threaded kernels of a decode step share: scratch memory, activations in the forms that weights need, and
 // products shared out over a team.
 #pragma once
 
@@ -7,7 +7,7 @@
 
 namespace jamba {
 
-// Hands out aligned pieces of a block of scratch; with no block it only measures. All threads of a team make the same
+// Gives out aligned pieces of a block of scratch; without a block it only measures. All threads of a team make the same
 // calls on copies of one Scratch and so get the same pieces.
 class Scratch {
    public:
@@ -51,7 +51,7 @@ ActBuffer take_act(Scratch& scratch, int64_t m, int64_t n, bool quantized);
 
 // Fills the int8 form of values [begin, end) of one token from its floats; begin and end are multiples of 32, or the end
 // of the row (the padding behind it is then cleared).
-void quantize_part(const Ops& ops, const ActBuffer& a, int64_t token, int64_t n, int64_t begin, int64_t end);
+void quantize_part(const InnerKernels& ops, const ActBuffer& a, int64_t token, int64_t n, int64_t begin, int64_t end);
 
 inline bool wants_int8(const Matrix& w) { return !is_float_type(w.type); }
 // Matrix `index` of a stack, from row `first` on.
@@ -61,8 +61,8 @@ inline Rows rows_of(const Matrix& w, int64_t index = 0, int64_t first = 0) {
             w.scale ? w.scale + index * w.rows + first : nullptr};
 }
 
-// Rows a thread takes at a time: about 128 KB of weights, a multiple of `unit`, yet some for everyone. `row_bytes` is what
-// one row costs to read.
+// Rows a thread takes at a time: about 128 KB of weights, a multiple of `unit`, but few enough that every thread gets some.
+// `row_bytes`: the bytes that are read for one row.
 int64_t chunk_rows(int64_t row_bytes, int64_t rows, int team_size, int64_t unit);
 
 }  // namespace jamba

@@ -1,13 +1,14 @@
 // Unpacking of 256 values of each block format into four AVX-512 registers of bytes for products with int8. Include only
 // from files compiled for AVX-512.
 //
-// Each format has, besides Of256: kGroup, the values that share a scale (32 or 16); kSigned, whether the bytes are int8 (else unsigned); kLanes, how the lanes of the sums are to be
-// scaled down at the end because a format's bits were left where they lie in the byte. `scale` holds, for groups of 16,
-// sixteen factors; for groups of 32, [factors 0-3, offsets 0-3, factors 4-7, offsets 4-7]. The value is
-// factor * byte - kBias * offset; where the offset is a multiple of the factor, `scale` repeats the factor.
+// Each format has, besides Of256: kGroup, the values that share a scale (32 or 16); kSigned, whether the bytes are int8
+// (else unsigned); kLanes, by what the lanes of the sums are divided at the end, since a format's bits stay where they lie in
+// the byte. `scale` holds, for groups of 16, sixteen factors; for groups of 32, [factors 0-3, offsets 0-3, factors 4-7,
+// offsets 4-7]. The value is factor * byte - kBias * offset; where the offset is a multiple of the factor, `scale` repeats
+// the factor.
 //
-// On the processors this is for, 512-bit operations have two ports: what a block costs is the number of vector
-// operations, so scales are assembled in general registers, and offsets ride along with the scales.
+// These processors have two ports for 512-bit operations, so the number of vector operations is what a block costs: scales
+// are assembled in general registers, and offsets share a vector with the scales.
 //
 // With VNNI bytes may use all eight bits (kFullBytes); without it two products must fit 16 bits.
 #pragma once

@@ -15,7 +15,7 @@ namespace jamba {
 namespace {
 
 constexpr int64_t kStretch = 2048;    // keys held as panels: 1 MB of bf16 keys and values at a head_dim of 128
-constexpr int64_t kBlockKeys = 128;   // keys a block of queries meets at a time
+constexpr int64_t kBlockKeys = 128;   // keys that a block of queries is multiplied with at a time
 constexpr int64_t kBlockGroups = 6;   // groups of 16 queries in a block
 
 constexpr float kLog2e = 1.44269504f;
@@ -52,7 +52,7 @@ struct Queries {
 
 void attention(const Queries& q, const Cache& cache, float* out, int threads) {
     const AttendOps& ops = attend_ops(cache.type);
-    const Ops& loads = jamba::ops();
+    const InnerKernels& loads = jamba::inner_kernels();
     const float scale = kLog2e / __builtin_sqrtf(static_cast<float>(q.head_dim));
     const PanelOps& panels = *ops.panels;
     const int64_t eb = panels.element_bytes, depth = round_up(q.head_dim, kChunk), group = q.group(), rows = q.rows();
@@ -101,7 +101,7 @@ void attention(const Queries& q, const Cache& cache, float* out, int threads) {
         int64_t item = next.fetch_add(1, std::memory_order_relaxed);
         for (int64_t s = 0; s < stretches; ++s) {
             const int64_t begin = s * stretch, end = begin + stretch < seen ? begin + stretch : seen;
-            if (s > 0) team.barrier();  // everyone is done with the panels of the stretch before
+            if (s > 0) team.barrier();  // all threads are done with the panels of the stretch before
             const int64_t chunks = round_up(end - begin, kChunk) / kChunk;
             const Range turns = team.share(chunks * q.n_kv_heads);
             for (int64_t i = turns.begin; i < turns.end; ++i) {

@@ -18,7 +18,7 @@ struct Scales {
     template <class Format>
     inline void read(const typename Format::Block* b) {
         Unpacked u;
-        Format::unpack(b, u);  // the compiler drops what is not used here
+        Format::unpack(b, u);  // the compiler removes what is unused
         _mm512_store_ps(scale, u.scale);
         if (Format::kOffset) _mm512_store_ps(offset, u.offset);
         // Broadcasts from memory cost a load each; the compiler would take them from the register with two shuffles.

@@ -1,7 +1,7 @@
 // Drives matrix products of many rows: packs inputs, gives blocks of weight rows to threads, dequantizes panels, multiplies,
 // stores. PanelOps has what depends on the instruction set.
 //
-// Blocks go to whichever thread is free. Every product is computed wholly inside one block, in an order of k that depends
+// Each block goes to the next free thread. Every product is computed wholly inside one block, in an order of k that depends
 // on nothing but the shape of the weight, so neither threads nor the number of rows changes a result.
 #include <atomic>
 #include <initializer_list>
@@ -109,7 +109,7 @@ struct Gated {
 
 const PanelOps& finest(const PanelOps& a, const PanelOps& b) { return a.element_bytes >= b.element_bytes ? a : b; }
 
-// out (+)= weight * down(silu(gate(x)) * up(x)). Three phases, so that threads meet twice whatever the number of experts:
+// out (+)= weight * down(silu(gate(x)) * up(x)). Three phases, so that there are two barriers whatever the number of experts:
 // pack all experts' inputs, all their gated products, then by columns of the output all experts' sums in their order.
 void gated(const Gated& g, const float* x, int64_t x_stride, float* out, int64_t out_stride, int threads) {
     const PanelOps& ops = finest(panel_ops(g.gate.type), finest(panel_ops(g.up.type), panel_ops(g.down.type)));

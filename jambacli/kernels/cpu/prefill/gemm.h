@@ -3,9 +3,9 @@
 //
 // Weights are dequantized a panel at a time (a few hundred KB, which stays in the second-level cache) into groups of 16 rows,
 // inputs are packed once into groups of 16 rows, both in chunks of 32 along k:
-//   weights  [n / 16][k / 32][16 n][32 k]                  as rows lie in the file: what AMX wants on the left, and what
-//                                                          the vector kernels broadcast from
-//   inputs   bf16: [m / 16][k / 32][16 pairs][16 m][2 k]   what AMX and vdpbf16ps want on the right
+//   weights  [n / 16][k / 32][16 n][32 k]                  as rows lie in the file: the left operand of AMX, and what the
+//                                                          vector kernels broadcast from
+//   inputs   bf16: [m / 16][k / 32][16 pairs][16 m][2 k]   the right operand of AMX and vdpbf16ps
 //            f32:  [m / 16][k / 32][32 k][16 m]
 //   products [n / 16][m / 16][16 n][16 m] f32              transposed when they are stored
 // so one chunk is 512 elements on either side.

@@ -30,10 +30,12 @@ EXPORT int prefill_conv(const float* weight, const float* bias, const float* x, 
     if (d_conv < 1 || d_conv > kMostTaps) return kBadSize;
     const ConvArgs a{x, x_stride, weight, bias, state, y, y_stride, tokens, d_conv};
     const ScanOps& ops = scan_ops();
-    parallel_for(threads, d_inner, ops.lanes, [&](int64_t begin, int64_t end) {
-        ops.conv(a, begin, end, static_cast<float*>(scratch.get(conv_scratch(a, end - begin) * 4)));
+    return guarded([&] {
+        parallel_for(threads, d_inner, ops.lanes, [&](int64_t begin, int64_t end) {
+            ops.conv(a, begin, end, static_cast<float*>(scratch.get(conv_scratch(a, end - begin) * 4)));
+        });
+        return kOk;
     });
-    return kOk;
 }
 
 // The selective scan (ScanArgs in scan.h) over x, dt, z f32 [tokens, d_inner] and B, C [tokens, d_state].
@@ -45,17 +47,19 @@ EXPORT int prefill_scan(const float* dt_bias, const float* A, const float* D, co
     const ScanArgs a{x, dt, z, B, C, x_stride, dt_stride, z_stride, B_stride, C_stride, dt_bias, A, D, state, y, y_stride,
                      tokens, d_state};
     const ScanOps& ops = scan_ops();
-    parallel_for(threads, d_inner, ops.lanes, [&](int64_t begin, int64_t end) {
-        ops.scan(a, begin, end, static_cast<float*>(scratch.get(scan_scratch(a, end - begin) * 4)));
+    return guarded([&] {
+        parallel_for(threads, d_inner, ops.lanes, [&](int64_t begin, int64_t end) {
+            ops.scan(a, begin, end, static_cast<float*>(scratch.get(scan_scratch(a, end - begin) * 4)));
+        });
+        return kOk;
     });
-    return kOk;
 }
 
 // Each row of x f32 [rows, n] over its root mean square, times weight.
 EXPORT int prefill_rms_norm(const float* weight, const float* x, int64_t x_stride, float* out, int64_t rows, int64_t n, float eps,
                             int threads) {
     using namespace jamba;
-    const Ops& kernels = ops();
+    const InnerKernels& kernels = inner_kernels();
     parallel_for(threads, rows, 1, [&](int64_t begin, int64_t end) {
         for (int64_t r = begin; r < end; ++r) kernels.rms_norm(x + r * x_stride, weight, eps, n, out + r * n);
     });

@@ -8,7 +8,7 @@
 namespace jamba {
 
 // y = silu(depthwise causal convolution of x + bias); rows are tokens, strides in floats between them. state [d_inner,
-// d_conv - 1] holds the inputs before the first token, oldest first, and is left with those before the next.
+// d_conv - 1] holds the inputs before the first token, oldest first, and afterwards those before the next.
 struct ConvArgs {
     const float* x;
     int64_t x_stride;
@@ -30,7 +30,7 @@ struct ScanArgs {
     int64_t tokens, d_state;
 };
 
-// Each does channels c0..c1; `scratch` has the given number of floats, aligned to 64 bytes.
+// Each does channels c0..c1; `scratch` has conv_scratch() or scan_scratch() floats, aligned to 64 bytes.
 struct ScanOps {
     int64_t lanes;  // channels that go together: shares are cut at multiples of it
     void (*conv)(const ConvArgs& a, int64_t c0, int64_t c1, float* scratch);

@@ -1,8 +1,8 @@
 // The selective scan at the level's vector width: channels lie across a vector, so a token's update needs no sum across lanes
 // and a state is one register.
 //
-// The update is, operation by operation, that of a single decode step (decode/elementwise.cpp), so a state does not depend on how
-// its tokens were cut into calls.
+// The update is, operation by operation, that of a single decode step (decode/elementwise.cpp), so a state does not depend on
+// how its tokens were cut into calls.
 #include "prefill/conv.h"
 
 namespace jamba {
@@ -12,7 +12,7 @@ namespace {
 // and the rows they read are still in the first-level cache when the neighbouring channels come.
 constexpr int64_t kTokensAtOnce = 16;
 
-// kStates: d_state where it is known here (states stay in registers), else 0.
+// kStates: d_state where it is a constant (states stay in registers), else 0.
 template <int kStates>
 void scan_group(const ScanArgs& a, int64_t c, int64_t width, int64_t t0, int64_t t1, const float* A, float* state) {
     constexpr int kHeld = kStates ? kStates : 1;

@@ -1,8 +1,9 @@
 // Unpacking of 256 values of each block format into four AVX-512 registers of bytes, in the order of the values. Include
 // only from files compiled for AVX-512.
 //
-// Each format has, besides Of256: kGroup, the values that share a scale (32 or 16); kSigned, whether the bytes are int8 (else they are below 64); kOffset, whether `offset` is used.
-// The value is scale * byte - offset, with `scale` and `offset` holding one float a group (8 or 16 of them).
+// Each format has, besides Of256: kGroup, the values that share a scale (32 or 16); kSigned, whether the bytes are int8
+// (else they are below 64); kOffset, whether `offset` is used. The value is scale * byte - offset, with `scale` and `offset`
+// holding one float a group (8 or 16 of them).
 #pragma once
 
 #include <immintrin.h>

@@ -34,16 +34,18 @@ EXPORT int64_t train_chunk() { return jamba::kTrainChunk; }
 // The scan of `batch` sequences, forward, or backward where `backward` is set. half: activations are bf16.
 EXPORT int train_scan(const jamba::TrainScan* a, int64_t batch, int half, int backward, int threads) {
     const jamba::TrainOps& ops = train_ops(half);
-    jamba::parallel_for(threads, batch, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t b = begin; b < end; ++b) {
-            if (!backward) {
-                ops.scan(*a, b);
-                continue;
+    return jamba::guarded([&] {
+        jamba::parallel_for(threads, batch, 1, [&](int64_t begin, int64_t end) {
+            for (int64_t b = begin; b < end; ++b) {
+                if (!backward) {
+                    ops.scan(*a, b);
+                    continue;
+                }
+                ops.scan_backward(*a, b, static_cast<float*>(jamba::scratch.get(jamba::train_scan_scratch(a->d_inner) * 4)));
             }
-            ops.scan_backward(*a, b, static_cast<float*>(jamba::scratch.get(jamba::train_scan_scratch(a->d_inner) * 4)));
-        }
+        });
+        return jamba::kOk;
     });
-    return jamba::kOk;
 }
 
 EXPORT int train_conv(const jamba::TrainConv* a, int64_t batch, int half, int backward, int threads) {

@@ -2,7 +2,8 @@
 // set fills.
 //
 // Rows are tokens, [batch, tokens, channels], strides in values between tokens; activations are f32 or bf16 alike (`Wide`
-// and `Narrow` in train_kernels.cpp), parameters and sums f32. Channels come in whole vectors: d_inner is a multiple of 16. d_state is 16.
+// and `Narrow` in train_kernels.cpp), parameters and sums f32. Channels come in whole vectors: d_inner is a multiple of 16.
+// d_state is 16.
 #pragma once
 
 #include <cstdint>
