@@ -34,9 +34,10 @@ lint: $(VENV)/.test
 docs: $(VENV)/.test
 	$(BIN)/python -m tools.cli_docs
 
-# Rebuild the C++ libraries in place after editing them.
-native:
-	$(BIN)/python -m quant.native.build
+# Rebuild the C++ libraries in place after editing them. TRAIN=1: the training kernels too. SAN=address|thread|undefined: with
+# that sanitizer, for debugging (the runtime has to be preloaded: LD_PRELOAD=$$(g++ -print-file-name=libasan.so)).
+native: $(VENV)/.base
+	$(BIN)/python -m quant.native.build $(if $(TRAIN),--train) $(if $(SAN),--sanitize $(SAN))
 
 clean:
 	rm -rf build dist *.egg-info

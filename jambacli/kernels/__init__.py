@@ -55,19 +55,19 @@ def cpu_ops() -> Ops:
     """The operations of the C++ library, which must be available; torch computes formats that it lacks.
 
     A few rows are multiplied with the blocks directly, many with panels that are dequantized once for all rows. Decode uses
-    the faster ``kernels.cpu.steps``, see ``runtime.cpu_decoder``.
+    the faster ``kernels.cpu.decode``, see ``runtime.cpu_decoder``.
     """
     from jambacli.kernels import reference
-    from jambacli.kernels.cpu import prefill, steps
+    from jambacli.kernels.cpu import decode, prefill
     from jambacli.kernels.cpu.structs import NATIVE_TYPES
 
     def embed(ids: torch.Tensor, w: QTensor) -> torch.Tensor:
         native = w.format.ggml_type in NATIVE_TYPES
-        return steps.embed(ids, w) if native else reference.embed(ids, w)
+        return decode.embed(ids, w) if native else reference.embed(ids, w)
 
     def linear(x: torch.Tensor, w: QTensor) -> torch.Tensor:
-        if x.shape[0] <= steps.MOST_TOKENS and w.format.ggml_type in NATIVE_TYPES:
-            return steps.linear(x.contiguous(), w)
+        if x.shape[0] <= decode.MOST_TOKENS and w.format.ggml_type in NATIVE_TYPES:
+            return decode.linear(x.contiguous(), w)
         return prefill.linear(x, w)
 
     return Ops(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from jambacli.kernels.cpu import steps
+from jambacli.kernels.cpu import decode
 from jambacli.kernels.cpu.structs import NATIVE_TYPES
 from jambacli.model.attention import Attention
 from jambacli.model.moe import MLP
@@ -27,7 +27,7 @@ class Decoder:
     """A model's layers and output as lists of steps, one list per KV type in use; a ``StepDecoder``."""
 
     #: See ``StepDecoder``.
-    max_tokens = steps.MOST_TOKENS
+    max_tokens = decode.MOST_TOKENS
 
     def __init__(
         self,
@@ -39,9 +39,9 @@ class Decoder:
     ) -> None:
         """``embed``: token ids int64 [T] to float32 [T, hidden]."""
         self._embed, self._layers = embed, layers
-        self._logits = steps.LogitsStep(output_norm, eps, output)
-        self._programs: dict[str, steps.Program] = {}
-        self._bindings: weakref.WeakKeyDictionary[SequenceState, tuple[int, steps.Binding]] = (
+        self._logits = decode.LogitsStep(output_norm, eps, output)
+        self._programs: dict[str, decode.Program] = {}
+        self._bindings: weakref.WeakKeyDictionary[SequenceState, tuple[int, decode.Binding]] = (
             weakref.WeakKeyDictionary()
         )
 
@@ -59,11 +59,11 @@ class Decoder:
         program.run(x, state.position, binding, logits)
         return logits
 
-    def _program(self, kv_dtype: torch.dtype) -> steps.Program:
-        listed: list[steps.Step] = []
+    def _program(self, kv_dtype: torch.dtype) -> decode.Program:
+        listed: list[decode.Step] = []
         for layer in self._layers:
             listed += [_mixer_step(layer, kv_dtype), _ffn_step(layer)]
-        return steps.Program([*listed, self._logits])
+        return decode.Program([*listed, self._logits])
 
 
 def make_decoder(
@@ -88,10 +88,10 @@ def _parts(state: SequenceState) -> list[tuple[torch.Tensor, torch.Tensor] | Non
     return [*parts, None]
 
 
-def _mixer_step(layer: Layer, kv_dtype: torch.dtype) -> steps.Step:
+def _mixer_step(layer: Layer, kv_dtype: torch.dtype) -> decode.Step:
     m = layer.mixer
     if isinstance(m, Attention):
-        return steps.AttentionStep(
+        return decode.AttentionStep(
             layer.mixer_norm,
             layer.eps,
             q=m.q_proj,
@@ -102,7 +102,7 @@ def _mixer_step(layer: Layer, kv_dtype: torch.dtype) -> steps.Step:
             n_kv_heads=m.n_kv_heads,
             kv_dtype=kv_dtype,
         )
-    return steps.MambaStep(
+    return decode.MambaStep(
         layer.mixer_norm,
         layer.eps,
         in_proj=m.in_proj,
@@ -120,10 +120,10 @@ def _mixer_step(layer: Layer, kv_dtype: torch.dtype) -> steps.Step:
     )
 
 
-def _ffn_step(layer: Layer) -> steps.Step:
+def _ffn_step(layer: Layer) -> decode.Step:
     f = layer.ffn
     if isinstance(f, MLP):
-        return steps.MlpStep(layer.ffn_norm, layer.eps, gate=f.gate, up=f.up, down=f.down)
-    return steps.ExpertsStep(
+        return decode.MlpStep(layer.ffn_norm, layer.eps, gate=f.gate, up=f.up, down=f.down)
+    return decode.ExpertsStep(
         layer.ffn_norm, layer.eps, router=f.router, gate=f.gate, up=f.up, down=f.down, top_k=f.top_k
     )

@@ -1,14 +1,16 @@
 """The operations for training a Jamba: torch references, and C++ kernels with their gradients.
 
 Each function exists twice with one signature: ``*_reference`` is differentiable torch and runs on any device; the other uses
-the C++ kernels for tensors on the CPU if the library was built, else the reference. Activations (x, dt, z, gate_up) are
-float32 or bfloat16; parameters, B, C and route are float32.
+the C++ kernels for tensors on the CPU if they can be built, else the reference. The kernels are a library of their own,
+built at first use (a minute, with a C++ compiler) or by ``make native TRAIN=1``. Activations (x, dt, z, gate_up) are float32
+or bfloat16; parameters, B, C and route are float32.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import logging
 from typing import Any
 
 import torch
@@ -16,7 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from jambacli.kernels.cpu.library import library
+from jambacli.kernels.cpu.library import train_library
+from quant.native.build import BuildError, build
+from quant.native.shared_library import SharedLibrary
+
+logger = logging.getLogger(__name__)
 
 _D_STATE, _D_CONV = 16, 4  # what the kernels are compiled for
 _NORM_PARTS = 16
@@ -73,14 +79,14 @@ def gate_reference(gate_up: Tensor, route: Tensor | None) -> Tensor:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """``rms_norm_reference`` by the C++ kernel when it applies."""
-    if _library() is None or not _fits(x, x.shape[-1]) or x.dtype != torch.float32:
+    if kernels() is None or not _fits(x, x.shape[-1]) or x.dtype != torch.float32:
         return rms_norm_reference(x, weight, eps, dtype)
     return _RmsNorm.apply(x, weight, eps, dtype)
 
 
 def causal_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """``causal_conv_reference`` by the C++ kernel when it applies."""
-    if _library() is None or not _fits(x, x.shape[-1]) or weight.shape[1] != _D_CONV:
+    if kernels() is None or not _fits(x, x.shape[-1]) or weight.shape[1] != _D_CONV:
         return causal_conv_reference(x, weight, bias)
     return _CausalConv.apply(x, weight, bias)
 
@@ -90,7 +96,7 @@ def selective_scan(
 ) -> Tensor:
     """``selective_scan_reference`` by the C++ kernel when it applies."""
     same = x.dtype == dt.dtype == z.dtype
-    if _library() is None or not same or not _fits(x, x.shape[-1]) or A.shape[1] != _D_STATE:
+    if kernels() is None or not same or not _fits(x, x.shape[-1]) or A.shape[1] != _D_STATE:
         return selective_scan_reference(x, dt, z, B, C, dt_bias, A, D)
     return _SelectiveScan.apply(x, dt, z, B, C, dt_bias, A, D)
 
@@ -98,7 +104,7 @@ def selective_scan(
 def gate(gate_up: Tensor, route: Tensor | None) -> Tensor:
     """``gate_reference`` by the C++ kernel when it applies."""
     n, experts = gate_up.shape[-1], 1 if route is None else route.shape[1]
-    if _library() is None or n % experts or not _fits(gate_up, n // experts):
+    if kernels() is None or n % experts or not _fits(gate_up, n // experts):
         return gate_reference(gate_up, route)
     return _Gate.apply(gate_up, route)
 
@@ -111,7 +117,7 @@ _P, _I = ctypes.c_void_p, ctypes.c_int64
 
 
 def _struct(name: str, fields: str) -> type[ctypes.Structure]:
-    """A ctypes mirror of a struct of train.h: ``name:i`` is an int64, ``name:f`` a float, anything else a pointer."""
+    """A ctypes mirror of a struct of train/train.h: ``name:i`` is an int64, ``name:f`` a float, anything else a pointer."""
     kinds = {"i": _I, "f": ctypes.c_float, "": _P}
     parts = [field.partition(":") for field in fields.split()]
     return type(name, (ctypes.Structure,), {"_fields_": [(field, kinds[kind]) for field, _, kind in parts]})
@@ -127,22 +133,27 @@ _GateArgs = _struct("TrainGate", "gate_up route y dy dgate_up droute n:i experts
 
 
 @functools.cache
-def _library() -> ctypes.CDLL | None:
-    lib = library()
-    if lib is None or not hasattr(lib, "train_scan"):
+def kernels() -> SharedLibrary | None:
+    """The library of the training kernels, built where it is missing; None, with a warning, where that fails."""
+    if (lib := train_library()) is not None:
+        return lib
+    try:
+        logger.info("building the C++ kernels for training, once")
+        build("_train")
+    except (BuildError, OSError) as error:
+        logger.warning("training runs without its C++ kernels, several times slower: %s", error)
         return None
-    for name, integers in (("scan", 1), ("conv", 1), ("norm", 2), ("gate", 1)):
-        getattr(lib, f"train_{name}").argtypes = [_P, *[_I] * integers, *[ctypes.c_int] * 3]
-    lib.train_lanes.restype = lib.train_chunk.restype = _I
-    return lib
+    train_library.cache_clear()
+    return train_library()
 
 
 def _run(name: str, kind: type[ctypes.Structure], counts: tuple[int, ...], backward: bool, **values: Any) -> None:
-    lib = _library()
+    lib = kernels()
     assert lib is not None
     arguments = kind(**{k: v.data_ptr() if isinstance(v, Tensor) else v for k, v in values.items()})
     half = any(isinstance(v, Tensor) and v.dtype == torch.bfloat16 for v in values.values())
-    getattr(lib, f"train_{name}")(ctypes.byref(arguments), *counts, half, backward, torch.get_num_threads())
+    function = getattr(lib.functions, f"train_{name}")
+    lib.check(function(ctypes.byref(arguments), *counts, half, backward, torch.get_num_threads()))
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -211,9 +222,9 @@ class _SelectiveScan(Function):
     def forward(
         ctx: Any, x: Tensor, dt: Tensor, z: Tensor, B: Tensor, C: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor
     ) -> Tensor:
-        lib = _library()
+        lib = kernels()
         assert lib is not None
-        lanes, chunk = lib.train_lanes(), lib.train_chunk()
+        lanes, chunk = lib.functions.train_lanes(), lib.functions.train_chunk()
         x, dt, z, B, C = _rows(x), _rows(dt), _rows(z), B.float().contiguous(), C.float().contiguous()
         batch, tokens, d_inner = x.shape
         turned = A.unflatten(0, (-1, lanes)).transpose(1, 2).contiguous()  # [d_inner / lanes, d_state, lanes]

@@ -1,11 +1,11 @@
-// Blocks of 32, LANES of them at a time: fetching, searching weights, packing; knows nothing of any one format's rounding.
+// Blocks of 32 values, LANES of them at a time: loading, the weights of a search, packing.
 #pragma once
 
 #include "lanes.h"
 #include "quant.h"
 
 namespace quant {
-namespace QUANT_ISA {
+namespace JAMBA_VARIANT {
 
 struct Blocks32 {
     alignas(64) vf x[32];           // value i of each block
@@ -62,10 +62,10 @@ struct Bytes {
     vi word[WORDS];
 };
 
-// Encode(blocks, out) for all blocks of `rows` rows, LANES at a time; out is a Bytes.
-template <int HALVES, int WORDS, bool WEIGHTED, typename Encode>
-LANE_FN void encode_run(const float *x, int64_t rows, int64_t n, const float *imatrix, const vf *spread, uint8_t *dst,
-                        Encode encode) {
+// Quantize(blocks, out) for all blocks of `rows` rows, LANES at a time; out is a Bytes.
+template <int HALVES, int WORDS, bool WEIGHTED, typename Quantize>
+LANE_FN void quantize_run(const float *x, int64_t rows, int64_t n, const float *imatrix, const vf *spread, uint8_t *dst,
+                        Quantize quantize) {
     constexpr int BYTES = 2 * HALVES + 4 * WORDS;
     const int64_t blocks = rows * n / 32, per_row = n / 32;
     Blocks32 b;
@@ -86,7 +86,7 @@ LANE_FN void encode_run(const float *x, int64_t rows, int64_t n, const float *im
             load_blocks(importance, 32, b.importance);
             b.spread = load(row_spread);
         }
-        encode(b, out);
+        quantize(b, out);
         for (int l = 0; l < LANES && first + l < blocks; ++l) {
             uint8_t *to = dst + (first + l) * BYTES;
             for (int k = 0; k < HALVES; ++k) std::memcpy(to + 2 * k, (const int32_t *)&out.half[k] + l, 2);
@@ -96,15 +96,15 @@ LANE_FN void encode_run(const float *x, int64_t rows, int64_t n, const float *im
 }
 
 // The same over any number of rows with weights: LANES rows' spreads first, then their blocks.
-template <int HALVES, int WORDS, typename Encode>
-LANE_FN void encode_weighted(const float *x, int64_t rows, int64_t n, const float *imatrix, uint8_t *dst, Encode encode) {
+template <int HALVES, int WORDS, typename Quantize>
+LANE_FN void quantize_weighted(const float *x, int64_t rows, int64_t n, const float *imatrix, uint8_t *dst, Quantize quantize) {
     const int64_t row_bytes = n / 32 * (2 * HALVES + 4 * WORDS);
     for (int64_t r = 0; r < rows; r += LANES) {
         const int64_t count = rows - r < LANES ? rows - r : LANES;
         const vf spread = mean_square(x + r * n, count, n);
-        encode_run<HALVES, WORDS, true>(x + r * n, count, n, imatrix, &spread, dst + r * row_bytes, encode);
+        quantize_run<HALVES, WORDS, true>(x + r * n, count, n, imatrix, &spread, dst + r * row_bytes, quantize);
     }
 }
 
-}  // namespace QUANT_ISA
+}  // namespace JAMBA_VARIANT
 }  // namespace quant

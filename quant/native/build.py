@@ -1,99 +1,198 @@
-"""Compiles the C++ folders of this repository into shared libraries; knows nothing of what is in them.
+"""Builds the C++ libraries of this repository: ``python -m quant.native.build``, pip's build and training's first use.
 
-Each ext-module of pyproject.toml names one folder: every .cpp in it is compiled and linked into one library with a plain
-C interface, loaded with ctypes. A file whose name ends in an instruction set (``encode_avx512.cpp``) is compiled with that
-set's flags and left out on other processors; which of them runs is decided at run time by the code itself.
-``python -m quant.native.build`` rebuilds all of them in place.
+A folder's ``libraries.toml`` lists the sources of its libraries: those compiled once, and those compiled again for each
+instruction set, with that set's flags (``isa_levels.h``) and its name as JAMBA_VARIANT. The code decides at run time which
+of them it enters. A source is compiled again when it, a header it includes or its command has changed.
+
+This file imports nothing of the repository: pip loads it by its path. Environment: CXX, CXXFLAGS, LDFLAGS.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
+import re
+import shlex
 import shutil
+import subprocess
 import sys
+import sysconfig
+import tempfile
+import tomllib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from setuptools.command.build_ext import build_ext
-from setuptools.errors import CompileError
+try:
+    from setuptools.command.build_ext import build_ext
+    from setuptools.errors import CompileError
+except ImportError:  # an installed package builds training's library without setuptools
+    build_ext, CompileError = object, RuntimeError
 
-# No contraction: ggml-base is built without FMA, and its bytes are the reference.
-BASE_FLAGS = ["-O3", "-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-pthread", "-Wall"]
-X86_FLAGS = {
-    "_avx2": ["-mavx2", "-mfma", "-mf16c"],
-    "_avx512": ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
-}
-X86_FLAGS["_vnni"] = [*X86_FLAGS["_avx512"], "-mavx512vnni"]
-X86_FLAGS["_bf16"] = [*X86_FLAGS["_vnni"], "-mavx512bf16"]
-X86_FLAGS["_amx"] = [*X86_FLAGS["_bf16"], "-mamx-tile", "-mamx-int8", "-mamx-bf16"]
-ARM_FLAGS = {"_neon": ["-march=armv8.2-a+dotprod+fp16"]}
+ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = {"_quant": "quant/native", "_kernels": "jambacli/kernels/cpu", "_train": "jambacli/kernels/cpu"}
+DEFAULT = ("_quant", "_kernels")
+
+# No contraction: ggml-base is built without FMA, and its bytes are the reference. Integers wrap, as the vector code expects.
+# GCC's own headers for AVX-512 set off -Wuninitialized; -Wpsabi is about vectors that only inlined functions pass.
+FLAGS = [
+    *("-O3", "-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fwrapv"),
+    *("-DNDEBUG", "-fPIC", "-fvisibility=hidden", "-pthread"),
+    *("-Wall", "-Wno-uninitialized", "-Wno-maybe-uninitialized", "-Wno-psabi"),
+]
+PROCESSORS = {"x86_64": "x86", "amd64": "x86", "aarch64": "arm", "arm64": "arm"}
 
 
-def _flags_for(source: Path) -> list[str] | None:
-    """Extra flags for one source file, or None when this processor family cannot use it."""
-    machine = platform.machine().lower()
-    for table, machines in ((X86_FLAGS, ("x86_64", "amd64")), (ARM_FLAGS, ("aarch64", "arm64"))):
-        for suffix, flags in table.items():
-            if source.stem.endswith(suffix):
-                return flags if machine in machines else None
-    return []
+class BuildError(RuntimeError):
+    """A library could not be built; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """An instruction set: the processors that can have it, and all compiler flags it needs."""
+
+    processors: str
+    flags: tuple[str, ...]
+
+
+def levels() -> dict[str, Level]:
+    """The levels of ``isa_levels.h`` by name, in its order."""
+    found: dict[str, Level] = {}
+    text = (ROOT / "quant/native/isa_levels.h").read_text(encoding="utf-8")
+    for name, includes, processors, flags in re.findall(r'LEVEL\((\w+), (\w+), (\w+), "([^"]*)"\)', text):
+        below = found[includes].flags if includes != name else ()
+        found[name] = Level(processors, (*below, *flags.split()))
+    return found
+
+
+@dataclass(frozen=True)
+class Job:
+    """One compilation."""
+
+    source: Path
+    object: Path
+    command: tuple[str, ...]
+
+    def is_done(self) -> bool:
+        """Whether the object exists and is newer than its source and all headers, made by this command."""
+        stamp = self.object.with_suffix(".command")
+        try:
+            if stamp.read_text(encoding="utf-8") != shlex.join(self.command):
+                return False
+            made = self.object.stat().st_mtime_ns
+            listed = self.object.with_suffix(".d").read_text(encoding="utf-8").replace("\\\n", " ")
+            inputs = [Path(p.replace("\\ ", " ")) for p in re.split(r"(?<!\\)\s+", listed.partition(": ")[2]) if p]
+            return all(p.stat().st_mtime_ns <= made for p in inputs)
+        except OSError:
+            return False
+
+    def run(self) -> None:
+        """Compile; BuildError with the compiler's first complaint."""
+        self.object.with_suffix(".command").unlink(missing_ok=True)
+        _run(self.command, f"{self.source.relative_to(ROOT)} does not compile")
+        self.object.with_suffix(".command").write_text(shlex.join(self.command), encoding="utf-8")
+
+
+def compiler() -> str:
+    """The C++ compiler's command; BuildError where there is none."""
+    named = shlex.split(os.environ.get("CXX", ""))
+    for candidate in named[:1] or ("c++", "g++", "clang++"):
+        if path := shutil.which(candidate):
+            return path
+    raise BuildError(f"there is no C++ compiler{f' called {named[0]}' if named else ' (g++ or clang++)'}")
+
+
+def build(name: str, output: Path | None = None, *, sanitize: str = "", work: Path | None = None) -> Path:
+    """Build library ``name`` ("_quant", "_kernels" or "_train") and return its path.
+
+    ``output``: the library's file, beside its sources by default. ``sanitize``: the value of -fsanitize. ``work``: where
+    objects are kept between builds. Raises BuildError.
+    """
+    if work is None and not (ROOT / "pyproject.toml").exists():  # an installed package
+        with tempfile.TemporaryDirectory(prefix="jamba-build-") as temporary:
+            return build(name, output, sanitize=sanitize, work=Path(temporary))
+    folder = ROOT / FOLDERS[name]
+    output = output or folder / f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}"
+    objects = (work or ROOT / "build" / "native") / (name + (f"-{sanitize}" if sanitize else ""))
+    objects.mkdir(parents=True, exist_ok=True)
+    cxx = compiler()
+    checked = ("-g", "-fno-omit-frame-pointer", f"-fsanitize={sanitize}") if sanitize else ()
+    own_flags = shlex.split(os.environ.get("CXXFLAGS", ""))
+    common = (*shlex.split(os.environ.get("CXX", ""))[1:], *FLAGS, *checked, *own_flags, f"-I{folder}", f"-I{ROOT}")
+    jobs = _jobs(name, folder, objects, (cxx, *common))
+
+    due = [job for job in jobs if not job.is_done()]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(Job.run, due))
+    # A function whose level libraries.toml lacks is reported now, not when the library is loaded.
+    complete = ("-Wl,--no-undefined",) if sys.platform == "linux" and not sanitize else ()
+    own_flags = shlex.split(os.environ.get("LDFLAGS", ""))
+    link = (cxx, "-shared", "-pthread", *checked, *complete, *(str(job.object) for job in jobs), *own_flags)
+    # Linked under a temporary name and renamed: a process that has the old library mapped keeps it whole.
+    output.parent.mkdir(parents=True, exist_ok=True)
+    part = output.with_suffix(f".{os.getpid()}.part")
+    _run((*link, "-o", str(part)), f"{output.name} does not link")
+    part.replace(output)
+    return output
+
+
+def _jobs(name: str, folder: Path, objects: Path, compile_with: tuple[str, ...]) -> list[Job]:
+    sources = tomllib.loads((folder / "libraries.toml").read_text(encoding="utf-8"))[name]
+    processor = PROCESSORS.get(platform.machine().lower(), "other")
+    known = levels()
+    jobs = []
+    for level, listed in sources.items():
+        flags: tuple[str, ...] = ()
+        if level != "once":
+            if known[level].processors not in ("any", processor):
+                continue
+            flags = (*known[level].flags, f"-DJAMBA_VARIANT={level}")
+        for entry in listed:
+            source = ROOT / entry[1:] if entry.startswith("/") else folder / entry
+            target = objects / f"{'-'.join(Path(entry.lstrip('/')).with_suffix('').parts)}.{level}.o"
+            command = (*compile_with, *flags, "-MMD", "-c", str(source), "-o", str(target))
+            jobs.append(Job(source, target, command))
+    return jobs
+
+
+def _run(command: tuple[str, ...], failure: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        reason = next((line for line in lines if "error" in line), lines[-1] if lines else f"status {done.returncode}")
+        raise BuildError(f"{failure}: {reason}")
+    if done.stderr:
+        print(done.stderr, file=sys.stderr, end="")
 
 
 class BuildNative(build_ext):
-    """build_ext over whole folders of C++; a missing compiler makes the package slower, never uninstallable."""
+    """setuptools' build_ext for these libraries; without a compiler the package installs all the same, and is slower."""
 
     def get_export_symbols(self, ext: Any) -> list[str]:
-        return []  # a ctypes library has no PyInit_
+        """None: a ctypes library has no PyInit function."""
+        return []
 
     def build_extension(self, ext: Any) -> None:
-        folder = Path(ext.sources[0]).parent
-        jobs = [(s, f) for s in sorted(folder.glob("*.cpp")) if (f := _flags_for(s)) is not None]
-        output = Path(self.get_ext_fullpath(ext.name))
-        output.parent.mkdir(parents=True, exist_ok=True)
-        # An in-place install (pip install -e) runs this again for every extra: what is up to date is only copied.
-        built = folder / output.name
-        inputs = [*folder.glob("*.cpp"), *folder.glob("*.h"), Path(__file__)]
-        if built.exists() and built.stat().st_mtime > max(p.stat().st_mtime for p in inputs):
-            if output.resolve() != built.resolve():
-                shutil.copy2(built, output)
-            return
-        compiler: Any = self.compiler
-        headers = [str(h) for h in folder.glob("*.h")]
-
-        def compile_one(job: tuple[Path, list[str]]) -> list[str]:
-            source, flags = job
-            return compiler.compile(
-                [str(source)],
-                output_dir=self.build_temp,
-                include_dirs=[str(folder)],
-                extra_postargs=BASE_FLAGS + flags,
-                depends=headers,
-            )
-
+        """Build one of pyproject.toml's ext-modules; setuptools passes over one that is optional and fails."""
         try:
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                objects = [name for names in pool.map(compile_one, jobs) for name in names]
-            # Linked under a temporary name and renamed: a process that has the old library mapped keeps it whole.
-            part = output.with_suffix(".part")
-            compiler.link_shared_object(objects, str(part), extra_postargs=["-pthread"], target_lang="c++")
-            part.replace(output)
-        except CompileError as error:
-            print(f"warning: no C++ library for {ext.name} ({error}); the torch path will be used", file=sys.stderr)
-            raise
+            build(ext.name.rpartition(".")[2], Path(self.get_ext_fullpath(ext.name)))
+        except BuildError as error:
+            raise CompileError(f"{error}; the torch path will be used") from None
 
 
 def main() -> None:
-    """Rebuild every library in place (for developers; pip does this on install)."""
-    from setuptools import Distribution
-
-    dist = Distribution({"name": "jambacli"})
-    dist.parse_config_files()
-    command = BuildNative(dist)
-    command.inplace = True
-    command.ensure_finalized()
-    command.run()
+    """Build the libraries in place, after their sources were edited."""
+    parser = argparse.ArgumentParser(prog="python -m quant.native.build", description=main.__doc__)
+    parser.add_argument("--train", action="store_true", help="the training kernels too")
+    parser.add_argument("--sanitize", default="", metavar="address|thread|undefined", help="for debugging")
+    options = parser.parse_args()
+    for name in (*DEFAULT, *(("_train",) if options.train else ())):
+        try:
+            print(build(name, sanitize=options.sanitize).relative_to(ROOT))
+        except BuildError as error:
+            sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-// Sixteen levels at a time from bytes to scaled values; knows nothing of formats.
+// Sixteen levels at a time, from bytes to scaled values.
 #pragma once
 
 #include "lanes.h"
@@ -8,11 +8,11 @@
 #endif
 
 namespace quant {
-namespace QUANT_ISA {
+namespace JAMBA_VARIANT {
 
 typedef int8_t Bytes16 __attribute__((vector_size(16)));
 
-LANE_FN Bytes16 load_bytes(const uint8_t *p) {
+LANE_FN Bytes16 load_bytes(const void *p) {
     Bytes16 b;
     std::memcpy(&b, p, 16);
     return b;
@@ -66,15 +66,5 @@ LANE_FN void store_affine(Bytes16 q, float d, float low, float *dst) {
 #endif
 }
 
-LANE_FN float half_at(const uint8_t *p) {
-    uint16_t h;
-    std::memcpy(&h, p, 2);
-#if defined(__F16C__)
-    return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(h)));
-#else
-    return from_half(splat((int32_t)h))[0];
-#endif
-}
-
-}  // namespace QUANT_ISA
+}  // namespace JAMBA_VARIANT
 }  // namespace quant

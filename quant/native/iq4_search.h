@@ -1,4 +1,4 @@
-// The search for the scale of 32 values on the non-linear four-bit grid, one block per lane; knows nothing of layouts.
+// The search for the scale of 32 values on the non-linear four-bit grid, one block per lane.
 //
 // ggml tries 16 scales and, for each, looks every value up in the grid. Fifteen of them differ by so little (-120/max to
 // -134/max) that a value meets at most one boundary between neighbouring levels on the way, since boundaries on one side of
@@ -10,13 +10,13 @@
 #include "kq_search.h"
 
 namespace quant {
-namespace QUANT_ISA {
+namespace JAMBA_VARIANT {
 namespace iq4 {
 
 constexpr int TRIES = 7;  // to either side
 
 alignas(64) static const float GRID[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
-// BOUNDARY[k] parts level k from level k + 1, which begins at it: half of GRID[k] + GRID[k + 1].
+// BOUNDARY[k] separates level k from level k + 1, which begins at it: half of GRID[k] + GRID[k + 1].
 alignas(64) static const float BOUNDARY[16] = {-115.5f, -93.5f, -74, -57, -42, -28.5f, -16, -4.5f,
                                                7,       19,     31.5f, 45.5f, 61, 79, 101, 101};
 // GRID[k + 1], for k up to 14.
@@ -106,5 +106,5 @@ LANE_FN void weights(const vf *x, const vf *importance, vf spread, vf *w) {
 LANE_FN vf reciprocal_or_zero(vf d) { return select(eq(d, vf{}), vf{}, 1.0f / d); }
 
 }  // namespace iq4
-}  // namespace QUANT_ISA
+}  // namespace JAMBA_VARIANT
 }  // namespace quant

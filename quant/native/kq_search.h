@@ -1,4 +1,4 @@
-// ggml's searches for the scales of K-quant sub-blocks, LANES blocks at a time; knows nothing of block layouts.
+// ggml's searches for the scales of K-quant sub-blocks, LANES blocks at a time.
 //
 // A lane is a super-block: it executes, in the same order, the float operations that ggml's scalar search executes for its
 // block, and what the scalar code skips is masked out. Levels are kept as floats while a search runs (they are small
@@ -9,12 +9,12 @@
 #include "lanes.h"
 
 namespace quant {
-namespace QUANT_ISA {
+namespace JAMBA_VARIANT {
 namespace kq {
 
 constexpr float ROUNDER = 12582912.0f;     // 1.5 * 2^23: adding it leaves a value rounded to an integer in the low bits
 constexpr float ROUNDABLE = 4194303.0f;    // the magnitudes for which that holds
-constexpr float NEGLIGIBLE = 1e-15f;       // ggml takes a block below this for zero
+constexpr float NEGLIGIBLE = 1e-15f;       // ggml treats a block below this as zero
 
 // a < b ? a : b and a > b ? a : b: one instruction each, and the second operand where either is NaN.
 #if QUANT_LANES == 16
@@ -98,7 +98,7 @@ LANE_FN void affine_error(const vf *x, const vf *w, const vf *levels, const vf *
 }
 
 // Tries steps (first + delta * k + TOP) / range for k = 0..tries and keeps the weighted least-squares line of least error.
-// x and w: [STREAMS][N] positive weights. ggml moves the base of later tries to that of the best line so far; so do we.
+// x and w: [STREAMS][N] positive weights. ggml moves the base of later tries to that of the best line so far; so does this.
 template <int N, int TOP, bool ABSOLUTE, int STREAMS>
 static __attribute__((noinline)) void fit_affine(const vf *x, const vf *w, float first, float delta, int tries,
                                                  AffineFit *fit) {
@@ -389,5 +389,5 @@ static __attribute__((noinline)) vf fit_scales(const vf *x, const vf *w, vi *lev
 }
 
 }  // namespace kq
-}  // namespace QUANT_ISA
+}  // namespace JAMBA_VARIANT
 }  // namespace quant

@@ -1,25 +1,35 @@
-// One block per SIMD lane: the vocabulary that every encoder is written in; knows nothing of formats.
+// The vector operations that every quantizer is written with: one block per SIMD lane.
 //
-// A file defines QUANT_ISA (its namespace) and QUANT_LANES (floats per vector: 4, 8 or 16) and includes this. `vf`, `vi` and
-// `vm` are LANES floats, LANES int32 and LANES truth values. Each operation is the IEEE one, applied per lane, in the order
-// written (the build forbids contraction), so a lane computes what ggml's scalar code computes for its block.
+// The file is compiled once per level, in the namespace JAMBA_VARIANT. `vf`, `vi` and `vm` are LANES floats, int32 and truth
+// values. Each operation is the IEEE one, applied per lane, in the order written (the build forbids contraction), so a lane
+// computes what ggml's scalar code computes for its block.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
+#include "quant/native/block_formats.h"
+
 #if defined(__SSE2__)
 #include <immintrin.h>
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC's own AVX-512 headers
-#pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
+
+// Floats per vector.
+#if defined(__AVX512F__)
+#define QUANT_LANES 16
+#elif defined(__AVX2__)
+#define QUANT_LANES 8
+#else
+#define QUANT_LANES 4
 #endif
 
 #define LANE_FN static inline __attribute__((always_inline))
 
 namespace quant {
-namespace QUANT_ISA {
+
+using namespace native;
+
+namespace JAMBA_VARIANT {
 
 constexpr int LANES = QUANT_LANES;
 
@@ -165,6 +175,15 @@ LANE_FN vf from_half(vi h) {
 #endif
 }
 
+LANE_FN float to_float(const Half &half) {
+    const uint16_t h = read_u16(&half);
+#if defined(__F16C__)
+    return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(h)));
+#else
+    return from_half(splat((int32_t)h))[0];
+#endif
+}
+
 LANE_FN vf load(const float *p) {
     vf v;
     std::memcpy(&v, p, sizeof v);
@@ -218,5 +237,5 @@ LANE_FN void load_blocks(const float *const block[], int count, vf *out) {
     }
 }
 
-}  // namespace QUANT_ISA
+}  // namespace JAMBA_VARIANT
 }  // namespace quant

@@ -1,52 +1,40 @@
-// The contract between the library's entry points and the codecs; knows nothing of any one format.
+// What the library's entry points and its codecs agree on.
 //
-// A codec turns whole rows of finite floats into a format's blocks and back. It is handed panels (a few rows at a time,
-// contiguous, already float32 and already checked to be finite), on one thread, and may use up to 64 KiB of stack.
-// Every codec exists once per instruction set, under a table of its own; registry.cpp lists the tables and picks, at run
-// time, the best one that this processor can run. All of them must give the same bytes: those of ggml built for plain x86-64.
+// A codec turns whole rows of finite floats into a format's blocks and back. It gets panels (a few rows at a time,
+// contiguous, float32, checked to be finite), on one thread, and may use up to 64 KiB of stack. Each codec is compiled once per
+// instruction set (libraries.toml), and registry.cpp picks the best one that this processor runs. All of them give the same
+// bytes: those of ggml built for plain x86-64.
 //
-// To add a family: write its code once in family_impl.h over the vocabulary of lanes.h, include it from family.cpp,
-// family_avx2.cpp and family_avx512.cpp (each defines QUANT_ISA and QUANT_LANES first), end each with a table
-//     namespace quant { extern const Codec family_avx2[] = {{GGML_Q4_K, encode, decode}, {-1, nullptr, nullptr}}; }
-// and add the tables' names to registry.cpp. Tables must be constant-initialized and the files must not use std:: templates:
-// whatever the linker merges or runs at start-up has to be safe on a processor without the instruction set.
+// To add a format: block_formats.h, then a quantize and a dequantize function over the operations of lanes.h, in one of the
+// families (kq.cpp, iq4.cpp, legacy.cpp), then a line in that family's table.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+
+#include "quant/native/block_formats.h"
+#include "quant/native/isa.h"
 
 namespace quant {
 
-enum GgmlType : int {
-    GGML_F32 = 0,
-    GGML_F16 = 1,
-    GGML_Q4_0 = 2,
-    GGML_Q4_1 = 3,
-    GGML_Q5_0 = 6,
-    GGML_Q5_1 = 7,
-    GGML_Q8_0 = 8,
-    GGML_Q2_K = 10,
-    GGML_Q3_K = 11,
-    GGML_Q4_K = 12,
-    GGML_Q5_K = 13,
-    GGML_Q6_K = 14,
-    GGML_IQ4_NL = 20,
-    GGML_IQ4_XS = 23,
-    GGML_BF16 = 30,
-};
+using namespace native;
+
+// The index of a block's field in 32-bit words.
+#define WORD(block, field) (offsetof(block, field) / 4)
 
 // x: [rows, n] contiguous, finite. imatrix: [n] finite and not negative, or null. dst: [rows, row bytes] contiguous, any alignment.
-using EncodeRows = void (*)(const float *x, int64_t rows, int64_t n, const float *imatrix, uint8_t *dst);
+using QuantizeRows = void (*)(const float *x, int64_t rows, int64_t n, const float *imatrix, uint8_t *dst);
 // src: [rows, row bytes] contiguous, any alignment. dst: [rows, n] contiguous.
-using DecodeRows = void (*)(const uint8_t *src, int64_t rows, int64_t n, float *dst);
+using DequantizeRows = void (*)(const uint8_t *src, int64_t rows, int64_t n, float *dst);
 
-// One format in one instruction set; either function may be null (the next best table's is used). A table ends at ggml_type -1.
+// One format at one level. A table of codecs ends at ggml_type -1.
 struct Codec {
     int ggml_type;
-    EncodeRows encode;
-    DecodeRows decode;
+    QuantizeRows quantize;
+    DequantizeRows dequantize;
 };
 
-// What the driver itself does with panels, per instruction set.
+// What rows.cpp itself does with panels, at one level.
 struct PanelOps {
     void (*widen_f16)(const uint16_t *src, int64_t count, float *dst);
     void (*widen_bf16)(const uint16_t *src, int64_t count, float *dst);
@@ -57,14 +45,24 @@ struct PanelOps {
     void (*rowwise_int8)(const float *x, int64_t rows, int64_t n, int8_t *levels, float *scale);
 };
 
-enum Isa : int { ISA_BASE = 0, ISA_AVX2 = 1, ISA_AVX512 = 2 };
+// The levels at which codecs are compiled.
+#if defined(NATIVE_X86)
+#define QUANT_LEVELS(LEVEL) LEVEL(scalar) LEVEL(avx2) LEVEL(avx512)
+#else
+#define QUANT_LEVELS(LEVEL) LEVEL(scalar)
+#endif
 
-// Values and bytes per block of a format this library codes; false for any other.
-bool block_size(int ggml_type, int *values, int *bytes);
+#define LEVEL(level)                                             \
+    namespace level {                                            \
+    extern const Codec legacy_codecs[], iq4_codecs[], kq_codecs[]; \
+    extern const PanelOps panel_ops;                             \
+    }
+QUANT_LEVELS(LEVEL)
+#undef LEVEL
 
-// The best implementations that this processor (or quant_set_isa's cap) allows; null where there is none.
-EncodeRows find_encoder(int ggml_type);
-DecodeRows find_decoder(int ggml_type);
+// The implementations of the level in use; null for a type without a codec.
+QuantizeRows find_quantizer(int ggml_type);
+DequantizeRows find_dequantizer(int ggml_type);
 const PanelOps &panel_ops();
 
 }  // namespace quant

@@ -7,9 +7,6 @@ import torch
 
 from jambacli.kernels import reference
 from jambacli.kernels.cpu import prefill
-from tests.support.weights import isa
-
-__all__ = ["isa"]  # a fixture
 
 # tokens, n_past, n_heads, n_kv_heads, head_dim: multi-query, grouped, one head each; across blocks of 128 keys and
 # stretches of 2048.

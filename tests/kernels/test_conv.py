@@ -7,9 +7,6 @@ import torch
 import torch.nn.functional as F
 
 from jambacli.kernels.cpu import prefill
-from tests.support.weights import isa
-
-__all__ = ["isa"]  # a fixture
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,6 @@ import torch
 
 from jambacli.kernels import cpu, reference
 from quant.formats import QTensor
-from tests.kernels.test_cpu_decode import isa  # noqa: F401
 from tests.support.weights import random_weight
 
 pytestmark = pytest.mark.skipif(not cpu.available(), reason="the C++ kernels were not built here")
@@ -37,14 +36,14 @@ def check_step(step: Any, expected: torch.Tensor, fmt: str, x: torch.Tensor, par
 
     parts: three equal copies of the sequence's tensors (None for a step without).
     """
-    from jambacli.kernels.cpu import steps
+    from jambacli.kernels.cpu import decode
 
-    out = steps.run_single(step, x, n_past, part=parts[0], threads=3)
+    out = decode.run_single(step, x, n_past, part=parts[0], threads=3)
     assert error(out, expected) < BOUND[fmt]
     for t in range(len(x)):
-        one = steps.run_single(step, x[t : t + 1].contiguous(), n_past + t, part=parts[1], threads=1)
+        one = decode.run_single(step, x[t : t + 1].contiguous(), n_past + t, part=parts[1], threads=1)
         assert torch.equal(one[0], out[t])
-    program = steps.Program([step])
+    program = decode.Program([step])
     stream = x.clone()
     program.run(stream, n_past, program.bind([parts[2]]), threads=2)
     assert torch.allclose(stream, x + out, rtol=1e-6, atol=1e-6)
@@ -54,8 +53,8 @@ def check_step(step: Any, expected: torch.Tensor, fmt: str, x: torch.Tensor, par
 
 
 @pytest.mark.parametrize("fmt", BOUND)
-def test_mlp(isa: str, fmt: str) -> None:  # noqa: F811
-    from jambacli.kernels.cpu.steps import MlpStep
+def test_mlp(isa: str, fmt: str) -> None:
+    from jambacli.kernels.cpu.decode import MlpStep
 
     ffn = 768
     gate, up, down = (
@@ -68,8 +67,8 @@ def test_mlp(isa: str, fmt: str) -> None:  # noqa: F811
 
 @pytest.mark.parametrize("top_k", (1, 2, 4))
 @pytest.mark.parametrize("fmt", BOUND)
-def test_experts(isa: str, fmt: str, top_k: int) -> None:  # noqa: F811
-    from jambacli.kernels.cpu.steps import ExpertsStep
+def test_experts(isa: str, fmt: str, top_k: int) -> None:
+    from jambacli.kernels.cpu.decode import ExpertsStep
 
     ffn, n = 512, 8
     gate, up, down = (
@@ -132,8 +131,8 @@ def mamba_case(fmt: str, d_state: int, d_conv: int) -> MambaCase:
 
 @pytest.mark.parametrize(("d_state", "d_conv"), [(16, 4), (8, 3), (5, 2), (24, 4)])
 @pytest.mark.parametrize("fmt", BOUND)
-def test_mamba(isa: str, fmt: str, d_state: int, d_conv: int) -> None:  # noqa: F811
-    from jambacli.kernels.cpu.steps import MambaStep
+def test_mamba(isa: str, fmt: str, d_state: int, d_conv: int) -> None:
+    from jambacli.kernels.cpu.decode import MambaStep
 
     case = mamba_case(fmt, d_state, d_conv)
     norm, x = values(HIDDEN, low=0.5), values(M, HIDDEN)
@@ -172,9 +171,9 @@ def cache(kv: torch.dtype, capacity: int, n_kv: int, dim: int, n_past: int) -> t
 
 @pytest.mark.parametrize("kv", (torch.float32, torch.float16, torch.bfloat16, torch.uint8), ids=str)
 @pytest.mark.parametrize(("n_heads", "n_kv", "dim"), [(8, 2, 32), (5, 1, 128), (4, 4, 96)])
-def test_attention(isa: str, kv: torch.dtype, n_heads: int, n_kv: int, dim: int) -> None:  # noqa: F811
+def test_attention(isa: str, kv: torch.dtype, n_heads: int, n_kv: int, dim: int) -> None:
     """Around the boundaries of the fixed chunks of keys; the cache's room beyond the sequence is never looked at."""
-    from jambacli.kernels.cpu.steps import AttentionStep
+    from jambacli.kernels.cpu.decode import AttentionStep
 
     w = attention_weights("f32", n_heads, n_kv, dim)
     norm, x = values(HIDDEN, low=0.5), values(M, HIDDEN)
@@ -193,8 +192,8 @@ def test_attention(isa: str, kv: torch.dtype, n_heads: int, n_kv: int, dim: int)
         check_step(step, expected, fmt, x, parts, n_past)
 
 
-def test_attention_does_not_depend_on_the_size_of_the_context(isa: str) -> None:  # noqa: F811
-    from jambacli.kernels.cpu.steps import AttentionStep, run_single
+def test_attention_does_not_depend_on_the_size_of_the_context(isa: str) -> None:
+    from jambacli.kernels.cpu.decode import AttentionStep, run_single
 
     step = AttentionStep(
         None, EPS, n_heads=4, n_kv_heads=2, kv_dtype=torch.float16, **attention_weights("q8_0", 4, 2, 64)
@@ -206,7 +205,7 @@ def test_attention_does_not_depend_on_the_size_of_the_context(isa: str) -> None:
 
 
 def test_logits_of_the_last_tokens_only() -> None:
-    from jambacli.kernels.cpu.steps import LogitsStep, MlpStep, Program
+    from jambacli.kernels.cpu.decode import LogitsStep, MlpStep, Program
 
     gate, up, down = (random_weight("q8_0", s) for s in [(512, HIDDEN), (512, HIDDEN), (HIDDEN, 512)])
     output, norm, x = random_weight("q6_k", (1000, HIDDEN)), values(HIDDEN, low=0.5), values(M, HIDDEN)
@@ -221,7 +220,7 @@ def test_logits_of_the_last_tokens_only() -> None:
 
 
 def test_misfits_are_refused() -> None:
-    from jambacli.kernels.cpu.steps import AttentionStep, ExpertsStep, MlpStep, Program
+    from jambacli.kernels.cpu.decode import AttentionStep, ExpertsStep, MlpStep, Program
 
     gate, up, down = (random_weight("q8_0", s) for s in [(512, HIDDEN), (512, HIDDEN), (HIDDEN, 512)])
     with pytest.raises(ValueError, match="fit"):

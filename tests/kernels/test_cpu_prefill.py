@@ -8,9 +8,7 @@ import torch
 from jambacli.kernels import reference
 from jambacli.kernels.cpu import prefill
 from quant.formats import FORMATS, QTensor
-from tests.support.weights import NATIVE, as_f32, isa, random_weight, values
-
-__all__ = ["isa"]  # a fixture
+from tests.support.weights import NATIVE, as_f32, random_weight, values
 
 # Products in f32 panels are exact to rounding. bf16 has eight bits: each factor is off by at most 2^-9 of itself, and
 # the errors of a sum are independent.

@@ -9,9 +9,6 @@ import torch
 
 from jambacli.kernels import reference
 from jambacli.kernels.cpu import prefill
-from tests.support.weights import isa
-
-__all__ = ["isa"]  # a fixture
 
 OVER_TIME = ("x", "dt", "B", "C", "z")
 SHAPES = [(1, 16, 16), (7, 40, 16), (100, 37, 8), (300, 5, 17), (65, 64, 16), (33, 48, 1), (40, 1, 16), (130, 96, 16)]

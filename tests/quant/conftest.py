@@ -9,18 +9,21 @@ import torch
 
 from quant import native
 
+ISA_NAMES = ("scalar", "avx2", "avx512")  # those that the codecs are compiled for
 
-@pytest.fixture(params=native.ISA_NAMES)
+
+@pytest.fixture(params=ISA_NAMES)
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each instruction set's C++ in turn; skips those that this processor lacks."""
-    if native.library() is None:
+    """The C++ of each instruction set in turn; skips those that this processor lacks."""
+    lib = native.library()
+    if lib is None:
         pytest.skip("the C++ library is not built")
     try:
-        if native.set_isa(request.param) != request.param:
+        if lib.set_isa(request.param) != request.param:
             pytest.skip(f"this processor does not run {request.param}")
         yield request.param
     finally:
-        native.set_isa(None)
+        lib.set_isa(None)
 
 
 @pytest.fixture

@@ -128,9 +128,9 @@ def test_the_native_layer_refuses_by_itself() -> None:
     native.quantize(q8_0, 0, values.data_ptr(), 2, 64, None, blocks.data_ptr())
     with pytest.raises(ValueError, match="whole blocks"):
         native.quantize(q8_0, 0, values.data_ptr(), 2, 63, None, blocks.data_ptr())
-    with pytest.raises(ValueError, match="does not implement this format"):
+    with pytest.raises(ValueError, match="this format has no"):
         native.quantize(16, 0, values.data_ptr(), 2, 64, None, blocks.data_ptr())
-    with pytest.raises(ValueError, match="does not implement this format"):
+    with pytest.raises(ValueError, match="this format has no"):
         native.dequantize(q8_0, 8, blocks.data_ptr(), 2, 64, values.data_ptr())
     importance = -torch.ones(64)
     with pytest.raises(ValueError, match="negative or non-finite"):

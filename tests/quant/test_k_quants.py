@@ -26,28 +26,6 @@ def _quantize(values: np.ndarray, fmt: str, imatrix: np.ndarray | None, backend:
     return quantize(torch.from_numpy(values), fmt, weights, backend=backend, threads=threads).numpy()
 
 
-@pytest.fixture(params=native.ISA_NAMES)
-def isa(request: pytest.FixtureRequest):
-    """Each instruction set's C++ in turn; skips those that this processor lacks."""
-    if native.library() is None:
-        pytest.skip("the C++ library is not built")
-    try:
-        if native.set_isa(request.param) != request.param:
-            pytest.skip(f"this processor does not run {request.param}")
-        yield request.param
-    finally:
-        native.set_isa(None)
-
-
-@pytest.fixture
-def one_thread():
-    """Torch on one thread: these tensors are too small to share out."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("kind", ALL_KINDS)
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_native_bytes_are_ggmls(fmt: str, kind: str, isa: str) -> None:

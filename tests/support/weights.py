@@ -6,14 +6,11 @@ import functools
 import math
 
 import gguf
-import pytest
 import torch
 
-from jambacli.kernels import cpu
 from quant.formats import FORMATS, QTensor
 
 NATIVE = [f.name for f in FORMATS.values() if f.native]
-LEVELS = ["amx", "bf16", "avx512", "avx2", "neon", "scalar"]
 
 # Where a block's f16 factors lie, and the largest whole number they multiply.
 _FACTORS = {
@@ -73,15 +70,3 @@ def _decode(w: QTensor) -> torch.Tensor:
 def as_f32(w: QTensor) -> QTensor:
     """The same values as a float32 weight."""
     return QTensor(values(w).contiguous().view(-1).view(torch.uint8), FORMATS["f32"], w.shape)
-
-
-@pytest.fixture(params=LEVELS)
-def isa(request: pytest.FixtureRequest) -> str:
-    """Every instruction set that this machine and build have, one after the other; the best again afterwards."""
-    if not cpu.available():
-        pytest.skip("the C++ kernels were not built")
-    if cpu.set_isa(request.param) != request.param:
-        cpu.set_isa(None)
-        pytest.skip(f"this processor has no {request.param}")
-    request.addfinalizer(lambda: cpu.set_isa(None))
-    return str(request.param)

@@ -8,11 +8,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from jambacli.kernels.cpu.library import library, set_isa
 from jambacli.training import ops
+from quant.native.shared_library import SharedLibrary
 
-needs_library = pytest.mark.skipif(library() is None, reason="the C++ kernels were not built")
 LEVELS = ["scalar", "avx2", "avx512", "neon"]
+
+
+@pytest.fixture(scope="module")
+def kernels() -> SharedLibrary:
+    """The training kernels, built here where nobody has yet."""
+    lib = ops.kernels()
+    if lib is None:
+        pytest.skip("the training kernels cannot be built on this machine")
+    return lib
 
 
 def _both(
@@ -32,15 +40,13 @@ def _both(
 
 
 @pytest.fixture(params=LEVELS)
-def level(request: pytest.FixtureRequest) -> Iterator[str]:
-    if library() is None:
-        pytest.skip("the C++ kernels were not built")
+def level(request: pytest.FixtureRequest, kernels: SharedLibrary) -> Iterator[str]:
     try:
-        if set_isa(request.param) != request.param:
+        if kernels.set_isa(request.param) != request.param:
             pytest.skip(f"this processor has no {request.param}")
         yield request.param
     finally:
-        set_isa(None)
+        kernels.set_isa(None)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -95,8 +101,7 @@ def test_the_gate_and_its_gradients(level: str, dtype: torch.dtype, experts: int
     _both(ops.gate, ops.gate_reference, inputs, 1e-5 if dtype == torch.float32 else 8e-3)
 
 
-@needs_library
-def test_threads_do_not_change_a_bit() -> None:
+def test_threads_do_not_change_a_bit(kernels: SharedLibrary) -> None:
     torch.manual_seed(0)
     r = torch.randn
     inputs = [*(r(4, 40, 64) for _ in range(3)), r(4, 40, 16), r(4, 40, 16), r(64), -torch.rand(64, 16), r(64)]

@@ -1,9 +1,9 @@
-"""The C++ kernels for CPUs, through ctypes; knows nothing of models, files or torch tensors beyond their addresses.
+"""The C++ kernels for CPUs, through ctypes, over the addresses of torch tensors.
 
 ``available()`` says whether the library was built; without it every caller uses ``kernels.reference``. Kernels run on
 torch's own OpenMP pool, so there is one pool in the process. ``JAMBA_CPU_ISA`` lowers the instruction set.
 
-Few tokens (``steps``, 1 to ``steps.MOST_TOKENS``): a model is a list of steps, made once,
+Few tokens (``decode``, 1 to ``decode.MOST_TOKENS``): a model is a list of steps, made once,
 
     program = Program([MambaStep(attn_norm, eps, in_proj=..., ...), MlpStep(ffn_norm, eps, gate=..., up=..., down=...),
                        ..., AttentionStep(...), ExpertsStep(...), ..., LogitsStep(output_norm, eps, output)])

@@ -1,4 +1,4 @@
-"""Finds and loads the compiled kernels and gives them torch's thread pool; knows nothing of what the kernels compute.
+"""Loads the compiled kernels, declares their functions and gives them torch's thread pool.
 
 Environment: ``JAMBA_CPU_ISA`` (scalar, avx2, avx512, vnni, bf16, amx, neon) lowers the instruction set, for tests and
 comparisons; ``JAMBA_CPU_POOL=own`` uses the library's own threads instead of torch's OpenMP runtime.
@@ -11,46 +11,71 @@ import functools
 import importlib.util
 import os
 import platform
+from ctypes import c_float, c_int, c_int64, c_void_p
 from pathlib import Path
+from typing import Any
 
-ABI_VERSION = 1
-ISA_LEVELS = {"scalar": 0, "avx2": 1, "avx512": 2, "vnni": 3, "bf16": 4, "amx": 5, "neon": 10}
+from quant.native.shared_library import SharedLibrary, load
+
+ABI_VERSION, TRAIN_ABI_VERSION = 2, 1
 _OPENMP_NAMES = ("libgomp", "libiomp5", "libomp")
+
+_P, _N, _I = c_void_p, c_int64, c_int
+_ROWS = [_P, _N]  # an array and the distance between its rows
+#: The arguments of the exported functions, in the order of c_interface.h: weights, inputs, state, outputs, sizes, threads.
+#: All return a status.
+FUNCTIONS: dict[str, list[Any]] = {
+    "decode_linear": [_P, *_ROWS, *_ROWS, _N, _I],
+    "decode_embed": [_P, _P, _P, _N],
+    "decode_check_step": [_N, _P],
+    "decode_steps": [_P, _P, _P, _P, _P, _N, _N, _N, _N, _I],
+    "prefill_linear": [_P, *_ROWS, *_ROWS, _N, _I],
+    "prefill_gated": [*[_P] * 6, *_ROWS, *_ROWS, _N, _I],
+    "prefill_dequantize": [_P, *_ROWS, _I],
+    "prefill_element_bytes": [_I],
+    "prefill_conv": [_P, _P, *_ROWS, _P, *_ROWS, _N, _N, _N, _I],
+    "prefill_scan": [_P, _P, _P, *_ROWS * 5, _P, *_ROWS, _N, _N, _N, _I],
+    "prefill_rms_norm": [_P, *_ROWS, _P, _N, _N, c_float, _I],
+    "prefill_attention": [*_ROWS, _P, _P, _N, _N, _P, _I, *[_N] * 5, _I],
+}
+TRAIN_FUNCTIONS: dict[str, list[Any]] = {
+    "train_scan": [_P, _N, _I, _I, _I],
+    "train_conv": [_P, _N, _I, _I, _I],
+    "train_norm": [_P, _N, _N, _I, _I, _I],
+    "train_gate": [_P, _N, _I, _I, _I],
+}
 
 
 @functools.cache
-def library() -> ctypes.CDLL | None:
-    """The loaded library with its instruction set and thread pool chosen, or None where it was not built."""
-    for path in sorted(Path(__file__).parent.glob("_kernels*.so")) + sorted(
-        Path(__file__).parent.glob("_kernels*.pyd")
-    ):
-        try:
-            lib = ctypes.CDLL(str(path))
-            version = lib.kernels_abi_version()
-        except (OSError, AttributeError):
-            continue
-        if version != ABI_VERSION:
-            continue
-        _declare(lib)
-        _use_torch_pool(lib)
-        wanted = os.environ.get("JAMBA_CPU_ISA", "").strip().lower()
-        if wanted in ISA_LEVELS:
-            lib.kernels_set_isa(ISA_LEVELS[wanted])
-        return lib
-    return None
+def library() -> SharedLibrary | None:
+    """The loaded library with its thread pool chosen, or None where it was not built."""
+    return _load("_kernels", "kernels_abi_version", ABI_VERSION, FUNCTIONS)
 
 
-def _declare(lib: ctypes.CDLL) -> None:
-    """The C signatures of the entry points (decode.cpp, embed.cpp, gemv.cpp, threads.cpp)."""
-    pointer, i64, i32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-    lib.kernels_set_openmp.argtypes = [pointer, pointer, pointer]
-    lib.kernels_set_openmp.restype = None
-    lib.kernels_linear.argtypes = [pointer, pointer, i64, i64, pointer, i64, i32]
-    lib.kernels_embed.argtypes = [pointer, pointer, i64, pointer]
-    lib.kernels_check_step.argtypes = [i64, pointer]
-    lib.kernels_decode.argtypes = [pointer, i64, pointer, pointer, pointer, i64, i64, pointer, i64, i32]
-    lib.kernels_read_bandwidth.argtypes = [pointer, i64, i32]
-    lib.kernels_read_bandwidth.restype = ctypes.c_double
+@functools.cache
+def train_library() -> SharedLibrary | None:
+    """The training kernels, or None where they were not built: ``quant.native.build.build("_train")`` does it."""
+    lib = _load("_train", "train_abi_version", TRAIN_ABI_VERSION, TRAIN_FUNCTIONS)
+    if lib is not None:
+        lib.functions.train_lanes.restype = lib.functions.train_chunk.restype = c_int64
+    return lib
+
+
+def _load(stem: str, abi_function: str, abi_version: int, functions: dict[str, list[Any]]) -> SharedLibrary | None:
+    lib = load(Path(__file__).parent, stem, abi_function, abi_version)
+    if lib is not None:
+        for name, arguments in functions.items():
+            getattr(lib.functions, name).argtypes = arguments
+        _use_torch_pool(lib.functions)
+    return lib
+
+
+def built_library() -> SharedLibrary:
+    """``library()``; RuntimeError where it was not built."""
+    lib = library()
+    if lib is None:
+        raise RuntimeError("the C++ kernels were not built; install with a C++ compiler or rebuild with `make native`")
+    return lib
 
 
 def available() -> bool:
@@ -59,16 +84,12 @@ def available() -> bool:
 
 
 def set_isa(name: str | None) -> str:
-    """Run kernels at most at level ``name`` (None: the best this machine has); returns the level now in force."""
-    lib = library()
-    if lib is None:
-        raise RuntimeError("the C++ kernels were not built; install with a C++ compiler or rebuild with `make native`")
-    level = lib.kernels_set_isa(lib.kernels_detect_isa() if name is None else ISA_LEVELS[name])
-    return _isa_name(level)
+    """Run kernels at most at level ``name`` (None: the best this machine has); returns the level now in use."""
+    return built_library().set_isa(name)
 
 
 def cpu_features() -> dict[str, str | int | bool]:
-    """What the kernels run on: ``built``, ``isa`` in force, ``best_isa`` of this processor, ``cores``, ``machine``."""
+    """What the kernels run on: ``built``, ``isa`` in use, ``best_isa`` of this processor, ``cores``, ``machine``."""
     lib = library()
     report: dict[str, str | int | bool] = {
         "built": lib is not None,
@@ -76,9 +97,8 @@ def cpu_features() -> dict[str, str | int | bool]:
         "machine": platform.machine(),
     }
     if lib is not None:
-        best = lib.kernels_detect_isa()
-        report["best_isa"] = _isa_name(best)
-        report["isa"] = _isa_name(lib.kernels_isa())
+        report["best_isa"] = lib.best_isa
+        report["isa"] = lib.isa
     return report
 
 
@@ -87,10 +107,6 @@ def default_threads() -> int:
     if hasattr(os, "sched_getaffinity"):
         return max(1, len(os.sched_getaffinity(0)))
     return os.cpu_count() or 1
-
-
-def _isa_name(level: int) -> str:
-    return next(name for name, number in ISA_LEVELS.items() if number == level)
 
 
 def _openmp_candidates() -> list[Path]:
@@ -109,18 +125,20 @@ def _openmp_candidates() -> list[Path]:
     return found
 
 
-def _use_torch_pool(lib: ctypes.CDLL) -> None:
-    """Hand the library the entry points of torch's OpenMP runtime, so that both share one pool of threads."""
+def _use_torch_pool(functions: ctypes.CDLL) -> None:
+    """Give the library the entry points of torch's OpenMP runtime, so that both share one pool of threads."""
+    functions.native_set_openmp.argtypes = [c_void_p] * 3
+    functions.native_set_openmp.restype = None
     if os.environ.get("JAMBA_CPU_POOL", "").strip().lower() == "own":
         return
     for path in _openmp_candidates():
         try:
             runtime = ctypes.CDLL(str(path))
             entries = [
-                ctypes.cast(getattr(runtime, name), ctypes.c_void_p)
+                ctypes.cast(getattr(runtime, name), c_void_p)
                 for name in ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
             ]
         except (OSError, AttributeError):
             continue
-        lib.kernels_set_openmp(*entries)
+        functions.native_set_openmp(*entries)
         return

@@ -1,70 +1,24 @@
-"""Many tokens at once on the CPU: matrix products, experts, convolution, scan. Knows nothing of layers, models or caches.
+"""Many tokens at once on the CPU: matrix products, experts, convolution, scan, attention.
 
 The same functions with the same signatures as ``jambacli.kernels.reference``. Weights stay in their blocks: the library
-decodes a panel of rows at a time into bf16 where the processor multiplies bf16 fast (f32 elsewhere, and always for f32
+dequantizes a panel of rows at a time into bf16 where the processor multiplies bf16 fast (f32 elsewhere, and always for f32
 and f16 weights) and multiplies it with all tokens, so a chunk reads each weight once. Products add up in float32.
 """
 
 from __future__ import annotations
 
 import ctypes
-import functools
-from ctypes import c_float, c_int, c_int64, c_void_p
+import dataclasses
+from ctypes import c_int64
 
 import torch
 
 from jambacli.kernels import reference
-from jambacli.kernels.cpu.library import library
+from jambacli.kernels.cpu.library import built_library
+from jambacli.kernels.cpu.structs import kv_type, matrix
 from quant.formats import QTensor
 
-_SIGNATURES = {
-    "prefill_linear": [
-        c_int,
-        c_void_p,
-        c_void_p,
-        c_int64,
-        c_int64,
-        c_void_p,
-        c_int64,
-        c_int64,
-        c_void_p,
-        c_int64,
-        c_int,
-    ],
-    "prefill_gated": [c_void_p] * 3 + [c_int64] * 3 + [c_void_p] * 4 + [c_int64, c_void_p, c_int64, c_int],
-    "prefill_element_bytes": [c_int],
-    "prefill_conv": [c_void_p, c_int64, *[c_void_p] * 4, *[c_int64] * 4, c_int],
-    "prefill_scan": [c_void_p, c_int64] * 2
-    + [c_void_p] * 2
-    + [c_void_p, c_int64] * 2
-    + [c_void_p]
-    + [c_void_p, c_int64, c_void_p]
-    + [c_void_p]
-    + [c_int64] * 4
-    + [c_int],
-    "prefill_rms_norm": [c_void_p, c_int64, c_void_p, c_float, c_void_p, c_int64, c_int64, c_int],
-    "prefill_attention": [c_void_p, *[c_int64] * 6, c_void_p, c_void_p, c_int, c_int64, c_int64, c_void_p, c_int],
-    "prefill_dequantize": [c_int, c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int64, c_int],
-}
-_CHUNK = 32  # values of a row that are decoded together
-
-
-@functools.cache
-def _library() -> ctypes.CDLL:
-    lib = library()
-    if lib is None:
-        raise RuntimeError("the C++ kernels were not built; install with a C++ compiler or rebuild with `make native`")
-    for name, arguments in _SIGNATURES.items():
-        getattr(lib, name).argtypes = arguments
-        getattr(lib, name).restype = c_int
-    return lib
-
-
-def _check(status: int, what: str) -> None:
-    if status == -2:
-        raise MemoryError(f"no memory for the scratch space of {what}")
-    if status:
-        raise ValueError(f"{what}: no kernel for this format or size")
+_CHUNK = 32  # values of a row that are dequantized together
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:
@@ -78,32 +32,22 @@ def _writable(state: torch.Tensor) -> None:
         raise ValueError(f"a state is contiguous float32, not {state.dtype} with strides {state.stride()}")
 
 
-def _scale(w: QTensor) -> torch.Tensor | None:
-    return None if w.scale is None else w.scale.float().contiguous()
-
-
 def _pointer(x: torch.Tensor | None) -> int | None:
     return None if x is None else x.data_ptr()
+
+
+def _with_float_scale(w: QTensor) -> QTensor:
+    return w if w.scale is None else dataclasses.replace(w, scale=w.scale.float().contiguous())
 
 
 def dequantize(w: QTensor) -> torch.Tensor:
     """The values of w [out, in] as the products see them: bf16 or float32 [out, in], by format and processor."""
     n_out, n_in = w.shape
-    lib, stride = _library(), -(-n_in // _CHUNK) * _CHUNK
-    dtype = torch.bfloat16 if lib.prefill_element_bytes(w.format.ggml_type) == 2 else torch.float32
-    out = torch.empty(n_out, stride, dtype=dtype)
-    scale = _scale(w)
-    status = lib.prefill_dequantize(
-        w.format.ggml_type,
-        w.data.data_ptr(),
-        _pointer(scale),
-        n_out,
-        n_in,
-        out.data_ptr(),
-        stride,
-        torch.get_num_threads(),
-    )
-    _check(status, f"a {w.format.name} weight {list(w.shape)}")
+    lib, stride, w = built_library(), -(-n_in // _CHUNK) * _CHUNK, _with_float_scale(w)
+    in_bf16 = lib.functions.prefill_element_bytes(w.format.ggml_type) == 2
+    out = torch.empty(n_out, stride, dtype=torch.bfloat16 if in_bf16 else torch.float32)
+    status = lib.functions.prefill_dequantize(ctypes.byref(matrix(w)), out.data_ptr(), stride, torch.get_num_threads())
+    lib.check(status, f"a {w.format.name} weight {list(w.shape)}")
     return out[:, :n_in]
 
 
@@ -111,55 +55,40 @@ def linear(x: torch.Tensor, w: QTensor) -> torch.Tensor:
     """x @ w.T for x float32 [T, in] and w [out, in] in any format: float32 [T, out]."""
     if not w.format.native and w.scale is None:
         return reference.linear(x, w)
-    x, scale = _rows(x), _scale(w)
-    n_out, n_in = w.shape
-    out = torch.empty(x.shape[0], n_out)
-    status = _library().prefill_linear(
-        w.format.ggml_type,
-        w.data.data_ptr(),
-        _pointer(scale),
-        n_out,
-        n_in,
-        x.data_ptr(),
-        x.stride(0),
+    lib, x, w = built_library(), _rows(x), _with_float_scale(w)
+    out = torch.empty(x.shape[0], w.shape[0])
+    status = lib.functions.prefill_linear(
+        ctypes.byref(matrix(w)),
+        *(x.data_ptr(), x.stride(0)),
+        *(out.data_ptr(), out.stride(0)),
         x.shape[0],
-        out.data_ptr(),
-        n_out,
         torch.get_num_threads(),
     )
-    _check(status, f"a {w.format.name} weight {list(w.shape)}")
+    lib.check(status, f"a {w.format.name} weight {list(w.shape)}")
     return out
 
 
 def _gated(
     x: torch.Tensor,
-    matrices: tuple[QTensor, QTensor, QTensor],
+    weights: tuple[QTensor, QTensor, QTensor],
     offsets: list[int],
     order: torch.Tensor | None,
-    weights: torch.Tensor | None,
+    factors: torch.Tensor | None,
 ) -> torch.Tensor:
-    x = _rows(x)
-    ffn, hidden = matrices[0].shape[-2:]
-    n_experts = len(offsets) - 1
-    scales = [_scale(w) for w in matrices]
-    out = torch.empty(x.shape[0], hidden) if weights is None else torch.zeros(x.shape[0], hidden)
-    status = _library().prefill_gated(
-        (c_int * 3)(*(w.format.ggml_type for w in matrices)),
-        (c_void_p * 3)(*(w.data.data_ptr() for w in matrices)),
-        (c_void_p * 3)(*(_pointer(s) for s in scales)),
-        n_experts,
-        ffn,
-        hidden,
-        (c_int64 * (n_experts + 1))(*offsets),
+    lib, x, hidden = built_library(), _rows(x), weights[0].shape[-1]
+    kept = [_with_float_scale(w) for w in weights]
+    out = torch.empty(x.shape[0], hidden) if factors is None else torch.zeros(x.shape[0], hidden)
+    status = lib.functions.prefill_gated(
+        *(ctypes.byref(matrix(w)) for w in kept),
+        (c_int64 * len(offsets))(*offsets),
         _pointer(order),
-        _pointer(weights),
-        x.data_ptr(),
-        x.stride(0),
-        out.data_ptr(),
-        hidden,
+        _pointer(factors),
+        *(x.data_ptr(), x.stride(0)),
+        *(out.data_ptr(), hidden),
+        len(offsets) - 1,
         torch.get_num_threads(),
     )
-    _check(status, f"a {matrices[0].format.name} network {list(matrices[0].shape)}")
+    lib.check(status, f"a {weights[0].format.name} network {list(weights[0].shape)}")
     return out
 
 
@@ -196,9 +125,11 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     x, weight = _rows(x.reshape(-1, shape[-1])), weight.float().contiguous()
     out = torch.empty(x.shape)
     n_rows, n = x.shape
-    _library().prefill_rms_norm(
-        x.data_ptr(), x.stride(0), weight.data_ptr(), eps, out.data_ptr(), n_rows, n, torch.get_num_threads()
+    lib = built_library()
+    status = lib.functions.prefill_rms_norm(
+        weight.data_ptr(), *(x.data_ptr(), x.stride(0)), out.data_ptr(), n_rows, n, eps, torch.get_num_threads()
     )
+    lib.check(status)
     return out.view(shape)
 
 
@@ -213,20 +144,19 @@ def causal_conv(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, state
     _writable(state)
     n_tokens, d_inner = x.shape
     y = torch.empty(n_tokens, d_inner)
-    status = _library().prefill_conv(
-        x.data_ptr(),
-        x.stride(0),
+    lib = built_library()
+    status = lib.functions.prefill_conv(
         weight.data_ptr(),
         bias.data_ptr(),
+        *(x.data_ptr(), x.stride(0)),
         state.data_ptr(),
-        y.data_ptr(),
-        d_inner,
+        *(y.data_ptr(), d_inner),
         n_tokens,
         d_inner,
         weight.shape[1],
         torch.get_num_threads(),
     )
-    _check(status, f"a convolution over {weight.shape[1]} tokens")
+    lib.check(status, f"a convolution over {weight.shape[1]} tokens")
     return y
 
 
@@ -251,32 +181,25 @@ def selective_scan(
     _writable(state)
     n_tokens, d_inner = x.shape
     y = torch.empty(n_tokens, d_inner)
-    _library().prefill_scan(
-        x.data_ptr(),
-        x.stride(0),
-        dt.data_ptr(),
-        dt.stride(0),
+    lib = built_library()
+    status = lib.functions.prefill_scan(
         dt_bias.data_ptr(),
         A.data_ptr(),
-        B.data_ptr(),
-        B.stride(0),
-        C.data_ptr(),
-        C.stride(0),
         D.data_ptr(),
-        z.data_ptr(),
-        z.stride(0),
+        *(x.data_ptr(), x.stride(0)),
+        *(dt.data_ptr(), dt.stride(0)),
+        *(z.data_ptr(), z.stride(0)),
+        *(B.data_ptr(), B.stride(0)),
+        *(C.data_ptr(), C.stride(0)),
         state.data_ptr(),
-        y.data_ptr(),
-        d_inner,
+        *(y.data_ptr(), d_inner),
         n_tokens,
         d_inner,
         A.shape[1],
         torch.get_num_threads(),
     )
+    lib.check(status)
     return y
-
-
-_KV_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 30, torch.uint8: 8}  # GGML type ids; bytes are q8_0
 
 
 def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, n_past: int) -> torch.Tensor:
@@ -289,24 +212,24 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, n_past: int) ->
     q = q.float()
     if q.stride(2) != 1 or q.stride(1) != head_dim:
         q = q.contiguous()
-    if k.stride(2) != 1 or k.stride() != v.stride() or k.dtype != v.dtype or k.dtype not in _KV_TYPES:
+    if k.stride(2) != 1 or k.stride() != v.stride() or k.dtype != v.dtype or kv_type(k.dtype) is None:
         raise ValueError(f"no attention over a cache of {k.dtype} with strides {k.stride()} and {v.stride()}")
     out = torch.empty(n_tokens, n_heads * head_dim)
-    status = _library().prefill_attention(
-        q.data_ptr(),
-        q.stride(0),
-        n_tokens,
-        n_heads,
-        k.shape[1],
-        head_dim,
-        n_past,
+    lib = built_library()
+    status = lib.functions.prefill_attention(
+        *(q.data_ptr(), q.stride(0)),
         k.data_ptr(),
         v.data_ptr(),
-        _KV_TYPES[k.dtype],
         k.stride(0) * k.element_size(),
         k.stride(1) * k.element_size(),
         out.data_ptr(),
+        kv_type(k.dtype),
+        n_tokens,
+        n_past,
+        n_heads,
+        k.shape[1],
+        head_dim,
         torch.get_num_threads(),
     )
-    _check(status, f"attention with a head_dim of {head_dim}")
+    lib.check(status, f"attention with a head_dim of {head_dim}")
     return out

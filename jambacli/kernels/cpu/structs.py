@@ -1,6 +1,6 @@
-"""The C structs of kernels.h as ctypes, built from weights; knows nothing of what the kernels do with them.
+"""The C struct of a weight (base/abi.h) as ctypes, and what kernels ask of tensors.
 
-Structs hold addresses only: whoever makes one keeps the tensors it points to alive.
+A struct holds addresses only: whoever makes one keeps the tensors it points to alive.
 """
 
 from __future__ import annotations
@@ -8,24 +8,22 @@ from __future__ import annotations
 import ctypes
 from typing import TYPE_CHECKING
 
+from quant.formats import FORMATS
+
 if TYPE_CHECKING:
     import torch
 
     from quant.formats import QTensor
 
-_ERRORS = {
-    -1: "this weight format has no CPU kernel",
-    -2: "a weight's size does not fit its shape",
-    -3: "not enough memory for the kernels' scratch",
-    -4: "the shapes of a layer's weights do not fit each other",
-    -5: "the cache has no room for these tokens",
-}
-# GGML type ids that the kernels multiply directly (kTypes in blocks.h).
-NATIVE_TYPES = frozenset({0, 1, 2, 3, 6, 7, 8, 10, 11, 12, 13, 14, 20, 23, 24, 30})
+# GGML type ids that have kernels (block_formats.h); quant's table says the same.
+NATIVE_TYPES = frozenset(f.ggml_type for f in FORMATS.values() if f.native)
+
+#: GGML type ids of caches by the name of their torch dtype; bytes are q8_0 blocks.
+KV_TYPES = {"float32": 0, "float16": 1, "uint8": 8, "bfloat16": 30}
 
 
 class Matrix(ctypes.Structure):
-    """struct Matrix of kernels.h."""
+    """``struct Matrix`` of base/abi.h."""
 
     _fields_ = [
         ("data", ctypes.c_void_p),
@@ -41,7 +39,7 @@ class Matrix(ctypes.Structure):
 def matrix(w: QTensor) -> Matrix:
     """The struct of a weight [out, in], or of a stack [experts, out, in] (``rows`` is then ``out``)."""
     if w.data.device.type != "cpu":
-        raise ValueError("CPU kernels need weights in the computer's own memory")
+        raise ValueError("CPU kernels need weights in host memory")
     return Matrix(
         w.data.data_ptr(),
         None if w.scale is None else w.scale.data_ptr(),
@@ -62,9 +60,6 @@ def address(x: torch.Tensor) -> int:
     return x.data_ptr()
 
 
-def check(status: int) -> None:
-    """Raise ValueError (MemoryError for a lack of memory) with the meaning of a kernel's non-zero status."""
-    if status == -3:
-        raise MemoryError(_ERRORS[status])
-    if status:
-        raise ValueError(_ERRORS.get(status, f"CPU kernel failed with status {status}"))
+def kv_type(dtype: torch.dtype) -> int | None:
+    """The GGML type id of a cache of this dtype, None where there are no kernels for it."""
+    return KV_TYPES.get(str(dtype).removeprefix("torch."))

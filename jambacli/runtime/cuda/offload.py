@@ -194,11 +194,11 @@ def host_attention(m: Attention, norm: torch.Tensor, eps: float, cpu: Ops) -> Ho
     programs: dict[torch.dtype, Any] = {}
 
     def native(x: torch.Tensor, part: KVCache, position: int) -> None:
-        from jambacli.kernels.cpu import steps
+        from jambacli.kernels.cpu import decode
 
         kind = part.k.dtype
         if kind not in programs:
-            step = steps.AttentionStep(
+            step = decode.AttentionStep(
                 norm,
                 eps,
                 q=m.q_proj,
@@ -209,7 +209,7 @@ def host_attention(m: Attention, norm: torch.Tensor, eps: float, cpu: Ops) -> Ho
                 n_kv_heads=m.n_kv_heads,
                 kv_dtype=kind,
             )
-            programs[kind] = steps.Program([step])
+            programs[kind] = decode.Program([step])
         programs[kind].run(x, position, programs[kind].bind([(part.k, part.v)]))
 
     def plain(x: torch.Tensor, part: KVCache, position: int) -> None:
@@ -236,10 +236,10 @@ def host_ffn(ffn: MoE, norm: torch.Tensor, eps: float, cpu: Ops) -> HostFfn:
     """A ``HostFfn``: x += experts(norm(x)), through the C++ kernels if possible. Copies norm and router to the CPU."""
     norm, router = norm.cpu().contiguous(), ffn.router.cpu().contiguous()
     if _native(cpu, ffn.gate, ffn.up, ffn.down):
-        from jambacli.kernels.cpu import steps
+        from jambacli.kernels.cpu import decode
 
-        step = steps.ExpertsStep(norm, eps, router=router, gate=ffn.gate, up=ffn.up, down=ffn.down, top_k=ffn.top_k)
-        program = steps.Program([step])
+        step = decode.ExpertsStep(norm, eps, router=router, gate=ffn.gate, up=ffn.up, down=ffn.down, top_k=ffn.top_k)
+        program = decode.Program([step])
         binding = program.bind([None])
         return lambda x: program.run(x, 0, binding)
 

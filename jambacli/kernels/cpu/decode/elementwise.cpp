@@ -1,0 +1,202 @@
+// The inner kernels of a decode step that are written over simd.h: element-wise operations, float products and attention.
+#include "decode/attention_tiles.h"
+#include "decode/float_rows.h"
+#include "decode/inner_kernels.h"
+#include "base/simd_convert.h"
+
+namespace jamba {
+namespace {
+
+void quantize(const float* row, int64_t begin, int64_t end, const Quantized& out) {
+    constexpr int kVectors = 32 / kLanes;
+    for (int64_t b = begin / 32; b < end / 32; ++b) {
+        const float* p = row + 32 * b;
+        vf most{};
+        for (int i = 0; i < kVectors; ++i) most = vmax(most, vabs(load(p + i * kLanes)));
+        const float top = hmax(most);
+        const vf inverse = set1(top > 0.0f ? 127.0f / top : 0.0f);
+        const float factor = top / (127.0f * 128.0f);
+        float sums[2] = {0.0f, 0.0f};  // of integers: exact in any order
+        for (int i = 0; i < kVectors; ++i) {
+            const vf exact = load(p + i * kLanes) * inverse;
+            const vf coarse = store_i8(out.q + 32 * b + i * kLanes, exact);
+            const vf fine = store_i8(out.fine + 32 * b + i * kLanes, (exact - coarse) * 128.0f);
+            sums[i * kLanes / 16] += hsum(coarse * 128.0f + fine);
+        }
+        const float both = factor * (sums[0] + sums[1]);
+        const int64_t at = b / 4 * 8 + b % 4;
+        out.d[b] = out.d16[2 * b] = out.d16[2 * b + 1] = out.pairs[at] = factor;
+        out.sum32[b] = out.pairs[at + 4] = both;
+        out.sum16[2 * b] = factor * sums[0];
+        out.sum16[2 * b + 1] = factor * sums[1];
+    }
+}
+
+float sum_of_squares(const float* x, int64_t n) {
+    vf s[4] = {};
+    int64_t i = 0;
+    for (; i + 4 * kLanes <= n; i += 4 * kLanes)
+        for (int k = 0; k < 4; ++k) {
+            const vf v = load(x + i + k * kLanes);
+            s[k] = fma(v, v, s[k]);
+        }
+    float rest = 0.0f;
+    for (; i < n; ++i) rest += x[i] * x[i];
+    return hsum((s[0] + s[1]) + (s[2] + s[3])) + rest;
+}
+
+void rms_norm(const float* x, const float* weight, float eps, int64_t n, float* out) {
+    const float factor = 1.0f / __builtin_sqrtf(sum_of_squares(x, n) / static_cast<float>(n) + eps);
+    for (int64_t i = 0; i < n; ++i) out[i] = x[i] * factor * weight[i];
+}
+
+void silu_mul(const float* gate, const float* up, int64_t n, float* out) {
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) store(out + i, siluv(load(gate + i)) * load(up + i));
+    if (i < n) {
+        const int rest = static_cast<int>(n - i);
+        store_few(out + i, siluv(load_few(gate + i, rest)) * load_few(up + i, rest), rest);
+    }
+}
+
+void add(float* x, const float* y, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) x[i] += y[i];
+}
+
+void add_scaled(float* y, const float* x, float w, int64_t n) {
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) store(y + i, fma(load(x + i), set1(w), load(y + i)));
+    if (i < n) {  // fused as above: a value must not depend on where a thread's share ends
+        const int rest = static_cast<int>(n - i);
+        store_few(y + i, fma(load_few(x + i, rest), set1(w), load_few(y + i, rest)), rest);
+    }
+}
+
+void conv_step(const MambaShape& s, const float* x, const float* weight, const float* bias, float* state, int64_t c0,
+               int64_t c1, float* out) {
+    const int64_t past = s.d_conv - 1;
+    for (int64_t c = c0; c < c1; ++c) {
+        float* history = state + c * past;
+        const float* taps = weight + c * s.d_conv;
+        float y = bias[c];
+        for (int64_t k = 0; k < past; ++k) y += history[k] * taps[k];
+        y += x[c] * taps[past];
+        for (int64_t k = 0; k + 1 < past; ++k) history[k] = history[k + 1];
+        if (past > 0) history[past - 1] = x[c];
+        out[c] = y;
+    }
+    int64_t c = c0;
+    for (; c + kLanes <= c1; c += kLanes) store(out + c, siluv(load(out + c)));
+    if (c < c1) store_few(out + c, siluv(load_few(out + c, static_cast<int>(c1 - c))), static_cast<int>(c1 - c));
+}
+
+// Updates the state of one channel; returns C . h.
+SIMD_FN float advance(float* h, const float* A, const float* B, const float* C, float dt, float dt_u, int64_t n) {
+    vf y{};
+    const vf step = set1(dt * kLog2e), add_in = set1(dt_u);
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) {
+        const vf next = fma(exp2v(step * load(A + i)), load(h + i), add_in * load(B + i));
+        store(h + i, next);
+        y = fma(next, load(C + i), y);
+    }
+    if (i < n) {
+        const int rest = static_cast<int>(n - i);
+        const vf next =
+            fma(exp2v(step * load_few(A + i, rest)), load_few(h + i, rest), add_in * load_few(B + i, rest));
+        store_few(h + i, next, rest);
+        y = fma(next, load_few(C + i, rest), y);
+    }
+    return hsum(y);
+}
+
+void ssm_step(const MambaShape& s, const float* u, const float* dt, const float* dt_bias, const float* A, const float* B,
+              const float* C, const float* D, const float* z, float* state, int64_t c0, int64_t c1, float* y) {
+    const int64_t n = s.d_state;
+    for (int64_t c = c0; c < c1; c += kLanes) {
+        const int count = static_cast<int>(c1 - c < kLanes ? c1 - c : kLanes);
+        const auto at = [&](const float* p) { return count == kLanes ? load(p + c) : load_few(p + c, count); };
+        const vf step = softplusv(at(dt) + at(dt_bias));
+        const vf input = at(u);
+        float steps[kLanes], adds[kLanes], outs[kLanes] = {};
+        store(steps, step);
+        store(adds, step * input);
+        for (int i = 0; i < count; ++i)
+            outs[i] = advance(state + (c + i) * n, A + (c + i) * n, B, C, steps[i], adds[i], n);
+        const vf result = fma(at(D), input, load(outs)) * siluv(at(z));
+        if (count == kLanes)
+            store(y + c, result);
+        else
+            store_few(y + c, result, count);
+    }
+}
+
+float exp_sum(float* x, float shift, int64_t n) {
+    vf total{};
+    const vf by = set1(shift);
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) {
+        const vf e = expv(load(x + i) - by);
+        store(x + i, e);
+        total = total + e;
+    }
+    float rest = 0.0f;
+    if (i < n) {
+        const int count = static_cast<int>(n - i);
+        store_few(x + i, expv(load_few(x + i, count) - by), count);
+        for (; i < n; ++i) rest += x[i];
+    }
+    return hsum(total) + rest;
+}
+
+void kv_row(const uint8_t* from, int32_t type, int64_t n, float* out) {
+    int64_t i = 0;
+    if (type == kQ8_0) {
+        for (const auto* block = reinterpret_cast<const block_q8_0*>(from); i < n; i += 32, ++block) {
+            const vf d = set1(half_to_float(read_u16(&block->d)));
+            for (int k = 0; k < 32; k += kLanes) store(out + i + k, d * load_i8(block->qs + k));
+        }
+    } else if (type == kF32) {
+        memcpy(out, from, static_cast<size_t>(n) * sizeof(float));
+    } else {
+        const uint16_t* p = reinterpret_cast<const uint16_t*>(from);
+        if (type == kF16)
+            for (; i + kLanes <= n; i += kLanes) store(out + i, load_f16(p + i));
+        else
+            for (; i + kLanes <= n; i += kLanes) store(out + i, load_bf16(p + i));
+        for (; i < n; ++i) out[i] = type == kF16 ? half_to_float(p[i]) : bf16_to_float(p[i]);
+    }
+}
+
+void kv_load(const uint8_t* from, int32_t type, int64_t stride, int64_t count, int64_t n, float* out) {
+    const int64_t bytes = type == kQ8_0 ? n / 32 * static_cast<int64_t>(sizeof(block_q8_0)) : type == kF32 ? 4 * n : 2 * n;
+    constexpr int64_t kAhead = 16;  // rows; those of other heads lie between them, which hardware prefetchers do not follow
+    for (int64_t j = 0; j < count; ++j) {
+        for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(from + (j + kAhead) * stride + line);
+        kv_row(from + j * stride, type, n, out + j * n);
+    }
+}
+
+}  // namespace
+
+namespace JAMBA_VARIANT {
+
+void fill_elementwise(InnerKernels& ops) {
+    ops.quantize = quantize;
+    ops.rms_norm = rms_norm;
+    ops.silu_mul = silu_mul;
+    ops.add = add;
+    ops.add_scaled = add_scaled;
+    ops.conv_step = conv_step;
+    ops.ssm_step = ssm_step;
+    ops.exp_sum = exp_sum;
+    ops.kv_load = kv_load;
+    ops.scores = scores;
+    ops.weighted = weighted;
+    ops.gemv[kF32] = float_gemv<RowF32>;
+    ops.gemv[kF16] = float_gemv<RowF16>;
+    ops.gemv[kBF16] = float_gemv<RowBF16>;
+}
+
+}  // namespace JAMBA_VARIANT
+}  // namespace jamba

@@ -1,0 +1,63 @@
+// Products of a few tokens with one matrix.
+#include <algorithm>
+#include <cstring>
+
+#include "decode/team.h"
+
+namespace jamba {
+namespace {
+
+constexpr int64_t kTokensAtOnce = 32;
+
+void linear(const Matrix& w, const float* x, int64_t m, int64_t ldx, float* y, int64_t ldy, uint8_t* base, int threads) {
+    const InnerKernels& k = inner_kernels();
+    const bool quantized = wants_int8(w);
+    parallel(threads, [&](Team& team) {
+        Scratch scratch(base);
+        ActBuffer a;
+        if (quantized) {
+            a = take_act(scratch, m, w.cols, true);
+            const Range mine = team.share(m * a.padded, 32);
+            for (int64_t t = 0; t < m; ++t) {
+                const int64_t begin = std::max(mine.begin - t * a.padded, int64_t{0});
+                const int64_t end = std::min(mine.end - t * a.padded, a.padded);
+                if (begin >= end) continue;
+                const int64_t last = std::min(end, w.cols);
+                float* row = a.f + t * a.f_stride;
+                if (begin < last)
+                    std::memcpy(row + begin, x + t * ldx + begin, static_cast<size_t>(last - begin) * sizeof(float));
+                const int64_t from = std::max(begin, last);
+                std::memset(row + from, 0, static_cast<size_t>(end - from) * sizeof(float));
+                k.quantize(row, begin, end, a.row(t));
+            }
+            team.barrier();
+        } else {
+            a.f = const_cast<float*>(x);
+            a.f_stride = ldx;
+        }
+        team.chunks(w.rows, chunk_rows(w.row_bytes, w.rows, team.size, 4), [&](int64_t r0, int64_t r1) {
+            k.gemv[w.type](rows_of(w), a.view(), nullptr, static_cast<int>(m), r0, r1, y, ldy);
+        });
+    });
+}
+
+}  // namespace
+}  // namespace jamba
+
+// Python loads the library only where this is its own number.
+EXPORT int kernels_abi_version() { return 2; }
+
+// y[t * y_stride + r] = row r of w . x[t * x_stride ...] for t < m; float32. Made for small m: the weights are read once for
+// every 32 tokens and unpacked once for four.
+EXPORT int decode_linear(const jamba::Matrix* w, const float* x, int64_t x_stride, float* y, int64_t y_stride, int64_t m,
+                         int threads) {
+    using namespace jamba;
+    if (const Status status = check_matrix(*w)) return status;
+    Scratch measure;
+    take_act(measure, std::min(m, kTokensAtOnce), w->cols, true);
+    uint8_t* base = scratch_block(measure.used());
+    if (!base) return kNoMemory;
+    for (int64_t t = 0; t < m; t += kTokensAtOnce)
+        linear(*w, x + t * x_stride, std::min(m - t, kTokensAtOnce), x_stride, y + t * y_stride, y_stride, base, threads);
+    return kOk;
+}

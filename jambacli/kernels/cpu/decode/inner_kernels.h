@@ -1,0 +1,107 @@
+// The table of inner kernels that each instruction set fills, and the views they work on. A kernel does one thread's share.
+// Everything is plain pointers; floats are float32.
+#pragma once
+
+#include "base/formats.h"
+
+namespace jamba {
+
+// Rows of one weight matrix: `n` values a row in `row_bytes` bytes; `scale` has one factor a row for int8 rows, else null.
+struct Rows {
+    const uint8_t* data;
+    const uint8_t* end;  // of the matrix: nothing from here on may be read
+    int64_t row_bytes;
+    int64_t n;
+    const float* scale;
+};
+
+// Activations of some tokens, as floats and as integers with one factor per 32 values. Each integer is 128 * q + fine:
+// two int8, multiplied one after the other. The second costs little beside reading the weights, and with
+// it the rounding of activations no longer shows beside that of the weights (q alone is what ggml computes with).
+// Arrays that no weight needs may be null. The quantized part is padded with zeros to a multiple of 256 values. Sums are factor
+// times the sum of the integers over a group: with them a format's offsets and minimums cost one multiplication a
+// group. The same numbers are stored in the layout that each vector width reads.
+struct Act {
+    const float* f;  // [tokens, f_stride]
+    int64_t f_stride;
+    const int8_t* q;     // [tokens, padded], -127 to 127
+    const int8_t* fine;  // [tokens, padded], -64 to 64
+    const float* d;      // [tokens, padded / 32]: the factors
+    const float* sum32;  // [tokens, padded / 32]
+    const float* d16;    // [tokens, padded / 16]: each factor twice
+    const float* sum16;  // [tokens, padded / 16]
+    const float* pairs;  // [tokens, padded / 256, 16]: factors 0-3, sums 0-3, factors 4-7, sums 4-7 of groups of 32
+    int64_t padded;
+};
+
+// Where quantized activations are written: the arrays of Act from one group of 32 on.
+struct Quantized {
+    int8_t *q, *fine;
+    float *d, *sum32, *d16, *sum16, *pairs;
+};
+
+constexpr int64_t kPad = 256;
+static inline int64_t pad_values(int64_t n) { return (n + kPad - 1) / kPad * kPad; }
+
+// y[i * ldy + r] = row r . activations of token (tokens ? tokens[i] : i), for i < m and r0 <= r < r1. Each value is
+// computed by the same operations whatever m, r0 and r1 are.
+using GemvFn = void (*)(const Rows& w, const Act& a, const int32_t* tokens, int m, int64_t r0, int64_t r1, float* y,
+                        int64_t ldy);
+
+template <int N>
+struct Constant {
+    static constexpr int value = N;
+};
+
+struct MambaShape {
+    int64_t d_inner, d_state, d_conv;
+};
+
+struct InnerKernels {
+    GemvFn gemv[kTypes];  // null where the type has no kernel
+
+    // Quantizes values [begin, end) of a row of floats into the row's arrays; both are multiples of 32.
+    void (*quantize)(const float* row, int64_t begin, int64_t end, const Quantized& out);
+    void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* out);
+    // out = silu(gate) * up; may be in place.
+    void (*silu_mul)(const float* gate, const float* up, int64_t n, float* out);
+    // x += y
+    void (*add)(float* x, const float* y, int64_t n);
+    // y += w * x
+    void (*add_scaled)(float* y, const float* x, float w, int64_t n);
+    // One token through channels [c0, c1): x [d_inner] in, silu(conv + bias) out; state [d_inner, d_conv - 1] moves on.
+    void (*conv_step)(const MambaShape& s, const float* x, const float* weight, const float* bias, float* state,
+                      int64_t c0, int64_t c1, float* out);
+    // One token through channels [c0, c1) of the state space: y = (C . h + D u) * silu(z), h moves on. dt is the
+    // value before bias and softplus. y may be dt's own buffer.
+    void (*ssm_step)(const MambaShape& s, const float* u, const float* dt, const float* dt_bias, const float* A,
+                     const float* B, const float* C, const float* D, const float* z, float* state, int64_t c0,
+                     int64_t c1, float* y);
+    // exp(x - shift) in place; returns the sum.
+    float (*exp_sum)(float* x, float shift, int64_t n);
+    // `count` rows of n stored values of a KV type (kF32, kF16, kBF16, kQ8_0), `stride` bytes apart, to floats [count, n].
+    void (*kv_load)(const uint8_t* from, int32_t type, int64_t stride, int64_t count, int64_t n, float* out);
+    // out[h * ld_out + j] = q[h] . keys[j] for h < heads, j < n_keys.
+    void (*scores)(const float* q, int64_t ldq, int heads, const float* keys, int64_t n_keys, int64_t head_dim,
+                   float* out, int64_t ld_out);
+    // out[h] += sum over j of weights[h * ldw + j] * values[j], keys in order.
+    void (*weighted)(const float* weights, int64_t ldw, int heads, const float* values, int64_t n_keys, int64_t head_dim,
+                     float* out, int64_t ld_out);
+};
+
+// The kernels of the level in use.
+const InnerKernels& inner_kernels();
+
+// Each level fills what it has; the table starts from the level below.
+#define LEVEL(level)                  \
+    namespace level {                 \
+    void fill_elementwise(InnerKernels& ops);  \
+    void fill_dot(InnerKernels& ops);          \
+    }
+SIMD_LEVELS(LEVEL)
+namespace vnni {
+void fill_dot(InnerKernels& ops);
+}
+#undef LEVEL
+
+}  // namespace jamba

@@ -1,0 +1,94 @@
+// The Mamba step of decoding: projections, convolution, norms, state update and gate.
+#include <algorithm>
+
+#include "decode/steps.h"
+
+namespace jamba {
+namespace {
+
+// dt, B and C of each token, normed; dt in the form that its projection needs.
+struct Selection {
+    ActBuffer dt;
+    float *b, *c;  // [m, d_state]
+};
+
+Selection take_selection(Scratch& scratch, const MambaStep& s, int64_t m) {
+    Selection out;
+    out.dt = take_act(scratch, m, s.dt.cols, wants_int8(s.dt));
+    out.b = scratch.take<float>(m * s.d_state);
+    out.c = scratch.take<float>(m * s.d_state);
+    return out;
+}
+
+void norm_selection(const Run& run, const MambaStep& s, const float* projected, int64_t t, const Selection& out) {
+    const int64_t rank = s.dt.cols, n = s.d_state;
+    const float* p = projected + t * s.x.rows;
+    const float eps = s.input.eps;
+    run.k->rms_norm(p, s.dt_norm, eps, rank, out.dt.f + t * out.dt.f_stride);
+    run.k->rms_norm(p + rank, s.b_norm, eps, n, out.b + t * n);
+    run.k->rms_norm(p + rank + n, s.c_norm, eps, n, out.c + t * n);
+    if (wants_int8(s.dt)) quantize_part(*run.k, out.dt, t, rank, 0, rank);
+}
+
+}  // namespace
+
+void mamba_step(Team* team, const Run& run, const MambaStep& s, const StepState& state, Scratch& scratch) {
+    const InnerKernels& k = *run.k;
+    const int64_t m = run.m, d_inner = s.out.cols;
+    const int tokens = static_cast<int>(m);
+    const MambaShape shape{d_inner, s.d_state, s.d_conv};
+    const ActBuffer input = step_input(team, run, s.input, run.x, m, s.in.cols, wants_int8(s.in), scratch);
+    const ActBuffer u = take_act(scratch, m, d_inner, wants_int8(s.x));
+    float* z = scratch.take<float>(m * d_inner);
+    float* projected = scratch.take<float>(m * s.x.rows);
+    const ActBuffer y = take_act(scratch, m, d_inner, wants_int8(s.out));
+    float* products = scratch.take<float>(m * s.out.rows);
+    Selection selection{};
+    for (int i = 0; i < (m == 1 ? run.threads : 1); ++i) {  // one token: every thread norms for itself
+        const Selection one = take_selection(scratch, s, m);
+        if (team && (m > 1 || i == team->id)) selection = one;
+    }
+    if (!team) return;
+
+    // in_proj by channels, so that the convolution finds its inputs in the cache.
+    const int64_t in_chunk = chunk_rows(2 * s.in.row_bytes, d_inner, team->size, 32);
+    team->chunks(d_inner, in_chunk, [&](int64_t c0, int64_t c1) {
+        k.gemv[s.in.type](rows_of(s.in), input.view(), nullptr, tokens, c0, c1, u.f, u.f_stride);
+        k.gemv[s.in.type](rows_of(s.in, 0, d_inner), input.view(), nullptr, tokens, c0, c1, z, d_inner);
+        for (int64_t t = 0; t < m; ++t) {
+            float* row = u.f + t * u.f_stride;
+            k.conv_step(shape, row, s.conv_weight, s.conv_bias, state.conv, c0, c1, row);
+            if (wants_int8(s.x)) quantize_part(k, u, t, d_inner, c0, c1);
+        }
+    });
+    team->barrier();
+
+    team->chunks(s.x.rows, chunk_rows(s.x.row_bytes, s.x.rows, team->size, 2), [&](int64_t r0, int64_t r1) {
+        k.gemv[s.x.type](rows_of(s.x), u.view(), nullptr, tokens, r0, r1, projected, s.x.rows);
+    });
+    team->barrier();
+
+    if (m == 1) {
+        norm_selection(run, s, projected, 0, selection);
+    } else {
+        for (int64_t t = team->id; t < m; t += team->size) norm_selection(run, s, projected, t, selection);
+        team->barrier();
+    }
+
+    // dt_proj by channels, followed by the state update of each chunk. y holds dt, then the gated output.
+    const int64_t state_bytes = 3 * s.d_state * static_cast<int64_t>(sizeof(float));
+    const int64_t dt_chunk = chunk_rows(s.dt.row_bytes + state_bytes, d_inner, team->size, 32);
+    team->chunks(d_inner, dt_chunk, [&](int64_t c0, int64_t c1) {
+        k.gemv[s.dt.type](rows_of(s.dt), selection.dt.view(), nullptr, tokens, c0, c1, y.f, y.f_stride);
+        for (int64_t t = 0; t < m; ++t) {
+            float* row = y.f + t * y.f_stride;
+            k.ssm_step(shape, u.f + t * u.f_stride, row, s.dt_bias, s.A, selection.b + t * s.d_state,
+                       selection.c + t * s.d_state, s.D, z + t * d_inner, state.ssm, c0, c1, row);
+            if (wants_int8(s.out)) quantize_part(k, y, t, d_inner, c0, c1);
+        }
+    });
+    team->barrier();
+    step_output(*team, run, s.out, y, products);
+}
+
+}  // namespace jamba

@@ -1,0 +1,59 @@
+// Scratch memory, activations and work sizes of the threaded kernels.
+#include "decode/team.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+
+namespace jamba {
+
+uint8_t* scratch_block(size_t bytes) {
+    struct Block {
+        void* data = nullptr;
+        size_t size = 0;
+        ~Block() { std::free(data); }
+    };
+    static thread_local Block block;
+    if (bytes > block.size) {
+        std::free(block.data);
+        block.size = (bytes + 65535) / 65536 * 65536;
+        block.data = std::aligned_alloc(4096, block.size);
+        if (!block.data) block.size = 0;
+    }
+    return static_cast<uint8_t*>(block.data);
+}
+
+ActBuffer take_act(Scratch& scratch, int64_t m, int64_t n, bool quantized) {
+    ActBuffer a;
+    a.f_stride = pad_values(n);
+    a.f = scratch.take<float>(m * a.f_stride);
+    if (quantized) {
+        a.padded = pad_values(n);
+        a.q.q = scratch.take<int8_t>(m * a.padded);
+        a.q.fine = scratch.take<int8_t>(m * a.padded);
+        a.q.d = scratch.take<float>(m * a.padded / 32);
+        a.q.sum32 = scratch.take<float>(m * a.padded / 32);
+        a.q.d16 = scratch.take<float>(m * a.padded / 16);
+        a.q.sum16 = scratch.take<float>(m * a.padded / 16);
+        a.q.pairs = scratch.take<float>(m * a.padded / 16);
+    }
+    return a;
+}
+
+void quantize_part(const InnerKernels& ops, const ActBuffer& a, int64_t token, int64_t n, int64_t begin, int64_t end) {
+    float* f = a.f + token * a.f_stride;
+    if (end == n) {  // the padding behind the row belongs to its last part
+        std::fill(f + n, f + a.padded, 0.0f);
+        end = a.padded;
+    }
+    ops.quantize(f, begin, end, a.row(token));
+}
+
+int64_t chunk_rows(int64_t row_bytes, int64_t rows, int team_size, int64_t unit) {
+    constexpr int64_t kChunkBytes = 128 << 10;
+    const int64_t by_bytes = kChunkBytes / std::max<int64_t>(1, row_bytes);
+    const int64_t by_team = rows / (4 * static_cast<int64_t>(team_size));
+    return std::max<int64_t>(1, std::min(by_bytes, by_team) / unit) * unit;
+}
+
+}  // namespace jamba

@@ -1,0 +1,68 @@
+// What the threaded kernels of a decode step share: scratch memory, activations in the forms that weights need, and
+// products shared out over a team.
+#pragma once
+
+#include "decode/inner_kernels.h"
+#include "base/threads.h"
+
+namespace jamba {
+
+// Gives out aligned pieces of a block of scratch; without a block it only measures. All threads of a team make the same
+// calls on copies of one Scratch and so get the same pieces.
+class Scratch {
+   public:
+    Scratch() = default;
+    explicit Scratch(uint8_t* base) : base_(base) {}
+
+    template <class T>
+    T* take(int64_t count) {
+        const size_t at = used_;
+        used_ += (static_cast<size_t>(count) * sizeof(T) + 127) / 128 * 128;
+        return reinterpret_cast<T*>(base_ + at);
+    }
+    size_t used() const { return used_; }
+
+   private:
+    uint8_t* base_ = nullptr;
+    size_t used_ = 0;
+};
+
+// The calling thread's own scratch block of at least `bytes`, kept for its next call; null when memory is short.
+uint8_t* scratch_block(size_t bytes);
+
+// Activations that a kernel writes and Act reads.
+struct ActBuffer {
+    float* f = nullptr;
+    int64_t f_stride = 0;
+    Quantized q{};
+    int64_t padded = 0;
+
+    Act view() const { return {f, f_stride, q.q, q.fine, q.d, q.sum32, q.d16, q.sum16, q.pairs, padded}; }
+    // The arrays of one token.
+    Quantized row(int64_t token) const {
+        const int64_t by32 = token * (padded / 32), by16 = token * (padded / 16);
+        return {q.q + token * padded, q.fine + token * padded, q.d + by32,      q.sum32 + by32,
+                q.d16 + by16,         q.sum16 + by16,           q.pairs + by16};
+    }
+};
+
+// Room for the activations of m tokens of n values; the int8 form only where `quantized`.
+ActBuffer take_act(Scratch& scratch, int64_t m, int64_t n, bool quantized);
+
+// Fills the int8 form of values [begin, end) of one token from its floats; begin and end are multiples of 32, or the end
+// of the row (the padding behind it is then cleared).
+void quantize_part(const InnerKernels& ops, const ActBuffer& a, int64_t token, int64_t n, int64_t begin, int64_t end);
+
+inline bool wants_int8(const Matrix& w) { return !is_float_type(w.type); }
+// Matrix `index` of a stack, from row `first` on.
+inline Rows rows_of(const Matrix& w, int64_t index = 0, int64_t first = 0) {
+    const uint8_t* data = w.data + index * w.rows * w.row_bytes;
+    return {data + first * w.row_bytes, data + w.rows * w.row_bytes, w.row_bytes, w.cols,
+            w.scale ? w.scale + index * w.rows + first : nullptr};
+}
+
+// Rows a thread takes at a time: about 128 KB of weights, a multiple of `unit`, but few enough that every thread gets some.
+// `row_bytes`: the bytes that are read for one row.
+int64_t chunk_rows(int64_t row_bytes, int64_t rows, int team_size, int64_t unit);
+
+}  // namespace jamba

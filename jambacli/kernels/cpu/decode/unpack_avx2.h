@@ -1,0 +1,239 @@
+// Unpacking of 256 values of each block format into eight AVX2 registers of 32 bytes, in the order of the values. Include
+// only from files compiled for AVX2. The formats are described as in prefill/unpack_avx512.h.
+#pragma once
+
+#include <immintrin.h>
+
+#include "base/formats.h"
+
+namespace jamba {
+namespace {
+
+struct Unpacked {
+    __m256i w[8];
+    __m256 scale[2], offset[2];  // of groups of 32: only the first of each
+};
+
+inline __m256i bytes(int x) { return _mm256_set1_epi8(static_cast<char>(x)); }
+inline __m256i load32(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+inline float to_float(const Half& half) { return _cvtsh_ss(read_u16(&half)); }
+inline __m256i low_bits(__m256i x, int shift, int mask) {
+    return _mm256_and_si256(_mm256_srli_epi16(x, shift), bytes(mask));
+}
+
+// 16 bytes to 32 nibbles: the low ones come first.
+inline __m256i nibble_block(const uint8_t* p) {
+    const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16(x, 4), x), bytes(15));
+}
+
+// 32 bits to 32 bytes, 0 or `value`.
+inline __m256i spread_bits(uint32_t bits, int value) {
+    const __m256i order = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
+    const __m256i each = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201u));
+    const __m256i spread = _mm256_shuffle_epi8(_mm256_set1_epi32(static_cast<int>(bits)), order);
+    return _mm256_and_si256(_mm256_cmpeq_epi8(_mm256_and_si256(spread, each), each), bytes(value));
+}
+
+// One f16 field of each of eight blocks.
+template <class Block>
+inline __m256 eight_halves(const Block* b, Half Block::*field) {
+    const auto at = [&](int i) { return static_cast<short>(read_u16(&(b[i].*field))); };
+    return _mm256_cvtph_ps(_mm_setr_epi16(at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7)));
+}
+
+inline __m256 negated(__m256 x) { return _mm256_sub_ps(_mm256_setzero_ps(), x); }
+inline __m256 times(__m256 x, float by) { return _mm256_mul_ps(x, _mm256_set1_ps(by)); }
+
+struct Q4_0 : Of256<block_q4_0> {
+    static constexpr int kGroup = 32;
+    static constexpr bool kSigned = false, kOffset = true;
+    static inline void unpack(const Block* b, Unpacked& u) {
+        for (int k = 0; k < 8; ++k) u.w[k] = nibble_block(b[k].qs);
+        u.scale[0] = eight_halves(b, &Block::d);
+        u.offset[0] = times(u.scale[0], 8.0f);
+    }
+};
+
+struct Q4_1 : Of256<block_q4_1> {
+    static constexpr int kGroup = 32;
+    static constexpr bool kSigned = false, kOffset = true;
+    static inline void unpack(const Block* b, Unpacked& u) {
+        for (int k = 0; k < 8; ++k) u.w[k] = nibble_block(b[k].qs);
+        u.scale[0] = eight_halves(b, &Block::d);
+        u.offset[0] = negated(eight_halves(b, &Block::m));
+    }
+};
+
+struct Q5_0 : Of256<block_q5_0> {
+    static constexpr int kGroup = 32;
+    static constexpr bool kSigned = false, kOffset = true;
+    static inline void unpack(const Block* b, Unpacked& u) {
+        for (int k = 0; k < 8; ++k)
+            u.w[k] = _mm256_or_si256(nibble_block(b[k].qs), spread_bits(read_u32(b[k].qh), 16));
+        u.scale[0] = eight_halves(b, &Block::d);
+        u.offset[0] = times(u.scale[0], 16.0f);
+    }
+};
+
+struct Q5_1 : Of256<block_q5_1> {
+    static constexpr int kGroup = 32;
+    static constexpr bool kSigned = false, kOffset = true;
+    static inline void unpack(const Block* b, Unpacked& u) {
+        for (int k = 0; k < 8; ++k)
+            u.w[k] = _mm256_or_si256(nibble_block(b[k].qs), spread_bits(read_u32(b[k].qh), 16));
+        u.scale[0] = eight_halves(b, &Block::d);
+        u.offset[0] = negated(eight_halves(b, &Block::m));
+    }
+};
+
+struct Q8_0 : Of256<block_q8_0> {
+    static constexpr int kGroup = 32;
+    static constexpr bool kSigned = true, kOffset = false;
+    static inline void unpack(const Block* b, Unpacked& u) {
+        for (int k = 0; k < 8; ++k) u.w[k] = load32(b[k].qs);
+        u.scale[0] = eight_halves(b, &Block::d);
+    }
+};
+
+struct I8 : Of256<block_i8> {  // rows with one factor, applied to the finished sum
+    static constexpr int kGroup = 32;
+    static constexpr bool kSigned = true, kOffset = false;
+    static inline void unpack(const Block* b, Unpacked& u) {
+        for (int k = 0; k < 8; ++k) u.w[k] = load32(b + 32 * k);
+        u.scale[0] = _mm256_set1_ps(1.0f);
+    }
+};
+
+inline __m256i iq4_values(__m256i codes) {
+    const __m128i table = _mm_load_si128(reinterpret_cast<const __m128i*>(kIq4Values));
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), codes);
+}
+
+struct IQ4_NL : Of256<block_iq4_nl> {
+    static constexpr int kGroup = 32;
+    static constexpr bool kSigned = true, kOffset = false;
+    static inline void unpack(const Block* b, Unpacked& u) {
+        for (int k = 0; k < 8; ++k) u.w[k] = iq4_values(nibble_block(b[k].qs));
+        u.scale[0] = eight_halves(b, &Block::d);
+    }
+};
+
+struct IQ4_XS : Of256<block_iq4_xs> {
+    static constexpr int kGroup = 32;
+    static constexpr bool kSigned = true, kOffset = false;
+    static inline void unpack(const Block* b, Unpacked& u) {
+        for (int k = 0; k < 8; ++k) u.w[k] = iq4_values(nibble_block(b->qs + 16 * k));
+        const __m256i pairs = _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14);
+        const __m256i fours = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
+        const __m256i high = _mm256_and_si256(_mm256_srlv_epi32(_mm256_set1_epi32(read_u16(b->scales_h)), pairs),
+                                              _mm256_set1_epi32(3));
+        const __m256i low = _mm256_and_si256(
+            _mm256_srlv_epi32(_mm256_set1_epi32(static_cast<int>(read_u32(b->scales_l))), fours), _mm256_set1_epi32(15));
+        const __m256i scale =
+            _mm256_sub_epi32(_mm256_or_si256(low, _mm256_slli_epi32(high, 4)), _mm256_set1_epi32(32));
+        u.scale[0] = times(_mm256_cvtepi32_ps(scale), to_float(b->d));
+    }
+};
+
+inline __m256 byte_floats(uint64_t eight) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<int64_t>(eight))));
+}
+
+// The 6-bit scales and minimums of Q4_K and Q5_K, times their f16 factors.
+template <class Block>
+inline void k_scales(const Block& block, Unpacked& u) {
+    const uint32_t a = read_u32(block.scales), b = read_u32(block.scales + 4), c = read_u32(block.scales + 8);
+    const uint64_t scale_high = (c & 0x0f0f0f0fu) | ((a >> 2) & 0x30303030u);
+    const uint64_t min_high = ((c >> 4) & 0x0f0f0f0fu) | ((b >> 2) & 0x30303030u);
+    u.scale[0] = times(byte_floats((a & 0x3f3f3f3fu) | scale_high << 32), to_float(block.d));
+    u.offset[0] = times(byte_floats((b & 0x3f3f3f3fu) | min_high << 32), to_float(block.dmin));
+}
+
+struct Q4_K : Of256<block_q4_k> {
+    static constexpr int kGroup = 32;
+    static constexpr bool kSigned = false, kOffset = true;
+    static inline void unpack(const Block* b, Unpacked& u) {
+        for (int k = 0; k < 4; ++k) {
+            const __m256i x = load32(b->qs + 32 * k);
+            u.w[2 * k] = low_bits(x, 0, 15);
+            u.w[2 * k + 1] = low_bits(x, 4, 15);
+        }
+        k_scales(*b, u);
+    }
+};
+
+struct Q5_K : Of256<block_q5_k> {
+    static constexpr int kGroup = 32;
+    static constexpr bool kSigned = false, kOffset = true;
+    static inline void unpack(const Block* b, Unpacked& u) {
+        __m256i high = load32(b->qh);  // bit j of byte i: the fifth bit of value 32 j + i
+        for (int k = 0; k < 4; ++k) {
+            const __m256i x = load32(b->qs + 32 * k);
+            u.w[2 * k] = _mm256_or_si256(low_bits(x, 0, 15), _mm256_and_si256(_mm256_slli_epi16(high, 4), bytes(16)));
+            u.w[2 * k + 1] =
+                _mm256_or_si256(low_bits(x, 4, 15), _mm256_and_si256(_mm256_slli_epi16(high, 3), bytes(16)));
+            high = _mm256_srli_epi16(high, 2);
+        }
+        k_scales(*b, u);
+    }
+};
+
+struct Q6_K : Of256<block_q6_k> {
+    static constexpr int kGroup = 16;
+    static constexpr bool kSigned = false, kOffset = true;
+    static inline void unpack(const Block* b, Unpacked& u) {
+        for (int h = 0; h < 2; ++h) {
+            const __m256i first = load32(b->ql + 64 * h), second = load32(b->ql + 64 * h + 32);
+            const __m256i high = load32(b->qh + 32 * h);
+            const __m256i top = bytes(0x30);
+            u.w[4 * h] = _mm256_or_si256(low_bits(first, 0, 15), _mm256_and_si256(_mm256_slli_epi16(high, 4), top));
+            u.w[4 * h + 1] = _mm256_or_si256(low_bits(second, 0, 15), _mm256_and_si256(_mm256_slli_epi16(high, 2), top));
+            u.w[4 * h + 2] = _mm256_or_si256(low_bits(first, 4, 15), _mm256_and_si256(high, top));
+            u.w[4 * h + 3] = _mm256_or_si256(low_bits(second, 4, 15), _mm256_and_si256(_mm256_srli_epi16(high, 2), top));
+        }
+        for (int h = 0; h < 2; ++h) {
+            const __m128i eight = _mm_cvtsi64_si128(static_cast<int64_t>(read_u64(b->scales + 8 * h)));
+            u.scale[h] = times(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(eight)), to_float(b->d));
+            u.offset[h] = times(u.scale[h], 32.0f);
+        }
+    }
+};
+
+struct Q3_K : Of256<block_q3_k> {
+    static constexpr int kGroup = 16;
+    static constexpr bool kSigned = false, kOffset = true;
+    static inline void unpack(const Block* b, Unpacked& u) {
+        const __m256i high = load32(b->hmask);  // bit c of byte i: the third bit of value 32 c + i
+        for (int c = 0; c < 8; ++c) {
+            const __m256i low = load32(b->qs + 32 * (c / 4));
+            const __m256i bit = c < 2 ? _mm256_slli_epi16(high, c < 2 ? 2 - c : 0) : _mm256_srli_epi16(high, c < 2 ? 0 : c - 2);
+            u.w[c] = _mm256_or_si256(low_bits(low, 2 * (c % 4), 3), _mm256_and_si256(bit, bytes(4)));
+        }
+        const uint32_t low0 = read_u32(b->scales), low1 = read_u32(b->scales + 4), c = read_u32(b->scales + 8);
+        const uint64_t first = (low0 & 0x0f0f0f0fu) | ((c << 4) & 0x30303030u);
+        const uint64_t second = (low1 & 0x0f0f0f0fu) | ((c << 2) & 0x30303030u);
+        const uint64_t third = ((low0 >> 4) & 0x0f0f0f0fu) | (c & 0x30303030u);
+        const uint64_t fourth = ((low1 >> 4) & 0x0f0f0f0fu) | ((c >> 2) & 0x30303030u);
+        const __m256 thirty_two = _mm256_set1_ps(32.0f);
+        u.scale[0] = times(_mm256_sub_ps(byte_floats(first | second << 32), thirty_two), to_float(b->d));
+        u.scale[1] = times(_mm256_sub_ps(byte_floats(third | fourth << 32), thirty_two), to_float(b->d));
+        for (int h = 0; h < 2; ++h) u.offset[h] = times(u.scale[h], 4.0f);
+    }
+};
+
+struct Q2_K : Of256<block_q2_k> {
+    static constexpr int kGroup = 16;
+    static constexpr bool kSigned = false, kOffset = true;
+    static inline void unpack(const Block* b, Unpacked& u) {
+        for (int c = 0; c < 8; ++c) u.w[c] = low_bits(load32(b->qs + 32 * (c / 4)), 2 * (c % 4), 3);
+        for (int h = 0; h < 2; ++h) {
+            const uint64_t eight = read_u64(b->scales + 8 * h), low = 0x0f0f0f0f0f0f0f0fu;
+            u.scale[h] = times(byte_floats(eight & low), to_float(b->d));
+            u.offset[h] = times(byte_floats((eight >> 4) & low), to_float(b->dmin));
+        }
+    }
+};
+
+}  // namespace
+}  // namespace jamba

@@ -1,0 +1,251 @@
+// Drives matrix products of many rows: packs inputs, gives blocks of weight rows to threads, dequantizes panels, multiplies,
+// stores. PanelOps has what depends on the instruction set.
+//
+// Each block goes to the next free thread. Every product is computed wholly inside one block, in an order of k that depends
+// on nothing but the shape of the weight, so neither threads nor the number of rows changes a result.
+#include <atomic>
+#include <initializer_list>
+
+#include "prefill/gemm.h"
+#include "base/scratch.h"
+#include "base/threads.h"
+
+namespace jamba {
+namespace {
+
+thread_local Buffer packed_inputs, packed_gated, panel, products;
+
+struct Weight {
+    int type;
+    const uint8_t* data;
+    const float* scale;  // one factor a row, or null
+    int64_t n, k;
+
+    int64_t row_bytes() const { return k / type_info(type).values * type_info(type).bytes; }
+    Weight rows(int64_t first) const { return {type, data + first * row_bytes(), scale ? scale + first : nullptr, n - first, k}; }
+};
+
+Weight weight_of(const Matrix& w) { return {w.type, w.data, w.scale, w.rows, w.cols}; }
+
+constexpr int64_t kSplit = 2048;                // rows of inputs multiplied with one dequantized panel
+constexpr int64_t kProducts = 128 * 1024;       // floats of products a thread holds: half of a second-level cache of 1 MB
+constexpr int64_t kBlockRows = 128, kUnit = 32; // rows of weights in a block: the most, and what all are multiples of
+
+int64_t block_rows(int64_t n, int64_t m, int threads) {
+    int64_t rows = kProducts / round_up(m < kSplit ? m : kSplit, kGroup) / kUnit * kUnit;
+    const int64_t fair = round_up(n, 4 * threads) / (4 * threads) / kUnit * kUnit;  // four blocks a thread or more
+    if (rows > fair) rows = fair;
+    return rows < kUnit ? kUnit : rows > kBlockRows ? kBlockRows : rows;
+}
+
+// c [round_up(rows, 32) / 16][m_groups] = the first `rows` rows of w times packed inputs.
+void multiply_block(const PanelOps& ops, const Weight& w, int64_t rows, const uint8_t* x, int64_t x_stride, int64_t m_groups,
+                    float* c) {
+    const int64_t groups = round_up(rows, kUnit) / kGroup, eb = ops.element_bytes, bytes = w.row_bytes();
+    const DequantizeRow dequantize = ops.dequantizer(w.type);
+    uint8_t* to = static_cast<uint8_t*>(panel.get(groups * kGroup * ops.k_block * eb));
+    for (int64_t k = 0; k < w.k; k += ops.k_block) {
+        const int64_t width = w.k - k < ops.k_block ? w.k - k : ops.k_block, chunks = round_up(width, kChunk) / kChunk;
+        const int64_t stride = chunks * kChunkSize;
+        for (int64_t r = 0; r < groups * kGroup; ++r) {
+            uint8_t* row = to + (r / kGroup * stride + r % kGroup * kChunk) * eb;
+            if (r < rows) {
+                dequantize(w.data + r * bytes, k, width, w.scale ? w.scale[r] : 1.0f, row, kChunkSize);
+            } else {
+                for (int64_t i = 0; i < chunks; ++i)
+                    for (int64_t j = 0; j < kChunk * eb; ++j) row[i * kChunkSize * eb + j] = 0;
+            }
+        }
+        ops.multiply(to, groups, stride, x + k / kChunk * kChunkSize * eb, m_groups, x_stride, chunks, c, k > 0);
+    }
+}
+
+// Packs group g of 16 rows: rows of x by number, or those that `order` names.
+void pack_group(const PanelOps& ops, const float* x, int64_t x_stride, const int64_t* order, int64_t m, int64_t g, int64_t k,
+                uint8_t* out) {
+    const float* rows[kGroup];
+    for (int64_t i = 0; i < kGroup; ++i) {
+        const int64_t r = g * kGroup + i;
+        rows[i] = r < m ? x + (order ? order[r] : r) * x_stride : nullptr;
+    }
+    ops.pack(rows, k, out);
+}
+
+void linear(const Weight& w, const float* x, int64_t x_stride, int64_t m, float* out, int64_t out_stride, int threads) {
+    const PanelOps& ops = panel_ops(w.type);
+    const int64_t groups = round_up(m, kGroup) / kGroup, depth = round_up(w.k, kChunk), eb = ops.element_bytes;
+    const int64_t x_group = depth * kGroup, rows = block_rows(w.n, m, threads);
+    uint8_t* packed = static_cast<uint8_t*>(packed_inputs.get(groups * x_group * eb));
+    std::atomic<int64_t> next{0};
+    parallel(threads, [&](Team& team) {
+        const Range share = team.share(groups);
+        for (int64_t g = share.begin; g < share.end; ++g)
+            pack_group(ops, x, x_stride, nullptr, m, g, w.k, packed + g * x_group * eb);
+        team.barrier();
+        ops.enter();
+        for (;;) {
+            const int64_t n = next.fetch_add(rows, std::memory_order_relaxed);
+            if (n >= w.n) break;
+            const int64_t count = w.n - n < rows ? w.n - n : rows;
+            for (int64_t first = 0; first < m; first += kSplit) {
+                const int64_t part = m - first < kSplit ? m - first : kSplit, part_groups = round_up(part, kGroup) / kGroup;
+                float* c = static_cast<float*>(products.get(round_up(count, kUnit) * part_groups * kGroup * 4));
+                multiply_block(ops, w.rows(n), count, packed + first * depth * eb, x_group, part_groups, c);
+                const Output to{out + first * out_stride + n, out_stride, nullptr, nullptr};
+                ops.store(c, round_up(count, kUnit) / kGroup, part_groups, count, part, to);
+            }
+        }
+        ops.leave();
+    });
+}
+
+struct Gated {
+    Weight gate, up, down;  // of all experts, stacked: n counts one expert's rows
+    int64_t experts;
+    const int64_t* offsets;  // [experts + 1]: expert e has rows offsets[e]..offsets[e + 1] of the sorted inputs
+    const int64_t* order;    // the token of each sorted row, or null: its number
+    const float* weights;    // of each sorted row, or null: store instead of adding
+};
+
+const PanelOps& finest(const PanelOps& a, const PanelOps& b) { return a.element_bytes >= b.element_bytes ? a : b; }
+
+// out (+)= weight * down(silu(gate(x)) * up(x)). Three phases, so that there are two barriers whatever the number of experts:
+// pack all experts' inputs, all their gated products, then by columns of the output all experts' sums in their order.
+void gated(const Gated& g, const float* x, int64_t x_stride, float* out, int64_t out_stride, int threads) {
+    const PanelOps& ops = finest(panel_ops(g.gate.type), finest(panel_ops(g.up.type), panel_ops(g.down.type)));
+    const int64_t hidden = g.gate.k, ffn = g.gate.n, eb = ops.element_bytes;
+    const int64_t x_group = round_up(hidden, kChunk) * kGroup, h_group = round_up(ffn, kChunk) * kGroup;
+    const auto rows_of = [&](int64_t e) { return g.offsets[e + 1] - g.offsets[e]; };
+    int64_t groups = 0, most = 1;
+    for (int64_t e = 0; e < g.experts; ++e) {
+        groups += round_up(rows_of(e), kGroup) / kGroup;
+        if (rows_of(e) > most) most = rows_of(e);
+    }
+    uint8_t* packed = static_cast<uint8_t*>(packed_inputs.get(groups * x_group * eb));
+    uint8_t* hidden_packed = static_cast<uint8_t*>(packed_gated.get(groups * h_group * eb));
+    const int64_t ffn_rows = block_rows(ffn, 2 * most, threads), ffn_blocks = (ffn + ffn_rows - 1) / ffn_rows;
+    const int64_t out_rows = block_rows(g.down.n, most, threads);
+    std::atomic<int64_t> next_ffn{0}, next_out{0};
+    parallel(threads, [&](Team& team) {
+        const Range share = team.share(groups);
+        int64_t first_group = 0;
+        for (int64_t e = 0; e < g.experts; ++e) {
+            const int64_t count = round_up(rows_of(e), kGroup) / kGroup;
+            for (int64_t i = 0; i < count; ++i) {
+                const int64_t group = first_group + i;
+                if (group < share.begin || group >= share.end) continue;
+                const int64_t* order = g.order ? g.order + g.offsets[e] : nullptr;
+                pack_group(ops, x, x_stride, order, rows_of(e), i, hidden, packed + group * x_group * eb);
+            }
+            first_group += count;
+        }
+        team.barrier();
+        ops.enter();
+        int64_t item = next_ffn.fetch_add(1, std::memory_order_relaxed);
+        first_group = 0;
+        for (int64_t e = 0; e < g.experts; ++e) {
+            const int64_t m = rows_of(e), m_groups = round_up(m, kGroup) / kGroup;
+            for (; item < (e + 1) * ffn_blocks; item = next_ffn.fetch_add(1, std::memory_order_relaxed)) {
+                if (m == 0) continue;
+                const int64_t n = (item - e * ffn_blocks) * ffn_rows, count = ffn - n < ffn_rows ? ffn - n : ffn_rows;
+                for (int64_t first = 0; first < m_groups; first += kSplit / kGroup) {
+                    const int64_t part = m_groups - first < kSplit / kGroup ? m_groups - first : kSplit / kGroup;
+                    const int64_t size = round_up(count, kUnit) * part * kGroup;
+                    float* c = static_cast<float*>(products.get(2 * size * 4));
+                    const uint8_t* from = packed + (first_group + first) * x_group * eb;
+                    multiply_block(ops, g.gate.rows(e * ffn + n), count, from, x_group, part, c);
+                    multiply_block(ops, g.up.rows(e * ffn + n), count, from, x_group, part, c + size);
+                    uint8_t* to = hidden_packed + ((first_group + first) * h_group + n / kChunk * kChunkSize) * eb;
+                    ops.gate(c, c + size, round_up(count, kUnit) / kGroup, part, to, h_group);
+                }
+            }
+            first_group += m_groups;
+        }
+        team.barrier();
+        for (;;) {
+            const int64_t n = next_out.fetch_add(out_rows, std::memory_order_relaxed);
+            if (n >= g.down.n) break;
+            const int64_t count = g.down.n - n < out_rows ? g.down.n - n : out_rows;
+            first_group = 0;
+            for (int64_t e = 0; e < g.experts; ++e) {
+                const int64_t m = rows_of(e);
+                for (int64_t first = 0; first < m; first += kSplit) {
+                    const int64_t part = m - first < kSplit ? m - first : kSplit, m_groups = round_up(part, kGroup) / kGroup;
+                    float* c = static_cast<float*>(products.get(round_up(count, kUnit) * m_groups * kGroup * 4));
+                    const uint8_t* from = hidden_packed + (first_group + first / kGroup) * h_group * eb;
+                    multiply_block(ops, g.down.rows(e * g.down.n + n), count, from, h_group, m_groups, c);
+                    const int64_t start = g.offsets[e] + first;
+                    const Output to{g.order ? out + n : out + start * out_stride + n, out_stride,
+                                    g.order ? g.order + start : nullptr, g.weights ? g.weights + start : nullptr};
+                    ops.store(c, round_up(count, kUnit) / kGroup, m_groups, count, part, to);
+                }
+                first_group += round_up(m, kGroup) / kGroup;
+            }
+        }
+        ops.leave();
+    });
+}
+
+}  // namespace
+
+const PanelOps& panel_ops(int type) {
+#if defined(NATIVE_X86)
+    if (type != kF32 && type != kF16) {
+        if (isa_includes(Isa::amx) && amx::usable()) return amx::panel_ops;
+        if (isa_includes(Isa::bf16)) return bf16::panel_ops;
+    }
+#endif
+#define LEVEL(level) {Isa::level, &level::f32_panel_ops},
+    static constexpr Variant<PanelOps> variants[] = {SIMD_LEVELS(LEVEL)};
+#undef LEVEL
+    return choose(variants);
+}
+
+}  // namespace jamba
+
+// out[m][n] = x[m] . w[n] for x f32 [m, w.cols] and out f32 [m, w.rows].
+EXPORT int prefill_linear(const jamba::Matrix* w, const float* x, int64_t x_stride, float* out, int64_t out_stride, int64_t m,
+                          int threads) {
+    using namespace jamba;
+    if (const Status status = check_matrix(*w)) return status;
+    return guarded([&] {
+        if (m > 0) linear(weight_of(*w), x, x_stride, m, out, out_stride, threads);
+        return kOk;
+    });
+}
+
+// The gated network of one or many experts: out [tokens, hidden] (+)= weights * down(silu(gate(x)) * up(x)). The matrices are
+// stacks of `experts`. `offsets`, `order` and `weights` as in Gated: with weights the caller clears `out`.
+EXPORT int prefill_gated(const jamba::Matrix* gate, const jamba::Matrix* up, const jamba::Matrix* down, const int64_t* offsets,
+                         const int64_t* order, const float* weights, const float* x, int64_t x_stride, float* out,
+                         int64_t out_stride, int64_t experts, int threads) {
+    using namespace jamba;
+    for (const Matrix* w : {gate, up, down})
+        if (const Status status = check_matrix(*w)) return status;
+    if (up->rows != gate->rows || up->cols != gate->cols || down->cols != gate->rows || down->rows != gate->cols) return kBadStep;
+    return guarded([&] {
+        if (offsets[experts] > 0)
+            gated({weight_of(*gate), weight_of(*up), weight_of(*down), experts, offsets, order, weights}, x, x_stride, out,
+                  out_stride, threads);
+        return kOk;
+    });
+}
+
+// Bytes of an element of the panels that weights of this type are multiplied in at the level in use: 2 (bf16) or 4 (f32).
+EXPORT int prefill_element_bytes(int type) { return static_cast<int>(jamba::panel_ops(type).element_bytes); }
+
+// The values of w as the products see them, bf16 or f32 by prefill_element_bytes; rows of `out` are `out_stride` elements
+// apart, a multiple of 32.
+EXPORT int prefill_dequantize(const jamba::Matrix* w, void* out, int64_t out_stride, int threads) {
+    using namespace jamba;
+    if (const Status status = check_matrix(*w)) return status;
+    if (out_stride % kChunk) return kBadShape;
+    const PanelOps& ops = panel_ops(w->type);
+    const DequantizeRow dequantize = ops.dequantizer(w->type);
+    parallel_for(threads, w->rows, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t r = begin; r < end; ++r)
+            dequantize(w->data + r * w->row_bytes, 0, w->cols, w->scale ? w->scale[r] : 1.0f,
+                       static_cast<uint8_t*>(out) + r * out_stride * ops.element_bytes, kChunk);
+    });
+    return kOk;
+}

@@ -1,0 +1,87 @@
+// Matrix products of many rows with block-quantized weights: what the driver, the dequantizers and the microkernels of each
+// instruction set agree on.
+//
+// Weights are dequantized a panel at a time (a few hundred KB, which stays in the second-level cache) into groups of 16 rows,
+// inputs are packed once into groups of 16 rows, both in chunks of 32 along k:
+//   weights  [n / 16][k / 32][16 n][32 k]                  as rows lie in the file: the left operand of AMX, and what the
+//                                                          vector kernels broadcast from
+//   inputs   bf16: [m / 16][k / 32][16 pairs][16 m][2 k]   the right operand of AMX and vdpbf16ps
+//            f32:  [m / 16][k / 32][32 k][16 m]
+//   products [n / 16][m / 16][16 n][16 m] f32              transposed when they are stored
+// so one chunk is 512 elements on either side.
+#pragma once
+
+#include <cstdint>
+
+#include "base/formats.h"
+
+namespace jamba {
+
+constexpr int64_t kGroup = 16;  // rows of a group of weights or of inputs
+constexpr int64_t kChunk = 32;  // values of k in a chunk
+constexpr int64_t kChunkSize = kGroup * kChunk;
+constexpr int64_t kTile = kGroup * kGroup;
+
+inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+// Dequantizes values first..first+n of a row (both multiples of the block, except that n may end with the row) and writes
+// each chunk of 32 at out + step elements after the one before; a last partial chunk is filled with zeros. `scale` is
+// the row's factor of kI8 and unused elsewhere.
+using DequantizeRow = void (*)(const uint8_t* row, int64_t first, int64_t n, float scale, void* out, int64_t step);
+
+// Where products go. Rows at and above m_valid, columns at and above n_valid are not written.
+struct Output {
+    float* out;             // element (m, n) at out[row(m) * stride + n]
+    int64_t stride;
+    const int64_t* rows;    // row(m), or null: m
+    const float* weights;   // null: store the product; else add weights[m] times it
+};
+
+// One instruction set's part of the work.
+struct PanelOps {
+    int64_t element_bytes;  // of weights' and inputs' panels: 2 (bf16) or 4 (f32)
+    int64_t k_block;        // values of k dequantized at a time, a multiple of 256
+    DequantizeRow (*dequantizer)(int type);
+
+    // Packs 16 rows of k values; rows[i] null gives zeros. bf16 panels round to nearest even.
+    void (*pack)(const float* const* rows, int64_t k, void* out);
+
+    // Called by each thread before its first and after its last multiply().
+    void (*enter)();
+    void (*leave)();
+
+    // c (+)= w x over `chunks` chunks, for all groups; strides in elements between groups.
+    void (*multiply)(const void* w, int64_t n_groups, int64_t w_stride, const void* x, int64_t m_groups, int64_t x_stride,
+                     int64_t chunks, float* c, bool accumulate);
+
+    // Writes products c [n_groups][m_groups] to columns 0..n_valid and rows 0..m_valid of the output.
+    void (*store)(const float* c, int64_t n_groups, int64_t m_groups, int64_t n_valid, int64_t m_valid, const Output& to);
+
+    // silu(g) * u into packed inputs of the next product, where n is k: groups of m `stride` elements apart, chunks from
+    // `out`'s on; n_groups is even.
+    void (*gate)(const float* g, const float* u, int64_t n_groups, int64_t m_groups, void* out, int64_t stride);
+};
+
+// The best set of operations for weights of this type: bf16 panels where the processor multiplies bf16 fast and the
+// format is no finer than bf16 itself, else f32.
+const PanelOps& panel_ops(int type);
+
+#define LEVEL(level)                     \
+    namespace level {                    \
+    extern const PanelOps f32_panel_ops; \
+    }
+SIMD_LEVELS(LEVEL)
+#undef LEVEL
+
+namespace bf16 {
+extern const PanelOps panel_ops;
+DequantizeRow bf16_dequantizer(int type);
+}  // namespace bf16
+
+namespace amx {
+extern const PanelOps panel_ops;
+// Asks the operating system for AMX's registers, once; false where it refuses.
+bool usable();
+}  // namespace amx
+
+}  // namespace jamba

@@ -1,8 +1,0 @@
-// The convolution and the scan at this file's instruction set.
-#include "scan_impl.h"
-
-namespace jamba {
-
-const ScanOps kScanAvx512{kLanes, conv, scan};
-
-}  // namespace jamba

@@ -1,0 +1,64 @@
+"""Loads a C++ library and asks it for what all of them have: instruction sets, the meaning of status codes."""
+
+from __future__ import annotations
+
+import ctypes
+import warnings
+from pathlib import Path
+
+_NO_MEMORY = -3  # kNoMemory of c_interface.h
+REBUILD = "rebuild with `make native`, or install again where a C++ compiler is"
+
+
+class SharedLibrary:
+    """A loaded library. ``functions`` is its ctypes handle; names of instruction sets are those of ``isa_levels.h``."""
+
+    def __init__(self, functions: ctypes.CDLL) -> None:
+        self.functions = functions
+        functions.native_isa_name.restype = functions.native_status_text.restype = ctypes.c_char_p
+        functions.native_status_text.argtypes = [ctypes.c_int64]
+        names: list[str] = []
+        while (name := functions.native_isa_name(len(names))) is not None:
+            names.append(name.decode())
+        self.isa_names: tuple[str, ...] = tuple(names)
+
+    @property
+    def isa(self) -> str:
+        """The level in use."""
+        return self.isa_names[self.functions.native_isa()]
+
+    @property
+    def best_isa(self) -> str:
+        """The best level of this processor."""
+        return self.isa_names[self.functions.native_best_isa()]
+
+    def set_isa(self, name: str | None) -> str:
+        """Run at most at level ``name`` (None: the best one of this processor); returns the level now in use."""
+        level = self.functions.native_set_isa(-1 if name is None else self.isa_names.index(name))
+        return self.isa_names[level]
+
+    def check(self, status: int, subject: str = "") -> None:
+        """Raise what a negative status means: MemoryError for a lack of memory, else ValueError. ``subject``: what failed."""
+        if status >= 0:
+            return
+        text = self.functions.native_status_text(status)
+        message = text.decode() if text else f"a C++ function failed with status {status}"
+        error = MemoryError if status == _NO_MEMORY else ValueError
+        raise error(f"{subject}: {message}" if subject else message)
+
+
+def load(folder: Path, stem: str, abi_function: str, abi_version: int) -> SharedLibrary | None:
+    """The library ``stem`` beside its sources in ``folder``, or None where it was not built.
+
+    A library whose ``abi_function`` returns another number than ``abi_version`` is not loaded, with a warning.
+    """
+    for path in sorted(p for p in folder.glob(f"{stem}.*") if p.suffix in (".so", ".pyd", ".dylib", ".dll")):
+        try:
+            functions = ctypes.CDLL(str(path))
+            version = getattr(functions, abi_function)()
+        except (OSError, AttributeError):
+            continue
+        if version == abi_version:
+            return SharedLibrary(functions)
+        warnings.warn(f"{path.name} was built from other sources; {REBUILD}", stacklevel=3)
+    return None
