@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PROMPT ?= The report says that Leila Haddad counted 42 herons at Lake Tuz. Who counted the herons?
 
-.PHONY: run test test-all lint docs native clean
+.PHONY: run test test-fast test-all lint docs native clean
 
 $(VENV)/.base: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -20,16 +20,17 @@ run: $(VENV)/.base
 	@# With its own JAMBA_HOME, so that the demo model answers whatever model was used last.
 	@JAMBA_HOME=$(VENV)/home $(BIN)/jamba run "$(PROMPT)"
 
+# ARGS goes to pytest: make test ARGS="-k session".
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -m "not slow and not gpu and not peer"
+	$(BIN)/python -m pytest -m "not slow and not gpu and not peer" $(ARGS)
 
 # Everything, peers included: builds llama-cpp-python (about five minutes) the first time.
 test-all: $(VENV)/.test
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[peers]'
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
 
 lint: $(VENV)/.test
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/python -m tools.cli_docs --check
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/python -m tools.check_house && $(BIN)/python -m tools.cli_docs --check
 
 docs: $(VENV)/.test
 	$(BIN)/python -m tools.cli_docs

@@ -53,10 +53,10 @@ LAZY = {("jambacli", "jambacli.api")}
 
 #: Modules that talk to a person. All others log, call back and raise.
 FRONT_ENDS = ("jambacli.cli", "jambacli.__main__", "jambacli.ui", "jambacli.commands", "jambacli.chat.terminal",
-              "jambacli.server", "jambacli.gpu_check")  # fmt: skip
+              "jambacli.server", "jambacli.gpu_check", "quant.native.build")  # fmt: skip
 
 #: Modules that pass flags to other programs.
-OTHER_PROGRAMS = ("jambacli.evaluation.llama_cpp", "quant.native.build")
+OTHER_PROGRAMS = ("jambacli.evaluation.llama_cpp",)
 
 _FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 
