@@ -1,4 +1,4 @@
-"""Two hundred strings that tokenizers disagree on; knows nothing of tokenizers."""
+"""Two hundred strings that tokenizers disagree on."""
 
 from __future__ import annotations
 

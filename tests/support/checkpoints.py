@@ -1,4 +1,4 @@
-"""Random Jamba checkpoints as transformers writes them, with a tokenizer; knows nothing of GGUF or of this program.
+"""Random Jamba checkpoints as transformers writes them, with a tokenizer.
 
 ``make_checkpoint`` writes a directory that ``from_pretrained`` loads; ``SHAPES`` names the layouts every test of
 loading, conversion and logits should pass: with and without experts, tied, any period and offset.
