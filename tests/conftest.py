@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import jambacli  # noqa: F401  (before torch: it sets how torch's threads wait)
+from tests.support.repository import SHARED_DATA
 
 # Started in the background by a shell, tests would have programs that Ctrl-C does not reach.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -19,16 +20,13 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-REPO = Path(__file__).resolve().parent.parent
-
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder with the real Jamba tokenizer and templates; skips where it is not beside the checkout."""
-    folder = REPO.parent / "shared" / "data"
-    if not folder.is_dir():
+    if not SHARED_DATA.is_dir():
         pytest.skip("../shared/data (the real Jamba tokenizer and templates) is not here")
-    return folder
+    return SHARED_DATA
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLES = sorted((Path(__file__).resolve().parent.parent / "examples").glob("*.py"))
+from tests.support.repository import REPO
+
+EXAMPLES = sorted((REPO / "examples").glob("*.py"))
 ARGUMENTS = {"train_tiny.py": ["--steps", "2", "--out", "tiny"]}  # all of it takes an hour
 
 

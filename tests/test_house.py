@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from dataclasses import replace
 
 import pytest
@@ -52,8 +54,9 @@ def test_a_module_without_a_floor_is_reported() -> None:
 
 
 def test_a_circle_is_reported_with_its_modules() -> None:
-    (group,) = check_house.circles(with_line("quant.formats", "from quant import legacy"))
-    assert {"quant.formats", "quant.legacy"} <= set(group)
+    assert check_house.circles(with_line("jambacli.errors", "from jambacli import units")) == [
+        ["jambacli.errors", "jambacli.units"]
+    ]
 
 
 @pytest.mark.parametrize(
@@ -77,3 +80,13 @@ def test_a_front_end_may_print_and_name_flags() -> None:
     assert check_house.console_uses(
         with_line("jambacli.commands.run", "print('use --ctx')")
     ) == check_house.console_uses(FOUND)
+
+
+def test_no_test_module_imports_another() -> None:
+    wrong = []
+    for path in sorted((check_house.REPO / "tests").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            wrong += [f"{path.name}: {n}" for n in names if re.fullmatch(r"tests\.(\w+\.)*(test_\w+|conftest)", n)]
+    assert wrong == []

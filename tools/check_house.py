@@ -22,9 +22,9 @@ REPO = Path(__file__).resolve().parents[1]
 #: From the lowest floor to the highest. A module belongs to the longest entry that is its name or a package above it; it
 #: may import modules of its own entry and of floors below. Entries of one line share a floor and do not import each other.
 FLOORS: tuple[tuple[str, ...], ...] = (
+    ("quant",),
     ("jambacli.errors", "jambacli.progress", "jambacli.startup"),
     ("jambacli.units", "jambacli.files"),
-    ("quant",),
     ("jambacli.hardware", "jambacli.text", "jambacli.data"),
     ("jambacli.kernels",),
     ("jambacli.model.config",),

@@ -19,8 +19,8 @@ import pytest
 
 from jambacli.cli import main
 from jambacli.gguf.reader import GGUFFile
-from tests.conftest import REPO
 from tests.support.checkpoints import make_checkpoint, write_tokenizer
+from tests.support.repository import REPO
 
 SMALL: dict[str, Any] = {"num_hidden_layers": 2, "attn_layer_period": 2, "attn_layer_offset": 0}
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from pathlib import Path
 
+from tests.support.repository import REPO
 from tools import cli_docs
-
-REPO = Path(__file__).resolve().parents[2]
 
 
 def test_the_command_reference_is_current() -> None:

@@ -22,10 +22,10 @@ from tests.support import jamba_gguf
 from tests.support.ggml_reference import quantize_chunk
 from tests.support.imatrix_files import write_imatrix
 from tests.support.jamba_gguf import Shape
+from tests.support.repository import REPO
 
 # Small, yet with every kind of tensor; dt_rank 32 falls back under K-quants.
 SMALL = Shape(layers=4, hidden=256, ffn=256, experts=4, attention=(2,), vocab=64)
-REPO = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture(scope="module")

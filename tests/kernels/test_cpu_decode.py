@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ import torch
 from jambacli.kernels import cpu
 from quant.formats import QTensor, get_format
 from tests.support.isa_levels import runnable_levels
+from tests.support.repository import REPO
 from tests.support.weights import NATIVE, random_weight, values
 
 pytestmark = pytest.mark.skipif(not cpu.available(), reason="the C++ kernels were not built here")
@@ -20,7 +20,6 @@ pytestmark = pytest.mark.skipif(not cpu.available(), reason="the C++ kernels wer
 FLOATS = ("f32", "f16", "bf16")
 BLOCKS_32 = tuple(name for name in NATIVE if get_format(name).block == 32)
 BLOCKS_256 = tuple(name for name in NATIVE if get_format(name).block == 256)
-REPO = Path(__file__).resolve().parents[2]
 LEVELS = runnable_levels(cpu.library())
 
 

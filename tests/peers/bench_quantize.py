@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tests.support import jamba_gguf
 from tests.support.jamba_gguf import Shape
+from tests.support.repository import REPO
 
 WIDE_3B = Shape(
     layers=6,
@@ -30,7 +31,6 @@ WIDE_3B = Shape(
     vocab=16384,
     tied=True,
 )
-REPO = Path(__file__).parent.parent.parent
 _THEIRS = (
     "import sys; from pathlib import Path; from tests.support import llama_quantize as q; "
     "sys.exit(not q.quantize(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], threads=int(sys.argv[4])))"

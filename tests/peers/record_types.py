@@ -14,8 +14,9 @@ from typing import Any
 
 from tests.support import jamba_gguf, llama_quantize
 from tests.support.jamba_gguf import Shape
+from tests.support.repository import REPO
 
-TARGET = Path(__file__).parent.parent / "quantize" / "llama_cpp_types.json"
+TARGET = REPO / "tests" / "quantize" / "llama_cpp_types.json"
 
 SHAPES = {
     "moe": jamba_gguf.MOE,

@@ -10,6 +10,7 @@ from jambacli.engine.sequence import common_prefix
 from jambacli.session.conversation import Conversation
 from jambacli.text.template import ChatTemplate
 from jambacli.text.tokenizer import Tokenizer
+from tests.support.repository import SHARED_DATA
 from tests.support.vocabularies import byte_level_metadata, sentencepiece_metadata
 
 DOCUMENTS = [
@@ -21,7 +22,7 @@ KNOBS = {"is_set": True, "citation_mode": "fast"}
 
 @pytest.fixture(scope="module")
 def data() -> Path:
-    folder = Path(__file__).resolve().parents[3] / "shared" / "data"
+    folder = SHARED_DATA
     if not folder.is_dir():
         pytest.skip("../shared/data (the real Jamba tokenizer and templates) is not here")
     return folder

@@ -19,6 +19,7 @@ from jambacli.errors import JambaError, UsageError
 from jambacli.session import session_file
 from jambacli.session.options import SessionOptions
 from jambacli.session.session import Session
+from tests.support.repository import REPO
 from tests.support.small_models import small_file
 
 GREEDY = {"temperature": 0.0}
@@ -340,7 +341,7 @@ def test_snapshots_go_back_and_forth(model: Jamba) -> None:
 def test_killed_at_any_moment_a_session_opens_at_a_committed_turn(model_file: Path, kills: int) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.support.killing", str(model_file), str(kills), str(kills)],
-        cwd=Path(__file__).parents[2],
+        cwd=REPO,
         capture_output=True,
         text=True,
         check=False,

@@ -9,6 +9,7 @@ import pytest
 from jambacli.errors import BadFileError, UsageError
 from jambacli.text.template import ChatTemplate
 from jambacli.text.tokenizer import Tokenizer
+from tests.support.repository import SHARED_DATA
 from tests.support.vocabularies import byte_level_metadata, sentencepiece_metadata
 
 TOOLS = [
@@ -36,7 +37,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def data() -> Path:
-    folder = Path(__file__).resolve().parents[3] / "shared" / "data"
+    folder = SHARED_DATA
     if not folder.is_dir():
         pytest.skip("../shared/data (the real Jamba tokenizer and templates) is missing")
     return folder

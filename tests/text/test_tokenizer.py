@@ -11,6 +11,7 @@ import pytest
 from jambacli.errors import BadFileError, UnsupportedError
 from jambacli.text.streaming import StopMatcher
 from jambacli.text.tokenizer import Tokenizer
+from tests.support.repository import SHARED_DATA
 from tests.support.vocabularies import byte_level_metadata, sentencepiece_metadata
 
 AWKWARD = [
@@ -39,7 +40,7 @@ AWKWARD = [
 
 @pytest.fixture(scope="module")
 def jamba(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    model = Path(__file__).resolve().parents[3] / "shared" / "data" / "jamba-1.5-tokenizer.model"
+    model = SHARED_DATA / "jamba-1.5-tokenizer.model"
     if not model.is_file():
         pytest.skip("../shared/data (the real Jamba tokenizer) is missing")
     return Tokenizer(sentencepiece_metadata(model), cache=tmp_path_factory.mktemp("merges"))
@@ -49,7 +50,7 @@ def jamba(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 def sentencepiece(jamba: Tokenizer) -> object:
     import sentencepiece
 
-    model = Path(__file__).resolve().parents[3] / "shared" / "data" / "jamba-1.5-tokenizer.model"
+    model = SHARED_DATA / "jamba-1.5-tokenizer.model"
     return sentencepiece.SentencePieceProcessor(str(model))
 
 
@@ -79,7 +80,7 @@ def test_content_never_becomes_a_marker(jamba: Tokenizer) -> None:
 
 
 def test_the_merge_cache_gives_the_same_ids(jamba: Tokenizer, tmp_path: Path) -> None:
-    model = Path(__file__).resolve().parents[3] / "shared" / "data" / "jamba-1.5-tokenizer.model"
+    model = SHARED_DATA / "jamba-1.5-tokenizer.model"
     metadata = sentencepiece_metadata(model)
     texts = AWKWARD
     first = [Tokenizer(metadata, cache=tmp_path).encode(t) for t in texts[:1]]
