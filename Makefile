@@ -24,6 +24,10 @@ run: $(VENV)/.base
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -m "not slow and not gpu and not peer" $(ARGS)
 
+# The tests that take under a minute together, for the time between two edits.
+test-fast: $(VENV)/.test
+	$(BIN)/python -m pytest --fast -m "not slow and not gpu and not peer" $(ARGS)
+
 # Everything, peers included: builds llama-cpp-python (about five minutes) the first time.
 test-all: $(VENV)/.test
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[peers]'

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import jambacli  # noqa: F401  (before torch: it sets how torch's threads wait)
-from tests.support.repository import SHARED_DATA
+from tests.support.repository import REPO, SHARED_DATA
 
 # Started in the background by a shell, tests would have programs that Ctrl-C does not reach.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -19,6 +19,20 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 # Read when triton is first imported: without a GPU its kernels are interpreted on the CPU.
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+#: Modules that take over two seconds on an idle machine: `make test-fast` leaves them out.
+LONGER = (REPO / "tests" / "longer_modules.txt").read_text(encoding="utf-8").split()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fast", action="store_true", help="Leave out the modules that take over two seconds.")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    if config.getoption("--fast") and collection_path.suffix == ".py":
+        name = collection_path.relative_to(REPO / "tests").with_suffix("").as_posix()
+        return True if name in LONGER else None
+    return None
 
 
 @pytest.fixture(scope="session")

@@ -90,3 +90,10 @@ def test_no_test_module_imports_another() -> None:
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             wrong += [f"{path.name}: {n}" for n in names if re.fullmatch(r"tests\.(\w+\.)*(test_\w+|conftest)", n)]
     assert wrong == []
+
+
+def test_every_module_that_the_fast_run_leaves_out_exists() -> None:
+
+    tests = check_house.REPO / "tests"
+    names = (tests / "longer_modules.txt").read_text(encoding="utf-8").split()
+    assert [name for name in names if not (tests / f"{name}.py").is_file()] == []
