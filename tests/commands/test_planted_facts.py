@@ -7,6 +7,8 @@ import random
 import re
 from pathlib import Path
 
+import pytest
+
 from jambacli.data import reports as grammar
 from jambacli.data import words
 from jambacli.documents.citation_check import check_citations
@@ -23,6 +25,7 @@ from tests.support.document_files import pdf_bytes
 PAGES, FACTS = 200, 40
 
 
+@pytest.mark.slow
 def test_planted_facts_are_found_as_often_as_recall_promises(tmp_path: Path) -> None:
     from jambacli.api import Jamba
 
