@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PROMPT ?= The report says that Leila Haddad counted 42 herons at Lake Tuz. Who counted the herons?
 
-.PHONY: run test test-fast test-all lint docs native clean
+.PHONY: run test test-fast test-all format lint docs native clean
 
 $(VENV)/.base: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -33,8 +33,11 @@ test-all: $(VENV)/.test
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[peers]'
 	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
 
+format: $(VENV)/.test
+	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
 lint: $(VENV)/.test
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/python -m tools.check_house && $(BIN)/python -m tools.cli_docs --check
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/python -m tools.check_imports && $(BIN)/python -m tools.cli_docs --check
 
 docs: $(VENV)/.test
 	$(BIN)/python -m tools.cli_docs

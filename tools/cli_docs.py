@@ -76,7 +76,7 @@ def main() -> None:
     text = render()
     if "--check" in sys.argv:
         if not path.exists() or path.read_text(encoding="utf-8") != text:
-            print(f"error: {path.name} is out of date; run `make docs` and commit it", file=sys.stderr)
+            print(f"error: docs/{path.name} is out of date; run `make docs` and commit it", file=sys.stderr)
             sys.exit(1)
         return
     path.write_text(text, encoding="utf-8")

@@ -16,7 +16,7 @@ from jambacli.evaluation.synthetic import choices, shape_config
 from jambacli.model.config import JambaConfig
 from jambacli.units import format_bytes
 
-#: Seconds that a kernel in a graph takes beyond its work, as BENCHMARKS.md allows.
+#: Seconds that a kernel in a graph is allowed beyond its work; the predictions add as much.
 OVERHEAD = 2e-6
 #: Seconds of one turn: a load from memory on a busy GPU, and the computation with it.
 TURN = 0.7e-6

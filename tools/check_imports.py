@@ -1,7 +1,7 @@
-"""Checks the structure that docs/architecture.md describes: imports run down, nothing imports in a circle, and below the
-front ends nothing prints or names a command-line flag.
+"""Checks the structure that docs/architecture.md describes: imports run down, there is no import cycle, and below the front
+ends nothing prints or names a command-line flag.
 
-    python -m tools.check_house
+    python -m tools.check_imports
 
 Exits with 1 and one line for each violation. CI runs it with the other lint steps.
 """
@@ -118,19 +118,22 @@ def upward_imports(found: Iterable[Module]) -> list[str]:
     for module in known.values():
         here = floor(module.name)
         if here is None and module.name != "jambacli":
-            lines.append(f"{module.path}: {module.name} has no floor; add it to FLOORS in tools/check_house.py")
+            lines.append(f"{module.path}: {module.name} has no floor; add it to FLOORS in tools/check_imports.py")
         for name, line in imports(module, known):
             if name == "jambacli" or (module.name, name) in LAZY:
                 continue
             there = floor(name)
             if there is None or here is None or there[1] == here[1] or there[0] < here[0]:
                 continue
-            lines.append(f"{module.path}:{line}: {module.name} imports {name}, which is not below it")
+            lines.append(
+                f"{module.path}:{line}: {module.name} (floor {here[1]}) imports {name} (floor {there[1]}), which is not below "
+                "it; move what both need to a lower module, or pass it as an argument"
+            )
     return lines
 
 
-def circles(found: Iterable[Module]) -> list[list[str]]:
-    """Groups of modules that import each other in a circle (Tarjan's strongly connected components)."""
+def import_cycles(found: Iterable[Module]) -> list[list[str]]:
+    """The import cycles: groups of modules that import each other (Tarjan's strongly connected components)."""
     known = {m.name: m for m in found}
     edges = {
         m.name: {n for n, _ in imports(m, known) if n != "jambacli" and (m.name, n) not in LAZY} for m in known.values()
@@ -169,12 +172,14 @@ def console_uses(found: Iterable[Module]) -> list[str]:
             continue
         for node in ast.walk(ast.parse(module.text)):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
-                lines.append(f"{module.path}:{node.lineno}: print() below the front ends; log, or call back")
+                lines.append(
+                    f"{module.path}:{node.lineno}: print() below the front ends; use logging, or a Progress callback"
+                )
             if isinstance(node, ast.ImportFrom) and (
                 node.module == "jambacli.ui"
                 or (node.module == "jambacli" and any(alias.name == "ui" for alias in node.names))
             ):
-                lines.append(f"{module.path}:{node.lineno}: imports jambacli.ui; use logging or a progress callback")
+                lines.append(f"{module.path}:{node.lineno}: imports jambacli.ui; use logging, or a Progress callback")
         if module.name in OTHER_PROGRAMS:
             continue
         for token in tokenize.generate_tokens(io.StringIO(module.text).readline):
@@ -190,12 +195,15 @@ def main() -> None:
     found = modules()
     lines = [
         *upward_imports(found),
-        *(f"imports in a circle: {' -> '.join(group)}" for group in circles(found)),
+        *(
+            f"import cycle: {', '.join(group)}; move what they share to a module of its own"
+            for group in import_cycles(found)
+        ),
         *console_uses(found),
     ]
     for line in lines:
         print(line, file=sys.stderr)
-    print(f"house: {len(found)} modules, {len(FLOORS)} floors, {len(lines)} violations")
+    print(f"imports: {len(found)} modules, {len(FLOORS)} floors, {len(lines)} violations")
     sys.exit(bool(lines))
 
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import pytest
 
-from tools import check_house
-from tools.check_house import Module
+from tools import check_imports
+from tools.check_imports import Module
 
-FOUND = check_house.modules()
+FOUND = check_imports.modules()
 
 
 def with_line(name: str, line: str) -> list[Module]:
@@ -21,15 +21,15 @@ def with_line(name: str, line: str) -> list[Module]:
 
 
 def test_every_import_runs_down() -> None:
-    assert check_house.upward_imports(FOUND) == []
+    assert check_imports.upward_imports(FOUND) == []
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
-    assert check_house.circles(FOUND) == []
+    assert check_imports.import_cycles(FOUND) == []
 
 
 def test_only_front_ends_print_or_name_flags() -> None:
-    assert check_house.console_uses(FOUND) == []
+    assert check_imports.console_uses(FOUND) == []
 
 
 @pytest.mark.parametrize(
@@ -44,17 +44,17 @@ def test_only_front_ends_print_or_name_flags() -> None:
     ],
 )
 def test_an_upward_import_is_reported(module: str, line: str) -> None:
-    lines = check_house.upward_imports(with_line(module, line))
+    lines = check_imports.upward_imports(with_line(module, line))
     assert len(lines) == 1 and module in lines[0]
 
 
 def test_a_module_without_a_floor_is_reported() -> None:
-    lines = check_house.upward_imports([*FOUND, Module("jambacli.attic", "jambacli/attic.py", "")])
+    lines = check_imports.upward_imports([*FOUND, Module("jambacli.attic", "jambacli/attic.py", "")])
     assert len(lines) == 1 and "jambacli.attic has no floor" in lines[0]
 
 
 def test_a_circle_is_reported_with_its_modules() -> None:
-    assert check_house.circles(with_line("jambacli.errors", "from jambacli import units")) == [
+    assert check_imports.import_cycles(with_line("jambacli.errors", "from jambacli import units")) == [
         ["jambacli.errors", "jambacli.units"]
     ]
 
@@ -72,19 +72,19 @@ def test_a_circle_is_reported_with_its_modules() -> None:
     ],
 )
 def test_console_and_flags_below_the_front_ends_are_reported(line: str) -> None:
-    lines = check_house.console_uses(with_line("jambacli.engine.sampling", line))
+    lines = check_imports.console_uses(with_line("jambacli.engine.sampling", line))
     assert len(lines) == 1 and lines[0].startswith("jambacli/engine/sampling.py:")
 
 
 def test_a_front_end_may_print_and_name_flags() -> None:
-    assert check_house.console_uses(
+    assert check_imports.console_uses(
         with_line("jambacli.commands.run", "print('use --ctx')")
-    ) == check_house.console_uses(FOUND)
+    ) == check_imports.console_uses(FOUND)
 
 
 def test_no_test_module_imports_another() -> None:
     wrong = []
-    for path in sorted((check_house.REPO / "tests").rglob("*.py")):
+    for path in sorted((check_imports.REPO / "tests").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -94,6 +94,6 @@ def test_no_test_module_imports_another() -> None:
 
 def test_every_module_that_the_fast_run_leaves_out_exists() -> None:
 
-    tests = check_house.REPO / "tests"
+    tests = check_imports.REPO / "tests"
     names = (tests / "longer_modules.txt").read_text(encoding="utf-8").split()
     assert [name for name in names if not (tests / f"{name}.py").is_file()] == []
