@@ -16,8 +16,8 @@ from typing import Annotated, Any, NoReturn, TextIO
 import typer
 
 from jambacli import __version__, ui
+from jambacli.commands.flags import flag
 from jambacli.commands.options import Quiet
-from jambacli.commands.wording import flag
 from jambacli.errors import JambaError
 from jambacli.startup import importing
 

@@ -18,7 +18,7 @@ from typing import Any
 from jambacli.files import atomic_write
 
 #: The most replies that are kept; the oldest go first.
-_MOST = 4096
+_MAX_REPLIES = 4096
 
 
 class ReplyCache:
@@ -47,7 +47,7 @@ class ReplyCache:
             with atomic_write(self.folder / f"{key}.json", durable=False) as file:
                 file.write(json.dumps({**more, "text": text, "documents": list(documents)}).encode())
             files = [p for p in self.folder.glob("*.json") if not p.name.startswith(".")]
-            for path in sorted(files, key=lambda p: p.stat().st_mtime)[: max(0, len(files) - _MOST)]:
+            for path in sorted(files, key=lambda p: p.stat().st_mtime)[: max(0, len(files) - _MAX_REPLIES)]:
                 path.unlink(missing_ok=True)
 
     def clear(self, documents: Iterable[str] | None = None) -> None:

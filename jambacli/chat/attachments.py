@@ -12,7 +12,7 @@ from typing import Any
 
 from jambacli.documents.citation_check import check_citations
 from jambacli.documents.citations import Cited, places_of
-from jambacli.documents.pages import Entry
+from jambacli.documents.pages import DocumentEntry
 from jambacli.engine.generate import Thought
 from jambacli.session.conversation import Turn
 
@@ -26,22 +26,22 @@ class Attachments:
     replies should cite documents, see ``remark``.
     """
 
-    waiting: list[Entry] = field(default_factory=list)
-    lasting: Sequence[Entry] = ()
+    waiting: list[DocumentEntry] = field(default_factory=list)
+    lasting: Sequence[DocumentEntry] = ()
     knobs: Mapping[str, Any] | None = None
     suffix: str = ""
     cite: bool = False
-    _sent: dict[str, list[Entry]] = field(default_factory=dict)
+    _sent: dict[str, list[DocumentEntry]] = field(default_factory=dict)
     _cited: Cited | None = None
-    _numbered: list[Entry] = field(default_factory=list)
+    _numbered: list[DocumentEntry] = field(default_factory=list)
     _answer: str = ""
 
-    def for_next(self, turns: Sequence[Turn]) -> tuple[list[Entry], Mapping[str, Any] | None]:
+    def for_next(self, turns: Sequence[Turn]) -> tuple[list[DocumentEntry], Mapping[str, Any] | None]:
         """The documents and modes that go with a message after ``turns``."""
         first = not any(t.role == "user" for t in turns)
         return [*(self.lasting if first else ()), *self.waiting], self.knobs if first else None
 
-    def sent(self, turn: Turn, entries: Sequence[Entry]) -> None:
+    def sent(self, turn: Turn, entries: Sequence[DocumentEntry]) -> None:
         """Record that these documents stand before ``turn``, a message of the conversation."""
         if entries:
             self._sent[_block(turn)] = list(entries)

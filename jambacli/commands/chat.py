@@ -11,7 +11,7 @@ import typer
 
 from jambacli import ui
 from jambacli.commands import options as o
-from jambacli.commands.wording import flag
+from jambacli.commands.flags import flag
 from jambacli.errors import JambaError, UsageError
 from jambacli.startup import importing
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from jambacli.documents.ask import PendingAnswer
     from jambacli.documents.citation_check import CheckedCitations
     from jambacli.documents.citations import Cited
-    from jambacli.documents.pages import Entry
+    from jambacli.documents.pages import DocumentEntry
     from jambacli.documents.reader import Reader, Task
     from jambacli.engine.loaded_model import LoadedModel
     from jambacli.engine.options import GenerationOptions
@@ -54,7 +54,7 @@ _EVERY = 5.0
 _FAULTS = 20
 
 
-def read_entries(files: Sequence[str], output: Path | None) -> list[Entry]:
+def read_entries(files: Sequence[str], output: Path | None) -> list[DocumentEntry]:
     """Open the documents that the arguments name, with a warning for each problem."""
     from jambacli.documents.load import read_documents
     from jambacli.documents.pages import entries_of
@@ -150,7 +150,7 @@ class Answer:
         """Collect the pieces, and print them as they come if they go to stdout unchanged. Ctrl-C keeps what was said."""
         self.text, self.interrupted = stream(pieces, show=self._live)
 
-    def finish(self, key: str, entries: Sequence[Entry], cited: Cited, figures: dict[str, Any]) -> None:
+    def finish(self, key: str, entries: Sequence[DocumentEntry], cited: Cited, figures: dict[str, Any]) -> None:
         """Write what has not been written yet: the sources, the JSON, the file. ``key``: the key of the answer with --json.
 
         JSON of a schema is written alone, so its sources go to stderr, or into the object of --json. An answer that was
@@ -194,7 +194,7 @@ class Answer:
         ui.note(f"written to {self.output}")
 
 
-def _report_missing(cited: Cited, entries: Sequence[Entry]) -> None:
+def _report_missing(cited: Cited, entries: Sequence[DocumentEntry]) -> None:
     """Report missing citations, and citations of documents that do not exist."""
     if unknown := cited.unknown(entries):
         numbers = ", ".join(map(str, unknown[:10])) + (", ..." if len(unknown) > 10 else "")
@@ -205,7 +205,7 @@ def _report_missing(cited: Cited, entries: Sequence[Entry]) -> None:
         ui.note("the model names no document that supports this answer")
 
 
-def _report_doubts(checked: CheckedCitations, named: Sequence[int], entries: Sequence[Entry]) -> None:
+def _report_doubts(checked: CheckedCitations, named: Sequence[int], entries: Sequence[DocumentEntry]) -> None:
     """Report citations that the check replaced, or found unsupported."""
     from jambacli.documents.citations import places_of
 
@@ -300,7 +300,7 @@ def deliver(
         raise KeyboardInterrupt
 
 
-def chat_about(reader: Reader, entries: Sequence[Entry], task: Task, language: str | None) -> Chat:
+def chat_about(reader: Reader, entries: Sequence[DocumentEntry], task: Task, language: str | None) -> Chat:
     """A chat about documents, which go with its first message. ``task``: the first message, perhaps empty."""
     from jambacli.chat.attachments import Attachments
     from jambacli.chat.commands import Chat

@@ -14,7 +14,7 @@ from jambacli.errors import JambaError
 from jambacli.units import format_bytes, format_context, format_count
 
 if TYPE_CHECKING:
-    from jambacli.hub.store import Entry
+    from jambacli.hub.store import StoreEntry
 
 
 @o.quiet_option
@@ -80,7 +80,7 @@ def _demo_model() -> dict[str, Any] | None:
     return {"name": demo.DEMO_NAME, "bytes": path.stat().st_size, "path": str(path)}
 
 
-def _as_json(path: object, entry: Entry, used: float | None, complete: bool) -> dict[str, Any]:
+def _as_json(path: object, entry: StoreEntry, used: float | None, complete: bool) -> dict[str, Any]:
     return {
         "name": entry.name,
         "bytes": entry.size,

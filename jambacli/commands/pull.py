@@ -15,9 +15,9 @@ from jambacli.units import format_bytes, format_context
 
 if TYPE_CHECKING:
     from jambacli.hub.pick_file import Conversion
-    from jambacli.hub.preview import Fit
+    from jambacli.hub.preview import DownloadFit
     from jambacli.hub.pull import PullOptions
-    from jambacli.hub.store import Entry
+    from jambacli.hub.store import StoreEntry
 
 
 class _Instead(Exception):
@@ -70,11 +70,11 @@ def pull(
     ui.note(f"{entry.name} is ready: jamba run {shlex.quote(entry.name)}")
 
 
-def _pull(name: str, options: PullOptions, yes: bool) -> Entry:
+def _pull(name: str, options: PullOptions, yes: bool) -> StoreEntry:
     from jambacli.hub import pull as hub
     from jambacli.hub.pick_file import NoSuchGGUF
 
-    def decide(fit: Fit) -> None:
+    def decide(fit: DownloadFit) -> None:
         _decide(fit, yes)
 
     try:
@@ -96,7 +96,7 @@ def _command(offer: Conversion) -> str:
     return f"jamba pull {offer.name} --quant {offer.quant.lower()}"
 
 
-def _decide(fit: Fit, yes: bool) -> None:
+def _decide(fit: DownloadFit, yes: bool) -> None:
     """Say how large the model is and whether it fits. When it does not, ask, or refuse when nobody can be asked."""
     more = "" if fit.to_download == fit.size else f", {format_bytes(fit.size - fit.to_download)} already downloaded"
     ui.note(f"{fit.name}: {format_bytes(fit.size)}{more}; {_verdict(fit)}")
@@ -114,7 +114,7 @@ def _decide(fit: Fit, yes: bool) -> None:
         raise JambaError(f"{fit.name} was not downloaded")
 
 
-def _verdict(fit: Fit) -> str:
+def _verdict(fit: DownloadFit) -> str:
     plan = fit.plan
     need = f"{format_bytes(plan.total)} of memory with {format_context(plan.ctx)} tokens of context"
     if fit.fits:

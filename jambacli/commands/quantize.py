@@ -13,14 +13,14 @@ import typer
 
 from jambacli import ui
 from jambacli.commands import options as o
-from jambacli.commands.wording import flag
+from jambacli.commands.flags import flag
 from jambacli.errors import JambaError, UsageError, name_options
 from jambacli.kernels import MAX_THREADS
 from jambacli.units import counted, format_bytes, format_seconds, parse_size
 
 if TYPE_CHECKING:
     from jambacli.quantize.error_stats import ErrorStats
-    from jambacli.quantize.quantize_file import Plan, Result
+    from jambacli.quantize.quantize_file import QuantizePlan, Result
 
 T = TypeVar("T")
 
@@ -94,7 +94,7 @@ def quantize(
     if output is None and path.name != Path(source).name:
         output = Path()  # a pulled model lies in the store, which holds pulled models alone
     recipe = _parsed("type", recipes.get_recipe, type)
-    options = recipes.Options(
+    options = recipes.RecipeOptions(
         tensor_types=[_parsed("tensor_type", recipes.parse_tensor_type, text) for text in tensor_type or ()],
         output=None if output_type is None else _parsed("output_type", recipes.parse_format, output_type),
         embedding=None if embedding_type is None else _parsed("embedding_type", recipes.parse_format, embedding_type),
@@ -158,7 +158,7 @@ def _device(name: str) -> str:
     return name
 
 
-def _show_notes(plan: Plan) -> None:
+def _show_notes(plan: QuantizePlan) -> None:
     """Print what the user should know before it runs: fallbacks, options without effect, tensors the imatrix lacks."""
     groups: dict[tuple[str, str, int], list[str]] = defaultdict(list)
     for choice in plan.fallbacks:
@@ -174,7 +174,7 @@ def _show_notes(plan: Plan) -> None:
         ui.note(f"note: the imatrix has no entry for {count}, quantized without weights: {some}")
 
 
-def _show_result(plan: Plan, result: Result, took: float) -> None:
+def _show_result(plan: QuantizePlan, result: Result, took: float) -> None:
     first, rest = result.paths[0], len(result.paths) - 1
     where = f"{first} and {rest} more part{'s' if rest > 1 else ''}" if rest else str(first)
     rate = sum(info.nbytes for info in plan.source.tensors.values()) / max(took, 1e-3)
@@ -200,7 +200,7 @@ def _aligned(rows: Iterable[tuple[str, ...]], right: int) -> list[str]:
     ]
 
 
-def _plan_lines(plan: Plan) -> list[str]:
+def _plan_lines(plan: QuantizePlan) -> list[str]:
     rows = [("tensor", "shape", "from", "to", "size")]
     rows += [(c.name, _shape(c.tensor.shape), c.tensor.format, c.format, format_bytes(c.nbytes)) for c in plan.choices]
     return [
@@ -211,7 +211,7 @@ def _plan_lines(plan: Plan) -> list[str]:
     ]
 
 
-def _plan_json(plan: Plan) -> dict[str, Any]:
+def _plan_json(plan: QuantizePlan) -> dict[str, Any]:
     return {
         "type": plan.request.recipe.name,
         "bytes": plan.size,
@@ -231,16 +231,16 @@ def _plan_json(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _result_json(plan: Plan, result: Result) -> dict[str, Any]:
+def _result_json(plan: QuantizePlan, result: Result) -> dict[str, Any]:
     return {**_plan_json(plan), "files": [str(path) for path in result.paths]}
 
 
-def _changed(plan: Plan, result: Result) -> list[tuple[str, str, ErrorStats]]:
+def _changed(plan: QuantizePlan, result: Result) -> list[tuple[str, str, ErrorStats]]:
     formats = {c.name: c.format for c in plan.choices}
     return [(name, formats[name], error) for name, error in result.errors.items()]
 
 
-def _report_lines(plan: Plan, result: Result) -> list[str]:
+def _report_lines(plan: QuantizePlan, result: Result) -> list[str]:
     from jambacli.quantize.error_stats import ErrorStats
 
     rows = [("tensor", "to", "RMS error", "of RMS", "worst")]
@@ -252,7 +252,7 @@ def _report_lines(plan: Plan, result: Result) -> list[str]:
     return _aligned(rows, right=2)
 
 
-def _report_json(plan: Plan, result: Result) -> dict[str, Any]:
+def _report_json(plan: QuantizePlan, result: Result) -> dict[str, Any]:
     return {
         "type": plan.request.recipe.name,
         "bytes": plan.size,

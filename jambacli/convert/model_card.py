@@ -158,9 +158,9 @@ def _sampling(path: Path) -> Rows:
     if settings.get("do_sample") is False:
         return []
     rows: Rows = []
-    for field, (key, kind, least, most) in _SAMPLING.items():
+    for field, (key, kind, minimum, maximum) in _SAMPLING.items():
         value = settings.get(field)
         whole = kind != "i32" or isinstance(value, int)
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and whole and least <= value <= most:
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and whole and minimum <= value <= maximum:
             rows.append((key, value, kind))
     return rows

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jambacli.documents.pages import Entry
+from jambacli.documents.pages import DocumentEntry
 
 # A citation holds with this share of the best document's score. The best document is cited instead with _DECIDES of the
 # total score, if the second best has at most _SECOND of its score, and _TOGETHER words count for it: one may occur anywhere.
@@ -31,7 +31,7 @@ class CheckedCitations:
     unsupported: bool = False
 
 
-def check_citations(answer: str, cited: Sequence[int], entries: Sequence[Entry]) -> CheckedCitations:
+def check_citations(answer: str, cited: Sequence[int], entries: Sequence[DocumentEntry]) -> CheckedCitations:
     """Check the documents ``cited`` for ``answer``; they stay unless its words occur clearly in one other document."""
     words = _words(answer)
     if not cited or not words or len(entries) < 2:

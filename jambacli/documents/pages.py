@@ -36,7 +36,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Entry:
+class DocumentEntry:
     """One of the documents in a prompt: a title, a text, and the places it comes from."""
 
     title: str
@@ -48,7 +48,7 @@ class Entry:
         return {"title": self.title, "text": self.text}
 
 
-def entries_of(documents: Sequence[Document]) -> list[Entry]:
+def entries_of(documents: Sequence[Document]) -> list[DocumentEntry]:
     """Every part of every document, in order.
 
     Titles hold the shortest ends of the files' paths that tell them apart, so that the same files are the same tokens
@@ -60,7 +60,7 @@ def entries_of(documents: Sequence[Document]) -> list[Entry]:
         for part in document.parts:
             where = document.where(part)
             source = Source(document.name, document.unit, part.first, part.last) if where else Source(document.name)
-            entries.append(Entry(f"{name}, {where}" if where else name, part.text, (source,)))
+            entries.append(DocumentEntry(f"{name}, {where}" if where else name, part.text, (source,)))
     return entries
 
 

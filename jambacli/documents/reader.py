@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from jambacli.documents.pages import Entry
+from jambacli.documents.pages import DocumentEntry
 from jambacli.engine.options import GenerationOptions
 from jambacli.progress import Progress, no_progress
 from jambacli.session.conversation import render_plain
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from jambacli.engine.loaded_model import LoadedModel
 
 #: Tokens kept free for a reply without a limit of its own, where the context is large enough.
-REPLY = 1024
+REPLY_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ class Reader:
 
     def reserve(self) -> int:
         """Tokens to keep free for the reply."""
-        return min(self.generation.max_tokens or REPLY, max(1, self.ctx // 4))
+        return min(self.generation.max_tokens or REPLY_TOKENS, max(1, self.ctx // 4))
 
-    def prompt(self, entries: Sequence[Entry], task: Task) -> list[int]:
+    def prompt(self, entries: Sequence[DocumentEntry], task: Task) -> list[int]:
         """The tokens of the whole prompt; ``stream`` reuses the tokenization."""
         session = self._opened()
         documents = [e.as_document() for e in entries]
@@ -74,7 +74,7 @@ class Reader:
         session.conversation.add_user(self.instruction(task), documents, self.knobs(task))
         return session.conversation.render().ids
 
-    def stream(self, entries: Sequence[Entry], task: Task, *, max_tokens: int | None = None) -> Iterator[str]:
+    def stream(self, entries: Sequence[DocumentEntry], task: Task, *, max_tokens: int | None = None) -> Iterator[str]:
         """The reply in pieces, with its sections of citations; thoughts come as ``Thought``.
 
         ``max_tokens``: the longest reply, by default that of the generation options.

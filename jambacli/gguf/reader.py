@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from jambacli.errors import BadFileError, JambaError, UnsupportedError
 from jambacli.gguf.experts_int8 import scale_name
-from jambacli.gguf.values import MAX_KEYS, Cursor, Entry, Metadata, shown, skip_value
+from jambacli.gguf.values import MAX_KEYS, Cursor, Metadata, MetadataEntry, shown, skip_value
 from quant.formats import BY_GGML_TYPE, Format
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ class _Part:
         # The smallest tensor entry is 33 bytes, the smallest key-value pair 14.
         _check_count(cursor, n_tensors, "tensors", MAX_TENSORS, 33)
         _check_count(cursor, n_keys, "metadata keys", MAX_KEYS, 14)
-        entries: dict[str, Entry] = {}
+        entries: dict[str, MetadataEntry] = {}
         for i in range(n_keys):
             key = cursor.name(f"metadata key number {i}")
             if key in entries:

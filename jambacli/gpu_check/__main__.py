@@ -13,7 +13,7 @@ import os
 import sys
 from pathlib import Path
 
-from jambacli.gpu_check.suite import PARTS, Options, all_good, run_in_workers, run_parts, write_report
+from jambacli.gpu_check.suite import PARTS, CheckOptions, all_good, run_in_workers, run_parts, write_report
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -49,7 +49,7 @@ def _log_to_stderr() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    default = Options()
+    default = CheckOptions()
     parser = argparse.ArgumentParser(prog="python -m jambacli.gpu_check", description=__doc__)
     parser.add_argument("--tiny", action="store_true", help="tiny models, to test that every part runs")
     parser.add_argument("--budget", type=float, default=default.budget, help="seconds for everything (default: 520)")
@@ -66,13 +66,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _options(parsed: argparse.Namespace) -> Options:
+def _options(parsed: argparse.Namespace) -> CheckOptions:
     """The parsed options; SystemExit for an unknown part or format."""
     from jambacli.gpu_check.speed import GEMV_FORMATS
 
     # A worker runs one part at a time, "warm" among them.
     parts = tuple(parsed.parts.split(",")) if parsed.worker else _known("parts", parsed.parts, PARTS)
-    return Options(
+    return CheckOptions(
         parts=parts,
         shapes=tuple(parsed.shapes.split(",")),
         quants=tuple(parsed.quants.split(",")),
@@ -92,7 +92,7 @@ def _known(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name for name in known if name in named)
 
 
-def _worker_command(options: Options, out: Path, failure: str | None) -> list[str]:
+def _worker_command(options: CheckOptions, out: Path, failure: str | None) -> list[str]:
     """The command line of a worker with these options."""
     return [
         *(sys.executable, "-m", "jambacli.gpu_check", "--worker", "--out", str(out), "--shard", options.shard),

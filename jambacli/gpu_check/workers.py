@@ -19,7 +19,7 @@ from typing import Any
 #: Exit status of a worker that can no longer use its GPU.
 LOST = 75
 # The most starts of one job; every start takes some seconds.
-_MOST_STARTS = 8
+_MAX_STARTS = 8
 # Seconds until the first results are written: torch is imported and the GPU initialized.
 _START_PATIENCE = 120.0
 _WORKER_KEYS = ("done", "running", "patience", "ended", "seconds")
@@ -83,7 +83,7 @@ class Job:
         self.process = subprocess.Popen(self.command(left, reason), env=os.environ | self.environment)
 
     def _restart(self, reason: str, left: float) -> None:
-        if self.starts >= _MOST_STARTS or left <= 0:
+        if self.starts >= _MAX_STARTS or left <= 0:
             self._give_up(f"{reason or 'the GPU was lost'}; started {self.starts} times")
         else:
             self._start(reason, left)

@@ -20,9 +20,9 @@ from jambacli.hub.aliases import DEFAULT_QUANT, SHORT, load_table
 from jambacli.hub.download import RemoteFile, Unreachable
 from jambacli.hub.names import Hub, Name, Ollama, parse_name, with_quant
 from jambacli.hub.pick_file import Conversion, NoSuchGGUF, candidates, pick_candidate
-from jambacli.hub.preview import Alternative, Fit, assess_fit, preview
+from jambacli.hub.preview import Alternative, DownloadFit, assess_fit, preview
 from jambacli.hub.resolve import find_named
-from jambacli.hub.store import Entry, Store, StoredFile, discard, set_id
+from jambacli.hub.store import Store, StoredFile, StoreEntry, discard, set_id
 from jambacli.progress import Progress, Transfers, no_progress, no_transfers
 from jambacli.units import format_bytes
 
@@ -80,11 +80,11 @@ class NeedsConversion(JambaError):
 def pull(
     text: str,
     options: PullOptions,
-    decide: Callable[[Fit], None],
+    decide: Callable[[DownloadFit], None],
     *,
     progress: Progress = no_progress,
     transfers: Transfers = no_transfers,
-) -> Entry:
+) -> StoreEntry:
     """Pull ``text`` and register it.
 
     ``decide`` is called with how the model fits this machine before most of it is downloaded, and raises to stop. Raises
@@ -119,10 +119,10 @@ def _obtain(
     name: str,
     model: RemoteModel,
     options: PullOptions,
-    decide: Callable[[Fit], None],
+    decide: Callable[[DownloadFit], None],
     progress: Progress,
     transfers: Transfers,
-) -> Entry:
+) -> StoreEntry:
     """Download what is missing of ``model``, verify it and register it under ``name``."""
     key = set_id([file.digest for file in model.files])
     size = sum(file.size for file in model.files)
@@ -249,7 +249,7 @@ def fit_this_machine(
     same: Sequence[Alternative],
     options: PullOptions,
     tensors: Mapping[str, tuple[str, tuple[int, ...]]] | None = None,
-) -> Fit:
+) -> DownloadFit:
     """How a model fits this machine with the context and KV type of ``options`` (see ``preview.assess_fit``)."""
     from jambacli.hardware.devices import devices
 
@@ -327,8 +327,8 @@ def _checked_summary(path: Path, folder: Path | None) -> Summary:
 
 def _register(
     store: Store, name: str, model: RemoteModel, key: str | None, files: Sequence[StoredFile], summary: Summary
-) -> Entry:
-    entry = Entry(
+) -> StoreEntry:
+    entry = StoreEntry(
         name,
         model.source,
         tuple(files),
@@ -369,7 +369,7 @@ def _means_a_path(text: str) -> bool:
     return not slash or text.startswith(("/", "./", "../", "~")) or ("/" not in folder and Path(folder).is_dir())
 
 
-def _register_path(store: Store, path: Path, options: PullOptions) -> Entry:
+def _register_path(store: Store, path: Path, options: PullOptions) -> StoreEntry:
     """Register a local file; it stays where it is."""
     from jambacli.gguf.reader import SPLIT_NAME, GGUFFile
     from jambacli.gguf.summary import summarize

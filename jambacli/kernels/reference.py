@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from quant.formats import QTensor
 
 # Rows of a quantized matrix are dequantized this many bytes at a time: the output matrix of the 3B takes 0.67 GB.
-_PANEL_BYTES = 32 << 20
+_DEQUANTIZED_PANEL_BYTES = 32 << 20
 # The largest matrix of attention scores, in float32 values.
 _SCORE_VALUES = 8 << 20
 # The most values of the discretized transition exp(dt * A) held at once, float32.
@@ -68,7 +68,7 @@ def linear(x: torch.Tensor, w: QTensor) -> torch.Tensor:
     if w.format.name == "f32":
         return x @ dequantize(w).T
     n_out, n_in = w.shape
-    panel = max(1, _PANEL_BYTES // (n_in * 4))
+    panel = max(1, _DEQUANTIZED_PANEL_BYTES // (n_in * 4))
     out = x.new_empty(x.shape[0], n_out)
     for start in range(0, n_out, panel):
         stop = min(start + panel, n_out)

@@ -25,7 +25,7 @@ from jambacli.progress import Progress, no_progress
 from jambacli.quantize import recipes
 from jambacli.quantize.error_stats import ErrorStats
 from jambacli.quantize.panels import Panel, split_into_panels
-from jambacli.quantize.recipes import Choice, Facts, Options, Recipe
+from jambacli.quantize.recipes import Choice, Facts, Recipe, RecipeOptions
 from quant.formats import FLOATS, get_format
 from quant.native import NonFiniteRowError
 from quant.overflow import overflowed_row
@@ -46,7 +46,7 @@ class Request:
     """How a file is to be quantized: the recipe, its options, and how to run and to write."""
 
     recipe: Recipe
-    options: Options = field(default_factory=Options)
+    options: RecipeOptions = field(default_factory=RecipeOptions)
     imatrix: Imatrix | None = None
     keep_split: bool = False
     split_max_size: int | None = None
@@ -67,7 +67,7 @@ class UnusedOption:
 
 
 @dataclass(frozen=True)
-class Plan:
+class QuantizePlan:
     """What becomes of every tensor of ``source``, in the order of the output."""
 
     source: GGUFFile
@@ -143,7 +143,7 @@ def output_path(source: GGUFFile, recipe: Recipe, output: Path | None) -> Path:
     return path
 
 
-def plan(source: GGUFFile, request: Request) -> Plan:
+def plan(source: GGUFFile, request: Request) -> QuantizePlan:
     """Decide every tensor's format, before weights are read or anything is written.
 
     JambaError, naming tensor or file, for another architecture, a source that is quantized already, a row that does
@@ -171,10 +171,10 @@ def plan(source: GGUFFile, request: Request) -> Plan:
         )
     metadata, tensors = _output_metadata(source, request), _output_tensors(source, choices, request.keep_split)
     size = file_size(metadata, tensors, split_max_size=request.split_max_size)
-    return Plan(source, request, tuple(choices), metadata, tensors, size, unweighted)
+    return QuantizePlan(source, request, tuple(choices), metadata, tensors, size, unweighted)
 
 
-def quantize(plan: Plan, output: Path, progress: Progress = no_progress) -> Result:
+def quantize(plan: QuantizePlan, output: Path, progress: Progress = no_progress) -> Result:
     """Write the quantized model to ``output`` (or its parts); with ``report``, measure the error of each tensor.
 
     JambaError for an output that exists (without ``force``) or is the input, for a NaN or an infinity (naming tensor and
@@ -212,7 +212,7 @@ def quantize(plan: Plan, output: Path, progress: Progress = no_progress) -> Resu
         return Result(tuple(writer.paths), errors)
 
 
-def _quantize_panel(plan: Plan, panel: Panel, buffer: np.ndarray) -> ErrorStats | None:
+def _quantize_panel(plan: QuantizePlan, panel: Panel, buffer: np.ndarray) -> ErrorStats | None:
     source, request = plan.source, plan.request
     data = source.data(panel.name)[panel.start : panel.stop]
     rows = Rows(data, panel.source, panel.n, _source_scales(source, panel))

@@ -50,7 +50,7 @@ class Tensor:
 
 
 @dataclass(frozen=True)
-class Options:
+class RecipeOptions:
     """The user's choices, which take precedence over the mixture."""
 
     tensor_types: Sequence[tuple[re.Pattern[str], str]] = ()
@@ -269,7 +269,7 @@ def may_quantize(tensor: Tensor) -> bool:
     )
 
 
-def plan(tensors: Sequence[Tensor], facts: Facts, recipe: Recipe, options: Options | None = None) -> list[Choice]:
+def plan(tensors: Sequence[Tensor], facts: Facts, recipe: Recipe, options: RecipeOptions | None = None) -> list[Choice]:
     """The format of every tensor, as llama-quantize chooses it, in the order of ``tensors`` (see ``visiting_order``).
 
     Unlike llama-quantize, patterns and the output's format also apply under a float recipe (f16, bf16, experts_*).
@@ -277,7 +277,7 @@ def plan(tensors: Sequence[Tensor], facts: Facts, recipe: Recipe, options: Optio
     """
     if recipe.experts and not any(is_expert_stack(t) for t in tensors):
         raise ValueError(f"{recipe.name} is for models with experts, and this one has none; use bf16 or q8_0")
-    options = options or Options()
+    options = options or RecipeOptions()
     planner = _Planner(facts, recipe, options, tensors)
     return [planner.choose(t) if may_quantize(t) else Choice(t, t.format, kept=True) for t in tensors]
 
@@ -285,7 +285,7 @@ def plan(tensors: Sequence[Tensor], facts: Facts, recipe: Recipe, options: Optio
 class _Planner:
     """Chooses formats tensor by tensor; counts those that the rules count."""
 
-    def __init__(self, facts: Facts, recipe: Recipe, options: Options, tensors: Sequence[Tensor]) -> None:
+    def __init__(self, facts: Facts, recipe: Recipe, options: RecipeOptions, tensors: Sequence[Tensor]) -> None:
         self.facts, self.recipe, self.options = facts, recipe, options
         self.n_attn_v = sum("attn_v.weight" in t.name for t in tensors)
         self.i_attn_v = self.i_ffn_down = 0

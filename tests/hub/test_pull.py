@@ -11,7 +11,7 @@ import pytest
 
 from jambacli.errors import JambaError
 from jambacli.hub import download, resolve
-from jambacli.hub.preview import Fit
+from jambacli.hub.preview import DownloadFit
 from jambacli.hub.pull import NeedsConversion, PullOptions, pull
 from jambacli.hub.resolve import resolve_model
 from jambacli.hub.store import Store
@@ -255,9 +255,9 @@ def test_conversion_is_offered_when_there_are_only_safetensors(hub: Server) -> N
 
 
 def test_the_fit_is_assessed_before_the_download(hub: Server, models: dict[str, bytes]) -> None:
-    seen: list[Fit] = []
+    seen: list[DownloadFit] = []
 
-    def stop(fit: Fit) -> None:
+    def stop(fit: DownloadFit) -> None:
         seen.append(fit)
         raise JambaError("no, thank you")
 

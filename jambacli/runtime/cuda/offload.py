@@ -32,7 +32,7 @@ from quant.formats import QTensor
 logger = logging.getLogger(__name__)
 
 #: The most tokens for which the CPU computes; for more, weights are streamed to the GPU.
-FEW_TOKENS = 16
+MAX_CPU_TOKENS = 16
 
 
 @dataclass
@@ -64,7 +64,7 @@ class HostExperts:
         self, x: torch.Tensor, router: torch.Tensor, gate: QTensor, up: QTensor, down: QTensor, top_k: int
     ) -> torch.Tensor:
         """See ``reference.experts``: x float32 [T, hidden], router and result on the GPU, the experts in host memory."""
-        if x.shape[0] > FEW_TOKENS and self._streaming:
+        if x.shape[0] > MAX_CPU_TOKENS and self._streaming:
             try:
                 return self._streamed(x, router, (gate, up, down), top_k)
             except RuntimeError as error:

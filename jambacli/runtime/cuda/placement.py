@@ -95,22 +95,22 @@ def place(
     ``free``: bytes free on the GPU. ``gpu_memory``, ``cpu_experts``, ``cpu_kv`` as in ``DeviceOptions``. Raises UsageError for
     an impossible ``cpu_experts``, JambaError with a remedy if even the smallest plan does not fit.
     """
-    most = len(sizes.experts)
-    if cpu_experts is not None and not 0 <= cpu_experts <= most:
+    n_moe = len(sizes.experts)
+    if cpu_experts is not None and not 0 <= cpu_experts <= n_moe:
         raise UsageError(
-            f"is not possible: this model has {most} layers with experts", field="cpu_experts", value=cpu_experts
+            f"is not possible: this model has {n_moe} layers with experts", field="cpu_experts", value=cpu_experts
         )
     budget = usable(free, gpu_memory)
     kv = ctx * config.kv_bytes_per_token(kv_type)
     order = sorted(sizes.experts, reverse=True)
     plan = None
-    for n, chunk in _choices(most) if cpu_experts is None else ((cpu_experts, chunk) for chunk in CHUNKS):
+    for n, chunk in _choices(n_moe) if cpu_experts is None else ((cpu_experts, chunk) for chunk in CHUNKS):
         on_host = order[:n]
         host = sum(sizes.experts[layer] for layer in on_host)
         working = working_memory(config, sizes, ctx, kv_type, chunk, on_host, cpu_kv=cpu_kv)
         pinned = 2 * slot_bytes(sizes, on_host) + 2 * PIECE
         plan = Placement(
-            budget, sizes.total - host, working, host, frozenset(on_host), most, kv if cpu_kv else 0, chunk, pinned
+            budget, sizes.total - host, working, host, frozenset(on_host), n_moe, kv if cpu_kv else 0, chunk, pinned
         )
         if plan.spare >= 0:
             return plan
@@ -118,14 +118,14 @@ def place(
     raise _too_big(plan, config, ctx, kv_type, cpu_experts is not None)
 
 
-def _choices(most: int) -> Iterator[tuple[int, int]]:
+def _choices(n_moe: int) -> Iterator[tuple[int, int]]:
     """(layers with experts in host memory, tokens per piece of prefill), the fastest first.
 
     Every piece of a prompt streams all experts in host memory again, so with these small pieces come last.
     """
     yield from ((0, chunk) for chunk in CHUNKS)
-    yield from ((n, CHUNKS[0]) for n in range(1, most + 1))
-    yield from ((most, chunk) for chunk in CHUNKS[1:])
+    yield from ((n, CHUNKS[0]) for n in range(1, n_moe + 1))
+    yield from ((n_moe, chunk) for chunk in CHUNKS[1:])
 
 
 def _too_big(plan: Placement, config: JambaConfig, ctx: int, kv_type: str, chosen: bool) -> JambaError:
