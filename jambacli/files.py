@@ -16,7 +16,7 @@ def refuse_existing(path: Path, force: bool) -> None:
     """Raise JambaError where ``path`` exists and ``force`` is False, or where it is a directory, a device or a pipe."""
     try:
         mode = path.stat().st_mode
-    except OSError:  # it does not exist, or cannot be reached: writing will say why
+    except OSError:  # it does not exist, or cannot be reached: writing it will report why
         return
     if not stat.S_ISREG(mode):
         kind = "a directory" if stat.S_ISDIR(mode) else "a device or a pipe"

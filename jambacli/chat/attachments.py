@@ -1,7 +1,7 @@
 """The documents attached to a chat: which go with the next message, and which a reply's citations refer to.
 
-A chat about files keeps them: after its first message is taken back, or the chat is cleared, the next message brings them
-again.
+A chat about files keeps them: after its first message is undone, or the chat is cleared, they are attached to the next
+message again.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Attachments:
         return [*(self.lasting if first else ()), *self.waiting], self.knobs if first else None
 
     def sent(self, turn: Turn, entries: Sequence[DocumentEntry]) -> None:
-        """Record that these documents stand before ``turn``, a message of the conversation."""
+        """Record that these documents come before ``turn``, a message of the conversation."""
         if entries:
             self._sent[_block(turn)] = list(entries)
 
@@ -77,12 +77,12 @@ class Attachments:
         if not self._numbered:
             return [f"document {n}" for n in dict.fromkeys(self._cited.numbers) if n >= 0]
         checked = check_citations(self._answer, self._cited.cited(self._numbered), self._numbered)
-        by = " (where its words stand)" if checked.replaced else ""
+        by = " (where the answer's words occur)" if checked.replaced else ""
         return [f"{s}{by}" for s in places_of(checked.ids, self._numbered)]
 
     @property
     def remark(self) -> str:
-        """A remark on a last reply that should cite documents and does not, else ""."""
+        """A remark if the last reply should cite documents and does not, else ""."""
         return "the model named no documents" if self.cite and self._cited is not None and not self.places else ""
 
 

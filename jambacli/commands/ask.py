@@ -22,7 +22,7 @@ def ask(
             metavar="FILE... QUESTION", help="Files, directories, globs, or - for standard input; the question last."
         ),
     ] = None,
-    interactive: Annotated[bool, typer.Option("--interactive", "-i", help="Go on asking, in a chat.")] = False,
+    interactive: Annotated[bool, typer.Option("--interactive", "-i", help="Keep asking, in a chat.")] = False,
     passes: Annotated[
         bool, typer.Option("--passes", help="Ask part by part if the documents are longer than the context.")
     ] = False,
@@ -35,7 +35,7 @@ def ask(
     *,
     arguments: o.GenerationArguments,
 ) -> None:
-    """Ask about documents. They are read once; a later question, in any process, reads only itself."""
+    """Ask about documents. They are read once; a later question, in any process, computes only the question itself."""
     output = documents_io.output_path(output)
     with importing():
         from jambacli.documents.ask import ask_documents, question_text

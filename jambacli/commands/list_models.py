@@ -1,4 +1,4 @@
-"""``jamba list``: the pulled models, one a line."""
+"""``jamba list``: the pulled models, one per line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @o.quiet_option
 def list_models(
-    as_json: Annotated[bool, typer.Option("--json", help="Everything as one JSON object.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """List the pulled models: name, size, type, context, and when each was last used."""
     from jambacli.hub.converted_cache import converted_bytes

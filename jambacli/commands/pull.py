@@ -38,15 +38,19 @@ def pull(
     ],
     quant: Annotated[
         str | None,
-        typer.Option("--quant", help="The type, e.g. q4_k_m; made from the checkpoint if there is no such GGUF."),
+        typer.Option("--quant", help="The type, e.g. q4_k_m; quantized from the checkpoint if there is no such GGUF."),
     ] = None,
     revision: Annotated[
         str | None, typer.Option("--revision", help="A branch, tag or commit of the repository.")
     ] = None,
-    own_name: Annotated[str | None, typer.Option("--name", help="Keep it under this name.")] = None,
+    own_name: Annotated[str | None, typer.Option("--name", help="Register it under this name.")] = None,
     ctx: Annotated[
         str | None,
-        typer.Option("--ctx", "-c", help="Check that it fits with this context, e.g. 256k; default: what fits."),
+        typer.Option(
+            "--ctx",
+            "-c",
+            help="Check that it fits with this context length, e.g. 256k; default: the longest that fits.",
+        ),
     ] = None,
     kv_type: Annotated[str, typer.Option("--kv-type", help="Keys and values as f16, bf16, f32 or q8_0.")] = "f16",
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask; download even what does not fit.")] = False,
@@ -97,7 +101,7 @@ def _command(offer: Conversion) -> str:
 
 
 def _decide(fit: DownloadFit, yes: bool) -> None:
-    """Say how large the model is and whether it fits. When it does not, ask, or refuse when nobody can be asked."""
+    """Show the model's size and whether it fits. If it does not fit, ask, or refuse without a terminal."""
     more = "" if fit.to_download == fit.size else f", {format_bytes(fit.size - fit.to_download)} already downloaded"
     ui.note(f"{fit.name}: {format_bytes(fit.size)}{more}; {_verdict(fit)}")
     if fit.fits or yes:

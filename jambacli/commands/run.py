@@ -20,14 +20,14 @@ from jambacli.errors import UsageError
 @o.generation_options
 def run(
     first: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="A name or a .gguf; left out: the last used.")
+        str | None, typer.Argument(metavar="[MODEL]", help="A name or a .gguf; default: the last used.")
     ] = None,
     second: Annotated[str | None, typer.Argument(metavar="[PROMPT]", help="The prompt.")] = None,
     file: Annotated[Path | None, typer.Option("--file", "-f", help="Read (more of) the prompt from a file.")] = None,
     system: Annotated[str | None, typer.Option("--system", help="System message.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object with text and figures, not streamed.")
+        bool, typer.Option("--json", help="Print one JSON object with the text and statistics, not streamed.")
     ] = False,
     *,
     arguments: o.GenerationArguments,

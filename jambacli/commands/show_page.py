@@ -1,4 +1,4 @@
-"""Renders the page that ``jamba show`` prints, from a Summary and a MemoryPlan."""
+"""Renders the page that ``jamba show`` prints from a Summary and a MemoryPlan."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _VERDICTS = {
     "fits": ("green", "✓", "fits, {spare} to spare"),
     "tight": ("yellow", "~", "tight: needs {short} more than is free now; close other programs"),
     "experts in RAM": ("yellow", "~", "with {offload} of the experts in RAM"),
-    "from disk": ("red", "✗", "too small{what} would be read from disk again and again, slowly"),
+    "from disk": ("red", "✗", "too small{what} would be read from disk repeatedly, which is slow"),
     "too big": ("red", "✗", "too small by {short}"),
 }
 _MARGIN = 10
-_ROOM_FOR_BARS = 64  # with fewer columns bars would leave too little room for numbers
+_ROOM_FOR_BARS = 64  # with fewer columns, bars would leave too little room for the numbers
 
 
 def print_page(summary: Summary, plan: MemoryPlan) -> None:

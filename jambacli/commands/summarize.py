@@ -30,7 +30,7 @@ def summarize(
     *,
     arguments: o.GenerationArguments,
 ) -> None:
-    """Summarize documents. They are read once; what is longer than the context is summarized in parts."""
+    """Summarize documents. They are read once; text longer than the context is summarized in parts."""
     output = documents_io.output_path(output)
     with importing():
         from jambacli.documents.ask import SummaryOptions, summarize_documents

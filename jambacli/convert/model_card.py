@@ -1,7 +1,7 @@
 """GGUF's general.* keys: name, licence, base models and sampling defaults, from a checkpoint's model card and JSON files.
 
 The model card is README.md with YAML front matter (https://huggingface.co/docs/hub/model-cards). Where it is damaged, a
-warning is logged and the conversion goes on without it.
+warning is logged and the conversion continues without it.
 """
 
 from __future__ import annotations

@@ -117,7 +117,7 @@ def _current_names(config: JambaConfig, tensors: Mapping[str, StoredTensor], sou
         if match and (i := int(match[1])) < config.n_layers and not config.layer_is_moe[i]:
             new = new.replace(".feed_forward.experts.0.", ".feed_forward.")
         if new in current:
-            raise BadFileError(source, f"tensors {current[new].name} and {name} are the same one")
+            raise BadFileError(source, f"tensors {current[new].name} and {name} are the same tensor")
         current[new] = tensor
     return current
 
@@ -137,13 +137,13 @@ class _Found:
         if tensor is None:
             self.missing.append(name)
             if len(self.missing) >= MAX_LISTED_MISSING:
-                self.refuse_missing()  # a config may ask for a billion experts
+                self.refuse_missing()  # a config may claim a billion experts
             return None
         self.used.add(name)
         if tensor.shape not in shapes:
             raise BadFileError(
                 self.source,
-                f"tensor {tensor.name} is {list(tensor.shape)}, but config.json asks for {list(shapes[0])}",
+                f"tensor {tensor.name} is {list(tensor.shape)}, but config.json requires {list(shapes[0])}",
             )
         if tensor.dtype not in READABLE_DTYPES:
             raise UnsupportedError(
@@ -159,7 +159,7 @@ class _Found:
             more = "" if not others else f" and {others} more" if others < MAX_LISTED_MISSING - 1 else " and many more"
             verb, what = ("are", "them") if more else ("is", "it")
             raise BadFileError(
-                self.source, f"tensor {self.missing[0]}{more} {verb} missing, though config.json asks for {what}"
+                self.source, f"tensor {self.missing[0]}{more} {verb} missing, although config.json requires {what}"
             )
 
 

@@ -66,7 +66,7 @@ def check_config(values: Mapping[str, Any], source: object) -> JambaConfig:
         raise UnsupportedError(f"{source}: the architecture is {named}; only JambaForCausalLM can be converted")
     if "model_type" not in values and "architectures" not in values:
         raise UnsupportedError(
-            f"{source}: without model_type and architectures, this cannot be known to be a Jamba model"
+            f"{source}: has neither model_type nor architectures, so it cannot be identified as a Jamba model"
         )
     if values.get("mamba_inner_layernorms") is False:
         raise UnsupportedError(
@@ -191,7 +191,7 @@ def _metadata(
     folder: Path, values: Mapping[str, Any], config: JambaConfig, name: str | None, kind: str
 ) -> Iterator[tuple[str, Any, str]]:
     rows = keys.config_metadata(config)
-    yield rows[0]  # general.architecture comes first, by the specification's advice
+    yield rows[0]  # general.architecture comes first, as the specification recommends
     yield from general_metadata(folder, values, name=name, size_label=format_count(config.params()))
     yield keys.FILE_TYPE, _FILE_TYPES[kind], "u32"
     yield "general.quantization_version", QUANTIZATION_VERSION, "u32"
@@ -213,7 +213,7 @@ def _add(writer: GGUFWriter, folder: Path, key: str, value: Any, value_type: str
 
 @dataclass(frozen=True)
 class _Panel:
-    """A run of a piece's bytes that is read at once. ``copied``: it is written unchanged."""
+    """A run of a piece's bytes that is read in one call. ``copied``: it is written unchanged."""
 
     tensor: Planned
     piece: SourcePiece
@@ -253,7 +253,7 @@ def _next_panel(waiting: deque[tuple[_Panel, memoryview, Future[None]]]) -> tupl
 
 
 def _panel_bytes(piece: SourcePiece, width: int) -> int:
-    """Bytes to convert at once: whole rows where they fit, else part of a row in whole blocks."""
+    """Bytes to convert in one step: whole rows where they fit, else part of a row in whole blocks."""
     row = width * DTYPE_BYTES[piece.tensor.dtype]
     return CONVERT_PANEL_BYTES // row * row if row <= CONVERT_PANEL_BYTES else CONVERT_PANEL_BYTES
 
@@ -285,7 +285,7 @@ def _to_f16(values: torch.Tensor, name: str) -> torch.Tensor:
 
     half = values.to(torch.float16)
     largest = torch.stack(torch.aminmax(values)).abs().max()
-    # ``not <``: a NaN hides the largest value, and must lead to the slower check too.
+    # ``not <``: with a NaN the largest value is unknown, and the slower check is needed too.
     if not bool(largest < 65520) and bool((torch.isinf(half) & torch.isfinite(values)).any()):
         raise JambaError(f"tensor {name} has values beyond the range of f16 (65504)", remedy="use {type} bf16 or f32")
     return half

@@ -27,7 +27,7 @@ _PRE_BY_REGEX = {_CONTRACTIONS + r"\p{N}{1,3}" + _TAIL: "llama-bpe", _CONTRACTIO
 
 @dataclass(frozen=True)
 class AddedToken:
-    """An entry of added_tokens; ``special`` ones are markup that plain text is never tokenized to."""
+    """An entry of added_tokens; ``special`` tokens are markup: plain text is never tokenized to them."""
 
     id: int
     text: str

@@ -22,13 +22,13 @@ _LENGTHS = {
     "long": ("a page, in paragraphs", "fifteen to twenty-five bullet points"),
 }
 _NOTHING = "NOTHING"
-# The most rounds of passes, each over the replies of the round before, which are several times shorter.
+# Maximum number of rounds of passes. Each round reads the replies of the one before, which are several times shorter.
 _DEPTH = 8
 
 
 @dataclass(frozen=True)
 class SummaryOptions:
-    """What a summary should be like.
+    """The options of a summary.
 
     ``length``: short, medium, long or a number of words. ``style``: prose or bullets. ``focus``: what to pay most attention
     to. ``language``: what to write in. Raises UsageError for another length or style.
@@ -43,7 +43,7 @@ class SummaryOptions:
         if self.style not in ("prose", "bullets"):
             raise UsageError("is neither bullets nor prose", field="style", value=self.style)
         if self.length not in _LENGTHS and not (self.length.isdecimal() and 0 < int(self.length) < 1_000_000):
-            problem = f"is none of {', '.join(_LENGTHS)}, nor a number of words"
+            problem = f"is not one of {', '.join(_LENGTHS)} or a number of words"
             raise UsageError(problem, field="length", value=self.length)
 
     def instruction(self, what: str = "the documents") -> str:
@@ -72,8 +72,8 @@ def _in_language(language: str | None) -> str:
 class PendingAnswer:
     """A reply that is about to be generated.
 
-    ``entries``: the documents that its citations count, which after passes are the replies to the parts. ``passes``: how
-    many replies it takes in all.
+    ``entries``: the documents that its citations count, after passes the replies to the parts. ``passes``: how many
+    replies it takes in total.
     """
 
     pieces: Iterator[str]
@@ -126,7 +126,7 @@ def log_size(entries: Sequence[DocumentEntry], tokens: int) -> None:
 
 
 def _reply_cache(reader: Reader) -> ReplyCache | None:
-    """Where replies to parts are kept; None without a store (the session warns when there can be none)."""
+    """The cache of replies to parts; None without a store (the session warns if it cannot create one)."""
     try:
         return ReplyCache(PrefixStore().root) if reader.options.store else None
     except JambaError:
@@ -151,7 +151,7 @@ def _in_passes(
         n = len(chosen.groups)
         passes += n
         size = f"{chosen.tokens:,} tokens do not fit into the context of {reader.ctx:,}"
-        resumes = "; if interrupted, the same command goes on where it stopped" if cache else ""
+        resumes = "; if interrupted, the same command continues where it stopped" if cache else ""
         logger.info("%s: reading in %d passes, then their replies%s", size, n, resumes)
         said = read_in_passes(reader, chosen.groups, each, reply_title=reply_title, cache=cache)
         entries = [e for e in said if e.text.strip() and e.text.strip(" .\n") != _NOTHING] or said[:1]

@@ -15,7 +15,7 @@ from jambacli.documents.pages import DocumentEntry, Source
 from jambacli.engine.generate import Thought
 from jambacli.text.markup import CITATIONS, CITATIONS_END
 
-# Words allowed beside the numbers of a section; with any other word its numbers may mean something else.
+# Words allowed next to the numbers of a section; with any other word its numbers may mean something else.
 _AROUND_NUMBERS = re.compile(r"\b(?:documents?|docs?|ids?|and)\b", re.IGNORECASE)
 _LIST = re.compile(r"\s*\[[^\]]*\]?")
 
@@ -38,11 +38,11 @@ class Cited:
 
     @property
     def numbers(self) -> list[int]:
-        """All numbers in the sections, in order, also those of no document."""
+        """All numbers in the sections, in order, including those of no document."""
         return [n for section in self.sections for n in _numbers(section)]
 
     def answer(self, pieces: Iterable[str]) -> Iterator[str]:
-        """The pieces without the sections of citations; thoughts pass as they are."""
+        """The pieces without the sections of citations; thoughts pass unchanged."""
         try:
             yield from self._whole_json(pieces) if self.json else self._text(pieces)
         finally:

@@ -149,7 +149,7 @@ def read_stdin(sandbox: Sandbox | None = None) -> Document:
 def _drained(stream: object, name: str) -> bytes:
     data: bytes = stream.read(MAX_TEXT_FILE + 1)  # type: ignore[attr-defined]
     if len(data) > MAX_TEXT_FILE:
-        raise JambaError(f"{name} has more than {MAX_TEXT_FILE >> 20} MB; pass a part of it (head -c 60M)")
+        raise JambaError(f"{name} has more than {MAX_TEXT_FILE >> 20} MB; pass part of it (head -c 60M)")
     return data
 
 
@@ -180,7 +180,7 @@ def _kind(head: bytes, path: Path | None, name: str, data: bytes | None = None) 
     if suffix == ".pdf":
         if not head.strip():
             raise EmptyFileError(name)
-        raise BadFileError(name, "is not a PDF, in spite of its name; export it again")
+        raise BadFileError(name, "is not a PDF, despite its name; export it again")
     start = head[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if suffix in _HTML or start.startswith((b"<!doctype html", b"<html")):
         return "html"
@@ -233,7 +233,7 @@ def _plain(data: bytes, name: str) -> Document:
 
 def _too_large(name: str, size: int, limit: int) -> JambaError:
     return BadFileError(
-        name, f"is {size / 1e6:,.0f} MB; the limit is {limit >> 20} MB of text: split it, or pass a part of it"
+        name, f"is {size / 1e6:,.0f} MB; the limit is {limit >> 20} MB of text: split it, or pass part of it"
     )
 
 

@@ -51,8 +51,8 @@ class DocumentEntry:
 def entries_of(documents: Sequence[Document]) -> list[DocumentEntry]:
     """Every part of every document, in order.
 
-    Titles hold the shortest ends of the files' paths that tell them apart, so that the same files are the same tokens
-    whatever directory they are named from.
+    Titles contain the shortest ends of the paths that distinguish the files, so that the same files give the same tokens
+    from any working directory.
     """
     names = _short_names([d.name for d in documents])
     entries = []
@@ -65,7 +65,7 @@ def entries_of(documents: Sequence[Document]) -> list[DocumentEntry]:
 
 
 def _short_names(names: Sequence[str]) -> list[str]:
-    """The shortest ends of the paths that are all different: file names, with parent folders where two are the same."""
+    """The shortest ends that distinguish the paths: file names, with parent folders where two are the same."""
     parts = [PurePath(name).parts or (name,) for name in names]
     taken = [1] * len(names)
     while True:

@@ -1,7 +1,7 @@
 """Passes: a text longer than the context is read in parts, then the replies to the parts are read (map-reduce).
 
-Each part's reply is kept beside the stored prefixes as soon as it is complete, and its prefill is stored like any other, so
-an interrupted call goes on where it stopped.
+Each part's reply is stored with the prefixes as soon as it is complete, and its prefill is stored like any other, so an
+interrupted call continues where it stopped.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 # Tokens around a document's text and title: markup, its number, line breaks.
 _AROUND = 16
-# The longest reply to a part without a limit of its own; never more than an eighth of the context.
+# Maximum reply to a part if the user sets no limit; never more than an eighth of the context.
 _PART_REPLY = 512
 
 
@@ -36,7 +36,7 @@ class ReadingPlan:
 
 
 def plan(reader: Reader, entries: Sequence[DocumentEntry], task: Task, *, each: Task | None = None) -> ReadingPlan:
-    """One group if everything fits beside the reply, else groups in order, with room for the task ``each``.
+    """One group if everything fits together with the reply, else groups in order, with room for the task ``each``.
 
     Raises JambaError for a context that has no room for documents.
     """
@@ -49,7 +49,7 @@ def plan(reader: Reader, entries: Sequence[DocumentEntry], task: Task, *, each: 
     room = reader.ctx - around - min(_PART_REPLY, reader.ctx // 8) - 8
     if room < 4 * _AROUND:
         raise JambaError(
-            f"a context of {reader.ctx:,} tokens is too small to read documents in", remedy="use a larger {ctx}"
+            f"a context of {reader.ctx:,} tokens is too small to read documents", remedy="use a larger {ctx}"
         )
     groups: list[list[DocumentEntry]] = [[]]
     left = room
@@ -119,7 +119,7 @@ def read_in_passes(
         key = _key(reader, ids, max_tokens, task)
         found = cache.get(key) if cache is not None else None
         if found is not None:
-            logger.info("pass %d of %d: %s: kept from before", i, len(groups), span)
+            logger.info("pass %d of %d: %s: reusing the stored reply", i, len(groups), span)
             text, numbers = found["text"], found.get("numbers", [])
         else:
             logger.info("pass %d of %d: %s, %s tokens", i, len(groups), span, f"{len(ids):,}")
@@ -137,7 +137,7 @@ def read_in_passes(
 
 
 def _key(reader: Reader, ids: Sequence[int], max_tokens: int, task: Task) -> str:
-    """The key of a part's reply; replies kept by earlier versions are found by the same values in the same order."""
+    """The key of a part's reply. The values and their order must not change, so that stored replies are found."""
     sampling = {**reader.generation.chosen_sampling(), "stop": reader.generation.stop}
     model = reader.model
     weights = model.fingerprint if reader.options.store else model.name

@@ -1,8 +1,8 @@
-"""Put documents and a task before the model, and stream its reply.
+"""Give documents and a task to the model, and stream its reply.
 
-Every page (or part of a text) is one of the prompt's documents, titled with its file and page, whether citations are asked
-for or not. The instruction comes after them, so the same files are the same tokens, and a second question, with or without
-citations, prefills only itself.
+Every page (or part of a text) is one of the prompt's documents, titled with its file and page, with or without citations.
+The instruction comes after them, so the same files are the same tokens, and a second question, with or without citations,
+prefills only the question.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from jambacli.text.markup import CITATIONS, CITATIONS_END
 if TYPE_CHECKING:
     from jambacli.engine.loaded_model import LoadedModel
 
-#: Tokens kept free for a reply without a limit of its own, where the context is large enough.
+#: Tokens kept free for a reply if the user sets no limit and the context is large enough.
 REPLY_TOKENS = 1024
 
 
@@ -105,7 +105,7 @@ class Reader:
         return {"is_set": True, **knobs} if knobs else None
 
     def instruction(self, task: Task) -> str:
-        """The text after the documents: the task, and in words what the template has no mode for."""
+        """The text after the documents: the task, with instructions for anything that the template has no mode for."""
         text = task.text
         if task.schema is not None:
             text += f"\n\nReply in JSON that follows this schema: {json.dumps(task.schema, ensure_ascii=False)}"

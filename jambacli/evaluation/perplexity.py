@@ -49,7 +49,7 @@ class Perplexity:
 def cut(tokenizer: Tokenizer, text: str, ctx: int, max_tokens: int | None = None) -> list[Window]:
     """Windows of at most ``ctx`` tokens, bos first: one per document of a text with DOCUMENT_BREAKs, else consecutive.
 
-    ``max_tokens``: use at most so many tokens of the text. Raises JambaError if no token would be scored.
+    ``max_tokens``: use at most this many tokens of the text. Raises JambaError if no token would be scored.
     """
     for option, size in (("ctx", ctx), ("tokens", max_tokens)):
         if size is not None and size < 4:

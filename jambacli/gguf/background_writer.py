@@ -1,4 +1,4 @@
-"""Writes a GGUF file's tensors in a thread of its own, so that the next piece is computed meanwhile.
+"""Writes a GGUF file's tensors in a background thread, while the next piece is computed.
 
 The number of buffers is fixed, which bounds memory however slow the disk is.
 """

@@ -186,7 +186,7 @@ def check_tensors(config: JambaConfig, tensors: Mapping[str, HasShape], path: ob
             raise BadFileError(path, f"tensor {name} is missing")
         found = tuple(tensors[name].shape)
         if found != shape:
-            raise BadFileError(path, f"tensor {name} has shape {list(found)}, the metadata asks for {list(shape)}")
+            raise BadFileError(path, f"tensor {name} has shape {list(found)}, but the metadata requires {list(shape)}")
 
 
 def config_metadata(config: JambaConfig) -> list[tuple[str, Any, str]]:

@@ -1,4 +1,4 @@
-"""Where everything lies in a GGUF file or split set: headers, offsets and sizes, computed before anything is written.
+"""The layout of a GGUF file or split set: headers, offsets and sizes, computed before anything is written.
 
 Version 3 as llama.cpp and gguf-py write it: header, key-value pairs, tensor table, then the tensors in order, each padded to
 the alignment. A split model follows llama.cpp's gguf-split.

@@ -30,13 +30,13 @@ MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32
 MAX_TENSORS = 1 << 17
 MAX_DIMS = 4
-_NO_WEIGHTS = ("i8", "i16", "i32", "i64", "f64")  # i8 with scales beside it (ExpertsInt8) holds weights
+_NO_WEIGHTS = ("i8", "i16", "i32", "i64", "f64")  # i8 with separate scales (ExpertsInt8) holds weights
 SPLIT_NAME = re.compile(r"(?P<stem>.*)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Where a tensor lies: ``offset`` bytes into the file of part ``part``. ``shape`` is in torch order, the row last."""
+    """The location of a tensor: ``offset`` bytes into the file of part ``part``. ``shape`` is in torch order, the row last."""
 
     name: str
     shape: tuple[int, ...]
@@ -303,12 +303,14 @@ def _open_parts(opened: _Part, count: int) -> list[_Part]:
     if not match or int(match["count"]) != count or int(match["no"]) != number:
         raise BadFileError(
             opened.path,
-            f"it is part {number} of {count}; name it {split_path('NAME', number, count)} beside the others",
+            f"it is part {number} of {count}; name it {split_path('NAME', number, count)} next to the others",
         )
     paths = [opened.path.with_name(split_path(match["stem"], i + 1, count)) for i in range(count)]
     if missing := [path.name for path in paths if not path.is_file()]:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise BadFileError(opened.path, f"of its {count} parts {', '.join(missing[:3])}{more} are missing beside it")
+        raise BadFileError(
+            opened.path, f"of its {count} parts {', '.join(missing[:3])}{more} are missing from its directory"
+        )
     parts: list[_Part] = []
     try:
         for i, path in enumerate(paths):

@@ -109,7 +109,7 @@ class Cursor:
 
 @dataclass(frozen=True, slots=True)
 class MetadataEntry:
-    """Where a value lies (``start`` to ``end``) and its type; for arrays also element type and count (scalars: 0 and 1)."""
+    """The location of a value (``start`` to ``end``) and its type; for arrays also element type and count (else 0 and 1)."""
 
     type: int
     element: int
@@ -124,7 +124,7 @@ class MetadataEntry:
 
 
 def skip_value(cursor: Cursor, key: str) -> MetadataEntry:
-    """Check the value at the cursor (type, counts, lengths, bools), step over it and return where it lies.
+    """Check the value at the cursor (type, counts, lengths, bools), step over it and return its location.
 
     Raises BadFileError naming ``key``. ``Metadata`` decodes strings on first use.
     """

@@ -1,6 +1,6 @@
 """``python -m jambacli.gpu_check``: check and measure everything on one CUDA GPU, in nine minutes.
 
-Results are saved after each step as JSON in $OUT/gpu_check.json (or --out), with a Markdown table beside it. ``--tiny`` tests
+Results are saved after each step as JSON in $OUT/gpu_check.json (or --out), with a Markdown table next to it. ``--tiny`` tests
 the whole path in a minute on a machine without a GPU, under TRITON_INTERPRET=1; its figures mean nothing.
 """
 
@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m jambacli.gpu_check", description=__doc__)
     parser.add_argument("--tiny", action="store_true", help="tiny models, to test that every part runs")
     parser.add_argument("--budget", type=float, default=default.budget, help="seconds for everything (default: 520)")
-    parser.add_argument("--out", help="path of the JSON results; the table is written beside it")
+    parser.add_argument("--out", help="path of the JSON results; the table is written to the same directory")
     parser.add_argument("--parts", default=",".join(PARTS), help=f"some of {', '.join(PARTS)}, comma-separated")
     parser.add_argument("--shapes", default=",".join(default.shapes), help="model shapes, comma-separated")
     parser.add_argument("--quants", default=",".join(default.quants), help="file types, comma-separated")
@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tune", action="store_true", help="try other tiles for the matrix-vector product too")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--shard", default=default.shard, help=argparse.SUPPRESS)
-    parser.add_argument("--failure", help=argparse.SUPPRESS)  # how the worker before this one ended
+    parser.add_argument("--failure", help=argparse.SUPPRESS)  # how the previous worker ended
     return parser
 
 

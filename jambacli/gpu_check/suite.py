@@ -1,8 +1,9 @@
 """The parts of the GPU check and the order in which they run.
 
-Parts run in order of importance: the GPU's peak rates, every kernel against its reference, whole models on CPU and GPU, then
-speed and memory of synthetic models. A part that fails is recorded and the others go on; what no longer fits into the time is
-recorded as skipped. On a GPU the parts run in worker processes, which are restarted after a step that crashes or hangs.
+Parts run in order of importance: the GPU's peak rates, every kernel against its reference, whole models on CPU and GPU,
+then speed and memory of synthetic models. A part that fails is recorded and the others continue; steps that no longer fit
+into the time are recorded as skipped. On a GPU the parts run in worker processes, which are restarted after a step that
+crashes or hangs.
 """
 
 from __future__ import annotations
@@ -137,7 +138,7 @@ def run_in_workers(
 
 
 def write_report(results: dict[str, Any], out: Path) -> str:
-    """Write the results as Markdown beside ``out``, and return it."""
+    """Write the results as Markdown next to ``out``, and return the text."""
     page = report.markdown(results)
     out.with_suffix(".md").write_text(page)
     return page
@@ -186,7 +187,7 @@ def _machine(device: Any) -> dict[str, Any]:
 
 
 def _kernels(suite: Suite, device: Any, shard: str = "0/1") -> None:
-    """Every parity case as a step of its own, so that one that fails does not hide the others."""
+    """Run every parity case as a separate step, so that one that fails does not hide the others."""
     from jambacli.gpu_check.parity import cases
 
     rows = suite.results.setdefault("kernels", [])

@@ -140,7 +140,7 @@ def looks_like_name(text: str) -> bool:
 
 def _parse(text: str, table: Table, depth: int) -> Name:
     if depth > _MAX_ALIAS_STEPS:
-        raise UsageError(f"{text[:100]!a}: the aliases in aliases.json form a circle; correct the file")
+        raise UsageError(f"{text[:100]!a}: the aliases in aliases.json form a cycle; correct the file")
     if text.lower().startswith("ollama:"):
         return _ollama(text)
     if "/" in text:
@@ -238,7 +238,7 @@ def _ollama(text: str) -> Name:
 
 
 def _nearest(full: str, table: Table) -> str:
-    """The names that may have been meant, and all the names there are."""
+    """The most similar names, and all known names."""
     names = table.names()
     family, _, tag = full.partition(":")
     families = sorted({name.partition(":")[0] for name in names if ":" in name})

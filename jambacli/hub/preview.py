@@ -40,7 +40,7 @@ class Alternative:
 class DownloadFit:
     """How a model fits this machine.
 
-    ``size``: bytes of its files. ``to_download``: how many of them have not been downloaded yet. ``plan``: the memory plan
+    ``size``: bytes of its files. ``to_download``: the bytes that remain to be downloaded. ``plan``: the memory plan
     at ``plan.ctx`` tokens. ``fits``: whether some device can run it. ``longest_ctx``: the longest context with which some
     device can run it, 0 for none. ``alternatives``: models that fit when this one does not.
     """
@@ -92,7 +92,7 @@ def assess_fit(
 ) -> DownloadFit:
     """Whether a model with ``weights`` bytes of weights (``experts`` of them in experts) fits one of ``devices``.
 
-    ``size``: bytes of its files. ``to_download``: how many of them are still missing. ``ctx``: context in tokens, None for
+    ``size``: bytes of its files. ``to_download``: the bytes that remain to be downloaded. ``ctx``: context in tokens, None for
     the longest that fits, at most the model's own. ``tensors``: (format, shape) by name, as ``memory_plan`` takes them.
     When it does not fit, alternatives are chosen from ``same`` (its other types) and ``known`` (other models).
     """

@@ -88,11 +88,11 @@ def pull(
     """Pull ``text`` and register it.
 
     ``decide`` is called with how the model fits this machine before most of it is downloaded, and raises to stop. Raises
-    JambaError for everything that can go wrong; NeedsConversion when ``from_checkpoint.make_from_checkpoint`` can make it.
+    JambaError for every failure; NeedsConversion when ``from_checkpoint.make_from_checkpoint`` can make it.
     """
     if options.own_name is not None and not SHORT.fullmatch(options.own_name):
         raise UsageError(
-            "is not a valid name; use small letters, digits, _ . - and at most one colon",
+            "is not a valid name; use lowercase letters, digits, _ . - and at most one colon",
             field="own_name",
             value=options.own_name[:80],
         )
@@ -109,7 +109,7 @@ def pull(
     except Unreachable as error:
         if known is None or not store.is_complete(known):
             raise
-        logger.warning("%s; %s stays as it is", error, known.name)
+        logger.warning("%s; keeping the copy of %s already here", error, known.name)
         return known
     return _obtain(store, options.own_name or name.text, model, options, decide, progress, transfers)
 
@@ -123,7 +123,7 @@ def _obtain(
     progress: Progress,
     transfers: Transfers,
 ) -> StoreEntry:
-    """Download what is missing of ``model``, verify it and register it under ``name``."""
+    """Download the missing files of ``model``, verify them and register the model under ``name``."""
     key = set_id([file.digest for file in model.files])
     size = sum(file.size for file in model.files)
     with store.lock(key):
@@ -343,8 +343,8 @@ def _register(
 
 
 def _local_file(text: str) -> Path | None:
-    """The existing file that ``text`` is the path of; None when ``text`` is a name. Raises JambaError for a path to
-    nothing."""
+    """The existing file that ``text`` is the path of; None when ``text`` is a name. Raises JambaError for a path that does not
+    exist."""
     if not text.strip():
         return None
     path = path_of(text)

@@ -86,7 +86,7 @@ def is_model_name(text: str) -> bool:
 
 
 def last_used() -> Path | None:
-    """The path of the model used last; None when there is none or it is gone."""
+    """The path of the model used last; None if there is none or it no longer exists."""
     name = Store().last_used()
     if name is None:
         return None

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 _SET = re.compile(r"(?:sha256|git|set|made)-[0-9a-f]{40,64}")
 _MAX_MANIFEST = 1 << 20
-# Disk space left free after a download, for the file system and other programs.
+# Disk space to leave free after a download, for the file system and other programs.
 SPARE_DISK = 64 << 20
 
 

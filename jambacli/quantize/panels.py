@@ -67,7 +67,7 @@ class Panel:
         return self.scales_start + 4 * self.rows if self.target.name == "i8" else self.out_bytes
 
     def pieces(self) -> list[FilePiece]:
-        """Which bytes of the filled buffer belong to which tensor."""
+        """The tensor that each part of the filled buffer belongs to."""
         pieces = [FilePiece(self.name, self.first * self.target.row_bytes(self.n), 0, self.out_bytes)]
         if self.target.name == "i8":
             pieces.append(FilePiece(scale_name(self.name), 4 * self.first, self.scales_start, self.buffer_bytes))
@@ -81,7 +81,7 @@ def split_into_panels(choices: Iterable[Choice], imatrix: Imatrix | None) -> Ite
         source, target = get_format(choice.tensor.format), get_format(choice.format)
         rows, step = math.prod(shape[:-1]), max(1, QUANTIZE_PANEL_VALUES // shape[-1])
         weights = imatrix.weights_for(choice.name, shape) if imatrix and source != target else None
-        # Each expert has column weights of its own, so a panel ends with its expert.
+        # Each expert has its own column weights, so a panel does not span experts.
         run = rows if weights is None or weights.ndim == 1 else shape[-2]
         for base in range(0, rows, run):
             columns = weights if weights is None or weights.ndim == 1 else weights[base // run]

@@ -1,7 +1,7 @@
 """Quantizes one GGUF file into another, panel by panel.
 
 The result is llama-quantize's, byte for byte: the same tensors in the same order with the same types, the same metadata.
-Reading ahead, quantizing and writing overlap. A few panels are in memory at a time, whatever the model's size.
+Reading ahead, quantizing and writing overlap. Only a few panels are in memory at a time, so any model size works.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 _READ_AHEAD = 16  # panels: enough to keep a disk busy, few enough to stay in the page cache
 QUANTIZATION_VERSION = 2
-_IMATRIX_KEY_BYTES = 127  # the longest string that llama.cpp's metadata overrides hold
+_IMATRIX_KEY_BYTES = 127  # the longest string in llama.cpp's metadata overrides
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class UnusedOption:
 
 @dataclass(frozen=True)
 class QuantizePlan:
-    """What becomes of every tensor of ``source``, in the order of the output."""
+    """The format of every tensor of ``source``, in the order of the output."""
 
     source: GGUFFile
     request: Request
@@ -124,7 +124,7 @@ class Result:
 
 
 def default_output(source: Path, recipe: Recipe) -> Path:
-    """The default name of the output: beside the input, with the type in its name replaced or added."""
+    """The default name of the output: next to the input, with the type in its name replaced or added."""
     split = SPLIT_NAME.fullmatch(source.name)
     stem = split["stem"] if split else source.name.removesuffix(".gguf")
     kinds = "|".join(sorted({"f32", "f16", "bf16", "fp16", "fp32", *recipes.RECIPES}, key=len, reverse=True))
@@ -133,7 +133,7 @@ def default_output(source: Path, recipe: Recipe) -> Path:
 
 
 def output_path(source: GGUFFile, recipe: Recipe, output: Path | None) -> Path:
-    """The file to write: ``output``, or the default name in that directory, or (None) the default name beside the source.
+    """The file to write: ``output``, or the default name in that directory, or (None) the default name next to the source.
 
     UsageError where it is the source itself.
     """
@@ -268,21 +268,21 @@ def _check_requantizing(source: GGUFFile, choices: list[Choice], allowed: bool) 
     for choice in choices:
         fmt = choice.tensor.format
         if fmt == "i8" and not _has_scales(source, choice):
-            raise BadFileError(source.path, f"tensor {choice.name} is i8 without F32 row scales beside it")
+            raise BadFileError(source.path, f"tensor {choice.name} is i8 without separate F32 row scales")
         if choice.format == fmt or fmt in FLOATS:
             continue
         if not allowed:
             raise JambaError(
                 f"{source.path}: {choice.name} is {fmt} already, and quantizing again loses more than quantizing the "
                 "original once",
-                remedy="use {allow_requantize} to do it all the same",
+                remedy="use {allow_requantize} to do it anyway",
             )
         if fmt in ("i16", "i32", "i64", "f64"):
             raise UnsupportedError(f"{source.path}: {choice.name} is {fmt}, which holds no weights to quantize")
 
 
 def _has_scales(source: GGUFFile, choice: Choice) -> bool:
-    """Whether an I8 tensor has ExpertsInt8's row scales beside it."""
+    """Whether an I8 tensor has ExpertsInt8's row scales."""
     scales = source.tensors.get(scale_name(choice.name))
     return scales is not None and scales.format.name == "f32" and scales.shape == choice.tensor.shape[:-1]
 

@@ -1,4 +1,4 @@
-"""What a context length costs in memory and time on each device of this machine. Never imports torch.
+"""The cost of a context length in memory and time on each device of this machine. Never imports torch.
 
 Sizes of weights, keys and values and Mamba state are exact; the CPU's scratch memory and prefill times are estimates. For a
 GPU the plan is the one that ``cuda.placement`` makes when the model is loaded.
@@ -27,7 +27,7 @@ class DeviceFit:
 
     ``verdict``: "fits" in the free memory; "tight": in the total memory but not in what is free now; "experts in RAM": on a
     GPU with the experts of some layers (``offload`` bytes) in host memory; "from disk": host memory is too small, so weights
-    (on a GPU: ``offload`` bytes of experts) are read from the file again and again; "too big". ``spare``: free memory minus
+    (on a GPU: ``offload`` bytes of experts) are read from the file repeatedly; "too big". ``spare``: free memory minus
     needed memory in bytes, negative if it does not fit. ``prefill_seconds``: time at the device's full rate, which only
     "fits" and "tight" reach; None if the rate is unknown. ``cpu_kv``: too big for this GPU, but not with keys and values
     (and experts, if needed) in host memory. ``largest_ctx``: the longest context that fits in the free memory, by KV type,
@@ -92,7 +92,7 @@ def memory_plan(
 
 
 def scratch_bytes(config: JambaConfig) -> int:
-    """Estimated bytes on the CPU beside weights, KV and state: the runtime, float32 activations of a chunk, the logits."""
+    """Estimated bytes on the CPU besides weights, KV and state: the runtime, float32 activations of a chunk, the logits."""
     c = config
     used = c.n_experts_used if c.n_moe_layers else 1
     values = 3 * c.hidden + 6 * c.d_inner + 3 * c.ffn * used

@@ -120,7 +120,7 @@ class Run:
         self._resume()
 
     def train(self, until: int | None = None, report_every: int = 50, save_every: int = 200) -> None:
-        """Train to the plan's end (or step ``until``), with a report and a checkpoint every so many steps."""
+        """Train to the plan's end (or step ``until``), with a report and a checkpoint at regular intervals."""
         last = self.plan.steps if until is None else min(until, self.plan.steps)
         losses: dict[str, list[float]] = {}
         while self.step < last:

@@ -133,7 +133,7 @@ def test_a_home_that_cannot_be_written_to_costs_the_memory_not_the_answer(
     monkeypatch.setenv("JAMBA_HOME", str(tmp_path / "file"))
     done = jamba(*options)
     assert (done.returncode, done.stdout) == (0, expected)
-    assert done.stderr.count(b"\n") == 1 and b"nothing will be kept on disk" in done.stderr
+    assert done.stderr.count(b"\n") == 1 and b"nothing will be stored on disk" in done.stderr
     named = jamba("chat", model, "--session", "mine", "-n", "5", stdin=b"hello")
     assert named.returncode == 1 and b"cannot keep sessions under" in named.stderr
 

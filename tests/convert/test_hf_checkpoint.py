@@ -116,7 +116,7 @@ BAD: dict[str, tuple[Change, str]] = {
     "unknown tensor": (edit_tensors(lambda t: t.update(foo=torch.ones(3))), "tensor foo is not part"),
     "one layer too many": (edit_config(num_hidden_layers=1), r"model\.layers\.1\..* is not part"),
     "one layer too few": (edit_config(num_hidden_layers=3), r"model\.layers\.2\..* and \d+ more are missing"),
-    "other experts": (edit_config(num_experts=8), rf"{ROUTER} is \[4, 64\], but config.json asks for \[8, 64\]"),
+    "other experts": (edit_config(num_experts=8), rf"{ROUTER} is \[4, 64\], but config.json requires \[8, 64\]"),
     "a billion experts": (a_billion_experts, "and many more are missing"),
     "attention elsewhere": (edit_config(attn_layer_offset=1), r"layers\.0\.mamba\.in_proj.weight and"),
     "both of one name": (
@@ -231,7 +231,7 @@ def test_a_directory_that_is_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(JambaError, match="there is no config"):
         Checkpoint.open(tmp_path)
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(JambaError, match="LoRA adapter, merge it first"):
+    with pytest.raises(JambaError, match="LoRA adapter: merge it first"):
         Checkpoint.open(tmp_path)
 
 

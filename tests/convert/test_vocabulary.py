@@ -109,7 +109,7 @@ def test_a_smaller_vocabulary_is_filled_up_with_unused_pieces(tiny: Path) -> Non
     assert real < 500 == len(meta[G + "tokens"])
     assert meta[G + "tokens"][real:] == [f"[PAD{i}]" for i in range(real, 500)]
     assert meta[G + "token_type"][real:] == [UNUSED] * (500 - real)
-    with pytest.raises(BadFileError, match=f"has {real} pieces, but the embedding only 300 rows"):
+    with pytest.raises(BadFileError, match=f"has {real} pieces, but the embedding has only 300 rows"):
         metadata(tiny, 300)
 
 

@@ -217,7 +217,7 @@ def test_users_own_aliases(hub: Server, models: dict[str, bytes], own_home: Path
     for name, kind in (("mine", "Q8_0"), ("jamba:3b", "Q8_0"), ("acme:tiny", "Q4_0"), ("acme:tiny-f32", "F32")):
         entry = get(name)
         assert (entry.name, file_of(entry)) == (name, models[kind])
-    with pytest.raises(JambaError, match="form a circle"):
+    with pytest.raises(JambaError, match="form a cycle"):
         get("loop")
     for text in ("[]", "{", '{"aliases": {"a b": "x"}}', '{"models": {"x": {"gguf": ["../x"]}}}'):
         own.write_text(text)

@@ -266,7 +266,7 @@ def test_stalls(big: Server, large: bytes, monkeypatch: pytest.MonkeyPatch) -> N
     Store().remove(f"hf.co/{BIG}")
     monkeypatch.setattr(download, "TRIES", 1)
     big.trouble.stalls = 1
-    refused(BIG, "no data for 0.3 s, 1 times in a row; .* are kept; pull again to resume")
+    refused(BIG, "no data for 0.3 s, 1 times in a row; .* are stored; pull again to resume")
 
 
 def test_an_unreachable_server(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 # The length of a part of a text without pages: about a page. Citations name a part, so it must not be long.
 PART_CHARS = 4000
-#: The most text taken from one file, in characters: about 16 million tokens, far more than any context.
+#: Maximum number of characters read from one file: about 16 million tokens, far more than any context.
 MAX_TEXT = 64 << 20
 
 

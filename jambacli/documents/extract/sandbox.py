@@ -50,7 +50,7 @@ class Sandbox:
     def extract(self, kind: str, path: str, name: str) -> Extracted:
         """The text of a file of ``kind`` ("pdf", "docx" or "html").
 
-        Raises JambaError, naming ``name``, for any problem with the file, also when the process crashes or hangs on it.
+        Raises JambaError, naming ``name``, for any problem with the file, even when the process crashes or hangs on it.
         """
         process = self._running()
         assert process.stdin is not None

@@ -74,7 +74,7 @@ def _serve(request: dict[str, str], out: IO[str]) -> None:
 def main() -> None:
     """Serve requests until standard input ends."""
     _bound()
-    out, sys.stdout = sys.stdout, sys.stderr  # what a library prints must not mix with the answers
+    out, sys.stdout = sys.stdout, sys.stderr  # output that a library prints must not mix with the answers
     for line in sys.stdin:
         _serve(json.loads(line), out)
 

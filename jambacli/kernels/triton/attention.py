@@ -214,7 +214,7 @@ def decode(
     """One token's attention: q float32 [n_heads, head_dim] over keys 0 .. position, into ``out`` of q's shape.
 
     k, v as in ``reference.attention``; position int32 [1] on the device; products in ``dtype``, sums in float32. Runs
-    without keys end at once, so ``scratch`` can be made for the whole cache.
+    without keys end immediately, so ``scratch`` can be made for the whole cache.
     """
     from jambacli.kernels.triton.launch import triton_dtype
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-#: The most rows (of an expert, on average) for which weights are dequantized in registers instead of in memory.
+#: Maximum number of rows (of an expert, on average) for which weights are dequantized in registers, not in memory.
 FEW_ROWS = 64
 #: Values of a dequantized panel of a matrix (the whole output matrix of Mini would take 0.5 GB).
 DEQUANTIZED_PANEL_VALUES = 1 << 27

@@ -72,7 +72,7 @@ def _multiply(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 class TritonOps:
-    """The operations with products in ``dtype``; ``host`` and ``keys`` compute what is in host memory."""
+    """The operations with products in ``dtype``; ``host`` and ``keys`` compute experts and attention in host memory."""
 
     def __init__(self, dtype: torch.dtype, host: HostExperts | None = None, keys: HostKeys | None = None) -> None:
         self.dtype = dtype

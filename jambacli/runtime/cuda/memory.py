@@ -1,4 +1,4 @@
-"""How many bytes a model takes on a GPU: its weights in planes, and the working memory beside them.
+"""How many bytes a model takes on a GPU: its weights in planes, and its working memory.
 
 The working memory holds, at the same time,
 - keys and values of the whole context, the Mamba state and the checkpoints of it;
@@ -33,7 +33,7 @@ from quant.formats import FORMATS
 
 #: Alignment of the tensors in a slot.
 ALIGNED = 256
-#: Size of a process's CUDA context. It is missing from the free memory as soon as torch has used the GPU.
+#: Size of a process's CUDA context. It is no longer part of the free memory once torch has used the GPU.
 CONTEXT_BYTES = 450_000_000
 # Allocated later: cuBLAS with its workspace, compiled kernels, recorded graphs.
 _LIBRARY_BYTES = 250_000_000
@@ -95,7 +95,7 @@ def gpu_sizes(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> GpuSizes:
     """The sizes of tensors given as (format, shape) by GGUF name."""
     found = GpuSizes()
     for name, (fmt, shape) in tensors.items():
-        if not shape:  # a scalar is none of the model's weights
+        if not shape:  # a scalar is not a weight of the model
             continue
         rows, n = math.prod(shape[:-1]), shape[-1]
         layer = expert_layer(name)
@@ -148,7 +148,7 @@ def working_memory(
     *,
     cpu_kv: bool = False,
 ) -> int:
-    """Bytes on a GPU beside the weights, for ``ctx`` tokens and a prefill of ``chunk`` tokens at a time.
+    """Bytes on a GPU besides the weights, for ``ctx`` tokens and a prefill of ``chunk`` tokens at a time.
 
     ``host_layers``: layers whose experts stay in host memory. ``cpu_kv``: keys and values stay there too.
     """
@@ -187,7 +187,7 @@ def prefill_bytes(
                     channel and 128 tokens, or the product of y
     attention       x and its norm; q; keys and values, if they are converted or come from host memory; q and the result in
                     2 bytes (4 with an f32 cache); the result in float32, possibly twice
-    dense network   x before and after the mixer, its norm; gate and up (ffn each) beside the second product
+    dense network   x before and after the mixer, its norm; gate and up (ffn each) and the second product
     experts         the same, and the gathered rows and results, top_k per token, assuming that the router sends all tokens
                     to one expert; then twice the results while they are weighted
     """
@@ -220,7 +220,7 @@ def _product(n: int, n_in: int, n_out: int) -> int:
     """Temporaries and result, float32 [n, n_out], of many rows times a dequantized matrix.
 
     With float16 operands x is scaled in float32 first and the result scaled back. A GPU without products into float32 also
-    holds the result in 2 bytes. If the matrix has several panels, a panel's product lies beside the result.
+    holds the result in 2 bytes. If the matrix has several panels, a panel's product is in memory in addition to the result.
     """
     rows = min(n_out, max(1, DEQUANTIZED_PANEL_VALUES // n_in))
     panel = 2 * rows * n_in + max(6 * n * n_in, 2 * n * n_in + 6 * n * rows, 8 * n * rows)

@@ -2,9 +2,9 @@
 
 For a few tokens the CPU's kernels compute a layer's whole feed-forward half, or its attention, and only the residual stream
 or a token's queries are copied. For many tokens the weights are streamed to the GPU: a thread copies an expert's blocks into
-page-locked memory, a CUDA stream of its own sends them, and the GPU repacks and multiplies one expert while the next is
+page-locked memory, a separate CUDA stream sends them, and the GPU repacks and multiplies one expert while the next is
 being sent. A layer's keys and values are copied to the GPU for the duration of its attention. If streaming fails, the CPU
-computes, and a log record says so.
+computes, with a warning.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from quant.formats import QTensor
 
 logger = logging.getLogger(__name__)
 
-#: The most tokens for which the CPU computes; for more, weights are streamed to the GPU.
+#: Maximum number of tokens that the CPU computes; for more, weights are streamed to the GPU.
 MAX_CPU_TOKENS = 16
 
 

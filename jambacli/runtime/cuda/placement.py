@@ -2,8 +2,8 @@
 
 What every token reads (mixers, dense networks, routers, output) goes to the GPU. Experts are most of a mixture's bytes and few
 of them are active, so they stay in host memory first, whole layers at a time and the last layers first: the GPU then decodes
-in one stretch up to the first of these. Before that the plan makes the pieces of prefill smaller, which makes prefill a
-little slower but not decode.
+in one stretch up to the first of these. Before that the plan makes the pieces of prefill smaller, which slows prefill a
+little but not decode.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jambacli.model.config import JambaConfig
 from jambacli.runtime.cuda.memory import GpuSizes, slot_bytes, working_memory
 from jambacli.units import format_bytes
 
-#: Prompt tokens that a GPU takes through the layers at a time: so many that dequantizing costs little beside multiplying.
+#: Prompt tokens that a GPU takes through the layers at a time: enough that dequantization is cheap next to the matrix products.
 PREFILL_CHUNK = 4096
 #: The choices, largest first; the smaller ones are for GPUs with little memory.
 CHUNKS = (PREFILL_CHUNK, 2048, 1024, 512)
@@ -68,7 +68,7 @@ class Placement:
         if self.host_bytes:
             line += f"; page-locked buffers: {format_bytes(self.pinned)}"
             if free_ram is not None and self.host_bytes > free_ram:
-                line += f"; only {format_bytes(free_ram)} of RAM are free: this will be very slow"
+                line += f"; only {format_bytes(free_ram)} of RAM is free: this will be very slow"
         if self.chunk < PREFILL_CHUNK:
             line += f"; prompts are read {self.chunk} tokens at a time to save memory"
         return line
