@@ -22,7 +22,7 @@ def refuse_existing(path: Path, force: bool) -> None:
         kind = "a directory" if stat.S_ISDIR(mode) else "a device or a pipe"
         raise JambaError(f"cannot write {path}: it is {kind}; give the name of a file")
     if not force:
-        raise JambaError(f"{path} exists already", remedy="choose another name, or use {force} to replace it")
+        raise JambaError(f"{path} already exists", remedy="choose another name, or use {force} to replace it")
 
 
 def temporary_beside(path: Path) -> tuple[Path, Path]:

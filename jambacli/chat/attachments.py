@@ -83,7 +83,7 @@ class Attachments:
     @property
     def remark(self) -> str:
         """A remark if the last reply should cite documents and does not, else ""."""
-        return "the model named no documents" if self.cite and self._cited is not None and not self.places else ""
+        return "the model cited no documents" if self.cite and self._cited is not None and not self.places else ""
 
 
 def _block(turn: Turn) -> str:

@@ -59,7 +59,7 @@ def chat(
 
 
 def run_chat(talk: Chat, *, stats: bool, keep_history: bool, first: str | None = None) -> None:
-    """Talk in the terminal, or turn by turn from a pipe; then close the chat. ``first``: a message that is sent at once."""
+    """Chat in the terminal, or turn by turn from a pipe; then close the chat. ``first``: a message that is sent at once."""
     try:
         if sys.stdin.isatty() and sys.stdout.isatty():
             from jambacli.chat.terminal import talk as talk_in_terminal

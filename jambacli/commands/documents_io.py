@@ -203,9 +203,9 @@ def _report_missing(cited: Cited, entries: Sequence[DocumentEntry]) -> None:
         numbers = ", ".join(map(str, unknown[:10])) + (", ..." if len(unknown) > 10 else "")
         ui.warn(f"the model cites documents that do not exist: numbers {numbers} (valid: 0 to {len(entries) - 1})")
     elif not cited.has_section:
-        ui.note("the model named no documents")
+        ui.note("the model cited no documents")
     elif not cited.cited(entries):
-        ui.note("the model names no document that supports this answer")
+        ui.note("the model cites no document that supports this answer")
 
 
 def _report_doubts(checked: CheckedCitations, named: Sequence[int], entries: Sequence[DocumentEntry]) -> None:
@@ -214,9 +214,9 @@ def _report_doubts(checked: CheckedCitations, named: Sequence[int], entries: Seq
 
     said = "; ".join(str(s) for s in places_of(named, entries)[:3])
     if checked.replaced:
-        ui.warn(f"the model names {said}, but the answer's words occur elsewhere; that place is listed instead")
+        ui.warn(f"the model cites {said}, but the answer's words occur elsewhere; that place is listed instead")
     elif checked.unsupported:
-        ui.warn(f"what the model names ({said}) contains no distinctive word of the answer")
+        ui.warn(f"the cited place ({said}) contains no distinctive word of the answer")
 
 
 def _write_file(path: Path, data: bytes) -> None:

@@ -59,7 +59,7 @@ def run(
 
 
 def _model_and_prompt(first: str | None, second: str | None) -> tuple[str | None, str | None]:
-    """Tell the model from the prompt: a single word is a model only if it names one."""
+    """Separate the model from the prompt: a single word is a model only if it names one."""
     from jambacli.hub.resolve import is_model_name
 
     if second is not None or first is None:
@@ -76,6 +76,6 @@ def _prompt(words: str | None, file: Path | None) -> str:
     prompt = "\n\n".join(p for p in parts if p)
     if not prompt:
         raise UsageError(
-            "there is no prompt: give one as an argument, with -f FILE, or on standard input; to talk: jamba chat"
+            "there is no prompt: give one as an argument, with -f FILE, or on standard input; for a conversation: jamba chat"
         )
     return prompt

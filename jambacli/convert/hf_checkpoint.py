@@ -270,7 +270,7 @@ def _stored(path: Path, name: str, entry: Any, data_start: int, size: int) -> St
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
         raise bad(f"has the unknown dtype {_shown(dtype)}")
     if shape is None or len(shape) > 8:
-        raise bad(f"has the impossible shape {_shown(entry.get('shape'))}")
+        raise bad(f"has the invalid shape {_shown(entry.get('shape'))}")
     if offsets is None or len(offsets) != 2 or offsets[0] > offsets[1] or data_start + offsets[1] > size:
         where = _shown(entry.get("data_offsets"))
         raise bad(f"lies at {where} of {size - data_start} bytes of data: the file is truncated or damaged")

@@ -126,7 +126,7 @@ def jamba_config(
     """The config that a GGUF's ``metadata`` and ``tensors`` describe; the shape of every expected tensor is checked.
 
     ``path`` names the file in errors (default: the metadata's own). Raises UnsupportedError for another architecture, and
-    BadFileError, naming the key or tensor, where one is missing or has an impossible value or shape.
+    BadFileError, naming the key or tensor, where one is missing or has an invalid value or shape.
     """
     keys = _Keys(metadata, path if path is not None else getattr(metadata, "path", "metadata"))
     check_architecture(metadata, keys.path)

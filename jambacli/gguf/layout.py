@@ -38,7 +38,7 @@ class TensorSpec:
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.shape) <= MAX_DIMS or min(self.shape) < 1:
-            raise ValueError(f"tensor {self.name!r} has the impossible shape {self.shape}")
+            raise ValueError(f"tensor {self.name!r} has the invalid shape {self.shape}")
         if not 1 <= len(self.name.encode()) <= MAX_NAME_BYTES:
             raise ValueError(f"tensor name {self.name!r} is empty or too long")
         self.format.row_bytes(self.shape[-1])

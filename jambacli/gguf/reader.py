@@ -257,7 +257,7 @@ def _read_tensor(cursor: Cursor, number: int, part: int) -> TensorInfo:
     if values == 0:
         raise cursor.bad(f"{what} has a dimension of 0: {dims}")
     if values >= 1 << 63:
-        raise cursor.bad(f"{what} has impossible dimensions: {dims}")
+        raise cursor.bad(f"{what} has invalid dimensions: {dims}")
     if dims[0] % fmt.block:
         raise cursor.bad(f"{what} has rows of {dims[0]} values, not a multiple of {fmt.name}'s block of {fmt.block}")
     nbytes = values // fmt.block * fmt.block_bytes

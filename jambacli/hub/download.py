@@ -236,7 +236,7 @@ class _Transfer:
             raise Unreachable(f"{self.remote.name}: {why}, {TRIES} times in a row; {kept}")
         wait = wait_before(self.failures) if asked is None else asked
         if wait > LONGEST_WAIT:
-            raise Unreachable(f"{self.remote.name}: {why}; it asks to wait {format_seconds(wait)}; {kept}")
+            raise Unreachable(f"{self.remote.name}: {why}; the server asks to wait {format_seconds(wait)}; {kept}")
         logger.info("%s: %s; resuming at %s", self.remote.name, why, format_bytes(self.have))
         time.sleep(wait)
 

@@ -90,13 +90,13 @@ def parse_name(text: str, *, revision: str | None = None, table: Table | None = 
 
 
 def with_quant(name: Name, quant: str) -> Name:
-    """``name`` with type ``quant``. Raises UsageError when the name already says another type or names one file."""
+    """``name`` with type ``quant``. Raises UsageError when the name already has another type or names one file."""
     kind = canonical_quant(quant)
     if name.quant is not None and name.quant != kind:
         problem = f"is not the type in the name {name.text}"
         raise UsageError(problem, field="quant", value=quant[:40], remedy="leave one of them out")
     if any(isinstance(s, Ollama) or s.file for s in name.sources):
-        raise UsageError(f"{name.text} names one file already", remedy="leave {quant} out")
+        raise UsageError(f"{name.text} already names one file", remedy="leave {quant} out")
     sources = tuple(replace(s, quant=kind) for s in name.sources if isinstance(s, Hub))
     return replace(name, sources=sources, quant=kind, text=name.text if name.quant else _tagged(name, kind))
 

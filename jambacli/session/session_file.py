@@ -77,7 +77,7 @@ def check_name(name: str) -> str:
     valid = re.fullmatch(r"\w[\w.-]*", composed[:1] + letters) and len(composed) <= 64
     if not valid or len(composed.encode()) > 200:
         raise UsageError(
-            f"session name {name[:80]!r} is not usable; use up to 64 letters, digits, dots, dashes or underscores"
+            f"session name {name[:80]!r} is not valid; use up to 64 letters, digits, dots, dashes or underscores"
         )
     return composed
 

@@ -50,7 +50,7 @@ class SessionLock:
             return chosen or "f16"
         if chosen is not None and chosen != self.found.kv_type:
             raise JambaError(
-                f"session {self.found.name!r} keeps its keys and values as {self.found.kv_type}, not {chosen}",
+                f"session {self.found.name!r} stores its keys and values as {self.found.kv_type}, not {chosen}",
                 remedy="leave out {kv_type}, or start another session",
             )
         return self.found.kv_type

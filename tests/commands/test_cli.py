@@ -111,7 +111,7 @@ def test_quantize_takes_a_directory_and_tells_programs_what_it_made(plain: Path,
     assert told["files"] == [str(made)] and told["bytes"] == made.stat().st_size
     again = jamba("quantize", str(plain), str(tmp_path), "--type", "q8_0")
     assert (again.returncode, again.stderr.count(b"\n")) == (1, 1)
-    assert b"m-Q8_0.gguf exists already; choose another name, or use --force" in again.stderr
+    assert b"m-Q8_0.gguf already exists; choose another name, or use --force" in again.stderr
 
 
 def test_parts_are_not_quantized_over_themselves(plain: Path, tmp_path: Path) -> None:

@@ -427,7 +427,7 @@ def test_files_in_the_way_are_safe(
     target = tmp_path / "out.gguf"
     target.write_bytes(b"precious")
     assert run(source, target, monkeypatch=monkeypatch) == 1
-    assert "exists already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     before = source.read_bytes()
     assert run(source, source, "--force", monkeypatch=monkeypatch) == 2
     assert "is the input" in capsys.readouterr().err

@@ -77,7 +77,7 @@ class SchemaConstraint:
         except ImportError as error:
             raise JambaError("replies that follow a schema need: pip install 'jambacli[schema]'") from error
         if not tokenizer.stop_ids:
-            raise JambaError("the model's file names no stop token, which replies that follow a schema need")
+            raise JambaError("the model's file defines no stop token, which replies that follow a schema need")
         self._vocabulary = _vocabulary(tokenizer, n_vocab)
         check_ends(schema)
         options = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}

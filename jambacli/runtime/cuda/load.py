@@ -196,7 +196,7 @@ def load_on_gpu(
         if plan.host_layers or plan.host_kv:
             kept = "experts" if plan.host_layers else "keys and values"
             raise JambaError(f"{problem}; without it {kept} cannot stay in RAM", remedy="use {device} cpu")
-        logger.info("%s: computing on the GPU through plain torch, which is slower", problem)
+        logger.info("%s: using plain torch on the GPU, which is slower", problem)
         return through_torch(config, tensor, device, source)
     remedy = (
         "{cpu_experts} sets how many layers keep their experts in RAM"

@@ -79,7 +79,7 @@ class HostExperts:
             torch.cuda.synchronize(self._device)
         self._slots = []
         logger.warning(
-            "experts cannot be streamed to the GPU (%s): the CPU computes those in RAM; long prompts are slower",
+            "experts cannot be streamed to the GPU (%s): the CPU computes the experts in RAM; long prompts will be slower",
             first_line(error),
         )
         if self._cuda:

@@ -93,7 +93,7 @@ def place(
     """The best plan that fits, for tensors of ``sizes`` (``memory.gpu_sizes``) and ``ctx`` tokens of ``kv_type``.
 
     ``free``: bytes free on the GPU. ``gpu_memory``, ``cpu_experts``, ``cpu_kv`` as in ``DeviceOptions``. Raises UsageError for
-    an impossible ``cpu_experts``, JambaError with a remedy if even the smallest plan does not fit.
+    an invalid ``cpu_experts``, JambaError with a remedy if even the smallest plan does not fit.
     """
     n_moe = len(sizes.experts)
     if cpu_experts is not None and not 0 <= cpu_experts <= n_moe:
