@@ -21,14 +21,16 @@ from jambacli.training.batches import Batches
 from jambacli.training.demo_model import NAME, demo_config, export, make_held_out, make_tokenizer
 from jambacli.training.model import TrainableJamba
 from jambacli.training.tokenizer import Encoder
-from jambacli.training.train import Plan, Run
+from jambacli.training.train import Run, TrainingPlan
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("tiny-jamba"), help="the directory for all output")
-    parser.add_argument("--steps", type=int, default=Plan.steps, help=f"training steps (default {Plan.steps})")
-    parser.add_argument("--seed", type=int, default=Plan.seed)
+    parser.add_argument(
+        "--steps", type=int, default=TrainingPlan.steps, help=f"training steps (default {TrainingPlan.steps})"
+    )
+    parser.add_argument("--seed", type=int, default=TrainingPlan.seed)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu", help="cpu, or cuda (in plain torch, without the C++ kernels)")
     parser.add_argument("--export", action="store_true", help="do not train; export the last saved state")
@@ -43,7 +45,11 @@ def main() -> None:
         make_tokenizer(tokenizer, args.seed)
     model = TrainableJamba(demo_config(), torch.bfloat16)
     run = Run(
-        model, Batches(Encoder(tokenizer), args.seed), Plan(steps=args.steps, seed=args.seed), args.out, args.device
+        model,
+        Batches(Encoder(tokenizer), args.seed),
+        TrainingPlan(steps=args.steps, seed=args.seed),
+        args.out,
+        args.device,
     )
     if not args.export:
         run.train()

@@ -41,7 +41,7 @@ class Jamba(LoadedModel):
         the model used last, else the tiny demo model in the package. Weights are mapped, not read.
 
         ``options``, or its fields as keywords (``device="cuda", threads=8, gpu_memory=20 * 10**9, cpu_experts=4,
-        cpu_kv=True``), say where it computes: see DeviceOptions. ``threads`` applies to the whole process. GPU memory is
+        cpu_kv=True``), select the device: see DeviceOptions. ``threads`` applies to the whole process. GPU memory is
         planned for ``ctx`` tokens (by default the model's limit) of ``kv_type`` (by default f16).
 
         Raises JambaError for an unknown name, or a file that is not a valid Jamba GGUF.
@@ -62,7 +62,7 @@ class Jamba(LoadedModel):
 
             path = converted_gguf(path)
         start = time.perf_counter()
-        file = GGUFFile.open(path)  # before torch is imported, so that a bad file is reported at once
+        file = GGUFFile.open(path)  # before torch is imported, so that a bad file is reported immediately
         with importing():
             from jambacli.kernels import set_threads
             from jambacli.runtime.device import load_gguf_on

@@ -1,4 +1,4 @@
-"""The Typer app: one line per subcommand, and the one place where errors become messages and exit codes."""
+"""The Typer app: one line per subcommand, and the only place where errors become messages and exit codes."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from typing import Annotated, Any, NoReturn, TextIO
 import typer
 
 from jambacli import __version__, ui
+from jambacli.commands.flags import flag
 from jambacli.commands.options import Quiet
-from jambacli.commands.wording import flag
 from jambacli.errors import JambaError
 from jambacli.startup import importing
 
@@ -50,7 +50,7 @@ def make_app(names: Iterable[str] = COMMANDS) -> typer.Typer:
         help="Run AI21's Jamba models locally: quantized, with long contexts, and without computing a prefix twice.",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
-        rich_markup_mode=None,  # plain help takes 0.24 s, rich panels 0.42 s
+        rich_markup_mode=None,  # plain help takes 0.24 s, help in rich panels 0.42 s
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(options)
@@ -105,7 +105,7 @@ def main() -> None:
         with importing():
             app = make_app(_called(sys.argv[1:]))
         code = app(prog_name="jamba", standalone_mode=False) or 0
-        if code == 130:  # what typer makes of Ctrl-C
+        if code == 130:  # typer's exit code for Ctrl-C
             raise KeyboardInterrupt
         sys.exit(code)
     except _CommandLineError as error:

@@ -1,4 +1,4 @@
-"""Errors and their exit codes. A library error says what is wrong; a front end words it for the person it serves.
+"""Errors and their exit codes. A library error says what is wrong; a front end formats it for its users.
 
 Every error that a user can cause is a JambaError whose text is one line: what is wrong, with which file or name, and what
 to do about it. Below the front ends no text names a command-line flag: an error carries the Python name of the option it
@@ -17,9 +17,9 @@ class JambaError(Exception):
     """A failure with a one-line explanation; the command exits with ``exit_code``.
 
     Args:
-        problem: what is wrong: a sentence, or with ``field`` what is said of it ("is outside 0 to 100").
+        problem: what is wrong: a sentence, or with ``field`` its predicate ("is outside 0 to 100").
         field: the Python name of the option at fault ("temperature"), or the names of several.
-        value: what the option was given.
+        value: the value of the option.
         remedy: what to do. A constant text in which ``{ctx}`` stands for the option of that name.
     """
 
@@ -69,7 +69,7 @@ class UsageError(JambaError):
 
 
 class BadFileError(JambaError):
-    """A file is damaged, foreign or hostile; the text names the file and the field in it."""
+    """A file is damaged, of another kind or hostile; the text names the file and the field in it."""
 
     def __init__(self, path: object, problem: str, *, remedy: str | None = None) -> None:
         super().__init__(f"{path}: {problem}", remedy=remedy)
@@ -82,5 +82,5 @@ class UnsupportedError(JambaError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a foreign error's text, or its type where it has none."""
+    """The first line of another library's error, or its type if it has no text."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

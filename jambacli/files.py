@@ -16,13 +16,13 @@ def refuse_existing(path: Path, force: bool) -> None:
     """Raise JambaError where ``path`` exists and ``force`` is False, or where it is a directory, a device or a pipe."""
     try:
         mode = path.stat().st_mode
-    except OSError:  # it does not exist, or cannot be reached: writing will say why
+    except OSError:  # it does not exist, or cannot be reached: writing it will report why
         return
     if not stat.S_ISREG(mode):
         kind = "a directory" if stat.S_ISDIR(mode) else "a device or a pipe"
         raise JambaError(f"cannot write {path}: it is {kind}; give the name of a file")
     if not force:
-        raise JambaError(f"{path} exists already", remedy="choose another name, or use {force} to replace it")
+        raise JambaError(f"{path} already exists", remedy="choose another name, or use {force} to replace it")
 
 
 def temporary_beside(path: Path) -> tuple[Path, Path]:

@@ -1,4 +1,4 @@
-"""Start and end a process faster by keeping the garbage collector away from imported modules.
+"""Start and end a process faster by keeping imported modules out of garbage collection.
 
 Importing torch creates a million objects that stay. Collecting garbage among them, repeatedly during the import and again at
 exit, took a quarter of a short command's time.
@@ -24,7 +24,7 @@ def own_process() -> None:
 
 @contextlib.contextmanager
 def importing() -> Iterator[None]:
-    """Hold this around imports of torch: no garbage collection meanwhile, and after ``own_process`` none of their objects."""
+    """Disable the garbage collector during imports of torch; after ``own_process`` it never visits the imported objects."""
     was_on = gc.isenabled()
     gc.disable()
     try:

@@ -40,13 +40,13 @@ def note(text: str) -> None:
 
 
 def warn(text: str) -> None:
-    """One line of warning on stderr, also with ``--quiet``."""
+    """One line of warning on stderr, even with ``--quiet``."""
     print(f"warning: {harmless(text)}", file=sys.stderr, flush=True)
 
 
 class _LogHandler(logging.Handler):
-    """Shows what library code logs: warnings and above as warnings, the rest as notes. A record's ``remedy`` (what to do,
-    options as ``{name}``) follows its message."""
+    """Shows what library code logs: warnings and above as warnings, the rest as notes. A record's ``remedy`` (advice,
+    with options as ``{name}``) follows its message."""
 
     def __init__(self, option: Callable[[str], str]) -> None:
         super().__init__()

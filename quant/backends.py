@@ -1,4 +1,4 @@
-"""Which implementation does the work: the C++ library on host memory, or torch on any device."""
+"""The choice of implementation: the C++ library for host memory, or torch on any device."""
 
 from __future__ import annotations
 

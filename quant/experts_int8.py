@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 LEVELS = 127
 SMALLEST_NORMAL = 1.1754943508222875e-38
 
-# Torch takes about this many values at once, so that the float32 copies stay small.
+# Torch quantizes about this many values at a time, so that the float32 copies stay small.
 CHUNK_VALUES = {"cpu": 1 << 22, "cuda": 1 << 27}
 
 

@@ -68,7 +68,7 @@ def dequantize_k(blocks: Tensor, fmt: str) -> Tensor:
 
 
 def _rows_at_once(tensor: Tensor, per_row: int) -> int:
-    """So many rows that the temporaries stay in a CPU's caches, or within a few hundred MB on a GPU."""
+    """The number of rows whose temporaries stay in a CPU's caches, or within a few hundred MB on a GPU."""
     return max(1, (2048 if tensor.device.type == "cpu" else 65536) // max(1, per_row))
 
 

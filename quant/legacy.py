@@ -92,12 +92,12 @@ def _symmetric_levels(x: Tensor, top: int) -> tuple[Tensor, Tensor]:
 def _affine_levels(x: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor]:
     """Scale and least value [blocks], and levels 0..``top``."""
     low, high = x[0], x[0]
-    for row in x[1:]:  # one at a time: of 0.0 and -0.0 the first one is stored
+    for row in x[1:]:  # one at a time, so that the first of 0.0 and -0.0 is stored, as in ggml
         low = torch.where(row < low, row, low)
         high = torch.where(high < row, row, high)
     d = divide(high - low, float(top))
     levels = _truncate((x - low) * reciprocal_or_zero(d) + 0.5) & 255
-    return d, low, levels.clamp(max=15) if top == 15 else levels  # ggml bounds the four-bit ones only
+    return d, low, levels.clamp(max=15) if top == 15 else levels  # ggml clamps only the four-bit levels
 
 
 # ---- with an imatrix ----

@@ -1,4 +1,4 @@
-"""Rows of weights as bytes in host memory, for callers that work without torch, and how errors name a row."""
+"""Rows of weights as bytes in host memory, for callers that work without torch, and the names of rows in errors."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Rows:
 
 
 def host_tensor(array: np.ndarray) -> torch.Tensor:
-    """``array`` as a torch tensor over the same memory. Nobody may write to it where the array is read-only."""
+    """``array`` as a torch tensor over the same memory. It must not be written to if the array is read-only."""
     import warnings
 
     import torch

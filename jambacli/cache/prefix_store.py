@@ -110,7 +110,7 @@ class PrefixStore:
     """Blobs and prefixes under one directory, shared by any number of processes."""
 
     def __init__(self, root: Path | None = None, budget: int | None = None) -> None:
-        """``root``: by default ``JAMBA_HOME/prefixes``. ``budget``: the most bytes of blobs to keep.
+        """``root``: by default ``JAMBA_HOME/prefixes``. ``budget``: maximum size of the blobs, in bytes.
 
         Raises JambaError when the directories cannot be created.
         """
@@ -122,7 +122,7 @@ class PrefixStore:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold this around writes that refer to one another, so that no eviction happens between them."""
+        """Prevent evictions between writes that refer to each other."""
         with self._locked(exclusive=False):
             yield
 
@@ -199,7 +199,7 @@ class PrefixStore:
         self._slack = (self.budget - total) // 4
         if total <= self.budget:
             return 0
-        target = self.budget - self.budget // 20  # with some room, so that not every write evicts
+        target = self.budget - self.budget // 20  # leave some room, so that not every write evicts
         with self._locked(exclusive=True):
             blobs = self._blobs()
             total = before = sum(size for _, size, _ in blobs.values())
@@ -322,7 +322,7 @@ class PrefixStore:
     def _locked(self, exclusive: bool) -> Iterator[None]:
         fd = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            with contextlib.suppress(ImportError):  # no fcntl on this platform: processes are not locked out
+            with contextlib.suppress(ImportError):  # no fcntl on this platform: there is no locking
                 import fcntl
 
                 fcntl.flock(fd, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)

@@ -1,8 +1,8 @@
-"""Replies kept between runs (a part's summary), by the hash of what led to them.
+"""Replies stored between runs (such as a part's summary), by a hash of everything they depend on.
 
     prefixes/notes/KEY.json   {"text", "documents": hashes of the texts it was made from, ...}
 
-A reply repeats what people's documents say: only the user can read the files, and clearing the store deletes them.
+A reply repeats the text of the user's documents: only the user can read the files, and clearing the store deletes them.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Any
 
 from jambacli.files import atomic_write
 
-#: The most replies that are kept; the oldest go first.
-_MOST = 4096
+#: Maximum number of stored replies; the oldest are deleted first.
+_MAX_REPLIES = 4096
 
 
 class ReplyCache:
-    """The replies kept beside a prefix store."""
+    """The replies stored in a prefix store's directory."""
 
     def __init__(self, store: Path) -> None:
         """``store``: the prefix store's root."""
@@ -41,13 +41,13 @@ class ReplyCache:
         return value
 
     def put(self, key: str, text: str, documents: Sequence[str], **more: Any) -> None:
-        """Keep a reply and the hashes of its documents; ``more`` is added to its entry. OSErrors are ignored."""
+        """Store a reply and the hashes of its documents; ``more`` is added to its entry. OSErrors are ignored."""
         with contextlib.suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             with atomic_write(self.folder / f"{key}.json", durable=False) as file:
                 file.write(json.dumps({**more, "text": text, "documents": list(documents)}).encode())
             files = [p for p in self.folder.glob("*.json") if not p.name.startswith(".")]
-            for path in sorted(files, key=lambda p: p.stat().st_mtime)[: max(0, len(files) - _MOST)]:
+            for path in sorted(files, key=lambda p: p.stat().st_mtime)[: max(0, len(files) - _MAX_REPLIES)]:
                 path.unlink(missing_ok=True)
 
     def clear(self, documents: Iterable[str] | None = None) -> None:

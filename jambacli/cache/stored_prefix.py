@@ -124,9 +124,9 @@ def _raw(x: torch.Tensor) -> bytes:
 def _pairs(
     layout: StateLayout, data: bytearray | None, tokens: int, exactly: int | None
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The first ``tokens`` keys and values of a segment's blob, which must hold ``exactly`` so many if that is given.
+    """The first ``tokens`` keys and values of a segment's blob, which must hold ``exactly`` that many tokens if set.
 
-    A segment before the last that held another number of tokens would shift all that follow.
+    A wrong number of tokens in a segment before the last would shift all later segments.
     """
     import torch
 
@@ -138,7 +138,7 @@ def _pairs(
     per_token = sum(row.numel() * layout.kv_dtype.itemsize for row in rows)
     stored = len(data) // per_token if per_token else 0
     if stored * per_token != len(data) or stored < tokens or stored != (exactly or stored):
-        raise DamagedPrefixError("a segment of the stored prefix has another size than the index says")
+        raise DamagedPrefixError("a segment of the stored prefix does not have the size in the index")
     values = torch.frombuffer(data, dtype=layout.kv_dtype)
     parts = values.split([stored * row.numel() for row in rows])
     tensors = [part.view(stored, *row)[:tokens] for part, row in zip(parts, rows, strict=True)]

@@ -1,7 +1,7 @@
 """The documents attached to a chat: which go with the next message, and which a reply's citations refer to.
 
-A chat about files keeps them: after its first message is taken back, or the chat is cleared, the next message brings them
-again.
+A chat about files keeps them: after its first message is undone, or the chat is cleared, they are attached to the next
+message again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from jambacli.documents.citation_check import check_citations
 from jambacli.documents.citations import Cited, places_of
-from jambacli.documents.pages import Entry
+from jambacli.documents.pages import DocumentEntry
 from jambacli.engine.generate import Thought
 from jambacli.session.conversation import Turn
 
@@ -26,23 +26,23 @@ class Attachments:
     replies should cite documents, see ``remark``.
     """
 
-    waiting: list[Entry] = field(default_factory=list)
-    lasting: Sequence[Entry] = ()
+    waiting: list[DocumentEntry] = field(default_factory=list)
+    lasting: Sequence[DocumentEntry] = ()
     knobs: Mapping[str, Any] | None = None
     suffix: str = ""
     cite: bool = False
-    _sent: dict[str, list[Entry]] = field(default_factory=dict)
+    _sent: dict[str, list[DocumentEntry]] = field(default_factory=dict)
     _cited: Cited | None = None
-    _numbered: list[Entry] = field(default_factory=list)
+    _numbered: list[DocumentEntry] = field(default_factory=list)
     _answer: str = ""
 
-    def for_next(self, turns: Sequence[Turn]) -> tuple[list[Entry], Mapping[str, Any] | None]:
+    def for_next(self, turns: Sequence[Turn]) -> tuple[list[DocumentEntry], Mapping[str, Any] | None]:
         """The documents and modes that go with a message after ``turns``."""
         first = not any(t.role == "user" for t in turns)
         return [*(self.lasting if first else ()), *self.waiting], self.knobs if first else None
 
-    def sent(self, turn: Turn, entries: Sequence[Entry]) -> None:
-        """Record that these documents stand before ``turn``, a message of the conversation."""
+    def sent(self, turn: Turn, entries: Sequence[DocumentEntry]) -> None:
+        """Record that these documents come before ``turn``, a message of the conversation."""
         if entries:
             self._sent[_block(turn)] = list(entries)
 
@@ -77,13 +77,13 @@ class Attachments:
         if not self._numbered:
             return [f"document {n}" for n in dict.fromkeys(self._cited.numbers) if n >= 0]
         checked = check_citations(self._answer, self._cited.cited(self._numbered), self._numbered)
-        by = " (where its words stand)" if checked.replaced else ""
+        by = " (where the answer's words occur)" if checked.replaced else ""
         return [f"{s}{by}" for s in places_of(checked.ids, self._numbered)]
 
     @property
     def remark(self) -> str:
-        """A remark on a last reply that should cite documents and does not, else ""."""
-        return "the model named no documents" if self.cite and self._cited is not None and not self.places else ""
+        """A remark if the last reply should cite documents and does not, else ""."""
+        return "the model cited no documents" if self.cite and self._cited is not None and not self.places else ""
 
 
 def _block(turn: Turn) -> str:

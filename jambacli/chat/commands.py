@@ -1,7 +1,7 @@
 """A chat's messages and commands: regenerate, edit, undo, branch, attach, load.
 
-Every command changes the turns of a Session and, if a reply follows, returns it as a stream. What is reused and what is
-prefilled again follows from the session's one operation.
+Every command changes the turns of a Session and, if a reply follows, returns it as a stream. The session decides which
+tokens it can reuse and which it must prefill again.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 HELP = {
-    "/help": "this list",
-    "/regenerate": "another reply to the last message",
+    "/help": "show this list",
+    "/regenerate": "generate another reply to the last message",
     "/edit [N] TEXT": "change the last (or Nth) message",
-    "/undo": "take back the last message and its reply",
-    "/continue": "continue a reply that was cut off",
-    "/branch NAME": "continue under another name; the present chat stays as it is",
-    "/branches": "the branches of this chat",
+    "/undo": "undo the last message and its reply",
+    "/continue": "resume a reply that was cut off",
+    "/branch NAME": "continue under another name; the current chat is unchanged",
+    "/branches": "list the branches of this chat",
     "/system TEXT": "set the system message",
     "/file PATH": "attach a file or directory to the next message",
-    "/save NAME": "keep this chat under a name",
-    "/load NAME": "continue another chat",
-    "/think": "show or fold the model's thoughts",
-    "/stats": "figures of the last reply and of the context",
-    "/clear": "start over, with the same system message",
-    "/exit": "leave (Ctrl-D does too)",
+    "/save NAME": "save this chat as NAME",
+    "/load NAME": "resume another chat",
+    "/think": "show or hide the model's thoughts",
+    "/stats": "statistics of the last reply and the context",
+    "/clear": "start over with the same system message",
+    "/exit": "exit (or press Ctrl-D)",
 }
 
 
@@ -76,12 +76,12 @@ class Chat:
         overflow: bool = False,
         progress: Progress = no_progress,
     ) -> None:
-        """``options``: those of every session that is opened; ``generation``: those of every reply. ``name``: resume the
-        session of that name, or begin it. ``overflow``: drop the oldest turns when the context is full.
+        """``options``: for every session that is opened. ``generation``: for every reply. ``name``: resume the session of that
+        name, or start it. ``overflow``: drop the oldest turns when the context is full.
         """
         self.model = model
         self.show_thoughts = True
-        # Tokens of the context that still count after turns were taken back; None: all.
+        # Tokens of the remaining turns after an undo; None: all tokens in the sequence count.
         self._standing: int | None = None
         self._options, self._generation = options or SessionOptions(), generation or GenerationOptions()
         self._overflow = overflow
@@ -210,10 +210,10 @@ class Chat:
         return self._answered(before, start, asked=True)
 
     def _answered(self, before: list[Turn], start: Callable[[int], Iterator[str]], asked: bool) -> Iterator[str]:
-        """The reply that ``start(reserve)`` begins; when none comes, the turns are set back to ``before``.
+        """Stream the reply that ``start(reserve)`` generates; restore the turns to ``before`` if there is none.
 
-        When the context is full, the oldest turns are dropped, or an error says what can be done. ``asked``: the message to
-        answer is already a turn, which must stay.
+        If the context is full, drop the oldest turns or raise an error that lists the choices. ``asked``: the message to answer
+        is already a turn and must be kept.
         """
         from jambacli.model.state import ContextFullError
 
@@ -232,7 +232,7 @@ class Chat:
                     if not self._overflow:
                         raise JambaError(
                             error.problem,
-                            remedy="use a larger {ctx}, take turns back with /undo, start over with /clear, or run with "
+                            remedy="use a larger {ctx}, remove turns with /undo, start over with /clear, or run with "
                             "{overflow} to drop the oldest turns",
                         ) from error
                     gone = _drop_oldest(conversation, keep_last=asked)
@@ -251,12 +251,12 @@ class Chat:
                 logger.info("[the context was full: the oldest %s dropped]", counted(dropped, "turn"))
 
     def _changed(self) -> None:
-        """Save the session after turns were taken back, and count what is left of the context."""
+        """Save the session after turns were undone, and count the tokens that remain in the context."""
         self.session.changed()
         self._count()
 
     def _count(self) -> None:
-        """Count the tokens of the context that still count, when turns were taken back since the last reply."""
+        """Count the tokens of the remaining turns if turns were undone since the last reply."""
         conversation = self.session.conversation
         self._standing = None
         if self.session.taken_back:
@@ -290,11 +290,11 @@ class Chat:
     def _undo(self, _: str) -> Outcome:
         turns, asked = self.session.conversation.turns, self._asked()
         if not asked:
-            raise UsageError("there is nothing to take back")
+            raise UsageError("there is nothing to undo")
         text = turns[asked[-1]].content
         del turns[asked[-1] :]
         self._changed()
-        return Outcome(lines=[f"taken back: {_short(text)}"])
+        return Outcome(lines=[f"undone: {_short(text)}"])
 
     def _continue(self, _: str) -> Outcome:
         return Outcome(reply=self._reply(self.session.extend(progress=self._progress, options=self._generation)))
@@ -304,7 +304,7 @@ class Chat:
             raise UsageError("/branch needs a name")
         old = self.session.name
         self._save(name)
-        return Outcome(lines=[f"continuing as {name}; {old} stays as it is"])
+        return Outcome(lines=[f"continuing as {name}; {old} is unchanged"])
 
     def _branches(self, _: str) -> Outcome:
         family = session_file.family(self.session.name or "")
@@ -334,7 +334,7 @@ class Chat:
     def _save(self, name: str) -> Outcome:
         name = name and session_file.check_name(name)
         if name and name != self.session.name and session_file.exists(name):
-            raise UsageError(f"there is a session {name!r} already; choose another name")
+            raise UsageError(f"a session named {name!r} already exists; choose another name")
         self.session.save(name or None)
         return Outcome(lines=[f"saved as {self.session.name}"])
 
@@ -342,10 +342,10 @@ class Chat:
         name = name and session_file.check_name(name)
         if not name or not session_file.exists(name):
             raise UsageError(
-                f"there is no session {name!r}; there are: {', '.join(session_file.names()[:20]) or 'none yet'}"
+                f"there is no session {name!r}; the saved sessions are: {', '.join(session_file.names()[:20]) or 'none yet'}"
             )
         if name == self.session.name:
-            return Outcome(lines=[f"{name} is the present chat"])
+            return Outcome(lines=[f"{name} is the current chat"])
         session = self._open(name)
         self.attachments = Attachments()
         self.session.close()
@@ -355,7 +355,7 @@ class Chat:
 
     def _think(self, _: str) -> Outcome:
         self.show_thoughts = not self.show_thoughts
-        return Outcome(lines=["thoughts are " + ("shown" if self.show_thoughts else "folded")])
+        return Outcome(lines=["thoughts are " + ("shown" if self.show_thoughts else "hidden")])
 
     def _stats(self, _: str) -> Outcome:
         s = self.session.stats
@@ -382,7 +382,7 @@ class Chat:
 def _drop_oldest(conversation: Conversation, keep_last: bool) -> int:
     """Drop the oldest exchange, but not the system message; returns how many turns were dropped.
 
-    ``keep_last``: the user's last message has no reply yet and must stay.
+    ``keep_last``: the user's last message has no reply yet and must be kept.
     """
     turns = conversation.turns
     first = 1 if turns and turns[0].role == "system" else 0

@@ -50,7 +50,7 @@ def blocks(text: str) -> tuple[list[str], str]:
 
 @contextlib.contextmanager
 def _without_echo() -> Iterator[None]:
-    """Echo no keys, nor "^C", while a reply is drawn; what is typed appears at the next prompt."""
+    """Echo no keys and no "^C" while a reply is drawn; typed text appears at the next prompt."""
     try:
         import termios
     except ImportError:  # not on this platform
@@ -91,7 +91,7 @@ class Screen:
         self._shown = False
 
     def reply(self, pieces: Iterable[str], show_thoughts: bool) -> bool:
-        """Show a reply as it is generated. Ctrl-C ends it and keeps what was said; returns whether that happened."""
+        """Show a reply as it is generated. Ctrl-C ends it and keeps the partial reply; returns whether that happened."""
         self._shown = False
         try:
             with _without_echo():
@@ -99,9 +99,9 @@ class Screen:
             return False
         except KeyboardInterrupt:
             self.note(
-                "[stopped; what was said is kept]"
+                "[stopped; the partial reply is kept]"
                 if self._shown
-                else "[stopped before a reply; arrow up brings the message back]"
+                else "[stopped before a reply; press Up to edit your message]"
             )
             return True
         finally:
@@ -151,7 +151,7 @@ class Screen:
                     if done or time.monotonic() - drawn > _REDRAW_SECONDS:
                         live.update(self._rendered(self._tail(pending)), refresh=True)
                         drawn = time.monotonic()
-            finally:  # after an interruption too, what was said so far stays on the screen
+            finally:  # the partial reply stays on the screen after an interruption too
                 live.update("", refresh=True)
                 if thought_tokens:
                     self._end_thoughts(live, show_thoughts, thought_tokens)
@@ -159,7 +159,7 @@ class Screen:
                     live.console.print(self._rendered(pending), end="")
 
     def _rendered(self, text: str) -> Any:
-        """A block of Markdown without blank lines around it: lists and code have some, and one is printed between blocks."""
+        """A block of Markdown without the blank lines that lists and code have around them; one is printed between blocks."""
         from rich.segment import Segment, Segments
 
         lines = self.console.render_lines(markdown(text), pad=False)
@@ -204,7 +204,7 @@ def talk(
 ) -> None:
     """The interactive chat: read and answer until /exit or Ctrl-D.
 
-    ``stats``: show figures after every reply. ``first``: a message that is sent at once. ``option``: the name under which
+    ``stats``: show statistics after every reply. ``first``: a message that is sent at once. ``option``: the name under which
     errors mention an option.
     """
     from prompt_toolkit import PromptSession
@@ -224,13 +224,13 @@ def talk(
     @keys.add("enter")
     def _send(event: Any) -> None:
         buffer = event.current_buffer
-        if buffer.document.char_before_cursor == "\\":  # a backslash at the end continues in the next line
+        if buffer.document.char_before_cursor == "\\":  # a backslash at the end of a line continues the message
             buffer.delete_before_cursor()
             buffer.insert_text("\n")
         else:
             buffer.validate_and_handle()
 
-    # What was typed is as private as the sessions, so it is kept in their folder.
+    # The history is as private as the sessions, so it is stored in their folder.
     prompt: PromptSession[str] = PromptSession(
         history=FileHistory(str(sessions_folder() / ".history")) if keep_history else InMemoryHistory(),
         completer=WordCompleter([name.split()[0] for name in HELP], sentence=True),
@@ -243,7 +243,7 @@ def talk(
     def ask(what: str, default: str = "") -> str:
         return prompt.prompt(what, default=default, bottom_toolbar=lambda: status_line(chat, screen.console.width))
 
-    screen.note(f"{chat.model.name} - /help lists the commands, Alt-Enter begins a new line, Ctrl-D leaves")
+    screen.note(f"{chat.model.name} - /help lists the commands, Alt-Enter inserts a new line, Ctrl-D exits")
     if turns := chat.messages:
         screen.note(
             f"continuing {chat.session.name}: {counted(turns, 'message')}, {counted(chat.used, 'token')}; "
@@ -265,7 +265,7 @@ def talk(
             if interrupted:
                 return
             interrupted = True
-            screen.note("[Ctrl-C again leaves]")
+            screen.note("[press Ctrl-C again to exit]")
             continue
         except EOFError:
             return
@@ -288,7 +288,7 @@ def talk(
 
 
 def closing_lines(chat: Chat) -> list[str]:
-    """The lines under a reply: the places it cites, or a remark that it cites none; and how it ended, if not by itself."""
+    """The lines under a reply: the places it cites, or a remark that it cites none; and why it was cut off, if it was."""
     places, remark, ending = chat.attachments.places, chat.attachments.remark, ending_line(chat)
     lines = ["Sources:", *(f"- {place}" for place in places)] if places else []
     if remark and chat.session.stats.finish == "stop":
@@ -297,10 +297,10 @@ def closing_lines(chat: Chat) -> list[str]:
 
 
 def ending_line(chat: Chat) -> str:
-    """How the last reply ended, "" when by itself."""
+    """Why the last reply was cut off; "" if the model ended it."""
     s, session = chat.session.stats, chat.session
     if s.finish == "length":
-        return f"[cut off after {s.generated_tokens:,} tokens; /continue continues it]"
+        return f"[cut off after {s.generated_tokens:,} tokens; /continue resumes it]"
     if s.finish == "context":
         return f"[the context of {session.sequence.ctx:,} tokens is full; /undo, /clear or chat --overflow make room]"
     if s.finish == "stop" and not s.generated_tokens:
@@ -320,9 +320,9 @@ def _figures(chat: Chat) -> list[str]:
 
 
 def status_line(chat: Chat, width: int = 200) -> str:
-    """The line under the prompt, of at most ``width`` characters: the session, the context used, the last reply's figures.
+    """The line under the prompt, of at most ``width`` characters: the session, the context used, the last reply's statistics.
 
-    What does not fit is left out, the least important first.
+    If it does not fit, the least important parts are left out first.
     """
     session = chat.session
     name, numbers = session.name or "not stored", _figures(chat) if session.stats.prompt_tokens else []

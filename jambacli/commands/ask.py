@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from jambacli.commands import documents_io as r
+from jambacli.commands import documents_io
 from jambacli.commands import options as o
 from jambacli.commands.chat import run_chat
 from jambacli.errors import UsageError
@@ -22,21 +22,21 @@ def ask(
             metavar="FILE... QUESTION", help="Files, directories, globs, or - for standard input; the question last."
         ),
     ] = None,
-    interactive: Annotated[bool, typer.Option("--interactive", "-i", help="Go on asking, in a chat.")] = False,
+    interactive: Annotated[bool, typer.Option("--interactive", "-i", help="Keep asking, in a chat.")] = False,
     passes: Annotated[
         bool, typer.Option("--passes", help="Ask part by part if the documents are longer than the context.")
     ] = False,
-    language: r.Language = None,
-    citations: r.Citations = False,
-    as_json: r.Json = False,
-    schema: r.Schema = None,
-    output: r.Output = None,
-    model: r.Model = None,
+    language: documents_io.Language = None,
+    citations: documents_io.Citations = False,
+    as_json: documents_io.Json = False,
+    schema: documents_io.Schema = None,
+    output: documents_io.Output = None,
+    model: documents_io.Model = None,
     *,
     arguments: o.GenerationArguments,
 ) -> None:
-    """Ask about documents. They are read once; a later question, in any process, reads only itself."""
-    output = r.output_path(output)
+    """Ask about documents. They are read once; a later question, in any process, computes only the question itself."""
+    output = documents_io.output_path(output)
     with importing():
         from jambacli.documents.ask import ask_documents, question_text
 
@@ -46,20 +46,20 @@ def ask(
     names, question = _files_and_question(list(files or ()), interactive)
     if interactive and "-" in names:
         raise UsageError("-i reads questions from standard input; name the documents as files")
-    task = r.task_of(question_text(question or "", language), citations, schema)
+    task = documents_io.task_of(question_text(question or "", language), citations, schema)
     if model is not None:
         o.model_path(model)  # an unknown name is reported before long documents are opened
-    entries = r.read_entries(names, output)
+    entries = documents_io.read_entries(names, output)
 
     loaded = arguments.load_model(model)
-    with r.reader(loaded, options, generation) as reader:
+    with documents_io.reader(loaded, options, generation) as reader:
         if interactive:
-            talk = r.chat_about(reader, entries, task, language)
+            talk = documents_io.chat_about(reader, entries, task, language)
             run_chat(talk, stats=arguments.stats, keep_history=not arguments.no_store, first=question)
             return
-        r.check_schema(reader, task)
+        documents_io.check_schema(reader, task)
         answer = ask_documents(reader, entries, task, passes=passes)
-        r.deliver(reader, answer, task, key="answer", output=output, as_json=as_json, stats=arguments.stats)
+        documents_io.deliver(reader, answer, task, key="answer", output=output, as_json=as_json, stats=arguments.stats)
 
 
 def _files_and_question(words: list[str], interactive: bool) -> tuple[list[str], str | None]:
@@ -71,7 +71,7 @@ def _files_and_question(words: list[str], interactive: bool) -> tuple[list[str],
         *names, question = words
         if not question.strip():
             raise UsageError("the question is empty")
-        return names or r.stdin_as_file("ask needs files before the question, or a text piped in"), question
+        return names or documents_io.stdin_as_file("ask needs files before the question, or a text piped in"), question
     if interactive and words:
         return words, None
     if words and "-" not in words and o.has_input():

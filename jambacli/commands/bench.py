@@ -63,9 +63,9 @@ def bench(
 ) -> None:
     """Measure tokens per second, time to first token, memory, and the share of this machine's peak rates."""
     if output not in ("md", "json", "csv"):
-        raise UsageError("is none of md, json, csv", field="output", value=output)
+        raise UsageError("is not one of md, json, csv", field="output", value=output)
     if compare is not None and compare not in _COMPARE:
-        raise UsageError(f"is none of {', '.join(_COMPARE)}", field="compare", value=compare)
+        raise UsageError(f"is not one of {', '.join(_COMPARE)}", field="compare", value=compare)
     if name is not None and (shape or quant):
         raise UsageError("give a MODEL, or --shape and --quant for a synthetic one, not both")
     from jambacli.runtime.options import DeviceOptions

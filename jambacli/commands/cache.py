@@ -18,7 +18,7 @@ app = typer.Typer(help="The prefixes stored on this machine, so that none is com
 
 
 @app.command()
-def stats(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
+def stats(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
     """Show the location, size and budget of the store (JAMBA_CACHE_BUDGET sets the budget)."""
     from jambacli.cache.prefix_store import PrefixStore
 
@@ -36,7 +36,9 @@ def stats(as_json: Annotated[bool, typer.Option("--json", help="For programs.")]
 @app.command()
 @o.quiet_option
 def clear(
-    document: Annotated[Path | None, typer.Option("--document", help="Only what was stored of this file.")] = None,
+    document: Annotated[
+        Path | None, typer.Option("--document", help="Delete only what was stored of this file.")
+    ] = None,
 ) -> None:
     """Delete everything, or everything that contains one document. Sessions keep their text, which is read again when used."""
     from jambacli.cache.prefix_store import PrefixStore, text_hash

@@ -11,7 +11,7 @@ import typer
 
 from jambacli import ui
 from jambacli.commands import options as o
-from jambacli.commands.wording import flag
+from jambacli.commands.flags import flag
 from jambacli.errors import JambaError, UsageError
 from jambacli.startup import importing
 
@@ -23,21 +23,23 @@ if TYPE_CHECKING:
 @o.generation_options
 def chat(
     name: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="A name or a .gguf; left out: the last used.")
+        str | None, typer.Argument(metavar="[MODEL]", help="A name or a .gguf; default: the last used.")
     ] = None,
     session: Annotated[
-        str | None, typer.Option("--session", "-s", help="Begin a session of that name, or continue it.")
+        str | None, typer.Option("--session", "-s", help="Start a session with this name, or resume it.")
     ] = None,
-    read_only: Annotated[bool, typer.Option("--read-only", help="Look at a session without changing it.")] = False,
+    read_only: Annotated[bool, typer.Option("--read-only", help="Open a session without changing it.")] = False,
     system: Annotated[str | None, typer.Option("--system", help="System message.")] = None,
-    overflow: Annotated[bool, typer.Option("--overflow", help="At the context limit, drop the oldest turns.")] = False,
+    overflow: Annotated[
+        bool, typer.Option("--overflow", help="When the context is full, drop the oldest turns.")
+    ] = False,
     *,
     arguments: o.GenerationArguments,
 ) -> None:
-    """Chat. Every turn is saved, and nothing is read twice, in this process or another."""
+    """Chat. Every turn is saved, and no process computes the same text twice."""
     generation, options = arguments.generation(), arguments.session()
     if session is not None and arguments.no_store:
-        raise UsageError("--session and --no-store exclude one another: a named session is kept on disk")
+        raise UsageError("--session and --no-store exclude each other: a named session is stored on disk")
 
     with importing():
         from jambacli.chat.commands import Chat
@@ -57,7 +59,7 @@ def chat(
 
 
 def run_chat(talk: Chat, *, stats: bool, keep_history: bool, first: str | None = None) -> None:
-    """Talk in the terminal, or turn by turn from a pipe; then close the chat. ``first``: a message that is sent at once."""
+    """Chat in the terminal, or turn by turn from a pipe; then close the chat. ``first``: a message that is sent at once."""
     try:
         if sys.stdin.isatty() and sys.stdout.isatty():
             from jambacli.chat.terminal import talk as talk_in_terminal
@@ -97,7 +99,7 @@ def _piped(chat: Chat, stats: bool, first: str | None) -> None:
                     )
             if outcome.leave:
                 break
-        except JambaError as error:  # the next line is handled all the same; the exit code tells
+        except JambaError as error:  # the next line is still handled; the exit code reports the failure
             failed = error
             print(f"error: {' '.join(error.worded(flag).split())}", file=sys.stderr, flush=True)
     if failed is not None:

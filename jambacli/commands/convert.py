@@ -34,10 +34,11 @@ def convert(
         typer.Option("--output", "-o", help="The .gguf to write; default: NAME-TYPE.gguf in the current directory."),
     ] = None,
     type: Annotated[
-        Type, typer.Option("--type", case_sensitive=False, help="Type of the matrices; auto: the checkpoint's own.")
+        Type, typer.Option("--type", case_sensitive=False, help="Type of the matrices; auto: as in the checkpoint.")
     ] = Type.auto,
     split_max_size: Annotated[
-        str | None, typer.Option("--split-max-size", metavar="SIZE", help="Split into files of at most this, e.g. 10G.")
+        str | None,
+        typer.Option("--split-max-size", metavar="SIZE", help="Split into files of at most this size, e.g. 10G."),
     ] = None,
     name: Annotated[str | None, typer.Option("--name", help="The model's name in the file.")] = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace the output if it exists.")] = False,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from jambacli.documents.ask import PendingAnswer
     from jambacli.documents.citation_check import CheckedCitations
     from jambacli.documents.citations import Cited
-    from jambacli.documents.pages import Entry
+    from jambacli.documents.pages import DocumentEntry
     from jambacli.documents.reader import Reader, Task
     from jambacli.engine.loaded_model import LoadedModel
     from jambacli.engine.options import GenerationOptions
@@ -32,29 +32,31 @@ if TYPE_CHECKING:
 
 Model = Annotated[
     str | None,
-    typer.Option("--model", "-m", help="A name or a .gguf; left out: the last used.", rich_help_panel="Runtime"),
+    typer.Option("--model", "-m", help="A name or a .gguf; default: the last used.", rich_help_panel="Runtime"),
 ]
-Citations = Annotated[bool, typer.Option("--citations", help="Name the files and pages the answer is based on.")]
+Citations = Annotated[bool, typer.Option("--citations", help="Cite the files and pages the answer is based on.")]
 Language = Annotated[str | None, typer.Option("--language", help="Answer in this language.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object with the answer, its sources and figures.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object with the answer, its sources and statistics.")
+]
 Schema = Annotated[
     Path | None,
-    typer.Option("--schema", metavar="FILE", help="Answer with JSON that follows this JSON schema, always."),
+    typer.Option("--schema", metavar="FILE", help="Answer with JSON that always follows this JSON schema."),
 ]
 Output = Annotated[
     Path | None,
     typer.Option("--output", "-o", metavar="FILE", help="Write the answer to a file; - is standard output."),
 ]
 
-# Fewer tokens are read without a note.
+# Prompts shorter than this show no note.
 _WORTH_A_NOTE = 256
-# Seconds between notes on the progress of a reading, without a terminal.
+# Seconds between progress notes without a terminal.
 _EVERY = 5.0
-# The most unreadable files to warn about one by one.
+# Maximum number of unreadable files to warn about one by one.
 _FAULTS = 20
 
 
-def read_entries(files: Sequence[str], output: Path | None) -> list[Entry]:
+def read_entries(files: Sequence[str], output: Path | None) -> list[DocumentEntry]:
     """Open the documents that the arguments name, with a warning for each problem."""
     from jambacli.documents.load import read_documents
     from jambacli.documents.pages import entries_of
@@ -75,7 +77,7 @@ def read_entries(files: Sequence[str], output: Path | None) -> list[Entry]:
     with ui.progress("Opening", count, "files") as done:
         documents = read_documents(sources, done=done, problem=problem)
     if faults > _FAULTS:
-        ui.warn(f"{counted(faults - _FAULTS, 'more file')} could not be read; left out")
+        ui.warn(f"{counted(faults - _FAULTS, 'more file')} could not be read; skipped")
     for document in documents:
         for remark in document.remarks:
             ui.warn(remark)
@@ -90,7 +92,7 @@ def output_path(output: Path | None) -> Path | None:
 
 
 def _check_output(output: Path, inputs: Sequence[Path]) -> None:
-    """Raise JambaError or UsageError now for an output that could not be written after a long reading."""
+    """Raise JambaError or UsageError now, not after a long prefill, for an output that cannot be written."""
     folder = output.resolve().parent
     exists, plain = output.exists(), output.is_file()
     wrong = (
@@ -147,10 +149,10 @@ class Answer:
         self._live = output is None and not schema and not as_json
 
     def take(self, pieces: Iterable[str]) -> None:
-        """Collect the pieces, and print them as they come if they go to stdout unchanged. Ctrl-C keeps what was said."""
+        """Collect the pieces, and print them as they come if they go to stdout unchanged. Ctrl-C keeps the partial answer."""
         self.text, self.interrupted = stream(pieces, show=self._live)
 
-    def finish(self, key: str, entries: Sequence[Entry], cited: Cited, figures: dict[str, Any]) -> None:
+    def finish(self, key: str, entries: Sequence[DocumentEntry], cited: Cited, figures: dict[str, Any]) -> None:
         """Write what has not been written yet: the sources, the JSON, the file. ``key``: the key of the answer with --json.
 
         JSON of a schema is written alone, so its sources go to stderr, or into the object of --json. An answer that was
@@ -169,7 +171,8 @@ class Answer:
         if self.citations and not self.interrupted:
             _report_missing(cited, entries)
             _report_doubts(checked, named, entries)
-        listed = [f"- {s}{' (where its words stand)' if checked.replaced else ''}" for s in sources]
+        moved = " (where the answer's words occur)" if checked.replaced else ""
+        listed = [f"- {s}{moved}" for s in sources]
         out = ""
         if self.as_json:
             value: dict[str, Any] = {key: json.loads(self.text) if self.schema else self.text.strip()}
@@ -194,26 +197,26 @@ class Answer:
         ui.note(f"written to {self.output}")
 
 
-def _report_missing(cited: Cited, entries: Sequence[Entry]) -> None:
+def _report_missing(cited: Cited, entries: Sequence[DocumentEntry]) -> None:
     """Report missing citations, and citations of documents that do not exist."""
     if unknown := cited.unknown(entries):
         numbers = ", ".join(map(str, unknown[:10])) + (", ..." if len(unknown) > 10 else "")
-        ui.warn(f"the model cites documents that do not exist: numbers {numbers}, of 0 to {len(entries) - 1}")
+        ui.warn(f"the model cites documents that do not exist: numbers {numbers} (valid: 0 to {len(entries) - 1})")
     elif not cited.has_section:
-        ui.note("the model named no documents")
+        ui.note("the model cited no documents")
     elif not cited.cited(entries):
-        ui.note("the model names no document that supports this answer")
+        ui.note("the model cites no document that supports this answer")
 
 
-def _report_doubts(checked: CheckedCitations, named: Sequence[int], entries: Sequence[Entry]) -> None:
+def _report_doubts(checked: CheckedCitations, named: Sequence[int], entries: Sequence[DocumentEntry]) -> None:
     """Report citations that the check replaced, or found unsupported."""
     from jambacli.documents.citations import places_of
 
     said = "; ".join(str(s) for s in places_of(named, entries)[:3])
     if checked.replaced:
-        ui.warn(f"the model names {said}, but the answer's words stand elsewhere; that place is listed instead")
+        ui.warn(f"the model cites {said}, but the answer's words occur elsewhere; that place is listed instead")
     elif checked.unsupported:
-        ui.warn(f"what the model names ({said}) contains no distinctive word of the answer")
+        ui.warn(f"the cited place ({said}) contains no distinctive word of the answer")
 
 
 def _write_file(path: Path, data: bytes) -> None:
@@ -229,7 +232,7 @@ def _write_file(path: Path, data: bytes) -> None:
 
 
 def figures_of(reader: Reader) -> dict[str, Any]:
-    """The figures of the last reply, with those of its documents."""
+    """The statistics of the last reply and its documents."""
     assert reader.session is not None
     stats = reader.session.stats
     return {
@@ -240,7 +243,7 @@ def figures_of(reader: Reader) -> dict[str, Any]:
 
 
 def show_figures(figures: dict[str, Any]) -> None:
-    """Print the figures on stderr."""
+    """Print the statistics to stderr."""
     show_stats(figures)
     print(
         f"document {figures['document_tokens']:,} tokens, {figures['document_tokens_read']:,} of them read now",
@@ -257,7 +260,7 @@ def task_of(text: str, citations: bool, schema: Path | None) -> Task:
 
 
 def check_schema(reader: Reader, task: Task) -> None:
-    """Raise JambaError, before anything is read, for a schema that cannot be followed within the tokens there are."""
+    """Raise JambaError, before anything is read, for a schema that cannot be followed within the available tokens."""
     if task.schema is not None:
         from jambacli.engine.constraints.json_schema import SchemaConstraint
 
@@ -273,7 +276,7 @@ def check_schema(reader: Reader, task: Task) -> None:
 
 @contextlib.contextmanager
 def reader(model: LoadedModel, options: SessionOptions, generation: GenerationOptions) -> Iterator[Reader]:
-    """A Reader that is closed at the end, when what it read has been stored."""
+    """A Reader that is closed at the end, after its state has been stored."""
     from jambacli.documents.reader import Reader
 
     chosen = Reader(model, options=options, generation=generation, progress=reading)
@@ -300,7 +303,7 @@ def deliver(
         raise KeyboardInterrupt
 
 
-def chat_about(reader: Reader, entries: Sequence[Entry], task: Task, language: str | None) -> Chat:
+def chat_about(reader: Reader, entries: Sequence[DocumentEntry], task: Task, language: str | None) -> Chat:
     """A chat about documents, which go with its first message. ``task``: the first message, perhaps empty."""
     from jambacli.chat.attachments import Attachments
     from jambacli.chat.commands import Chat

@@ -45,7 +45,7 @@ def perplexity(
     as_json: Json = False,
 ) -> None:
     """Measure perplexity on a text, with its standard error; several models make a table."""
-    from jambacli.evaluation import perplexity as p
+    from jambacli.evaluation.perplexity import perplexity as measure_perplexity
 
     rows = []
     names: list[str | None] = [*models] if models else [None]
@@ -53,7 +53,9 @@ def perplexity(
         model = arguments.load_model(name, _size(ctx))
         windows = _windows(model, text, ctx, tokens)
         with ui.progress(f"Reading with {model.name}", sum(len(w.ids) for w in windows), "tokens") as done:
-            rows.append({**_about(model), **asdict(p.perplexity(model, windows, arguments.kv_type or "f16", done))})
+            rows.append(
+                {**_about(model), **asdict(measure_perplexity(model, windows, arguments.kv_type or "f16", done))}
+            )
         del model  # GPU memory may hold only one at a time
     if as_json:
         print(json.dumps(rows if len(rows) > 1 else rows[0], ensure_ascii=False))
@@ -81,17 +83,17 @@ def kl(
     as_json: Json = False,
 ) -> None:
     """Measure the Kullback-Leibler divergence from a reference model, and how often the top tokens agree."""
-    from jambacli.evaluation import kl as k
+    from jambacli.evaluation.kl import divergence, random_windows
 
     if random is not None and text is not None:
         raise UsageError("give --text or --random, not both")
     measured, standard = (arguments.load_model(name, _size(ctx)) for name in (model, reference))
     if random is not None:
-        windows = k.random_windows(standard.config.vocab_size, parse_size(random, "--random"), _size(ctx))
+        windows = random_windows(standard.config.vocab_size, parse_size(random, "--random"), _size(ctx))
     else:
         windows = _windows(standard, text, ctx, tokens)
     with ui.progress("Comparing", sum(len(w.ids) for w in windows), "tokens") as done:
-        result = k.divergence(measured, standard, windows, arguments.kv_type or "f16", done)
+        result = divergence(measured, standard, windows, arguments.kv_type or "f16", done)
     if as_json:
         print(
             json.dumps({"model": _about(measured), "reference": _about(standard), **asdict(result)}, ensure_ascii=False)
@@ -147,7 +149,7 @@ def needle(
             found = list(ask(loaded, length, documents, questions, seed, arguments.kv_type, chosen, done))
             rows.append({"length": length, **_recall(found)})
             for f in found if show else ():
-                if not f.right:
+                if not f.correct:
                     ui.note(f"{length}: {f.question} expected {f.expected!r}, got {f.reply!r}")
     if as_json:
         print(json.dumps({**_about(loaded), "recall": rows}, ensure_ascii=False))
@@ -168,12 +170,12 @@ def needle(
 def _recall(found: list[Trial]) -> dict[str, Any]:
     from jambacli.evaluation.needle import standard_error
 
-    share = sum(f.right for f in found) / len(found)
+    share = sum(f.correct for f in found) / len(found)
     quarters: list[float | None] = []
     for quarter in range(4):
-        inside = [f.right for f in found if min(3, int(f.depth * 4)) == quarter]
+        inside = [f.correct for f in found if min(3, int(f.depth * 4)) == quarter]
         quarters.append(sum(inside) / len(inside) if inside else None)
-    kinds = {k: [f.right for f in found if f.kind == k] for k in sorted({f.kind for f in found})}
+    kinds = {k: [f.correct for f in found if f.kind == k] for k in sorted({f.kind for f in found})}
     return {
         "prompt_tokens": round(sum(f.tokens for f in found) / len(found)),
         "right": share,

@@ -1,4 +1,4 @@
-"""``jamba list``: the pulled models, one a line."""
+"""``jamba list``: the pulled models, one per line."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from jambacli.errors import JambaError
 from jambacli.units import format_bytes, format_context, format_count
 
 if TYPE_CHECKING:
-    from jambacli.hub.store import Entry
+    from jambacli.hub.store import StoreEntry
 
 
 @o.quiet_option
 def list_models(
-    as_json: Annotated[bool, typer.Option("--json", help="Everything as one JSON object.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """List the pulled models: name, size, type, context, and when each was last used."""
     from jambacli.hub.converted_cache import converted_bytes
@@ -80,7 +80,7 @@ def _demo_model() -> dict[str, Any] | None:
     return {"name": demo.DEMO_NAME, "bytes": path.stat().st_size, "path": str(path)}
 
 
-def _as_json(path: object, entry: Entry, used: float | None, complete: bool) -> dict[str, Any]:
+def _as_json(path: object, entry: StoreEntry, used: float | None, complete: bool) -> dict[str, Any]:
     return {
         "name": entry.name,
         "bytes": entry.size,

@@ -44,7 +44,7 @@ TopP = Annotated[
 TopK = Annotated[int | None, _sampling_option("--top-k", help="Keep the K most likely tokens; 0: all.")]
 MinP = Annotated[
     float | None,
-    _sampling_option("--min-p", help="Drop tokens less likely than this share of the most likely one."),
+    _sampling_option("--min-p", help="Drop tokens less likely than this fraction of the most likely one."),
 ]
 TypicalP = Annotated[
     float | None,
@@ -63,7 +63,7 @@ FrequencyPenalty = Annotated[
 ]
 PenaltyLastN = Annotated[
     int | None,
-    _sampling_option("--penalty-last-n", help="Tokens that penalties look back on; -1: all."),
+    _sampling_option("--penalty-last-n", help="Apply penalties to this many last tokens; -1: all."),
 ]
 LogitBias = Annotated[
     list[str] | None,
@@ -96,19 +96,19 @@ CpuExperts = Annotated[
     _runtime_option("--cpu-experts", min=0, help="Keep the experts of this many layers in RAM."),
 ]
 CpuKv = Annotated[bool, _runtime_option("--cpu-kv", help="Keep keys and values in RAM, not on the GPU.")]
-Stats = Annotated[bool, _runtime_option("--stats", help="Rates, tokens and memory on stderr.")]
+Stats = Annotated[bool, _runtime_option("--stats", help="Print speed, token counts and memory to stderr.")]
 
-NoStore = Annotated[bool, _runtime_option("--no-store", help="Keep no text or state on disk.")]
+NoStore = Annotated[bool, _runtime_option("--no-store", help="Store no text or state on disk.")]
 
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes on stderr.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Hide progress and notes.")]
 
-#: The most bytes of a text that is read whole.
+#: Maximum size of a text that is read whole, in bytes.
 MAX_INPUT = 256 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationArguments:
-    """The arguments of a command that generates text: one option a field, in the order of its ``--help``."""
+    """The arguments of a command that generates text: one option per field, in the order of its ``--help``."""
 
     temp: Temp = None
     top_p: TopP = None
@@ -171,7 +171,7 @@ class GenerationArguments:
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceArguments:
-    """The arguments of a command that measures a model: one option a field, in the order of its ``--help``."""
+    """The arguments of a command that measures a model: one option per field, in the order of its ``--help``."""
 
     kv_type: KvType = None
     threads: Threads = None
@@ -186,7 +186,7 @@ class DeviceArguments:
 
 
 def device_options(arguments: GenerationArguments | DeviceArguments) -> DeviceOptions:
-    """Where the arguments say a model computes."""
+    """The device options that the arguments set."""
     from jambacli.runtime.options import DeviceOptions
 
     return DeviceOptions(
@@ -199,7 +199,7 @@ def device_options(arguments: GenerationArguments | DeviceArguments) -> DeviceOp
 
 
 def _with_arguments(group: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """A decorator that gives a command a dataclass's fields as options, in the place of its parameter ``arguments``.
+    """A decorator that replaces a command's parameter ``arguments`` by the fields of a dataclass, as options.
 
     Typer itself has no groups of options.
     """
@@ -230,7 +230,7 @@ measurement_options = _with_arguments(DeviceArguments)
 
 
 def quiet_option(command: Callable[..., None]) -> Callable[..., None]:
-    """Decorator: give a command its own ``--quiet``, so that it may stand after the command as well as before it."""
+    """Decorator: give a command its own ``--quiet``, so that it works after the command as well as before it."""
     signature = inspect.signature(command, eval_str=True)
     option = inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Quiet)
 

@@ -15,9 +15,9 @@ from jambacli.units import format_bytes, format_context
 
 if TYPE_CHECKING:
     from jambacli.hub.pick_file import Conversion
-    from jambacli.hub.preview import Fit
+    from jambacli.hub.preview import DownloadFit
     from jambacli.hub.pull import PullOptions
-    from jambacli.hub.store import Entry
+    from jambacli.hub.store import StoreEntry
 
 
 class _Instead(Exception):
@@ -38,15 +38,19 @@ def pull(
     ],
     quant: Annotated[
         str | None,
-        typer.Option("--quant", help="The type, e.g. q4_k_m; made from the checkpoint if there is no such GGUF."),
+        typer.Option("--quant", help="The type, e.g. q4_k_m; quantized from the checkpoint if there is no such GGUF."),
     ] = None,
     revision: Annotated[
         str | None, typer.Option("--revision", help="A branch, tag or commit of the repository.")
     ] = None,
-    own_name: Annotated[str | None, typer.Option("--name", help="Keep it under this name.")] = None,
+    own_name: Annotated[str | None, typer.Option("--name", help="Register it under this name.")] = None,
     ctx: Annotated[
         str | None,
-        typer.Option("--ctx", "-c", help="Check that it fits with this context, e.g. 256k; default: what fits."),
+        typer.Option(
+            "--ctx",
+            "-c",
+            help="Check that it fits with this context length, e.g. 256k; default: the longest that fits.",
+        ),
     ] = None,
     kv_type: Annotated[str, typer.Option("--kv-type", help="Keys and values as f16, bf16, f32 or q8_0.")] = "f16",
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask; download even what does not fit.")] = False,
@@ -70,11 +74,11 @@ def pull(
     ui.note(f"{entry.name} is ready: jamba run {shlex.quote(entry.name)}")
 
 
-def _pull(name: str, options: PullOptions, yes: bool) -> Entry:
+def _pull(name: str, options: PullOptions, yes: bool) -> StoreEntry:
     from jambacli.hub import pull as hub
     from jambacli.hub.pick_file import NoSuchGGUF
 
-    def decide(fit: Fit) -> None:
+    def decide(fit: DownloadFit) -> None:
         _decide(fit, yes)
 
     try:
@@ -96,8 +100,8 @@ def _command(offer: Conversion) -> str:
     return f"jamba pull {offer.name} --quant {offer.quant.lower()}"
 
 
-def _decide(fit: Fit, yes: bool) -> None:
-    """Say how large the model is and whether it fits. When it does not, ask, or refuse when nobody can be asked."""
+def _decide(fit: DownloadFit, yes: bool) -> None:
+    """Show the model's size and whether it fits. If it does not fit, ask, or refuse without a terminal."""
     more = "" if fit.to_download == fit.size else f", {format_bytes(fit.size - fit.to_download)} already downloaded"
     ui.note(f"{fit.name}: {format_bytes(fit.size)}{more}; {_verdict(fit)}")
     if fit.fits or yes:
@@ -114,7 +118,7 @@ def _decide(fit: Fit, yes: bool) -> None:
         raise JambaError(f"{fit.name} was not downloaded")
 
 
-def _verdict(fit: Fit) -> str:
+def _verdict(fit: DownloadFit) -> str:
     plan = fit.plan
     need = f"{format_bytes(plan.total)} of memory with {format_context(plan.ctx)} tokens of context"
     if fit.fits:

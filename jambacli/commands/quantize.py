@@ -13,14 +13,14 @@ import typer
 
 from jambacli import ui
 from jambacli.commands import options as o
-from jambacli.commands.wording import flag
+from jambacli.commands.flags import flag
 from jambacli.errors import JambaError, UsageError, name_options
 from jambacli.kernels import MAX_THREADS
 from jambacli.units import counted, format_bytes, format_seconds, parse_size
 
 if TYPE_CHECKING:
     from jambacli.quantize.error_stats import ErrorStats
-    from jambacli.quantize.quantize_file import Plan, Result
+    from jambacli.quantize.quantize_file import QuantizePlan, Result
 
 T = TypeVar("T")
 
@@ -37,31 +37,32 @@ def quantize(
         Path | None,
         typer.Argument(
             metavar="[OUT.gguf]",
-            help="A file or a directory for it; default: beside the input; for a pulled model the current directory.",
+            help="A file or directory; default: next to the input, or the current directory for a pulled model.",
         ),
     ] = None,
     type: Annotated[
         str,
-        typer.Option("--type", help="q4_k_m, q8_0, iq4_xs, experts_int8 ...; any other word lists all types."),
+        typer.Option("--type", help="q4_k_m, q8_0, iq4_xs, experts_int8 ...; an unknown type prints the list."),
     ] = "q4_k_m",
     imatrix: Annotated[
         Path | None, typer.Option("--imatrix", metavar="FILE", help="Importance matrix: a GGUF file or the older .dat.")
     ] = None,
     tensor_type: Annotated[
         list[str] | None,
-        typer.Option(
-            "--tensor-type", metavar="REGEX=TYPE", help="A type for the tensors whose names match; repeatable."
-        ),
+        typer.Option("--tensor-type", metavar="REGEX=TYPE", help="Type of the tensors whose names match; repeatable."),
     ] = None,
     output_type: Annotated[str | None, typer.Option("--output-type", help="Type of the output matrix.")] = None,
     embedding_type: Annotated[
         str | None,
         typer.Option("--embedding-type", "--token-embedding-type", help="Type of the token embedding."),
     ] = None,
-    pure: Annotated[bool, typer.Option("--pure", help="The same type for all matrices, without the mixture.")] = False,
+    pure: Annotated[
+        bool, typer.Option("--pure", help="Use the same type for all matrices, without the mixture.")
+    ] = False,
     keep_split: Annotated[bool, typer.Option("--keep-split", help="Write as many parts as the input has.")] = False,
     split_max_size: Annotated[
-        str | None, typer.Option("--split-max-size", metavar="SIZE", help="Split into files of at most this, e.g. 10G.")
+        str | None,
+        typer.Option("--split-max-size", metavar="SIZE", help="Split into files of at most this size, e.g. 10G."),
     ] = None,
     threads: Annotated[
         int | None, typer.Option("--threads", "-t", min=1, max=MAX_THREADS, help="CPU threads; default: the cores.")
@@ -77,7 +78,7 @@ def quantize(
         bool, typer.Option("--report", help="Show each tensor's RMS and worst error afterwards.")
     ] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="The result, or the table of --dry-run or --report, as JSON.")
+        bool, typer.Option("--json", help="Print the result, or the table of --dry-run or --report, as JSON.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace the output if it exists.")] = False,
 ) -> None:
@@ -92,9 +93,9 @@ def quantize(
     if path.is_dir():
         raise UsageError(f"{path} is a directory; convert a checkpoint to a .gguf with: jamba convert {path}")
     if output is None and path.name != Path(source).name:
-        output = Path()  # a pulled model lies in the store, which holds pulled models alone
+        output = Path()  # the store holds only pulled models, so the output does not go beside the input
     recipe = _parsed("type", recipes.get_recipe, type)
-    options = recipes.Options(
+    options = recipes.RecipeOptions(
         tensor_types=[_parsed("tensor_type", recipes.parse_tensor_type, text) for text in tensor_type or ()],
         output=None if output_type is None else _parsed("output_type", recipes.parse_format, output_type),
         embedding=None if embedding_type is None else _parsed("embedding_type", recipes.parse_format, embedding_type),
@@ -158,23 +159,23 @@ def _device(name: str) -> str:
     return name
 
 
-def _show_notes(plan: Plan) -> None:
+def _show_notes(plan: QuantizePlan) -> None:
     """Print what the user should know before it runs: fallbacks, options without effect, tensors the imatrix lacks."""
     groups: dict[tuple[str, str, int], list[str]] = defaultdict(list)
     for choice in plan.fallbacks:
         groups[choice.fallback_from or "", choice.format, choice.tensor.row].append(choice.name)
     for (recipe_format, fmt, row), names in groups.items():
         tensors = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
-        ui.note(f"note: rows of {row} do not fit {recipe_format}: {tensors} in {fmt} instead")
+        ui.note(f"rows of {row} do not fit {recipe_format}: {tensors} will be {fmt} instead")
     for unused in plan.unused_options:
         ui.warn(" ".join(filter(None, [flag(unused.option), unused.value, name_options(unused.reason, flag)])))
     if plan.unweighted:
         some = ", ".join(plan.unweighted[:3]) + (" ..." if len(plan.unweighted) > 3 else "")
         count = counted(len(plan.unweighted), "tensor")
-        ui.note(f"note: the imatrix has no entry for {count}, quantized without weights: {some}")
+        ui.note(f"the imatrix has no entry for {count}, quantized without importance weights: {some}")
 
 
-def _show_result(plan: Plan, result: Result, took: float) -> None:
+def _show_result(plan: QuantizePlan, result: Result, took: float) -> None:
     first, rest = result.paths[0], len(result.paths) - 1
     where = f"{first} and {rest} more part{'s' if rest > 1 else ''}" if rest else str(first)
     rate = sum(info.nbytes for info in plan.source.tensors.values()) / max(took, 1e-3)
@@ -200,7 +201,7 @@ def _aligned(rows: Iterable[tuple[str, ...]], right: int) -> list[str]:
     ]
 
 
-def _plan_lines(plan: Plan) -> list[str]:
+def _plan_lines(plan: QuantizePlan) -> list[str]:
     rows = [("tensor", "shape", "from", "to", "size")]
     rows += [(c.name, _shape(c.tensor.shape), c.tensor.format, c.format, format_bytes(c.nbytes)) for c in plan.choices]
     return [
@@ -211,7 +212,7 @@ def _plan_lines(plan: Plan) -> list[str]:
     ]
 
 
-def _plan_json(plan: Plan) -> dict[str, Any]:
+def _plan_json(plan: QuantizePlan) -> dict[str, Any]:
     return {
         "type": plan.request.recipe.name,
         "bytes": plan.size,
@@ -231,16 +232,16 @@ def _plan_json(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _result_json(plan: Plan, result: Result) -> dict[str, Any]:
+def _result_json(plan: QuantizePlan, result: Result) -> dict[str, Any]:
     return {**_plan_json(plan), "files": [str(path) for path in result.paths]}
 
 
-def _changed(plan: Plan, result: Result) -> list[tuple[str, str, ErrorStats]]:
+def _changed(plan: QuantizePlan, result: Result) -> list[tuple[str, str, ErrorStats]]:
     formats = {c.name: c.format for c in plan.choices}
     return [(name, formats[name], error) for name, error in result.errors.items()]
 
 
-def _report_lines(plan: Plan, result: Result) -> list[str]:
+def _report_lines(plan: QuantizePlan, result: Result) -> list[str]:
     from jambacli.quantize.error_stats import ErrorStats
 
     rows = [("tensor", "to", "RMS error", "of RMS", "worst")]
@@ -252,7 +253,7 @@ def _report_lines(plan: Plan, result: Result) -> list[str]:
     return _aligned(rows, right=2)
 
 
-def _report_json(plan: Plan, result: Result) -> dict[str, Any]:
+def _report_json(plan: QuantizePlan, result: Result) -> dict[str, Any]:
     return {
         "type": plan.request.recipe.name,
         "bytes": plan.size,

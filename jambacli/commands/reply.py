@@ -1,4 +1,4 @@
-"""Write a reply to standard output, and its figures to standard error."""
+"""Write a reply to standard output, and its statistics to standard error."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def write(text: str) -> None:
 
 
 def figures_of_reply(model: LoadedModel, session: Session) -> dict[str, Any]:
-    """The figures of the last reply, by name."""
+    """The statistics of the last reply, by name."""
     from jambacli.hardware.peaks import peak_memory
 
     s = session.stats
@@ -63,7 +63,7 @@ def figures_of_reply(model: LoadedModel, session: Session) -> dict[str, Any]:
 
 
 def show_stats(figures: dict[str, Any]) -> None:
-    """Print the figures on stderr."""
+    """Print the statistics to stderr."""
 
     def rate(key: str) -> str:
         return f"{figures[key]:,.1f} tokens/s" if figures[key] else "-"

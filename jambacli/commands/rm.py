@@ -19,7 +19,7 @@ def rm(
     ] = None,
     unfinished: Annotated[bool, typer.Option("--unfinished", help="Remove unfinished downloads.")] = False,
     converted: Annotated[
-        bool, typer.Option("--converted", help="Remove the GGUFs converted from checkpoint directories that were run.")
+        bool, typer.Option("--converted", help="Remove the GGUFs converted from checkpoint directories.")
     ] = False,
 ) -> None:
     """Remove pulled models. Files outside the store (in the hub's cache, or pulled by path) are kept."""

@@ -20,14 +20,14 @@ from jambacli.errors import UsageError
 @o.generation_options
 def run(
     first: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="A name or a .gguf; left out: the last used.")
+        str | None, typer.Argument(metavar="[MODEL]", help="A name or a .gguf; default: the last used.")
     ] = None,
     second: Annotated[str | None, typer.Argument(metavar="[PROMPT]", help="The prompt.")] = None,
     file: Annotated[Path | None, typer.Option("--file", "-f", help="Read (more of) the prompt from a file.")] = None,
     system: Annotated[str | None, typer.Option("--system", help="System message.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object with text and figures, not streamed.")
+        bool, typer.Option("--json", help="Print one JSON object with the text and statistics, not streamed.")
     ] = False,
     *,
     arguments: o.GenerationArguments,
@@ -59,7 +59,7 @@ def run(
 
 
 def _model_and_prompt(first: str | None, second: str | None) -> tuple[str | None, str | None]:
-    """Tell the model from the prompt: a single word is a model only if it names one."""
+    """Separate the model from the prompt: a single word is a model only if it names one."""
     from jambacli.hub.resolve import is_model_name
 
     if second is not None or first is None:
@@ -76,6 +76,6 @@ def _prompt(words: str | None, file: Path | None) -> str:
     prompt = "\n\n".join(p for p in parts if p)
     if not prompt:
         raise UsageError(
-            "there is no prompt: give one as an argument, with -f FILE, or on standard input; to talk: jamba chat"
+            "there is no prompt: give one as an argument, with -f FILE, or on standard input; for a conversation: jamba chat"
         )
     return prompt

@@ -17,7 +17,7 @@ from jambacli.units import counted
 
 app = typer.Typer(help="The chats saved on this machine.", no_args_is_help=True)
 
-Json = Annotated[bool, typer.Option("--json", help="For programs.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A session's name.")]
 
 
@@ -44,7 +44,7 @@ def list_(as_json: Json = False) -> None:
         print(json.dumps(rows, ensure_ascii=False))
         return
     if not rows:
-        ui.note("no sessions yet; `jamba chat --session NAME` begins one")
+        ui.note("no sessions yet; `jamba chat --session NAME` starts one")
         return
     width = max(len(r["name"]) for r in rows)
     for r in rows:
@@ -79,7 +79,7 @@ def show(name: Name, as_json: Json = False) -> None:
 @o.quiet_option
 def rm(
     names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Sessions to remove.")] = None,
-    unnamed: Annotated[bool, typer.Option("--unnamed", help="All chats without a name of their own.")] = False,
+    unnamed: Annotated[bool, typer.Option("--unnamed", help="Remove all chats without a name of their own.")] = False,
 ) -> None:
     """Remove sessions. Their stored state is deleted when the store is full, or by `jamba cache clear`."""
     from jambacli.session import session_file
@@ -105,7 +105,10 @@ def export(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     text_only: Annotated[
-        bool, typer.Option("--text-only", help="Without the state: a small file, but the text is read again when used.")
+        bool,
+        typer.Option(
+            "--text-only", help="Leave out the state: a small file, but the text is computed again when used."
+        ),
     ] = False,
 ) -> None:
     """Write a session with its state to one file, for `import` on another machine."""

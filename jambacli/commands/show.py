@@ -12,7 +12,7 @@ from jambacli.commands import options as o
 
 if TYPE_CHECKING:
     from jambacli.gguf.summary import Summary
-    from jambacli.runtime.memory_plan import Plan
+    from jambacli.runtime.memory_plan import MemoryPlan
 
 
 @o.quiet_option
@@ -60,7 +60,7 @@ def show(
     print_page(summary, plan)
 
 
-def _as_json(summary: Summary, plan: Plan) -> dict[str, Any]:
+def _as_json(summary: Summary, plan: MemoryPlan) -> dict[str, Any]:
     described = dataclasses.asdict(summary)
     described["path"] = str(summary.path)
     del described["tensors"]

@@ -1,4 +1,4 @@
-"""Renders the page that ``jamba show`` prints, from a Summary and a Plan."""
+"""Renders the page that ``jamba show`` prints from a Summary and a MemoryPlan."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.text import Text
 
 from jambacli.gguf.summary import Group, Summary, size_label
 from jambacli.model.config import JambaConfig
-from jambacli.runtime.memory_plan import Fit, Plan
+from jambacli.runtime.memory_plan import DeviceFit, MemoryPlan
 from jambacli.units import format_bytes, format_context, format_count, format_seconds
 
 # (attention, MoE) -> glyph, ASCII glyph, colour, meaning.
@@ -26,14 +26,14 @@ _VERDICTS = {
     "fits": ("green", "✓", "fits, {spare} to spare"),
     "tight": ("yellow", "~", "tight: needs {short} more than is free now; close other programs"),
     "experts in RAM": ("yellow", "~", "with {offload} of the experts in RAM"),
-    "from disk": ("red", "✗", "too small{what} would be read from disk again and again, slowly"),
+    "from disk": ("red", "✗", "too small{what} would be read from disk repeatedly, which is slow"),
     "too big": ("red", "✗", "too small by {short}"),
 }
 _MARGIN = 10
-_ROOM_FOR_BARS = 64  # with fewer columns bars would leave too little room for numbers
+_ROOM_FOR_BARS = 64  # with fewer columns, bars would leave too little room for the numbers
 
 
-def print_page(summary: Summary, plan: Plan) -> None:
+def print_page(summary: Summary, plan: MemoryPlan) -> None:
     """Print the whole page to standard output, in colour on a terminal and plain into a pipe."""
     console = Console(highlight=False, markup=False, emoji=False)
     page = _Page(console)
@@ -203,7 +203,7 @@ def _formats(page: _Page, group: Group) -> str:
     return ", ".join(f"{name} {times}{n}" for name, n in ranked) if len(ranked) > 1 else ranked[0][0]
 
 
-def _memory(page: _Page, s: Summary, plan: Plan) -> None:
+def _memory(page: _Page, s: Summary, plan: MemoryPlan) -> None:
     per_token = s.config.kv_bytes_per_token(plan.kv_type)
     others = " · ".join(f"{name} {format_bytes(nbytes)}" for name, nbytes in plan.kv.items() if name != plan.kv_type)
     used = plan.kv[plan.kv_type]
@@ -237,7 +237,7 @@ def _per_token(nbytes: int) -> str:
     return f"{nbytes / 1024:.4g} KiB" if nbytes >= 1024 else f"{nbytes} B"
 
 
-def _device(page: _Page, plan: Plan, fit: Fit) -> None:
+def _device(page: _Page, plan: MemoryPlan, fit: DeviceFit) -> None:
     device = fit.device
     style, mark, words = _VERDICTS[fit.verdict]
     verdict = words.format(

@@ -1,7 +1,7 @@
 """Finds the chat templates of an HF checkpoint, in each of the places that transformers has used.
 
 Newest: chat_template.jinja and additional_chat_templates/NAME.jinja. Before: chat_template.json. Oldest: "chat_template" in
-tokenizer_config.json, one text or a list of named ones.
+tokenizer_config.json, one string or a list of named templates.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NAMES = "tokenizer.chat_templates"
 
 
 def chat_templates(folder: Path) -> dict[str, str]:
-    """The templates in ``folder`` by name, "default" being the one for chats.
+    """The templates in ``folder`` by name; "default" is the one for chats.
 
     As in transformers, the newest place takes precedence. BadFileError for a template that is not text.
     """
@@ -57,6 +57,6 @@ def _named(path: Path, value: Any) -> dict[str, str]:
     for entry in entries:
         name, text = (entry.get("name"), entry.get("template")) if isinstance(entry, dict) else (None, None)
         if not isinstance(name, str) or not name or not isinstance(text, str):
-            raise BadFileError(path, "chat_template is neither a text nor a list of named ones")
+            raise BadFileError(path, "chat_template is neither a string nor a list of named templates")
         found[name] = text
     return found

@@ -65,7 +65,7 @@ class Checkpoint:
         if not folder.is_dir():
             raise JambaError(f"{folder}: no such checkpoint directory")
         if not (folder / "config.json").is_file():
-            hint = "; it holds a LoRA adapter, merge it first" if (folder / "adapter_config.json").exists() else ""
+            hint = "; it contains a LoRA adapter: merge it first" if (folder / "adapter_config.json").exists() else ""
             raise JambaError(f"{folder}: there is no config.json, so this is not a Hugging Face checkpoint{hint}")
         config = read_json(folder / "config.json")
         if check_config is not None:
@@ -73,7 +73,7 @@ class Checkpoint:
         return cls(folder, config, _all_tensors(folder))
 
     def read_into(self, tensor: StoredTensor, start: int, buffer: Any) -> None:
-        """Fill the writable ``buffer`` with ``tensor``'s bytes from ``start``; BadFileError where the file ends before."""
+        """Fill the writable ``buffer`` with ``tensor``'s bytes from ``start``; BadFileError where the file ends too early."""
         view = memoryview(buffer).cast("B")
         if start < 0 or start + view.nbytes > tensor.nbytes:
             raise ValueError(f"bytes {start} to {start + view.nbytes} are outside {tensor.name}")
@@ -115,7 +115,7 @@ class Checkpoint:
 def read_bytes(path: Path, limit: int, what: str = "its kind") -> bytes:
     """A small file's bytes; JambaError where it cannot be read, BadFileError where it has more than ``limit`` bytes.
 
-    ``what`` is what the file should hold, for the error.
+    ``what`` names the expected content, for the error.
     """
     try:
         with path.open("rb") as file:
@@ -192,7 +192,7 @@ def _indexed_tensors(folder: Path) -> dict[str, StoredTensor]:
         if not file.endswith(".safetensors"):
             raise UnsupportedError(f"{index}: weight_map names {_shown(file)}, which is not a safetensors file")
         if not (folder / file).is_file():
-            raise JambaError(f"{folder}: {file} is missing, though {INDEX} names it; download the rest of the model")
+            raise JambaError(f"{folder}: {file} is missing, although {INDEX} names it; download the rest of the model")
         headers[file] = read_header(folder / file)
     for name, file in places.items():
         if name not in headers[file]:
@@ -222,7 +222,7 @@ def no_weights(where: object, names: Iterable[str]) -> JambaError:
     pickled = next((name for name in names if name.endswith(_PICKLED) and name != "training_args.bin"), None)
     if pickled is not None:
         return UnsupportedError(
-            f"{where}: the weights are pickled ({pickled}), and reading a pickle runs any code it holds; where you trust "
+            f"{where}: the weights are pickled ({pickled}), and reading a pickle runs any code in it; if you trust "
             "it, AutoModelForCausalLM.from_pretrained(SRC).save_pretrained(DST) writes safetensors"
         )
     return JambaError(f"{where}: there are no .safetensors weights")
@@ -270,7 +270,7 @@ def _stored(path: Path, name: str, entry: Any, data_start: int, size: int) -> St
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
         raise bad(f"has the unknown dtype {_shown(dtype)}")
     if shape is None or len(shape) > 8:
-        raise bad(f"has the impossible shape {_shown(entry.get('shape'))}")
+        raise bad(f"has the invalid shape {_shown(entry.get('shape'))}")
     if offsets is None or len(offsets) != 2 or offsets[0] > offsets[1] or data_start + offsets[1] > size:
         where = _shown(entry.get("data_offsets"))
         raise bad(f"lies at {where} of {size - data_start} bytes of data: the file is truncated or damaged")

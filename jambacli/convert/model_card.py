@@ -1,7 +1,7 @@
 """GGUF's general.* keys: name, licence, base models and sampling defaults, from a checkpoint's model card and JSON files.
 
 The model card is README.md with YAML front matter (https://huggingface.co/docs/hub/model-cards). Where it is damaged, a
-warning is logged and the conversion goes on without it.
+warning is logged and the conversion continues without it.
 """
 
 from __future__ import annotations
@@ -158,9 +158,9 @@ def _sampling(path: Path) -> Rows:
     if settings.get("do_sample") is False:
         return []
     rows: Rows = []
-    for field, (key, kind, least, most) in _SAMPLING.items():
+    for field, (key, kind, minimum, maximum) in _SAMPLING.items():
         value = settings.get(field)
         whole = kind != "i32" or isinstance(value, int)
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and whole and least <= value <= most:
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and whole and minimum <= value <= maximum:
             rows.append((key, value, kind))
     return rows

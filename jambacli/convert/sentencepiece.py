@@ -1,7 +1,7 @@
 """Reads the pieces of a SentencePiece tokenizer.model, without the sentencepiece library.
 
 The file is a protobuf ModelProto (google/sentencepiece, src/sentencepiece_model.proto). Only the fields that a vocabulary
-needs are read; every length is checked against the bytes that are left.
+needs are read; every length is checked against the remaining bytes.
 """
 
 from __future__ import annotations

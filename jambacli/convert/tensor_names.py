@@ -57,7 +57,7 @@ _LAYER_NAME = re.compile(r"model\.layers\.(\d{1,5})\..+")
 
 
 @dataclass(frozen=True)
-class Piece:
+class SourcePiece:
     """A run of bytes of a stored tensor: a whole matrix, or one expert's part of a stack."""
 
     tensor: StoredTensor
@@ -74,7 +74,7 @@ class Planned:
 
     name: str
     shape: tuple[int, ...]
-    pieces: tuple[Piece, ...]
+    pieces: tuple[SourcePiece, ...]
     keep_f32: bool
     negated_exp: bool = False
 
@@ -117,7 +117,7 @@ def _current_names(config: JambaConfig, tensors: Mapping[str, StoredTensor], sou
         if match and (i := int(match[1])) < config.n_layers and not config.layer_is_moe[i]:
             new = new.replace(".feed_forward.experts.0.", ".feed_forward.")
         if new in current:
-            raise BadFileError(source, f"tensors {current[new].name} and {name} are the same one")
+            raise BadFileError(source, f"tensors {current[new].name} and {name} are the same tensor")
         current[new] = tensor
     return current
 
@@ -137,13 +137,13 @@ class _Found:
         if tensor is None:
             self.missing.append(name)
             if len(self.missing) >= MAX_LISTED_MISSING:
-                self.refuse_missing()  # a config may ask for a billion experts
+                self.refuse_missing()  # a config may claim a billion experts
             return None
         self.used.add(name)
         if tensor.shape not in shapes:
             raise BadFileError(
                 self.source,
-                f"tensor {tensor.name} is {list(tensor.shape)}, but config.json asks for {list(shapes[0])}",
+                f"tensor {tensor.name} is {list(tensor.shape)}, but config.json requires {list(shapes[0])}",
             )
         if tensor.dtype not in READABLE_DTYPES:
             raise UnsupportedError(
@@ -159,11 +159,11 @@ class _Found:
             more = "" if not others else f" and {others} more" if others < MAX_LISTED_MISSING - 1 else " and many more"
             verb, what = ("are", "them") if more else ("is", "it")
             raise BadFileError(
-                self.source, f"tensor {self.missing[0]}{more} {verb} missing, though config.json asks for {what}"
+                self.source, f"tensor {self.missing[0]}{more} {verb} missing, although config.json requires {what}"
             )
 
 
-def _pieces(found: _Found, config: JambaConfig, name: str, shape: tuple[int, ...]) -> list[Piece]:
+def _pieces(found: _Found, config: JambaConfig, name: str, shape: tuple[int, ...]) -> list[SourcePiece]:
     if name in _TOP:
         return _whole(found.take(_TOP[name], shape))
     _, layer, rest = name.split(".", 2)
@@ -178,7 +178,7 @@ def _pieces(found: _Found, config: JambaConfig, name: str, shape: tuple[int, ...
     return _whole(found.take(stored, shape))
 
 
-def _experts(found: _Found, prefix: str, kind: str, shape: tuple[int, ...]) -> list[Piece]:
+def _experts(found: _Found, prefix: str, kind: str, shape: tuple[int, ...]) -> list[SourcePiece]:
     """One piece per expert, from separate matrices or from transformers' stacked gate_up_proj and down_proj."""
     experts, rows, width = shape
     stacked = prefix + ("down_proj" if kind == "down" else "gate_up_proj")
@@ -191,11 +191,11 @@ def _experts(found: _Found, prefix: str, kind: str, shape: tuple[int, ...]) -> l
         return []
     nbytes = tensor.nbytes // (experts * both)
     first = 1 if kind == "up" else 0
-    return [Piece(tensor, (e * both + first) * nbytes, nbytes) for e in range(experts)]
+    return [SourcePiece(tensor, (e * both + first) * nbytes, nbytes) for e in range(experts)]
 
 
-def _whole(tensor: StoredTensor | None) -> list[Piece]:
-    return [] if tensor is None else [Piece(tensor, 0, tensor.nbytes)]
+def _whole(tensor: StoredTensor | None) -> list[SourcePiece]:
+    return [] if tensor is None else [SourcePiece(tensor, 0, tensor.nbytes)]
 
 
 def _is_redundant(config: JambaConfig, name: str) -> bool:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from jambacli.convert.chat_templates import chat_templates, template_metadata
 from jambacli.convert.hf_checkpoint import DTYPE_BYTES, Checkpoint
 from jambacli.convert.model_card import general_metadata, model_name
-from jambacli.convert.tensor_names import Piece, Planned, plan
+from jambacli.convert.tensor_names import Planned, SourcePiece, plan
 from jambacli.convert.vocabulary import tokenizer_metadata
 from jambacli.errors import BadFileError, JambaError, UnsupportedError, UsageError
 from jambacli.files import refuse_existing
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import torch
 
 TYPES = ("auto", "f32", "f16", "bf16", "q8_0")
-PANEL_BYTES = 4 << 20  # small enough that a panel is converted in the processor's cache
+CONVERT_PANEL_BYTES = 4 << 20  # small enough that a panel is converted in the processor's cache
 READ_AHEAD = 3  # panels
 QUANTIZATION_VERSION = 2
 # llama.cpp's llama_ftype, the number general.file_type holds.
@@ -66,7 +66,7 @@ def check_config(values: Mapping[str, Any], source: object) -> JambaConfig:
         raise UnsupportedError(f"{source}: the architecture is {named}; only JambaForCausalLM can be converted")
     if "model_type" not in values and "architectures" not in values:
         raise UnsupportedError(
-            f"{source}: without model_type and architectures, this cannot be known to be a Jamba model"
+            f"{source}: has neither model_type nor architectures, so it cannot be identified as a Jamba model"
         )
     if values.get("mamba_inner_layernorms") is False:
         raise UnsupportedError(
@@ -191,7 +191,7 @@ def _metadata(
     folder: Path, values: Mapping[str, Any], config: JambaConfig, name: str | None, kind: str
 ) -> Iterator[tuple[str, Any, str]]:
     rows = keys.config_metadata(config)
-    yield rows[0]  # general.architecture comes first, by the specification's advice
+    yield rows[0]  # general.architecture comes first, as the specification recommends
     yield from general_metadata(folder, values, name=name, size_label=format_count(config.params()))
     yield keys.FILE_TYPE, _FILE_TYPES[kind], "u32"
     yield "general.quantization_version", QUANTIZATION_VERSION, "u32"
@@ -213,10 +213,10 @@ def _add(writer: GGUFWriter, folder: Path, key: str, value: Any, value_type: str
 
 @dataclass(frozen=True)
 class _Panel:
-    """A run of a piece's bytes that is read at once. ``copied``: it is written unchanged."""
+    """A run of a piece's bytes that is read in one call. ``copied``: it is written unchanged."""
 
     tensor: Planned
-    piece: Piece
+    piece: SourcePiece
     start: int
     nbytes: int
     copied: bool
@@ -227,14 +227,14 @@ def _panels(planned: list[Planned], formats: Mapping[str, Format]) -> Iterator[_
     for tensor in planned:
         for piece in tensor.pieces:
             copied = formats[tensor.name].name.upper() == piece.tensor.dtype and not tensor.negated_exp
-            step = PANEL_BYTES if copied else _panel_bytes(piece, tensor.shape[-1])
+            step = CONVERT_PANEL_BYTES if copied else _panel_bytes(piece, tensor.shape[-1])
             for start in range(0, piece.nbytes, step):
                 yield _Panel(tensor, piece, piece.start + start, min(step, piece.nbytes - start), copied)
 
 
 def _read_ahead(checkpoint: Checkpoint, panels: Iterator[_Panel]) -> Generator[tuple[_Panel, memoryview]]:
     """Each panel with its bytes, which are valid until the next panel; a thread reads ahead."""
-    buffers = [memoryview(bytearray(PANEL_BYTES)) for _ in range(READ_AHEAD + 1)]
+    buffers = [memoryview(bytearray(CONVERT_PANEL_BYTES)) for _ in range(READ_AHEAD + 1)]
     with ThreadPoolExecutor(1) as pool:
         waiting: deque[tuple[_Panel, memoryview, Future[None]]] = deque()
         for i, panel in enumerate(panels):
@@ -252,10 +252,10 @@ def _next_panel(waiting: deque[tuple[_Panel, memoryview, Future[None]]]) -> tupl
     return panel, data
 
 
-def _panel_bytes(piece: Piece, width: int) -> int:
-    """Bytes to convert at once: whole rows where they fit, else part of a row in whole blocks."""
+def _panel_bytes(piece: SourcePiece, width: int) -> int:
+    """Bytes to convert in one step: whole rows where they fit, else part of a row in whole blocks."""
     row = width * DTYPE_BYTES[piece.tensor.dtype]
-    return PANEL_BYTES // row * row if row <= PANEL_BYTES else PANEL_BYTES
+    return CONVERT_PANEL_BYTES // row * row if row <= CONVERT_PANEL_BYTES else CONVERT_PANEL_BYTES
 
 
 def _convert_panel(data: memoryview, panel: _Panel, fmt: Format) -> Any:
@@ -285,7 +285,7 @@ def _to_f16(values: torch.Tensor, name: str) -> torch.Tensor:
 
     half = values.to(torch.float16)
     largest = torch.stack(torch.aminmax(values)).abs().max()
-    # ``not <``: a NaN hides the largest value, and must lead to the slower check too.
+    # ``not <``: with a NaN the largest value is unknown, and the slower check is needed too.
     if not bool(largest < 65520) and bool((torch.isinf(half) & torch.isfinite(values)).any()):
         raise JambaError(f"tensor {name} has values beyond the range of f16 (65504)", remedy="use {type} bf16 or f32")
     return half

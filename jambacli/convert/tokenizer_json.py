@@ -27,7 +27,7 @@ _PRE_BY_REGEX = {_CONTRACTIONS + r"\p{N}{1,3}" + _TAIL: "llama-bpe", _CONTRACTIO
 
 @dataclass(frozen=True)
 class AddedToken:
-    """An entry of added_tokens; ``special`` ones are markup that plain text is never tokenized to."""
+    """An entry of added_tokens; ``special`` tokens are markup: plain text is never tokenized to them."""
 
     id: int
     text: str
@@ -99,7 +99,7 @@ def _pieces(path: Path, vocab: dict[str, Any]) -> dict[int, str]:
     pieces: dict[int, str] = {}
     for text, i in vocab.items():
         if type(i) is not int or not 0 <= i < MAX_ID:
-            raise BadFileError(path, f"piece {shown(text)} has the impossible id {shown(str(i))}")
+            raise BadFileError(path, f"piece {shown(text)} has the invalid id {shown(str(i))}")
         if i in pieces:
             raise BadFileError(path, f"pieces {shown(pieces[i])} and {shown(text)} share the id {i}")
         pieces[i] = text
@@ -121,7 +121,7 @@ def _added(path: Path, entries: Any) -> list[AddedToken]:
     for entry in entries if isinstance(entries, list) else []:
         i = entry.get("id") if isinstance(entry, dict) else None
         if type(i) is not int or not 0 <= i < MAX_ID or not isinstance(entry.get("content"), str):
-            raise BadFileError(path, f"added_tokens has an impossible entry: {shown(str(entry))}")
+            raise BadFileError(path, f"added_tokens has an invalid entry: {shown(str(entry))}")
         added.append(AddedToken(i, entry["content"], bool(entry.get("special"))))
     return added
 

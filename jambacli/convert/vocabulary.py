@@ -94,7 +94,7 @@ def read_vocabulary(folder: Path, settings: Mapping[str, Any]) -> Vocabulary:
     model = read_sentencepiece(model_path) if model_path.is_file() else None
     data = read_tokenizer_json(json_path) if json_path.is_file() else None
     if model is None and data is None:
-        raise JambaError(f"{folder}: there is no tokenizer (tokenizer.model or tokenizer.json) beside the weights")
+        raise JambaError(f"{folder}: there is no tokenizer (tokenizer.model or tokenizer.json) next to the weights")
     if model is not None and data is not None and (problem := _disagreement(model, data)):
         # transformers loads tokenizer.json; tokenizer.model may be left over from a base model.
         logger.warning("%s: tokenizer.model and tokenizer.json differ (%s); using tokenizer.json", folder, problem)
@@ -182,7 +182,7 @@ def _named_special(vocab: Vocabulary, settings: Mapping[str, Any]) -> list[Added
 
 
 def _add_tokens(vocab: Vocabulary, added: list[AddedToken], folder: Path) -> None:
-    """Add tokens: new ids are appended, normal pieces take the type they were added with."""
+    """Add tokens: new ids are appended, normal pieces take the type of the added token."""
     for token in added:
         if token.id >= len(vocab.pieces) + 65536:
             raise BadFileError(
@@ -212,7 +212,9 @@ def _fit(vocab: Vocabulary, rows: int, folder: Path) -> None:
     if rows > MAX_ROWS:
         raise UnsupportedError(f"{folder}: the embedding has {rows} rows; at most {MAX_ROWS} are supported")
     if len(vocab.pieces) > rows:
-        raise BadFileError(folder, f"the tokenizer has {len(vocab.pieces)} pieces, but the embedding only {rows} rows")
+        raise BadFileError(
+            folder, f"the tokenizer has {len(vocab.pieces)} pieces, but the embedding has only {rows} rows"
+        )
     while len(vocab.pieces) < rows:
         _append_unused(vocab)
     if len(set(vocab.pieces)) < rows:
@@ -277,7 +279,7 @@ def _special_ids(vocab: Vocabulary, files: _TokenizerFiles, template: str | None
     if not stops and template:
         ends = (vocab.id_of(text) for text in _TURN_ENDS if text in template)
         stops = [i for i in ends if i is not None and i != found.get(keys.EOS_ID)][:1]
-    # The one in the template ends a turn; GGUF has a key for one more (eom).
+    # The id in the template ends a turn; GGUF has a key for one more (eom).
     stops.sort(key=lambda i: not (template and vocab.pieces[i] in template))
     for key, i in zip((keys.EOT_ID, EOM_ID), stops, strict=False):
         found[key] = i

@@ -298,7 +298,7 @@ def chat(
 ) -> list[Span]:
     """A conversation of ``turns`` questions about reports.
 
-    ``layout``: the reports stand in the first message ("text"), in documents ("documents"), or in documents that the answers
+    ``layout``: the reports are in the first message ("text"), in documents ("documents"), or in documents that the answers
     cite ("cite"). ``blank``: as for ``lay_out``.
     """
     laid_out = [] if layout == "text" else lay_out(random, reports, apart=layout == "cite", blank=blank)

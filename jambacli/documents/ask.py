@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from jambacli.cache.prefix_store import PrefixStore
 from jambacli.cache.reply_cache import ReplyCache
-from jambacli.documents.pages import Entry
+from jambacli.documents.pages import DocumentEntry
 from jambacli.documents.passes import does_not_fit, plan, read_in_passes
 from jambacli.documents.reader import Reader, Task
 from jambacli.errors import JambaError, UsageError
@@ -22,13 +22,13 @@ _LENGTHS = {
     "long": ("a page, in paragraphs", "fifteen to twenty-five bullet points"),
 }
 _NOTHING = "NOTHING"
-# The most rounds of passes, each over the replies of the round before, which are several times shorter.
+# Maximum number of rounds of passes. Each round reads the replies of the one before, which are several times shorter.
 _DEPTH = 8
 
 
 @dataclass(frozen=True)
 class SummaryOptions:
-    """What a summary should be like.
+    """The options of a summary.
 
     ``length``: short, medium, long or a number of words. ``style``: prose or bullets. ``focus``: what to pay most attention
     to. ``language``: what to write in. Raises UsageError for another length or style.
@@ -43,7 +43,7 @@ class SummaryOptions:
         if self.style not in ("prose", "bullets"):
             raise UsageError("is neither bullets nor prose", field="style", value=self.style)
         if self.length not in _LENGTHS and not (self.length.isdecimal() and 0 < int(self.length) < 1_000_000):
-            problem = f"is none of {', '.join(_LENGTHS)}, nor a number of words"
+            problem = f"is not one of {', '.join(_LENGTHS)} or a number of words"
             raise UsageError(problem, field="length", value=self.length)
 
     def instruction(self, what: str = "the documents") -> str:
@@ -72,18 +72,18 @@ def _in_language(language: str | None) -> str:
 class PendingAnswer:
     """A reply that is about to be generated.
 
-    ``entries``: the documents that its citations count, which after passes are the replies to the parts. ``passes``: how
-    many replies it takes in all.
+    ``entries``: the documents that its citations count, after passes the replies to the parts. ``passes``: how many
+    replies it takes in total.
     """
 
     pieces: Iterator[str]
-    entries: Sequence[Entry]
+    entries: Sequence[DocumentEntry]
     passes: int = 1
 
 
 def summarize_documents(
     reader: Reader,
-    entries: Sequence[Entry],
+    entries: Sequence[DocumentEntry],
     task: Task,
     options: SummaryOptions,
 ) -> PendingAnswer:
@@ -100,7 +100,7 @@ def summarize_documents(
 
 def ask_documents(
     reader: Reader,
-    entries: Sequence[Entry],
+    entries: Sequence[DocumentEntry],
     task: Task,
     *,
     passes: bool = False,
@@ -119,14 +119,14 @@ def ask_documents(
     return _in_passes(reader, entries, task, each, "Answer")
 
 
-def log_size(entries: Sequence[Entry], tokens: int) -> None:
+def log_size(entries: Sequence[DocumentEntry], tokens: int) -> None:
     """Log the number of files and tokens that are about to be read."""
     files = len({s.file for e in entries for s in e.sources})
     logger.info("%s, %s", counted(files, "file"), counted(tokens, "token"))
 
 
 def _reply_cache(reader: Reader) -> ReplyCache | None:
-    """Where replies to parts are kept; None without a store (the session warns when there can be none)."""
+    """The cache of replies to parts; None without a store (the session warns if it cannot create one)."""
     try:
         return ReplyCache(PrefixStore().root) if reader.options.store else None
     except JambaError:
@@ -135,12 +135,12 @@ def _reply_cache(reader: Reader) -> ReplyCache | None:
 
 def _in_passes(
     reader: Reader,
-    entries: Sequence[Entry],
+    entries: Sequence[DocumentEntry],
     task: Task,
     each: Callable[[int, int], Task],
-    called: str,
+    reply_title: str,
 ) -> PendingAnswer:
-    kept = _reply_cache(reader)
+    cache = _reply_cache(reader)
     passes = 1
     for depth in range(_DEPTH):
         chosen = plan(reader, entries, task, each=each(99, 99))
@@ -151,9 +151,9 @@ def _in_passes(
         n = len(chosen.groups)
         passes += n
         size = f"{chosen.tokens:,} tokens do not fit into the context of {reader.ctx:,}"
-        resumes = "; if interrupted, the same command goes on where it stopped" if kept else ""
+        resumes = "; if interrupted, the same command continues where it stopped" if cache else ""
         logger.info("%s: reading in %d passes, then their replies%s", size, n, resumes)
-        said = read_in_passes(reader, chosen.groups, each, called=called, kept=kept)
+        said = read_in_passes(reader, chosen.groups, each, reply_title=reply_title, cache=cache)
         entries = [e for e in said if e.text.strip() and e.text.strip(" .\n") != _NOTHING] or said[:1]
     raise JambaError(
         f"the text does not get short enough for a context of {reader.ctx:,} tokens", remedy="use a larger {ctx}"

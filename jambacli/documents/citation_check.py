@@ -1,6 +1,6 @@
 """Check a reply's citations: look up its words in the documents that it cites.
 
-A citation is the model's claim. If names and numbers of the answer occur in none of the cited documents, but together in one
+A citation is a claim by the model. If names and numbers of the answer occur in none of the cited documents, but together in one
 other, that is evidence against it. Words count more the fewer documents contain them.
 """
 
@@ -11,9 +11,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jambacli.documents.pages import Entry
+from jambacli.documents.pages import DocumentEntry
 
-# A citation holds with this share of the best document's score. The best document is cited instead with _DECIDES of the
+# A citation is accepted with this share of the best document's score. The best document is cited instead with _DECIDES of the
 # total score, if the second best has at most _SECOND of its score, and _TOGETHER words count for it: one may occur anywhere.
 _HOLDS, _DECIDES, _SECOND, _TOGETHER = 0.5, 0.6, 0.8, 2
 
@@ -22,8 +22,9 @@ _HOLDS, _DECIDES, _SECOND, _TOGETHER = 0.5, 0.6, 0.8, 2
 class CheckedCitations:
     """Checked citations.
 
-    ``ids``: the documents to cite. ``replaced``: they are not those that the model cited, but where the answer's words occur.
-    ``unsupported``: the cited documents contain no distinctive word of the answer, and no other document clearly does.
+    ``ids``: the documents to cite. ``replaced``: they are the documents in which the answer's words occur, not those that
+    the model cited. ``unsupported``: the cited documents contain no distinctive word of the answer, and no other document
+    clearly does.
     """
 
     ids: tuple[int, ...]
@@ -31,7 +32,7 @@ class CheckedCitations:
     unsupported: bool = False
 
 
-def check_citations(answer: str, cited: Sequence[int], entries: Sequence[Entry]) -> CheckedCitations:
+def check_citations(answer: str, cited: Sequence[int], entries: Sequence[DocumentEntry]) -> CheckedCitations:
     """Check the documents ``cited`` for ``answer``; they stay unless its words occur clearly in one other document."""
     words = _words(answer)
     if not cited or not words or len(entries) < 2:

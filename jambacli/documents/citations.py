@@ -11,11 +11,11 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from jambacli.documents.pages import Entry, Source
+from jambacli.documents.pages import DocumentEntry, Source
 from jambacli.engine.generate import Thought
 from jambacli.text.markup import CITATIONS, CITATIONS_END
 
-# Words allowed beside the numbers of a section; with any other word its numbers may mean something else.
+# Words allowed next to the numbers of a section; with any other word its numbers may mean something else.
 _AROUND_NUMBERS = re.compile(r"\b(?:documents?|docs?|ids?|and)\b", re.IGNORECASE)
 _LIST = re.compile(r"\s*\[[^\]]*\]?")
 
@@ -38,17 +38,17 @@ class Cited:
 
     @property
     def numbers(self) -> list[int]:
-        """All numbers in the sections, in order, also those of no document."""
+        """All numbers in the sections, in order, including those of no document."""
         return [n for section in self.sections for n in _numbers(section)]
 
     def answer(self, pieces: Iterable[str]) -> Iterator[str]:
-        """The pieces without the sections of citations; thoughts pass as they are."""
+        """The pieces without the sections of citations; thoughts pass unchanged."""
         try:
             yield from self._whole_json(pieces) if self.json else self._text(pieces)
         finally:
             getattr(pieces, "close", lambda: None)()
 
-    def cited(self, entries: Sequence[Entry]) -> list[int]:
+    def cited(self, entries: Sequence[DocumentEntry]) -> list[int]:
         """The indices of the cited entries, each once, in order: cited by number, or by their whole title."""
         found: list[int] = []
         for section in self.sections:
@@ -56,11 +56,11 @@ class Cited:
             found += [n for n in numbers if 0 <= n < len(entries)] if numbers else _titled(section, entries)
         return list(dict.fromkeys(found))
 
-    def unknown(self, entries: Sequence[Entry]) -> list[int]:
+    def unknown(self, entries: Sequence[DocumentEntry]) -> list[int]:
         """The cited numbers of no entry, each once."""
         return list(dict.fromkeys(n for n in self.numbers if not 0 <= n < len(entries)))
 
-    def sources(self, entries: Sequence[Entry]) -> list[Source]:
+    def sources(self, entries: Sequence[DocumentEntry]) -> list[Source]:
         """The places that the cited entries come from, each once, in order."""
         return places_of(self.cited(entries), entries)
 
@@ -116,7 +116,7 @@ class Cited:
             self.sections.append(section[len(CITATIONS) :].partition(CITATIONS_END)[0])
 
 
-def places_of(ids: Iterable[int], entries: Sequence[Entry]) -> list[Source]:
+def places_of(ids: Iterable[int], entries: Sequence[DocumentEntry]) -> list[Source]:
     """The places that these entries come from, each once, in order."""
     return list(dict.fromkeys(s for n in ids for s in entries[n].sources))
 
@@ -130,7 +130,7 @@ def _numbers(section: str) -> list[int]:
     return [int(n[:12]) for n in re.findall(r"(?<![\d.])-?\d+(?![\d.]*\.\d)", plain)]
 
 
-def _titled(section: str, entries: Sequence[Entry]) -> list[int]:
+def _titled(section: str, entries: Sequence[DocumentEntry]) -> list[int]:
     """The entries whose titles occur in the section, in that order."""
     places = ((re.search(rf"{re.escape(e.title)}(?!\w)", section), i) for i, e in enumerate(entries) if e.title)
     return [i for _, i in sorted((m.start(), i) for m, i in places if m)]

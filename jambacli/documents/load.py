@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jambacli.documents.extract.pieces import MAX_TEXT, Piece, parts_of_lines
+from jambacli.documents.extract.pieces import MAX_TEXT, DocumentPart, parts_of_lines
 from jambacli.documents.extract.plain import EmptyFileError, decode
 from jambacli.documents.extract.sandbox import Sandbox
 from jambacli.documents.paths import STDIN, Sources, expand, shown
@@ -44,7 +44,7 @@ class Document:
 
     name: str
     unit: str
-    parts: tuple[Piece, ...]
+    parts: tuple[DocumentPart, ...]
     remarks: tuple[str, ...] = ()
     whole: bool = field(default=False)
 
@@ -53,7 +53,7 @@ class Document:
         """The text of all parts."""
         return "\n".join(p.text for p in self.parts)
 
-    def where(self, part: Piece) -> str:
+    def where(self, part: DocumentPart) -> str:
         """The part's place in the file: ``page 3``, ``lines 1-80``; "" for a part that is the whole file."""
         if self.whole and self.unit != "page":
             return ""
@@ -61,7 +61,7 @@ class Document:
             return f"{self.unit} {part.first}"
         return f"{self.unit}s {part.first}-{part.last}"
 
-    def title(self, part: Piece) -> str:
+    def title(self, part: DocumentPart) -> str:
         """The part's title in a prompt: ``contract.pdf, page 3``."""
         where = self.where(part)
         return f"{self.name}, {where}" if where else self.name
@@ -149,7 +149,7 @@ def read_stdin(sandbox: Sandbox | None = None) -> Document:
 def _drained(stream: object, name: str) -> bytes:
     data: bytes = stream.read(MAX_TEXT_FILE + 1)  # type: ignore[attr-defined]
     if len(data) > MAX_TEXT_FILE:
-        raise JambaError(f"{name} has more than {MAX_TEXT_FILE >> 20} MB; pass a part of it (head -c 60M)")
+        raise JambaError(f"{name} has more than {MAX_TEXT_FILE >> 20} MB; pass part of it (head -c 60M)")
     return data
 
 
@@ -180,7 +180,7 @@ def _kind(head: bytes, path: Path | None, name: str, data: bytes | None = None) 
     if suffix == ".pdf":
         if not head.strip():
             raise EmptyFileError(name)
-        raise BadFileError(name, "is not a PDF, in spite of its name; export it again")
+        raise BadFileError(name, "is not a PDF, despite its name; export it again")
     start = head[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if suffix in _HTML or start.startswith((b"<!doctype html", b"<html")):
         return "html"
@@ -226,14 +226,14 @@ def _plain(data: bytes, name: str) -> Document:
     if name.lower().endswith((".csv", ".tsv")) and len(parts) > 1:
         header = text.split("\n", 1)[0]
         if len(header) < 1000:  # every part of a table begins with its header line
-            parts[1:] = [Piece(f"{header}\n{p.text}", p.first, p.last) for p in parts[1:]]
+            parts[1:] = [DocumentPart(f"{header}\n{p.text}", p.first, p.last) for p in parts[1:]]
     remarks = (f"{name}: {remark}",) if remark else ()
     return Document(name, "line", tuple(parts), remarks, whole=len(parts) == 1)
 
 
 def _too_large(name: str, size: int, limit: int) -> JambaError:
     return BadFileError(
-        name, f"is {size / 1e6:,.0f} MB; the limit is {limit >> 20} MB of text: split it, or pass a part of it"
+        name, f"is {size / 1e6:,.0f} MB; the limit is {limit >> 20} MB of text: split it, or pass part of it"
     )
 
 

@@ -36,7 +36,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Entry:
+class DocumentEntry:
     """One of the documents in a prompt: a title, a text, and the places it comes from."""
 
     title: str
@@ -48,11 +48,11 @@ class Entry:
         return {"title": self.title, "text": self.text}
 
 
-def entries_of(documents: Sequence[Document]) -> list[Entry]:
+def entries_of(documents: Sequence[Document]) -> list[DocumentEntry]:
     """Every part of every document, in order.
 
-    Titles hold the shortest ends of the files' paths that tell them apart, so that the same files are the same tokens
-    whatever directory they are named from.
+    Titles contain the shortest ends of the paths that distinguish the files, so that the same files give the same tokens
+    from any working directory.
     """
     names = _short_names([d.name for d in documents])
     entries = []
@@ -60,12 +60,12 @@ def entries_of(documents: Sequence[Document]) -> list[Entry]:
         for part in document.parts:
             where = document.where(part)
             source = Source(document.name, document.unit, part.first, part.last) if where else Source(document.name)
-            entries.append(Entry(f"{name}, {where}" if where else name, part.text, (source,)))
+            entries.append(DocumentEntry(f"{name}, {where}" if where else name, part.text, (source,)))
     return entries
 
 
 def _short_names(names: Sequence[str]) -> list[str]:
-    """The shortest ends of the paths that are all different: file names, with parent folders where two are the same."""
+    """The shortest ends that distinguish the paths: file names, with parent folders where two are the same."""
     parts = [PurePath(name).parts or (name,) for name in names]
     taken = [1] * len(names)
     while True:

@@ -1,7 +1,7 @@
 """Passes: a text longer than the context is read in parts, then the replies to the parts are read (map-reduce).
 
-Each part's reply is kept beside the stored prefixes as soon as it is complete, and its prefill is stored like any other, so
-an interrupted call goes on where it stopped.
+Each part's reply is stored with the prefixes as soon as it is complete, and its prefill is stored like any other, so an
+interrupted call continues where it stopped.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from jambacli.cache.prefix_store import text_hash
 from jambacli.cache.reply_cache import ReplyCache, reply_key
 from jambacli.documents.citations import Cited
-from jambacli.documents.pages import Entry, Source
+from jambacli.documents.pages import DocumentEntry, Source
 from jambacli.documents.reader import Reader, Task
 from jambacli.engine.generate import Thought
 from jambacli.errors import JambaError
@@ -23,35 +23,35 @@ logger = logging.getLogger(__name__)
 
 # Tokens around a document's text and title: markup, its number, line breaks.
 _AROUND = 16
-# The longest reply to a part without a limit of its own; never more than an eighth of the context.
+# Maximum reply to a part if the user sets no limit; never more than an eighth of the context.
 _PART_REPLY = 512
 
 
 @dataclass(frozen=True)
-class Plan:
+class ReadingPlan:
     """How documents are read: at once (one group) or in several passes. ``tokens``: of the whole prompt."""
 
-    groups: list[list[Entry]]
+    groups: list[list[DocumentEntry]]
     tokens: int
 
 
-def plan(reader: Reader, entries: Sequence[Entry], task: Task, *, each: Task | None = None) -> Plan:
-    """One group if everything fits beside the reply, else groups in order, with room for the task ``each``.
+def plan(reader: Reader, entries: Sequence[DocumentEntry], task: Task, *, each: Task | None = None) -> ReadingPlan:
+    """One group if everything fits together with the reply, else groups in order, with room for the task ``each``.
 
     Raises JambaError for a context that has no room for documents.
     """
     total = len(reader.prompt(entries, task))
     room = reader.ctx - reader.reserve()
     if total <= room:
-        return Plan([list(entries)], total)
+        return ReadingPlan([list(entries)], total)
     tokenizer = reader.model.tokenizer
-    around = len(reader.prompt([Entry("", "", ())], each or task))
+    around = len(reader.prompt([DocumentEntry("", "", ())], each or task))
     room = reader.ctx - around - min(_PART_REPLY, reader.ctx // 8) - 8
     if room < 4 * _AROUND:
         raise JambaError(
-            f"a context of {reader.ctx:,} tokens is too small to read documents in", remedy="use a larger {ctx}"
+            f"a context of {reader.ctx:,} tokens is too small to read documents", remedy="use a larger {ctx}"
         )
-    groups: list[list[Entry]] = [[]]
+    groups: list[list[DocumentEntry]] = [[]]
     left = room
     for entry in entries:
         for part, size in _fitting(entry, room, lambda text: len(tokenizer.encode(text))):
@@ -60,10 +60,10 @@ def plan(reader: Reader, entries: Sequence[Entry], task: Task, *, each: Task | N
                 left = room
             groups[-1].append(part)
             left -= size
-    return Plan(groups, total)
+    return ReadingPlan(groups, total)
 
 
-def does_not_fit(reader: Reader, entries: Sequence[Entry], tokens: int, otherwise: str) -> JambaError:
+def does_not_fit(reader: Reader, entries: Sequence[DocumentEntry], tokens: int, otherwise: str) -> JambaError:
     """The error for documents that are larger than the context: by how much, where it is full, and what to do.
 
     ``otherwise``: a remedy besides fewer documents or a larger context.
@@ -82,7 +82,7 @@ def does_not_fit(reader: Reader, entries: Sequence[Entry], tokens: int, otherwis
     )
 
 
-def _fitting(entry: Entry, room: int, count: Callable[[str], int]) -> Iterator[tuple[Entry, int]]:
+def _fitting(entry: DocumentEntry, room: int, count: Callable[[str], int]) -> Iterator[tuple[DocumentEntry, int]]:
     """The entry, divided in halves until each is at most ``room`` tokens, with the sizes in tokens."""
     size = count(entry.text) + count(entry.title) + _AROUND
     if size <= room or len(entry.text) < 2:
@@ -97,54 +97,54 @@ def _fitting(entry: Entry, room: int, count: Callable[[str], int]) -> Iterator[t
 
 def read_in_passes(
     reader: Reader,
-    groups: Sequence[Sequence[Entry]],
+    groups: Sequence[Sequence[DocumentEntry]],
     each: Callable[[int, int], Task],
     *,
-    called: str,
-    kept: ReplyCache | None,
-) -> list[Entry]:
+    reply_title: str,
+    cache: ReplyCache | None,
+) -> list[DocumentEntry]:
     """The model's replies about each group, as documents for a last pass.
 
-    ``each``: the task for part i of n. ``called``: what a reply is called in its title ("Summary"). ``kept``: where replies
-    are kept, None for nowhere.
+    ``each``: the task for part i of n. ``reply_title``: what a reply's title calls it ("Summary"). ``cache``: where
+    replies are stored, if anywhere.
     """
-    replies: list[Entry] = []
+    replies: list[DocumentEntry] = []
     for i, group in enumerate(groups, 1):
         task = each(i, len(groups))
         span = _span(group)
         ids = reader.prompt(group, task)
         thinks = reader.model.tokenizer.marker_id(THINK) in ids[-4:]
         usual = _PART_REPLY * (4 if thinks else 1)
-        most = min(reader.generation.max_tokens or usual, max(1, reader.ctx // 8))
-        key = _key(reader, ids, most, task)
-        found = kept.get(key) if kept is not None else None
+        max_tokens = min(reader.generation.max_tokens or usual, max(1, reader.ctx // 8))
+        key = _key(reader, ids, max_tokens, task)
+        found = cache.get(key) if cache is not None else None
         if found is not None:
-            logger.info("pass %d of %d: %s: kept from before", i, len(groups), span)
+            logger.info("pass %d of %d: %s: reusing the stored reply", i, len(groups), span)
             text, numbers = found["text"], found.get("numbers", [])
         else:
             logger.info("pass %d of %d: %s, %s tokens", i, len(groups), span, f"{len(ids):,}")
             cited = Cited()
-            pieces = cited.answer(reader.stream(group, task, max_tokens=most))
+            pieces = cited.answer(reader.stream(group, task, max_tokens=max_tokens))
             text = "".join(p for p in pieces if not isinstance(p, Thought)).strip()
             numbers = cited.cited(group)
-            if kept is not None:
-                kept.put(key, text, [text_hash(e.text) for e in group], numbers=numbers)
+            if cache is not None:
+                cache.put(key, text, [text_hash(e.text) for e in group], numbers=numbers)
         named = [s for n in numbers if isinstance(n, int) and n < len(group) for s in group[n].sources]
         sources = list(dict.fromkeys(named)) or _whole(group)
-        replies.append(Entry(f"{called} of {span}", text, tuple(sources)))
+        replies.append(DocumentEntry(f"{reply_title} of {span}", text, tuple(sources)))
     reader.close()
     return replies
 
 
-def _key(reader: Reader, ids: Sequence[int], most: int, task: Task) -> str:
-    """The key of a part's reply; replies kept by earlier versions are found by the same values in the same order."""
+def _key(reader: Reader, ids: Sequence[int], max_tokens: int, task: Task) -> str:
+    """The key of a part's reply. The values and their order must not change, so that stored replies are found."""
     sampling = {**reader.generation.chosen_sampling(), "stop": reader.generation.stop}
     model = reader.model
     weights = model.fingerprint if reader.options.store else model.name
-    return reply_key(weights, reader.options.kv_type, list(ids), most, sampling, task.citations)
+    return reply_key(weights, reader.options.kv_type, list(ids), max_tokens, sampling, task.citations)
 
 
-def _whole(group: Sequence[Entry]) -> list[Source]:
+def _whole(group: Sequence[DocumentEntry]) -> list[Source]:
     """All places of a group; pages of a file that follow one another are one span."""
     found: list[Source] = []
     for place in dict.fromkeys(s for e in group for s in e.sources):
@@ -156,7 +156,7 @@ def _whole(group: Sequence[Entry]) -> list[Source]:
     return found
 
 
-def _span(group: Sequence[Entry]) -> str:
+def _span(group: Sequence[DocumentEntry]) -> str:
     """What a group covers: ``contract.pdf, pages 3-40``, or its first and last file or title."""
     places = [s for e in group for s in e.sources]
     files = list(dict.fromkeys(s.file for s in places))

@@ -1,6 +1,6 @@
 """Files, directories, globs and ``-`` (standard input) -> paths in a stable order.
 
-URLs are refused with what to do instead; nothing is downloaded.
+URLs are refused with advice; nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jambacli.errors import JambaError, UsageError
 from jambacli.files import path_of
 
 STDIN = "standard input"
-#: The most files that directories and globs may expand to.
+#: Maximum number of files that directories and globs may expand to.
 MAX_FILES = 10_000
 
 # The suffixes that a directory is searched for; a file that is named individually may have any.

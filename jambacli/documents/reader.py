@@ -1,8 +1,8 @@
-"""Put documents and a task before the model, and stream its reply.
+"""Give documents and a task to the model, and stream its reply.
 
-Every page (or part of a text) is one of the prompt's documents, titled with its file and page, whether citations are asked
-for or not. The instruction comes after them, so the same files are the same tokens, and a second question, with or without
-citations, prefills only itself.
+Every page (or part of a text) is one of the prompt's documents, titled with its file and page, with or without citations.
+The instruction comes after them, so the same files are the same tokens, and a second question, with or without citations,
+prefills only the question.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from jambacli.documents.pages import Entry
+from jambacli.documents.pages import DocumentEntry
 from jambacli.engine.options import GenerationOptions
 from jambacli.progress import Progress, no_progress
 from jambacli.session.conversation import render_plain
@@ -23,8 +23,8 @@ from jambacli.text.markup import CITATIONS, CITATIONS_END
 if TYPE_CHECKING:
     from jambacli.engine.loaded_model import LoadedModel
 
-#: Tokens kept free for a reply without a limit of its own, where the context is large enough.
-REPLY = 1024
+#: Tokens kept free for a reply if the user sets no limit and the context is large enough.
+REPLY_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ class Reader:
 
     def reserve(self) -> int:
         """Tokens to keep free for the reply."""
-        return min(self.generation.max_tokens or REPLY, max(1, self.ctx // 4))
+        return min(self.generation.max_tokens or REPLY_TOKENS, max(1, self.ctx // 4))
 
-    def prompt(self, entries: Sequence[Entry], task: Task) -> list[int]:
+    def prompt(self, entries: Sequence[DocumentEntry], task: Task) -> list[int]:
         """The tokens of the whole prompt; ``stream`` reuses the tokenization."""
         session = self._opened()
         documents = [e.as_document() for e in entries]
@@ -74,7 +74,7 @@ class Reader:
         session.conversation.add_user(self.instruction(task), documents, self.knobs(task))
         return session.conversation.render().ids
 
-    def stream(self, entries: Sequence[Entry], task: Task, *, max_tokens: int | None = None) -> Iterator[str]:
+    def stream(self, entries: Sequence[DocumentEntry], task: Task, *, max_tokens: int | None = None) -> Iterator[str]:
         """The reply in pieces, with its sections of citations; thoughts come as ``Thought``.
 
         ``max_tokens``: the longest reply, by default that of the generation options.
@@ -105,7 +105,7 @@ class Reader:
         return {"is_set": True, **knobs} if knobs else None
 
     def instruction(self, task: Task) -> str:
-        """The text after the documents: the task, and in words what the template has no mode for."""
+        """The text after the documents: the task, with instructions for anything that the template has no mode for."""
         text = task.text
         if task.schema is not None:
             text += f"\n\nReply in JSON that follows this schema: {json.dumps(task.schema, ensure_ascii=False)}"

@@ -1,7 +1,7 @@
 """Choose tokens on the GPU, where the logits are.
 
 The same steps as ``sampling.Sampler`` on the CPU: given the same random number they choose the same token. The 256 KB of
-logits stay on the GPU, only the token is copied, and waiting for it is a decode step's only wait. Runs on any torch device.
+logits stay on the GPU, only the token is copied, and a decode step waits only for that copy. Runs on any torch device.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class DeviceLogits:
 
 
 def choose(x: torch.Tensor, o: Sampling, uniform: Callable[[], float]) -> torch.Tensor:
-    """The token for logits x float32 [vocab] (not changed) as an int64 scalar on their device, without a wait of the host.
+    """The token for logits x float32 [vocab] (not changed) as an int64 scalar on their device, without a host synchronization.
 
     It is the token that ``Sampler`` draws, up to rounding in the last bits of float64. Penalties are left out: they need
     the tokens of the context, which are not on the GPU.
@@ -74,7 +74,7 @@ def choose(x: torch.Tensor, o: Sampling, uniform: Callable[[], float]) -> torch.
     if o.min_p > 0:
         p = _softmax(values, keep)
         keep &= p >= o.min_p * p.max()
-    # By a tensor: for a number, a GPU multiplies by its reciprocal, which rounds differently.
+    # Divide by a tensor: for a Python number, a GPU multiplies by the reciprocal, which rounds differently.
     p = _softmax(values / torch.full((1,), o.temperature, device=x.device), keep)
     if order is not None:  # draw in the order of ids, as on the CPU
         p = torch.zeros_like(p).scatter_(0, order, p)

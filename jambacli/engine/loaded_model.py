@@ -1,4 +1,4 @@
-"""A loaded model with what belongs to it: tokenizer, chat template, fingerprint, sampling defaults."""
+"""A loaded model with its tokenizer, chat template, fingerprint, sampling defaults."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class LoadedModel:
     def logits(self, token_ids: Sequence[int], *, chunk: int = 512, kv_type: str = "f32") -> torch.Tensor:
         """The logits after each token of a new sequence, float32 [len(token_ids), n_vocab] on the CPU.
 
-        ``chunk``: tokens of one pass. Raises JambaError for no tokens.
+        ``chunk``: tokens per pass. Raises JambaError for no tokens.
         """
         import torch
 

@@ -1,4 +1,4 @@
-"""What a caller may choose for one reply."""
+"""The options of one reply."""
 
 from __future__ import annotations
 

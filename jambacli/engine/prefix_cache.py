@@ -1,7 +1,7 @@
-"""Write a sequence's state to the prefix store beside the generation, and find stored prefixes for it.
+"""Write a sequence's state to the prefix store in the background during generation, and find stored prefixes for it.
 
-A commit copies what is new at once (every segment and checkpoint only once); a thread of its own writes it, and flushes it
-to disk at the end of a turn.
+A commit copies new segments and checkpoints immediately, each only once. A background thread writes them, and flushes
+them to disk at the end of a turn.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class _Batch:
 class PrefixCache:
     """The stored prefixes of one sequence; implements ``sequence.Prefixes``.
 
-    It remembers what of the sequence is stored already, so it must hear of every change: see ``restored`` and ``truncate``.
+    It tracks which parts of the sequence are stored, so it must be told of every change: see ``restored`` and ``truncate``.
     """
 
     def __init__(self, store: PrefixStore, space: str, layout: StateLayout) -> None:
@@ -71,7 +71,7 @@ class PrefixCache:
     def find(self, tokens: Sequence[int], above: int) -> Iterator[StoredPrefix]:
         """The stored prefixes of ``tokens`` longer than ``above``, longest first; incomplete ones are removed.
 
-        All of ``tokens`` counts only with stored logits: a sequence that stands there needs them.
+        A prefix of all ``tokens`` needs stored logits, because nothing is computed after it.
         """
         for record in self.store.find(self.space, tokens, above):
             if record.position == len(tokens) and record.logits is None:
@@ -114,7 +114,7 @@ class PrefixCache:
         self.store.drop_prefix(self.space, prefix.record)
 
     def truncate(self, position: int) -> None:
-        """The sequence was cut back to ``position``: what was stored beyond it belongs to other tokens."""
+        """The sequence was cut back to ``position``: blobs stored beyond it belong to other tokens."""
         del self._segments[position // SEGMENT :]
         self._checkpoints = {p: name for p, name in self._checkpoints.items() if p <= position}
         self._logits = {p: name for p, name in self._logits.items() if p <= position}
@@ -171,12 +171,12 @@ class PrefixCache:
         self._queue.put(_Batch(blobs, listed, (lambda: done(prefixes)) if done else None, durable))
 
     def flush(self) -> None:
-        """Wait until everything committed is written."""
+        """Wait until all commits are written."""
         if self._thread is not None:
             self._queue.join()
 
     def close(self) -> None:
-        """Wait until everything is written, then end the writing thread."""
+        """Wait until all commits are written, then end the writing thread."""
         if self._thread is not None:
             self._queue.put(None)
             self._thread.join()
@@ -190,7 +190,9 @@ class PrefixCache:
                 if not self._failed:
                     self._failed = True
                     reason = error.strerror or error
-                    logger.warning("cannot store under %s: %s; going on without", self.store.root, reason)
+                    logger.warning(
+                        "cannot write to %s: %s; continuing without stored prefixes", self.store.root, reason
+                    )
             finally:
                 self._queue.task_done()
         self._queue.task_done()

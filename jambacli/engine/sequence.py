@@ -1,4 +1,4 @@
-"""One sequence of tokens and the state it left: extend it, go back in it, never compute a prefix twice.
+"""One sequence of tokens and the resulting state: extend it, go back in it, and never compute a prefix twice.
 
 Keys and values are append-only, so cutting them back is free. The Mamba part of the state goes back only to a checkpoint, a
 copy of it at some position. Checkpoints are taken where renderings of a conversation are known to diverge
@@ -86,10 +86,10 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 class TokenSequence:
-    """The tokens fed to a model so far, the state they left, and checkpoints to go back to."""
+    """The tokens fed to a model so far, the resulting state, and checkpoints to go back to."""
 
     def __init__(self, model: JambaModel, ctx: int, kv_type: str = "f16", chunk: int | None = None) -> None:
-        """``ctx``: the most tokens it may hold. ``chunk``: tokens of one prefill pass, by default the model's."""
+        """``ctx``: maximum number of tokens. ``chunk``: tokens of one prefill pass, by default the model's."""
         self.model = model
         self.state: SequenceState = model.new_state(ctx, kv_type)
         self.tokens: list[int] = []
@@ -107,12 +107,12 @@ class TokenSequence:
 
     @property
     def ctx(self) -> int:
-        """The most tokens this sequence may hold."""
+        """Maximum number of tokens in this sequence."""
         return self.state.ctx
 
     @property
     def consistent(self) -> bool:
-        """Whether the state is that of the tokens; False after an interrupted pass, until ``rewind``."""
+        """Whether the state matches the tokens; False after an interrupted pass, until ``rewind``."""
         return not self.state.interrupted and self.state.position == len(self.tokens)
 
     @property
@@ -151,7 +151,7 @@ class TokenSequence:
                 try:
                     self._prefill(ids, start, sorted(set(boundaries)), advance)
                 except BaseException:
-                    # An interrupted prefill is stored up to its last checkpoint, so that it can go on there.
+                    # An interrupted prefill is stored up to its last checkpoint, so that it can resume there.
                     if self.prefixes is not None and self.checkpoints:
                         self.prefixes.commit(self.content)
                     raise
@@ -176,7 +176,7 @@ class TokenSequence:
         else:
             self.state.reset()
         del self.tokens[at:]
-        # What lies beyond belongs to tokens that are gone.
+        # Checkpoints beyond it belong to removed tokens.
         self.checkpoints = {p: c for p, c in self.checkpoints.items() if p <= at}
         self.known_logits = {p: x for p, x in self.known_logits.items() if p <= at}
         self.logits = self.known_logits.get(at)
@@ -207,7 +207,7 @@ class TokenSequence:
             self.prefixes.restored(prefix)
 
     def restore_first(self, candidates: Iterable[StoredPrefix]) -> bool:
-        """Restore the first of these prefixes that is not damaged; whether there was one."""
+        """Restore the first of these prefixes that is not damaged; returns whether there was one."""
         for prefix in candidates:
             try:
                 self.restore(prefix)
@@ -226,7 +226,7 @@ class TokenSequence:
             self.prefixes.truncate(0)
 
     def checkpoint(self) -> None:
-        """Take a checkpoint at the present position; over the budget, the least useful ones are dropped."""
+        """Take a checkpoint at the current position; over the budget, the least useful ones are dropped."""
         at = self.state.position
         if at and at not in self.checkpoints:
             self.checkpoints[at] = self.state.snapshot()
@@ -288,7 +288,7 @@ class TokenSequence:
             if stop in boundaries or (stop - max(self.checkpoints, default=0) >= CHECKPOINT_STEP):
                 self.checkpoint()
                 if self.prefixes is not None and stop - self._committed >= CHECKPOINT_STEP:
-                    # A long prefill is stored as it goes: killed, it need not start over.
+                    # A long prefill is stored as it proceeds, so that a killed process need not start over.
                     self.prefixes.commit(self.content, durable=False)
                     self._committed = stop
             advance(stop - at)
@@ -302,7 +302,7 @@ class TokenSequence:
     def _thin(self) -> None:
         """Drop checkpoints until they fit the budget, first the one whose loss costs the fewest tokens to compute again.
 
-        The newest two always stay: a regeneration and an edit of the last message go back to them.
+        The newest two are always kept: a regeneration and an edit of the last message go back to them.
         """
         while len(self.checkpoints) > 3 and sum(c.nbytes for c in self.checkpoints.values()) > CHECKPOINT_BYTES:
             at = self.positions

@@ -1,4 +1,4 @@
-"""llama.cpp as a Runner, in a process of its own, through llama-cpp-python.
+"""llama.cpp as a Runner, in a separate process, through llama-cpp-python.
 
 The process keeps its memory and threads apart. The parent writes one JSON command per line and reads one JSON answer per
 line: ``python -m jambacli.evaluation.llama_cpp FILE THREADS KV_TYPE BUFFERS``.
@@ -25,7 +25,7 @@ class LlamaCppRunner:
 
     def __init__(self, path: Path, threads: int, kv_type: str = "f16") -> None:
         self.name = "llama.cpp"
-        #: Why it does not run at full speed on this machine, None if it does.
+        #: Why it does not run at full speed on this machine; None if it does.
         self.handicap: str | None = None
         try:
             self._launch(path, threads, kv_type, "repack")

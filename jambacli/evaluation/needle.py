@@ -38,7 +38,7 @@ class Trial:
     reply: str
 
     @property
-    def right(self) -> bool:
+    def correct(self) -> bool:
         """Whether the reply contains the expected text as whole words."""
         return re.search(rf"(?<!\w){re.escape(self.expected)}(?!\w)", self.reply) is not None
 
@@ -61,8 +61,8 @@ def reports_of(model: Jamba, tokens: int, seed: int) -> list[Report]:
     Raises JambaError if none fits, or more than the grammar can make.
     """
     random = Random(f"needle {tokens} {seed}")
-    most = len(words.ANIMALS)
-    made = grammar.make_reports(random, most, held_out=True, first=1)
+    max_reports = len(words.ANIMALS)
+    made = grammar.make_reports(random, max_reports, held_out=True, first=1)
     used, room = 0, tokens - 40
     for i, report in enumerate(made):
         used += len(model.tokenizer.encode(report.text + "\n"))
@@ -70,7 +70,9 @@ def reports_of(model: Jamba, tokens: int, seed: int) -> list[Report]:
             if i == 0:
                 raise JambaError(f"no report fits into {tokens} tokens; use at least 100")
             return made[:i]
-    raise JambaError(f"{tokens:,} tokens need more than the {most} reports that the grammar can make; use fewer tokens")
+    raise JambaError(
+        f"{tokens:,} tokens need more than the {max_reports} reports that the grammar can make; use fewer tokens"
+    )
 
 
 def needle(

@@ -46,26 +46,26 @@ class Perplexity:
     windows: int
 
 
-def cut(tokenizer: Tokenizer, text: str, ctx: int, most: int | None = None) -> list[Window]:
+def cut(tokenizer: Tokenizer, text: str, ctx: int, max_tokens: int | None = None) -> list[Window]:
     """Windows of at most ``ctx`` tokens, bos first: one per document of a text with DOCUMENT_BREAKs, else consecutive.
 
-    ``most``: use at most so many tokens of the text. Raises JambaError if no token would be scored.
+    ``max_tokens``: use at most this many tokens of the text. Raises JambaError if no token would be scored.
     """
-    for option, size in (("ctx", ctx), ("tokens", most)):
+    for option, size in (("ctx", ctx), ("tokens", max_tokens)):
         if size is not None and size < 4:
             raise JambaError("leaves nothing to score; give at least 4", field=option, value=size)
     start = [tokenizer.bos_id] if tokenizer.bos_id is not None and tokenizer.add_bos else []
     if DOCUMENT_BREAK in text:
         documents = [start + tokenizer.encode(part.strip("\n")) for part in text.split(DOCUMENT_BREAK) if part.strip()]
-        windows, left = [], most
+        windows, left = [], max_tokens
         for document in documents:
             ids = document[: ctx if left is None else min(ctx, left)]
             left = None if left is None else left - len(ids)
             windows += [Window(ids, 1)] if len(ids) > 1 else []
     else:
         ids, room = tokenizer.encode(text), ctx - len(start)
-        if most is not None:
-            ids = ids[: most // ctx * room + max(0, most % ctx - len(start))]
+        if max_tokens is not None:
+            ids = ids[: max_tokens // ctx * room + max(0, max_tokens % ctx - len(start))]
         parts = [start + ids[i : i + room] for i in range(0, len(ids), room)]
         whole = [part for part in parts if len(part) == ctx]
         windows = [Window(part, ctx // 2) for part in whole] if whole else [Window(parts[0], 1)] if ids else []

@@ -70,7 +70,7 @@ def shape_config(shape: str) -> JambaConfig:
     if path.is_dir():
         path /= "config.json"
     if not path.is_file():
-        raise UsageError(f"is none of {', '.join(SHAPES)}, nor a path to a config.json", field="shape", value=shape)
+        raise UsageError(f"is not one of {', '.join(SHAPES)} or the path of a config.json", field="shape", value=shape)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

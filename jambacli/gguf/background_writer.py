@@ -1,4 +1,4 @@
-"""Writes a GGUF file's tensors in a thread of its own, so that the next piece is computed meanwhile.
+"""Writes a GGUF file's tensors in a background thread, while the next piece is computed.
 
 The number of buffers is fixed, which bounds memory however slow the disk is.
 """
@@ -21,7 +21,7 @@ BUFFERS = 4
 
 
 @dataclass(frozen=True)
-class Piece:
+class FilePiece:
     """Bytes ``start`` to ``stop`` of a buffer, which go to byte ``offset`` of tensor ``name``."""
 
     name: str
@@ -41,7 +41,7 @@ class BackgroundWriter:
         self._free: queue.SimpleQueue[np.ndarray] = queue.SimpleQueue()
         for _ in range(BUFFERS):
             self._free.put(np.empty(buffer_bytes, np.uint8))
-        self._work: queue.SimpleQueue[tuple[np.ndarray, Sequence[Piece], int] | None] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[tuple[np.ndarray, Sequence[FilePiece], int] | None] = queue.SimpleQueue()
         self._error: BaseException | None = None
         self._stop = False
         self._thread = threading.Thread(target=self._run, name="gguf-writer", daemon=True)
@@ -51,7 +51,7 @@ class BackgroundWriter:
         self._raise()
         return self._free.get()
 
-    def write(self, buffer: np.ndarray, pieces: Sequence[Piece], cost: int) -> None:
+    def write(self, buffer: np.ndarray, pieces: Sequence[FilePiece], cost: int) -> None:
         """Queue the ``pieces`` of a taken buffer; the caller may not use the buffer any more."""
         self._work.put((buffer, pieces, cost))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 EXPERTS_TYPE = "jamba.experts.quantization"
-"""Metadata key: its value is EXPERTS_INT8 where the expert stacks are I8 with F32 row scales beside them."""
+"""Metadata key: its value is EXPERTS_INT8 where the expert stacks are I8 with separate F32 row scales."""
 EXPERTS_INT8 = "experts_int8"
 
 

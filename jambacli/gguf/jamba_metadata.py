@@ -126,20 +126,20 @@ def jamba_config(
     """The config that a GGUF's ``metadata`` and ``tensors`` describe; the shape of every expected tensor is checked.
 
     ``path`` names the file in errors (default: the metadata's own). Raises UnsupportedError for another architecture, and
-    BadFileError, naming the key or tensor, where one is missing or has an impossible value or shape.
+    BadFileError, naming the key or tensor, where one is missing or has an invalid value or shape.
     """
     keys = _Keys(metadata, path if path is not None else getattr(metadata, "path", "metadata"))
     check_architecture(metadata, keys.path)
-    n_layers = keys.count(BLOCK_COUNT, most=MAX_LAYERS)
+    n_layers = keys.count(BLOCK_COUNT, maximum=MAX_LAYERS)
     hidden = keys.count(EMBEDDING_LENGTH)
     attention, n_kv_heads = _attention_layers(keys, tensors, n_layers)
     moe = tuple(
         any(f"blk.{i}.{name}.weight" in tensors for name in ("ffn_gate_inp", "ffn_gate_exps")) for i in range(n_layers)
     )
-    n_experts = max(keys.count(EXPERT_COUNT, least=0, default=1, most=1 << 16), 1)
+    n_experts = max(keys.count(EXPERT_COUNT, minimum=0, default=1, maximum=1 << 16), 1)
     if any(moe) and n_experts == 1:
         raise keys.bad(f"{EXPERT_COUNT} is missing or 1, but layer {moe.index(True)} has expert tensors")
-    n_used = keys.count(EXPERT_USED_COUNT, least=0, default=None if any(moe) else 1, most=1 << 16)
+    n_used = keys.count(EXPERT_USED_COUNT, minimum=0, default=None if any(moe) else 1, maximum=1 << 16)
     if any(moe) and not 1 <= n_used <= n_experts:
         raise keys.bad(f"{EXPERT_USED_COUNT} is {n_used}, out of {n_experts} experts")
     n_heads = keys.uniform(HEAD_COUNT, n_layers)
@@ -186,7 +186,7 @@ def check_tensors(config: JambaConfig, tensors: Mapping[str, HasShape], path: ob
             raise BadFileError(path, f"tensor {name} is missing")
         found = tuple(tensors[name].shape)
         if found != shape:
-            raise BadFileError(path, f"tensor {name} has shape {list(found)}, the metadata asks for {list(shape)}")
+            raise BadFileError(path, f"tensor {name} has shape {list(found)}, but the metadata requires {list(shape)}")
 
 
 def config_metadata(config: JambaConfig) -> list[tuple[str, Any, str]]:
@@ -228,7 +228,7 @@ def _attention_layers(keys: _Keys, tensors: Mapping[str, HasShape], n_layers: in
     value = keys.value(HEAD_COUNT_KV)
     if isinstance(value, int) and not isinstance(value, bool):
         # A single number does not say which layers are attention; the tensors do.
-        return has_q, keys.count(HEAD_COUNT_KV, least=1 if any(has_q) else 0) if any(has_q) else 0
+        return has_q, keys.count(HEAD_COUNT_KV, minimum=1 if any(has_q) else 0) if any(has_q) else 0
     counts = keys.counts(HEAD_COUNT_KV, n_layers)
     kinds = sorted({n for n in counts if n})
     if len(kinds) > 1:
@@ -263,11 +263,11 @@ class _Keys:
             return self.metadata.listed(key)  # importing numpy would take longer than everything else
         return self.metadata[key]
 
-    def count(self, key: str, *, least: int = 1, most: int = (1 << 31) - 1, default: int | None = None) -> int:
-        """An integer from ``least`` to ``most``; ``default`` where the key is absent (None: the key is required)."""
+    def count(self, key: str, *, minimum: int = 1, maximum: int = (1 << 31) - 1, default: int | None = None) -> int:
+        """An integer from ``minimum`` to ``maximum``; ``default`` where the key is absent (None: the key is required)."""
         if default is not None and key not in self.metadata:
             return default
-        return self._checked(key, self.value(key), least, most)
+        return self._checked(key, self.value(key), minimum, maximum)
 
     def counts(self, key: str, n_layers: int) -> list[int]:
         """A non-negative integer per layer."""
@@ -282,7 +282,7 @@ class _Keys:
     def uniform(self, key: str, n_layers: int) -> int:
         """An integer stored once, or once per layer, where all values that are not 0 must be equal."""
         if not hasattr(self.value(key), "__len__"):
-            return self.count(key, least=0 if key == HEAD_COUNT else 1)
+            return self.count(key, minimum=0 if key == HEAD_COUNT else 1)
         found = sorted({n for n in self.counts(key, n_layers) if n})
         if len(found) > 1:
             raise self.bad(f"{key} differs between layers ({found[0]} and {found[-1]})")
@@ -298,7 +298,7 @@ class _Keys:
             raise self.bad(f"{RMS_EPS} is {shown(str(value))}; it must be a small positive number")
         return float(value)
 
-    def _checked(self, key: str, value: Any, least: int, most: int) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise self.bad(f"{key} is {shown(str(value))}; it must be an integer from {least} to {most}")
+    def _checked(self, key: str, value: Any, minimum: int, maximum: int) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
+            raise self.bad(f"{key} is {shown(str(value))}; it must be an integer from {minimum} to {maximum}")
         return value

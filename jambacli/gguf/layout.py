@@ -1,4 +1,4 @@
-"""Where everything lies in a GGUF file or split set: headers, offsets and sizes, computed before anything is written.
+"""The layout of a GGUF file or split set: headers, offsets and sizes, computed before anything is written.
 
 Version 3 as llama.cpp and gguf-py write it: header, key-value pairs, tensor table, then the tensors in order, each padded to
 the alignment. A split model follows llama.cpp's gguf-split.
@@ -38,7 +38,7 @@ class TensorSpec:
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.shape) <= MAX_DIMS or min(self.shape) < 1:
-            raise ValueError(f"tensor {self.name!r} has the impossible shape {self.shape}")
+            raise ValueError(f"tensor {self.name!r} has the invalid shape {self.shape}")
         if not 1 <= len(self.name.encode()) <= MAX_NAME_BYTES:
             raise ValueError(f"tensor name {self.name!r} is empty or too long")
         self.format.row_bytes(self.shape[-1])

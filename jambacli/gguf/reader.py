@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from jambacli.errors import BadFileError, JambaError, UnsupportedError
 from jambacli.gguf.experts_int8 import scale_name
-from jambacli.gguf.values import MAX_KEYS, Cursor, Entry, Metadata, shown, skip_value
+from jambacli.gguf.values import MAX_KEYS, Cursor, Metadata, MetadataEntry, shown, skip_value
 from quant.formats import BY_GGML_TYPE, Format
 
 if TYPE_CHECKING:
@@ -30,13 +30,13 @@ MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32
 MAX_TENSORS = 1 << 17
 MAX_DIMS = 4
-_NO_WEIGHTS = ("i8", "i16", "i32", "i64", "f64")  # i8 with scales beside it (ExpertsInt8) holds weights
+_NO_WEIGHTS = ("i8", "i16", "i32", "i64", "f64")  # i8 with separate scales (ExpertsInt8) holds weights
 SPLIT_NAME = re.compile(r"(?P<stem>.*)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Where a tensor lies: ``offset`` bytes into the file of part ``part``. ``shape`` is in torch order, the row last."""
+    """The location of a tensor: ``offset`` bytes into the file of part ``part``. ``shape`` is in torch order, the row last."""
 
     name: str
     shape: tuple[int, ...]
@@ -181,7 +181,7 @@ class _Part:
         # The smallest tensor entry is 33 bytes, the smallest key-value pair 14.
         _check_count(cursor, n_tensors, "tensors", MAX_TENSORS, 33)
         _check_count(cursor, n_keys, "metadata keys", MAX_KEYS, 14)
-        entries: dict[str, Entry] = {}
+        entries: dict[str, MetadataEntry] = {}
         for i in range(n_keys):
             key = cursor.name(f"metadata key number {i}")
             if key in entries:
@@ -257,7 +257,7 @@ def _read_tensor(cursor: Cursor, number: int, part: int) -> TensorInfo:
     if values == 0:
         raise cursor.bad(f"{what} has a dimension of 0: {dims}")
     if values >= 1 << 63:
-        raise cursor.bad(f"{what} has impossible dimensions: {dims}")
+        raise cursor.bad(f"{what} has invalid dimensions: {dims}")
     if dims[0] % fmt.block:
         raise cursor.bad(f"{what} has rows of {dims[0]} values, not a multiple of {fmt.name}'s block of {fmt.block}")
     nbytes = values // fmt.block * fmt.block_bytes
@@ -303,12 +303,14 @@ def _open_parts(opened: _Part, count: int) -> list[_Part]:
     if not match or int(match["count"]) != count or int(match["no"]) != number:
         raise BadFileError(
             opened.path,
-            f"it is part {number} of {count}; name it {split_path('NAME', number, count)} beside the others",
+            f"it is part {number} of {count}; name it {split_path('NAME', number, count)} next to the others",
         )
     paths = [opened.path.with_name(split_path(match["stem"], i + 1, count)) for i in range(count)]
     if missing := [path.name for path in paths if not path.is_file()]:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise BadFileError(opened.path, f"of its {count} parts {', '.join(missing[:3])}{more} are missing beside it")
+        raise BadFileError(
+            opened.path, f"of its {count} parts {', '.join(missing[:3])}{more} are missing from its directory"
+        )
     parts: list[_Part] = []
     try:
         for i, path in enumerate(paths):

@@ -1,4 +1,4 @@
-"""What `jamba show` says about a model: the Summary, and how to get one from a GGUF file.
+"""The Summary of a model that `jamba show` prints, and how to get it from a GGUF file.
 
 Only headers and metadata are read. Control characters are removed from all text, because it goes to a terminal.
 """
@@ -196,7 +196,7 @@ def describe_template(source: object) -> Template | None:
 
 
 def describe_origin(metadata: Mapping[str, Any]) -> dict[str, str]:
-    """The general.* texts that say who made the model, from which one and under which licence, cleaned."""
+    """The general.* strings on the model's author, base model and licence, cleaned."""
     about: dict[str, str] = {}
     licence = clean(metadata.get(keys.LICENSE))
     named = clean(metadata.get("general.license.name"))

@@ -108,8 +108,8 @@ class Cursor:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """Where a value lies (``start`` to ``end``) and its type; for arrays also element type and count (scalars: 0 and 1)."""
+class MetadataEntry:
+    """The location of a value (``start`` to ``end``) and its type; for arrays also element type and count (else 0 and 1)."""
 
     type: int
     element: int
@@ -123,8 +123,8 @@ class Entry:
         return f"arr[{TYPE_NAMES[self.element]}]" if self.type == ARRAY else TYPE_NAMES[self.type]
 
 
-def skip_value(cursor: Cursor, key: str) -> Entry:
-    """Check the value at the cursor (type, counts, lengths, bools), step over it and return where it lies.
+def skip_value(cursor: Cursor, key: str) -> MetadataEntry:
+    """Check the value at the cursor (type, counts, lengths, bools), step over it and return its location.
 
     Raises BadFileError naming ``key``. ``Metadata`` decodes strings on first use.
     """
@@ -156,7 +156,7 @@ def skip_value(cursor: Cursor, key: str) -> Entry:
             raise cursor.bad(f"{what} has the unknown type {type_id}")
     if 7 in (type_id, element) and cursor.buffer[start : cursor.pos].strip(b"\0\1"):
         raise cursor.bad(f"{what} is a bool that is neither 0 nor 1")
-    return Entry(type_id, element, count, start, cursor.pos)
+    return MetadataEntry(type_id, element, count, start, cursor.pos)
 
 
 def _skip_strings(cursor: Cursor, count: int, what: str) -> None:
@@ -183,7 +183,7 @@ class Metadata(Mapping[str, Any]):
     not UTF-8 are decoded with surrogateescape, so that they can be written back unchanged.
     """
 
-    def __init__(self, path: Path, buffer: mmap.mmap, entries: dict[str, Entry]) -> None:
+    def __init__(self, path: Path, buffer: mmap.mmap, entries: dict[str, MetadataEntry]) -> None:
         self.path = path
         self._buffer = buffer
         self._entries = entries
@@ -220,7 +220,7 @@ class Metadata(Mapping[str, Any]):
         """The value's bytes with its type before them, as in the file and as ``encode_value`` returns."""
         return _type_head(self.type_name(key), self.count(key)) + self.raw(key)
 
-    def _decode(self, entry: Entry) -> Any:
+    def _decode(self, entry: MetadataEntry) -> Any:
         if entry.type == STRING:
             return str(self._buffer[entry.start + 8 : entry.end], "utf-8", "surrogateescape")
         if entry.type != ARRAY:
@@ -251,14 +251,14 @@ class Metadata(Mapping[str, Any]):
         end = pos + 8 + _U64.unpack_from(self._buffer, pos)[0]
         return self._buffer[pos + 8 : end].decode("utf-8", "surrogateescape")
 
-    def _strings(self, entry: Entry) -> list[str]:
+    def _strings(self, entry: MetadataEntry) -> list[str]:
         raw = self._buffer[entry.start : entry.end]
         try:
             return _split_strings(raw, entry.count, "strict")
         except UnicodeDecodeError:
             return _split_strings(raw, entry.count, "surrogateescape")
 
-    def _numbers(self, entry: Entry) -> np.ndarray:
+    def _numbers(self, entry: MetadataEntry) -> np.ndarray:
         import numpy as np
 
         values = np.frombuffer(self._buffer[entry.start : entry.end], SCALARS[entry.element][2])

@@ -47,7 +47,7 @@ class GGUFWriter:
 
     Call ``add`` for the metadata, ``plan_tensor`` for each tensor, ``begin``, then ``write_tensor`` or ``write_at`` in any
     order, then ``finish``. As a context manager it finishes on a clean exit and otherwise removes everything it made.
-    Bytes go to temporary files beside the target, preallocated, so that ``begin`` fails where the disk is too small.
+    Bytes go to temporary files in the target's directory, preallocated, so that ``begin`` fails where the disk is too small.
     ValueError for a caller's mistake, JambaError for an output that exists or a write that fails.
     """
 
@@ -60,7 +60,7 @@ class GGUFWriter:
         alignment: int = DEFAULT_ALIGNMENT,
     ) -> None:
         if alignment < 8 or alignment & (alignment - 1):
-            raise ValueError(f"alignment {alignment} is no power of two from 8 up")
+            raise ValueError(f"alignment {alignment} is not a power of two of at least 8")
         if split_max_size is not None and split_max_size < 1:
             raise ValueError("split_max_size must be positive")
         self.path = Path(path)
@@ -256,7 +256,7 @@ def _bytes_of(data: Any) -> memoryview:
 
 
 def _preallocate(fd: int, size: int) -> None:
-    """Reserve ``size`` bytes, so that too small a disk fails now; a sparse file where the file system cannot reserve."""
+    """Reserve ``size`` bytes, so that a disk that is too small fails now; a sparse file if the file system cannot reserve."""
     if hasattr(os, "posix_fallocate"):
         try:
             os.posix_fallocate(fd, 0, size)
@@ -274,7 +274,7 @@ def _write_all(fd: int, view: memoryview, offset: int) -> None:
 
 
 def _start_writeback(fd: int, offset: int, nbytes: int) -> None:
-    """Have the disk start on what was just written, so that little is left for the flush at the end."""
+    """Start writing recent data to disk, so that the flush at the end is short."""
     if nbytes >= _WRITEBACK_FROM and hasattr(os, "posix_fadvise"):
         # On Linux this queues dirty pages for writing; dirty pages are not dropped from the cache.
         with contextlib.suppress(OSError):

@@ -1,6 +1,6 @@
 """``python -m jambacli.gpu_check``: check and measure everything on one CUDA GPU, in nine minutes.
 
-Results are saved after each step as JSON in $OUT/gpu_check.json (or --out), with a Markdown table beside it. ``--tiny`` tests
+Results are saved after each step as JSON in $OUT/gpu_check.json (or --out), with a Markdown table next to it. ``--tiny`` tests
 the whole path in a minute on a machine without a GPU, under TRITON_INTERPRET=1; its figures mean nothing.
 """
 
@@ -13,7 +13,7 @@ import os
 import sys
 from pathlib import Path
 
-from jambacli.gpu_check.suite import PARTS, Options, all_good, run_in_workers, run_parts, write_report
+from jambacli.gpu_check.suite import PARTS, CheckOptions, all_good, run_in_workers, run_parts, write_report
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -49,11 +49,11 @@ def _log_to_stderr() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    default = Options()
+    default = CheckOptions()
     parser = argparse.ArgumentParser(prog="python -m jambacli.gpu_check", description=__doc__)
     parser.add_argument("--tiny", action="store_true", help="tiny models, to test that every part runs")
     parser.add_argument("--budget", type=float, default=default.budget, help="seconds for everything (default: 520)")
-    parser.add_argument("--out", help="path of the JSON results; the table is written beside it")
+    parser.add_argument("--out", help="path of the JSON results; the table is written to the same directory")
     parser.add_argument("--parts", default=",".join(PARTS), help=f"some of {', '.join(PARTS)}, comma-separated")
     parser.add_argument("--shapes", default=",".join(default.shapes), help="model shapes, comma-separated")
     parser.add_argument("--quants", default=",".join(default.quants), help="file types, comma-separated")
@@ -62,17 +62,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tune", action="store_true", help="try other tiles for the matrix-vector product too")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--shard", default=default.shard, help=argparse.SUPPRESS)
-    parser.add_argument("--failure", help=argparse.SUPPRESS)  # how the worker before this one ended
+    parser.add_argument("--failure", help=argparse.SUPPRESS)  # how the previous worker ended
     return parser
 
 
-def _options(parsed: argparse.Namespace) -> Options:
+def _options(parsed: argparse.Namespace) -> CheckOptions:
     """The parsed options; SystemExit for an unknown part or format."""
     from jambacli.gpu_check.speed import GEMV_FORMATS
 
     # A worker runs one part at a time, "warm" among them.
     parts = tuple(parsed.parts.split(",")) if parsed.worker else _known("parts", parsed.parts, PARTS)
-    return Options(
+    return CheckOptions(
         parts=parts,
         shapes=tuple(parsed.shapes.split(",")),
         quants=tuple(parsed.quants.split(",")),
@@ -92,7 +92,7 @@ def _known(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name for name in known if name in named)
 
 
-def _worker_command(options: Options, out: Path, failure: str | None) -> list[str]:
+def _worker_command(options: CheckOptions, out: Path, failure: str | None) -> list[str]:
     """The command line of a worker with these options."""
     return [
         *(sys.executable, "-m", "jambacli.gpu_check", "--worker", "--out", str(out), "--shard", options.shard),

@@ -22,7 +22,7 @@ LOGIT_ERROR = 2e-2
 #: The share of decoded tokens that must keep the bound. If two experts are about equally probable, rounding decides which one
 #: a token takes: its logits then differ by far more, and those of the following tokens by some.
 SHARE_WITHIN = 0.75
-#: Pieces of the prompt: one with so many tokens that weights are dequantized whole, then a short one. The tokens after them
+#: Pieces of the prompt: one with enough tokens that weights are dequantized whole, then a short one. The tokens after them
 #: exceed the first capacity of the KV cache (256 tokens), so that graphs are recorded again.
 PROMPT = (200, 40)
 _CTX = 512

@@ -295,7 +295,7 @@ def _experts_many(fmt: str, device: torch.device) -> float:
 
 
 def _experts_one_by_one(fmt: str, device: torch.device) -> float:
-    """So many tokens that each expert's matrix is dequantized and multiplied on its own."""
+    """Enough tokens that each expert's matrix is dequantized and multiplied separately."""
     from jambacli.kernels.triton.ops import FEW_ROWS, TritonOps
 
     _, router, gate, up, down = _mixture(fmt)

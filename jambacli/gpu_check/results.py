@@ -29,7 +29,7 @@ class Suite:
         self.results: dict[str, Any] = {"failed": [], "skipped": [], "done": [], "running": None}
 
     def resume(self, failure: str) -> None:
-        """Load the results of an earlier process and go on after the step during which it ended, for that ``failure``."""
+        """Load the results of an earlier process and continue after the step during which it ended because of ``failure``."""
         self.results |= json.loads(self.out.read_text())
         if step := self.results["running"]:
             self.results["failed"].append({"step": step, "error": failure or "the GPU was lost"})
@@ -85,7 +85,7 @@ class Suite:
         return None
 
     def skip_for_memory(self, name: str, reason: str) -> None:
-        """Record that a step is left out because GPU or host memory is too small."""
+        """Record that a step is skipped because GPU or host memory is too small."""
         self.results.setdefault("no_room", []).append({"step": name, "reason": reason})
         self.log(f"skipped {name}: {reason}")
 

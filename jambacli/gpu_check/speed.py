@@ -196,7 +196,7 @@ def _plan_or_skip(
     free_ram = devices()[0].available
     if plan.host + plan.pinned > 0.8 * free_ram:
         need = format_bytes(plan.host + plan.pinned)
-        suite.skip_for_memory(name, f"{need} of experts would stay in RAM, of which {format_bytes(free_ram)} are free")
+        suite.skip_for_memory(name, f"{need} of experts would stay in RAM, of which {format_bytes(free_ram)} is free")
         return None
     return plan
 

@@ -1,8 +1,9 @@
 """The parts of the GPU check and the order in which they run.
 
-Parts run in order of importance: the GPU's peak rates, every kernel against its reference, whole models on CPU and GPU, then
-speed and memory of synthetic models. A part that fails is recorded and the others go on; what no longer fits into the time is
-recorded as skipped. On a GPU the parts run in worker processes, which are restarted after a step that crashes or hangs.
+Parts run in order of importance: the GPU's peak rates, every kernel against its reference, whole models on CPU and GPU,
+then speed and memory of synthetic models. A part that fails is recorded and the others continue; steps that no longer fit
+into the time are recorded as skipped. On a GPU the parts run in worker processes, which are restarted after a step that
+crashes or hangs.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ PARTS = ("rates", "kernels", "models", "gemv", "bench", "limits")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class CheckOptions:
     """What to run. ``limits``: GB of GPU memory to simulate. ``budget``: seconds for everything. ``formats``: of the
     matrix-vector product alone, for which ``tune`` tries other tiles too. ``shard``: "i/n", every n-th case from the i-th on.
     """
@@ -48,7 +49,7 @@ class Options:
     shard: str = "0/1"
 
 
-def run_parts(options: Options, out: Path, failure: str | None = None) -> int:
+def run_parts(options: CheckOptions, out: Path, failure: str | None = None) -> int:
     """Run the parts in this process; returns ``LOST`` if the GPU can no longer be used in it, else 0.
 
     ``failure``: how the process before this one ended, whose results in ``out`` are continued.
@@ -89,7 +90,7 @@ def run_parts(options: Options, out: Path, failure: str | None = None) -> int:
 
 
 def run_in_workers(
-    options: Options, out: Path, command: Callable[[Options, Path, str | None], list[str]]
+    options: CheckOptions, out: Path, command: Callable[[CheckOptions, Path, str | None], list[str]]
 ) -> dict[str, Any]:
     """Run the parts in worker processes: first those that mostly compile, side by side, then those that are timed.
 
@@ -113,10 +114,10 @@ def run_in_workers(
 
     # As many workers as can compile side by side; what "bench" launches is compiled in the same phase.
     share = max(1, (os.cpu_count() or 1) // 4)
-    most = {"kernels": 6, "models": 4, "warm": min(5, _concurrent_warm_ups(options))}
+    max_workers = {"kernels": 6, "models": 4, "warm": min(5, _concurrent_warm_ups(options))}
     first: list[str] = [part for part in ("kernels", "models") if part in options.parts]
     first += ["warm"] if "bench" in options.parts else []
-    shards = {part: min(most[part], share) for part in first}
+    shards = {part: min(max_workers[part], share) for part in first}
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // max(1, sum(shards.values()))))}
     side_by_side = [job(f"{part}{i}", (part,), f"{i}/{n}", threads) for part, n in shards.items() for i in range(n)]
     rest = tuple(part for part in options.parts if part not in first)
@@ -137,7 +138,7 @@ def run_in_workers(
 
 
 def write_report(results: dict[str, Any], out: Path) -> str:
-    """Write the results as Markdown beside ``out``, and return it."""
+    """Write the results as Markdown next to ``out``, and return the text."""
     page = report.markdown(results)
     out.with_suffix(".md").write_text(page)
     return page
@@ -149,7 +150,7 @@ def all_good(results: dict[str, Any]) -> bool:
     return all(row["ok"] for row in rows) and not results["failed"]
 
 
-def _concurrent_warm_ups(options: Options) -> int:
+def _concurrent_warm_ups(options: CheckOptions) -> int:
     """How many workers that compile whole layers fit on the first GPU at the same time; 1 if that is unknown."""
     from jambacli.gpu_check.speed import warm_bytes
     from jambacli.hardware import nvml
@@ -186,7 +187,7 @@ def _machine(device: Any) -> dict[str, Any]:
 
 
 def _kernels(suite: Suite, device: Any, shard: str = "0/1") -> None:
-    """Every parity case as a step of its own, so that one that fails does not hide the others."""
+    """Run every parity case as a separate step, so that one that fails does not hide the others."""
     from jambacli.gpu_check.parity import cases
 
     rows = suite.results.setdefault("kernels", [])

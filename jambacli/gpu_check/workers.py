@@ -1,7 +1,7 @@
 """Runs parts of the GPU check in worker processes, so that one that crashes or hangs does not end the others.
 
 After an illegal access every later call on the GPU fails in that process, and a kernel may never end. Such a process is killed
-and another one goes on after the step it was in. A worker keeps its results in a JSON file, with ``done`` (names of steps),
+and another one continues after the step it was in. A worker keeps its results in a JSON file, with ``done`` (names of steps),
 ``running`` (the current one), ``patience`` (seconds until it counts as hung) and ``ended``.
 """
 
@@ -18,8 +18,8 @@ from typing import Any
 
 #: Exit status of a worker that can no longer use its GPU.
 LOST = 75
-# The most starts of one job; every start takes some seconds.
-_MOST_STARTS = 8
+# Maximum number of starts of one job; every start takes a few seconds.
+_MAX_STARTS = 8
 # Seconds until the first results are written: torch is imported and the GPU initialized.
 _START_PATIENCE = 120.0
 _WORKER_KEYS = ("done", "running", "patience", "ended", "seconds")
@@ -83,7 +83,7 @@ class Job:
         self.process = subprocess.Popen(self.command(left, reason), env=os.environ | self.environment)
 
     def _restart(self, reason: str, left: float) -> None:
-        if self.starts >= _MOST_STARTS or left <= 0:
+        if self.starts >= _MAX_STARTS or left <= 0:
             self._give_up(f"{reason or 'the GPU was lost'}; started {self.starts} times")
         else:
             self._start(reason, left)

@@ -80,7 +80,7 @@ def _parse(text: str, path: str | Path) -> tuple[dict[str, Model], dict[str, str
     aliases = {}
     for name, target in _section(path, table, "aliases"):
         if not isinstance(target, str) or not target or not target.isprintable() or len(target) > 300:
-            raise BadFileError(path, f"aliases.{name} must be the name it stands for, as text")
+            raise BadFileError(path, f"aliases.{name} must be a string: the name that it stands for")
         aliases[name] = target
     return models, aliases
 

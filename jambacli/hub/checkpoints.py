@@ -21,7 +21,7 @@ from jambacli.gguf.values import shown
 _REPO = re.compile(r"(?:(?:https?://)?(?:huggingface\.co|hf\.co)/)?(?P<id>[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96})/?")
 logger = logging.getLogger(__name__)
 
-#: What a conversion reads beside the safetensors files.
+#: Files that a conversion reads besides the safetensors files.
 COMPANION_FILES = [
     "config.json",
     "generation_config.json",
@@ -113,7 +113,7 @@ def _one_line_errors(repo: str) -> Iterator[None]:
         raise _hub_error(repo, error) from error
     except JambaError:
         raise
-    except Exception as error:  # the library lets its HTTP client's own exceptions through
+    except Exception as error:  # the library does not wrap its HTTP client's exceptions
         what = getattr(error, "strerror", None) or " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise JambaError(f"{repo}: the download failed: {what}; run the command again to resume") from error
 

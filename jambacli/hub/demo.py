@@ -17,7 +17,7 @@ def is_demo_model(text: str) -> bool:
 
 
 def demo_model_path() -> Path:
-    """The demo model's GGUF file. Raises JambaError when the installation has lost it."""
+    """The demo model's GGUF file. Raises JambaError if it is missing from the installation."""
     if not _PATH.is_file():
-        raise JambaError(f"{_PATH} is missing; install again, or name a model (jamba pull jamba:3b gets one)")
+        raise JambaError(f"{_PATH} is missing; reinstall, or name a model (jamba pull jamba:3b gets one)")
     return _PATH

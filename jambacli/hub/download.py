@@ -1,8 +1,8 @@
-"""Downloads one file with ranged requests that resume where the last one stopped, and verifies its digest.
+"""Downloads one file with range requests that resume where the last one stopped, and verifies its digest.
 
-A file is written in order to ``NAME.part`` in the target's directory, so the length of the part is all the state that resuming
-needs: whatever ends the process, the next one requests only the rest. The part is renamed to ``NAME`` once its size and
-digest are those that the server listed.
+A file is written in order to ``NAME.part`` in the target's directory, so resuming needs only the length of the part:
+however the process ends, the next one requests only the rest. The part is renamed to ``NAME`` once its size and digest are
+those that the server listed.
 """
 
 from __future__ import annotations
@@ -231,12 +231,12 @@ class _Transfer:
             self._wait(why, wait)
 
     def _wait(self, why: str, asked: float | None) -> None:
-        kept = f"{format_bytes(self.have)} of {format_bytes(self.remote.size)} are kept; pull again to resume"
+        kept = f"{format_bytes(self.have)} of {format_bytes(self.remote.size)} are stored; pull again to resume"
         if self.failures >= TRIES:
             raise Unreachable(f"{self.remote.name}: {why}, {TRIES} times in a row; {kept}")
         wait = wait_before(self.failures) if asked is None else asked
         if wait > LONGEST_WAIT:
-            raise Unreachable(f"{self.remote.name}: {why}; it asks to wait {format_seconds(wait)}; {kept}")
+            raise Unreachable(f"{self.remote.name}: {why}; the server asks to wait {format_seconds(wait)}; {kept}")
         logger.info("%s: %s; resuming at %s", self.remote.name, why, format_bytes(self.have))
         time.sleep(wait)
 

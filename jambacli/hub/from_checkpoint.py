@@ -23,9 +23,9 @@ from jambacli.hub.huggingface import ListedFile, Listing
 from jambacli.hub.names import Hub, canonical_quant, parse_name, with_quant
 from jambacli.hub.paths import is_safe_path
 from jambacli.hub.pick_file import Conversion
-from jambacli.hub.preview import Fit
+from jambacli.hub.preview import DownloadFit
 from jambacli.hub.pull import PullOptions, fit_this_machine
-from jambacli.hub.store import Entry, Store, StoredFile, discard, set_id
+from jambacli.hub.store import Store, StoredFile, StoreEntry, discard, set_id
 from jambacli.model.config import JambaConfig
 from jambacli.progress import Progress, Transfers, no_progress, no_transfers
 
@@ -38,11 +38,11 @@ def make_from_checkpoint(
     text: str,
     conversion: Conversion,
     options: PullOptions,
-    decide: Callable[[Fit], None],
+    decide: Callable[[DownloadFit], None],
     *,
     progress: Progress = no_progress,
     transfers: Transfers = no_transfers,
-) -> Entry:
+) -> StoreEntry:
     """Download the checkpoint ``conversion.repo`` and register it as a GGUF of type ``conversion.quant`` under ``text``.
 
     ``decide`` is called with how the result fits this machine before the weights are downloaded, and raises to stop. The
@@ -177,7 +177,7 @@ def _convert(checkpoint: Path, folder: Path, repo: str, kind: str, progress: Pro
         if not direct:
             logger.info("quantizing it to %s", label)
             with GGUFFile.open(converted) as file:
-                request = quantizing.Request(recipes.get_recipe(kind), recipes.Options())
+                request = quantizing.Request(recipes.get_recipe(kind), recipes.RecipeOptions())
                 quantizing.quantize(quantizing.plan(file, request), path, progress)
     except BaseException:
         discard(folder)
@@ -189,7 +189,7 @@ def _convert(checkpoint: Path, folder: Path, repo: str, kind: str, progress: Pro
 
 def _entry(
     store: Store, name: str, listing: Listing, revision: str | None, made: str, files: tuple[StoredFile, ...], kind: str
-) -> Entry:
+) -> StoreEntry:
     from jambacli.gguf.summary import summarize
 
     summary = summarize(store.folder(made) / files[0].name)
@@ -202,4 +202,4 @@ def _entry(
         "made": True,
     }
     context, params = summary.config.context_length, summary.params
-    return Entry(name, source, files, made, canonical_quant(kind), context, params, time.time())
+    return StoreEntry(name, source, files, made, canonical_quant(kind), context, params, time.time())

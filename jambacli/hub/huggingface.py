@@ -172,7 +172,7 @@ def _ask(repo: str, revision: str | None, path: str | None, call: Callable[[], T
             raise JambaError(f"{repo}: the hub library cannot read its own files: {error}") from error
         except ValueError as error:  # the library's own check of names, or an answer that is not JSON
             raise JambaError(f"{repo}: {' '.join(str(error).split())[:200]}") from error
-        except Exception as error:  # the library lets its HTTP client's own exceptions through
+        except Exception as error:  # the library does not wrap its HTTP client's exceptions
             stalled = "Timeout" in type(error).__name__
             text = " ".join(str(error).split())[:160] or type(error).__name__
             why = "the hub does not answer" if stalled else f"the hub cannot be reached: {text}"

@@ -90,13 +90,13 @@ def parse_name(text: str, *, revision: str | None = None, table: Table | None = 
 
 
 def with_quant(name: Name, quant: str) -> Name:
-    """``name`` with type ``quant``. Raises UsageError when the name already says another type or names one file."""
+    """``name`` with type ``quant``. Raises UsageError when the name already has another type or names one file."""
     kind = canonical_quant(quant)
     if name.quant is not None and name.quant != kind:
         problem = f"is not the type in the name {name.text}"
         raise UsageError(problem, field="quant", value=quant[:40], remedy="leave one of them out")
     if any(isinstance(s, Ollama) or s.file for s in name.sources):
-        raise UsageError(f"{name.text} names one file already", remedy="leave {quant} out")
+        raise UsageError(f"{name.text} already names one file", remedy="leave {quant} out")
     sources = tuple(replace(s, quant=kind) for s in name.sources if isinstance(s, Hub))
     return replace(name, sources=sources, quant=kind, text=name.text if name.quant else _tagged(name, kind))
 
@@ -140,7 +140,7 @@ def looks_like_name(text: str) -> bool:
 
 def _parse(text: str, table: Table, depth: int) -> Name:
     if depth > _MAX_ALIAS_STEPS:
-        raise UsageError(f"{text[:100]!a}: the aliases in aliases.json form a circle; correct the file")
+        raise UsageError(f"{text[:100]!a}: the aliases in aliases.json form a cycle; correct the file")
     if text.lower().startswith("ollama:"):
         return _ollama(text)
     if "/" in text:
@@ -238,7 +238,7 @@ def _ollama(text: str) -> Name:
 
 
 def _nearest(full: str, table: Table) -> str:
-    """The names that may have been meant, and all the names there are."""
+    """The most similar names, and all known names."""
     names = table.names()
     family, _, tag = full.partition(":")
     families = sorted({name.partition(":")[0] for name in names if ":" in name})

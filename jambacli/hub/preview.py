@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from jambacli.errors import BadFileError
 from jambacli.gguf.reader import MAGIC
-from jambacli.runtime.memory_plan import Plan, memory_plan
+from jambacli.runtime.memory_plan import MemoryPlan, memory_plan
 
 if TYPE_CHECKING:
     from jambacli.gguf.summary import Summary
@@ -37,10 +37,10 @@ class Alternative:
 
 
 @dataclass(frozen=True)
-class Fit:
+class DownloadFit:
     """How a model fits this machine.
 
-    ``size``: bytes of its files. ``to_download``: how many of them have not been downloaded yet. ``plan``: the memory plan
+    ``size``: bytes of its files. ``to_download``: the bytes that remain to be downloaded. ``plan``: the memory plan
     at ``plan.ctx`` tokens. ``fits``: whether some device can run it. ``longest_ctx``: the longest context with which some
     device can run it, 0 for none. ``alternatives``: models that fit when this one does not.
     """
@@ -48,7 +48,7 @@ class Fit:
     name: str
     size: int
     to_download: int
-    plan: Plan
+    plan: MemoryPlan
     fits: bool
     longest_ctx: int
     alternatives: tuple[Alternative, ...]
@@ -89,16 +89,16 @@ def assess_fit(
     same: Sequence[Alternative],
     known: Sequence[Alternative],
     tensors: Mapping[str, tuple[str, tuple[int, ...]]] | None = None,
-) -> Fit:
+) -> DownloadFit:
     """Whether a model with ``weights`` bytes of weights (``experts`` of them in experts) fits one of ``devices``.
 
-    ``size``: bytes of its files. ``to_download``: how many of them are still missing. ``ctx``: context in tokens, None for
+    ``size``: bytes of its files. ``to_download``: the bytes that remain to be downloaded. ``ctx``: context in tokens, None for
     the longest that fits, at most the model's own. ``tensors``: (format, shape) by name, as ``memory_plan`` takes them.
     When it does not fit, alternatives are chosen from ``same`` (its other types) and ``known`` (other models).
     """
     expert_share = experts / weights
 
-    def planned(nbytes: int, tokens: int, own: Mapping[str, tuple[str, tuple[int, ...]]] | None = None) -> Plan:
+    def planned(nbytes: int, tokens: int, own: Mapping[str, tuple[str, tuple[int, ...]]] | None = None) -> MemoryPlan:
         return memory_plan(config, nbytes, int(expert_share * nbytes), tokens, kv_type, devices, own)
 
     plan = planned(weights, ctx or config.context_length, tensors)
@@ -106,15 +106,15 @@ def assess_fit(
     if ctx is None and not _usable(plan) and longest:
         plan = planned(weights, longest, tensors)
     if _usable(plan):
-        return Fit(name, size, to_download, plan, True, longest, ())
+        return DownloadFit(name, size, to_download, plan, True, longest, ())
     smaller = [o for o in same if o.size < size and _usable(planned(o.size, ctx or 4096))]
     found = [max(smaller, key=lambda o: o.size)] if smaller else []
     room = max((d.available for d in devices), default=0) - _ROOM_BESIDE_WEIGHTS
     found += [o for o in known if o.size < min(size, room) and o.name not in [f.name for f in found]]
-    return Fit(name, size, to_download, plan, False, longest, tuple(found[:3]))
+    return DownloadFit(name, size, to_download, plan, False, longest, tuple(found[:3]))
 
 
-def _usable(plan: Plan) -> bool:
+def _usable(plan: MemoryPlan) -> bool:
     return any(fit.verdict in _USABLE for fit in plan.fits)
 
 

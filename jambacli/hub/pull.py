@@ -20,9 +20,9 @@ from jambacli.hub.aliases import DEFAULT_QUANT, SHORT, load_table
 from jambacli.hub.download import RemoteFile, Unreachable
 from jambacli.hub.names import Hub, Name, Ollama, parse_name, with_quant
 from jambacli.hub.pick_file import Conversion, NoSuchGGUF, candidates, pick_candidate
-from jambacli.hub.preview import Alternative, Fit, assess_fit, preview
+from jambacli.hub.preview import Alternative, DownloadFit, assess_fit, preview
 from jambacli.hub.resolve import find_named
-from jambacli.hub.store import Entry, Store, StoredFile, discard, set_id
+from jambacli.hub.store import Store, StoredFile, StoreEntry, discard, set_id
 from jambacli.progress import Progress, Transfers, no_progress, no_transfers
 from jambacli.units import format_bytes
 
@@ -80,19 +80,19 @@ class NeedsConversion(JambaError):
 def pull(
     text: str,
     options: PullOptions,
-    decide: Callable[[Fit], None],
+    decide: Callable[[DownloadFit], None],
     *,
     progress: Progress = no_progress,
     transfers: Transfers = no_transfers,
-) -> Entry:
+) -> StoreEntry:
     """Pull ``text`` and register it.
 
     ``decide`` is called with how the model fits this machine before most of it is downloaded, and raises to stop. Raises
-    JambaError for everything that can go wrong; NeedsConversion when ``from_checkpoint.make_from_checkpoint`` can make it.
+    JambaError for every failure; NeedsConversion when ``from_checkpoint.make_from_checkpoint`` can make it.
     """
     if options.own_name is not None and not SHORT.fullmatch(options.own_name):
         raise UsageError(
-            "is not a valid name; use small letters, digits, _ . - and at most one colon",
+            "is not a valid name; use lowercase letters, digits, _ . - and at most one colon",
             field="own_name",
             value=options.own_name[:80],
         )
@@ -109,7 +109,7 @@ def pull(
     except Unreachable as error:
         if known is None or not store.is_complete(known):
             raise
-        logger.warning("%s; %s stays as it is", error, known.name)
+        logger.warning("%s; keeping the copy of %s already here", error, known.name)
         return known
     return _obtain(store, options.own_name or name.text, model, options, decide, progress, transfers)
 
@@ -119,11 +119,11 @@ def _obtain(
     name: str,
     model: RemoteModel,
     options: PullOptions,
-    decide: Callable[[Fit], None],
+    decide: Callable[[DownloadFit], None],
     progress: Progress,
     transfers: Transfers,
-) -> Entry:
-    """Download what is missing of ``model``, verify it and register it under ``name``."""
+) -> StoreEntry:
+    """Download the missing files of ``model``, verify them and register the model under ``name``."""
     key = set_id([file.digest for file in model.files])
     size = sum(file.size for file in model.files)
     with store.lock(key):
@@ -249,7 +249,7 @@ def fit_this_machine(
     same: Sequence[Alternative],
     options: PullOptions,
     tensors: Mapping[str, tuple[str, tuple[int, ...]]] | None = None,
-) -> Fit:
+) -> DownloadFit:
     """How a model fits this machine with the context and KV type of ``options`` (see ``preview.assess_fit``)."""
     from jambacli.hardware.devices import devices
 
@@ -327,8 +327,8 @@ def _checked_summary(path: Path, folder: Path | None) -> Summary:
 
 def _register(
     store: Store, name: str, model: RemoteModel, key: str | None, files: Sequence[StoredFile], summary: Summary
-) -> Entry:
-    entry = Entry(
+) -> StoreEntry:
+    entry = StoreEntry(
         name,
         model.source,
         tuple(files),
@@ -343,8 +343,8 @@ def _register(
 
 
 def _local_file(text: str) -> Path | None:
-    """The existing file that ``text`` is the path of; None when ``text`` is a name. Raises JambaError for a path to
-    nothing."""
+    """The existing file that ``text`` is the path of; None when ``text`` is a name. Raises JambaError for a path that does not
+    exist."""
     if not text.strip():
         return None
     path = path_of(text)
@@ -369,7 +369,7 @@ def _means_a_path(text: str) -> bool:
     return not slash or text.startswith(("/", "./", "../", "~")) or ("/" not in folder and Path(folder).is_dir())
 
 
-def _register_path(store: Store, path: Path, options: PullOptions) -> Entry:
+def _register_path(store: Store, path: Path, options: PullOptions) -> StoreEntry:
     """Register a local file; it stays where it is."""
     from jambacli.gguf.reader import SPLIT_NAME, GGUFFile
     from jambacli.gguf.summary import summarize
@@ -385,7 +385,7 @@ def _register_path(store: Store, path: Path, options: PullOptions) -> Entry:
     split = SPLIT_NAME.fullmatch(path.name)
     name = options.own_name or (split["stem"] if split else path.stem).lower()
     if not SHORT.fullmatch(name):
-        raise UsageError(f"{name[:80]!a} cannot be used as its name", remedy="choose a name with {own_name}")
+        raise UsageError(f"{name[:80]!a} cannot be used as a name", remedy="choose a name with {own_name}")
     store.prepare()
     files = tuple(StoredFile(part.name, part.stat().st_size, "", str(part)) for part in paths)
     model = RemoteModel({"kind": "path", "path": str(paths[0])}, [], [], "", [])

@@ -9,7 +9,7 @@ from jambacli.files import path_of
 from jambacli.hub.aliases import DEFAULT_QUANT
 from jambacli.hub.demo import DEMO_NAME, demo_model_path, is_demo_model
 from jambacli.hub.names import Hub, Name, looks_like_name, parse_name
-from jambacli.hub.store import Entry, Store
+from jambacli.hub.store import Store, StoreEntry
 
 
 def resolve_model(name: str) -> Path:
@@ -36,7 +36,7 @@ def resolve_model(name: str) -> Path:
     raise JambaError(f"{name} has not been pulled; get it with: jamba pull {known.text}; or {hint}")
 
 
-def find_entry(store: Store, text: str) -> Entry | None:
+def find_entry(store: Store, text: str) -> StoreEntry | None:
     """The registered model that ``text`` means: by its exact name, or by a name of the same source. None when none is."""
     if not text or len(text) > 400 or not text.isprintable():
         return None
@@ -50,7 +50,7 @@ def find_entry(store: Store, text: str) -> Entry | None:
     return find_named(store, name)
 
 
-def find_named(store: Store, name: Name) -> Entry | None:
+def find_named(store: Store, name: Name) -> StoreEntry | None:
     """The registered model of a parsed name, None when there is none. Raises JambaError when several match equally."""
     if (entry := store.get(name.text)) is not None:
         return entry
@@ -86,7 +86,7 @@ def is_model_name(text: str) -> bool:
 
 
 def last_used() -> Path | None:
-    """The path of the model used last; None when there is none or it is gone."""
+    """The path of the model used last; None if there is none or it no longer exists."""
     name = Store().last_used()
     if name is None:
         return None
@@ -115,14 +115,14 @@ def remember_used(model: str | Path) -> None:
     return None
 
 
-def _stored_path(store: Store, entry: Entry) -> Path:
+def _stored_path(store: Store, entry: StoreEntry) -> Path:
     if not store.is_complete(entry):
         lost = next((p for p in store.paths(entry) if not _exists(p)), store.paths(entry)[0])
         raise JambaError(f"{entry.name}: {lost} is missing or was changed; get it again with: jamba pull {entry.name}")
     return store.paths(entry)[0]
 
 
-def _is_from(entry: Entry, source: object) -> bool:
+def _is_from(entry: StoreEntry, source: object) -> bool:
     made = entry.source
     if isinstance(source, Hub):
         if made.get("kind") != "hub" or str(made.get("repo")).lower() != source.repo.lower():

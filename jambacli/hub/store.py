@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 _SET = re.compile(r"(?:sha256|git|set|made)-[0-9a-f]{40,64}")
 _MAX_MANIFEST = 1 << 20
-# Disk space left free after a download, for the file system and other programs.
+# Disk space to leave free after a download, for the file system and other programs.
 SPARE_DISK = 64 << 20
 
 
@@ -46,7 +46,7 @@ class StoredFile:
 
 
 @dataclass(frozen=True)
-class Entry:
+class StoreEntry:
     """A registered model.
 
     ``source``: where it came from: "kind" ("hub", "ollama" or "path") and the fields of that kind. ``set_id``: its set
@@ -81,7 +81,7 @@ class Store:
     def __init__(self, root: Path | None = None) -> None:
         self.root = root or jamba_home() / "models"
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[StoreEntry]:
         """All registered models, sorted by name. A damaged manifest is skipped with a warning."""
         found = []
         for path in self._manifests():
@@ -91,7 +91,7 @@ class Store:
                 logger.warning("%s is damaged and was skipped; remove it, or pull the model again", path)
         return sorted(found, key=lambda entry: entry.name)
 
-    def get(self, name: str) -> Entry | None:
+    def get(self, name: str) -> StoreEntry | None:
         """The model registered under exactly ``name``; None when there is none or its manifest is damaged."""
         try:
             entry = _read(self._manifest(name))
@@ -99,12 +99,12 @@ class Store:
             return None
         return entry if entry.name == name else None
 
-    def paths(self, entry: Entry) -> list[Path]:
+    def paths(self, entry: StoreEntry) -> list[Path]:
         """The paths of the entry's files, in order."""
         folder = self.root / "blobs" / (entry.set_id or "")
         return [Path(file.path) if file.path is not None else folder / file.name for file in entry.files]
 
-    def is_complete(self, entry: Entry) -> bool:
+    def is_complete(self, entry: StoreEntry) -> bool:
         """Whether every file exists and has its registered size."""
         return all(_size(path) == file.size for path, file in zip(self.paths(entry), entry.files, strict=True))
 
@@ -158,7 +158,7 @@ class Store:
                 "make room, or set JAMBA_HOME to a larger disk"
             )
 
-    def register(self, entry: Entry) -> None:
+    def register(self, entry: StoreEntry) -> None:
         """Write the manifest atomically. Files that the name referred to before are removed if no other name has them."""
         if not self.is_complete(entry):
             raise JambaError(f"{entry.name}: some of its files are missing; pull it again")
@@ -253,7 +253,7 @@ def discard(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _read(path: Path) -> Entry:
+def _read(path: Path) -> StoreEntry:
     """Read and check a manifest: no file name in it may lead out of its set's directory.
 
     Raises OSError, ValueError, KeyError, TypeError or RecursionError when it is damaged.
@@ -261,7 +261,7 @@ def _read(path: Path) -> Entry:
     with path.open("rb") as file:
         stored = json.loads(file.read(_MAX_MANIFEST))
     files = tuple(StoredFile(f["name"], f["size"], f["sha256"], f["path"]) for f in stored["files"])
-    entry = Entry(
+    entry = StoreEntry(
         str(stored["name"]),
         dict(stored["source"]),
         files,

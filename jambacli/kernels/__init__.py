@@ -54,8 +54,8 @@ def reference_ops() -> Ops:
 def cpu_ops() -> Ops:
     """The operations of the C++ library, which must be available; torch computes formats that it lacks.
 
-    A few rows are multiplied with the blocks directly, many with panels that are dequantized once for all rows. Decode uses
-    the faster ``kernels.cpu.decode``, see ``runtime.cpu_decoder``.
+    A few rows are multiplied with the blocks directly; many rows with panels that are dequantized once for all rows. Decode
+    uses the faster ``kernels.cpu.decode``, see ``runtime.cpu_decoder``.
     """
     from jambacli.kernels import reference
     from jambacli.kernels.cpu import decode, prefill
@@ -99,7 +99,7 @@ def set_threads(n: int | None = None) -> int:
     """
     if n is not None and n > MAX_THREADS:
         raise UsageError(
-            f"is more than the {MAX_THREADS:,} that are possible",
+            f"exceeds the maximum of {MAX_THREADS:,}",
             field="threads",
             value=n,
             remedy="leave out {threads}",

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 
 from quant.formats import QTensor
 
-# Rows of a quantized matrix are dequantized this many bytes at a time: the output matrix of the 3B takes 0.67 GB.
-_PANEL_BYTES = 32 << 20
+# Rows of a quantized matrix are dequantized this many bytes at a time; the whole output matrix of the 3B would take 0.67 GB.
+_DEQUANTIZED_PANEL_BYTES = 32 << 20
 # The largest matrix of attention scores, in float32 values.
 _SCORE_VALUES = 8 << 20
-# The most values of the discretized transition exp(dt * A) held at once, float32.
+# Maximum number of float32 values of the discretized transition exp(dt * A) in memory at once.
 _SCAN_VALUES = 4 << 20
 
 
@@ -27,7 +27,7 @@ def dequantize(w: QTensor) -> torch.Tensor:
     if w.format.name in ("f16", "bf16"):
         dtype = torch.float16 if w.format.name == "f16" else torch.bfloat16
         return w.data.view(dtype).view(w.shape).float()
-    if w.scale is not None:  # ExpertsInt8: one factor a row
+    if w.scale is not None:  # ExpertsInt8: one factor per row
         return w.data.view(torch.int8).view(w.shape).float() * w.scale.view(*w.shape[:-1], 1)
     from quant.dequantize_blocks import dequantize as blocks  # also for formats that only the gguf package knows
 
@@ -68,7 +68,7 @@ def linear(x: torch.Tensor, w: QTensor) -> torch.Tensor:
     if w.format.name == "f32":
         return x @ dequantize(w).T
     n_out, n_in = w.shape
-    panel = max(1, _PANEL_BYTES // (n_in * 4))
+    panel = max(1, _DEQUANTIZED_PANEL_BYTES // (n_in * 4))
     out = x.new_empty(x.shape[0], n_out)
     for start in range(0, n_out, panel):
         stop = min(start + panel, n_out)

@@ -13,7 +13,7 @@ from quant.formats import QTensor
 
 @dataclass(frozen=True)
 class Attention:
-    """The mixer of an attention layer. There is no RoPE: the Mamba layers give the order of the tokens.
+    """The mixer of an attention layer. There is no RoPE: the Mamba layers encode the order of the tokens.
 
     Shapes: q_proj [n_heads * head_dim, hidden], k_proj and v_proj [n_kv_heads * head_dim, hidden], out_proj [hidden,
     n_heads * head_dim].

@@ -17,7 +17,7 @@ KV_TYPES: dict[str, Fraction] = {
     "bf16": Fraction(2),
     "q8_0": Fraction(34, 32),
 }
-#: The most bytes of checkpoints (copies of the Mamba part of the state) that one sequence keeps in memory.
+#: Maximum bytes of checkpoints (copies of the Mamba part of the state) that one sequence keeps in memory.
 CHECKPOINT_BYTES = 256 << 20
 #: Prompt tokens that the CPU takes through the layers at a time.
 CPU_PREFILL_CHUNK = 512
@@ -72,7 +72,7 @@ class JambaConfig:
         return sum(self.layer_is_moe)
 
     def state_bytes(self) -> int:
-        """Bytes of one sequence's Mamba state: ssm [d_inner, d_state] and conv [d_inner, d_conv - 1] a layer, f32."""
+        """Bytes of one sequence's Mamba state: ssm [d_inner, d_state] and conv [d_inner, d_conv - 1] per layer, f32."""
         return self.n_mamba_layers * self.d_inner * (self.d_state + self.d_conv - 1) * 4
 
     @property

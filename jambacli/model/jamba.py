@@ -4,7 +4,7 @@
     each layer:  x = x + mixer(rms_norm(x));  x = x + ffn(rms_norm(x))
     logits = output(rms_norm(x))
 
-The mixer is Mamba, in a few layers attention; the feed-forward network is a gated network or a mixture of experts.
+The mixer is Mamba or, in a few layers, attention; the feed-forward network is one gated network or a mixture of experts.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Layer:
 
     def forward(self, x: torch.Tensor, state: MambaState | KVCache, n_past: int, ops: Ops) -> torch.Tensor:
         """The residual stream x float32 [T, hidden] after this layer."""
-        # No names for intermediate results: they would keep large tensors alive during prefill.
+        # Intermediate results have no names, which would keep large tensors alive during prefill.
         if isinstance(self.mixer, Mamba):
             assert isinstance(state, MambaState)
             x = x + self.mixer.forward(ops.rms_norm(x, self.mixer_norm, self.eps), state, ops)
@@ -52,7 +52,7 @@ class StepDecoder(Protocol):
 
     @property
     def max_tokens(self) -> int:
-        """The most tokens for which this is faster than the single operations."""
+        """Maximum number of tokens for which this is faster than the single operations."""
 
     def run(self, ids: torch.Tensor, state: SequenceState, n_logits: int) -> torch.Tensor:
         """Append the token ids int64 [T], all in the vocabulary. Returns logits float32 [n_logits, vocab]."""
@@ -73,7 +73,7 @@ class JambaModel:
     ops: Ops
     #: Decodes a few tokens in one call if the backend can. It computes the same as the layers.
     decoder: StepDecoder | None = None
-    #: What the weights are views of (a mapped file), kept open as long as the model lives.
+    #: The mapped file that the weights are views of; open as long as the model lives.
     source: Any = None
     #: Device of keys and values if not ``device``: a model on a GPU may keep them in host memory.
     kv_device: torch.device | None = None
@@ -101,7 +101,7 @@ class JambaModel:
         vocabulary and ContextFullError if they do not fit; both leave the state unchanged. A pass that is interrupted
         leaves ``state.interrupted`` set.
         """
-        # Triton launches on the thread's current GPU, which may be another one.
+        # Triton launches on the thread's current GPU, which may be another GPU.
         with torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext():
             return self._forward(ids, state, logits)
 

@@ -89,7 +89,7 @@ class KVCache:
 
 @dataclass(frozen=True)
 class StateLayout:
-    """The shapes and types of a model's state: what a stored state must have to be loaded.
+    """The shapes and types of a model's state: a stored state must match them to be loaded.
 
     ``conv`` and ``ssm`` as in ``SequenceState``; ``kv_rows``: the shape of one token's keys or values in each attention
     layer, [n_kv_heads, row]; ``kv_dtype``: their type (uint8 for q8_0).
@@ -118,7 +118,7 @@ class SequenceState:
         device: torch.device | str = "cpu",
         kv_device: torch.device | str | None = None,
     ) -> None:
-        """``kv_device``: device of keys and values if not ``device`` (host memory beside a GPU).
+        """``kv_device``: device of keys and values if not ``device`` (host memory for a model on a GPU).
 
         Raises UsageError for an unknown ``kv_type`` or a ``ctx`` below 1, UnsupportedError for a KV type that does not
         fit the model's heads.
@@ -133,7 +133,7 @@ class SequenceState:
         self.device = torch.device(device)
         self.position = 0
         self.kv_tokens = 0
-        #: How often a cache was reallocated. Code that keeps their addresses compares this.
+        #: Number of reallocations of caches. Code that stores their addresses compares it.
         self.moves = 0
         #: Set during a forward pass, and afterwards if the pass did not finish.
         self.interrupted = False
@@ -208,7 +208,7 @@ class SequenceState:
         return owner == self._id and checkpoint.position <= self.kv_tokens and not lost
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Make the state exactly what it was when the checkpoint was taken, at an earlier or later position.
+        """Restore the exact state at the time of the checkpoint, at an earlier or later position.
 
         Raises JambaError if other tokens have overwritten keys and values before that position.
         """

@@ -1,4 +1,4 @@
-"""How far quantized weights are from the original ones: RMS and worst error, summed panel by panel."""
+"""The error of quantized weights: RMS and maximum, summed panel by panel."""
 
 from __future__ import annotations
 

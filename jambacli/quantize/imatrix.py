@@ -1,7 +1,7 @@
-"""Importance matrices: how much each column of a weight matters, read from either of llama.cpp's two file formats.
+"""Importance matrices (the importance of each column of a weight), read from either of llama.cpp's two file formats.
 
 llama-imatrix runs text through a model and sums, for every matrix, the squares of the inputs of each column; a stack of
-experts has one row of sums per expert. The older format (".dat", "legacy") has a layout of its own (see ``read_legacy``).
+experts has one row of sums per expert. The older format (".dat", "legacy") has another layout (see ``read_legacy``).
 The newer one is a GGUF file that holds, for a tensor NAME, ``NAME.in_sum2`` f32 [experts, n] and ``NAME.counts`` f32
 [experts, 1] (the number of inputs); a plain matrix counts as one expert.
 """
@@ -30,7 +30,7 @@ _SUMS, _COUNTS = ".in_sum2", ".counts"
 
 @dataclass(frozen=True)
 class Imatrix:
-    """Mean squared input per column: ``entries`` maps a tensor's GGUF name to finite float32 weights, none negative.
+    """Mean squared input per column: ``entries`` maps a tensor's GGUF name to finite, non-negative float32 weights.
 
     An entry is flat: [n] for a matrix with rows of n values, [experts * n] for a stack.
     """
@@ -39,7 +39,7 @@ class Imatrix:
     entries: Mapping[str, np.ndarray]
     datasets: tuple[str, ...] = ()
     chunks: int = 0
-    """Pieces of text it was computed on; 0 where the file does not say."""
+    """Chunks of text it was computed on; 0 where the file does not say."""
 
     def weights_for(self, name: str, shape: tuple[int, ...]) -> np.ndarray | None:
         """Column weights of a tensor: float32 [n], or [experts, n] for a 3-D ``shape``; None where there is no entry.
@@ -56,21 +56,21 @@ class Imatrix:
         if name == TOKEN_EMBD:
             return None
         columns = f"{experts} experts of {shape[-1]}" if len(shape) == 3 else str(shape[-1])
-        raise self._foreign(f"it weighs {entry.size} columns of {name}, which has {columns} in this model")
+        raise self._foreign(f"it has {entry.size} column weights for {name}, which has {columns} in this model")
 
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Compare the entries with all tensors of a model; JambaError, naming the mismatch, for another model's imatrix.
 
-        A tensor without an entry is no mismatch: it is quantized without weights.
+        A tensor without an entry is not a mismatch: it is quantized without weights.
         """
         for name in self.entries:
             if name not in shapes and name.startswith("blk."):
-                raise self._foreign(f"it weighs {name}, which this model does not have")
+                raise self._foreign(f"it has an entry for {name}, which this model does not have")
         for name, shape in shapes.items():
             self.weights_for(name, shape)
         if not any(name in shapes for name in self.entries):
             first = next(iter(self.entries), "nothing")
-            raise self._foreign(f"it weighs {first}, and no tensor of this model")
+            raise self._foreign(f"it has an entry for {first}, but for no tensor of this model")
 
     def _foreign(self, problem: str) -> JambaError:
         return JambaError(f"{self.path}: made for another model: {problem}")
@@ -79,7 +79,7 @@ class Imatrix:
 def read_imatrix(path: str | Path) -> Imatrix:
     """The imatrix in ``path``, a GGUF file or the legacy format, told apart by the first four bytes.
 
-    JambaError where the file cannot be read, BadFileError, naming the field, where it is damaged or no imatrix.
+    JambaError where the file cannot be read, BadFileError, naming the field, where it is damaged or not an imatrix.
     """
     path = Path(path)
     try:
@@ -218,6 +218,6 @@ class _Reader:
             self._need(4 * n, f"the values of {name!a}")
             sums = np.frombuffer(self.raw, "<f4", n, self.pos).astype(np.float32)
             self.pos += 4 * n
-            with np.errstate(all="ignore"):  # _valid_weights names what is wrong
+            with np.errstate(all="ignore"):  # _valid_weights reports the error
                 means = sums / np.float32(calls) if calls > 0 else sums
             yield name, _valid_weights(self.path, name, means)

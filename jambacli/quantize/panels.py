@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from jambacli.gguf.background_writer import Piece
+from jambacli.gguf.background_writer import FilePiece
 from jambacli.gguf.experts_int8 import scale_name
 from jambacli.quantize.recipes import Choice
 from quant.formats import Format, get_format
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from jambacli.quantize.imatrix import Imatrix
 
-PANEL_VALUES = 1 << 22
+QUANTIZE_PANEL_VALUES = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,11 @@ class Panel:
         """Bytes that a buffer for the quantized rows needs, scales included."""
         return self.scales_start + 4 * self.rows if self.target.name == "i8" else self.out_bytes
 
-    def pieces(self) -> list[Piece]:
-        """Which bytes of the filled buffer belong to which tensor."""
-        pieces = [Piece(self.name, self.first * self.target.row_bytes(self.n), 0, self.out_bytes)]
+    def pieces(self) -> list[FilePiece]:
+        """The tensor that each part of the filled buffer belongs to."""
+        pieces = [FilePiece(self.name, self.first * self.target.row_bytes(self.n), 0, self.out_bytes)]
         if self.target.name == "i8":
-            pieces.append(Piece(scale_name(self.name), 4 * self.first, self.scales_start, self.buffer_bytes))
+            pieces.append(FilePiece(scale_name(self.name), 4 * self.first, self.scales_start, self.buffer_bytes))
         return pieces
 
 
@@ -79,9 +79,9 @@ def split_into_panels(choices: Iterable[Choice], imatrix: Imatrix | None) -> Ite
     for choice in choices:
         shape = choice.tensor.shape
         source, target = get_format(choice.tensor.format), get_format(choice.format)
-        rows, step = math.prod(shape[:-1]), max(1, PANEL_VALUES // shape[-1])
+        rows, step = math.prod(shape[:-1]), max(1, QUANTIZE_PANEL_VALUES // shape[-1])
         weights = imatrix.weights_for(choice.name, shape) if imatrix and source != target else None
-        # Each expert has column weights of its own, so a panel ends with its expert.
+        # Each expert has its own column weights, so a panel does not span experts.
         run = rows if weights is None or weights.ndim == 1 else shape[-2]
         for base in range(0, rows, run):
             columns = weights if weights is None or weights.ndim == 1 else weights[base // run]

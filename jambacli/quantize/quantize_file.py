@@ -1,7 +1,7 @@
 """Quantizes one GGUF file into another, panel by panel.
 
 The result is llama-quantize's, byte for byte: the same tensors in the same order with the same types, the same metadata.
-Reading ahead, quantizing and writing overlap. A few panels are in memory at a time, whatever the model's size.
+Reading ahead, quantizing and writing overlap. Only a few panels are in memory at a time, so any model size works.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from jambacli.progress import Progress, no_progress
 from jambacli.quantize import recipes
 from jambacli.quantize.error_stats import ErrorStats
 from jambacli.quantize.panels import Panel, split_into_panels
-from jambacli.quantize.recipes import Choice, Facts, Options, Recipe
+from jambacli.quantize.recipes import Choice, Facts, Recipe, RecipeOptions
 from quant.formats import FLOATS, get_format
 from quant.native import NonFiniteRowError
 from quant.overflow import overflowed_row
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 _READ_AHEAD = 16  # panels: enough to keep a disk busy, few enough to stay in the page cache
 QUANTIZATION_VERSION = 2
-_IMATRIX_KEY_BYTES = 127  # the longest string that llama.cpp's metadata overrides hold
+_IMATRIX_KEY_BYTES = 127  # the longest string in llama.cpp's metadata overrides
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Request:
     """How a file is to be quantized: the recipe, its options, and how to run and to write."""
 
     recipe: Recipe
-    options: Options = field(default_factory=Options)
+    options: RecipeOptions = field(default_factory=RecipeOptions)
     imatrix: Imatrix | None = None
     keep_split: bool = False
     split_max_size: int | None = None
@@ -67,8 +67,8 @@ class UnusedOption:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What becomes of every tensor of ``source``, in the order of the output."""
+class QuantizePlan:
+    """The format of every tensor of ``source``, in the order of the output."""
 
     source: GGUFFile
     request: Request
@@ -124,7 +124,7 @@ class Result:
 
 
 def default_output(source: Path, recipe: Recipe) -> Path:
-    """The default name of the output: beside the input, with the type in its name replaced or added."""
+    """The default name of the output: next to the input, with the type in its name replaced or added."""
     split = SPLIT_NAME.fullmatch(source.name)
     stem = split["stem"] if split else source.name.removesuffix(".gguf")
     kinds = "|".join(sorted({"f32", "f16", "bf16", "fp16", "fp32", *recipes.RECIPES}, key=len, reverse=True))
@@ -133,7 +133,7 @@ def default_output(source: Path, recipe: Recipe) -> Path:
 
 
 def output_path(source: GGUFFile, recipe: Recipe, output: Path | None) -> Path:
-    """The file to write: ``output``, or the default name in that directory, or (None) the default name beside the source.
+    """The file to write: ``output``, or the default name in that directory, or (None) the default name next to the source.
 
     UsageError where it is the source itself.
     """
@@ -143,7 +143,7 @@ def output_path(source: GGUFFile, recipe: Recipe, output: Path | None) -> Path:
     return path
 
 
-def plan(source: GGUFFile, request: Request) -> Plan:
+def plan(source: GGUFFile, request: Request) -> QuantizePlan:
     """Decide every tensor's format, before weights are read or anything is written.
 
     JambaError, naming tensor or file, for another architecture, a source that is quantized already, a row that does
@@ -171,10 +171,10 @@ def plan(source: GGUFFile, request: Request) -> Plan:
         )
     metadata, tensors = _output_metadata(source, request), _output_tensors(source, choices, request.keep_split)
     size = file_size(metadata, tensors, split_max_size=request.split_max_size)
-    return Plan(source, request, tuple(choices), metadata, tensors, size, unweighted)
+    return QuantizePlan(source, request, tuple(choices), metadata, tensors, size, unweighted)
 
 
-def quantize(plan: Plan, output: Path, progress: Progress = no_progress) -> Result:
+def quantize(plan: QuantizePlan, output: Path, progress: Progress = no_progress) -> Result:
     """Write the quantized model to ``output`` (or its parts); with ``report``, measure the error of each tensor.
 
     JambaError for an output that exists (without ``force``) or is the input, for a NaN or an infinity (naming tensor and
@@ -212,7 +212,7 @@ def quantize(plan: Plan, output: Path, progress: Progress = no_progress) -> Resu
         return Result(tuple(writer.paths), errors)
 
 
-def _quantize_panel(plan: Plan, panel: Panel, buffer: np.ndarray) -> ErrorStats | None:
+def _quantize_panel(plan: QuantizePlan, panel: Panel, buffer: np.ndarray) -> ErrorStats | None:
     source, request = plan.source, plan.request
     data = source.data(panel.name)[panel.start : panel.stop]
     rows = Rows(data, panel.source, panel.n, _source_scales(source, panel))
@@ -268,21 +268,21 @@ def _check_requantizing(source: GGUFFile, choices: list[Choice], allowed: bool) 
     for choice in choices:
         fmt = choice.tensor.format
         if fmt == "i8" and not _has_scales(source, choice):
-            raise BadFileError(source.path, f"tensor {choice.name} is i8 without F32 row scales beside it")
+            raise BadFileError(source.path, f"tensor {choice.name} is i8 without separate F32 row scales")
         if choice.format == fmt or fmt in FLOATS:
             continue
         if not allowed:
             raise JambaError(
                 f"{source.path}: {choice.name} is {fmt} already, and quantizing again loses more than quantizing the "
                 "original once",
-                remedy="use {allow_requantize} to do it all the same",
+                remedy="use {allow_requantize} to do it anyway",
             )
         if fmt in ("i16", "i32", "i64", "f64"):
             raise UnsupportedError(f"{source.path}: {choice.name} is {fmt}, which holds no weights to quantize")
 
 
 def _has_scales(source: GGUFFile, choice: Choice) -> bool:
-    """Whether an I8 tensor has ExpertsInt8's row scales beside it."""
+    """Whether an I8 tensor has ExpertsInt8's row scales."""
     scales = source.tensors.get(scale_name(choice.name))
     return scales is not None and scales.format.name == "f32" and scales.shape == choice.tensor.shape[:-1]
 

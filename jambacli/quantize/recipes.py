@@ -4,7 +4,7 @@ llama-quantize does not give every tensor the type that the file is named after:
 first layers and the output get more bits, and a row that a block length does not divide takes a smaller block. ``plan``
 makes the same choices for the Jamba architecture, so that the files are equal, with these peculiarities:
 
-- Tensors are visited by layer, then by name, whatever the source file's order (in file order where its split is kept).
+- Tensors are visited by layer, then by name, in any source file (in file order where its split is kept).
 - "The i-th attn_v" counts visited tensors, not layers. ``ffn_down`` is counted the same way in a dense model; in a model
   with experts it goes by its layer number.
 - A tensor whose format the user chose with a pattern is not counted, and under ``pure`` none is.
@@ -50,7 +50,7 @@ class Tensor:
 
 
 @dataclass(frozen=True)
-class Options:
+class RecipeOptions:
     """The user's choices, which take precedence over the mixture."""
 
     tensor_types: Sequence[tuple[re.Pattern[str], str]] = ()
@@ -88,7 +88,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class _Position:
-    """The position of a tensor, the i-th of n, and what else the rules depend on."""
+    """The position of a tensor, the i-th of n, and other facts that the rules depend on."""
 
     i: int
     n: int
@@ -140,7 +140,7 @@ def _where(test: Callable[[_Position], bool], fmt: str, otherwise: str | None = 
     return lambda position: fmt if test(position) else otherwise
 
 
-_GROUPED = 4  # with so many query heads per KV head, more bits for the value projection cost little
+_GROUPED = 4  # with this many query heads per KV head, more bits for the value projection cost little
 _raise_iq4_v = _where(lambda s: s.gqa >= _GROUPED, "q5_k")
 _raise_iq4_down = _where(lambda s: s.first(8) and not s.has_imatrix, "q5_k")
 _raise_outer = _where(lambda s: s.outer, "q6_k")
@@ -197,7 +197,7 @@ _RECIPES = [
     Recipe("q6_k", 18, "q6_k"),
     Recipe("iq4_nl", 25, "iq4_nl", attn_v=_raise_iq4_v, ffn_down=_raise_iq4_down, eight_experts_output="q5_k"),
     Recipe("iq4_xs", 30, "iq4_xs", attn_v=_raise_iq4_v, ffn_down=_raise_iq4_down, eight_experts_output="q5_k"),
-    # llama.cpp has no number for these two. The first takes that of most of its bytes (Q8_0), the second BF16's.
+    # llama.cpp has no number for these two. The first takes the number of Q8_0 (most of its bytes), the second BF16's.
     Recipe("experts_q8_0", 7, "bf16", experts="q8_0"),
     Recipe("experts_int8", 32, "bf16", experts="i8"),
 ]
@@ -269,7 +269,7 @@ def may_quantize(tensor: Tensor) -> bool:
     )
 
 
-def plan(tensors: Sequence[Tensor], facts: Facts, recipe: Recipe, options: Options | None = None) -> list[Choice]:
+def plan(tensors: Sequence[Tensor], facts: Facts, recipe: Recipe, options: RecipeOptions | None = None) -> list[Choice]:
     """The format of every tensor, as llama-quantize chooses it, in the order of ``tensors`` (see ``visiting_order``).
 
     Unlike llama-quantize, patterns and the output's format also apply under a float recipe (f16, bf16, experts_*).
@@ -277,7 +277,7 @@ def plan(tensors: Sequence[Tensor], facts: Facts, recipe: Recipe, options: Optio
     """
     if recipe.experts and not any(is_expert_stack(t) for t in tensors):
         raise ValueError(f"{recipe.name} is for models with experts, and this one has none; use bf16 or q8_0")
-    options = options or Options()
+    options = options or RecipeOptions()
     planner = _Planner(facts, recipe, options, tensors)
     return [planner.choose(t) if may_quantize(t) else Choice(t, t.format, kept=True) for t in tensors]
 
@@ -285,7 +285,7 @@ def plan(tensors: Sequence[Tensor], facts: Facts, recipe: Recipe, options: Optio
 class _Planner:
     """Chooses formats tensor by tensor; counts those that the rules count."""
 
-    def __init__(self, facts: Facts, recipe: Recipe, options: Options, tensors: Sequence[Tensor]) -> None:
+    def __init__(self, facts: Facts, recipe: Recipe, options: RecipeOptions, tensors: Sequence[Tensor]) -> None:
         self.facts, self.recipe, self.options = facts, recipe, options
         self.n_attn_v = sum("attn_v.weight" in t.name for t in tensors)
         self.i_attn_v = self.i_ffn_down = 0

@@ -1,6 +1,6 @@
 """Chooses the device that a model runs on, and loads the model there.
 
-With ``device="auto"`` a GPU that cannot be used is not an error: the model runs on the CPU, and a log record says why.
+With ``device="auto"`` a GPU that cannot be used is not an error: the model runs on the CPU, and a warning says why.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ChosenDevice:
-    """The device to compute on, and why it is not a GPU although the machine has one."""
+    """The device to compute on, and why it is the CPU if the machine has a GPU."""
 
     device: torch.device
     note: str | None = None
@@ -45,7 +45,7 @@ def find_device(name: str = "auto") -> ChosenDevice:
         return ChosenDevice(torch.device("cpu"))
     kind, _, number = name.partition(":")
     if name != "auto" and (kind != "cuda" or (number and not number.isdigit()) or name.endswith(":")):
-        raise UsageError("is none of auto, cpu, cuda, cuda:N", field="device", value=name)
+        raise UsageError("is not one of auto, cpu, cuda, cuda:N", field="device", value=name)
     problem = gpu_problem()
     if name == "auto":
         from jambacli.hardware import nvml
@@ -155,7 +155,7 @@ def load_on(
     # Outside the handler: the error's traceback kept the model's GPU memory alive.
     with contextlib.suppress(RuntimeError):  # after some errors every CUDA call fails
         torch.cuda.empty_cache()
-    logger.warning("computing on the CPU, the GPU cannot be used: %s", problem, extra={"remedy": remedy})
+    logger.warning("falling back to the CPU: the GPU cannot be used (%s)", problem, extra={"remedy": remedy})
     return _load_on_cpu(on_cpu)
 
 
@@ -167,7 +167,7 @@ def _check_no_gpu_options(options: DeviceOptions) -> None:
     }
     fields = tuple(name for name, given in asked.items() if given)
     if fields:
-        raise UsageError(f"need{'s' if len(fields) == 1 else ''} a GPU; the CPU computes this model", field=fields)
+        raise UsageError(f"need{'s' if len(fields) == 1 else ''} a GPU; this model runs on the CPU", field=fields)
 
 
 def _load_on_cpu(on_cpu: Callable[[], JambaModel]) -> JambaModel:
@@ -175,5 +175,5 @@ def _load_on_cpu(on_cpu: Callable[[], JambaModel]) -> JambaModel:
     from jambacli.kernels import cpu
 
     if not cpu.available():
-        logger.info("the C++ kernels are not built, so torch computes alone, slower; to build them, install again")
+        logger.info("the C++ kernels are not built; using torch, which is slower. Reinstall to build them")
     return on_cpu()

@@ -1,4 +1,4 @@
-"""What a context length costs in memory and time on each device of this machine. Never imports torch.
+"""The cost of a context length in memory and time on each device of this machine. Never imports torch.
 
 Sizes of weights, keys and values and Mamba state are exact; the CPU's scratch memory and prefill times are estimates. For a
 GPU the plan is the one that ``cuda.placement`` makes when the model is loaded.
@@ -18,16 +18,16 @@ from jambacli.runtime.cuda.placement import CHUNKS, Placement, place, usable
 # Resident memory of the interpreter with torch loaded.
 _RUNTIME_BYTES = 350_000_000
 # Dequantized panels of weights during a matrix product.
-_PANEL_BYTES = 64 << 20
+_DEQUANTIZED_PANEL_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
-class Fit:
+class DeviceFit:
     """Whether and how a model fits on one device.
 
     ``verdict``: "fits" in the free memory; "tight": in the total memory but not in what is free now; "experts in RAM": on a
     GPU with the experts of some layers (``offload`` bytes) in host memory; "from disk": host memory is too small, so weights
-    (on a GPU: ``offload`` bytes of experts) are read from the file again and again; "too big". ``spare``: free memory minus
+    (on a GPU: ``offload`` bytes of experts) are read from the file repeatedly; "too big". ``spare``: free memory minus
     needed memory in bytes, negative if it does not fit. ``prefill_seconds``: time at the device's full rate, which only
     "fits" and "tight" reach; None if the rate is unknown. ``cpu_kv``: too big for this GPU, but not with keys and values
     (and experts, if needed) in host memory. ``largest_ctx``: the longest context that fits in the free memory, by KV type,
@@ -45,7 +45,7 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """Bytes that a context of ``ctx`` tokens takes, and the fit on each device.
 
     ``kv`` is by KV type; ``total`` counts the one of ``kv_type``. ``scratch`` and ``total`` are for the CPU.
@@ -58,7 +58,7 @@ class Plan:
     state: int
     scratch: int
     total: int
-    fits: list[Fit]
+    fits: list[DeviceFit]
 
 
 def memory_plan(
@@ -69,7 +69,7 @@ def memory_plan(
     kv_type: str,
     devices: Sequence[Device],
     tensors: Mapping[str, tuple[str, tuple[int, ...]]] | None = None,
-) -> Plan:
+) -> MemoryPlan:
     """The plan for ``ctx`` tokens of ``kv_type``; ``weights`` in bytes, ``expert_weights`` of them in experts.
 
     ``tensors``: (format, shape) by GGUF name if known; the plan for a GPU is then the one used for loading, else an estimate.
@@ -88,15 +88,15 @@ def memory_plan(
         else _on_cpu(config, weights, ctx, kv_type, device)
         for device in devices
     ]
-    return Plan(ctx, kv_type, weights, kv, state, scratch, total, fits)
+    return MemoryPlan(ctx, kv_type, weights, kv, state, scratch, total, fits)
 
 
 def scratch_bytes(config: JambaConfig) -> int:
-    """Estimated bytes on the CPU beside weights, KV and state: the runtime, float32 activations of a chunk, the logits."""
+    """Estimated bytes on the CPU besides weights, KV and state: the runtime, float32 activations of a chunk, the logits."""
     c = config
     used = c.n_experts_used if c.n_moe_layers else 1
     values = 3 * c.hidden + 6 * c.d_inner + 3 * c.ffn * used
-    return _RUNTIME_BYTES + _PANEL_BYTES + 4 * (CPU_PREFILL_CHUNK * values + c.vocab_size)
+    return _RUNTIME_BYTES + _DEQUANTIZED_PANEL_BYTES + 4 * (CPU_PREFILL_CHUNK * values + c.vocab_size)
 
 
 def prefill_flops(config: JambaConfig, tokens: int, start: int = 0) -> float:
@@ -110,7 +110,7 @@ def prefill_flops(config: JambaConfig, tokens: int, start: int = 0) -> float:
     return 2.0 * matrices * tokens + 4.0 * c.n_attention_layers * c.n_heads * c.head_dim * pairs
 
 
-def _on_cpu(config: JambaConfig, weights: int, ctx: int, kv_type: str, device: Device) -> Fit:
+def _on_cpu(config: JambaConfig, weights: int, ctx: int, kv_type: str, device: Device) -> DeviceFit:
     fixed = config.state_bytes() + scratch_bytes(config)
     working = fixed + ctx * config.kv_bytes_per_token(kv_type)
     need = weights + working
@@ -123,10 +123,10 @@ def _on_cpu(config: JambaConfig, weights: int, ctx: int, kv_type: str, device: D
         verdict = "from disk" if working <= device.available else "too big"
     room = device.available - weights - fixed
     largest = {name: _largest(config, room, name) for name in config.kv_types}
-    return Fit(device, verdict, spare, 0, _seconds(config, ctx, device), largest, largest)
+    return DeviceFit(device, verdict, spare, 0, _seconds(config, ctx, device), largest, largest)
 
 
-def _on_gpu(config: JambaConfig, sizes: GpuSizes, ctx: int, kv_type: str, device: Device, ram: int) -> Fit:
+def _on_gpu(config: JambaConfig, sizes: GpuSizes, ctx: int, kv_type: str, device: Device, ram: int) -> DeviceFit:
     """The fit on a GPU, as ``place`` will decide once the process's CUDA context has taken its share of free memory."""
     free = device.available - CONTEXT_BYTES
     plan = _plan(config, sizes, ctx, kv_type, free)
@@ -154,7 +154,7 @@ def _on_gpu(config: JambaConfig, sizes: GpuSizes, ctx: int, kv_type: str, device
     largest_offload = (
         {name: _longest(config, name, offloaded) for name in config.kv_types} if sizes.experts else largest
     )
-    return Fit(device, verdict, spare, offload, _seconds(config, ctx, device), largest, largest_offload, cpu_kv)
+    return DeviceFit(device, verdict, spare, offload, _seconds(config, ctx, device), largest, largest_offload, cpu_kv)
 
 
 def _gpu_verdict(plan: Placement | None, plan_if_empty: Placement | None, ram: int) -> str:

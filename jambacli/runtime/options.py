@@ -21,9 +21,9 @@ class DeviceOptions:
     """Where a model computes.
 
     ``device``: "auto" (a GPU that works, else the CPU), "cpu", "cuda" or "cuda:N". ``threads``: CPU threads of the process,
-    None for the number of cores. ``gpu_memory``: the most bytes to use of the GPU, None for what is free. ``cpu_experts``:
-    how many layers keep their experts in host memory, None for as many as do not fit on the GPU. ``cpu_kv``: keep keys and
-    values in host memory.
+    None for the number of cores. ``gpu_memory``: maximum GPU memory to use in bytes, None for all that is free.
+    ``cpu_experts``: how many layers keep their experts in host memory, None for as many as do not fit on the GPU.
+    ``cpu_kv``: keep keys and values in host memory.
     """
 
     device: str = "auto"

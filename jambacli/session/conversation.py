@@ -1,6 +1,6 @@
 """Turn messages into the token ids of a conversation, so that each turn's ids begin with those of the turn before.
 
-A template renders every turn from scratch, and some move or drop what they rendered before: documents move to the last
+A template renders every turn from scratch, and some move or drop earlier text: documents move to the last
 user message, thoughts disappear. A conversation keeps its past tokens reusable:
 
 - an assistant turn keeps the ids that were generated; they replace its rendered text,
@@ -26,7 +26,7 @@ from jambacli.text.tokenizer import Tokenizer
 
 # Characters of a message that show whether its first token merges with the header before it.
 _LOOK_AHEAD = 64
-# The least tokens between checkpoints at the ends of documents; the characters by which such an end is found.
+# Minimum tokens between checkpoints at the ends of documents; the number of characters that identify such an end.
 _DOCUMENT_STEP, _TAIL = 512, 64
 # Characters of a document's number and title, approximately.
 _AROUND = 60
@@ -98,7 +98,7 @@ class Conversation:
         documents: Sequence[Mapping[str, Any]] | None = None,
         knobs: Mapping[str, Any] | None = None,
     ) -> None:
-        """Append a user message; ``documents`` and ``knobs`` (the template's modes) stay before it.
+        """Append a user message; ``documents`` and ``knobs`` (the template's variable ``knobs``: its modes) stay before it.
 
         Documents that the template does not render go into the message, before its text; such knobs are left out.
         """
@@ -245,14 +245,14 @@ class Conversation:
         return text[: ends[-1]] if ends else ""
 
     def _steady(self, text: str, following: str) -> int:
-        """How many tokens of ``text`` stay the same before almost any text: its own count, or 0 when they merge with those of
+        """How many tokens of ``text`` are the same before almost any text: all of them, or 0 if they merge with the tokens of
         ``following``."""
         encode = self.template.encode_text
         alone, together = encode(text, start=False), encode(text + following[:_LOOK_AHEAD], start=False)
         return len(alone) if together[: len(alone)] == alone else 0
 
     def _header(self, text: str) -> str:
-        """The text before a reply, without the space that only history has there, not a generation prompt."""
+        """The text before a reply, without the space that history has and a generation prompt lacks."""
         head = self._up_to_marker(text)
         return head if head and not text[len(head) :].strip(" ") else text
 
@@ -313,7 +313,7 @@ def plain_documents(documents: Sequence[Mapping[str, Any]]) -> str:
 
 
 def render_plain(tokenizer: Tokenizer, text: str, documents: Sequence[Mapping[str, Any]] | None = None) -> Rendered:
-    """``text`` without a template, its markers as single tokens; documents stand before it as plain text."""
+    """``text`` without a template, its markers as single tokens; documents come before it as plain text."""
     ids: list[int] = []
     if documents:
         ids = tokenizer.encode(plain_documents(documents))

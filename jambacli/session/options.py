@@ -26,10 +26,10 @@ class SessionKeywords(TypedDict, total=False):
 class SessionOptions:
     """The options of a session.
 
-    ``ctx``: the most tokens it may hold, by default the model's context length; memory grows with use. ``kv_type``: f16
+    ``ctx``: maximum number of tokens, by default the model's context length; memory grows with use. ``kv_type``: f16
     (the default), bf16, f32 or q8_0 for keys and values. ``system``: a system message. ``sampling``: how tokens are chosen,
     by default as the model's file says. ``store``: keep prefixes on disk, so that no process computes them twice. ``name``:
-    begin a session that is saved under that name after every turn. ``resume``: continue the session of that name, and
+    start a session that is saved under that name after every turn. ``resume``: continue the session of that name, and
     save it unless ``read_only``.
     """
 

@@ -38,7 +38,7 @@ _TAKEN_BACK = "taken back"
 
 
 class Session:
-    """One conversation and its state. ``send`` talks through the chat template, ``complete`` continues plain text."""
+    """One conversation and its state. ``send`` uses the chat template, ``complete`` continues plain text."""
 
     def __init__(self, model: LoadedModel, options: SessionOptions | None = None) -> None:
         """Raises UsageError for a context larger than the model's or a new name that is taken, JambaError for a session
@@ -50,7 +50,7 @@ class Session:
             problem = f"{options.ctx:,} is more than the {limit:,} tokens {model.name} was made for"
             raise UsageError(problem, field="ctx")
         if (options.name or options.resume) and not options.store:
-            raise UsageError("a session with a name is kept on disk", remedy="leave out {name} or {store}")
+            raise UsageError("a session with a name is stored on disk", remedy="leave out {name} or {store}")
         self.model = model
         self.sampling = options.sampling or model.sampling
         self.stats = Stats()
@@ -107,12 +107,13 @@ class Session:
         options: GenerationOptions | None = None,
         **keywords: Unpack[GenerationKeywords],
     ) -> Iterator[str]:
-        """Say ``text`` and yield the reply as it is generated.
+        """Send ``text`` and yield the reply as it is generated.
 
-        ``documents``: mappings with "text" and optionally "title". ``knobs``: modes of the chat template. ``options``, and
-        the same fields as keywords (``temperature=0`` ...), override the session's sampling. A model that thinks first
-        yields its thoughts as ``Thought``, a kind of str. A reply whose iterator is closed early is kept as it is. Raises
-        ContextFullError, when the iterator starts, if the conversation and ``reserve`` tokens of a reply do not fit.
+        ``documents``: mappings with "text" and optionally "title". ``knobs``: the value of the chat template's variable
+        ``knobs``, which sets modes. ``options``, and the same fields as keywords (``temperature=0`` ...), override the
+        session's sampling. A model that thinks first yields its thoughts as ``Thought``, a kind of str. A reply whose
+        iterator is closed early is kept as far as it got. Raises ContextFullError, when the iterator starts, if the
+        conversation and ``reserve`` tokens of a reply do not fit.
         """
         self._check_writable()
         chosen = _merged(options, keywords)
@@ -128,7 +129,7 @@ class Session:
         options: GenerationOptions | None = None,
         **keywords: Unpack[GenerationKeywords],
     ) -> Iterator[str]:
-        """Reply to the user's last turn as it stands, after an edit or to regenerate; otherwise like ``send``."""
+        """Reply to the user's last turn, after an edit or to regenerate; otherwise like ``send``."""
         self._check_writable()
         chosen = _merged(options, keywords)
         turns = self.conversation.turns
@@ -173,7 +174,7 @@ class Session:
         return self._extend_turn(pieces, result) if self._chat else pieces
 
     def _extend_turn(self, pieces: Iterator[str], result: Generated) -> Iterator[str]:
-        """Replace the last turn, a reply, by a longer one; it stays when nothing is added."""
+        """Replace the last turn, a reply, by a longer one; it is unchanged if nothing is added."""
         turns, prompt, reply, finish = self.conversation.turns, self._prompt, self._reply_ids, self._finish
         last = turns.pop() if turns and turns[-1].role == "assistant" else None
         try:
@@ -185,11 +186,11 @@ class Session:
 
     @property
     def taken_back(self) -> bool:
-        """Whether turns were taken back since the last reply."""
+        """Whether turns were undone since the last reply."""
         return self._finish == _TAKEN_BACK
 
     def changed(self) -> None:
-        """Record that turns were taken back or replaced, so that the last reply cannot be continued; saves the session."""
+        """Record that turns were undone or replaced, so that the last reply cannot be continued; saves the session."""
         self._finish = _TAKEN_BACK
         self.commit()
 
@@ -227,14 +228,14 @@ class Session:
             raise UsageError(f"session {self.name!r} is open read-only; branch it under another name to continue")
 
     def _open_prefix_cache(self) -> PrefixCache | None:
-        """The session's part of the store. When there can be no store, a session without a name does without."""
+        """The session's part of the store. If the store cannot be created, a session without a name works without it."""
         state = self.sequence.state
         try:
             return PrefixCache(PrefixStore(), f"{self.model.fingerprint}-{state.kv_type}", state.layout)
         except JambaError as error:
             if self.name:
                 raise
-            logger.warning("%s; nothing will be kept on disk", error)
+            logger.warning("%s; nothing will be stored on disk", error)
             return None
 
     def _resume(self, saved: session_file.SavedSession) -> None:
@@ -291,7 +292,7 @@ class Session:
         skip: int = 0,
         reserve: int = 0,
     ) -> Iterator[str]:
-        """Prefill what is new of ``rendered``, then generate; its last ``skip`` tokens are the reply so far."""
+        """Prefill the new tokens of ``rendered``, then generate; its last ``skip`` tokens are the reply so far."""
         began = time.perf_counter()
         sequence = self.sequence
         sequence.counters = Counters()
@@ -332,7 +333,7 @@ class Session:
         finally:
             self._reply_ids, self._finish, self._random_state = result.ids, result.finish, sampler.random_state
             self.stats.end(sequence.counters, result, skip)
-            if not sequence.consistent:  # interrupted within a pass: the reply so far is saved all the same
+            if not sequence.consistent:  # interrupted within a pass: the partial reply is still saved
                 sequence.rewind(len(sequence.tokens))
             if sequence.tokens:
                 sequence.checkpoint()
@@ -376,7 +377,7 @@ class Session:
         cache.commit(sequence.content, done)
 
     def _saved(self, name: str, cache: PrefixCache) -> session_file.SavedSession:
-        """The session as it is now, but for its prefixes."""
+        """The current session, without its prefixes."""
         model, sequence = self.model, self.sequence
         return session_file.SavedSession(
             name=name,

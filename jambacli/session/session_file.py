@@ -77,7 +77,7 @@ def check_name(name: str) -> str:
     valid = re.fullmatch(r"\w[\w.-]*", composed[:1] + letters) and len(composed) <= 64
     if not valid or len(composed.encode()) > 200:
         raise UsageError(
-            f"session name {name[:80]!r} is not usable; use up to 64 letters, digits, dots, dashes or underscores"
+            f"session name {name[:80]!r} is not valid; use up to 64 letters, digits, dots, dashes or underscores"
         )
     return composed
 
@@ -164,7 +164,7 @@ def read_file(path: Path) -> SavedSession:
 
 
 def _check_types(value: dict[str, Any]) -> None:
-    """Raise ValueError with the first field that has a wrong type or value; the file may come from anyone."""
+    """Raise ValueError with the first field that has a wrong type or value; the file is not trusted."""
     text, number = (str,), (int, float)
     types: dict[str, tuple[type, ...]] = dict.fromkeys(("name", "model", "model_path", "fingerprint", "kv_type"), text)
     types |= {"ctx": (int,), "created": number, "updated": number, "chat": (bool,), "finish": text}
@@ -250,7 +250,7 @@ def acquire(name: str) -> IO[bytes]:
             file.close()
             return acquire(name)  # the session has just been removed, with its lock file
     except ImportError:
-        return file  # no fcntl on this platform: processes are not locked out
+        return file  # no fcntl on this platform: there is no locking
     except OSError as error:
         file.seek(0)
         owner = file.read(20).decode("ascii", "replace").strip() or "unknown"

@@ -39,7 +39,7 @@ class SessionLock:
                 _check_model(self.found, model)
                 self.created, self.parent = self.found.created, self.found.parent
             elif name and files.exists(name):
-                raise UsageError(f"there is a session {name!r} already; resume it, or choose another name")
+                raise UsageError(f"a session named {name!r} already exists; resume it, or choose another name")
         except BaseException:
             self.close()
             raise
@@ -50,13 +50,13 @@ class SessionLock:
             return chosen or "f16"
         if chosen is not None and chosen != self.found.kv_type:
             raise JambaError(
-                f"session {self.found.name!r} keeps its keys and values as {self.found.kv_type}, not {chosen}",
+                f"session {self.found.name!r} stores its keys and values as {self.found.kv_type}, not {chosen}",
                 remedy="leave out {kv_type}, or start another session",
             )
         return self.found.kv_type
 
     def rename(self, name: str | None) -> None:
-        """Continue under ``name``, as a branch of the session so far, whose file stays; None: under the present name, or a
+        """Continue under ``name``, as a branch of the session so far, whose file stays; None: under the current name, or a
         generated one. Raises JambaError when another process has the name open."""
         if name is None and self.name is None:
             name = files.generated_name()

@@ -1,4 +1,4 @@
-"""The figures of one reply."""
+"""The statistics of one reply."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Stats:
-    """One reply in figures; seconds and tokens. ``first_token_seconds`` counts from the call to the first text.
+    """The statistics of one reply, in seconds and tokens. ``first_token_seconds`` counts from the call to the first text.
 
     ``document_tokens``: the tokens up to the end of the documents; ``replayed_document_tokens`` of them were prefilled.
     """
@@ -30,7 +30,7 @@ class Stats:
     replayed_document_tokens: int = 0
 
     def end(self, counters: Counters, result: Generated, before: int) -> None:
-        """Take over the figures of a reply that has ended; its first ``before`` tokens were generated earlier."""
+        """Copy the statistics of a finished reply; its first ``before`` tokens were generated earlier."""
         self.reused_tokens = counters.reused
         self.prefilled_tokens = counters.prefilled
         self.prefill_seconds = counters.prefill_seconds

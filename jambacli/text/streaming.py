@@ -24,10 +24,10 @@ class StreamDecoder:
 
 
 class StopMatcher:
-    """Cuts streamed text at the first stop string, also one that spans several pieces.
+    """Cuts streamed text at the first stop string, including one that spans several pieces.
 
-    Text that may be the beginning of a stop string is held back until the next pieces decide it. ``stopped``: the stop
-    string that was found.
+    Text that may be the beginning of a stop string is held back until the next pieces complete it or rule it out.
+    ``stopped``: the stop string that was found.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:

@@ -33,7 +33,7 @@ _ASSISTANT_OWN = frozenset(
 )
 
 Message = Mapping[str, Any]
-# What errors in a template can raise, beside jinja2's own.
+# Exceptions that a template can raise besides jinja2's own.
 _FAILURES = (ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RecursionError, MemoryError)
 
 

@@ -1,8 +1,8 @@
 """A jinja2 environment for untrusted templates: sandboxed, and bounded in steps and sizes.
 
 jinja2's immutable sandbox protects the machine, but does not limit time and memory. Here every loop iteration, macro call and
-produced text is charged to one budget for the whole rendering, and operations that can make something huge from something
-small (padding, repeating, joining, replacing, formatting) are measured before they run.
+produced text is charged to one budget for the whole rendering, and operations that can turn small values into huge ones
+(padding, repeating, joining, replacing, formatting) are measured before they run.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MAX_ITEMS = 1 << 22
 _MAX_WORK = 1 << 28  # the product of the sizes of one call's arguments
 _MAX_NUMBER = 100_000  # as a width, an indent, a precision
 _TEXT_PER_STEP = 250
-_VALUE_STEPS = 40  # steps for each value in a list that is written
+_VALUE_STEPS = 40  # steps for each value of a list in the output
 _MACRO_STEPS = 200
 _WIDTHS = re.compile(r"\d{4,}|\*|\{[^{}]*\{")  # in a format: a large width, or one from an argument
 _SIZED = frozenset(["batch", "center", "indent", "round", "slice", "truncate", "wordwrap"])
@@ -105,7 +105,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return self._concatenated([str(self._finalized(part)) for part in parts])
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Check the operators that can make something huge from something small."""
+        """Check the operators that can turn small values into huge ones."""
         if operator == "%" and isinstance(left, str):
             self._check_format(left, [right])
         elif operator == "+" and isinstance(left, Sized) and isinstance(right, Sized):
@@ -242,7 +242,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     def _check_size(self, size: int, kind: Any) -> None:
         if size > (MAX_TEXT if isinstance(kind, str | bytes) else _MAX_ITEMS):
-            raise LimitError(f"it makes something of {size:,} characters or items")
+            raise LimitError(f"it produces {size:,} characters or items")
 
     def _check_work(self, arguments: list[Any], numbers: bool) -> None:
         work = 1

@@ -192,7 +192,7 @@ class Tokenizer:
         return known
 
     def _byte_tokens(self) -> dict[int, bytes]:
-        """The bytes of the byte tokens; those of other tokens are computed as they are needed."""
+        """The bytes of the byte tokens; the bytes of other tokens are computed when needed."""
         named: dict[int, bytes] = {}
         for token in self._of_type(BYTE):
             piece = self.pieces[token]
@@ -241,7 +241,9 @@ class Tokenizer:
         if not _utf8("".join(names)):
             # Pieces that are not valid text get unique names that no input contains, so that ids stay in place.
             names = [p if p.isprintable() or _utf8(p) else f"\x00undecodable{i}" for i, p in enumerate(names)]
-        vocab = dict(zip(reversed(names), range(len(names) - 1, -1, -1), strict=True))  # the first of a name counts
+        vocab = dict(
+            zip(reversed(names), range(len(names) - 1, -1, -1), strict=True)
+        )  # the first token of a name counts
         atom_ids = [i for i in self._of_type(USER_DEFINED) if not self._is_marker[i]]
         if self.kind == "llama":
             mergeable = np.isin(self._types, (NORMAL, UNUSED))

@@ -50,8 +50,8 @@ def key_value(random: Random, tokens: int, vocab_size: int) -> tuple[list[int], 
     first = len(MARKERS) + 256
     long = random.random() < 0.35
     n_key, n_value = (random.randint(1, 2), random.randint(1, 3)) if long else (1, 1)
-    most = max(2, (tokens + 1) // (3 * (n_key + n_value)))
-    pairs = random.randint(2, max(2, int(most ** random.uniform(0.5, 1.0))))
+    max_pairs = max(2, (tokens + 1) // (3 * (n_key + n_value)))
+    pairs = random.randint(2, max(2, int(max_pairs ** random.uniform(0.5, 1.0))))
     keys = [tuple(random.sample(range(first, vocab_size), n_key)) for _ in range(pairs)]
     values = {key: [random.randrange(first, vocab_size) for _ in range(n_value)] for key in keys}
     ids: list[int] = []

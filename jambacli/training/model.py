@@ -98,7 +98,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class FeedForward(nn.Module):
-    """A gated MLP, or several behind a router. ``balance``: the load-balancing loss and expert loads of the last pass."""
+    """A gated MLP, or several with a router. ``balance``: the load-balancing loss and expert loads of the last pass."""
 
     def __init__(self, c: JambaConfig, moe: bool, depth_scale: float) -> None:
         super().__init__()

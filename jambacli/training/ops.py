@@ -157,7 +157,7 @@ def _run(name: str, kind: type[ctypes.Structure], counts: tuple[int, ...], backw
 
 
 def _rows(x: Tensor) -> Tensor:
-    """x with unit stride in the last dimension and evenly spaced rows; copied if it has not."""
+    """x with unit stride in the last dimension and evenly spaced rows; copied if necessary."""
     even = x.stride(-1) == 1 and all(x.stride(i) == x.stride(i + 1) * x.shape[i + 1] for i in range(x.dim() - 2))
     return x if even else x.contiguous()
 

@@ -1,6 +1,6 @@
 """Two linear probes that are trained with the model and left out of the export: to which document does a token belong?
 
-A document's number stands before its text, and a citation follows an answer, so the state has to carry the number along. The
+A document's number comes before its text, and a citation follows an answer, so the state has to carry the number along. The
 loss on the citation alone, one number per answer, does not teach that (docs/demo_model.md); a loss at every token does. The
 first probe reads the input of the last attention layer at the tokens of documents, the second the final hidden states at the
 tokens of answers.

@@ -49,7 +49,7 @@ _LONG = {"chat": 0.2, "cite": 0.15, "pages": 0.35, "summary": 0.1, "told": 0.05,
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """Everything that determines a run. A step's tokens are split into sequences of its length.
 
     The second part begins at step ``second``: texts up to eight times as long, and a learning rate that falls linearly from
@@ -104,7 +104,9 @@ class Plan:
 class Run:
     """One training run in a folder: ``checkpoint.pt`` to resume from, ``log.jsonl`` with a line per report."""
 
-    def __init__(self, model: TrainableJamba, batches: Batches, plan: Plan, folder: Path, device: str = "cpu") -> None:
+    def __init__(
+        self, model: TrainableJamba, batches: Batches, plan: TrainingPlan, folder: Path, device: str = "cpu"
+    ) -> None:
         self.model, self.batches, self.plan, self.folder, self.device = model.to(device), batches, plan, folder, device
         self.probe = Probe(model.config.hidden).to(device)
         matrices = [p for p in model.parameters() if p.dim() >= 2 and p is not model.embed and p.shape[-1] > 16]
@@ -118,7 +120,7 @@ class Run:
         self._resume()
 
     def train(self, until: int | None = None, report_every: int = 50, save_every: int = 200) -> None:
-        """Train to the plan's end (or step ``until``), with a report and a checkpoint every so many steps."""
+        """Train to the plan's end (or step ``until``), with a report and a checkpoint at regular intervals."""
         last = self.plan.steps if until is None else min(until, self.plan.steps)
         losses: dict[str, list[float]] = {}
         while self.step < last:

@@ -107,7 +107,7 @@ def compiler() -> str:
 def build(name: str, output: Path | None = None, *, sanitize: str = "", work: Path | None = None) -> Path:
     """Build library ``name`` ("_quant", "_kernels" or "_train") and return its path.
 
-    ``output``: the library's file, beside its sources by default. ``sanitize``: the value of -fsanitize. ``work``: where
+    ``output``: the library's file, by default next to its sources. ``sanitize``: the value of -fsanitize. ``work``: where
     objects are kept between builds. Raises BuildError.
     """
     if work is None and not (ROOT / "pyproject.toml").exists():  # an installed package
@@ -169,7 +169,7 @@ def _run(command: tuple[str, ...], failure: str) -> None:
 
 
 class BuildNative(build_ext):
-    """setuptools' build_ext for these libraries; without a compiler the package installs all the same, and is slower."""
+    """setuptools' build_ext for these libraries; without a compiler the package still installs, and is slower."""
 
     def get_export_symbols(self, ext: Any) -> list[str]:
         """None: a ctypes library has no PyInit function."""

@@ -33,7 +33,7 @@ static void quantize_nl(const float *x, int64_t rows, int64_t n, const float *im
                            [](const Blocks32 &b, Bytes<1, 4> &out) { nl_block(b, b.importance, out); });
 }
 
-// ---- IQ4_XS: f16 factor, then six bits a sub-block (high ones first), then 256 levels ----
+// ---- IQ4_XS: f16 factor, then six bits per sub-block (high ones first), then 256 levels ----
 
 constexpr int XS_VALUES = 256, XS_BYTES = sizeof(block_iq4_xs), XS_WORDS = XS_BYTES / 4;
 

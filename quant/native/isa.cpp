@@ -94,7 +94,7 @@ Isa lowered(int wanted) {
     return known && includes(best(), static_cast<Isa>(wanted)) ? static_cast<Isa>(wanted) : best();
 }
 
-// What JAMBA_CPU_ISA asks for; another word than a level's name changes nothing.
+// The level that JAMBA_CPU_ISA names; any other value is ignored.
 Isa initial() {
     const char* wanted = std::getenv("JAMBA_CPU_ISA");
     char name[16] = {};
@@ -118,7 +118,7 @@ bool isa_includes(Isa level) { return includes(isa(), level); }
 
 }  // namespace native
 
-// The name of level `index` of isa_levels.h, or null behind the last one.
+// The name of level `index` of isa_levels.h, or null past the last one.
 EXPORT const char* native_isa_name(int index) {
     return index >= 0 && index < native::kCount ? native::kLevels[index].name : nullptr;
 }

@@ -13,7 +13,7 @@ namespace kq {
 
 constexpr int SUPER = 256;
 
-// LANES bytes, one a lane.
+// LANES bytes, one per lane.
 LANE_FN vi bytes_at(const uint8_t *p) {
 #if QUANT_LANES == 16
     return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));

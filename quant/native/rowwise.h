@@ -1,4 +1,4 @@
-// Rows of ExpertsInt8: signed bytes and one factor a row.
+// Rows of ExpertsInt8: signed bytes and one factor per row.
 #pragma once
 
 #include "lanes.h"

@@ -1,4 +1,4 @@
-"""Loads a C++ library and asks it for what all of them have: instruction sets, the meaning of status codes."""
+"""Loads a C++ library and calls the functions that all of them have: instruction sets, the meaning of status codes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 
 _NO_MEMORY = -3  # kNoMemory of c_interface.h
-REBUILD = "rebuild with `make native`, or install again where a C++ compiler is"
+REBUILD = "rebuild with `make native`, or reinstall on a machine with a C++ compiler"
 
 
 class SharedLibrary:
@@ -48,7 +48,7 @@ class SharedLibrary:
 
 
 def load(folder: Path, stem: str, abi_function: str, abi_version: int) -> SharedLibrary | None:
-    """The library ``stem`` beside its sources in ``folder``, or None where it was not built.
+    """The library ``stem`` next to its sources in ``folder``, or None where it was not built.
 
     A library whose ``abi_function`` returns another number than ``abi_version`` is not loaded, with a warning.
     """

@@ -180,12 +180,12 @@ def test_an_interrupted_summary_of_many_files_goes_on_without_reading_again(
 
     monkeypatch.setattr(passes.ReplyCache, "put", put)
     cut = jamba(*command)
-    assert cut.returncode == 130 and cut.stdout == b"" and b"the same command goes on" in cut.stderr
+    assert cut.returncode == 130 and cut.stdout == b"" and b"the same command continues" in cut.stderr
     before = whole.tokens
     monkeypatch.setattr(passes.ReplyCache, "put", kept)
     done = run(*command)
     err = done.stderr.decode()
-    assert err.count("kept from before") == 3
+    assert err.count("reusing the stored reply") == 3
     total = sum(int(n.replace(",", "")) for n in re.findall(r"pass \d+ of \d+: .*?, ([\d,]+) tokens", err))
     assert whole.tokens - before <= total + 2400  # the passes that were left, and the last one
     value = json.loads(done.stdout)
@@ -234,7 +234,7 @@ def test_questions_go_on_in_the_chat(model: str, reports: Path) -> None:
     done = run("ask", str(reports), "Who?", "-i", "-m", model, *GREEDY, stdin=b"And how many?\n/undo\n")
     err = done.stderr.decode()
     first, second = [tuple(map(int, m)) for m in re.findall(r"prompt (\d+) reused (\d+) prefilled (\d+)", err)]
-    assert first[2] > 500 and second[1] > 500 and second[2] < 80 and "taken back" in err
+    assert first[2] > 500 and second[1] > 500 and second[2] < 80 and "undone" in err
     later = run("ask", str(reports), "-i", "-m", model, *GREEDY, stdin=b"Who?\n")
     assert int(re.findall(r"prefilled (\d+)", later.stderr.decode())[0]) < 80
 
@@ -320,4 +320,4 @@ def test_where_nothing_can_be_kept_documents_are_answered_all_the_same(
     monkeypatch.setenv("JAMBA_HOME", str(tmp_path / "file" / "home"))
     for command in (("ask", str(reports), "How many?"), ("summarize", str(reports))):
         done = run(*command, "-m", model, *GREEDY)
-        assert done.stderr.count(b"nothing will be kept on disk") == 1
+        assert done.stderr.count(b"nothing will be stored on disk") == 1

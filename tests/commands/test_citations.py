@@ -95,7 +95,7 @@ def test_numbers_become_files_and_pages(folder: Path, says: Says, section: str, 
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("Mira did.", b"named no documents"),
+        ("Mira did.", b"cited no documents"),
         ("Mira did.<citations>[]</citations>", b"no document that supports"),
         ("Mira did.<citations>[230, 9999999]</citations>", b"warning: the model cites documents that do not exist"),
         ("Mira did.<citations>the report</citations>", b"no document that supports"),
@@ -161,7 +161,7 @@ def test_a_chat_about_files_names_the_places_under_each_reply(folder: Path, says
     assert done.stdout.decode() == f"Mira did.\n\nSources:\n- {folder}/b.pdf, page 6\n" * 4
     says("Nobody did.")
     done = jamba("ask", str(folder), "Who?", "-i", "--citations", stdin=b"And who?\n")
-    assert done.stdout == b"Nobody did.\n" * 2 and done.stderr.count(b"the model named no documents") == 2
+    assert done.stdout == b"Nobody did.\n" * 2 and done.stderr.count(b"the model cited no documents") == 2
 
 
 def test_citations_in_a_chat_mean_the_documents_given_last(folder: Path, says: Says) -> None:

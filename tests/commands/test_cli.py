@@ -111,7 +111,7 @@ def test_quantize_takes_a_directory_and_tells_programs_what_it_made(plain: Path,
     assert told["files"] == [str(made)] and told["bytes"] == made.stat().st_size
     again = jamba("quantize", str(plain), str(tmp_path), "--type", "q8_0")
     assert (again.returncode, again.stderr.count(b"\n")) == (1, 1)
-    assert b"m-Q8_0.gguf exists already; choose another name, or use --force" in again.stderr
+    assert b"m-Q8_0.gguf already exists; choose another name, or use --force" in again.stderr
 
 
 def test_parts_are_not_quantized_over_themselves(plain: Path, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_home_that_cannot_be_written_to_costs_the_memory_not_the_answer(
     monkeypatch.setenv("JAMBA_HOME", str(tmp_path / "file"))
     done = jamba(*options)
     assert (done.returncode, done.stdout) == (0, expected)
-    assert done.stderr.count(b"\n") == 1 and b"nothing will be kept on disk" in done.stderr
+    assert done.stderr.count(b"\n") == 1 and b"nothing will be stored on disk" in done.stderr
     named = jamba("chat", model, "--session", "mine", "-n", "5", stdin=b"hello")
     assert named.returncode == 1 and b"cannot keep sessions under" in named.stderr
 

@@ -70,7 +70,7 @@ def test_the_file_is_named_after_model_and_type(jamba: Any, checkpoint: Path) ->
 def test_an_output_that_exists_is_kept_without_force(jamba: Any, checkpoint: Path) -> None:
     Path("m.gguf").write_text("precious")
     code, out, err = jamba("convert", checkpoint, "-o", "m.gguf")
-    assert code == 1 and out == "" and "m.gguf exists already" in err and "--force" in err
+    assert code == 1 and out == "" and "m.gguf already exists" in err and "--force" in err
     assert Path("m.gguf").read_text() == "precious" and files() == ["m.gguf"]
     assert jamba("convert", checkpoint, "-o", "m.gguf", "--force")[0] == 0
     assert files() == ["m.gguf"] and Path("m.gguf").read_bytes()[:4] == b"GGUF"
@@ -84,7 +84,7 @@ def test_split_parts_are_refused_one_by_one(jamba: Any, checkpoint: Path) -> Non
     sizes = [Path(p).stat().st_size for p in parts]
     Path(parts[0]).unlink()
     code, _, err = jamba("convert", checkpoint, "-o", "m.gguf", "--split-max-size", "100k")
-    assert code == 1 and f"{parts[1]} exists already" in err and files() == parts[1:]
+    assert code == 1 and f"{parts[1]} already exists" in err and files() == parts[1:]
     assert jamba("convert", checkpoint, "-o", "m.gguf", "--split-max-size", "100k", "--force")[0] == 0
     assert [Path(p).stat().st_size for p in parts] == sizes
 

@@ -62,7 +62,7 @@ def test_needle_reports_recall_by_length_and_depth(files: list[str]) -> None:
     ("arguments", "said"),
     [
         (("perplexity", "nowhere.gguf"), "nowhere.gguf"),
-        (("perplexity", "{model}", "--device", "gpu"), "none of auto, cpu, cuda"),
+        (("perplexity", "{model}", "--device", "gpu"), "not one of auto, cpu, cuda"),
         (("kl", "{model}", "{model}", "--cpu-kv", "--device", "cpu"), "a GPU"),
         (("needle", "{model}", "--gpu-memory", "4G", "--device", "cpu"), "a GPU"),
         (("needle", "{model}", "--kinds", "colour"), "colour"),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from jambacli.commands.flags import flag
 from jambacli.commands.options import context, parse_logit_bias
-from jambacli.commands.wording import flag
 from jambacli.errors import UsageError
 
 

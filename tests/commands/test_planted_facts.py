@@ -61,7 +61,7 @@ def test_planted_facts_are_found_as_often_as_recall_promises(tmp_path: Path) -> 
 
     # The model's recall in the same mass of reports alone, as many as its grammar can make.
     length = min(tokens, sum(len(model.tokenizer.encode(r.text + "\n")) for r in reports))
-    scores = [found.right for found in needle(model, length, documents=4, questions=10)]
+    scores = [found.correct for found in needle(model, length, documents=4, questions=10)]
     promised = sum(scores) / len(scores)
     slack = 2 * math.sqrt(max(promised * (1 - promised), 0.05) * (1 / FACTS + 1 / len(scores)))
     print(

@@ -16,7 +16,7 @@ from jambacli import cli
 from jambacli.hardware import devices
 from jambacli.hub import download
 from jambacli.hub.resolve import resolve_model
-from jambacli.hub.store import Entry, Store, StoredFile
+from jambacli.hub.store import Store, StoredFile, StoreEntry
 from tests.support.checkpoints import make_checkpoint
 from tests.support.hub_fixtures import *  # noqa: F403 - the server and its models
 from tests.support.hub_fixtures import REPO, STEM
@@ -197,7 +197,7 @@ def fill(store: Store, count: int, path: Path) -> None:
     for i in range(count):
         files = (StoredFile(path.name, path.stat().st_size, "", str(path)),)
         store.register(
-            Entry(f"model:{i}", {"kind": "path"}, files, None, "Q4_K_M", 262_144, 3_000_000_000, time.time())
+            StoreEntry(f"model:{i}", {"kind": "path"}, files, None, "Q4_K_M", 262_144, 3_000_000_000, time.time())
         )
 
 
@@ -304,7 +304,7 @@ def test_a_name_with_spaces_can_be_pasted_into_a_shell(
     jamba: Jamba, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name = "someone/repo/my model.gguf"
-    entry = Entry(name, {}, (), None, "Q4_K", 4096, 1, 0.0)
+    entry = StoreEntry(name, {}, (), None, "Q4_K", 4096, 1, 0.0)
     monkeypatch.setattr("jambacli.hub.pull.pull", lambda *_, **__: entry)
     assert jamba("pull", name) == 0
     assert f"{name} is ready: jamba run '{name}'\n" == capsys.readouterr().err

@@ -150,7 +150,7 @@ def test_without_the_c_library_torch_writes_the_same_file(
 def test_panels_of_any_size_give_the_same_file(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, pieces = tmp_path / "whole.gguf", tmp_path / "pieces.gguf"
     assert run(source, whole, "--type", "q4_k_m", monkeypatch=monkeypatch) == 0
-    monkeypatch.setattr(panels, "PANEL_VALUES", 5000)
+    monkeypatch.setattr(panels, "QUANTIZE_PANEL_VALUES", 5000)
     assert run(source, pieces, "--type", "q4_k_m", "--threads", "3", monkeypatch=monkeypatch) == 0
     assert whole.read_bytes() == pieces.read_bytes()
 
@@ -178,7 +178,7 @@ def test_a_dry_run_foretells_the_file_and_writes_none(
 def test_the_report_measures_what_was_lost(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(panels, "PANEL_VALUES", 40_000)  # sums must run over panels
+    monkeypatch.setattr(panels, "QUANTIZE_PANEL_VALUES", 40_000)  # sums must run over panels
     target = tmp_path / "out.gguf"
     assert run(source, target, "--type", "q3_k_m", "--report", "--json", monkeypatch=monkeypatch) == 0
     told = {t["name"]: t for t in json.loads(capsys.readouterr().out)["tensors"]}
@@ -258,7 +258,7 @@ def test_experts_int8_is_signed_bytes_with_a_scale_a_row(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target = tmp_path / "out.gguf"
-    monkeypatch.setattr(panels, "PANEL_VALUES", 30_000)
+    monkeypatch.setattr(panels, "QUANTIZE_PANEL_VALUES", 30_000)
     assert run(source, target, "--type", "experts_int8", "--report", "--json", monkeypatch=monkeypatch) == 0
     told = {t["name"]: t for t in json.loads(capsys.readouterr().out)["tensors"]}
     before, made = values(source), read(target)
@@ -357,7 +357,7 @@ def test_weights_that_cannot_be_quantized_are_named(
     (tmp_path / "in").mkdir()
     (tmp_path / "out").mkdir()
     path = broken(tmp_path, name, index, value, kind)
-    monkeypatch.setattr(panels, "PANEL_VALUES", 4096)
+    monkeypatch.setattr(panels, "QUANTIZE_PANEL_VALUES", 4096)
     assert run(path, tmp_path / "out" / "out.gguf", "--type", "q4_k_m", monkeypatch=monkeypatch) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith(f"error: {path}: tensor {name}: {told}")
@@ -427,7 +427,7 @@ def test_files_in_the_way_are_safe(
     target = tmp_path / "out.gguf"
     target.write_bytes(b"precious")
     assert run(source, target, monkeypatch=monkeypatch) == 1
-    assert "exists already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     before = source.read_bytes()
     assert run(source, source, "--force", monkeypatch=monkeypatch) == 2
     assert "is the input" in capsys.readouterr().err

@@ -77,7 +77,7 @@ def test_the_second_run_reads_nothing_again(model: str) -> None:
         (["run", "MODEL", "hi " * 50, "--ctx", "16"], 1, "context"),
         (["bench", "MODEL", "--compare", "ollama"], 2, "ollama"),
         (["bench", "MODEL", "--compare", "llama.cpp", "--device", "cuda"], 2, "leave out --device"),
-        (["bench", "MODEL", "--device", "tpu"], 2, "none of auto, cpu, cuda"),
+        (["bench", "MODEL", "--device", "tpu"], 2, "not one of auto, cpu, cuda"),
         (["bench", "MODEL", "--cpu-experts", "1", "--device", "cpu"], 2, "needs a GPU"),
         (["bench", "MODEL", "--kv-type", "f8"], 2, "f8"),
         (["bench", "--shape", "jamba-huge"], 2, "jamba-huge"),

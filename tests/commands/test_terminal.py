@@ -130,12 +130,12 @@ def test_a_chat_about_a_file_in_a_terminal(terminal: Terminal, report: Path) -> 
     terminal.see("page 3")
     terminal.see(">>>")
     terminal.type("/think\r")
-    terminal.see("thoughts are folded")
+    terminal.see("thoughts are hidden")
     terminal.see(">>>")
     terminal.type("And then?\r")
     terminal.see("[thought for 1 tokens]")
     terminal.see("Two and")
-    terminal.see("[stopped; what was said is kept]")
+    terminal.see("[stopped; the partial reply is kept]")
     terminal.see("read,")
     terminal.see(">>>")
     terminal.type("How many?\r")
@@ -146,7 +146,7 @@ def test_a_chat_about_a_file_in_a_terminal(terminal: Terminal, report: Path) -> 
     assert reused > 500 and read < 60  # nothing of the document, nor of what was said before the interruption
     terminal.see(">>>")
     terminal.type("\x03")
-    terminal.see("[Ctrl-C again leaves]")
+    terminal.see("[press Ctrl-C again to exit]")
     terminal.see(">>>")
     terminal.type("\x04")
     assert terminal.leave() == 0

@@ -179,7 +179,7 @@ def test_shards_with_an_index_and_without_one_give_the_same_file(tmp_path: Path)
 def test_panels_far_smaller_than_a_row_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_checkpoint(tmp_path / "model", num_hidden_layers=2, attn_layer_offset=0, dtype="bfloat16")
     for panel in (64, 192):
-        monkeypatch.setattr("jambacli.convert.to_gguf.PANEL_BYTES", panel)
+        monkeypatch.setattr("jambacli.convert.to_gguf.CONVERT_PANEL_BYTES", panel)
         for kind in ("bf16", "f32", "q8_0"):
             convert(folder, tmp_path / "m.gguf", type=kind, force=True)
             assert_tensors(tmp_path / "m.gguf", expected(stored(folder), kind))

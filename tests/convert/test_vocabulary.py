@@ -109,7 +109,7 @@ def test_a_smaller_vocabulary_is_filled_up_with_unused_pieces(tiny: Path) -> Non
     assert real < 500 == len(meta[G + "tokens"])
     assert meta[G + "tokens"][real:] == [f"[PAD{i}]" for i in range(real, 500)]
     assert meta[G + "token_type"][real:] == [UNUSED] * (500 - real)
-    with pytest.raises(BadFileError, match=f"has {real} pieces, but the embedding only 300 rows"):
+    with pytest.raises(BadFileError, match=f"has {real} pieces, but the embedding has only 300 rows"):
         metadata(tiny, 300)
 
 
@@ -340,12 +340,12 @@ def json_with(edit: Any) -> Any:
         (json_with(lambda d: d["model"].update(type="WordPiece")), UnsupportedError, "'WordPiece' vocabulary"),
         (json_with(lambda d: d["model"].update(byte_fallback=False)), UnsupportedError, "not byte-level"),
         (json_with(lambda d: d.pop("model")), BadFileError, "model.vocab is missing"),
-        (json_with(lambda d: d["model"]["vocab"].update(x=-1)), BadFileError, "'x' has the impossible id"),
-        (json_with(lambda d: d["model"]["vocab"].update(x=10**9)), BadFileError, "'x' has the impossible id"),
+        (json_with(lambda d: d["model"]["vocab"].update(x=-1)), BadFileError, "'x' has the invalid id"),
+        (json_with(lambda d: d["model"]["vocab"].update(x=10**9)), BadFileError, "'x' has the invalid id"),
         (json_with(lambda d: d["model"]["vocab"].update(x=5)), BadFileError, "share the id 5"),
         (json_with(lambda d: d["model"].update(merges=[["a"]])), BadFileError, "not a list of pairs"),
         (json_with(lambda d: d["model"].update(merges=3)), BadFileError, "not a list of pairs"),
-        (json_with(lambda d: d.update(added_tokens=[{"id": "x"}])), BadFileError, "impossible entry"),
+        (json_with(lambda d: d.update(added_tokens=[{"id": "x"}])), BadFileError, "invalid entry"),
     ],
 )
 def test_bad_tokenizers(tiny: Path, change: Any, kind: type[JambaError], message: str) -> None:

@@ -67,8 +67,8 @@ def test_short_prompts_are_answered(model: Jamba, prompt: str, reply: str) -> No
 def test_facts_are_recalled_from_texts_of_the_length_it_was_trained_on(model: Jamba) -> None:
     found = list(needle(model, TRAINED_TOKENS, documents=6, questions=8, seed=11))
     assert all(TRAINED_TOKENS * 0.8 < f.tokens <= TRAINED_TOKENS for f in found)
-    assert sum(f.right for f in found) >= 0.9 * len(found), [
-        (f.question, f.expected, f.reply) for f in found if not f.right
+    assert sum(f.correct for f in found) >= 0.9 * len(found), [
+        (f.question, f.expected, f.reply) for f in found if not f.correct
     ]
 
 

@@ -27,7 +27,7 @@ TRAINED_TOKENS, SEED = 512, 5
 
 def _recall(model: Jamba, tokens: int, documents: int = 20, questions: int = 10) -> float:
     found = list(needle(model, tokens, documents, questions, SEED))
-    return sum(f.right for f in found) / len(found)
+    return sum(f.correct for f in found) / len(found)
 
 
 def test_recall_at_the_length_of_training_and_at_four_times_it(model: Jamba) -> None:

@@ -8,11 +8,11 @@ import pytest
 
 from jambacli.data import reports as grammar
 from jambacli.documents.citation_check import CheckedCitations, check_citations
-from jambacli.documents.pages import Entry, Source
+from jambacli.documents.pages import DocumentEntry, Source
 
 
-def entries(*texts: str) -> list[Entry]:
-    return [Entry(f"x.pdf, page {i}", t, (Source("x.pdf", "page", i, i),)) for i, t in enumerate(texts, 1)]
+def entries(*texts: str) -> list[DocumentEntry]:
+    return [DocumentEntry(f"x.pdf, page {i}", t, (Source("x.pdf", "page", i, i),)) for i, t in enumerate(texts, 1)]
 
 
 PAGES = entries(

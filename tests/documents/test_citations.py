@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from jambacli.documents.citations import Cited
-from jambacli.documents.pages import Entry, Source
+from jambacli.documents.pages import DocumentEntry, Source
 from jambacli.documents.reader import Reader, Task
 from jambacli.engine.generate import Thought
 from jambacli.engine.options import GenerationOptions
@@ -17,8 +17,10 @@ from jambacli.session.options import SessionOptions
 from tests.support.small_models import small_model
 
 
-def entries(count: int) -> list[Entry]:
-    return [Entry(f"r.pdf, page {i}", f"Page {i}.", (Source("a/r.pdf", "page", i, i),)) for i in range(1, count + 1)]
+def entries(count: int) -> list[DocumentEntry]:
+    return [
+        DocumentEntry(f"r.pdf, page {i}", f"Page {i}.", (Source("a/r.pdf", "page", i, i),)) for i in range(1, count + 1)
+    ]
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from jambacli.documents.ask import SummaryOptions
-from jambacli.documents.extract.pieces import Piece
+from jambacli.documents.extract.pieces import DocumentPart
 from jambacli.documents.load import Document
-from jambacli.documents.pages import Entry, Source, entries_of
+from jambacli.documents.pages import DocumentEntry, Source, entries_of
 from jambacli.documents.passes import plan
 from jambacli.documents.reader import Reader, Task
 from jambacli.engine.options import GenerationOptions
@@ -26,12 +26,14 @@ BARE = (
 )
 
 
-def entries(*texts: str) -> list[Entry]:
-    return [Entry(f"r.pdf, page {i}", text, (Source("a/r.pdf", "page", i, i),)) for i, text in enumerate(texts, 1)]
+def entries(*texts: str) -> list[DocumentEntry]:
+    return [
+        DocumentEntry(f"r.pdf, page {i}", text, (Source("a/r.pdf", "page", i, i),)) for i, text in enumerate(texts, 1)
+    ]
 
 
 def test_titles_carry_as_little_of_a_path_as_tells_files_apart() -> None:
-    part = (Piece("text", 3, 3),)
+    part = (DocumentPart("text", 3, 3),)
     names = ["/home/ada/x/r.pdf", "/home/ada/y/r.pdf", "/home/ada/z.pdf"]
     made = entries_of([Document(name, "page", part) for name in names])
     assert [e.title for e in made] == ["x/r.pdf, page 3", "y/r.pdf, page 3", "z.pdf, page 3"]

@@ -26,7 +26,7 @@ def _found(expected: str, reply: str) -> Trial:
     ],
 )
 def test_an_answer_is_right_when_it_has_the_very_words(expected: str, reply: str, right: bool) -> None:
-    assert _found(expected, reply).right is right
+    assert _found(expected, reply).correct is right
 
 
 @pytest.mark.parametrize("tokens", [400, 1200])
@@ -53,7 +53,7 @@ def test_questions_go_through_the_text_from_its_beginning_to_its_end() -> None:
     assert [f.depth for f in found] == sorted(f.depth for f in found)
     assert found[0].depth < 0.2 and found[-1].depth > 0.8
     assert {f.kind for f in found} <= {"count", "place"}
-    assert not any(f.right for f in found)  # random weights recall nothing
+    assert not any(f.correct for f in found)  # random weights recall nothing
 
 
 def test_kinds_are_read_and_unknown_ones_named() -> None:

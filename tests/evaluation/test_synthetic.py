@@ -111,7 +111,7 @@ def test_experts_are_used_evenly_enough(small: Path) -> None:
 
 
 def test_bad_shapes_and_types(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageError, match="'jamba-4b' is none of jamba-mini, jamba-3b, jamba-large, moe, nor a path"):
+    with pytest.raises(UsageError, match="'jamba-4b' is not one of jamba-mini, jamba-3b, jamba-large, moe or the path"):
         shape_config("jamba-4b")
     (tmp_path / "config.json").write_text("[1")
     with pytest.raises(JambaError, match=r"config\.json"):

@@ -170,8 +170,8 @@ BROKEN: dict[str, tuple[dict[str, Any], dict[str, tuple[int, ...] | None], str]]
     "no router": ({}, drop("blk.3.ffn_gate_inp.weight"), "tensor blk.3.ffn_gate_inp.weight is missing"),
     "no experts": ({}, drop("blk.3.ffn_up_exps.weight"), "tensor blk.3.ffn_up_exps.weight is missing"),
     "no mixer": ({}, drop("blk.4.attn_q.weight"), "says layer 4 is attention, but there is no blk.4.attn_q"),
-    "shape": ({}, {"blk.0.ssm_a": (16, 128)}, "tensor blk.0.ssm_a has shape [16, 128], the metadata asks for [128, 16]"),
-    "rank": ({}, {"blk.0.ssm_d": (128, 1)}, "tensor blk.0.ssm_d has shape [128, 1], the metadata asks for [128]"),
+    "shape": ({}, {"blk.0.ssm_a": (16, 128)}, "tensor blk.0.ssm_a has shape [16, 128], but the metadata requires [128, 16]"),
+    "rank": ({}, {"blk.0.ssm_d": (128, 1)}, "tensor blk.0.ssm_d has shape [128, 1], but the metadata requires [128]"),
     "output": ({}, {"output.weight": (127, 64)}, "tensor output.weight has shape [127, 64]"),
 }  # fmt: skip
 

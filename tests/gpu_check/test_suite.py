@@ -21,7 +21,7 @@ from jambacli.gpu_check.estimate import GPUS, kernels
 from jambacli.gpu_check.models import SHAPE, against
 from jambacli.gpu_check.report import markdown
 from jambacli.gpu_check.results import DeviceLostError, Suite
-from jambacli.gpu_check.suite import Options
+from jambacli.gpu_check.suite import CheckOptions
 from jambacli.gpu_check.workers import LOST, Job, merged, watch
 from jambacli.hardware import nvml
 from jambacli.model.config import JambaConfig
@@ -77,7 +77,7 @@ def test_models_that_do_not_fit_are_skipped_with_the_reason(tmp_path: Path, monk
 
 
 def test_as_many_workers_compile_as_fit_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    options = Options()
+    options = CheckOptions()
     counts = []
     for gigabytes in (8, 24, 48, 80):
         gpu = SimpleNamespace(free=gigabytes * 10**9)

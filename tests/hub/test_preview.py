@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jambacli.hardware.devices import Device
-from jambacli.hub.preview import Fit, assess_fit
+from jambacli.hub.preview import DownloadFit, assess_fit
 from jambacli.model.config import JambaConfig
 
 MINI = JambaConfig.from_hf({})
@@ -11,7 +11,7 @@ WEIGHTS, EXPERTS = 31_200_000_000, 27_300_000_000
 GB = 10**9
 
 
-def fit_of(ram: float, gpu: float, ctx: int | None = None) -> Fit:
+def fit_of(ram: float, gpu: float, ctx: int | None = None) -> DownloadFit:
     devices = [
         Device(kind, kind, kind, int(n * GB), int(n * GB), 0, False, "") for kind, n in (("cpu", ram), ("cuda", gpu))
     ]

@@ -11,7 +11,7 @@ import pytest
 
 from jambacli.errors import JambaError
 from jambacli.hub import download, resolve
-from jambacli.hub.preview import Fit
+from jambacli.hub.preview import DownloadFit
 from jambacli.hub.pull import NeedsConversion, PullOptions, pull
 from jambacli.hub.resolve import resolve_model
 from jambacli.hub.store import Store
@@ -217,7 +217,7 @@ def test_users_own_aliases(hub: Server, models: dict[str, bytes], own_home: Path
     for name, kind in (("mine", "Q8_0"), ("jamba:3b", "Q8_0"), ("acme:tiny", "Q4_0"), ("acme:tiny-f32", "F32")):
         entry = get(name)
         assert (entry.name, file_of(entry)) == (name, models[kind])
-    with pytest.raises(JambaError, match="form a circle"):
+    with pytest.raises(JambaError, match="form a cycle"):
         get("loop")
     for text in ("[]", "{", '{"aliases": {"a b": "x"}}', '{"models": {"x": {"gguf": ["../x"]}}}'):
         own.write_text(text)
@@ -255,9 +255,9 @@ def test_conversion_is_offered_when_there_are_only_safetensors(hub: Server) -> N
 
 
 def test_the_fit_is_assessed_before_the_download(hub: Server, models: dict[str, bytes]) -> None:
-    seen: list[Fit] = []
+    seen: list[DownloadFit] = []
 
-    def stop(fit: Fit) -> None:
+    def stop(fit: DownloadFit) -> None:
         seen.append(fit)
         raise JambaError("no, thank you")
 

@@ -19,7 +19,7 @@ import pytest
 
 from jambacli.errors import JambaError
 from jambacli.hub import download
-from jambacli.hub.store import Entry, Store
+from jambacli.hub.store import Store, StoreEntry
 from tests.support.hub_fixtures import REPO, STEM
 from tests.support.hub_servers import Repo, Server
 from tests.support.pulls import file_of, get, tree
@@ -266,7 +266,7 @@ def test_stalls(big: Server, large: bytes, monkeypatch: pytest.MonkeyPatch) -> N
     Store().remove(f"hf.co/{BIG}")
     monkeypatch.setattr(download, "TRIES", 1)
     big.trouble.stalls = 1
-    refused(BIG, "no data for 0.3 s, 1 times in a row; .* are kept; pull again to resume")
+    refused(BIG, "no data for 0.3 s, 1 times in a row; .* are stored; pull again to resume")
 
 
 def test_an_unreachable_server(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -377,7 +377,7 @@ def test_two_pulls_of_one_name_at_once(big: Server, large: bytes) -> None:
     said = [client.communicate(timeout=120)[1] for client in clients]
     assert [client.returncode for client in clients] == [0, 0], said
     assert sum(last - first for _, first, last in big.asked) == len(large)
-    entry: Entry | None = Store().get(f"hf.co/{BIG}")
+    entry: StoreEntry | None = Store().get(f"hf.co/{BIG}")
     assert entry is not None and file_of(entry) == large
     assert any(re.search("already downloaded", text) for text in said)
 

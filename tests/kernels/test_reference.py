@@ -51,7 +51,7 @@ def test_linear_in_float_formats(fmt: str, tokens: int, n_in: int, n_out: int) -
 def test_linear_in_panels_equals_linear_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     x, w = random(5, 64), float_weight("bf16", random(50, 64))
     whole = reference.linear(x, w)
-    monkeypatch.setattr(reference, "_PANEL_BYTES", 64 * 4 * 8)
+    monkeypatch.setattr(reference, "_DEQUANTIZED_PANEL_BYTES", 64 * 4 * 8)
     torch.testing.assert_close(reference.linear(x, w), whole, rtol=1e-6, atol=1e-5)
 
 

@@ -189,7 +189,7 @@ def test_experts_are_streamed_through_two_slots_in_any_order(
 ) -> None:
     from jambacli.runtime.cuda import offload
 
-    monkeypatch.setattr(offload, "FEW_TOKENS", 1)
+    monkeypatch.setattr(offload, "MAX_CPU_TOKENS", 1)
     with simulated_gpu(order, seed=seed) as gpu:
         model = load(gpu, {1})
         expected, got = logits(cpu, cpu.new_state(24), IDS), logits(model, model.new_state(24), IDS)
@@ -205,7 +205,7 @@ def test_streaming_without_one_of_its_waits_fails(fault: str, cpu: JambaModel, m
     from jambacli.runtime.cuda import offload
     from tests.support import simulated_gpu as simulation
 
-    monkeypatch.setattr(offload, "FEW_TOKENS", 1)
+    monkeypatch.setattr(offload, "MAX_CPU_TOKENS", 1)
     with simulated_gpu("others first" if fault == "the slot is still in use" else "late") as gpu:
         model = load(gpu, {1})
         nothing = lambda self, *a: None  # noqa: E731

@@ -118,7 +118,7 @@ def test_a_model_of_four_layers_equals_the_reference(formats: str) -> None:
 def test_many_tokens_through_experts_in_ram_are_streamed(formats: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from jambacli.runtime.cuda import offload
 
-    monkeypatch.setattr(offload, "FEW_TOKENS", 1)
+    monkeypatch.setattr(offload, "MAX_CPU_TOKENS", 1)
     config = JambaConfig.from_hf(SMALL)
     cpu, gpu = pair(config, tiny_tensors(config, formats), {1})
     ids = torch.arange(5)
@@ -136,7 +136,7 @@ def test_if_streaming_fails_the_cpu_computes_and_one_warning_says_so(
     def broken(*_: object) -> None:
         raise RuntimeError("CUDA error: the link is down\nand more")
 
-    monkeypatch.setattr(offload, "FEW_TOKENS", 1)
+    monkeypatch.setattr(offload, "MAX_CPU_TOKENS", 1)
     monkeypatch.setattr(offload.HostExperts, "_send", broken)
     config = JambaConfig.from_hf(SMALL)
     cpu, gpu = pair(config, tiny_tensors(config, "legacy"), {1})
@@ -161,7 +161,7 @@ def test_without_page_locked_memory_uploads_work_with_one_warning(
 
     monkeypatch.setattr(upload, "page_locked", none_left)
     monkeypatch.setattr(upload, "_warned", False)
-    monkeypatch.setattr(offload, "FEW_TOKENS", 1)
+    monkeypatch.setattr(offload, "MAX_CPU_TOKENS", 1)
     source = torch.randn(1000, 3)
     with log_lines() as lines:
         assert torch.equal(upload.Uploader(DEVICE, 1024)(source).cpu(), source)

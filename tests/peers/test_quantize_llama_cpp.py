@@ -13,7 +13,7 @@ import pytest
 from jambacli.gguf.reader import GGUFFile
 from jambacli.quantize.imatrix import read_imatrix
 from jambacli.quantize.quantize_file import Request, Result, plan, quantize
-from jambacli.quantize.recipes import Options, get_recipe, parse_tensor_type
+from jambacli.quantize.recipes import RecipeOptions, get_recipe, parse_tensor_type
 from quant.formats import FORMATS
 from tests.peers.record_types import SHAPES as RECORDED_SHAPES
 from tests.peers.record_types import TARGET, compact, read_types
@@ -101,25 +101,25 @@ def test_files_with_an_imatrix_are_equal(source: Path, tmp_path: Path, kind: str
         ("quantize.imatrix.chunks_count", 12),
     ]
     assert llama_quantize.quantize(source, tmp_path / "theirs.gguf", kind, imatrix=means, metadata=told)
-    ours(source, tmp_path / "ours.gguf", kind, imatrix=read_imatrix(path), options=Options(has_imatrix=True))
+    ours(source, tmp_path / "ours.gguf", kind, imatrix=read_imatrix(path), options=RecipeOptions(has_imatrix=True))
     assert (tmp_path / "ours.gguf").read_bytes() == (tmp_path / "theirs.gguf").read_bytes()
 
 
 @pytest.mark.parametrize(
     ("kind", "mine", "theirs"),
     [
-        ("q4_0", Options(pure=True), {"pure": True}),
-        ("q8_0", Options(output="f16"), {"output_tensor_type": FORMATS["f16"].ggml_type}),
-        ("q4_0", Options(embedding="q8_0"), {"token_embedding_type": FORMATS["q8_0"].ggml_type}),
+        ("q4_0", RecipeOptions(pure=True), {"pure": True}),
+        ("q8_0", RecipeOptions(output="f16"), {"output_tensor_type": FORMATS["f16"].ggml_type}),
+        ("q4_0", RecipeOptions(embedding="q8_0"), {"token_embedding_type": FORMATS["q8_0"].ggml_type}),
         (
             "q8_0",
-            Options(tensor_types=[parse_tensor_type(r"blk\.[02]\.ffn_=q4_1"), parse_tensor_type("attn=q6_k")]),
+            RecipeOptions(tensor_types=[parse_tensor_type(r"blk\.[02]\.ffn_=q4_1"), parse_tensor_type("attn=q6_k")]),
             {"tensor_types": [(r"blk\.[02]\.ffn_", FORMATS["q4_1"].ggml_type), ("attn", FORMATS["q6_k"].ggml_type)]},
         ),
     ],
 )
 def test_files_made_with_options_are_equal(
-    source: Path, tmp_path: Path, kind: str, mine: Options, theirs: dict[str, Any]
+    source: Path, tmp_path: Path, kind: str, mine: RecipeOptions, theirs: dict[str, Any]
 ) -> None:
     assert llama_quantize.quantize(source, tmp_path / "theirs.gguf", kind, **theirs)
     ours(source, tmp_path / "ours.gguf", kind, options=mine)

@@ -11,7 +11,7 @@ import pytest
 from jambacli.quantize.recipes import (
     RECIPES,
     Facts,
-    Options,
+    RecipeOptions,
     Tensor,
     get_recipe,
     may_quantize,
@@ -26,12 +26,12 @@ from tests.support.jamba_gguf import Shape, stays_f32, tensors
 
 RECORDED = json.loads((Path(__file__).parent / "llama_cpp_types.json").read_text())
 OPTIONS = {
-    "": Options(),
-    "pure": Options(pure=True),
-    "imatrix": Options(has_imatrix=True),
-    "output q4_k": Options(output="q4_k"),
-    "embedding q8_0": Options(embedding="q8_0"),
-    "patterns": Options(
+    "": RecipeOptions(),
+    "pure": RecipeOptions(pure=True),
+    "imatrix": RecipeOptions(has_imatrix=True),
+    "output q4_k": RecipeOptions(output="q4_k"),
+    "embedding q8_0": RecipeOptions(embedding="q8_0"),
+    "patterns": RecipeOptions(
         tensor_types=[parse_tensor_type("ffn_down=Q6_K"), parse_tensor_type("attn_v|ssm_in=q4_k")],
     ),
 }
@@ -60,7 +60,7 @@ def test_types_are_those_llama_cpp_gave(shape: str, option: str) -> None:
 
 def test_wishes_hold_under_a_float_type_too() -> None:
     listed = tensors_of(SHAPES["small_3b"])
-    options = Options(tensor_types=[parse_tensor_type(r"blk\.[0-3]\.ffn_down=q6_k")], output="q8_0")
+    options = RecipeOptions(tensor_types=[parse_tensor_type(r"blk\.[0-3]\.ffn_down=q6_k")], output="q8_0")
     formats = {c.name: c.format for c in plan(listed, facts_of(SHAPES["small_3b"]), get_recipe("bf16"), options)}
     assert [n for n, f in formats.items() if f == "q6_k"] == [f"blk.{i}.ffn_down.weight" for i in range(4)]
     assert formats["token_embd.weight"] == "q8_0"  # the output: it is tied
@@ -68,7 +68,7 @@ def test_wishes_hold_under_a_float_type_too() -> None:
 
 
 def test_the_first_pattern_wins_and_a_type_of_its_own_before_any() -> None:
-    options = Options(
+    options = RecipeOptions(
         tensor_types=[parse_tensor_type("ATTN_K=q8_0"), parse_tensor_type("attn_=q5_k"), parse_tensor_type(".*=q4_0")],
         output="f16",
         embedding="q4_1",
@@ -106,7 +106,7 @@ def test_a_row_that_fits_no_block_becomes_f16_but_not_where_a_type_was_demanded(
     with pytest.raises(
         ValueError, match=r"token_embd\.weight: a row of 80 values is not a multiple of q4_k's block of 256"
     ):
-        plan(tensors_of(shape), facts_of(shape), get_recipe("q4_0"), Options(embedding="q4_k"))
+        plan(tensors_of(shape), facts_of(shape), get_recipe("q4_0"), RecipeOptions(embedding="q4_k"))
 
 
 def test_order_is_by_layer_then_name() -> None:

@@ -102,7 +102,7 @@ def test_a_pass_takes_the_counted_memory(
     from jambacli.runtime.cuda.load import put_on_gpu
 
     for module in ("jambacli.kernels.triton.ops", "jambacli.runtime.cuda.memory"):
-        monkeypatch.setattr(f"{module}.PANEL_VALUES", 1 << 18)
+        monkeypatch.setattr(f"{module}.DEQUANTIZED_PANEL_VALUES", 1 << 18)
     for module in ("jambacli.kernels.triton.attention", "jambacli.runtime.cuda.memory"):
         monkeypatch.setattr(f"{module}.MASK_VALUES", 1 << 15)
         monkeypatch.setattr(f"{module}.CONVERT_VALUES", 1 << 14)

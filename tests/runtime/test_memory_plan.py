@@ -10,7 +10,7 @@ from jambacli.hardware.devices import Device
 from jambacli.model.config import JambaConfig
 from jambacli.runtime.cuda.memory import CONTEXT_BYTES, gpu_sizes
 from jambacli.runtime.cuda.placement import place
-from jambacli.runtime.memory_plan import Plan, memory_plan, prefill_flops, scratch_bytes
+from jambacli.runtime.memory_plan import MemoryPlan, memory_plan, prefill_flops, scratch_bytes
 
 MINI = JambaConfig.from_hf({})
 MINI_Q4_K_M, MINI_EXPERTS = 31_200_000_000, 27_300_000_000
@@ -22,7 +22,7 @@ def device(kind: str, total: float, available: float | None = None, flops: float
     return Device(kind, kind, kind, int(total * GB), int(free * GB), flops, False, "")
 
 
-def plan(*devices: Device, ctx: int = 262_144, kv_type: str = "f16") -> Plan:
+def plan(*devices: Device, ctx: int = 262_144, kv_type: str = "f16") -> MemoryPlan:
     return memory_plan(MINI, MINI_Q4_K_M, MINI_EXPERTS, ctx, kv_type, devices)
 
 

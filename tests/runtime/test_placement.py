@@ -123,8 +123,8 @@ def test_a_model_that_does_not_fit_is_refused_with_a_remedy(mini: JambaConfig) -
 def test_the_description_warns_if_ram_is_too_small(mini: JambaConfig) -> None:
     found = plan(mini, "q4_k_m", 4096, 24 * GB)
     for ram, short in ((None, False), (64 * GB, False), (found.host, True), (4 * GB, True)):
-        assert ("of RAM are free" in found.describe(ram)) == short
-    assert "4 GB of RAM are free" in found.describe(4 * GB)
+        assert ("of RAM is free" in found.describe(ram)) == short
+    assert "4 GB of RAM is free" in found.describe(4 * GB)
     assert "slow" not in plan(mini, "q4_k_m", 4096, 80 * GB).describe(0)  # nothing stays in RAM
 
 

@@ -284,7 +284,7 @@ def test_states_of_others_are_refused_by_name(model: Jamba, tmp_path: Path) -> N
         model.session(resume="nobody")
     with pytest.raises(UsageError, match="already"):
         model.session(name="mine")
-    with pytest.raises(UsageError, match="not usable"):
+    with pytest.raises(UsageError, match="not valid"):
         model.session(name="../mine")
 
 

@@ -109,7 +109,7 @@ def test_names_are_of_any_script(name: str) -> None:
     ],
 )
 def test_a_name_that_is_none_is_refused_as_it_was_typed(name: str) -> None:
-    with pytest.raises(UsageError, match="is not usable") as refused:
+    with pytest.raises(UsageError, match="is not valid") as refused:
         session_file.check_name(name)
     assert repr(name[:80]) in str(refused.value)
 

@@ -22,7 +22,7 @@ from tests.support.simulated_gpu import simulated_gpu
 if not interpreted():
     pytest.skip("a simulated GPU runs its kernels in Triton's interpreter", allow_module_level=True)
 
-pytestmark = pytest.mark.slow  # the interpreter takes a second or two a token
+pytestmark = pytest.mark.slow  # the interpreter takes a second or two per token
 TEXT = "the quick brown fox jumps over the lazy dog"
 
 

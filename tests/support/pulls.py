@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from jambacli.hub.pull import PullOptions, pull
-from jambacli.hub.store import Entry, Store
+from jambacli.hub.store import Store, StoreEntry
 
 
-def get(name: str, /, **options: Any) -> Entry:
+def get(name: str, /, **options: Any) -> StoreEntry:
     """Pull ``name``, whether it fits or not."""
     return pull(name, PullOptions(**options), lambda fit: None)
 
 
-def file_of(entry: Entry) -> bytes:
+def file_of(entry: StoreEntry) -> bytes:
     """The bytes of the entry's first file."""
     return Store().paths(entry)[0].read_bytes()
 

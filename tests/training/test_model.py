@@ -13,7 +13,7 @@ from jambacli.training.batches import Batches
 from jambacli.training.demo_model import demo_config, export, make_tokenizer
 from jambacli.training.model import TrainableJamba
 from jambacli.training.tokenizer import Encoder
-from jambacli.training.train import Plan, Run, Stage
+from jambacli.training.train import Run, Stage, TrainingPlan
 
 IDS = torch.randint(0, 1536, (1, 70), generator=torch.Generator().manual_seed(3))
 
@@ -74,7 +74,7 @@ def _run(tokenizer_json: Path, folder: Path, steps: int) -> Run:
     torch.manual_seed(1)
     folder.mkdir(exist_ok=True)
     stage = Stage(1 << 30, 128, {64: 1.0}, 0.5, {"told": 1.0, "plain": 1.0})
-    plan = Plan(steps=steps, cool_down=1, stages=(stage,))
+    plan = TrainingPlan(steps=steps, cool_down=1, stages=(stage,))
     return Run(TrainableJamba(demo_config()), Batches(Encoder(tokenizer_json), 1), plan, folder)
 
 
@@ -92,24 +92,26 @@ def test_an_interrupted_run_reaches_the_same_weights(tokenizer_json: Path, tmp_p
 
 
 def test_the_rate_warms_up_stays_and_falls_to_zero() -> None:
-    plan = Plan(steps=1000, decay=(600, 1400), cool_down=100, warmup=10, learning_rate=1.0, last_rate=0.0)
+    plan = TrainingPlan(steps=1000, decay=(600, 1400), cool_down=100, warmup=10, learning_rate=1.0, last_rate=0.0)
     assert plan.rate(0) == pytest.approx(0.1)
     assert plan.rate(10) == plan.rate(600) == 1.0
     assert plan.rate(800) == pytest.approx(0.5 + 0.5 * 2**-0.5)
     assert plan.rate(950) == pytest.approx(plan.rate(900) / 2, rel=0.2)
     assert plan.rate(1000) == 0.0
-    longer = Plan(steps=2000, decay=(600, 1400), cool_down=100, warmup=10, learning_rate=1.0, last_rate=0.0)
+    longer = TrainingPlan(steps=2000, decay=(600, 1400), cool_down=100, warmup=10, learning_rate=1.0, last_rate=0.0)
     assert [plan.rate(s) for s in range(900)] == [longer.rate(s) for s in range(900)]
     assert longer.rate(1500) == 0.0
 
 
 def test_the_second_part_starts_after_the_first_has_cooled_down() -> None:
-    plan = Plan(steps=500, second=400, cool_down=50, warmup=10, second_rate=0.5)
+    plan = TrainingPlan(steps=500, second=400, cool_down=50, warmup=10, second_rate=0.5)
     assert plan.rate(399) < plan.rate(350) / 20
     assert [plan.rate(s) for s in (400, 450, 500)] == [0.5, 0.25, 0.0]
-    first = Plan(steps=400, second=400, cool_down=50, warmup=10, second_rate=0.5)
+    first = TrainingPlan(steps=400, second=400, cool_down=50, warmup=10, second_rate=0.5)
     assert [plan.rate(s) for s in range(400)] == [first.rate(s) for s in range(400)]
-    assert max(Plan().stage(Plan.second).tokens) > max(Plan().stage(Plan.second - 1).tokens)
+    assert max(TrainingPlan().stage(TrainingPlan.second).tokens) > max(
+        TrainingPlan().stage(TrainingPlan.second - 1).tokens
+    )
 
 
 def test_every_token_is_routed_to_top_k_experts(model: TrainableJamba) -> None:

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator
 from typing import IO, Any
 
-from jambacli.documents.extract.pieces import MAX_TEXT, Piece, parts_of_lines
+from jambacli.documents.extract.pieces import MAX_TEXT, DocumentPart, parts_of_lines
 from jambacli.errors import BadFileError, JambaError
 
 _W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
@@ -38,7 +38,7 @@ class _Bounded:
         return data
 
 
-def docx_pieces(path: str, name: str) -> tuple[str, Iterator[Piece]]:
+def docx_pieces(path: str, name: str) -> tuple[str, Iterator[DocumentPart]]:
     """The unit ("page" or "paragraph") and the pieces. Raises BadFileError naming ``name`` when it is not a valid .docx."""
     paragraphs = list(_paragraphs(path, name))
     if any(page > 1 for page, _ in paragraphs):
@@ -46,13 +46,13 @@ def docx_pieces(path: str, name: str) -> tuple[str, Iterator[Piece]]:
     return "paragraph", parts_of_lines((i + 1, text) for i, (_, text) in enumerate(paragraphs))
 
 
-def _pages(paragraphs: list[tuple[int, str]]) -> Iterator[Piece]:
+def _pages(paragraphs: list[tuple[int, str]]) -> Iterator[DocumentPart]:
     pages: dict[int, list[str]] = {}
     for page, text in paragraphs:
         pages.setdefault(page, []).append(text)
     for page, lines in pages.items():
         if text := "\n".join(lines).strip():
-            yield Piece(text, page, page)
+            yield DocumentPart(text, page, page)
 
 
 def _paragraphs(path: str, name: str) -> Iterator[tuple[int, str]]:

@@ -6,13 +6,13 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from jambacli.documents.extract.pieces import Piece
+from jambacli.documents.extract.pieces import DocumentPart
 from jambacli.errors import BadFileError, JambaError
 
 MAX_PAGES = 100_000
 
 
-def pdf_pages(path: str, name: str) -> Iterator[Piece]:
+def pdf_pages(path: str, name: str) -> Iterator[DocumentPart]:
     """All pages; those without text are empty pieces. Raises BadFileError naming ``name`` when the file is encrypted,
     damaged or has no text at all."""
     try:
@@ -34,10 +34,10 @@ def pdf_pages(path: str, name: str) -> Iterator[Piece]:
     for i in range(count):
         text = _page_text(document, i, pypdfium2.PdfiumError)
         if text:
-            yield Piece(text, i + 1, i + 1)
+            yield DocumentPart(text, i + 1, i + 1)
         else:
             empty += 1
-            yield Piece("", i + 1, i + 1)
+            yield DocumentPart("", i + 1, i + 1)
     if empty == count:
         pages = "page has" if count == 1 else f"{count:,} pages have"
         raise BadFileError(name, f"its {pages} no text (a scan?); make it searchable first: ocrmypdf IN OUT")

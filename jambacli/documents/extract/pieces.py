@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 # The length of a part of a text without pages: about a page. Citations name a part, so it must not be long.
 PART_CHARS = 4000
-#: The most text taken from one file, in characters: about 16 million tokens, far more than any context.
+#: Maximum number of characters read from one file: about 16 million tokens, far more than any context.
 MAX_TEXT = 64 << 20
 
 
 @dataclass(frozen=True)
-class Piece:
+class DocumentPart:
     """Text of one file from ``first`` to ``last`` (pages, lines or paragraphs, counted from 1)."""
 
     text: str
@@ -24,7 +24,7 @@ class Piece:
 _Line = tuple[int, str, bool]
 
 
-def parts_of_lines(lines: Iterable[tuple[int, str]], size: int = PART_CHARS) -> Iterator[Piece]:
+def parts_of_lines(lines: Iterable[tuple[int, str]], size: int = PART_CHARS) -> Iterator[DocumentPart]:
     """Numbered lines as pieces of at most ``size`` characters, cut at a blank line if one is near, else at a line end.
 
     A line longer than ``size`` is cut at a space, or within a word if it has none.
@@ -67,7 +67,7 @@ def _blank(held: list[_Line]) -> int:
     return len(held)
 
 
-def _piece(held: list[_Line]) -> Piece | None:
+def _piece(held: list[_Line]) -> DocumentPart | None:
     while held and not held[0][1].strip():
         held = held[1:]
     while held and not held[-1][1].strip():
@@ -77,4 +77,4 @@ def _piece(held: list[_Line]) -> Piece | None:
     text = held[0][1]
     for _, line, continues in held[1:]:
         text += line if continues else "\n" + line
-    return Piece(text, held[0][0], held[-1][0])
+    return DocumentPart(text, held[0][0], held[-1][0])

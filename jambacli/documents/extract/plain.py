@@ -49,7 +49,7 @@ class EmptyFileError(BadFileError):
 
 
 def foreign(data: bytes) -> str | None:
-    """What a file that begins with ``data`` is, if it is a known format other than text; else None."""
+    """The kind of a file that begins with ``data``, if it is a known format other than text; else None."""
     return next((what for magic, what in _MAGIC if data.startswith(magic)), None)
 
 
@@ -119,7 +119,7 @@ def _mixed(data: bytes) -> tuple[str, str] | None:
     if utf8 == 0 or other > utf8:
         return None
     noun = "line is" if other == 1 else "lines are"
-    return "\n".join(out), f"{other:,} {noun} not UTF-8 like the rest; read as Windows-1252"
+    return "\n".join(out), f"{other:,} {noun} not UTF-8, unlike the rest; read as Windows-1252"
 
 
 def _western(data: bytes) -> str | None:
@@ -142,7 +142,7 @@ def _guessed(data: bytes, name: str) -> tuple[str, str]:
         if (text := _western(data)) is not None:
             return text, "it is not UTF-8; read as cp1252 (if that is wrong, convert it with iconv)"
         raise JambaError(
-            f"{name} is not UTF-8; convert it (iconv -f ENCODING -t UTF-8), or install what guesses its encoding: "
+            f"{name} is not UTF-8; convert it (iconv -f ENCODING -t UTF-8), or install an encoding detector: "
             "pip install 'jambacli[docs]'"
         ) from error
     likely = list(from_bytes(data[:_SAMPLE]))

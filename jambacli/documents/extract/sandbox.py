@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jambacli.documents.extract.pieces import Piece
+from jambacli.documents.extract.pieces import DocumentPart
 from jambacli.errors import BadFileError, JambaError
 
 # A page that takes longer than this counts as stuck.
@@ -28,7 +28,7 @@ class Extracted:
     """The text of a file: ``pieces`` in order, numbered by ``unit`` ("page", "line" or "paragraph"), and a remark on it."""
 
     unit: str
-    pieces: list[Piece]
+    pieces: list[DocumentPart]
     remark: str | None = None
 
 
@@ -50,7 +50,7 @@ class Sandbox:
     def extract(self, kind: str, path: str, name: str) -> Extracted:
         """The text of a file of ``kind`` ("pdf", "docx" or "html").
 
-        Raises JambaError, naming ``name``, for any problem with the file, also when the process crashes or hangs on it.
+        Raises JambaError, naming ``name``, for any problem with the file, even when the process crashes or hangs on it.
         """
         process = self._running()
         assert process.stdin is not None
@@ -59,7 +59,7 @@ class Sandbox:
             process.stdin.flush()
         self._served += 1
         unit, remark = "page", None
-        pieces: list[Piece] = []
+        pieces: list[DocumentPart] = []
         while True:
             answer = self._next(name, pieces)
             if "error" in answer:
@@ -69,7 +69,7 @@ class Sandbox:
             if "unit" in answer:
                 unit, remark = answer["unit"], answer["remark"]
             else:
-                pieces.append(Piece(answer["text"], answer["first"], answer["last"]))
+                pieces.append(DocumentPart(answer["text"], answer["first"], answer["last"]))
 
     def close(self) -> None:
         """End the process."""
@@ -112,7 +112,7 @@ class Sandbox:
             threading.Thread(target=collect, name="jamba-extract", daemon=True).start()
         return self._process
 
-    def _next(self, name: str, pieces: list[Piece]) -> dict[str, Any]:
+    def _next(self, name: str, pieces: list[DocumentPart]) -> dict[str, Any]:
         try:
             line = self._answers.get(timeout=self.page_seconds)
         except queue.Empty:

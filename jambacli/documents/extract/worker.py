@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from jambacli.documents.extract.pieces import MAX_TEXT, Piece, parts_of_lines
+from jambacli.documents.extract.pieces import MAX_TEXT, DocumentPart, parts_of_lines
 from jambacli.errors import BadFileError, JambaError
 
 MEMORY = 2 << 30
@@ -30,7 +30,7 @@ def _bound() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _pieces(kind: str, path: str, name: str) -> tuple[str, Iterator[Piece], str | None]:
+def _pieces(kind: str, path: str, name: str) -> tuple[str, Iterator[DocumentPart], str | None]:
     if kind == "pdf":
         from jambacli.documents.extract.pdf import pdf_pages
 
@@ -74,7 +74,7 @@ def _serve(request: dict[str, str], out: IO[str]) -> None:
 def main() -> None:
     """Serve requests until standard input ends."""
     _bound()
-    out, sys.stdout = sys.stdout, sys.stderr  # what a library prints must not mix with the answers
+    out, sys.stdout = sys.stdout, sys.stderr  # output that a library prints must not mix with the answers
     for line in sys.stdin:
         _serve(json.loads(line), out)
 

@@ -1,9 +1,9 @@
-"""Hold a reply to a JSON schema: which tokens may come next, by llguidance.
+"""Constrain a reply to a JSON schema: llguidance says which tokens may come next.
 
 llguidance says in a fraction of a millisecond which of the 65,536 tokens keep the text valid. This module adds three
 things: the document ends validly within the token budget (near its end every choice is tried against the shortest way to
 finish, and replaced where that no longer fits), numbers end (a schema does not limit their digits), and thoughts before
-the answer are free.
+the answer are unconstrained.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _NUMBER = 17
 # The shortest way to finish is searched at every step in the last _NEAR tokens, before that at every _STEP-th.
 _NEAR, _STEP = 64, 16
 # Limits of the search for a way to finish: tries (the first and the last by rule, the others at random, as a pattern may
-# have only one way out); choices in one try; tokens of the longest way; choices within one string, but for the last try.
+# have only one way out); choices in one try; tokens of the longest way; choices within one string, except in the last try.
 _TRIES, _CHOICES, _LONGEST, _IN_STRING = 12, 8192, 1 << 16, 256
-# The most documents that a reply may cite after its JSON.
+# Maximum number of documents that a reply may cite after its JSON.
 _CITED = 32
 
 
@@ -77,7 +77,7 @@ class SchemaConstraint:
         except ImportError as error:
             raise JambaError("replies that follow a schema need: pip install 'jambacli[schema]'") from error
         if not tokenizer.stop_ids:
-            raise JambaError("the model's file names no stop token, which replies that follow a schema need")
+            raise JambaError("the model's file defines no stop token, which replies that follow a schema need")
         self._vocabulary = _vocabulary(tokenizer, n_vocab)
         check_ends(schema)
         options = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -165,12 +165,12 @@ class SchemaConstraint:
         return self._checked % _STEP == 0
 
     def _within_reach(self, token: int) -> int:
-        """``token``, or the first token of the shortest way to finish when ``token`` leads too far from the end."""
+        """``token``, or the first token of the shortest way to finish if ``token`` leads too far from the end."""
         known = self._closing or []
         ahead, text = self._matcher.deep_copy(), copy.copy(self._text)
         ahead.consume_token(token)
         text.push(self._vocabulary.pieces[token])
-        # What finished the document before the token often does after it too (within a string, say): no search then.
+        # The last way to finish often works after this token too (within a string, say): no search then.
         after = known[1:] if known[:1] == [token] else known
         way = after if _leads_out(ahead, after, self._left) else self._way_out(ahead, text, self._left)
         if way is None:
@@ -215,7 +215,7 @@ class SchemaConstraint:
     def _closer(self, matcher: Any, text: _Text, random: np.random.Generator | None) -> int | None:
         """A valid token that seems to lead to the end soonest, with ``random`` sometimes any; None when there is none.
 
-        A string that may not end yet often needs a sign: the @ of an address, a dash.
+        A string that may not end yet often needs a punctuation character: the @ of an address, a dash.
         """
         valid = np.flatnonzero(self._valid(matcher))
         if not len(valid):
@@ -275,7 +275,7 @@ class _Text:
             elif c in "0123456789.+-" or (self._length and c in "eE"):
                 self._length += not (self._exponent and c in "+-")
                 if c in "eE":
-                    self._exponent, self._length = True, _NUMBER - 2  # two digits are left
+                    self._exponent, self._length = True, _NUMBER - 2  # two more digits are allowed
             else:
                 self.in_string, self._escaped = c == '"', False
                 self._length, self._exponent = 0, False
@@ -309,7 +309,7 @@ class Vocabulary:
         #: How soon a token leads to the document's end (0: soonest), outside and inside strings: uint8 [n_vocab].
         self.ranks = np.array([_rank(p) for p in self.pieces], dtype=np.uint8)
         self.ranks_in_string = np.array([_rank_in_string(p) for p in self.pieces], dtype=np.uint8)
-        #: Single signs, quotes among them: bool [n_vocab].
+        #: Single punctuation characters, including quotes: bool [n_vocab].
         self.signs = np.array([len(p) == 1 and p in _SIGNS for p in self.pieces])
         #: Tokens that continue a number, and those of more than one character: bool [n_vocab].
         self.numeric = np.array([p[:1] in _NUMERIC for p in self.pieces])

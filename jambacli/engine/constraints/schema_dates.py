@@ -1,4 +1,4 @@
-"""Hold the dates and times of a JSON schema to the calendar and the clock.
+"""Restrict the dates and times of a JSON schema to valid ones.
 
 llguidance's own ``date`` takes 29 February in every year and the year 0, its ``time`` a 60th second; validators accept neither.
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 _YEAR = r"(000[1-9]|00[1-9]\d|0[1-9]\d\d|[1-9]\d\d\d)"
 _LEAP_YEAR = r"(\d\d(0[48]|[2468][048]|[13579][26])|(0[48]|[2468][048]|[13579][26])00)"
-# llguidance knows how many days the other months have.
+# llguidance checks the days of the other months.
 _DATE = rf"({_YEAR}-((0[13-9]|1[0-2])-\d\d|02-([01]\d|2[0-8]))|{_LEAP_YEAR}-02-29)"
 _TIME = r"\d\d:\d\d:[0-5]\d"
 _PATTERNS = {"date": rf"^{_DATE}$", "time": rf"^{_TIME}", "date-time": rf"^{_DATE}[Tt]{_TIME}"}

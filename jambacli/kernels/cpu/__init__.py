@@ -8,13 +8,13 @@ Few tokens (``decode``, 1 to ``decode.MOST_TOKENS``): a model is a list of steps
     program = Program([MambaStep(attn_norm, eps, in_proj=..., ...), MlpStep(ffn_norm, eps, gate=..., up=..., down=...),
                        ..., AttentionStep(...), ExpertsStep(...), ..., LogitsStep(output_norm, eps, output)])
 
-a sequence's tensors are bound to it (again whenever a KV cache has been reallocated), and one call decodes:
+a sequence's tensors are bound to it (again after a KV cache is reallocated), and one call decodes:
 
-    binding = program.bind([(conv, ssm), None, ..., (k, v), None, ..., None])    # one entry a step
+    binding = program.bind([(conv, ssm), None, ..., (k, v), None, ..., None])    # one entry per step
     x = embed(ids, token_embd)                                                   # float32 [m, hidden]
     program.run(x, n_past, binding, logits)                                      # logits float32 [n, vocab], last n tokens
 
-Results are bit-identical whatever the number of threads, and whether tokens come one or several at a time. ``linear`` and
+Results are bit-identical for any number of threads, and for tokens one or several at a time. ``linear`` and
 ``run_single`` do one product or one step. Many tokens at once: ``prefill``.
 """
 

@@ -1,7 +1,7 @@
 """Decode steps as objects: one per mixer, feed-forward network or output matrix, run together in one call of the library.
 
 Steps keep the tensors of their weights alive and pass their addresses to decode/steps.cpp. A step includes its norm and
-its addition to the residual stream. Steps are made once a model; a sequence's tensors are bound to them by
+its addition to the residual stream. Steps are made once per model; a sequence's tensors are bound to them by
 ``Program.bind``, and ``Program.run`` is one foreign call for a few tokens (made for 1 to 16).
 """
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from quant.formats import QTensor
 
-#: Tokens up to which a step beats the kernels made for many tokens.
+#: Largest token count for which a step is faster than the prefill kernels.
 MOST_TOKENS = 16
 
 

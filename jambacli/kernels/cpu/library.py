@@ -103,7 +103,7 @@ def cpu_features() -> dict[str, str | int | bool]:
 
 
 def default_threads() -> int:
-    """Threads to use when the user names none: the cores this process may run on."""
+    """Threads to use by default: the cores this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return max(1, len(os.sched_getaffinity(0)))
     return os.cpu_count() or 1

@@ -1,6 +1,6 @@
-"""The C struct of a weight (base/abi.h) as ctypes, and what kernels ask of tensors.
+"""The C struct of a weight (base/abi.h) as ctypes, and the checks of tensors that kernels need.
 
-A struct holds addresses only: whoever makes one keeps the tensors it points to alive.
+A struct holds only addresses: its creator must keep the tensors alive that it points to.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The model's operations as Triton kernels for CUDA GPUs, and a check whether they can run.
+"""The model's operations as Triton kernels for CUDA GPUs, and a check that they can run.
 
 Importing this package does not import triton.
 """
@@ -38,7 +38,7 @@ def start_problem() -> str | None:
         from triton.runtime import driver
 
         driver.active.get_current_device()
-    except Exception as error:  # Triton defines what a failing compiler raises
+    except Exception as error:  # the type of a compiler's failure is Triton's
         return f"triton does not start ({first_line(error)}); it needs gcc or clang, and Python's headers"
     return None
 
@@ -54,4 +54,4 @@ def triton_version() -> tuple[int, int] | None:
         major, minor = importlib.metadata.version("triton").split(".")[:2]
         return int(major), int("".join(c for c in minor if c.isdigit()) or 0)
     except (importlib.metadata.PackageNotFoundError, ValueError):
-        return 99, 0  # a build of its own, without a release's name
+        return 99, 0  # a custom build without a release number

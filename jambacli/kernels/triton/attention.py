@@ -48,7 +48,7 @@ def _split_kernel(
             q + heads[:, None] * DIM + j[None, :], mask=(i < GROUP)[:, None] & (j < DIM)[None, :], other=0
         )
         queries = (queries * scale).to(DOT)
-        most = tl.full((GP,), float("-inf"), tl.float32)
+        running_max = tl.full((GP,), float("-inf"), tl.float32)
         mass = tl.zeros((GP,), tl.float32)
         sums = tl.zeros((GP, DP), tl.float32)
         for start in range(0, SPLIT, BK):
@@ -59,16 +59,16 @@ def _split_kernel(
                 keys = _cache_rows(k, at, head * head_stride, j, inside, Q8).to(DOT)
                 scores = dot(queries, tl.trans(keys), tl.zeros((GP, BK), tl.float32))
                 scores = tl.where((key < seen)[None, :], scores, float("-inf"))
-                new = tl.maximum(most, tl.max(scores, 1))
+                new = tl.maximum(running_max, tl.max(scores, 1))
                 p = tl.exp(scores - new[:, None])
-                shrink = tl.exp(most - new)
+                shrink = tl.exp(running_max - new)
                 mass = mass * shrink + tl.sum(p, 1)
                 values = _cache_rows(v, at, head * head_stride, j, inside, Q8).to(DOT)
                 sums = dot(p.to(DOT), values, sums * shrink[:, None])
-                most = new
+                running_max = new
         row = heads.to(tl.int64) * n_splits + run
         tl.store(part + row[:, None] * DIM + j[None, :], sums, mask=(i < GROUP)[:, None] & (j < DIM)[None, :])
-        tl.store(top + row, most, mask=i < GROUP)
+        tl.store(top + row, running_max, mask=i < GROUP)
         tl.store(total + row, mass, mask=i < GROUP)
 
 
@@ -88,7 +88,7 @@ def _split_vector_kernel(
     if run * SPLIT < seen:
         j = tl.arange(0, DP)
         query = tl.load(q + head * DIM + j, mask=j < DIM, other=0) * scale
-        most = tl.full((BK,), float("-inf"), tl.float32)
+        running_max = tl.full((BK,), float("-inf"), tl.float32)
         mass = tl.zeros((BK,), tl.float32)
         sums = tl.zeros((BK, DP), tl.float32)
         for start in range(0, SPLIT, BK):
@@ -99,15 +99,15 @@ def _split_vector_kernel(
                 keys = _cache_rows(k, at, head // GROUP * head_stride, j, inside, Q8)
                 values = _cache_rows(v, at, head // GROUP * head_stride, j, inside, Q8)
                 scores = tl.where(key < seen, tl.sum(keys * query[None, :], 1), float("-inf"))
-                new = tl.maximum(most, scores)
+                new = tl.maximum(running_max, scores)
                 base = tl.where(new > float("-inf"), new, 0.0)  # a softmax that has seen no key yet
                 p = tl.exp(scores - base)
-                shrink = tl.exp(most - base)
+                shrink = tl.exp(running_max - base)
                 mass = mass * shrink + p
                 sums = sums * shrink[:, None] + p[:, None] * values
-                most = new
-        largest = tl.max(most, 0)
-        weight = tl.exp(most - largest)
+                running_max = new
+        largest = tl.max(running_max, 0)
+        weight = tl.exp(running_max - largest)
         row = head.to(tl.int64) * n_splits + run
         tl.store(part + row * DIM + j, tl.sum(sums * weight[:, None], 0), mask=j < DIM)
         tl.store(top + row, largest)
@@ -124,20 +124,20 @@ def _join_kernel(
     j = tl.program_id(1) * BD + tl.arange(0, BD)
     runs = tl.load(position).to(tl.int32) // SPLIT + 1
     row = head.to(tl.int64) * n_splits
-    most = float("-inf")
+    running_max = float("-inf")
     mass = 0.0
     sums = tl.zeros((BD,), tl.float32)
     for start in range(0, runs, BS):
         s = start + tl.arange(0, BS)
         tops = tl.load(top + row + s, mask=s < runs, other=float("-inf"))
-        new = tl.maximum(most, tl.max(tops, 0))
+        new = tl.maximum(running_max, tl.max(tops, 0))
         weight = tl.exp(tops - new)
-        shrink = tl.exp(most - new)
+        shrink = tl.exp(running_max - new)
         mass = mass * shrink + tl.sum(weight * tl.load(total + row + s, mask=s < runs, other=0), 0)
         at = part + (row + s)[:, None] * DIM + j[None, :]
         values = tl.load(at, mask=(s < runs)[:, None] & (j < DIM)[None, :], other=0)
         sums = sums * shrink + tl.sum(values * weight[:, None], 0)
-        most = new
+        running_max = new
     tl.store(out + head * DIM + j, sums / mass, mask=j < DIM)
 
 
@@ -214,7 +214,7 @@ def decode(
     """One token's attention: q float32 [n_heads, head_dim] over keys 0 .. position, into ``out`` of q's shape.
 
     k, v as in ``reference.attention``; position int32 [1] on the device; products in ``dtype``, sums in float32. Runs
-    without keys end at once, so ``scratch`` can be made for the whole cache.
+    without keys end immediately, so ``scratch`` can be made for the whole cache.
     """
     from jambacli.kernels.triton.launch import triton_dtype
 

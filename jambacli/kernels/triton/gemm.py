@@ -20,7 +20,7 @@ from jambacli.kernels.triton.tiles import values
 
 
 def block_rows(rows: float) -> int:
-    """Rows of x per program: the more, the less often weights are dequantized.
+    """Rows of x per program; with more rows, weights are dequantized less often.
 
     Only two choices, since each compiles another kernel. Matrix units idle for some rows; weights are read once either way.
     """

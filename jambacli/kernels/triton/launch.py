@@ -53,7 +53,7 @@ def cdiv(a: int, b: int) -> int:
 
 
 #: Measured tiles of the matrix-vector product by (rows, groups), which override the rule. ``gpu_check`` prints them.
-#: Empty until someone has measured on a GPU.
+#: Empty until measured on a GPU.
 TUNED: dict[tuple[int, int], Tile] = {}
 
 

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-#: The most rows (of an expert, on average) for which weights are dequantized in registers instead of in memory.
+#: Maximum number of rows (of an expert, on average) for which weights are dequantized in registers, not in memory.
 FEW_ROWS = 64
 #: Values of a dequantized panel of a matrix (the whole output matrix of Mini would take 0.5 GB).
-PANEL_VALUES = 1 << 27
+DEQUANTIZED_PANEL_VALUES = 1 << 27
 #: Values of a weight that a GPU repacks at once; temporaries take up to eight bytes per value.
 REPACK_VALUES = 1 << 24
 #: Values of a mask of queries by keys, for cases in which torch's fused attention needs one.

@@ -15,7 +15,7 @@ from jambacli.kernels import Ops, reference
 from jambacli.kernels.triton import attention as attend
 from jambacli.kernels.triton import conv, dequant, experts, gemm, gemv, norm, scan
 from jambacli.kernels.triton.launch import as_packed
-from jambacli.kernels.triton.limits import FEW_ROWS, PANEL_VALUES
+from jambacli.kernels.triton.limits import DEQUANTIZED_PANEL_VALUES, FEW_ROWS
 from jambacli.kernels.triton.repack import Packed, select
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def _multiply(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 class TritonOps:
-    """The operations with products in ``dtype``; ``host`` and ``keys`` compute what is in host memory."""
+    """The operations with products in ``dtype``; ``host`` and ``keys`` compute experts and attention in host memory."""
 
     def __init__(self, dtype: torch.dtype, host: HostExperts | None = None, keys: HostKeys | None = None) -> None:
         self.dtype = dtype
@@ -92,7 +92,7 @@ class TritonOps:
         if x.shape[0] <= FEW_ROWS and self.dtype != torch.float16:
             return gemm.gemm(x, packed, dtype=self.dtype)
         n_out, n_in = packed.shape
-        panel = max(1, PANEL_VALUES // n_in)
+        panel = max(1, DEQUANTIZED_PANEL_VALUES // n_in)
         if n_out <= panel:
             return product(x, dequant.dequantize(packed, self.dtype))
         out = torch.empty(x.shape[0], n_out, device=x.device)

@@ -229,7 +229,7 @@ class _Rows:
         """Store the fields of a format's blocks, for r rows.
 
         d bytes uint8 [r, ., 2 or 4]; ``bytes_`` plane q as it is; ``levels`` uint8 [r, G, 32] below 16; ``pairs`` and
-        ``high_pairs`` below 4; ``bit`` below 2; ``word`` bytes of plane h; s bytes uint8, one or two a group.
+        ``high_pairs`` below 4; ``bit`` below 2; ``word`` bytes of plane h; s bytes uint8, one or two per group.
         """
         import torch
 

@@ -89,7 +89,7 @@ def load_half(
 
 @triton.jit
 def _moved(word, by: tl.constexpr):
-    """The word shifted left by so many bits, right if negative."""
+    """The word shifted left by this many bits, right if negative."""
     if by >= 0:
         moved = word << by
     else:

@@ -1,8 +1,8 @@
 """Decode on a GPU: one token through the model as a few fused kernels per layer on fixed buffers, replayed as CUDA graphs.
 
 The kernels compute the same as ``Layer.forward``. The first token launches them one by one, the second records them, and from
-then on a step is one graph, or one per stretch between layers that the CPU computes. If recording fails, steps go on kernel
-by kernel, and a log record says so.
+then on a step is one graph, or one per stretch between layers that the CPU computes. If recording fails, steps continue
+kernel by kernel, with a warning.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ class CudaDecoder:
             self._side = torch.cuda.Stream(self._device)
         self._side.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._side):
-            # Other threads may use the GPU meanwhile, for example to send experts.
+            # Other threads may use the GPU during the recording, for example to send experts.
             graph.capture_begin(capture_error_mode="thread_local")
             try:
                 for step in stretch:

@@ -1,7 +1,7 @@
 """Loads a model on a GPU: makes the memory plan, uploads the weights, chooses the operations, runs a trial.
 
-If Triton's kernels cannot run (no Triton, one that is too old, an old GPU), plain torch computes on the GPU instead, slower,
-and a log record says why.
+If Triton's kernels cannot run (Triton is missing or too old, or the GPU is), plain torch computes on the GPU instead, more
+slowly, and a warning says why.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes free on a GPU, after releasing what this process no longer uses."""
+    """Bytes free on a GPU, after releasing unused memory of this process."""
     gc.collect()
     torch.cuda.empty_cache()
     return int(torch.cuda.mem_get_info(device)[0])
@@ -150,7 +150,7 @@ _TRIAL_LENGTHS = (1, 3, 40, 300)
 
 
 def trial_run(model: JambaModel, lengths: Sequence[int] = _TRIAL_LENGTHS) -> None:
-    """Run a few passes, so that kernels that do not compile and memory that runs out fail now, not during an answer.
+    """Run a few passes, so that compile errors and a lack of memory appear now, not during an answer.
 
     Only the short ones if nothing is compiled, or with experts in host memory: longer ones would read all of these from the
     file and send them to the GPU. Raises whatever torch, Triton and CUDA raise, JambaError for logits that are not finite.
@@ -196,7 +196,7 @@ def load_on_gpu(
         if plan.host_layers or plan.host_kv:
             kept = "experts" if plan.host_layers else "keys and values"
             raise JambaError(f"{problem}; without it {kept} cannot stay in RAM", remedy="use {device} cpu")
-        logger.info("%s: computing on the GPU through plain torch, which is slower", problem)
+        logger.info("%s: using plain torch on the GPU, which is slower", problem)
         return through_torch(config, tensor, device, source)
     remedy = (
         "{cpu_experts} sets how many layers keep their experts in RAM"

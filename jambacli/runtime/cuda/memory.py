@@ -1,4 +1,4 @@
-"""How many bytes a model takes on a GPU: its weights in planes, and the working memory beside them.
+"""How many bytes a model takes on a GPU: its weights in planes, and its working memory.
 
 The working memory holds, at the same time,
 - keys and values of the whole context, the Mamba state and the checkpoints of it;
@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 
 from jambacli.kernels.triton.limits import (
     CONVERT_VALUES,
+    DEQUANTIZED_PANEL_VALUES,
     FEW_ROWS,
     MASK_VALUES,
-    PANEL_VALUES,
     REPACK_VALUES,
     SCAN_CHUNK,
     SPLIT,
@@ -33,7 +33,7 @@ from quant.formats import FORMATS
 
 #: Alignment of the tensors in a slot.
 ALIGNED = 256
-#: Size of a process's CUDA context. It is missing from the free memory as soon as torch has used the GPU.
+#: Size of a process's CUDA context. It is no longer part of the free memory once torch has used the GPU.
 CONTEXT_BYTES = 450_000_000
 # Allocated later: cuBLAS with its workspace, compiled kernels, recorded graphs.
 _LIBRARY_BYTES = 250_000_000
@@ -95,7 +95,7 @@ def gpu_sizes(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> GpuSizes:
     """The sizes of tensors given as (format, shape) by GGUF name."""
     found = GpuSizes()
     for name, (fmt, shape) in tensors.items():
-        if not shape:  # a scalar is none of the model's weights
+        if not shape:  # a scalar is not a weight of the model
             continue
         rows, n = math.prod(shape[:-1]), shape[-1]
         layer = expert_layer(name)
@@ -148,7 +148,7 @@ def working_memory(
     *,
     cpu_kv: bool = False,
 ) -> int:
-    """Bytes on a GPU beside the weights, for ``ctx`` tokens and a prefill of ``chunk`` tokens at a time.
+    """Bytes on a GPU besides the weights, for ``ctx`` tokens and a prefill of ``chunk`` tokens at a time.
 
     ``host_layers``: layers whose experts stay in host memory. ``cpu_kv``: keys and values stay there too.
     """
@@ -187,16 +187,16 @@ def prefill_bytes(
                     channel and 128 tokens, or the product of y
     attention       x and its norm; q; keys and values, if they are converted or come from host memory; q and the result in
                     2 bytes (4 with an f32 cache); the result in float32, possibly twice
-    dense network   x before and after the mixer, its norm; gate and up (ffn each) beside the second product
+    dense network   x before and after the mixer, its norm; gate and up (ffn each) and the second product
     experts         the same, and the gathered rows and results, top_k per token, assuming that the router sends all tokens
                     to one expert; then twice the results while they are weighted
     """
     c, h, d, f = config, config.hidden, config.d_inner, config.ffn
-    most = 0
+    peak = 0
     if c.n_mamba_layers:
         held = 4 * n * (2 * h + 5 * d)
         scan = 4 * d * (c.d_state + 1) * -(-n // SCAN_CHUNK)
-        most = max(4 * n * 2 * h + _product(n, h, 2 * d), held + max(scan, _product(n, d, h)))
+        peak = max(4 * n * 2 * h + _product(n, h, 2 * d), held + max(scan, _product(n, d, h)))
     if c.n_attention_layers:
         width = c.n_heads * c.head_dim
         one = 4 if kv_type == "f32" else 2
@@ -207,22 +207,22 @@ def prefill_bytes(
         if cpu_kv:
             keys += ctx * c.kv_bytes_per_token(kv_type) // c.n_attention_layers
         attention = 3 * one * n * width + 2 * 4 * n * width + 5 * MASK_VALUES
-        most = max(most, 4 * n * (2 * h + width) + max(keys + attention, _product(n, width, h)))
+        peak = max(peak, 4 * n * (2 * h + width) + max(keys + attention, _product(n, width, h)))
     beside = 4 * n * 3 * h
     if c.n_moe_layers < c.n_layers:
-        most = max(most, beside + _mlp(n, h, f))
+        peak = max(peak, beside + _mlp(n, h, f))
     if c.n_moe_layers:
-        most = max(most, beside + _experts(c, n, repacked))
-    return most
+        peak = max(peak, beside + _experts(c, n, repacked))
+    return peak
 
 
 def _product(n: int, n_in: int, n_out: int) -> int:
     """Temporaries and result, float32 [n, n_out], of many rows times a dequantized matrix.
 
     With float16 operands x is scaled in float32 first and the result scaled back. A GPU without products into float32 also
-    holds the result in 2 bytes. If the matrix has several panels, a panel's product lies beside the result.
+    holds the result in 2 bytes. If the matrix has several panels, a panel's product is in memory in addition to the result.
     """
-    rows = min(n_out, max(1, PANEL_VALUES // n_in))
+    rows = min(n_out, max(1, DEQUANTIZED_PANEL_VALUES // n_in))
     panel = 2 * rows * n_in + max(6 * n * n_in, 2 * n * n_in + 6 * n * rows, 8 * n * rows)
     return panel + (4 * n * n_out if rows < n_out else 0)
 
@@ -236,10 +236,10 @@ def _experts(c: JambaConfig, n: int, repacked: int | None) -> int:
     """A layer's experts on n tokens: grouped, one by one, or streamed (``repacked``)."""
     h, f, k = c.hidden, c.ffn, c.n_experts_used
     few = min(n, FEW_ROWS * c.n_experts // k)
-    most = 4 * few * k * (f + 3 * h) + 4 * few * h
+    peak = 4 * few * k * (f + 3 * h) + 4 * few * h
     rows = 2 * 4 * n * k * h
     if n > few:
-        most = max(most, rows + _mlp(n, h, f), 2 * rows + 4 * n * h)
+        peak = max(peak, rows + _mlp(n, h, f), 2 * rows + 4 * n * h)
     if repacked is not None:
-        most = max(most, rows + repacked + max(_mlp(n, h, f), 8 * REPACK_VALUES), 2 * rows + 4 * n * h)
-    return most
+        peak = max(peak, rows + repacked + max(_mlp(n, h, f), 8 * REPACK_VALUES), 2 * rows + 4 * n * h)
+    return peak

@@ -2,9 +2,9 @@
 
 For a few tokens the CPU's kernels compute a layer's whole feed-forward half, or its attention, and only the residual stream
 or a token's queries are copied. For many tokens the weights are streamed to the GPU: a thread copies an expert's blocks into
-page-locked memory, a CUDA stream of its own sends them, and the GPU repacks and multiplies one expert while the next is
+page-locked memory, a separate CUDA stream sends them, and the GPU repacks and multiplies one expert while the next is
 being sent. A layer's keys and values are copied to the GPU for the duration of its attention. If streaming fails, the CPU
-computes, and a log record says so.
+computes, with a warning.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from quant.formats import QTensor
 
 logger = logging.getLogger(__name__)
 
-#: The most tokens for which the CPU computes; for more, weights are streamed to the GPU.
-FEW_TOKENS = 16
+#: Maximum number of tokens that the CPU computes; for more, weights are streamed to the GPU.
+MAX_CPU_TOKENS = 16
 
 
 @dataclass
@@ -64,7 +64,7 @@ class HostExperts:
         self, x: torch.Tensor, router: torch.Tensor, gate: QTensor, up: QTensor, down: QTensor, top_k: int
     ) -> torch.Tensor:
         """See ``reference.experts``: x float32 [T, hidden], router and result on the GPU, the experts in host memory."""
-        if x.shape[0] > FEW_TOKENS and self._streaming:
+        if x.shape[0] > MAX_CPU_TOKENS and self._streaming:
             try:
                 return self._streamed(x, router, (gate, up, down), top_k)
             except RuntimeError as error:
@@ -79,7 +79,7 @@ class HostExperts:
             torch.cuda.synchronize(self._device)
         self._slots = []
         logger.warning(
-            "experts cannot be streamed to the GPU (%s): the CPU computes those in RAM; long prompts are slower",
+            "experts cannot be streamed to the GPU (%s): the CPU computes the experts in RAM; long prompts will be slower",
             first_line(error),
         )
         if self._cuda:

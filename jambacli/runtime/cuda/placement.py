@@ -2,8 +2,8 @@
 
 What every token reads (mixers, dense networks, routers, output) goes to the GPU. Experts are most of a mixture's bytes and few
 of them are active, so they stay in host memory first, whole layers at a time and the last layers first: the GPU then decodes
-in one stretch up to the first of these. Before that the plan makes the pieces of prefill smaller, which makes prefill a
-little slower but not decode.
+in one stretch up to the first of these. Before that the plan makes the pieces of prefill smaller, which slows prefill a
+little but not decode.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jambacli.model.config import JambaConfig
 from jambacli.runtime.cuda.memory import GpuSizes, slot_bytes, working_memory
 from jambacli.units import format_bytes
 
-#: Prompt tokens that a GPU takes through the layers at a time: so many that dequantizing costs little beside multiplying.
+#: Prompt tokens that a GPU takes through the layers at a time: enough that dequantization is cheap next to the matrix products.
 PREFILL_CHUNK = 4096
 #: The choices, largest first; the smaller ones are for GPUs with little memory.
 CHUNKS = (PREFILL_CHUNK, 2048, 1024, 512)
@@ -68,7 +68,7 @@ class Placement:
         if self.host_bytes:
             line += f"; page-locked buffers: {format_bytes(self.pinned)}"
             if free_ram is not None and self.host_bytes > free_ram:
-                line += f"; only {format_bytes(free_ram)} of RAM are free: this will be very slow"
+                line += f"; only {format_bytes(free_ram)} of RAM is free: this will be very slow"
         if self.chunk < PREFILL_CHUNK:
             line += f"; prompts are read {self.chunk} tokens at a time to save memory"
         return line
@@ -93,24 +93,24 @@ def place(
     """The best plan that fits, for tensors of ``sizes`` (``memory.gpu_sizes``) and ``ctx`` tokens of ``kv_type``.
 
     ``free``: bytes free on the GPU. ``gpu_memory``, ``cpu_experts``, ``cpu_kv`` as in ``DeviceOptions``. Raises UsageError for
-    an impossible ``cpu_experts``, JambaError with a remedy if even the smallest plan does not fit.
+    an invalid ``cpu_experts``, JambaError with a remedy if even the smallest plan does not fit.
     """
-    most = len(sizes.experts)
-    if cpu_experts is not None and not 0 <= cpu_experts <= most:
+    n_moe = len(sizes.experts)
+    if cpu_experts is not None and not 0 <= cpu_experts <= n_moe:
         raise UsageError(
-            f"is not possible: this model has {most} layers with experts", field="cpu_experts", value=cpu_experts
+            f"is not possible: this model has {n_moe} layers with experts", field="cpu_experts", value=cpu_experts
         )
     budget = usable(free, gpu_memory)
     kv = ctx * config.kv_bytes_per_token(kv_type)
     order = sorted(sizes.experts, reverse=True)
     plan = None
-    for n, chunk in _choices(most) if cpu_experts is None else ((cpu_experts, chunk) for chunk in CHUNKS):
+    for n, chunk in _choices(n_moe) if cpu_experts is None else ((cpu_experts, chunk) for chunk in CHUNKS):
         on_host = order[:n]
         host = sum(sizes.experts[layer] for layer in on_host)
         working = working_memory(config, sizes, ctx, kv_type, chunk, on_host, cpu_kv=cpu_kv)
         pinned = 2 * slot_bytes(sizes, on_host) + 2 * PIECE
         plan = Placement(
-            budget, sizes.total - host, working, host, frozenset(on_host), most, kv if cpu_kv else 0, chunk, pinned
+            budget, sizes.total - host, working, host, frozenset(on_host), n_moe, kv if cpu_kv else 0, chunk, pinned
         )
         if plan.spare >= 0:
             return plan
@@ -118,14 +118,14 @@ def place(
     raise _too_big(plan, config, ctx, kv_type, cpu_experts is not None)
 
 
-def _choices(most: int) -> Iterator[tuple[int, int]]:
+def _choices(n_moe: int) -> Iterator[tuple[int, int]]:
     """(layers with experts in host memory, tokens per piece of prefill), the fastest first.
 
     Every piece of a prompt streams all experts in host memory again, so with these small pieces come last.
     """
     yield from ((0, chunk) for chunk in CHUNKS)
-    yield from ((n, CHUNKS[0]) for n in range(1, most + 1))
-    yield from ((most, chunk) for chunk in CHUNKS[1:])
+    yield from ((n, CHUNKS[0]) for n in range(1, n_moe + 1))
+    yield from ((n_moe, chunk) for chunk in CHUNKS[1:])
 
 
 def _too_big(plan: Placement, config: JambaConfig, ctx: int, kv_type: str, chosen: bool) -> JambaError:

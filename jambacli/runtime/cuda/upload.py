@@ -1,7 +1,7 @@
 """Copies tensors from host memory to a GPU, through page-locked buffers.
 
-A GPU reads page-locked memory asynchronously and about twice as fast as other memory. If none can be had (a low limit, some
-virtual machines), ordinary memory is used, slower, and a log record says so.
+A GPU reads page-locked memory asynchronously and about twice as fast as other memory. If none is available (a low limit, some
+virtual machines), ordinary memory is used, which is slower, and a warning says so.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def staging(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) ->
         if not _warned:
             _warned = True
             logger.warning(
-                "no page-locked memory is available (%s): what stays in RAM reaches the GPU more slowly",
+                "no page-locked memory is available (%s): transfers from RAM to the GPU will be slower",
                 first_line(error),
             )
         return torch.empty(shape, dtype=dtype)

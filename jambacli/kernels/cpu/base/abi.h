@@ -22,7 +22,7 @@ using namespace native;
 #endif
 
 // One weight matrix as it lies in its file, or a stack of them (experts), rows one after another. `type` is a GGML type id;
-// kI8 needs `scale`, one factor a row. structs.py mirrors it.
+// kI8 needs `scale`, one factor per row. structs.py mirrors it.
 struct Matrix {
     const uint8_t* data;
     const float* scale;

@@ -34,7 +34,7 @@ const InnerKernels& inner_kernels() {
     static const InnerKernels* tables[kMost] = {};
     const int level = static_cast<int>(isa());
     std::lock_guard<std::mutex> lock(mutex);
-    if (!tables[level]) tables[level] = new InnerKernels(make());  // one a level, for the life of the process
+    if (!tables[level]) tables[level] = new InnerKernels(make());  // one per level, for the life of the process
     return *tables[level];
 }
 

@@ -6,7 +6,7 @@
 
 namespace jamba {
 
-// Rows of one weight matrix: `n` values a row in `row_bytes` bytes; `scale` has one factor a row for int8 rows, else null.
+// Rows of one weight matrix: `n` values per row in `row_bytes` bytes; `scale` has one factor per row for int8 rows, else null.
 struct Rows {
     const uint8_t* data;
     const uint8_t* end;  // of the matrix: nothing from here on may be read

@@ -29,7 +29,7 @@ constexpr bool kFullBytes = false;
 struct Unpacked {
     __m512i w[4];
     __m512 scale;
-    __m512 offset16;  // of groups of 16: one a group, the factor itself where the offset is a multiple of it
+    __m512 offset16;  // of groups of 16: one per group, the factor itself where the offset is a multiple of it
 };
 
 // The scaling of the sums' lanes: none; lanes 8-15 by 1/16; lanes 4-7 and 12-15 by 1/16; by 4^-j for Q2_K.

@@ -1,6 +1,6 @@
 // Dequantization of block formats to bf16 panels on AVX-512.
 //
-// A format of b bits has 2^b values a sub-block, so up to five bits the values are computed once, into a table of 32
+// A format of b bits has 2^b values per sub-block, so up to five bits the values are computed once, into a table of 32
 // bf16 words (one or more sub-blocks), and each weight is one lookup: a third of the work of converting, scaling and
 // rounding every weight. The wider formats do the latter. Every value is scale * q - offset in f32 (one rounding), then
 // rounded to nearest even.

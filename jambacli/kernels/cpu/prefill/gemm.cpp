@@ -18,7 +18,7 @@ thread_local Buffer packed_inputs, packed_gated, panel, products;
 struct Weight {
     int type;
     const uint8_t* data;
-    const float* scale;  // one factor a row, or null
+    const float* scale;  // one factor per row, or null
     int64_t n, k;
 
     int64_t row_bytes() const { return k / type_info(type).values * type_info(type).bytes; }

@@ -3,7 +3,7 @@
 //
 // Each format has, besides Of256: kGroup, the values that share a scale (32 or 16); kSigned, whether the bytes are int8
 // (else they are below 64); kOffset, whether `offset` is used. The value is scale * byte - offset, with `scale` and `offset`
-// holding one float a group (8 or 16 of them).
+// holding one float per group (8 or 16 of them).
 #pragma once
 
 #include <immintrin.h>

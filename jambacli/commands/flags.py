@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-#: Options whose flag is not their name with dashes.
+#: Options whose flag differs from their name with dashes.
 _FLAGS = {
     "temperature": "--temp",
     "store": "--no-store",
