@@ -9,7 +9,7 @@ def main() -> None:
     weights = torch.randn(256, 1024, generator=torch.Generator().manual_seed(0)) * 0.02
     print(f"{'format':<8} {'bits':>6} {'rms error':>10}")
     for name, form in FORMATS.items():
-        if not form.native or name in ("f32", "i8"):
+        if not form.writable or name in ("f32", "i8"):
             continue
         blocks = quantize(weights, name)
         error = (dequantize(blocks, name) - weights).square().mean().sqrt() / weights.square().mean().sqrt()

@@ -1,7 +1,7 @@
 """Blocks to values: the public ``dequantize``, which checks its arguments and picks the implementation.
 
-C++ for CPU tensors, torch for any device; both give the values that the ``gguf`` package gives. Formats that this package
-does not implement go through that package, with a warning.
+C++ for CPU tensors, torch for any device; both give the values that the ``gguf`` package gives. A format without code of
+its own goes through that package, with a warning.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from quant import native
 from quant.backends import uses_native
-from quant.formats import FLOATS, IQ4, K_QUANTS, LEGACY, Format, float_format, get_format
+from quant.formats import FLOATS, IQ4, K_QUANTS, LEGACY, MXFP4, Format, float_format, get_format
 from quant.rows import Rows, host_tensor
 
 if TYPE_CHECKING:
@@ -135,13 +135,17 @@ def torch_dequantizer(source: Format) -> TorchDequantizer:
         from quant import legacy
 
         return legacy.DEQUANTIZERS[name]
-    if source.native or name in ("i16", "i32", "i64", "f64"):
+    if name in MXFP4:
+        from quant.mxfp4 import dequantize_mxfp4
+
+        return dequantize_mxfp4
+    if source.block == 1:
         raise ValueError(f"{name} holds plain numbers, not blocks; read it as that type")
     return _through_gguf(source)
 
 
 def _through_gguf(source: Format) -> TorchDequantizer:
-    """The ``gguf`` package's dequantizer, for formats that this package does not implement."""
+    """The ``gguf`` package's dequantizer, for formats without a dequantizer of their own."""
     import torch
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize as gguf_dequantize

@@ -1,7 +1,7 @@
 """The table of block formats: name, GGML type id, values and bytes per block.
 
-Sizes are those of the GGUF specification (ggml's block structs). This package implements the ``native`` formats; the rest
-are listed so that a file that uses them can be described, or refused by name.
+Sizes are those of the GGUF specification (ggml's block structs). Every format can be described; most can be read, in
+torch or through the ``gguf`` package. ``writable`` and ``native`` say what else there is for a format.
 """
 
 from __future__ import annotations
@@ -15,13 +15,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Format:
-    """One storage format of a tensor row: ``block`` values in ``block_bytes`` bytes."""
+    """One storage format of a tensor row: ``block`` values in ``block_bytes`` bytes.
+
+    ``writable``: there is a quantizer, so files can be written in it. ``native``: the C++ kernels compute with its blocks;
+    the weights of other formats are dequantized in torch first.
+    """
 
     name: str
     ggml_type: int
     block: int
     block_bytes: int
-    native: bool = True
+    writable: bool = False
+    native: bool = False
 
     @property
     def bits_per_weight(self) -> float:
@@ -36,45 +41,46 @@ class Format:
 
 
 _TABLE = [
-    Format("f32", 0, 1, 4),
-    Format("f16", 1, 1, 2),
-    Format("q4_0", 2, 32, 18),
-    Format("q4_1", 3, 32, 20),
-    Format("q5_0", 6, 32, 22),
-    Format("q5_1", 7, 32, 24),
-    Format("q8_0", 8, 32, 34),
-    Format("q8_1", 9, 32, 36, native=False),
-    Format("q2_k", 10, 256, 84),
-    Format("q3_k", 11, 256, 110),
-    Format("q4_k", 12, 256, 144),
-    Format("q5_k", 13, 256, 176),
-    Format("q6_k", 14, 256, 210),
-    Format("q8_k", 15, 256, 292, native=False),
-    Format("iq2_xxs", 16, 256, 66, native=False),
-    Format("iq2_xs", 17, 256, 74, native=False),
-    Format("iq3_xxs", 18, 256, 98, native=False),
-    Format("iq1_s", 19, 256, 50, native=False),
-    Format("iq4_nl", 20, 32, 18),
-    Format("iq3_s", 21, 256, 110, native=False),
-    Format("iq2_s", 22, 256, 82, native=False),
-    Format("iq4_xs", 23, 256, 136),
-    Format("i8", 24, 1, 1),
-    Format("i16", 25, 1, 2, native=False),
-    Format("i32", 26, 1, 4, native=False),
-    Format("i64", 27, 1, 8, native=False),
-    Format("f64", 28, 1, 8, native=False),
-    Format("iq1_m", 29, 256, 56, native=False),
-    Format("bf16", 30, 1, 2),
-    Format("tq1_0", 34, 256, 54, native=False),
-    Format("tq2_0", 35, 256, 66, native=False),
-    Format("mxfp4", 39, 32, 17, native=False),
+    Format("f32", 0, 1, 4, writable=True, native=True),
+    Format("f16", 1, 1, 2, writable=True, native=True),
+    Format("q4_0", 2, 32, 18, writable=True, native=True),
+    Format("q4_1", 3, 32, 20, writable=True, native=True),
+    Format("q5_0", 6, 32, 22, writable=True, native=True),
+    Format("q5_1", 7, 32, 24, writable=True, native=True),
+    Format("q8_0", 8, 32, 34, writable=True, native=True),
+    Format("q8_1", 9, 32, 36),
+    Format("q2_k", 10, 256, 84, writable=True, native=True),
+    Format("q3_k", 11, 256, 110, writable=True, native=True),
+    Format("q4_k", 12, 256, 144, writable=True, native=True),
+    Format("q5_k", 13, 256, 176, writable=True, native=True),
+    Format("q6_k", 14, 256, 210, writable=True, native=True),
+    Format("q8_k", 15, 256, 292),
+    Format("iq2_xxs", 16, 256, 66),
+    Format("iq2_xs", 17, 256, 74),
+    Format("iq3_xxs", 18, 256, 98),
+    Format("iq1_s", 19, 256, 50),
+    Format("iq4_nl", 20, 32, 18, writable=True, native=True),
+    Format("iq3_s", 21, 256, 110),
+    Format("iq2_s", 22, 256, 82),
+    Format("iq4_xs", 23, 256, 136, writable=True, native=True),
+    Format("i8", 24, 1, 1, writable=True, native=True),
+    Format("i16", 25, 1, 2),
+    Format("i32", 26, 1, 4),
+    Format("i64", 27, 1, 8),
+    Format("f64", 28, 1, 8),
+    Format("iq1_m", 29, 256, 56),
+    Format("bf16", 30, 1, 2, writable=True, native=True),
+    Format("tq1_0", 34, 256, 54),
+    Format("tq2_0", 35, 256, 66),
+    Format("mxfp4", 39, 32, 17),
 ]
 
-#: The formats that this package quantizes to and from, by family. "i8" (ExpertsInt8) has a module of its own.
+#: The formats with torch code, by family: the family decides which module has it. "i8" (ExpertsInt8) belongs to none.
 FLOATS = ("f32", "f16", "bf16")
 LEGACY = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
 IQ4 = ("iq4_nl", "iq4_xs")
 K_QUANTS = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
+MXFP4 = ("mxfp4",)
 
 FORMATS: dict[str, Format] = {f.name: f for f in _TABLE}
 BY_GGML_TYPE: dict[int, Format] = {f.ggml_type: f for f in _TABLE}
@@ -85,7 +91,7 @@ def get_format(name: str) -> Format:
     try:
         return FORMATS[name.lower()]
     except KeyError:
-        raise ValueError(f"unknown format {name!r}; known: {', '.join(f.name for f in _TABLE if f.native)}") from None
+        raise ValueError(f"unknown format {name!r}; known: {', '.join(f.name for f in _TABLE if f.writable)}") from None
 
 
 def float_format(dtype: torch.dtype) -> Format | None:

@@ -90,7 +90,7 @@ def _writable(fmt: str) -> Format:
     target = get_format(fmt)
     if target.name == "i8":
         raise ValueError("i8 is not a format of blocks: its scales lie beside it; use quant.experts_int8.quantize")
-    if target.name not in (*FLOATS, *LEGACY, *IQ4, *K_QUANTS):
+    if not target.writable:
         raise ValueError(f"{target.name} is not a format this package quantizes to")
     return target
 
@@ -195,7 +195,10 @@ def _quantize_torch(target: Format, rows: torch.Tensor, weights: torch.Tensor | 
 
 
 def torch_quantizer(target: Format) -> TorchQuantizer:
-    """The reference quantizer of a format: float32 [rows, n], importance [n] or None -> uint8 [rows, row bytes]."""
+    """The reference quantizer of a format: float32 [rows, n], importance [n] or None -> uint8 [rows, row bytes].
+
+    Raises ValueError for a format without one.
+    """
     name = target.name
     if name in K_QUANTS:
         from quant.k_quants import quantize_k
@@ -205,9 +208,11 @@ def torch_quantizer(target: Format) -> TorchQuantizer:
         from quant import iq4
 
         return iq4.QUANTIZERS[name]
-    from quant import legacy
+    if name in (*FLOATS, *LEGACY):
+        from quant import legacy
 
-    return legacy.QUANTIZERS[name]
+        return legacy.QUANTIZERS[name]
+    raise ValueError(f"{name} has no quantizer in torch")
 
 
 # ---- rows in host memory ----

@@ -82,6 +82,43 @@ def test_a_front_end_may_print_and_name_flags() -> None:
     ) == check_imports.console_uses(FOUND)
 
 
+def test_no_command_imports_a_slow_package_at_the_top() -> None:
+    assert check_house.slow_imports(FOUND) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "line", "reported"),
+    [
+        ("jambacli.cli", "import torch", "imports torch at"),
+        ("jambacli.commands.run", "from rich.console import Console", "imports rich.console at"),
+        ("jambacli.commands.run", "try:\n    import torch.nn\nexcept ImportError:\n    pass", "imports torch.nn at"),
+        (
+            "jambacli.commands.run",
+            "from jambacli.commands import show_page",
+            "rich.console (through jambacli.commands.sh",
+        ),
+        ("jambacli.gguf.reader", "from quant import legacy", "imports torch (through quant.legacy)"),
+        ("jambacli.hub", "class A:\n    from huggingface_hub import HfApi", "imports huggingface_hub at"),
+    ],
+)
+def test_a_slow_import_at_the_top_is_reported(module: str, line: str, reported: str) -> None:
+    lines = check_house.slow_imports(with_line(module, line))
+    assert len(lines) == 1 and lines[0].startswith(module.replace(".", "/")) and reported in lines[0]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "def f() -> None:\n    import torch",
+        "if TYPE_CHECKING:\n    import torch",
+        "from jambacli.ui import note",
+        "import tomllib",
+    ],
+)
+def test_imports_in_functions_and_for_type_checkers_are_allowed(line: str) -> None:
+    assert check_house.slow_imports(with_line("jambacli.commands.run", line)) == []
+
+
 def test_no_test_module_imports_another() -> None:
     wrong = []
     for path in sorted((check_imports.REPO / "tests").rglob("*.py")):

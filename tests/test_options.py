@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
 from jambacli.api import Jamba
 from jambacli.commands.options import DeviceArguments, GenerationArguments
 from jambacli.engine.options import GenerationKeywords, GenerationOptions
-from jambacli.engine.sampling import Sampling
+from jambacli.engine.sampling import RANGES, Sampling
 from jambacli.errors import UsageError
 from jambacli.runtime.options import DeviceKeywords, DeviceOptions
 from jambacli.session.options import SessionKeywords, SessionOptions
@@ -31,6 +31,49 @@ def test_the_command_line_offers_every_option() -> None:
     offered = {"temperature" if n == "temp" else n for n in names(GenerationArguments)}
     assert set(names(Sampling)) | {"max_tokens", "stop"} <= offered
     assert set(names(DeviceOptions)) <= offered & set(names(DeviceArguments))
+
+
+#: A valid value of every sampling option that is not its default, as a caller of Python gives it.
+VALUES = {
+    "temperature": 0.7,
+    "top_k": 40,
+    "top_p": 0.5,
+    "min_p": 0.1,
+    "typical_p": 0.8,
+    "repeat_penalty": 1.2,
+    "presence_penalty": 0.3,
+    "frequency_penalty": 0.2,
+    "penalty_last_n": 9,
+    "logit_bias": {5: -1.5},
+    "seed": 3,
+}
+
+
+def test_every_sampling_field_has_a_value_in_these_tests() -> None:
+    assert sorted(VALUES) == sorted(names(Sampling))
+
+
+@pytest.mark.parametrize("name", names(Sampling))
+def test_every_option_of_the_command_line_reaches_the_sampler(name: str) -> None:
+    value = VALUES[name]
+    given = ["5=-1.5"] if name == "logit_bias" else value
+    arguments = GenerationArguments(**{"temp" if name == "temperature" else name: given})
+    assert arguments.generation().sampling(Sampling()) == replace(Sampling(), **{name: value})
+
+
+def test_the_other_options_of_a_reply_are_passed_on() -> None:
+    chosen = GenerationArguments(max_tokens=7, stop=["END"]).generation()
+    assert (chosen.max_tokens, chosen.stop) == (7, ["END"])
+    assert GenerationArguments().generation() == GenerationOptions()
+
+
+# The seed has its own limit, and a bias is a number for each token; both are tested in tests/engine/test_sampling.py.
+@pytest.mark.parametrize("name", [n for n in names(Sampling) if n not in ("seed", "logit_bias")])
+def test_every_numeric_field_of_sampling_has_a_range(name: str) -> None:
+    low, high = RANGES[name]
+    for value in (low - 1, high * 2 + 1, float("nan")):
+        with pytest.raises(UsageError, match=f"^{name} .* is outside"):
+            GenerationOptions(**{name: value})
 
 
 def test_options_replace_the_defaults_that_they_set() -> None:

@@ -14,7 +14,7 @@ import re
 import sys
 import tokenize
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[1]
@@ -190,6 +190,63 @@ def console_uses(found: Iterable[Module]) -> list[str]:
     return lines
 
 
+#: Packages that take a tenth of a second or more to import: functions import them, so that `jamba --help` is immediate.
+SLOW_PACKAGES = frozenset({"torch", "transformers", "huggingface_hub", "llguidance", "rich"})
+
+#: What every command may import at the top of a file.
+FAST_MODULES = ("jambacli.cli", "jambacli.commands", "jambacli.hub", "jambacli.gguf", "jambacli.documents")
+
+#: Modules of those packages that are imported in a function, where their slow package is needed anyway.
+LATE_MODULES = ("jambacli.commands.show_page",)
+
+
+def _top_imports(module: Module) -> Iterator[ast.Import | ast.ImportFrom]:
+    """The imports that run when ``module`` is imported: neither those in functions nor those for type checkers."""
+    waiting: list[ast.AST] = [ast.parse(module.text)]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield node
+        elif isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            waiting.extend(node.orelse)
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            waiting.extend(ast.iter_child_nodes(node))
+
+
+def slow_imports(found: Iterable[Module]) -> list[str]:
+    """A line for every module of FAST_MODULES whose import also imports a slow package, directly or through others."""
+    known = {m.name: m for m in found}
+    slow: dict[str, str] = {}  # what a module itself imports
+    edges: dict[str, set[str]] = {}
+    for module in known.values():
+        statements = list(_top_imports(module))
+        for node in statements:
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            for name in names:
+                if getattr(node, "level", 0) == 0 and name.partition(".")[0] in SLOW_PACKAGES:
+                    slow[module.name] = name
+        text = "\n".join(ast.unparse(node) for node in statements)
+        targets = {name for name, _ in imports(replace(module, text=text), known)}
+        # Importing a module imports the packages above it.
+        edges[module.name] = {".".join(t.split(".")[:n]) for t in targets for n in range(1, t.count(".") + 2)} & set(
+            known
+        )
+    fast = {n for n in known if any(n == f or n.startswith(f + ".") for f in FAST_MODULES)} - set(LATE_MODULES)
+    lines = []
+    for name in sorted(fast):
+        reached, waiting = {name}, [name]
+        while waiting:
+            other = waiting.pop(0)
+            if other in slow:
+                through = "" if other == name else f" (through {other})"
+                lines.append(f"{known[name].path}: imports {slow[other]}{through} at the top; import it in a function")
+                break
+            new = edges[other] - reached - fast  # other fast modules have lines of their own
+            reached |= new
+            waiting += sorted(new)
+    return lines
+
+
 def main() -> None:
     """Print every violation and leave with 1 if there is one."""
     found = modules()
@@ -200,6 +257,7 @@ def main() -> None:
             for group in import_cycles(found)
         ),
         *console_uses(found),
+        *slow_imports(found),
     ]
     for line in lines:
         print(line, file=sys.stderr)

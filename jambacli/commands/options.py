@@ -138,21 +138,13 @@ class GenerationArguments:
         with importing():
             from jambacli.engine.options import GenerationOptions
 
-        return GenerationOptions(
-            temperature=self.temp,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            min_p=self.min_p,
-            typical_p=self.typical_p,
-            repeat_penalty=self.repeat_penalty,
-            presence_penalty=self.presence_penalty,
-            frequency_penalty=self.frequency_penalty,
-            penalty_last_n=self.penalty_last_n,
-            logit_bias=parse_logit_bias(self.logit_bias) if self.logit_bias else None,
-            seed=self.seed,
-            max_tokens=self.max_tokens,
-            stop=self.stop or (),
-        )
+        # The fields of both classes by the same name; the others are those whose name or type differs.
+        options = {f.name for f in fields(GenerationOptions)}
+        chosen: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self) if f.name in options}
+        chosen["temperature"] = self.temp
+        chosen["logit_bias"] = parse_logit_bias(self.logit_bias) if self.logit_bias else None
+        chosen["stop"] = self.stop or ()
+        return GenerationOptions(**chosen)
 
     def session(self) -> SessionOptions:
         """The options of a session. Raises UsageError when ``--ctx`` is not a number of tokens."""

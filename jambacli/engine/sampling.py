@@ -39,7 +39,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         """Raises UsageError with the field that is out of its range."""
-        for name, (low, high) in _RANGES.items():
+        for name, (low, high) in RANGES.items():
             value = getattr(self, name)
             if not low <= value <= high:  # also refuses NaN
                 raise UsageError(f"is outside {low:g} to {high:g}", field=name, value=value)
@@ -63,7 +63,8 @@ class Sampling:
         return self.repeat_penalty != 1 or bool(self.presence_penalty) or bool(self.frequency_penalty)
 
 
-_RANGES: dict[str, tuple[float, float]] = {
+#: The smallest and largest value of every numeric field but the seed.
+RANGES: dict[str, tuple[float, float]] = {
     "temperature": (0, 100),
     "top_k": (0, 1 << 31),
     "top_p": (0, 1),

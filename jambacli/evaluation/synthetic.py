@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -232,27 +233,38 @@ class _Maker:
         return quantize(values, fmt)
 
 
-# Byte offsets of a block's float16 factors (GGUF specification), and about the largest level that they multiply.
-_FACTORS: dict[str, tuple[tuple[int, ...], int]] = {
-    "q4_0": ((0,), 8),
-    "q4_1": ((0, 2), 15),
-    "q5_0": ((0,), 16),
-    "q5_1": ((0, 2), 31),
-    "q8_0": ((0,), 127),
-    "q2_k": ((80, 82), 45),
-    "q3_k": ((108,), 128),
-    "q4_k": ((0, 2), 945),
-    "q5_k": ((0, 2), 1953),
-    "q6_k": ((208,), 4064),
-    "iq4_nl": ((0,), 127),
-    "iq4_xs": ((0,), 4064),
+@dataclass(frozen=True)
+class _Factors:
+    """A block's factors: their byte ``offsets``, about the largest level that they multiply, and how they are stored."""
+
+    offsets: tuple[int, ...]
+    largest: float
+    kind: str = "f16"  # or "e8m0": a power of two, one byte
+
+
+# As the GGUF specification lays the blocks out.
+_FACTORS = {
+    "q4_0": _Factors((0,), 8),
+    "q4_1": _Factors((0, 2), 15),
+    "q5_0": _Factors((0,), 16),
+    "q5_1": _Factors((0, 2), 31),
+    "q8_0": _Factors((0,), 127),
+    "q2_k": _Factors((80, 82), 45),
+    "q3_k": _Factors((108,), 128),
+    "q4_k": _Factors((0, 2), 945),
+    "q5_k": _Factors((0, 2), 1953),
+    "q6_k": _Factors((208,), 4064),
+    "iq4_nl": _Factors((0,), 127),
+    "iq4_xs": _Factors((0,), 4064),
+    "mxfp4": _Factors((0,), 6, "e8m0"),
 }
 
 
 def random_weight(fmt: str, shape: tuple[int, ...], *, seed: int = 0, size: float = 0.1) -> QTensor:
     """A weight of random bytes with factors that keep its values below about ``size``, on the CPU.
 
-    Unlike ``synthetic_tensors`` it uses every bit pattern of a block and needs no quantization.
+    Unlike ``synthetic_tensors`` it uses every bit pattern of a block and needs no quantization. A format whose factors are
+    not listed above is quantized from random values if it is writable; otherwise ValueError is raised.
     """
     import torch
 
@@ -266,8 +278,20 @@ def random_weight(fmt: str, shape: tuple[int, ...], *, seed: int = 0, size: floa
     if fmt == "i8":
         scale = (torch.rand(shape[:-1], generator=generator) + 0.5) * size / 127
         return QTensor(blocks.flatten(), form, shape, scale)
-    offsets, largest = _FACTORS[fmt]
-    for offset in offsets:
-        factor = (torch.rand(len(blocks), generator=generator) + 0.5) * size / largest
-        blocks[:, offset : offset + 2] = factor.half().view(torch.uint8).view(-1, 2)
+    factors = _FACTORS.get(fmt)
+    if factors is None:
+        if not form.writable:
+            raise ValueError(
+                f"random blocks of {fmt} cannot be made: its factors are not listed and it is not writable"
+            )
+        from quant.quantize_blocks import quantize
+
+        values = torch.randn(n, generator=generator).view(shape) * size / 3
+        return QTensor(quantize(values, fmt).flatten(), form, shape)
+    for offset in factors.offsets:
+        factor = (torch.rand(len(blocks), generator=generator) + 0.5) * size / factors.largest
+        if factors.kind == "e8m0":
+            blocks[:, offset] = factor.log2().floor().add(127).clamp(0, 254).to(torch.uint8)
+        else:
+            blocks[:, offset : offset + 2] = factor.half().view(torch.uint8).view(-1, 2)
     return QTensor(blocks.flatten(), form, shape)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from jambacli.evaluation.synthetic import choices, shape_config
 from jambacli.model.config import JambaConfig
 from jambacli.units import format_bytes
+from quant.formats import FORMATS
 
 #: Seconds that a kernel in a graph is allowed beyond its work; the predictions add as much.
 OVERHEAD = 2e-6
@@ -73,6 +74,15 @@ class Kernel:
         return max(self.nbytes / gpu.bandwidth, self.instructions / gpu.instructions, waiting) + OVERHEAD
 
 
+def instructions(fmt: str) -> float:
+    """Instructions per weight of a format; one that was not counted is taken for the counted one nearest to it in size."""
+    fmt = _SIMILAR.get(fmt, fmt)
+    if fmt not in INSTRUCTIONS:
+        bits = FORMATS[fmt].bits_per_weight
+        fmt = min(INSTRUCTIONS, key=lambda counted: abs(FORMATS[counted].bits_per_weight - bits))
+    return INSTRUCTIONS[fmt]
+
+
 def kernels(config: JambaConfig, quant: str, depth: int) -> list[Kernel]:
     """The kernels of one decode step after ``depth`` tokens, with all weights on the GPU and KV in f16."""
     merged: dict[tuple[str, float, float, int], int] = {}
@@ -83,7 +93,7 @@ def kernels(config: JambaConfig, quant: str, depth: int) -> list[Kernel]:
 
 def _steps(c: JambaConfig, quant: str, depth: int) -> Iterator[tuple[str, float, float, int]]:
     from jambacli.kernels.triton.limits import SPLIT, tile_shape, turns
-    from jambacli.kernels.triton.repack import GROUP, packed_bytes
+    from jambacli.kernels.triton.repack import GROUP, LAYOUTS, packed_bytes
 
     found = choices(c, quant)
 
@@ -95,8 +105,9 @@ def _steps(c: JambaConfig, quant: str, depth: int) -> Iterator[tuple[str, float,
             rows, n = 1, choice.tensor.shape[-1]
             for size in choice.tensor.shape[:-1]:
                 rows *= size
-            nbytes += packed_bytes(choice.format, rows, n) * share
-            ops += rows * n * share * INSTRUCTIONS[_SIMILAR.get(choice.format, choice.format)]
+            stored = choice.format if choice.format in LAYOUTS else "f16"  # as ``upload`` does
+            nbytes += packed_bytes(stored, rows, n) * share
+            ops += rows * n * share * instructions(stored)
             groups = -(-n // GROUP)
             waits = max(waits, turns(groups, tile_shape(choice.tensor.shape[-2], groups)[1]))
         return nbytes, ops, waits

@@ -15,10 +15,9 @@ import torch
 
 from jambacli.evaluation.synthetic import random_weight
 from jambacli.kernels import reference
-from jambacli.kernels.triton.repack import Packed
-from quant.formats import FORMATS, QTensor
+from jambacli.kernels.triton.repack import LAYOUTS, Packed
+from quant.formats import QTensor
 
-NATIVE = tuple(f.name for f in FORMATS.values() if f.native)
 # Tolerances: float32 sums in another order; bf16 operands (which the interpreter truncates) summed in float32.
 EXACT, HALF = 2e-5, 2.5e-2
 
@@ -55,7 +54,7 @@ def cases() -> Iterator[Case]:
         yield Case(f"attention {kv_type} past 300 heads 20/1 of 128 half", HALF, run)
         if kv_type != "f32":
             yield Case(f"attention {kv_type} many tokens half", HALF, functools.partial(_attention_many, kv_type, None))
-    for fmt in NATIVE:
+    for fmt in LAYOUTS:
         yield Case(f"dequantize {fmt}", EXACT, functools.partial(_dequantize, fmt))
         yield Case(f"embed {fmt}", EXACT, functools.partial(_embed, fmt))
         yield Case(f"gemv {fmt}", EXACT, functools.partial(_gemv, fmt, 21, 512))

@@ -231,8 +231,8 @@ def parse_tensor_type(text: str) -> tuple[re.Pattern[str], str]:
 def parse_format(name: str) -> str:
     """The lower-case name of a format that can be written; ValueError for others. i8 needs the recipe experts_int8."""
     fmt = get_format(name.strip())
-    if not fmt.native or fmt.name == "i8":
-        known = ", ".join(f.name for f in FORMATS.values() if f.native and f.name != "i8")
+    if not fmt.writable or fmt.name == "i8":
+        known = ", ".join(f.name for f in FORMATS.values() if f.writable and f.name != "i8")
         raise ValueError(f"cannot write {fmt.name}; known: {known}")
     return fmt.name
 

@@ -10,7 +10,7 @@
 
 namespace native {
 
-// FORMAT(name, struct, type id): formats whose values share scales.
+// FORMAT(name, struct, type id): formats whose values share scales. quant/formats.py has the same ones as `native`.
 #define BLOCK_FORMATS(FORMAT)        \
     FORMAT(Q4_0, block_q4_0, 2)      \
     FORMAT(Q4_1, block_q4_1, 3)      \
@@ -26,7 +26,12 @@ namespace native {
     FORMAT(IQ4_XS, block_iq4_xs, 23)
 
 #define FORMAT(name, block, id) k##name = id,
-enum Type : int32_t { kF32 = 0, kF16 = 1, kI8 = 24, kBF16 = 30, BLOCK_FORMATS(FORMAT) kTypes = 31 };
+enum Type : int32_t { kF32 = 0, kF16 = 1, kI8 = 24, kBF16 = 30, BLOCK_FORMATS(FORMAT) kTypes = 64 };
+#undef FORMAT
+
+// Arrays indexed by type have kTypes entries.
+#define FORMAT(name, block, id) static_assert(id >= 0 && id < kTypes, "raise kTypes");
+BLOCK_FORMATS(FORMAT)
 #undef FORMAT
 
 // The bits of an f16.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import Field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,13 @@ OPTIONS = {
 }
 
 
+# The fields that the GPU does not read: penalties are applied on the CPU, and the seed is the generator's.
+PENALTIES = {"repeat_penalty": 1.4, "presence_penalty": 0.7, "frequency_penalty": 0.3}
+NOT_ON_THE_GPU = {*PENALTIES, "penalty_last_n", "seed"}
+# The values that switch a field's step off, where they are not the default.
+NEUTRAL = {"temperature": 1.0, "top_p": 1.0}
+
+
 def logits(seed: int) -> np.ndarray:
     x = np.random.default_rng(seed).normal(0, 2.5, VOCAB).astype(np.float32)
     if seed % 3 == 1:  # equal logits, which the lower id wins
@@ -41,6 +48,13 @@ def logits(seed: int) -> np.ndarray:
     if seed % 3 == 2:  # what a mask leaves
         x[seed::2] = -np.inf
     return x
+
+
+@pytest.mark.parametrize("field", fields(Sampling), ids=lambda f: f.name)
+def test_every_sampling_field_is_compared(field: Field) -> None:
+    neutral = NEUTRAL.get(field.name, getattr(Sampling(), field.name))
+    varied = any(getattr(options, field.name) != neutral for options in OPTIONS.values())
+    assert varied != (field.name in NOT_ON_THE_GPU), "compare the field in OPTIONS, or say that the CPU applies it"
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -61,11 +75,10 @@ def test_the_largest_random_number_still_chooses_a_token_that_is_kept() -> None:
         assert int(choose(x.to(DEVICE), Sampling(temperature=1, top_p=1), lambda u=u: float(u))) == token
 
 
-@pytest.mark.parametrize(
-    "options", [{"repeat_penalty": 1.4}, {"presence_penalty": 0.7}, {"frequency_penalty": 0.3}], ids=str
-)
-def test_penalties_are_applied_on_the_cpu(options: dict[str, float]) -> None:
-    on_cpu, on_gpu = (Sampler(Sampling(seed=3, temperature=1.5, **options), seen=range(50)) for _ in range(2))
+@pytest.mark.parametrize("name", PENALTIES)
+def test_penalties_are_applied_on_the_cpu(name: str) -> None:
+    options = Sampling(seed=3, temperature=1.5, **{name: PENALTIES[name]})
+    on_cpu, on_gpu = (Sampler(options, seen=range(50)) for _ in range(2))
     for step in range(6):
         given = DeviceLogits(torch.from_numpy(logits(step)).to(DEVICE))
         assert on_gpu.sample(given) == on_cpu.sample(logits(step))

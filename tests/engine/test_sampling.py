@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,39 +37,38 @@ def processed(x: np.ndarray, processors: list, seen: tuple[int, ...] = ()) -> np
     return torch.softmax(scores[0], 0).numpy()
 
 
-def cases() -> list:
-    from transformers.generation import logits_process as lp
-
-    return [
-        ("temperature", Sampling(temperature=0.7, top_p=1), [lp.TemperatureLogitsWarper(0.7)]),
-        ("top_k", Sampling(temperature=1, top_p=1, top_k=7), [lp.TopKLogitsWarper(7)]),
-        ("top_p", Sampling(temperature=1, top_p=0.8), [lp.TopPLogitsWarper(0.8)]),
-        ("min_p", Sampling(temperature=1, top_p=1, min_p=0.1), [lp.MinPLogitsWarper(0.1)]),
-        ("typical_p", Sampling(temperature=1, top_p=1, typical_p=0.6), [lp.TypicalLogitsWarper(0.6)]),
-        (
-            "repeat_penalty",
-            Sampling(temperature=1, top_p=1, repeat_penalty=1.8),
-            [lp.RepetitionPenaltyLogitsProcessor(1.8)],
-        ),
-        (
-            "several",
-            Sampling(temperature=1.3, top_k=40, top_p=0.9, min_p=0.02),
-            [
-                lp.TopKLogitsWarper(40),
-                lp.TopPLogitsWarper(0.9),
-                lp.MinPLogitsWarper(0.02),
-                lp.TemperatureLogitsWarper(1.3),
-            ],
-        ),
-    ]
+#: Options and transformers' processors for them, in the order in which they are applied.
+CASES: dict[str, tuple[Sampling, Callable[[Any], list]]] = {
+    "temperature": (Sampling(temperature=0.7, top_p=1), lambda lp: [lp.TemperatureLogitsWarper(0.7)]),
+    "top_k": (Sampling(temperature=1, top_p=1, top_k=7), lambda lp: [lp.TopKLogitsWarper(7)]),
+    "top_p": (Sampling(temperature=1, top_p=0.8), lambda lp: [lp.TopPLogitsWarper(0.8)]),
+    "min_p": (Sampling(temperature=1, top_p=1, min_p=0.1), lambda lp: [lp.MinPLogitsWarper(0.1)]),
+    "typical_p": (Sampling(temperature=1, top_p=1, typical_p=0.6), lambda lp: [lp.TypicalLogitsWarper(0.6)]),
+    "repeat_penalty": (
+        Sampling(temperature=1, top_p=1, repeat_penalty=1.8),
+        lambda lp: [lp.RepetitionPenaltyLogitsProcessor(1.8)],
+    ),
+    "several": (
+        Sampling(temperature=1.3, top_k=40, top_p=0.9, min_p=0.02),
+        lambda lp: [
+            lp.TopKLogitsWarper(40),
+            lp.TopPLogitsWarper(0.9),
+            lp.MinPLogitsWarper(0.02),
+            lp.TemperatureLogitsWarper(1.3),
+        ],
+    ),
+}
 
 
-@pytest.mark.parametrize("case", range(7))
-def test_draws_follow_transformers_distribution(case: int) -> None:
-    _, options, processors = cases()[case]
+@pytest.mark.parametrize("name", CASES)
+def test_draws_follow_transformers_distribution(name: str) -> None:
+    from transformers.generation import logits_process
+
+    options, processors = CASES[name]
+    case = list(CASES).index(name)
     x = logits(case)
     seen = tuple(np.argsort(-x)[:20:3])
-    expected = processed(x, processors, seen)
+    expected = processed(x, processors(logits_process), seen)
     options = replace(options, seed=case + 1)
     seen_given = seen if options.repeat_penalty != 1 else ()
     found = frequencies(options, x, seen_given)

@@ -13,7 +13,9 @@ from jambacli.errors import JambaError, UsageError
 from jambacli.evaluation import synthetic
 from jambacli.evaluation.synthetic import choices, shape_config, synthetic_bytes, synthetic_model, write_gguf
 from jambacli.gguf.reader import GGUFFile
+from jambacli.kernels import reference
 from jambacli.runtime.loader import load_gguf
+from quant.formats import FORMATS
 from tests.support.checkpoints import BASE
 
 SMALL = BASE | {"hidden_size": 256, "intermediate_size": 512, "mamba_dt_rank": 160, "num_hidden_layers": 5}
@@ -123,3 +125,21 @@ def test_bad_shapes_and_types(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(synthetic, "synthetic_bytes", lambda *_: 1 << 60)
     with pytest.raises(JambaError, match="free; choose a smaller shape or quant"):
         synthetic_model(shape_config("moe"), "q4_0")
+
+
+@pytest.mark.parametrize("fmt", [f.name for f in FORMATS.values() if f.native or f.writable or f.name == "mxfp4"])
+def test_random_weights_have_values_of_the_size_asked_for(fmt: str) -> None:
+    w = synthetic.random_weight(fmt, (6, 512), size=0.3)
+    values = reference.dequantize(w)
+    assert values.shape == (6, 512)
+    assert 0.03 < float(values.abs().max()) < 1
+    assert torch.equal(w.data, synthetic.random_weight(fmt, (6, 512), size=0.3).data)
+
+
+def test_formats_without_listed_factors_are_quantized_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(synthetic._FACTORS, "q5_1")
+    values = reference.dequantize(synthetic.random_weight("q5_1", (2, 3, 64), size=0.3))
+    assert values.shape == (2, 3, 64)
+    assert 0.1 < float(values.abs().max()) < 1
+    with pytest.raises(ValueError, match="random blocks of iq2_xxs cannot be made"):
+        synthetic.random_weight("iq2_xxs", (2, 256))

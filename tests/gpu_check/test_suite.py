@@ -15,7 +15,7 @@ import torch
 
 from jambacli.evaluation.synthetic import shape_config, synthetic_bytes
 from jambacli.evaluation.synthetic_gpu import GpuTensors
-from jambacli.gpu_check import speed, suite
+from jambacli.gpu_check import estimate, speed, suite
 from jambacli.gpu_check.__main__ import main
 from jambacli.gpu_check.estimate import GPUS, kernels
 from jambacli.gpu_check.models import SHAPE, against
@@ -24,6 +24,7 @@ from jambacli.gpu_check.results import DeviceLostError, Suite
 from jambacli.gpu_check.suite import CheckOptions
 from jambacli.gpu_check.workers import LOST, Job, merged, watch
 from jambacli.hardware import nvml
+from jambacli.kernels.triton.repack import LAYOUTS
 from jambacli.model.config import JambaConfig
 from jambacli.runtime.loader import build
 from quant.formats import QTensor
@@ -183,6 +184,14 @@ def test_the_estimate_reads_every_weight_once(quant: str) -> None:
     slow, fast = (sum(k.count * k.seconds(gpu) for k in listed) for gpu in GPUS)
     assert fast < slow
     assert slow > read / GPUS[0].bandwidth
+
+
+def test_the_estimate_knows_formats_that_were_not_counted_or_have_no_planes(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = shape_config("jamba-3b")
+    assert estimate.instructions("mxfp4") == estimate.INSTRUCTIONS["iq4_xs"]  # 4.25 bits both
+    monkeypatch.delitem(LAYOUTS, "q4_k")
+    read = sum(k.count * k.nbytes for k in kernels(config, "q4_k_m", 0))
+    assert read > 2 * synthetic_bytes(config, "q4_k_m")  # most weights are f16 on the GPU
 
 
 def test_the_comparison_accepts_bf16_rounding_and_rejects_a_lost_state() -> None:

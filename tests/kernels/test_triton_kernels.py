@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from jambacli.gpu_check import parity
+from jambacli.kernels.triton.repack import LAYOUTS
+from quant.formats import FORMATS
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed: pip install 'jambacli[cuda]'", allow_module_level=True)
@@ -16,14 +18,15 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CASES = list(parity.cases())
 
 
-def test_every_native_format_is_covered() -> None:
-    from jambacli.kernels.triton.repack import LAYOUTS
-    from quant.formats import FORMATS
+# Native formats whose weights become f16 on the GPU, because they have no planes there yet.
+WITHOUT_PLANES: frozenset[str] = frozenset()
 
+
+def test_every_format_with_planes_is_covered() -> None:
     native = {f.name for f in FORMATS.values() if f.native}
-    assert set(LAYOUTS) == native
+    assert native - set(LAYOUTS) == WITHOUT_PLANES
     for kind in ("gemv", "gemm", "dequantize", "embed"):
-        assert native <= {c.name.split()[1] for c in CASES if c.name.startswith(kind + " ")}
+        assert set(LAYOUTS) <= {c.name.split()[1] for c in CASES if c.name.startswith(kind + " ")}
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name.replace(" ", "-"))

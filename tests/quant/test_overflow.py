@@ -9,7 +9,7 @@ from quant.formats import FORMATS
 from quant.overflow import overflowed_row
 from tests.support.ggml_reference import quantize_chunk
 
-WRITABLE = [f.name for f in FORMATS.values() if f.native and f.name not in ("i8", "f32")]
+WRITABLE = [f.name for f in FORMATS.values() if f.writable and f.name not in ("i8", "f32")]
 
 
 @pytest.mark.parametrize("fmt", WRITABLE)
