@@ -20,6 +20,6 @@ Results are bit-identical whatever the number of threads, and whether tokens com
 
 from __future__ import annotations
 
-from jambacli.kernels.cpu.library import available, cpu_features, default_threads, library, set_isa
+from jambacli.kernels.cpu.library import available, cpu_features, default_threads, library, runnable_isas, set_isa
 
-__all__ = ["available", "cpu_features", "default_threads", "library", "set_isa"]
+__all__ = ["available", "cpu_features", "default_threads", "library", "runnable_isas", "set_isa"]
