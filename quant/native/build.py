@@ -147,12 +147,12 @@ def build(name: str, output: Path | None = None, *, sanitize: str = "", work: Pa
     output = output or folder / f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}"
     objects = (work or ROOT / "build" / "native") / (name + (f"-{sanitize}" if sanitize else ""))
     objects.mkdir(parents=True, exist_ok=True)
-    cxx = compiler()
+    cxx = (compiler(), *shlex.split(os.environ.get("CXX", ""))[1:])
     checked = ("-g", "-fno-omit-frame-pointer", f"-fsanitize={sanitize}") if sanitize else ()
     system = _system()
-    own_flags = (*shlex.split(os.environ.get("CXX", ""))[1:], *FLAGS, *system.compile_flags, *checked)
-    common = (*own_flags, *shlex.split(os.environ.get("CXXFLAGS", "")), f"-I{folder}", f"-I{ROOT}")
-    jobs = _jobs(name, folder, objects, (cxx, *common))
+    own_flags = shlex.split(os.environ.get("CXXFLAGS", ""))
+    flags = (*FLAGS, *system.compile_flags, *checked, *own_flags, f"-I{folder}", f"-I{ROOT}")
+    jobs = _jobs(name, folder, objects, (*cxx, *flags))
 
     due = [job for job in jobs if not job.is_done()]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -163,7 +163,7 @@ def build(name: str, output: Path | None = None, *, sanitize: str = "", work: Pa
     # Linked under a temporary name and renamed: a process that has the old library mapped keeps it whole.
     output.parent.mkdir(parents=True, exist_ok=True)
     part = output.with_suffix(f".{os.getpid()}.part")
-    _run((cxx, "-shared", *link_flags, "-o", str(part)), f"{output.name} does not link")
+    _run((*cxx, "-shared", *link_flags, "-o", str(part)), f"{output.name} does not link")
     part.replace(output)
     return output
 
