@@ -83,7 +83,7 @@ def test_a_front_end_may_print_and_name_flags() -> None:
 
 
 def test_no_command_imports_a_slow_package_at_the_top() -> None:
-    assert check_house.slow_imports(FOUND) == []
+    assert check_imports.slow_imports(FOUND) == []
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_no_command_imports_a_slow_package_at_the_top() -> None:
     ],
 )
 def test_a_slow_import_at_the_top_is_reported(module: str, line: str, reported: str) -> None:
-    lines = check_house.slow_imports(with_line(module, line))
+    lines = check_imports.slow_imports(with_line(module, line))
     assert len(lines) == 1 and lines[0].startswith(module.replace(".", "/")) and reported in lines[0]
 
 
@@ -116,7 +116,7 @@ def test_a_slow_import_at_the_top_is_reported(module: str, line: str, reported: 
     ],
 )
 def test_imports_in_functions_and_for_type_checkers_are_allowed(line: str) -> None:
-    assert check_house.slow_imports(with_line("jambacli.commands.run", line)) == []
+    assert check_imports.slow_imports(with_line("jambacli.commands.run", line)) == []
 
 
 def test_no_test_module_imports_another() -> None:

@@ -22,7 +22,7 @@ from jambacli.units import format_bytes, format_count, parse_size
 
 if TYPE_CHECKING:
     from jambacli.api import Jamba
-    from jambacli.evaluation.bench import Case, Runner
+    from jambacli.evaluation.bench import Case, Result, Runner
     from jambacli.runtime.options import DeviceOptions
 
 _COMPARE = ("llama.cpp",)
@@ -43,9 +43,17 @@ def bench(
         str, typer.Option("--generate", "-n", help="Generated lengths, comma-separated; 0: none.")
     ] = "128",
     both: Annotated[str, typer.Option("--pg", help="Prompt+generation pairs such as 512+128, comma-separated.")] = "",
+    batch: Annotated[
+        str,
+        typer.Option("--batch", "-b", help="Tokens in one step of decode of one sequence, comma-separated: 1,2,4."),
+    ] = "1",
     depth: Annotated[str, typer.Option("--depth", "-d", help="Tokens already in the context, comma-separated.")] = "0",
     threads: Annotated[
         str, typer.Option("--threads", "-t", help="Thread counts, comma-separated; default: the cores.")
+    ] = "",
+    isa: Annotated[
+        str,
+        typer.Option("--isa", help="Instruction sets of the CPU, comma-separated: avx2,vnni; default: the best."),
     ] = "",
     kv_type: Annotated[str, typer.Option("--kv-type", help="KV types, comma-separated: f16, bf16, f32, q8_0.")] = "f16",
     repetitions: Annotated[int, typer.Option("--repetitions", "-r", min=1, help="Runs of each measurement.")] = 5,
@@ -70,7 +78,8 @@ def bench(
         raise UsageError("give a MODEL, or --shape and --quant for a synthetic one, not both")
     from jambacli.runtime.options import DeviceOptions
 
-    cases = _cases(prompt, generate, both, depth)
+    cases = _cases(prompt, generate, both, depth, batch)
+    levels = _levels(isa)
     thread_counts = _numbers(threads, "--threads") or [0]
     if any(t < 1 for t in thread_counts) and threads:
         raise UsageError("has a number below 1", field="threads", value=threads)
@@ -89,8 +98,9 @@ def bench(
     with _model(name, shape or "jamba-3b", quant or "q4_k_m", where, plan, compare is not None) as (model, path):
         if model.model.device.type != "cpu":
             thread_counts = thread_counts[:1]  # CPU threads do not matter on a GPU
-        for count, kv in itertools.product(thread_counts, kv_types):
-            rows += _measure(model, path if compare else None, cases, count, kv, repetitions, chunk)
+        for level, count, kv in itertools.product(levels, thread_counts, kv_types):
+            with _at_level(level):
+                rows += _measure(model, path if compare else None, cases, count, kv, repetitions, chunk, level)
     print({"md": _markdown, "json": _json, "csv": _csv}[output](rows))
 
 
@@ -98,18 +108,48 @@ def _numbers(text: str, what: str) -> list[int]:
     return [parse_size(part, what) for part in text.split(",") if part.strip()]
 
 
-def _cases(prompt: str, generate: str, both: str, depth: str) -> list[Case]:
+def _levels(names: str) -> list[str]:
+    """The instruction sets to measure; by default the one in use, "" where the C++ kernels were not built."""
+    from jambacli.kernels import cpu
+
+    levels = [name.strip().lower() for name in names.split(",") if name.strip()]
+    if levels and not cpu.available():
+        raise UsageError("needs the C++ kernels, which were not built", field="isa", value=names)
+    for name in levels:
+        if name not in cpu.runnable_isas():
+            raise UsageError(f"is none of this machine's: {', '.join(cpu.runnable_isas())}", field="isa", value=name)
+    return levels or [str(cpu.cpu_features().get("isa", ""))]
+
+
+@contextlib.contextmanager
+def _at_level(isa: str) -> Iterator[None]:
+    """Run the C++ kernels at the level ``isa``."""
+    from jambacli.kernels import cpu
+
+    before = str(cpu.cpu_features().get("isa", ""))
+    if isa != before:
+        cpu.set_isa(isa)
+    try:
+        yield
+    finally:
+        if isa != before:
+            cpu.set_isa(before)
+
+
+def _cases(prompt: str, generate: str, both: str, depth: str, batch: str) -> list[Case]:
     from jambacli.evaluation.bench import Case
 
-    pairs = [(p, 0) for p in _numbers(prompt, "--prompt") if p] + [
-        (0, n) for n in _numbers(generate, "--generate") if n
-    ]
+    at_once = _numbers(batch, "--batch") or [1]
+    if any(n < 1 for n in at_once):
+        raise UsageError("has a number below 1", field="batch", value=batch)
+    parts = [(p, 0, 1) for p in _numbers(prompt, "--prompt") if p]
+    parts += [(0, max(n // b, 1) * b, b) for n in _numbers(generate, "--generate") if n for b in at_once]
     for pair in filter(None, both.split(",")):
         p, plus, n = pair.partition("+")
         if not plus:
             raise UsageError(f"--pg {pair!r} is not a pair such as 512+128")
-        pairs.append((parse_size(p, "--pg"), parse_size(n, "--pg")))
-    cases = [Case(p, n, d) for d in _numbers(depth, "--depth") or [0] for p, n in pairs if p + n]
+        parts.append((parse_size(p, "--pg"), parse_size(n, "--pg"), 1))
+    cases = [Case(p, n, d, b) for d in _numbers(depth, "--depth") or [0] for p, n, b in parts if p + n]
     if not cases:
         raise UsageError("there is nothing to measure: give -p or -n a length")
     return cases
@@ -164,6 +204,7 @@ def _measure(
     kv_type: str,
     repetitions: int,
     chunk: int | None,
+    isa: str,
 ) -> list[dict[str, Any]]:
     from jambacli import kernels
     from jambacli.evaluation.bench import ModelRunner, measure, prefill_speed, weight_bytes_per_token
@@ -171,6 +212,7 @@ def _measure(
     from jambacli.evaluation.llama_cpp import LlamaCppRunner
     from jambacli.hardware.devices import cpu_key, remember_speed
     from jambacli.hardware.peaks import matrix_rate, read_bandwidth
+    from jambacli.kernels.cpu import cpu_features
 
     used = kernels.set_threads(threads or None)
     runners: list[Runner] = [ModelRunner(model.model, kv_type, chunk or model.model.prefill_chunk)]
@@ -187,7 +229,7 @@ def _measure(
             peer.close()
     speed = prefill_speed(model.model.config, [r for r in results if r.runner == runners[0].name])
     on_gpu = model.model.device.type == "cuda"
-    if speed is not None and not on_gpu:
+    if speed is not None and not on_gpu and isa == cpu_features().get("best_isa", ""):
         with contextlib.suppress(OSError):  # only used for the estimates of ``jamba show``
             remember_speed(cpu_key(used), speed)
     bandwidth, gemm, rate = gpu_rates(model.model.device) if on_gpu else (read_bandwidth(), *matrix_rate())
@@ -197,6 +239,8 @@ def _measure(
     for result in results:
         ours = next(r for r in results if r.case == result.case and r.runner == runners[0].name)
         case = result.case
+        decodes = case.n_gen > 0 and not case.n_prompt
+        one = _one_token_step(result, results) if decodes else None
         rows.append(
             {
                 "model": model.name,
@@ -205,13 +249,17 @@ def _measure(
                 "device": device,
                 "on_gpu": on_gpu,
                 "threads": used,
+                "isa": isa if result.runner == runners[0].name else None,
                 "kv_type": kv_type,
                 "test": case.name,
+                "step_tokens_of_one_sequence": case.at_once if decodes else None,
+                "step_seconds": result.step_seconds if decodes else None,
+                "step_against_one_token": result.step_seconds / one.step_seconds if one else None,
                 "tokens_per_second": result.rate,
                 "spread": result.spread,
                 "first_token_seconds": result.first_token_seconds,
                 "peak_memory_bytes": result.peak_memory,
-                "bandwidth_share": result.rate * touched / bandwidth if not case.n_prompt else None,
+                "bandwidth_share": touched / result.step_seconds / bandwidth if decodes and case.at_once == 1 else None,
                 "matrix_share": result.rate * flops / rate if not case.n_gen else None,
                 "ratio": ours.rate / result.rate if peer is not None and result is not ours else None,
                 "read_bandwidth_bytes_per_second": bandwidth,
@@ -223,7 +271,16 @@ def _measure(
     return rows
 
 
-_COLUMNS = ["model", "params", "backend", "threads", "kv", "test", "tokens/s", "first token", "peak memory"]
+def _one_token_step(result: Result, results: list[Result]) -> Result | None:
+    """The measurement of steps of one token that ``result`` is compared with; None where there is none."""
+    case = result.case
+    found = [r for r in results if r.runner == result.runner and r.case.at_once == 1 and not r.case.n_prompt]
+    found = [r for r in found if r.case.depth == case.depth]
+    return min(found, key=lambda r: abs(r.case.n_gen - case.n_gen), default=None)
+
+
+_COLUMNS = ["model", "params", "backend", "threads", "isa", "kv", "test", "tokens/s", "first token", "peak memory"]
+_STEPS = ["tokens of one sequence a step", "time of a step", "against one token"]
 _SHARES = ["of bandwidth", "of matrix rate", "jamba / it"]
 
 
@@ -233,18 +290,22 @@ def _markdown(rows: list[dict[str, Any]]) -> str:
     def percent(x: float | None) -> str:
         return "" if x is None else f"{x:.0%}"
 
-    lines = ["| " + " | ".join(_COLUMNS + _SHARES) + " |", "|" + " --- |" * 6 + " ---: |" * 6]
+    with_steps = any((r["step_tokens_of_one_sequence"] or 1) > 1 for r in rows)
+    names = _COLUMNS + (_STEPS if with_steps else []) + _SHARES
+    lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * 7 + " ---: |" * (len(names) - 7)]
     for r in rows:
         cells = [
             r["model"],
             format_count(r["params"]),
             r["backend"],
             str(r["threads"]),
+            r["isa"] or "",
             r["kv_type"],
             r["test"],
             f"{r['tokens_per_second']:.2f} ± {r['spread']:.2f}",
             "" if r["first_token_seconds"] is None else f"{r['first_token_seconds']:.2f} s",
             format_bytes(r["peak_memory_bytes"]),
+            *(_step_cells(r) if with_steps else []),
             percent(r["bandwidth_share"]),
             percent(r["matrix_share"]),
             "" if r["ratio"] is None else f"{r['ratio']:.2f}x",
@@ -259,6 +320,17 @@ def _markdown(rows: list[dict[str, Any]]) -> str:
         f"{'' if first['on_gpu'] else ' with ' + str(first['threads']) + ' threads'}."
     )
     return "\n".join(lines)
+
+
+def _step_cells(row: dict[str, Any]) -> list[str]:
+    if row["step_seconds"] is None:
+        return ["", "", ""]
+    against = row["step_against_one_token"]
+    return [
+        str(row["step_tokens_of_one_sequence"]),
+        f"{row['step_seconds'] * 1000:.2f} ms",
+        "" if against is None else f"{against:.2f}x",
+    ]
 
 
 def _json(rows: list[dict[str, Any]]) -> str:

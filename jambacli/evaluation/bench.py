@@ -21,17 +21,22 @@ from jambacli.runtime.memory_plan import prefill_flops
 
 @dataclass(frozen=True)
 class Case:
-    """One measurement: prefill of ``n_prompt`` tokens, then decode of ``n_gen``, after ``depth`` tokens of context."""
+    """One measurement: prefill of ``n_prompt`` tokens, then decode of ``n_gen``, after ``depth`` tokens of context.
+
+    ``at_once``: the tokens of one sequence that a step of decode takes; ``n_gen`` is a multiple of it.
+    """
 
     n_prompt: int
     n_gen: int
     depth: int = 0
+    at_once: int = 1
 
     @property
     def name(self) -> str:
-        """llama-bench's name for it: ``pp512``, ``tg128``, ``pp512+tg128``, with ``@ d8192``."""
+        """llama-bench's name for it: ``pp512``, ``tg128``, ``pp512+tg128``, with ``@ d8192``; ``b4``: 4 tokens a step."""
         parts = ([f"pp{self.n_prompt}"] if self.n_prompt else []) + ([f"tg{self.n_gen}"] if self.n_gen else [])
-        return "+".join(parts) + (f" @ d{self.depth}" if self.depth else "")
+        at_once = f" b{self.at_once}" if self.at_once > 1 else ""
+        return "+".join(parts) + at_once + (f" @ d{self.depth}" if self.depth else "")
 
 
 class Runner(Protocol):
@@ -45,8 +50,8 @@ class Runner(Protocol):
     def prefill(self, tokens: int) -> float:
         """Prefill ``tokens`` tokens; returns seconds until the logits of the last are computed."""
 
-    def decode(self, tokens: int) -> float:
-        """Generate ``tokens`` tokens one by one; returns seconds."""
+    def decode(self, tokens: int, at_once: int = 1) -> float:
+        """Generate ``tokens`` tokens, ``at_once`` in each step with the logits of all; returns seconds."""
 
     def peak_memory(self) -> int:
         """Peak resident bytes of the process so far."""
@@ -71,6 +76,11 @@ class Result:
     def spread(self) -> float:
         """Standard deviation of the rates, 0 for a single one."""
         return statistics.stdev(self.rates) if len(self.rates) > 1 else 0.0
+
+    @property
+    def step_seconds(self) -> float:
+        """Median seconds of a step of decode, where the case has no prompt."""
+        return self.case.at_once / self.rate
 
     @property
     def first_token_seconds(self) -> float | None:
@@ -118,16 +128,16 @@ class ModelRunner:
         wait_for(self._model.device)
         return time.perf_counter() - began
 
-    def decode(self, tokens: int) -> float:
+    def decode(self, tokens: int, at_once: int = 1) -> float:
         """See Runner."""
         import torch
 
-        ids = torch.randint(0, self._model.config.vocab_size, (tokens, 1), generator=self._random)
+        ids = torch.randint(0, self._model.config.vocab_size, (tokens // at_once, at_once), generator=self._random)
         began = time.perf_counter()
-        for one in ids:
-            logits = self._model.forward(one, self._state, logits="last")
+        for step in ids:
+            logits = self._model.forward(step, self._state, logits="all")
             if logits is not None and logits.device.type == "cuda":
-                int(logits.argmax())
+                logits.argmax(dim=-1).tolist()
         return time.perf_counter() - began
 
     def peak_memory(self) -> int:
@@ -165,7 +175,7 @@ def measure(
                 if case.n_prompt:
                     result.first_token.append(seconds)
                 if case.n_gen:
-                    seconds += runner.decode(case.n_gen)
+                    seconds += runner.decode(case.n_gen, case.at_once)
                 result.rates.append(per_run / seconds)
                 result.peak_memory = runner.peak_memory()
                 done(1)

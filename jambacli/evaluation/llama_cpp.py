@@ -6,6 +6,7 @@ line: ``python -m jambacli.evaluation.llama_cpp FILE THREADS KV_TYPE BUFFERS``.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import subprocess
@@ -51,9 +52,9 @@ class LlamaCppRunner:
         """See Runner."""
         return float(self._ask(op="prefill", tokens=tokens)["seconds"])
 
-    def decode(self, tokens: int) -> float:
+    def decode(self, tokens: int, at_once: int = 1) -> float:
         """See Runner."""
-        return float(self._ask(op="decode", tokens=tokens)["seconds"])
+        return float(self._ask(op="decode", tokens=tokens, at_once=at_once)["seconds"])
 
     def peak_memory(self) -> int:
         """See Runner."""
@@ -125,20 +126,25 @@ class _Peer:
         if not self._context:
             raise JambaError("cannot make a context for this model")
         if depth:
-            self.run(depth, one_by_one=False)
+            self.run(depth)
 
-    def run(self, tokens: int, one_by_one: bool) -> float:
+    def run(self, tokens: int, at_once: int = 0) -> float:
+        """Seconds of a prompt, or of decode in steps of ``at_once`` tokens with the logits of all."""
         import numpy as np
 
         lib = self._lib
         ids = np.random.default_rng(1).integers(0, max(self._vocab, 1), tokens)
-        size = 1 if one_by_one else 2048
+        size = at_once or 2048
         began = time.perf_counter()
         for at in range(0, tokens, size):
             part = ids[at : at + size].tolist()
             tokens_array = (lib.llama_token * len(part))(*part)  # the batch holds only a pointer to it
-            # Positions continue automatically; logits are computed for the last token only.
-            if lib.llama_decode(self._context, lib.llama_batch_get_one(tokens_array, len(part))):
+            # Positions continue automatically; logits are computed for the last token only, if nothing else is asked.
+            batch = lib.llama_batch_get_one(tokens_array, len(part))
+            if at_once > 1:
+                wanted = (ctypes.c_int8 * len(part))(*[1] * len(part))
+                batch.logits = ctypes.cast(wanted, ctypes.POINTER(ctypes.c_int8))
+            if lib.llama_decode(self._context, batch):
                 raise JambaError("llama_decode failed")
         lib.llama_synchronize(self._context)
         return time.perf_counter() - began
@@ -166,7 +172,7 @@ def _serve(path: str, threads: str, kv_type: str, buffers: str) -> None:
             elif command["op"] == "memory":
                 answer(bytes=peak_memory())
             else:
-                answer(seconds=peer.run(command["tokens"], command["op"] == "decode"))
+                answer(seconds=peer.run(command["tokens"], command.get("at_once", 0)))
     except JambaError as error:
         answer(error=str(error))
 

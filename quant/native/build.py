@@ -26,21 +26,22 @@ from pathlib import Path
 from typing import Any
 
 try:
+    from setuptools.command.bdist_wheel import bdist_wheel
     from setuptools.command.build_ext import build_ext
     from setuptools.errors import CompileError
 except ImportError:  # an installed package builds training's library without setuptools
-    build_ext, CompileError = object, RuntimeError
+    bdist_wheel, build_ext, CompileError = object, object, RuntimeError
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = {"_quant": "quant/native", "_kernels": "jambacli/kernels/cpu", "_train": "jambacli/kernels/cpu"}
 DEFAULT = ("_quant", "_kernels")
 
 # No contraction: ggml-base is built without FMA, and its bytes are the reference. Integers wrap, as the vector code expects.
-# GCC's own headers for AVX-512 set off -Wuninitialized; -Wpsabi is about vectors that only inlined functions pass.
+# GCC's own headers for AVX-512 set off -Wuninitialized; -Wpsabi is about vectors that only inlined functions pass; clang
+# does not know every name of GCC's.
 FLAGS = [
-    *("-O3", "-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fwrapv"),
-    *("-DNDEBUG", "-fPIC", "-fvisibility=hidden", "-pthread"),
-    *("-Wall", "-Wno-uninitialized", "-Wno-maybe-uninitialized", "-Wno-psabi"),
+    *("-O3", "-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fwrapv", "-DNDEBUG", "-fvisibility=hidden"),
+    *("-Wall", "-Wno-uninitialized", "-Wno-maybe-uninitialized", "-Wno-psabi", "-Wno-unknown-warning-option"),
 ]
 PROCESSORS = {"x86_64": "x86", "amd64": "x86", "aarch64": "arm", "arm64": "arm"}
 
@@ -55,6 +56,28 @@ class Level:
 
     processors: str
     flags: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class System:
+    """An operating system: the compilers to look for, the flags to compile and to link with."""
+
+    compilers: tuple[str, ...] = ("c++", "g++", "clang++")
+    compile_flags: tuple[str, ...] = ("-fPIC", "-pthread")
+    link_flags: tuple[str, ...] = ("-pthread",)
+
+
+# None needs libgomp or libomp: the code enters torch's OpenMP runtime by address. A function whose level libraries.toml lacks
+# is reported by the linker (macOS and Windows: by default), not when the library is loaded.
+#
+# Neither macOS nor Windows has been tried. macOS: Apple clang compiles for the M1 where no flag says otherwise; the -march of a
+# level has all that its code uses, so -mcpu is not needed. Windows: clang++ with the libraries of Visual Studio, since MSVC's
+# own compiler has no vector types; its C++ runtime is linked in.
+SYSTEMS = {
+    "linux": System(link_flags=("-pthread", "-Wl,--no-undefined")),
+    "darwin": System(),
+    "win32": System(("clang++",), ("-fms-runtime-lib=static",), ("-fms-runtime-lib=static", "-Wl,/NOIMPLIB")),
+}
 
 
 def levels() -> dict[str, Level]:
@@ -98,10 +121,17 @@ class Job:
 def compiler() -> str:
     """The C++ compiler's command; BuildError where there is none."""
     named = shlex.split(os.environ.get("CXX", ""))
-    for candidate in named[:1] or ("c++", "g++", "clang++"):
+    for candidate in named[:1] or _system().compilers:
         if path := shutil.which(candidate):
             return path
     raise BuildError(f"there is no C++ compiler{f' called {named[0]}' if named else ' (g++ or clang++)'}")
+
+
+def target_processor(compile_with: tuple[str, ...]) -> str:
+    """The kind of processor that a compiler makes code for, as ``isa_levels.h`` names it; a cross compiler's is another."""
+    done = subprocess.run((*compile_with, "-dumpmachine"), capture_output=True, text=True, check=False)
+    machine = done.stdout.partition("-")[0] if done.returncode == 0 else platform.machine()
+    return PROCESSORS.get(machine.strip().lower(), "other")
 
 
 def build(name: str, output: Path | None = None, *, sanitize: str = "", work: Path | None = None) -> Path:
@@ -117,31 +147,35 @@ def build(name: str, output: Path | None = None, *, sanitize: str = "", work: Pa
     output = output or folder / f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}"
     objects = (work or ROOT / "build" / "native") / (name + (f"-{sanitize}" if sanitize else ""))
     objects.mkdir(parents=True, exist_ok=True)
-    cxx = compiler()
+    cxx = (compiler(), *shlex.split(os.environ.get("CXX", ""))[1:])
     # -O1: with -O3 the unrolled searches take many minutes to compile under a sanitizer.
     checked = ("-O1", "-g", "-fno-omit-frame-pointer", f"-fsanitize={sanitize}") if sanitize else ()
+    system = _system()
     own_flags = shlex.split(os.environ.get("CXXFLAGS", ""))
-    common = (*shlex.split(os.environ.get("CXX", ""))[1:], *FLAGS, *checked, *own_flags, f"-I{folder}", f"-I{ROOT}")
-    jobs = _jobs(name, folder, objects, (cxx, *common))
+    flags = (*FLAGS, *system.compile_flags, *checked, *own_flags, f"-I{folder}", f"-I{ROOT}")
+    jobs = _jobs(name, folder, objects, (*cxx, *flags))
 
     due = [job for job in jobs if not job.is_done()]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(Job.run, due))
-    # A function whose level libraries.toml lacks is reported now, not when the library is loaded.
-    complete = ("-Wl,--no-undefined",) if sys.platform == "linux" and not sanitize else ()
-    own_flags = shlex.split(os.environ.get("LDFLAGS", ""))
-    link = (cxx, "-shared", "-pthread", *checked, *complete, *(str(job.object) for job in jobs), *own_flags)
+    # The functions of a sanitizer stay undefined until its runtime is loaded.
+    link_flags = [flag for flag in system.link_flags if not (sanitize and flag == "-Wl,--no-undefined")]
+    link_flags += [*checked, *(str(job.object) for job in jobs), *shlex.split(os.environ.get("LDFLAGS", ""))]
     # Linked under a temporary name and renamed: a process that has the old library mapped keeps it whole.
     output.parent.mkdir(parents=True, exist_ok=True)
     part = output.with_suffix(f".{os.getpid()}.part")
-    _run((*link, "-o", str(part)), f"{output.name} does not link")
+    _run((*cxx, "-shared", *link_flags, "-o", str(part)), f"{output.name} does not link")
     part.replace(output)
     return output
 
 
+def _system() -> System:
+    return SYSTEMS.get(sys.platform, System())
+
+
 def _jobs(name: str, folder: Path, objects: Path, compile_with: tuple[str, ...]) -> list[Job]:
     sources = tomllib.loads((folder / "libraries.toml").read_text(encoding="utf-8"))[name]
-    processor = PROCESSORS.get(platform.machine().lower(), "other")
+    processor = target_processor(compile_with)
     known = levels()
     jobs = []
     for level, listed in sources.items():
@@ -181,6 +215,14 @@ class BuildNative(build_ext):
             build(ext.name.rpartition(".")[2], Path(self.get_ext_fullpath(ext.name)))
         except BuildError as error:
             raise CompileError(f"{error}; the torch path will be used") from None
+
+
+class NativeWheel(bdist_wheel):
+    """setuptools' bdist_wheel: one wheel a platform for every version of Python, since ctypes loads the libraries."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        """Any Python 3, no ABI, this platform."""
+        return "py3", "none", super().get_tag()[2]
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from jambacli.kernels import cpu
 from tests.support.cli_runner import jamba
 from tests.support.small_models import small_file
 
@@ -81,6 +82,8 @@ def test_the_second_run_reads_nothing_again(model: str) -> None:
         (["bench", "MODEL", "--cpu-experts", "1", "--device", "cpu"], 2, "needs a GPU"),
         (["bench", "MODEL", "--kv-type", "f8"], 2, "f8"),
         (["bench", "--shape", "jamba-huge"], 2, "jamba-huge"),
+        (["bench", "MODEL", "--isa", "sse2"], 2, "--isa 'sse2'"),
+        (["bench", "MODEL", "-b", "1,0"], 2, "--batch '1,0'"),
     ],
 )
 def test_mistakes_get_one_line_and_the_right_code(model: str, arguments: list[str], code: int, words: str) -> None:
@@ -139,6 +142,22 @@ def test_with_no_model_the_demo_model_answers_and_a_note_says_so() -> None:
     done = jamba("run", "hello", "-n", "3")
     assert done.returncode == 0
     assert b"demo model" in done.stderr
+
+
+def test_bench_measures_steps_of_several_tokens_at_several_levels(model: str) -> None:
+    if not cpu.available():
+        pytest.skip("the C++ kernels were not built")
+    lowest, best = cpu.runnable_isas()[0], cpu.runnable_isas()[-1]
+    options = ("bench", model, "-p", "0", "-n", "4", "-r", "1", "-b", "1,3", "--isa", f"{lowest},{best}")
+    rows = json.loads(jamba(*options, "-o", "json").stdout)
+    assert [(r["isa"], r["test"]) for r in rows] == [(i, t) for i in (lowest, best) for t in ("tg4", "tg3 b3")]
+    assert [r["step_tokens_of_one_sequence"] for r in rows] == [1, 3] * 2
+    assert all(r["step_seconds"] > 0 for r in rows)
+    assert rows[0]["step_against_one_token"] == rows[2]["step_against_one_token"] == 1
+    table = jamba(*options).stdout.decode()
+    assert "tokens of one sequence a step" in table
+    assert f"| {lowest} |" in table and f"| {best} |" in table
+    assert f",{lowest}," in jamba(*options, "-o", "csv").stdout.decode()
 
 
 def test_bench_prints_a_table_json_and_csv(model: str) -> None:

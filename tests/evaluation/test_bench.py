@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from jambacli.evaluation.bench import Case, Result, measure, prefill_speed
-from jambacli.evaluation.synthetic import shape_config
+from jambacli.evaluation.bench import Case, ModelRunner, Result, measure, prefill_speed
+from jambacli.evaluation.synthetic import shape_config, synthetic_model
 from jambacli.model.config import JambaConfig
 from jambacli.runtime.memory_plan import prefill_flops
 
@@ -25,9 +25,9 @@ class Clockwork:
         self.asked.append(("prefill", tokens))
         return tokens / 100
 
-    def decode(self, tokens: int) -> float:
+    def decode(self, tokens: int, at_once: int = 1) -> float:
         self.asked.append(("decode", tokens))
-        return tokens / 10
+        return tokens / 10 / (1 if at_once == 1 else 2)
 
     def peak_memory(self) -> int:
         return 7
@@ -41,6 +41,23 @@ def test_rates_and_names_are_those_of_the_case() -> None:
     assert [r.first_token_seconds for r in results] == [5.12, None, 1.0, None]
     assert runner.asked.count(("start", 4096)) == 1  # the depth is read once for all repetitions
     assert runner.asked.count(("prefill", 512)) == 2
+
+
+def test_steps_of_several_tokens_are_cases_of_their_own() -> None:
+    one, four = measure([Clockwork()], [Case(0, 8), Case(0, 8, 0, 4)], 2)
+    assert (one.case.name, four.case.name) == ("tg8", "tg8 b4")
+    assert Case(0, 8, 16, 4).name == "tg8 b4 @ d16"
+    assert one.step_seconds == pytest.approx(0.1)
+    assert four.step_seconds == pytest.approx(0.2)
+
+
+def test_a_model_decodes_in_steps() -> None:
+    shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 64, "num_experts": 1}
+    model = synthetic_model(JambaConfig.from_hf(shape), "q8_0")
+    runner = ModelRunner(model)
+    runner.start(0, 8)
+    assert runner.decode(8, 4) > 0
+    assert runner._state.position == 8
 
 
 def test_runners_are_measured_in_turn() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,15 @@ def test_failures_are_one_line(checkout: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(build.BuildError, match=r"^there is no C\+\+ compiler called no-such-compiler$"):
         build.build("_sums")
+
+
+def test_levels_follow_the_target_of_the_compiler(tmp_path: Path) -> None:
+    cross = tmp_path / "cross"
+    cross.write_text("#!/bin/sh\necho aarch64-unknown-linux-gnu\n", encoding="utf-8")
+    cross.chmod(0o755)
+    assert build.target_processor((str(cross), "-O3")) == "arm"
+    cross.write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
+    assert build.target_processor((str(cross),)) == build.PROCESSORS.get(platform.machine().lower(), "other")
 
 
 def test_levels_are_those_of_the_library() -> None:

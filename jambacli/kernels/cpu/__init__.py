@@ -20,6 +20,6 @@ Results are bit-identical for any number of threads, and for tokens one or sever
 
 from __future__ import annotations
 
-from jambacli.kernels.cpu.library import available, cpu_features, default_threads, library, set_isa
+from jambacli.kernels.cpu.library import available, cpu_features, default_threads, library, runnable_isas, set_isa
 
-__all__ = ["available", "cpu_features", "default_threads", "library", "set_isa"]
+__all__ = ["available", "cpu_features", "default_threads", "library", "runnable_isas", "set_isa"]

@@ -88,6 +88,17 @@ def set_isa(name: str | None) -> str:
     return built_library().set_isa(name)
 
 
+def runnable_isas() -> tuple[str, ...]:
+    """The levels that this machine runs, the lowest first; empty where the library was not built."""
+    lib = library()
+    if lib is None:
+        return ()
+    before = lib.isa
+    found = tuple(name for name in lib.isa_names if lib.set_isa(name) == name)
+    lib.set_isa(before)
+    return found
+
+
 def cpu_features() -> dict[str, str | int | bool]:
     """What the kernels run on: ``built``, ``isa`` in use, ``best_isa`` of this processor, ``cores``, ``machine``."""
     lib = library()

@@ -2,25 +2,20 @@
 #include "decode/team.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
+#include <new>
+
+#include "base/scratch.h"
 
 namespace jamba {
 
 uint8_t* scratch_block(size_t bytes) {
-    struct Block {
-        void* data = nullptr;
-        size_t size = 0;
-        ~Block() { std::free(data); }
-    };
-    static thread_local Block block;
-    if (bytes > block.size) {
-        std::free(block.data);
-        block.size = (bytes + 65535) / 65536 * 65536;
-        block.data = std::aligned_alloc(4096, block.size);
-        if (!block.data) block.size = 0;
+    static thread_local Buffer block;
+    try {
+        return static_cast<uint8_t*>(block.get(static_cast<int64_t>(bytes)));
+    } catch (const std::bad_alloc&) {
+        return nullptr;
     }
-    return static_cast<uint8_t*>(block.data);
 }
 
 ActBuffer take_act(Scratch& scratch, int64_t m, int64_t n, bool quantized) {
