@@ -11,7 +11,7 @@ import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -22,10 +22,11 @@ from jambacli.units import format_bytes, format_count, parse_size
 
 if TYPE_CHECKING:
     from jambacli.api import Jamba
-    from jambacli.evaluation.bench import Case, Runner
+    from jambacli.evaluation.bench import Case, Fill, Runner
     from jambacli.runtime.options import DeviceOptions
 
 _COMPARE = ("llama.cpp",)
+_FILLS = ("read", "random")
 
 
 @o.quiet_option
@@ -44,6 +45,10 @@ def bench(
     ] = "128",
     both: Annotated[str, typer.Option("--pg", help="Prompt+generation pairs such as 512+128, comma-separated.")] = "",
     depth: Annotated[str, typer.Option("--depth", "-d", help="Tokens already in the context, comma-separated.")] = "0",
+    fill: Annotated[
+        str | None,
+        typer.Option("--fill", help="Fill that context: read or random; default: read up to 32,768 tokens."),
+    ] = None,
     threads: Annotated[
         str, typer.Option("--threads", "-t", help="Thread counts, comma-separated; default: the cores.")
     ] = "",
@@ -66,6 +71,12 @@ def bench(
         raise UsageError("is none of md, json, csv", field="output", value=output)
     if compare is not None and compare not in _COMPARE:
         raise UsageError(f"is none of {', '.join(_COMPARE)}", field="compare", value=compare)
+    if fill is not None and fill not in _FILLS:
+        raise UsageError(f"is none of {', '.join(_FILLS)}", field="fill", value=fill)
+    if compare is not None:
+        if fill == "random":
+            raise UsageError("--compare lets both programs read the context: leave out --fill random")
+        fill = "read"
     if name is not None and (shape or quant):
         raise UsageError("give a MODEL, or --shape and --quant for a synthetic one, not both")
     from jambacli.runtime.options import DeviceOptions
@@ -90,7 +101,9 @@ def bench(
         if model.model.device.type != "cpu":
             thread_counts = thread_counts[:1]  # CPU threads do not matter on a GPU
         for count, kv in itertools.product(thread_counts, kv_types):
-            rows += _measure(model, path if compare else None, cases, count, kv, repetitions, chunk)
+            rows += _measure(
+                model, path if compare else None, cases, count, kv, repetitions, chunk, cast("Fill | None", fill)
+            )
     print({"md": _markdown, "json": _json, "csv": _csv}[output](rows))
 
 
@@ -164,16 +177,17 @@ def _measure(
     kv_type: str,
     repetitions: int,
     chunk: int | None,
+    fill: Fill | None,
 ) -> list[dict[str, Any]]:
     from jambacli import kernels
-    from jambacli.evaluation.bench import ModelRunner, measure, prefill_speed, weight_bytes_per_token
+    from jambacli.evaluation.bench import ModelRunner, fill_at, measure, prefill_speed, weight_bytes_per_token
     from jambacli.evaluation.bench_gpu import device_name, gpu_rates
     from jambacli.evaluation.llama_cpp import LlamaCppRunner
     from jambacli.hardware.devices import cpu_key, remember_speed
     from jambacli.hardware.peaks import matrix_rate, read_bandwidth
 
     used = kernels.set_threads(threads or None)
-    runners: list[Runner] = [ModelRunner(model.model, kv_type, chunk or model.model.prefill_chunk)]
+    runners: list[Runner] = [ModelRunner(model.model, kv_type, chunk or model.model.prefill_chunk, fill=fill)]
     peer = LlamaCppRunner(peer_file, used, kv_type) if peer_file else None
     if peer is not None:
         runners.append(peer)
@@ -207,6 +221,7 @@ def _measure(
                 "threads": used,
                 "kv_type": kv_type,
                 "test": case.name,
+                "fill": fill_at(case.depth, fill),
                 "tokens_per_second": result.rate,
                 "spread": result.spread,
                 "first_token_seconds": result.first_token_seconds,
@@ -252,6 +267,8 @@ def _markdown(rows: list[dict[str, Any]]) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     first = rows[0]
     lines.append("")
+    if random := list(dict.fromkeys(r["test"] for r in rows if r["fill"] == "random")):
+        lines += [f"Filled with random keys, values and states, not computed: the context of {', '.join(random)}.", ""]
     verb = "copies" if first["on_gpu"] else "reads"
     lines.append(
         f"{first['device']}: {verb} {format_bytes(first['read_bandwidth_bytes_per_second'])}/s and multiplies "
