@@ -47,6 +47,7 @@ void store_row(const float* from, int32_t type, int64_t n, uint8_t* to) {
 // What each piece contributes: softmaxes as in QueryRows, of the rows of each KV head.
 struct Partials {
     int64_t pieces, rows, depth;
+    const uint8_t* packed;  // queries, [n_kv_heads, rows], or null
     float *best, *sum;  // [n_kv_heads, pieces, rows]
     float* values;      // [n_kv_heads, pieces, rows, depth]
 
@@ -69,7 +70,8 @@ void attend_piece(const Run& run, const AttentionStep& s, const StepState& state
             const KeyBlock block{state.k + from, state.v + from, state.token_stride, std::min(kBlockKeys, end - key),
                                  run.n_past + 1 - key, s.kv_type};
             run.k->attend(block, {q + head * out.rows * out.depth, run.m, s.n_heads / s.n_kv_heads, s.head_dim, out.depth,
-                                  out.best + at, out.sum + at, out.values + at * out.depth}, work);
+                                  out.best + at, out.sum + at, out.values + at * out.depth,
+                                  out.packed ? out.packed + head * out.rows * packed_query_bytes(s.head_dim) : nullptr}, work);
         }
 }
 
@@ -108,6 +110,9 @@ void attention_step(Team* team, const Run& run, const AttentionStep& s, const St
     partials.sum = scratch.take<float>(m * s.n_heads * pieces);
     partials.values = scratch.take<float>(m * s.n_heads * pieces * partials.depth);
     float* queries = scratch.take<float>(m * s.n_heads * partials.depth);
+    uint8_t* packed = k.pack_query && s.kv_type == kQ8_0
+                          ? scratch.take<uint8_t>(m * s.n_heads * packed_query_bytes(dim)) : nullptr;
+    partials.packed = packed;
     const ActBuffer attended = take_act(scratch, m, q_rows, wants_int8(s.out));
     float* products = scratch.take<float>(m * s.out.rows);
     float* work = nullptr;
@@ -142,6 +147,7 @@ void attention_step(Team* team, const Run& run, const AttentionStep& s, const St
         for (int64_t h = 0; h < group; ++h, from += dim, to += partials.depth) {
             for (int64_t j = 0; j < dim; ++j) to[j] = from[j] * scale;
             std::fill(to + dim, to + partials.depth, 0.0f);
+            if (packed) k.pack_query(to, dim, packed + ((head * m + t) * group + h) * packed_query_bytes(dim));
         }
     }
     team->barrier();

@@ -237,10 +237,10 @@ void weigh_block(const Source& from, int64_t count, const QueryRows& r, int64_t 
     });
 }
 
+// From the scores on: all rows' softmax, and the weighted values.
 template <class S>
-void attend_through(const KeyBlock& b, const Source& keys, const Source& values, const QueryRows& r, float* tile, float* s) {
+void weigh_scores(const KeyBlock& b, const Source& values, const QueryRows& r, float* tile, float* s) {
     const int64_t rows = r.tokens * r.group;
-    score_block<S>(keys, b.count, r, rows, s, tile);
     for (int64_t i = 0; i < rows; ++i) {
         const int64_t seen = b.visible + i / r.group;
         if (seen > 0)
@@ -251,6 +251,12 @@ void attend_through(const KeyBlock& b, const Source& keys, const Source& values,
         const int64_t seen = b.visible + t < b.count ? b.visible + t : b.count;
         if (seen > 0) weigh_block<S>(values, seen, r, t * r.group, r.group, s, tile);
     }
+}
+
+template <class S>
+void attend_through(const KeyBlock& b, const Source& keys, const Source& values, const QueryRows& r, float* tile, float* s) {
+    score_block<S>(keys, b.count, r, r.tokens * r.group, s, tile);
+    weigh_scores<S>(b, values, r, tile, s);
 }
 
 void attend(const KeyBlock& b, const QueryRows& r, float* work) {

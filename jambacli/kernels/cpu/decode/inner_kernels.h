@@ -76,10 +76,14 @@ struct QueryRows {
     int64_t tokens, group, head_dim, depth;
     float *best, *sum;  // the largest score, and the sum of 2^(score - best)
     float* values;      // sums of 2^(score - best) times values
+    const uint8_t* packed;  // the rows as pack_query() wrote them, or null
 };
 
 static inline int64_t attend_depth(int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
 static inline int64_t attend_work(int64_t rows, int64_t depth) { return kBlockKeys * (3 * depth + rows); }
+
+// A query as integers 128 * coarse + fine: int8 coarse[n], int8 fine[n], int32 bias[n / 32], then its factor.
+static inline int64_t packed_query_bytes(int64_t n) { return (2 * n + n / 8 + 4 + 63) / 64 * 64; }
 
 struct InnerKernels {
     GemvFn gemv[kTypes];  // null where the type has no kernel
@@ -108,6 +112,8 @@ struct InnerKernels {
     // One block of keys and values for all query rows of a KV head: moves on the rows' softmax. `work` has
     // attend_work() floats, aligned to 64 bytes.
     void (*attend)(const KeyBlock& block, const QueryRows& rows, float* work);
+    // A query row of n values, a multiple of 32, in the form in which it meets q8_0 keys. Null: attend() takes floats only.
+    void (*pack_query)(const float* q, int64_t n, uint8_t* out);
 };
 
 // The kernels of the level in use.
@@ -121,6 +127,7 @@ const InnerKernels& inner_kernels();
     }
 SIMD_LEVELS(LEVEL)
 namespace vnni {
+void fill_attention(InnerKernels& ops);
 void fill_dot(InnerKernels& ops);
 }
 #undef LEVEL
