@@ -11,7 +11,7 @@ import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -22,10 +22,11 @@ from jambacli.units import format_bytes, format_count, parse_size
 
 if TYPE_CHECKING:
     from jambacli.api import Jamba
-    from jambacli.evaluation.bench import Case, Result, Runner
+    from jambacli.evaluation.bench import Case, Fill, Result, Runner
     from jambacli.runtime.options import DeviceOptions
 
 _COMPARE = ("llama.cpp",)
+_FILLS = ("read", "random")
 
 
 @o.quiet_option
@@ -48,6 +49,10 @@ def bench(
         typer.Option("--batch", "-b", help="Tokens in one step of decode of one sequence, comma-separated: 1,2,4."),
     ] = "1",
     depth: Annotated[str, typer.Option("--depth", "-d", help="Tokens already in the context, comma-separated.")] = "0",
+    fill: Annotated[
+        str | None,
+        typer.Option("--fill", help="Fill that context: read or random; default: read up to 32,768 tokens."),
+    ] = None,
     threads: Annotated[
         str, typer.Option("--threads", "-t", help="Thread counts, comma-separated; default: the cores.")
     ] = "",
@@ -74,6 +79,12 @@ def bench(
         raise UsageError("is not one of md, json, csv", field="output", value=output)
     if compare is not None and compare not in _COMPARE:
         raise UsageError(f"is not one of {', '.join(_COMPARE)}", field="compare", value=compare)
+    if fill is not None and fill not in _FILLS:
+        raise UsageError(f"is not one of {', '.join(_FILLS)}", field="fill", value=fill)
+    if compare is not None:
+        if fill == "random":
+            raise UsageError("--compare makes both programs read the context: leave out --fill random")
+        fill = "read"
     if name is not None and (shape or quant):
         raise UsageError("give a MODEL, or --shape and --quant for a synthetic one, not both")
     from jambacli.runtime.options import DeviceOptions
@@ -100,7 +111,17 @@ def bench(
             thread_counts = thread_counts[:1]  # CPU threads do not matter on a GPU
         for level, count, kv in itertools.product(levels, thread_counts, kv_types):
             with _at_level(level):
-                rows += _measure(model, path if compare else None, cases, count, kv, repetitions, chunk, level)
+                rows += _measure(
+                    model,
+                    path if compare else None,
+                    cases,
+                    count,
+                    kv,
+                    repetitions,
+                    chunk,
+                    level,
+                    cast("Fill | None", fill),
+                )
     print({"md": _markdown, "json": _json, "csv": _csv}[output](rows))
 
 
@@ -205,9 +226,10 @@ def _measure(
     repetitions: int,
     chunk: int | None,
     isa: str,
+    fill: Fill | None,
 ) -> list[dict[str, Any]]:
     from jambacli import kernels
-    from jambacli.evaluation.bench import ModelRunner, measure, prefill_speed, weight_bytes_per_token
+    from jambacli.evaluation.bench import ModelRunner, fill_at, measure, prefill_speed, weight_bytes_per_token
     from jambacli.evaluation.bench_gpu import device_name, gpu_rates
     from jambacli.evaluation.llama_cpp import LlamaCppRunner
     from jambacli.hardware.devices import cpu_key, remember_speed
@@ -215,7 +237,7 @@ def _measure(
     from jambacli.kernels.cpu import cpu_features
 
     used = kernels.set_threads(threads or None)
-    runners: list[Runner] = [ModelRunner(model.model, kv_type, chunk or model.model.prefill_chunk)]
+    runners: list[Runner] = [ModelRunner(model.model, kv_type, chunk or model.model.prefill_chunk, fill=fill)]
     peer = LlamaCppRunner(peer_file, used, kv_type) if peer_file else None
     if peer is not None:
         runners.append(peer)
@@ -255,6 +277,7 @@ def _measure(
                 "step_tokens_of_one_sequence": case.at_once if decodes else None,
                 "step_seconds": result.step_seconds if decodes else None,
                 "step_against_one_token": result.step_seconds / one.step_seconds if one else None,
+                "fill": fill_at(case.depth, fill),
                 "tokens_per_second": result.rate,
                 "spread": result.spread,
                 "first_token_seconds": result.first_token_seconds,
@@ -313,6 +336,8 @@ def _markdown(rows: list[dict[str, Any]]) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     first = rows[0]
     lines.append("")
+    if random := list(dict.fromkeys(r["test"] for r in rows if r["fill"] == "random")):
+        lines += [f"Filled with random keys, values and states, not computed: the context of {', '.join(random)}.", ""]
     verb = "copies" if first["on_gpu"] else "reads"
     lines.append(
         f"{first['device']}: {verb} {format_bytes(first['read_bandwidth_bytes_per_second'])}/s and multiplies "

@@ -10,13 +10,22 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 from jambacli.evaluation.timing import wait_for
 from jambacli.hardware.peaks import peak_memory
 from jambacli.model.config import JambaConfig
 from jambacli.model.jamba import JambaModel
+from jambacli.model.state import SequenceState
 from jambacli.runtime.memory_plan import prefill_flops
+
+#: How a context is filled before a measurement: "read" computes it, "random" writes random keys, values and states.
+Fill = Literal["read", "random"]
+#: The deepest context that is read by default. Reading takes minutes there, and hours at 262,144 tokens.
+READ_DEPTH = 32_768
+
+# Tokens of random keys and values; a deeper context repeats them.
+_RANDOM_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,39 @@ class Case:
         parts = ([f"pp{self.n_prompt}"] if self.n_prompt else []) + ([f"tg{self.n_gen}"] if self.n_gen else [])
         at_once = f" b{self.at_once}" if self.at_once > 1 else ""
         return "+".join(parts) + at_once + (f" @ d{self.depth}" if self.depth else "")
+
+
+def fill_at(depth: int, fill: Fill | None = None) -> Fill | None:
+    """How a context of ``depth`` tokens is filled: as ``fill`` says, by default according to READ_DEPTH. None: it is empty."""
+    if not depth:
+        return None
+    return fill or ("read" if depth <= READ_DEPTH else "random")
+
+
+def fill_randomly(state: SequenceState, depth: int, seed: int = 2) -> None:
+    """Bring an empty state to position ``depth`` without computing: decode takes the same time, its text means nothing.
+
+    Keys and values are normal with deviation 1, about a trained model's size; Mamba states have deviation 0.1.
+    """
+    import torch
+
+    from jambacli.kernels import reference
+
+    random = torch.Generator().manual_seed(seed)
+    state.begin(depth)
+    for cache in state.caches:
+        for x in (cache.k, cache.v):
+            tokens, heads, row = min(depth, _RANDOM_TOKENS), *x.shape[1:]
+            values = torch.randn(tokens, heads, row // 34 * 32 if x.dtype == torch.uint8 else row, generator=random)
+            stored = torch.empty(tokens, heads, row, dtype=x.dtype)
+            reference.kv_store(values, stored)
+            stored = stored.to(x.device)
+            for start in range(0, depth, tokens):
+                part = x[start : min(start + tokens, depth)]
+                part.copy_(stored[: len(part)])
+    for states in (state.conv, state.ssm):
+        states.copy_(0.1 * torch.randn(states.shape, generator=random))
+    state.commit(depth)
 
 
 class Runner(Protocol):
@@ -92,14 +134,21 @@ class ModelRunner:
     """This program's model as a Runner.
 
     On a GPU a run ends when the GPU has finished, and decode reads the most likely token back after each step, as generation
-    does. ``peak_memory`` is the memory of the device that computes.
+    does. ``peak_memory`` is the memory of the device that computes. ``fill``: see ``fill_at``.
     """
 
-    def __init__(self, model: JambaModel, kv_type: str = "f16", chunk: int = 512, name: str = "jamba") -> None:
+    def __init__(
+        self,
+        model: JambaModel,
+        kv_type: str = "f16",
+        chunk: int = 512,
+        name: str = "jamba",
+        fill: Fill | None = None,
+    ) -> None:
         import torch
 
         self.name = name
-        self._model, self._kv_type, self._chunk = model, kv_type, chunk
+        self._model, self._kv_type, self._chunk, self._fill = model, kv_type, chunk, fill
         self._random = torch.Generator().manual_seed(1)
         self._state = model.new_state(1, kv_type)
 
@@ -113,7 +162,9 @@ class ModelRunner:
             if gpu and room > 3:
                 self.decode(3)
                 self._state.reset()
-        if depth:
+        if fill_at(depth, self._fill) == "random":
+            fill_randomly(self._state, depth)
+        elif depth:
             self.prefill(depth)
 
     def prefill(self, tokens: int) -> float:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from jambacli.errors import JambaError, first_line
-from jambacli.evaluation.bench import weight_bytes_per_token
+from jambacli.evaluation.bench import fill_randomly, weight_bytes_per_token
 from jambacli.evaluation.bench_gpu import gpu_rates
 from jambacli.evaluation.synthetic import choices, random_weight, shape_config
 from jambacli.evaluation.synthetic_gpu import GpuTensors
@@ -270,7 +270,8 @@ def _decode(
     model: JambaModel, device: torch.device, ctx: int, kv_type: str, depth: int, rate: dict[str, float], n: int
 ) -> dict[str, Any]:
     state = model.new_state(min(ctx, depth + n + 8), kv_type)
-    _fill(state, depth)
+    if depth:
+        fill_randomly(state, depth)
     token = torch.tensor([1])
 
     def steps(count: int) -> None:
@@ -330,22 +331,6 @@ def _prefill(
         "share_of_matrix_rate": flops / times[-1] / peak if peak else None,
         "peak_memory": _peak(device),
     }
-
-
-def _fill(state: Any, depth: int) -> None:
-    """Fill an empty state as if it had read ``depth`` tokens, with random keys, values and recurrent state."""
-    if depth == 0:
-        return
-    state.begin(depth)
-    for cache in state.caches:
-        for x in (cache.k, cache.v):
-            if x.dtype == torch.uint8:
-                x[:depth] = 0
-            else:
-                x[:depth].normal_()
-    state.ssm.normal_(0, 0.1)
-    state.conv.normal_(0, 0.1)
-    state.commit(depth)
 
 
 def _peak(device: torch.device) -> int | None:

@@ -78,6 +78,8 @@ def test_the_second_run_reads_nothing_again(model: str) -> None:
         (["run", "MODEL", "hi " * 50, "--ctx", "16"], 1, "context"),
         (["bench", "MODEL", "--compare", "ollama"], 2, "ollama"),
         (["bench", "MODEL", "--compare", "llama.cpp", "--device", "cuda"], 2, "leave out --device"),
+        (["bench", "MODEL", "--fill", "zeros"], 2, "not one of read, random"),
+        (["bench", "MODEL", "--fill", "random", "--compare", "llama.cpp"], 2, "leave out --fill random"),
         (["bench", "MODEL", "--device", "tpu"], 2, "not one of auto, cpu, cuda"),
         (["bench", "MODEL", "--cpu-experts", "1", "--device", "cpu"], 2, "needs a GPU"),
         (["bench", "MODEL", "--kv-type", "f8"], 2, "f8"),
@@ -170,3 +172,12 @@ def test_bench_prints_a_table_json_and_csv(model: str) -> None:
     assert rows[0]["device"] and rows[0]["device"] in table and not rows[0]["on_gpu"]
     text = jamba(*options, "-o", "csv").stdout.decode().splitlines()
     assert len(text) == 5 and text[0].startswith("model,")
+    assert [r["fill"] for r in rows] == [None, None, "read", "read"]
+    assert "random" not in table
+
+
+def test_bench_says_where_a_context_is_random(model: str) -> None:
+    options = ("bench", model, "-p", "0", "-n", "4", "-r", "1", "-d", "0,16", "--fill", "random")
+    assert "not computed: the context of tg4 @ d16." in jamba(*options).stdout.decode()
+    rows = json.loads(jamba(*options, "-o", "json").stdout)
+    assert [r["fill"] for r in rows] == [None, "random"]

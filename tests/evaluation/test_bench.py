@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from jambacli.evaluation.bench import Case, ModelRunner, Result, measure, prefill_speed
+from jambacli.evaluation.bench import Case, ModelRunner, Result, fill_at, fill_randomly, measure, prefill_speed
 from jambacli.evaluation.synthetic import shape_config, synthetic_model
+from jambacli.kernels import reference
 from jambacli.model.config import JambaConfig
 from jambacli.runtime.memory_plan import prefill_flops
 
@@ -89,3 +91,42 @@ def test_the_speed_kept_for_estimates_is_that_of_the_longest_plain_prompt() -> N
     assert prefill_speed(big, results[2:]) is None
     small = JambaConfig.from_hf({"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 8, "vocab_size": 64})
     assert prefill_speed(small, results) is None
+
+
+def test_deep_contexts_are_filled_with_random_values_by_default() -> None:
+    assert [fill_at(depth) for depth in (0, 1, 32_768, 32_769)] == [None, "read", "read", "random"]
+    assert [fill_at(depth, "read") for depth in (0, 100_000)] == [None, "read"]
+    assert [fill_at(depth, "random") for depth in (0, 5)] == [None, "random"]
+
+
+@pytest.mark.parametrize("kv_type", ["f16", "bf16", "f32", "q8_0"])
+def test_a_random_fill_is_a_state_from_which_decode_goes_on(kv_type: str) -> None:
+    config = JambaConfig.from_hf(
+        {
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_hidden_layers": 8,
+            "vocab_size": 64,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "num_experts": 2,
+            "mamba_d_state": 8,
+        }
+    )
+    model = synthetic_model(config, "f32")
+    state, again = (model.new_state(5000, kv_type) for _ in range(2))
+    for one in (state, again):
+        fill_randomly(one, 4500)  # more than the random values that are repeated
+    assert state.position == state.kv_tokens == 4500
+    (k, v), (other, _) = next(state.kv(0, 4500)), next(again.kv(0, 4500))
+    assert torch.equal(k, other)
+    assert not torch.equal(k, v)
+    keys = reference.kv_values(k, 32)
+    assert float(keys.std()) == pytest.approx(1, abs=0.02) and torch.equal(keys[:404], keys[4096:])
+    logits = model.forward(torch.tensor([3]), state)
+    assert logits is not None and bool(logits.isfinite().all())
+    assert torch.equal(logits, model.forward(torch.tensor([3]), again))
+
+    runner = ModelRunner(model, kv_type, fill="random")
+    runner.start(3000, 4)
+    assert runner.decode(2) > 0

@@ -192,6 +192,47 @@ def test_attention(isa: str, kv: torch.dtype, n_heads: int, n_kv: int, dim: int)
         check_step(step, expected, fmt, x, parts, n_past)
 
 
+# n_past and tokens: around blocks of 32 keys, pieces of 256 up to 4,096 keys and pieces of 1,024 beyond.
+POSITIONS = [(0, 1), (0, 9), (30, 4), (254, 3), (700, 1), (4095, 2), (5119, 2)]
+
+
+@pytest.mark.parametrize("kv", (torch.float32, torch.float16, torch.bfloat16, torch.uint8), ids=str)
+@pytest.mark.parametrize(
+    ("n_heads", "n_kv", "dim"),
+    [
+        *((1, 1, 32), (3, 1, 20), (5, 1, 64), (9, 1, 96), (20, 1, 128)),
+        *((8, 2, 128), (6, 2, 100), (18, 2, 40), (7, 7, 8)),
+    ],
+)
+def test_attention_is_near_float64_and_the_same_for_any_threads_and_tokens(
+    isa: str, kv: torch.dtype, n_heads: int, n_kv: int, dim: int
+) -> None:
+    from jambacli.kernels.cpu.decode import AttentionStep, run_single
+
+    if kv == torch.uint8 and dim % 32:
+        pytest.skip("q8_0 holds rows of whole blocks")
+    w = attention_weights("f32", n_heads, n_kv, dim)
+    step = AttentionStep(None, EPS, n_heads=n_heads, n_kv_heads=n_kv, kv_dtype=kv, **w)
+    # With VNNI, queries meet q8_0 keys as integers of 15 bits: some 5e-5 off, where those of 8 bits are 5e-3 off.
+    bound = 1e-4 if kv == torch.uint8 and isa not in ("scalar", "avx2", "avx512", "neon") else 3e-6
+    q_weight, out_weight = (reference.dequantize(w[name]).double() for name in ("q", "out"))
+    group = n_heads // n_kv
+    for i, (n_past, m) in enumerate(POSITIONS):
+        x = values(m, HIDDEN, seed=i) * 2
+        first, second = (cache(kv, n_past + m, n_kv, dim, n_past) for _ in range(2))
+        out = run_single(step, x, n_past, part=first, threads=1 + i % 7)
+        for t in range(m):
+            one = run_single(step, x[t : t + 1].contiguous(), n_past + t, part=second, threads=1)
+            assert torch.equal(one[0], out[t]), (n_past, m, t)
+        keys, rows = (reference.kv_values(c, dim).double().repeat_interleave(group, 1) for c in first)
+        q = (x.double() @ q_weight.T).view(m, n_heads, dim)
+        scores = torch.einsum("thd,khd->htk", q, keys) * dim**-0.5
+        hidden = torch.arange(n_past + m)[None] > torch.arange(n_past, n_past + m)[:, None]
+        weights = torch.softmax(scores.masked_fill(hidden, float("-inf")), dim=-1)
+        exact = torch.einsum("htk,khd->thd", weights, rows).reshape(m, -1) @ out_weight.T
+        assert error(out.double(), exact) < bound, (n_past, m)
+
+
 def test_attention_does_not_depend_on_the_size_of_the_context(isa: str) -> None:
     from jambacli.kernels.cpu.decode import AttentionStep, run_single
 

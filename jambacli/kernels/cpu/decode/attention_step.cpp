@@ -1,17 +1,27 @@
-// The attention step of decoding: projections, storing keys and values, attention over the cache in fixed chunks.
+// The attention step of decoding: projections, storing keys and values, attention over the cache in fixed pieces.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <limits>
 
 #include "decode/steps.h"
 
 namespace jamba {
 namespace {
 
-// Keys of one piece of work. Fixed, so that results depend neither on the size of the context nor on the threads.
-constexpr int64_t kKeys = 256;
-constexpr int64_t kTileKeys = 32;  // converted to floats at a time
+// The cache is cut into pieces by position alone, so that results depend neither on the size of the context, nor on the
+// threads, nor on the tokens of a step. The first pieces are short, so that several threads share a short context.
+constexpr int64_t kShortKeys = 256, kShortPieces = 16, kLongKeys = 1024;
+constexpr int64_t kShortEnd = kShortKeys * kShortPieces;
+
+int64_t count_pieces(int64_t keys) {
+    return keys <= kShortEnd ? (keys + kShortKeys - 1) / kShortKeys : kShortPieces + (keys - kShortEnd + kLongKeys - 1) / kLongKeys;
+}
+
+int64_t piece_begin(int64_t piece) {
+    return piece <= kShortPieces ? piece * kShortKeys : kShortEnd + (piece - kShortPieces) * kLongKeys;
+}
+
+constexpr float kLog2e = 1.44269504f, kLn2 = 0.693147182f;
 
 void store_row(const float* from, int32_t type, int64_t n, uint8_t* to) {
     if (type == kF32) {
@@ -34,62 +44,49 @@ void store_row(const float* from, int32_t type, int64_t n, uint8_t* to) {
     }
 }
 
-// What a chunk of keys contributes to each query head: the largest score, the sum of exponentials, the weighted values.
+// What each piece contributes: softmaxes as in QueryRows, of the rows of each KV head.
 struct Partials {
-    float *max_score, *sum;  // [m, n_heads, chunks]
-    float* values;      // [m, n_heads, chunks, head_dim]
+    int64_t pieces, rows, depth;
+    const uint8_t* packed;  // queries, [n_kv_heads, rows], or null
+    float *best, *sum;  // [n_kv_heads, pieces, rows]
+    float* values;      // [n_kv_heads, pieces, rows, depth]
+
+    int64_t at(int64_t kv_head, int64_t piece) const { return (kv_head * pieces + piece) * rows; }
 };
 
-// One chunk of keys and all query heads of one kv head.
-void attend_chunk(const Run& run, const AttentionStep& s, const StepState& state, const float* q, int64_t kv_head,
-                  int64_t chunk, int64_t chunks, float* work, const Partials& out) {
-    const InnerKernels& k = *run.k;
-    const int64_t dim = s.head_dim, group = s.n_heads / s.n_kv_heads, first = chunk * kKeys;
-    const int64_t n_keys = std::min(kKeys, run.n_past + run.m - first);
-    float* tile = work;                        // [kTileKeys, dim]
-    float* weights = work + kTileKeys * dim;   // [m * group, kKeys]
-    const auto keys_of = [&](int64_t t) { return std::min(n_keys, run.n_past + t + 1 - first); };
-
-    for (int64_t j = 0; j < n_keys; j += kTileKeys) {
-        const int64_t count = std::min(kTileKeys, n_keys - j);
-        k.kv_load(state.k + (first + j) * state.token_stride + kv_head * state.head_stride, s.kv_type, state.token_stride,
-                  count, dim, tile);
-        for (int64_t t = 0; t < run.m; ++t)
-            k.scores(q + (t * s.n_heads + kv_head * group) * dim, dim, static_cast<int>(group), tile, count, dim,
-                     weights + t * group * kKeys + j, kKeys);
+// One piece for `heads` KV heads from `first_head` on. q [n_kv_heads, rows, depth].
+void attend_piece(const Run& run, const AttentionStep& s, const StepState& state, const float* q, int64_t first_head,
+                  int64_t heads, int64_t piece, float* work, const Partials& out) {
+    const int64_t begin = piece_begin(piece), end = std::min(piece_begin(piece + 1), run.n_past + run.m);
+    for (int64_t head = first_head; head < first_head + heads; ++head) {
+        const int64_t at = out.at(head, piece);
+        std::fill(out.best + at, out.best + at + out.rows, -1e30f);
+        std::fill(out.sum + at, out.sum + at + out.rows, 0.0f);
+        std::fill(out.values + at * out.depth, out.values + (at + out.rows) * out.depth, 0.0f);
     }
-    for (int64_t t = 0; t < run.m; ++t)
-        for (int64_t h = 0; h < group; ++h) {
-            const int64_t at = (t * s.n_heads + kv_head * group + h) * chunks + chunk;
-            const int64_t seen = keys_of(t);
-            float* w = weights + (t * group + h) * kKeys;
-            out.max_score[at] = seen > 0 ? *std::max_element(w, w + seen) : -std::numeric_limits<float>::infinity();
-            out.sum[at] = seen > 0 ? k.exp_sum(w, out.max_score[at], seen) : 0.0f;
-            std::fill(out.values + at * dim, out.values + (at + 1) * dim, 0.0f);
+    for (int64_t key = begin; key < end; key += kBlockKeys)
+        for (int64_t head = first_head; head < first_head + heads; ++head) {
+            const int64_t at = out.at(head, piece), from = key * state.token_stride + head * state.head_stride;
+            const KeyBlock block{state.k + from, state.v + from, state.token_stride, std::min(kBlockKeys, end - key),
+                                 run.n_past + 1 - key, s.kv_type};
+            run.k->attend(block, {q + head * out.rows * out.depth, run.m, s.n_heads / s.n_kv_heads, s.head_dim, out.depth,
+                                  out.best + at, out.sum + at, out.values + at * out.depth,
+                                  out.packed ? out.packed + head * out.rows * packed_query_bytes(s.head_dim) : nullptr}, work);
         }
-    for (int64_t j = 0; j < n_keys; j += kTileKeys) {
-        k.kv_load(state.v + (first + j) * state.token_stride + kv_head * state.head_stride, s.kv_type, state.token_stride,
-                  std::min(kTileKeys, n_keys - j), dim, tile);
-        for (int64_t t = 0; t < run.m; ++t) {
-            const int64_t count = std::min(kTileKeys, keys_of(t) - j);
-            if (count <= 0) continue;
-            const int64_t at = (t * s.n_heads + kv_head * group) * chunks + chunk;
-            k.weighted(weights + t * group * kKeys + j, kKeys, static_cast<int>(group), tile, count, dim,
-                       out.values + at * dim, chunks * dim);
-        }
-    }
 }
 
-// The chunks of one query head, in order, into its output.
-void combine(const InnerKernels& k, int64_t chunks, int64_t dim, float* max_score, const float* sum, const float* values, float* out) {
-    const float top = *std::max_element(max_score, max_score + chunks);
-    k.exp_sum(max_score, top, chunks);  // now each chunk's factor
+// The pieces of one query row, in order, into its output. `factors` [pieces] is overwritten.
+void combine(const InnerKernels& k, const Partials& p, int64_t kv_head, int64_t row, int64_t dim, float* factors, float* out) {
+    const int64_t at = p.at(kv_head, 0) + row;
+    for (int64_t c = 0; c < p.pieces; ++c) factors[c] = p.best[at + c * p.rows] * kLn2;
+    k.exp_sum(factors, *std::max_element(factors, factors + p.pieces), p.pieces);
     float total = 0.0f;
     std::fill(out, out + dim, 0.0f);
-    for (int64_t c = 0; c < chunks; ++c) {
-        if (max_score[c] == 0.0f) continue;
-        total += max_score[c] * sum[c];
-        k.add_scaled(out, values + c * dim, max_score[c], dim);
+    for (int64_t c = 0; c < p.pieces; ++c) {
+        const float sum = p.sum[at + c * p.rows];
+        if (sum == 0.0f) continue;  // no key that this token sees
+        total += factors[c] * sum;
+        k.add_scaled(out, p.values + (at + c * p.rows) * p.depth, factors[c], dim);
     }
     for (int64_t i = 0; i < dim; ++i) out[i] /= total;
 }
@@ -99,21 +96,28 @@ void combine(const InnerKernels& k, int64_t chunks, int64_t dim, float* max_scor
 void attention_step(Team* team, const Run& run, const AttentionStep& s, const StepState& state, Scratch& scratch) {
     const InnerKernels& k = *run.k;
     const int64_t m = run.m, dim = s.head_dim, q_rows = s.q.rows, kv_rows = s.k.rows;
-    const int64_t chunks = (run.n_past + m + kKeys - 1) / kKeys, group = s.n_heads / s.n_kv_heads;
+    const int64_t group = s.n_heads / s.n_kv_heads, pieces = count_pieces(run.n_past + m);
     const ActBuffer input = step_input(team, run, s.input, run.x, m, s.q.cols,
                                        wants_int8(s.q) || wants_int8(s.k) || wants_int8(s.v), scratch);
     float* q = scratch.take<float>(m * q_rows);
     float* new_k = scratch.take<float>(m * kv_rows);
     float* new_v = scratch.take<float>(m * kv_rows);
-    Partials partials;
-    partials.max_score = scratch.take<float>(m * s.n_heads * chunks);
-    partials.sum = scratch.take<float>(m * s.n_heads * chunks);
-    partials.values = scratch.take<float>(m * s.n_heads * chunks * dim);
+    Partials partials{};
+    partials.pieces = pieces;
+    partials.rows = m * group;
+    partials.depth = attend_depth(dim);
+    partials.best = scratch.take<float>(m * s.n_heads * pieces);
+    partials.sum = scratch.take<float>(m * s.n_heads * pieces);
+    partials.values = scratch.take<float>(m * s.n_heads * pieces * partials.depth);
+    float* queries = scratch.take<float>(m * s.n_heads * partials.depth);
+    uint8_t* packed = k.pack_query && s.kv_type == kQ8_0
+                          ? scratch.take<uint8_t>(m * s.n_heads * packed_query_bytes(dim)) : nullptr;
+    partials.packed = packed;
     const ActBuffer attended = take_act(scratch, m, q_rows, wants_int8(s.out));
     float* products = scratch.take<float>(m * s.out.rows);
     float* work = nullptr;
     for (int i = 0; i < run.threads; ++i) {
-        float* mine = scratch.take<float>(kTileKeys * dim + m * group * kKeys);
+        float* mine = scratch.take<float>(std::max(attend_work(partials.rows, partials.depth), pieces));
         if (team && i == team->id) work = mine;
     }
     if (!team) return;
@@ -131,28 +135,36 @@ void attention_step(Team* team, const Run& run, const AttentionStep& s, const St
     });
     team->barrier();
 
-    const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
+    const float scale = kLog2e / std::sqrt(static_cast<float>(dim));
     const Range mine = team->share(m * s.n_kv_heads);
     for (int64_t i = mine.begin; i < mine.end; ++i) {
         const int64_t t = i / s.n_kv_heads, head = i % s.n_kv_heads;
         const int64_t at = (run.n_past + t) * state.token_stride + head * state.head_stride;
         store_row(new_k + t * kv_rows + head * dim, s.kv_type, dim, state.k + at);
         store_row(new_v + t * kv_rows + head * dim, s.kv_type, dim, state.v + at);
-        float* heads = q + t * q_rows + head * group * dim;
-        for (int64_t j = 0; j < group * dim; ++j) heads[j] *= scale;
+        const float* from = q + t * q_rows + head * group * dim;
+        float* to = queries + (head * m + t) * group * partials.depth;
+        for (int64_t h = 0; h < group; ++h, from += dim, to += partials.depth) {
+            for (int64_t j = 0; j < dim; ++j) to[j] = from[j] * scale;
+            std::fill(to + dim, to + partials.depth, 0.0f);
+            if (packed) k.pack_query(to, dim, packed + ((head * m + t) * group + h) * packed_query_bytes(dim));
+        }
     }
     team->barrier();
 
-    team->chunks(chunks * s.n_kv_heads, 1, [&](int64_t begin, int64_t end) {
+    // All heads of a piece lie side by side and are best read together, once there are pieces for every thread.
+    const int64_t heads = pieces >= 4 * team->size ? s.n_kv_heads : 1, shares = s.n_kv_heads / heads;
+    team->chunks(pieces * shares, 1, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i)
-            attend_chunk(run, s, state, q, i % s.n_kv_heads, i / s.n_kv_heads, chunks, work, partials);
+            attend_piece(run, s, state, queries, i % shares * heads, heads, i / shares, work, partials);
     });
     team->barrier();
 
     team->chunks(m * s.n_heads, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i)
-            combine(k, chunks, dim, partials.max_score + i * chunks, partials.sum + i * chunks, partials.values + i * chunks * dim,
-                    attended.f + i / s.n_heads * attended.f_stride + i % s.n_heads * dim);
+        for (int64_t i = begin; i < end; ++i) {
+            const int64_t t = i / s.n_heads, head = i % s.n_heads;
+            combine(k, partials, head / group, t * group + head % group, dim, work, attended.f + t * attended.f_stride + head * dim);
+        }
     });
     team->barrier();
     if (wants_int8(s.out)) {

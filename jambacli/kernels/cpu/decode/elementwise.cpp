@@ -149,27 +149,8 @@ float exp_sum(float* x, float shift, int64_t n) {
     return hsum(total) + rest;
 }
 
-void kv_row(const uint8_t* from, int32_t type, int64_t n, float* out) {
-    int64_t i = 0;
-    if (type == kQ8_0) {
-        for (const auto* block = reinterpret_cast<const block_q8_0*>(from); i < n; i += 32, ++block) {
-            const vf d = set1(half_to_float(read_u16(&block->d)));
-            for (int k = 0; k < 32; k += kLanes) store(out + i + k, d * load_i8(block->qs + k));
-        }
-    } else if (type == kF32) {
-        memcpy(out, from, static_cast<size_t>(n) * sizeof(float));
-    } else {
-        const uint16_t* p = reinterpret_cast<const uint16_t*>(from);
-        if (type == kF16)
-            for (; i + kLanes <= n; i += kLanes) store(out + i, load_f16(p + i));
-        else
-            for (; i + kLanes <= n; i += kLanes) store(out + i, load_bf16(p + i));
-        for (; i < n; ++i) out[i] = type == kF16 ? half_to_float(p[i]) : bf16_to_float(p[i]);
-    }
-}
-
 void kv_load(const uint8_t* from, int32_t type, int64_t stride, int64_t count, int64_t n, float* out) {
-    const int64_t bytes = type == kQ8_0 ? n / 32 * static_cast<int64_t>(sizeof(block_q8_0)) : type == kF32 ? 4 * n : 2 * n;
+    const int64_t bytes = kv_bytes(type, n);
     constexpr int64_t kAhead = 16;  // rows; those of other heads lie between them, which hardware prefetchers do not follow
     for (int64_t j = 0; j < count; ++j) {
         for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(from + (j + kAhead) * stride + line);
@@ -191,8 +172,7 @@ void fill_elementwise(InnerKernels& ops) {
     ops.ssm_step = ssm_step;
     ops.exp_sum = exp_sum;
     ops.kv_load = kv_load;
-    ops.scores = scores;
-    ops.weighted = weighted;
+    ops.attend = attend;
     ops.gemv[kF32] = float_gemv<RowF32>;
     ops.gemv[kF16] = float_gemv<RowF16>;
     ops.gemv[kBF16] = float_gemv<RowBF16>;

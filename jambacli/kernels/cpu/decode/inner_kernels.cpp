@@ -19,7 +19,10 @@ InnerKernels make() {
         avx512::fill_elementwise(table);
         avx512::fill_dot(table);
     }
-    if (isa_includes(Isa::vnni)) vnni::fill_dot(table);
+    if (isa_includes(Isa::vnni)) {
+        vnni::fill_attention(table);
+        vnni::fill_dot(table);
+    }
 #elif defined(NATIVE_ARM)
     if (isa_includes(Isa::neon)) neon::fill_dot(table);
 #endif

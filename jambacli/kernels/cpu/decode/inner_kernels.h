@@ -57,6 +57,34 @@ struct MambaShape {
     int64_t d_inner, d_state, d_conv;
 };
 
+// Keys that attention handles at a time.
+constexpr int64_t kBlockKeys = 32;
+
+// Up to kBlockKeys stored keys and values of one KV head, rows `stride` bytes apart.
+struct KeyBlock {
+    const uint8_t *k, *v;
+    int64_t stride;
+    int64_t count;
+    int64_t visible;  // keys of the block that the first token sees; each later token sees one more
+    int32_t type;     // kF32, kF16, kBF16 or kQ8_0
+};
+
+// The query rows that share a KV head (`group` of each token) and the softmax over the keys so far. Rows are `depth` floats
+// apart: head_dim rounded up to 16, the rest zero.
+struct QueryRows {
+    const float* q;  // scaled by log2(e) / sqrt(head_dim)
+    int64_t tokens, group, head_dim, depth;
+    float *best, *sum;  // the largest score, and the sum of 2^(score - best)
+    float* values;      // sums of 2^(score - best) times values
+    const uint8_t* packed;  // the rows as pack_query() wrote them, or null
+};
+
+static inline int64_t attend_depth(int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
+static inline int64_t attend_work(int64_t rows, int64_t depth) { return kBlockKeys * (3 * depth + rows); }
+
+// A query as integers 128 * coarse + fine: int8 coarse[n], int8 fine[n], int32 bias[n / 32], then its factor.
+static inline int64_t packed_query_bytes(int64_t n) { return (2 * n + n / 8 + 4 + 63) / 64 * 64; }
+
 struct InnerKernels {
     GemvFn gemv[kTypes];  // null where the type has no kernel
 
@@ -81,12 +109,11 @@ struct InnerKernels {
     float (*exp_sum)(float* x, float shift, int64_t n);
     // `count` rows of n stored values of a KV type (kF32, kF16, kBF16, kQ8_0), `stride` bytes apart, to floats [count, n].
     void (*kv_load)(const uint8_t* from, int32_t type, int64_t stride, int64_t count, int64_t n, float* out);
-    // out[h * ld_out + j] = q[h] . keys[j] for h < heads, j < n_keys.
-    void (*scores)(const float* q, int64_t ldq, int heads, const float* keys, int64_t n_keys, int64_t head_dim,
-                   float* out, int64_t ld_out);
-    // out[h] += sum over j of weights[h * ldw + j] * values[j], keys in order.
-    void (*weighted)(const float* weights, int64_t ldw, int heads, const float* values, int64_t n_keys, int64_t head_dim,
-                     float* out, int64_t ld_out);
+    // One block of keys and values for all query rows of a KV head: moves on the rows' softmax. `work` has
+    // attend_work() floats, aligned to 64 bytes.
+    void (*attend)(const KeyBlock& block, const QueryRows& rows, float* work);
+    // A query row of n values, a multiple of 32, in the form in which it meets q8_0 keys. Null: attend() takes floats only.
+    void (*pack_query)(const float* q, int64_t n, uint8_t* out);
 };
 
 // The kernels of the level in use.
@@ -100,6 +127,7 @@ const InnerKernels& inner_kernels();
     }
 SIMD_LEVELS(LEVEL)
 namespace vnni {
+void fill_attention(InnerKernels& ops);
 void fill_dot(InnerKernels& ops);
 }
 #undef LEVEL
