@@ -41,8 +41,8 @@ class Jamba(LoadedModel):
         the model used last, else the tiny demo model in the package. Weights are mapped, not read.
 
         ``options``, or its fields as keywords (``device="cuda", threads=8, gpu_memory=20 * 10**9, cpu_experts=4,
-        cpu_kv=True``), select the device: see DeviceOptions. ``threads`` applies to the whole process. GPU memory is
-        planned for ``ctx`` tokens (by default the model's limit) of ``kv_type`` (by default f16).
+        cpu_kv=True, precise=True``), select the device and how it computes: see DeviceOptions. ``threads`` applies to the whole
+        process. GPU memory is planned for ``ctx`` tokens (by default the model's limit) of ``kv_type`` (by default f16).
 
         Raises JambaError for an unknown name, or a file that is not a valid Jamba GGUF.
         """

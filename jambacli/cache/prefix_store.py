@@ -5,9 +5,9 @@
       blobs/ab/abcdef...                keys and values of a segment, a checkpoint, or logits; named by the content's hash
       index/SPACE/POSITION-TOKENHASH    one prefix: the blobs that hold the state after exactly these tokens
 
-A space is one model file with one KV type, so a state is never loaded into another model. Blobs and prefixes are written
-under a temporary name and renamed. A prefix with a missing or damaged blob counts as not stored. Over the budget the least
-recently used prefixes are removed first, then the blobs that no prefix refers to.
+A space is one model file with one KV type and mode of decode, so a state is never loaded into another model. Blobs and
+prefixes are written under a temporary name and renamed. A prefix with a missing or damaged blob counts as not stored. Over
+the budget the least recently used prefixes are removed first, then the blobs that no prefix refers to.
 """
 
 from __future__ import annotations

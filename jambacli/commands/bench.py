@@ -69,6 +69,7 @@ def bench(
     gpu_memory: o.GpuMemory = None,
     cpu_experts: o.CpuExperts = None,
     cpu_kv: o.CpuKv = False,
+    precise: o.Precise = False,
     compare: Annotated[
         str | None, typer.Option("--compare", help="Measure another program on the same file: llama.cpp.")
     ] = None,
@@ -104,6 +105,7 @@ def bench(
         gpu_memory=o.gpu_memory_bytes(gpu_memory),
         cpu_experts=cpu_experts,
         cpu_kv=cpu_kv,
+        precise=precise,
     )
     plan = {"ctx": max(longest, 64), "kv_type": _largest(kv_types)}
     with _model(name, shape or "jamba-3b", quant or "q4_k_m", where, plan, compare is not None) as (model, path):

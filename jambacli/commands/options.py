@@ -96,6 +96,9 @@ CpuExperts = Annotated[
     _runtime_option("--cpu-experts", min=0, help="Keep the experts of this many layers in RAM."),
 ]
 CpuKv = Annotated[bool, _runtime_option("--cpu-kv", help="Keep keys and values in RAM, not on the GPU.")]
+Precise = Annotated[
+    bool, _runtime_option("--precise", help="15-bit activations in decode: slower, closer to the exact model.")
+]
 Stats = Annotated[bool, _runtime_option("--stats", help="Print speed, token counts and memory to stderr.")]
 
 NoStore = Annotated[bool, _runtime_option("--no-store", help="Store no text or state on disk.")]
@@ -131,6 +134,7 @@ class GenerationArguments:
     gpu_memory: GpuMemory = None
     cpu_experts: CpuExperts = None
     cpu_kv: CpuKv = False
+    precise: Precise = False
     stats: Stats = False
 
     def generation(self) -> GenerationOptions:
@@ -171,6 +175,7 @@ class DeviceArguments:
     gpu_memory: GpuMemory = None
     cpu_experts: CpuExperts = None
     cpu_kv: CpuKv = False
+    precise: Precise = False
 
     def load_model(self, name: str | None, ctx: int) -> Jamba:
         """Load a model as ``load_model`` does, with memory planned for ``ctx`` tokens."""
@@ -187,6 +192,7 @@ def device_options(arguments: GenerationArguments | DeviceArguments) -> DeviceOp
         gpu_memory=gpu_memory_bytes(arguments.gpu_memory),
         cpu_experts=arguments.cpu_experts,
         cpu_kv=arguments.cpu_kv,
+        precise=arguments.precise,
     )
 
 

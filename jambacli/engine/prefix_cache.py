@@ -27,7 +27,7 @@ from jambacli.cache.stored_prefix import (
 
 if TYPE_CHECKING:
     from jambacli.engine.sequence import SequenceContent
-    from jambacli.model.state import StateLayout
+    from jambacli.model.state import SequenceState, StateLayout
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +47,11 @@ class _Batch:
     durable: bool
 
 
+def state_space(fingerprint: str, state: SequenceState) -> str:
+    """The part of the store for states of one model, KV type and mode of decode; precise states have no suffix."""
+    return f"{fingerprint}-{state.kv_type}" + ("" if state.precise else "-int8")
+
+
 class PrefixCache:
     """The stored prefixes of one sequence; implements ``sequence.Prefixes``.
 
@@ -54,7 +59,7 @@ class PrefixCache:
     """
 
     def __init__(self, store: PrefixStore, space: str, layout: StateLayout) -> None:
-        """``space``: the part of the store for one model and KV type. ``layout``: that of the sequence's state."""
+        """``space``: the part of the store whose states fit, see ``state_space``. ``layout``: that of its state."""
         self.store = store
         self.space = space
         #: Hashes of the documents in the sequence, so that ``jamba cache clear`` finds the prefixes that hold one.

@@ -88,10 +88,19 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
 class TokenSequence:
     """The tokens fed to a model so far, the resulting state, and checkpoints to go back to."""
 
-    def __init__(self, model: JambaModel, ctx: int, kv_type: str = "f16", chunk: int | None = None) -> None:
-        """``ctx``: maximum number of tokens. ``chunk``: tokens of one prefill pass, by default the model's."""
+    def __init__(
+        self,
+        model: JambaModel,
+        ctx: int,
+        kv_type: str = "f16",
+        chunk: int | None = None,
+        *,
+        precise: bool | None = None,
+    ) -> None:
+        """``ctx``: maximum number of tokens. ``chunk``: tokens of one prefill pass. ``precise``: the mode of decode. By default
+        the model's."""
         self.model = model
-        self.state: SequenceState = model.new_state(ctx, kv_type)
+        self.state: SequenceState = model.new_state(ctx, kv_type, precise=precise)
         self.tokens: list[int] = []
         self.chunk = chunk or model.prefill_chunk
         self.counters = Counters()

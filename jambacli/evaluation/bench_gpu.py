@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 from jambacli.evaluation.timing import seconds
@@ -59,4 +60,5 @@ def synthetic_on(
     def make(device: torch.device) -> GpuTensors:
         return GpuTensors(config, quant, device)
 
-    return load_on(options, lambda: config, tensors, make, on_cpu, ctx=ctx, kv_type=kv_type)
+    model = load_on(options, lambda: config, tensors, make, on_cpu, ctx=ctx, kv_type=kv_type)
+    return dataclasses.replace(model, precise=options.precise)

@@ -79,15 +79,21 @@ class JambaModel:
     kv_device: torch.device | None = None
     #: Prompt tokens to take through the layers at a time.
     prefill_chunk: int = CPU_PREFILL_CHUNK
+    #: The mode of new states: see DeviceOptions.
+    precise: bool = False
 
     @property
     def device(self) -> torch.device:
         """The device of the weights."""
         return self.embedding.data.device
 
-    def new_state(self, ctx: int, kv_type: str = "f16") -> SequenceState:
-        """An empty sequence of at most ``ctx`` tokens with keys and values in ``kv_type``: f16, bf16, f32 or q8_0."""
-        return SequenceState(self.config, ctx, kv_type, self.device, self.kv_device)
+    def new_state(self, ctx: int, kv_type: str = "f16", *, precise: bool | None = None) -> SequenceState:
+        """An empty sequence of at most ``ctx`` tokens with keys and values in ``kv_type``: f16, bf16, f32 or q8_0.
+
+        ``precise``: decode with 15-bit activations; None for the model's own ``precise``.
+        """
+        precise = self.precise if precise is None else precise
+        return SequenceState(self.config, ctx, kv_type, self.device, self.kv_device, precise=precise)
 
     @torch.no_grad()
     def forward(

@@ -117,8 +117,11 @@ class SequenceState:
         kv_type: str = "f16",
         device: torch.device | str = "cpu",
         kv_device: torch.device | str | None = None,
+        *,
+        precise: bool = False,
     ) -> None:
-        """``kv_device``: device of keys and values if not ``device`` (host memory for a model on a GPU).
+        """``kv_device``: device of keys and values if not ``device`` (host memory for a model on a GPU). ``precise``: decode with
+        15-bit activations, see DeviceOptions; states of the two modes differ.
 
         Raises UsageError for an unknown ``kv_type`` or a ``ctx`` below 1, UnsupportedError for a KV type that does not
         fit the model's heads.
@@ -130,6 +133,7 @@ class SequenceState:
         row = config.head_dim // 32 * 34 if kv_type == "q8_0" else config.head_dim
         self.ctx = ctx
         self.kv_type = kv_type
+        self.precise = precise
         self.device = torch.device(device)
         self.position = 0
         self.kv_tokens = 0

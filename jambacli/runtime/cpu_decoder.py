@@ -56,7 +56,7 @@ class Decoder:
             binding = program.bind(_parts(state))
             self._bindings[state] = state.moves, binding
         logits = torch.empty(n_logits, program.n_out)
-        program.run(x, state.position, binding, logits)
+        program.run(x, state.position, binding, logits, precise=state.precise)
         return logits
 
     def _program(self, kv_dtype: torch.dtype) -> decode.Program:

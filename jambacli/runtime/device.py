@@ -6,6 +6,7 @@ With ``device="auto"`` a GPU that cannot be used is not an error: the model runs
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -91,7 +92,7 @@ def load_gguf_on(
     from jambacli.gguf.jamba_metadata import jamba_config
     from jambacli.runtime.loader import from_gguf
 
-    return load_on(
+    model = load_on(
         options,
         lambda: jamba_config(file.metadata, file.tensors),
         lambda: {name: (info.format.name, tuple(info.shape)) for name, info in file.tensors.items()},
@@ -101,6 +102,7 @@ def load_gguf_on(
         kv_type=kv_type,
         source=file,
     )
+    return dataclasses.replace(model, precise=options.precise)
 
 
 def load_on(

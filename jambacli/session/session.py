@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from jambacli.cache.prefix_store import Prefix, PrefixStore, text_hash
 from jambacli.engine.generate import Generated, Thought, generate
 from jambacli.engine.options import GenerationKeywords, GenerationOptions
-from jambacli.engine.prefix_cache import PrefixCache
+from jambacli.engine.prefix_cache import PrefixCache, state_space
 from jambacli.engine.sampling import Sampler, Sampling
 from jambacli.engine.sequence import Counters, TokenSequence
 from jambacli.errors import JambaError, UsageError
@@ -67,7 +67,9 @@ class Session:
         try:
             found = self._lock.found
             kv_type = self._lock.kv_type(options.kv_type)
-            self.sequence = TokenSequence(model.model, options.ctx or (found.ctx if found else limit), kv_type)
+            precise = self._lock.precise(model.model.precise)
+            ctx = options.ctx or (found.ctx if found else limit)
+            self.sequence = TokenSequence(model.model, ctx, kv_type, precise=precise)
             if options.store:
                 self.sequence.prefixes = self.prefix_cache = self._open_prefix_cache()
             if found is not None:
@@ -231,7 +233,7 @@ class Session:
         """The session's part of the store. If the store cannot be created, a session without a name works without it."""
         state = self.sequence.state
         try:
-            return PrefixCache(PrefixStore(), f"{self.model.fingerprint}-{state.kv_type}", state.layout)
+            return PrefixCache(PrefixStore(), state_space(self.model.fingerprint, state), state.layout)
         except JambaError as error:
             if self.name:
                 raise
@@ -385,6 +387,7 @@ class Session:
             model_path=str(model.path),
             fingerprint=model.fingerprint,
             kv_type=sequence.state.kv_type,
+            precise=sequence.state.precise,
             ctx=sequence.ctx,
             created=self._lock.created,
             updated=time.time(),

@@ -59,6 +59,7 @@ class SavedSession:
     random_state: dict[str, Any] | None = None
     documents: list[str] = field(default_factory=list)
     prefixes: list[Prefix] = field(default_factory=list)
+    precise: bool = True  # files without this field were written when decode was always precise
 
     @property
     def tokens(self) -> list[int]:
@@ -167,8 +168,13 @@ def _check_types(value: dict[str, Any]) -> None:
     """Raise ValueError with the first field that has a wrong type or value; the file is not trusted."""
     text, number = (str,), (int, float)
     types: dict[str, tuple[type, ...]] = dict.fromkeys(("name", "model", "model_path", "fingerprint", "kv_type"), text)
-    types |= {"ctx": (int,), "created": number, "updated": number, "chat": (bool,), "finish": text}
-    types |= {"system": (str, type(None)), "parent": (str, type(None)), "random_state": (dict, type(None))}
+    types |= {"ctx": (int,), "created": number, "updated": number, "chat": (bool,), "precise": (bool,)}
+    types |= {
+        "finish": text,
+        "system": (str, type(None)),
+        "parent": (str, type(None)),
+        "random_state": (dict, type(None)),
+    }
     types |= dict.fromkeys(("turns", "documents", "prefixes"), (list,))
     wrong = [k for k, kinds in types.items() if k in value and not isinstance(value[k], kinds)]
     if wrong:

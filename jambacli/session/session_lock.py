@@ -55,6 +55,18 @@ class SessionLock:
             )
         return self.found.kv_type
 
+    def precise(self, chosen: bool) -> bool:
+        """The mode of the saved session, else ``chosen``. Raises JambaError for a session that is not precise if
+        ``chosen``."""
+        if self.found is None:
+            return chosen
+        if chosen and not self.found.precise:
+            raise JambaError(
+                f"session {self.found.name!r} was made with int8 activations, not with precise ones",
+                remedy="leave out {precise}, or start another session",
+            )
+        return self.found.precise
+
     def rename(self, name: str | None) -> None:
         """Continue under ``name``, as a branch of the session so far, whose file stays; None: under the current name, or a
         generated one. Raises JambaError when another process has the name open."""

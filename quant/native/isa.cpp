@@ -51,6 +51,7 @@ bool has(Isa level) {
         case Isa::avx512: return all(saved, kZmm) && all(ebx, 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31);  // F, DQ, BW, VL
         case Isa::vnni: return all(ecx, 1u << 11);
         case Isa::amx: return all(saved, kTiles) && all(edx, 1u << 22 | 1u << 24 | 1u << 25);  // BF16, TILE, INT8
+        case Isa::avxvnni: return subleaves >= 1 && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && all(eax, 1u << 4);
         case Isa::bf16: return subleaves >= 1 && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && all(eax, 1u << 5);
         default: return false;
     }

@@ -7,6 +7,7 @@
 #define ISA_LEVELS(LEVEL)                                                    \
     LEVEL(scalar, scalar, any, "")                                           \
     LEVEL(avx2, scalar, x86, "-mavx2 -mfma -mf16c")                          \
+    LEVEL(avxvnni, avx2, x86, "-mavxvnni")                                   \
     LEVEL(avx512, avx2, x86, "-mavx512f -mavx512bw -mavx512dq -mavx512vl")   \
     LEVEL(vnni, avx512, x86, "-mavx512vnni")                                 \
     LEVEL(bf16, vnni, x86, "-mavx512bf16")                                   \

@@ -39,8 +39,11 @@ def put_blob(home: Path, data: bytes) -> str:
 
 
 def put_prefix(home: Path, model: Jamba, ids: list[int], kv_type: str = "f16") -> dict[str, object]:
-    """Compute the state after ``ids`` and store it as the format says; returns the prefix's JSON object."""
-    state = model.model.new_state(4096, kv_type)
+    """Compute the state after ``ids`` and store it as the format says; returns the prefix's JSON object.
+
+    Earlier versions had one mode of decode, the precise one.
+    """
+    state = model.model.new_state(4096, kv_type, precise=True)
     logits = model.model.forward(torch.tensor(ids), state, logits="last")
     assert logits is not None
     segments = []
@@ -70,14 +73,16 @@ def packed(ids: list[int]) -> str:
     return base64.b64encode(np.asarray(ids, dtype="<i4").tobytes()).decode()
 
 
-def test_a_stored_prefix_is_found(model: Jamba, own_home: Path) -> None:
+def test_a_stored_prefix_is_found_in_the_precise_mode(model: Jamba, own_home: Path) -> None:
     text = "the quick brown fox jumps over the lazy dog. " * 80
     ids = render_plain(model.tokenizer, text).ids
     assert len(ids) > SEGMENT
     put_prefix(own_home, model, ids)
-    with model.session() as session:
-        list(session.complete(text, max_tokens=2, temperature=0))
-        assert (session.stats.reused_tokens, session.stats.prefilled_tokens) == (len(ids), 0)
+    assert model.path is not None
+    for loaded, reused in ((Jamba.load(model.path, precise=True), len(ids)), (model, 0)):
+        with loaded.session() as session:
+            list(session.complete(text, max_tokens=2, temperature=0))
+            assert (session.stats.reused_tokens, session.stats.prefilled_tokens) == (reused, len(ids) - reused)
 
 
 @pytest.mark.parametrize("chat", [True, False])
@@ -116,12 +121,16 @@ def test_a_saved_session_opens_and_goes_on(model: Jamba, own_home: Path, chat: b
     with model.session(resume="old") as session:
         assert session.sequence.tokens == prompt + reply and session.sequence.ctx == 4096
         list(session.extend(max_tokens=3, temperature=0))
-        assert session.stats.prefilled_tokens == 0
+        assert session.stats.prefilled_tokens == 0 and session.state.precise
         if chat:
             assert [t.role for t in session.conversation.turns] == ["user", "assistant"]
             assert session.conversation.turns[1].content.startswith(answer)
     again = json.loads((own_home / "sessions" / "old.json").read_text())
-    assert again.keys() == value.keys() and again["prefixes"][0].keys() == prefix.keys()
+    assert (
+        again.keys() == value.keys() | {"precise"}
+        and again["precise"] is True
+        and again["prefixes"][0].keys() == prefix.keys()
+    )
     # A smaller context than the stored prefix: the session opens all the same, and is read again.
     with model.session(resume="old", ctx=len(prompt)) as session:
         assert session.sequence.tokens == []

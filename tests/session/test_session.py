@@ -288,6 +288,43 @@ def test_states_of_others_are_refused_by_name(model: Jamba, tmp_path: Path) -> N
         model.session(name="../mine")
 
 
+def test_a_session_goes_on_in_the_mode_it_was_made_in(tmp_path: Path) -> None:
+    path = small_file(tmp_path, "q4_k_m")
+    fast, precise = Jamba.load(path), Jamba.load(path, precise=True)
+    made: dict[str, list[int]] = {}
+    for name, model in (("fast", fast), ("precise", precise)):
+        with model.session(name=name) as session:
+            say(session, "Tell me a story.", 6)
+            made[name] = session.sequence.tokens
+        assert session_file.read(name).precise == model.model.precise
+    for name in made:
+        with fast.session(resume=name) as session:
+            assert session.state.precise == (name == "precise")
+            list(session.extend(max_tokens=6, **GREEDY))
+            # No token is computed again, and the state is that of a sequence decoded in this mode throughout.
+            assert session.stats.prefilled_tokens <= 1
+            fed, logits = session.sequence.tokens, session.sequence.logits
+        straight = TokenSequence(fast.model, 4096, "f16", precise=name == "precise")
+        prompt = session_file.read(name).prompt
+        straight.advance(fed[: len(prompt)])
+        for token in fed[len(prompt) :]:
+            straight.step(token)
+        assert np.array_equal(straight.logits, logits)
+    with pytest.raises(JambaError, match="int8 activations"):
+        precise.session(resume="fast")
+
+
+def test_a_prefix_is_used_in_its_own_mode_only(tmp_path: Path) -> None:
+    path = small_file(tmp_path, "q4_k_m")
+    text = "the quick brown fox jumps over the lazy dog. " * 20
+    reused = []
+    for precise in (False, False, True, True):
+        with Jamba.load(path, precise=precise).session() as session:
+            list(session.complete(text, max_tokens=2, **GREEDY))
+            reused.append(session.stats.reused_tokens > 0)
+    assert reused == [False, True, False, True]
+
+
 def test_a_model_file_that_was_replaced_is_said_to_have_changed(model: Jamba, model_file: Path, tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(model_file.read_bytes())

@@ -3,6 +3,9 @@
 Steps keep the tensors of their weights alive and pass their addresses to decode/steps.cpp. A step includes its norm and
 its addition to the residual stream. Steps are made once per model; a sequence's tensors are bound to them by
 ``Program.bind``, and ``Program.run`` is one foreign call for a few tokens (made for 1 to 16).
+
+Quantized weights are multiplied with activations rounded to int8, with a factor per 32 values; ``precise`` with activations of
+15 bits, which takes two products for each weight. Weights in f32, f16 or bf16 are multiplied with float32 in both modes.
 """
 
 from __future__ import annotations
@@ -294,7 +297,14 @@ class Program:
         return Binding(states, tuple(parts))
 
     def run(
-        self, x: torch.Tensor, n_past: int, binding: Binding, logits: torch.Tensor | None = None, threads: int = 0
+        self,
+        x: torch.Tensor,
+        n_past: int,
+        binding: Binding,
+        logits: torch.Tensor | None = None,
+        threads: int = 0,
+        *,
+        precise: bool = False,
     ) -> None:
         """Put m tokens through the steps: x float32 [m, hidden], updated in place.
 
@@ -314,12 +324,15 @@ class Program:
             x.shape[0],
             n_past,
             0 if logits is None else logits.shape[0],
+            precise,
             threads,
         )
         self._library.check(status)
 
 
-def run_single(step: Step, x: torch.Tensor, n_past: int = 0, part: Any = None, threads: int = 0) -> torch.Tensor:
+def run_single(
+    step: Step, x: torch.Tensor, n_past: int = 0, part: Any = None, threads: int = 0, *, precise: bool = False
+) -> torch.Tensor:
     """The output of one step for x float32 [m, hidden], not added to it: float32 [m, hidden]."""
     import torch
 
@@ -329,13 +342,13 @@ def run_single(step: Step, x: torch.Tensor, n_past: int = 0, part: Any = None, t
     threads = threads or torch.get_num_threads()
     lib = built_library()
     status = lib.functions.decode_steps(
-        program._array, states, address(x), out.data_ptr(), None, 1, x.shape[0], n_past, 0, threads
+        program._array, states, address(x), out.data_ptr(), None, 1, x.shape[0], n_past, 0, precise, threads
     )
     lib.check(status)
     return out
 
 
-def linear(x: torch.Tensor, w: QTensor) -> torch.Tensor:
+def linear(x: torch.Tensor, w: QTensor, *, precise: bool = True) -> torch.Tensor:
     """x @ w.T for a few tokens, x float32 [m, in] contiguous: float32 [m, out]. The weights are read once."""
     import torch
 
@@ -345,7 +358,7 @@ def linear(x: torch.Tensor, w: QTensor) -> torch.Tensor:
         raise ValueError(f"rows of {w.shape[1]} values cannot be multiplied with {n_in} values")
     lib, out = built_library(), torch.empty(m, n_out)
     status = lib.functions.decode_linear(
-        ctypes.byref(matrix(w)), address(x), n_in, out.data_ptr(), n_out, m, torch.get_num_threads()
+        ctypes.byref(matrix(w)), address(x), n_in, out.data_ptr(), n_out, m, precise, torch.get_num_threads()
     )
     lib.check(status)
     return out

@@ -1,6 +1,6 @@
 """Loads the compiled kernels, declares their functions and gives them torch's thread pool.
 
-Environment: ``JAMBA_CPU_ISA`` (scalar, avx2, avx512, vnni, bf16, amx, neon) lowers the instruction set, for tests and
+Environment: ``JAMBA_CPU_ISA`` (scalar, avx2, avxvnni, avx512, vnni, bf16, amx, neon) lowers the instruction set, for tests and
 comparisons; ``JAMBA_CPU_POOL=own`` uses the library's own threads instead of torch's OpenMP runtime.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 
 from quant.native.shared_library import SharedLibrary, load
 
-ABI_VERSION, TRAIN_ABI_VERSION = 2, 1
+ABI_VERSION, TRAIN_ABI_VERSION = 3, 1
 _OPENMP_NAMES = ("libgomp", "libiomp5", "libomp")
 
 _P, _N, _I = c_void_p, c_int64, c_int
@@ -25,10 +25,10 @@ _ROWS = [_P, _N]  # an array and the distance between its rows
 #: The arguments of the exported functions, in the order of c_interface.h: weights, inputs, state, outputs, sizes, threads.
 #: All return a status.
 FUNCTIONS: dict[str, list[Any]] = {
-    "decode_linear": [_P, *_ROWS, *_ROWS, _N, _I],
+    "decode_linear": [_P, *_ROWS, *_ROWS, _N, _I, _I],
     "decode_embed": [_P, _P, _P, _N],
     "decode_check_step": [_N, _P],
-    "decode_steps": [_P, _P, _P, _P, _P, _N, _N, _N, _N, _I],
+    "decode_steps": [_P, _P, _P, _P, _P, _N, _N, _N, _N, _I, _I],
     "prefill_linear": [_P, *_ROWS, *_ROWS, _N, _I],
     "prefill_gated": [*[_P] * 6, *_ROWS, *_ROWS, _N, _I],
     "prefill_dequantize": [_P, *_ROWS, _I],

@@ -168,7 +168,7 @@ void attention_step(Team* team, const Run& run, const AttentionStep& s, const St
     });
     team->barrier();
     if (wants_int8(s.out)) {
-        const Range part = team->share(q_rows, 32);
+        const Range part = team->share(q_rows, kPad);
         for (int64_t t = 0; t < m && part.begin < part.end; ++t) quantize_part(k, attended, t, q_rows, part.begin, part.end);
         team->barrier();
     }

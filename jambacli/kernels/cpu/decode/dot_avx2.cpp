@@ -1,102 +1,215 @@
-// Block products for AVX2: byte pairs multiplied and added twice over.
+// Block products for AVX2: byte pairs multiplied and added twice over; at level avxvnni one instruction does it.
 //
-// Order of the arithmetic for one output, the same for any number of tokens: per 256 values eight vectors of int32 sums,
-// converted and scaled into two float accumulators; offsets into a third; one reduction at the end.
+// Order of the arithmetic for one output, the same for any number of tokens. With int8 activations and formats of 256 values
+// the scales are integers too: one vector of int32 sums per 256 values, one conversion, and one float accumulator. Otherwise
+// per 256 values eight vectors of int32 sums, converted and scaled into two float accumulators. Offsets have an accumulator
+// of their own; one reduction at the end.
+#include <type_traits>
+
 #include "decode/inner_kernels.h"
 #include "decode/unpack_avx2.h"
+
+// sum + products of unsigned with signed bytes in fours, of int16 in twos. A test defines them as plain functions.
+#if defined(__AVXVNNI__)
+#define DOT_BYTES _mm256_dpbusd_avx_epi32
+#define DOT_WORDS _mm256_dpwssd_avx_epi32
+#endif
 
 namespace jamba {
 namespace {
 
 constexpr int kPrefetch = 2048;  // bytes ahead in the row's stream; hardware prefetchers stop at each page
-constexpr int kTokens = 2;       // at a time: their accumulators fit the registers
 
-template <int M>
-struct Tokens {
-    const int8_t *q[M], *fine[M];
-    const float* d[M];
-    const float* sums[M];
-
-    Tokens(const Act& act, const int32_t* tokens, int first, int group) {
-        for (int i = 0; i < M; ++i) {
-            const int64_t token = tokens ? tokens[first + i] : first + i;
-            q[i] = act.q + token * act.padded;
-            fine[i] = act.fine + token * act.padded;
-            d[i] = (group == 32 ? act.d + token * (act.padded / 32) : act.d16 + token * (act.padded / 16));
-            sums[i] = (group == 32 ? act.sum32 : act.sum16) + token * (act.padded / group);
-        }
-    }
-};
-
-// The products of 32 weights with 128 * act + fine, summed in fours, as floats: below 2^24, so exact.
-template <bool kSigned>
-inline __m256 dot32(__m256i weight, __m256i act, __m256i fine) {
-    if constexpr (kSigned) {  // |w| times a with w's sign: a sum of two products stays within int16
-        act = _mm256_sign_epi8(act, weight);
-        fine = _mm256_sign_epi8(fine, weight);
-        weight = _mm256_abs_epi8(weight);
-    }
-    const __m256i coarse = _mm256_madd_epi16(_mm256_maddubs_epi16(weight, act), _mm256_set1_epi16(128));
-    return _mm256_cvtepi32_ps(
-        _mm256_add_epi32(coarse, _mm256_madd_epi16(_mm256_maddubs_epi16(weight, fine), _mm256_set1_epi16(1))));
+inline float sum_lanes(__m256 x) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
 }
 
-template <class Fmt, int M>
-struct Sums {
-    __m256 even[M], odd[M], offset[M];
+// 32 products of weights with activations, added in pairs. |w| is multiplied by a with w's sign, so the sum of two products
+// stays within int16.
+template <bool kSigned>
+inline __m256i pair_sums(__m256i weight, const int8_t* act) {
+    if constexpr (kSigned) return _mm256_maddubs_epi16(_mm256_abs_epi8(weight), _mm256_sign_epi8(load32(act), weight));
+    return _mm256_maddubs_epi16(weight, load32(act));
+}
 
-    void clear() {
-        for (int t = 0; t < M; ++t) even[t] = odd[t] = offset[t] = _mm256_setzero_ps();
-    }
+// The products of 32 weights with `act`, or with 128 * act + fine where kPrecise, summed in fours, as floats: below 2^24,
+// so exact.
+template <bool kSigned, bool kPrecise>
+inline __m256 dot32(__m256i weight, const int8_t* act, const int8_t* fine) {
+#if defined(DOT_BYTES)
+    const __m256i positive = kSigned ? _mm256_abs_epi8(weight) : weight;
+    const auto with_sign = [&](const int8_t* p) { return kSigned ? _mm256_sign_epi8(load32(p), weight) : load32(p); };
+    const __m256i sums = DOT_BYTES(_mm256_setzero_si256(), positive, with_sign(act));
+    if constexpr (!kPrecise) return _mm256_cvtepi32_ps(sums);
+    return _mm256_cvtepi32_ps(DOT_BYTES(_mm256_slli_epi32(sums, 7), positive, with_sign(fine)));
+#else
+    const __m256i one = _mm256_set1_epi16(1);
+    const __m256i pairs = pair_sums<kSigned>(weight, act);
+    if constexpr (!kPrecise) return _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, one));
+    return _mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_madd_epi16(pairs, _mm256_set1_epi16(128)),
+                                               _mm256_madd_epi16(pair_sums<kSigned>(weight, fine), one)));
+#endif
+}
 
-    // Adds 256 values: `block` of the row, block `b` of the activations. kPart: only the first `blocks` groups of 32 belong to
-    // the row. The activations of the others are zero, and their factors are cleared since they may not be finite.
+// f(Constant<0>{}) to f(Constant<7>{}): for instructions that take a number.
+template <class F>
+inline void each_of_8(F f) {
+    f(Constant<0>{}), f(Constant<1>{}), f(Constant<2>{}), f(Constant<3>{});
+    f(Constant<4>{}), f(Constant<5>{}), f(Constant<6>{}), f(Constant<7>{});
+}
+
+// Products scaled as floats: every format with 15-bit activations, formats of 32 values with int8.
+template <class Fmt, bool kPrecise>
+struct FloatProducts {
+    using Format = Fmt;
+    using Weights = Unpacked;
+
+    struct Token {
+        const int8_t *q = nullptr, *fine = nullptr;
+        const float *d = nullptr, *sums = nullptr;  // of groups
+        Token() = default;
+        Token(const Act& act, int64_t token) {
+            constexpr int kGroup = Fmt::kGroup;
+            q = act.q + token * act.padded;
+            if (kPrecise) fine = act.fine + token * act.padded;
+            d = (kGroup == 32 ? act.d : act.d16) + token * (act.padded / kGroup);
+            sums = (kGroup == 32 ? act.sum32 : act.sum16) + token * (act.padded / kGroup);
+        }
+    };
+
+    // kPart: the factors behind the row are cleared since they may not be finite.
     template <bool kPart>
-    inline void step(const typename Fmt::Block* block, const Tokens<M>& a, int64_t b, int blocks) {
+    static inline Unpacked unpack(const typename Fmt::Block* block, int blocks) {
         Unpacked u;
-        Fmt::unpack(block, u);
+        Fmt::weights(block, u.w);
+        Fmt::factors(block, u);
         if constexpr (kPart && Fmt::kGroup == 32) {
             const __m256i in_row = _mm256_cmpgt_epi32(_mm256_set1_epi32(blocks), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
             u.scale[0] = _mm256_and_ps(u.scale[0], _mm256_castsi256_ps(in_row));
             if constexpr (Fmt::kOffset) u.offset[0] = _mm256_and_ps(u.offset[0], _mm256_castsi256_ps(in_row));
         }
-        for (int t = 0; t < M; ++t) {
-            const int8_t *q = a.q[t] + 256 * b, *fine = a.fine[t] + 256 * b;
-            if constexpr (Fmt::kGroup == 32) {
-                const __m256 scale = _mm256_mul_ps(u.scale[0], _mm256_loadu_ps(a.d[t] + 8 * b));
-                for (int k = 0; k < 8; ++k) {
-                    __m256& acc = k & 1 ? odd[t] : even[t];
-                    const __m256 one = _mm256_permutevar8x32_ps(scale, _mm256_set1_epi32(k));
-                    acc = _mm256_fmadd_ps(dot32<Fmt::kSigned>(u.w[k], load32(q + 32 * k), load32(fine + 32 * k)), one,
-                                          acc);
-                }
-                if constexpr (Fmt::kOffset)
-                    offset[t] = _mm256_fnmadd_ps(u.offset[0], _mm256_loadu_ps(a.sums[t] + 8 * b), offset[t]);
-            } else {
-                for (int h = 0; h < 2; ++h) {
-                    const __m256 scale = _mm256_mul_ps(u.scale[h], _mm256_loadu_ps(a.d[t] + 16 * b + 8 * h));
-                    for (int j = 0; j < 4; ++j) {
-                        const int k = 4 * h + j;
-                        const __m256i two = _mm256_setr_epi32(2 * j, 2 * j, 2 * j, 2 * j, 2 * j + 1, 2 * j + 1, 2 * j + 1,
-                                                              2 * j + 1);
-                        __m256& acc = k & 1 ? odd[t] : even[t];
-                        acc = _mm256_fmadd_ps(dot32<Fmt::kSigned>(u.w[k], load32(q + 32 * k), load32(fine + 32 * k)),
-                                              _mm256_permutevar8x32_ps(scale, two), acc);
-                    }
-                    if constexpr (Fmt::kOffset)
-                        offset[t] = _mm256_fnmadd_ps(u.offset[h], _mm256_loadu_ps(a.sums[t] + 16 * b + 8 * h), offset[t]);
-                }
-            }
-        }
+        return u;
     }
 
-    inline float total(int t) const {
-        const __m256 x = _mm256_add_ps(_mm256_add_ps(even[t], odd[t]), offset[t]);
-        __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
-        s = _mm_add_ps(s, _mm_movehl_ps(s, s));
-        return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
-    }
+    struct Sums {
+        __m256 even, odd, offset;
+        void clear() { even = odd = offset = _mm256_setzero_ps(); }
+
+        inline void add(const Unpacked& u, const Token& a, int64_t b) {
+            const int8_t *q = a.q + 256 * b, *fine = kPrecise ? a.fine + 256 * b : nullptr;
+            constexpr int kVectors = 256 / Fmt::kGroup / 8;  // of factors
+            for (int h = 0; h < kVectors; ++h) {
+                const __m256 scale = _mm256_mul_ps(u.scale[h], _mm256_loadu_ps(a.d + 8 * (kVectors * b + h)));
+                for (int j = 0; j < 8 / kVectors; ++j) {
+                    const int k = 8 / kVectors * h + j;
+                    const int first = kVectors * j, last = first + kVectors - 1;
+                    const __m256 by = _mm256_permutevar8x32_ps(
+                        scale, _mm256_setr_epi32(first, first, first, first, last, last, last, last));
+                    __m256& acc = k & 1 ? odd : even;
+                    acc = _mm256_fmadd_ps(dot32<Fmt::kSigned, kPrecise>(u.w[k], q + 32 * k, fine + 32 * k), by, acc);
+                }
+                if constexpr (Fmt::kOffset)
+                    offset = _mm256_fnmadd_ps(u.offset[h], _mm256_loadu_ps(a.sums + 8 * (kVectors * b + h)), offset);
+            }
+        }
+        float total() const { return sum_lanes(_mm256_add_ps(_mm256_add_ps(even, odd), offset)); }
+    };
 };
+
+// Products scaled as integers: formats of 256 values, whose scales are integers below 128, with int8 activations, whose
+// factors are multiples of up to 127 of one per 256 values. A lane of int32 holds a block's sum: IQ4_XS comes closest to
+// 2^31 with 32 products of 127 * 127 * 32 * 127; the scales of Q6_K are larger, so each half of its block has its own sum.
+template <class Fmt>
+struct IntegerProducts {
+    static constexpr bool kHalves = std::is_same_v<Fmt, Q6_K>;
+    using Format = Fmt;
+    using Weights = UnpackedIntegers;
+
+    struct Token {
+        const int8_t* q = nullptr;
+        const int16_t *multiple = nullptr, *sums = nullptr;  // of groups of 16
+        const float *step = nullptr, *sum32 = nullptr;
+        Token() = default;
+        Token(const Act& act, int64_t token) {
+            q = act.q + token * act.padded;
+            multiple = act.multiple16 + token * (act.padded / 16);
+            sums = act.integer_sum16 + token * (act.padded / 16);
+            step = act.step + token * (act.padded / 256);
+            sum32 = act.sum32 + token * (act.padded / 32);
+        }
+    };
+
+    template <bool kPart>
+    static inline UnpackedIntegers unpack(const typename Fmt::Block* block, int) {
+        UnpackedIntegers u;
+        Fmt::weights(block, u.w);
+        Fmt::integers(block, u);
+        return u;
+    }
+
+    struct Sums {
+        __m256 sum, offset;
+        void clear() { sum = offset = _mm256_setzero_ps(); }
+
+        inline void add(const UnpackedIntegers& u, const Token& a, int64_t b) {
+            const int8_t* q = a.q + 256 * b;
+            const __m256i multiple = load32(a.multiple + 16 * b);
+            const __m256i scale = _mm256_mullo_epi16(u.scale, multiple);
+            __m256i total = _mm256_setzero_si256(), first_half;
+            if constexpr (Fmt::kGroup == 32) {  // each scale twice
+                const __m256i four[2] = {_mm256_permute2x128_si256(scale, scale, 0x00), _mm256_permute2x128_si256(scale, scale, 0x11)};
+                const auto add = [&](auto number) {
+                    constexpr int k = decltype(number)::value;
+                    const __m256i by = _mm256_shuffle_epi32(four[k / 4], k % 4 * 0x55);
+                    total = add_products(total, pair_sums<Fmt::kSigned>(u.w[k], q + 32 * k), by);
+                };
+                each_of_8(add);
+            } else {  // those of even groups in the low lane, of odd groups in the high lane
+                const __m256i order = _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15,  //
+                                                       0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
+                const __m256i lanes = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(scale, order), 0xD8);
+                for (int k = 0; k < 8; ++k) {
+                    if (kHalves && k == 4) {
+                        first_half = total;
+                        total = _mm256_setzero_si256();
+                    }
+                    const __m256i by = _mm256_shuffle_epi8(lanes, _mm256_set1_epi16(static_cast<short>(0x0100 + 0x0202 * k)));
+                    total = add_products(total, pair_sums<Fmt::kSigned>(u.w[k], q + 32 * k), by);
+                }
+            }
+            const __m256 step = _mm256_broadcast_ss(a.step + b);
+            __m256 value = _mm256_cvtepi32_ps(total);
+            if constexpr (kHalves) value = _mm256_add_ps(value, _mm256_cvtepi32_ps(first_half));
+            if constexpr (Fmt::kBias != 0) {  // the offset is a multiple of the scale
+                const __m256i biased = _mm256_madd_epi16(scale, load32(a.sums + 16 * b));
+                value = _mm256_fnmadd_ps(_mm256_cvtepi32_ps(biased), _mm256_set1_ps(Fmt::kBias), value);
+            } else if constexpr (Fmt::kOffset && Fmt::kGroup == 32) {
+                offset = _mm256_fnmadd_ps(u.offset, _mm256_loadu_ps(a.sum32 + 8 * b), offset);
+            } else if constexpr (Fmt::kOffset) {
+                const __m256i minimum = _mm256_mullo_epi16(u.minimum, multiple);
+                const __m256i products = _mm256_madd_epi16(minimum, load32(a.sums + 16 * b));
+                offset = _mm256_fnmadd_ps(_mm256_cvtepi32_ps(products), _mm256_mul_ps(u.offset, step), offset);
+            }
+            sum = _mm256_fmadd_ps(value, _mm256_mul_ps(u.factor, step), sum);
+        }
+        float total() const { return sum_lanes(_mm256_add_ps(sum, offset)); }
+
+       private:
+        static inline __m256i add_products(__m256i total, __m256i pairs, __m256i scale) {
+#if defined(DOT_WORDS)
+            return DOT_WORDS(total, pairs, scale);
+#else
+            return _mm256_add_epi32(total, _mm256_madd_epi16(pairs, scale));
+#endif
+        }
+    };
+};
+
+template <class Fmt, bool kPrecise>
+using Products =
+    std::conditional_t<Fmt::kIntegerScales && !kPrecise, IntegerProducts<Fmt>, FloatProducts<Fmt, kPrecise>>;
 
 }  // namespace
 }  // namespace jamba

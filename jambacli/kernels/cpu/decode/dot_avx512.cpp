@@ -1,4 +1,4 @@
-// Products of block-quantized rows with activations of two int8 each, 64 bytes at a time: by multiply-add of byte pairs at
+// Products of block-quantized rows with activations of one int8 or two, 64 bytes at a time: by multiply-add of byte pairs at
 // level avx512, by one instruction for four products at level vnni.
 //
 // Order of the arithmetic for one output, the same for any number of tokens: per 256 values four vectors of int32 sums,
@@ -10,17 +10,28 @@ namespace jamba {
 namespace {
 
 constexpr int kPrefetch = 2048;  // bytes ahead in the row's stream; hardware prefetchers stop at each page
-constexpr int kTokens = 4;       // at a time: their accumulators fit the registers beside an unpacked block
 
-// The products of unsigned bytes with 128 * s + fine, summed in fours, as floats: below 2^24, so exact.
-inline __m512 dot4(__m512i u, __m512i s, __m512i fine) {
+// The products of 64 weights with activations, summed in fours, as floats: below 2^24, so exact. The activations are `act`,
+// or 128 * act + fine where kPrecise.
+template <bool kSigned, bool kPrecise>
+inline __m512 dot64(__m512i weight, const int8_t* act, const int8_t* fine) {
 #if defined(__AVX512VNNI__)
-    const __m512i coarse = _mm512_dpbusd_epi32(_mm512_setzero_si512(), u, s);
-    return _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(_mm512_slli_epi32(coarse, 7), u, fine));
+    const __m512i sums = _mm512_dpbusd_epi32(_mm512_setzero_si512(), weight, load64(act));
+    if constexpr (!kPrecise) return _mm512_cvtepi32_ps(sums);
+    return _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(_mm512_slli_epi32(sums, 7), weight, load64(fine)));
 #else
-    const __m512i coarse = _mm512_madd_epi16(_mm512_maddubs_epi16(u, s), _mm512_set1_epi16(128));
-    return _mm512_cvtepi32_ps(
-        _mm512_add_epi32(coarse, _mm512_madd_epi16(_mm512_maddubs_epi16(u, fine), _mm512_set1_epi16(1))));
+    // |w| times a with w's sign: a sum of two products stays within int16.
+    const __mmask64 negative = kSigned ? _mm512_movepi8_mask(weight) : 0;
+    if constexpr (kSigned) weight = _mm512_abs_epi8(weight);
+    const auto pairs = [&](const int8_t* p) {
+        __m512i q = load64(p);
+        if constexpr (kSigned) q = _mm512_mask_sub_epi8(q, negative, _mm512_setzero_si512(), q);
+        return _mm512_maddubs_epi16(weight, q);
+    };
+    const __m512i one = _mm512_set1_epi16(1);
+    if constexpr (!kPrecise) return _mm512_cvtepi32_ps(_mm512_madd_epi16(pairs(act), one));
+    return _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_madd_epi16(pairs(act), _mm512_set1_epi16(128)),
+                                               _mm512_madd_epi16(pairs(fine), one)));
 #endif
 }
 
@@ -47,36 +58,28 @@ inline __m512 lane_factors(bool odd) {
     return odd ? quarters(1.0f / 16, 1.0f / 16, 1.0f / 64, 1.0f / 64) : quarters(1.0f, 1.0f, 1.0f / 4, 1.0f / 4);
 }
 
-template <int M>
-struct Tokens {
-    const int8_t *q[M], *fine[M];
-    const float* factors[M];  // groups of 32: Act::pairs; of 16: Act::d16
-    const float* sums[M];     // groups of 16: Act::sum16
-
-    Tokens(const Act& act, const int32_t* tokens, int first, int group) {
-        for (int i = 0; i < M; ++i) {
-            const int64_t token = tokens ? tokens[first + i] : first + i;
-            q[i] = act.q + token * act.padded;
-            fine[i] = act.fine + token * act.padded;
-            factors[i] = (group == 32 ? act.pairs : act.d16) + token * (act.padded / 16);
-            sums[i] = act.sum16 + token * (act.padded / 16);
-        }
-    }
-};
-
-template <class Fmt, int M>
-struct Sums {
+template <class Fmt, bool kPrecise>
+struct Products {
+    using Format = Fmt;
+    using Weights = Unpacked;
     static constexpr bool kOffset = kFullBytes || !Fmt::kSigned;
-    __m512 even[M], odd[M], offset[M];
 
-    void clear() {
-        for (int t = 0; t < M; ++t) even[t] = odd[t] = offset[t] = _mm512_setzero_ps();
-    }
+    struct Token {
+        const int8_t *q = nullptr, *fine = nullptr;
+        const float* factors = nullptr;  // groups of 32: Act::pairs; of 16: Act::d16
+        const float* sums = nullptr;     // groups of 16: Act::sum16
+        Token() = default;
+        Token(const Act& act, int64_t token) {
+            q = act.q + token * act.padded;
+            if (kPrecise) fine = act.fine + token * act.padded;
+            factors = (Fmt::kGroup == 32 ? act.pairs : act.d16) + token * (act.padded / 16);
+            sums = act.sum16 + token * (act.padded / 16);
+        }
+    };
 
-    // Adds 256 values: `block` of the row, block `b` of the activations. kPart: only the first `blocks` groups of 32 belong to
-    // the row. The activations of the others are zero, and their factors are cleared since they may not be finite.
+    // kPart: the factors behind the row are cleared since they may not be finite.
     template <bool kPart>
-    inline void step(const typename Fmt::Block* block, const Tokens<M>& a, int64_t b, int blocks) {
+    static inline Unpacked unpack(const typename Fmt::Block* block, int blocks) {
         Unpacked u;
         Fmt::unpack(block, u);
         if constexpr (kPart && Fmt::kGroup == 32) {
@@ -85,42 +88,42 @@ struct Sums {
         }
         if constexpr (kFullBytes && Fmt::kSigned)  // as bytes + 128, which the offset subtracts again
             for (int k = 0; k < 4; ++k) u.w[k] = _mm512_xor_si512(u.w[k], bytes(0x80));
-        for (int t = 0; t < M; ++t) {
-            const __m512 factors = _mm512_loadu_ps(a.factors[t] + 16 * b);
-            const __m512 scale = _mm512_mul_ps(u.scale, factors);
-            for (int k = 0; k < 4; ++k) {
-                __m512i act = load64(a.q[t] + 256 * b + 64 * k), fine = load64(a.fine[t] + 256 * b + 64 * k);
-                __m512i weight = u.w[k];
-                if constexpr (!kFullBytes && Fmt::kSigned) {  // |w| times a with w's sign: a sum of two stays within int16
-                    const __mmask64 negative = _mm512_movepi8_mask(weight);
-                    act = _mm512_mask_sub_epi8(act, negative, _mm512_setzero_si512(), act);
-                    fine = _mm512_mask_sub_epi8(fine, negative, _mm512_setzero_si512(), fine);
-                    weight = _mm512_abs_epi8(weight);
-                }
-                const __m512 by = _mm512_permutexvar_ps(lane_groups<Fmt::kGroup>(k), scale);
-                __m512& acc = k & 1 ? odd[t] : even[t];
-                acc = _mm512_fmadd_ps(dot4(weight, act, fine), by, acc);
-            }
-            if constexpr (kOffset && Fmt::kGroup == 32)  // only the lanes that hold offsets count
-                offset[t] = _mm512_fmadd_ps(u.scale, factors, offset[t]);
-            else if constexpr (kOffset)
-                offset[t] = _mm512_fmadd_ps(u.offset16, _mm512_loadu_ps(a.sums[t] + 16 * b), offset[t]);
-        }
+        return u;
     }
 
-    inline float total(int t) const {
-        __m512 sum;
-        if constexpr (Fmt::kLanes == Lanes::kPlain)
-            sum = _mm512_add_ps(even[t], odd[t]);
-        else
-            sum = _mm512_fmadd_ps(even[t], lane_factors<Fmt::kLanes>(false),
-                                  _mm512_mul_ps(odd[t], lane_factors<Fmt::kLanes>(true)));
-        if constexpr (kOffset) {
-            const __mmask16 lanes = Fmt::kGroup == 32 ? 0xF0F0 : 0xFFFF;
-            sum = _mm512_mask3_fnmadd_ps(offset[t], _mm512_set1_ps(Fmt::kBias), sum, lanes);
+    struct Sums {
+        __m512 even, odd, offset;
+        void clear() { even = odd = offset = _mm512_setzero_ps(); }
+
+        inline void add(const Unpacked& u, const Token& a, int64_t b) {
+            const __m512 factors = _mm512_loadu_ps(a.factors + 16 * b);
+            const __m512 scale = _mm512_mul_ps(u.scale, factors);
+            for (int k = 0; k < 4; ++k) {
+                const int64_t at = 256 * b + 64 * k;
+                const __m512 by = _mm512_permutexvar_ps(lane_groups<Fmt::kGroup>(k), scale);
+                __m512& acc = k & 1 ? odd : even;
+                acc = _mm512_fmadd_ps(dot64<Fmt::kSigned, kPrecise>(u.w[k], a.q + at, a.fine + at), by, acc);
+            }
+            if constexpr (kOffset && Fmt::kGroup == 32)  // only the lanes that hold offsets count
+                offset = _mm512_fmadd_ps(u.scale, factors, offset);
+            else if constexpr (kOffset)
+                offset = _mm512_fmadd_ps(u.offset16, _mm512_loadu_ps(a.sums + 16 * b), offset);
         }
-        return _mm512_reduce_add_ps(sum);
-    }
+
+        inline float total() const {
+            __m512 sum;
+            if constexpr (Fmt::kLanes == Lanes::kPlain)
+                sum = _mm512_add_ps(even, odd);
+            else
+                sum = _mm512_fmadd_ps(even, lane_factors<Fmt::kLanes>(false),
+                                      _mm512_mul_ps(odd, lane_factors<Fmt::kLanes>(true)));
+            if constexpr (kOffset) {
+                const __mmask16 lanes = Fmt::kGroup == 32 ? 0xF0F0 : 0xFFFF;
+                sum = _mm512_mask3_fnmadd_ps(offset, _mm512_set1_ps(Fmt::kBias), sum, lanes);
+            }
+            return _mm512_reduce_add_ps(sum);
+        }
+    };
 };
 
 }  // namespace

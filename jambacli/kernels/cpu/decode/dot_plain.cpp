@@ -1,4 +1,4 @@
-// Products of block-quantized rows with activations of two int8 each, in plain C++; at level neon with its dot-product
+// Products of block-quantized rows with activations of one int8 or two, in plain C++; at level neon with its dot-product
 // instruction (checked under emulation, its speed is not tuned).
 #include "decode/inner_kernels.h"
 #include "decode/unpack_plain.h"
@@ -40,14 +40,14 @@ void gemv(const Rows& w, const Act& act, const int32_t* tokens, int m, int64_t r
                 for (int t = 0; t < count; ++t) {
                     const int64_t token = tokens ? tokens[first + t] : first + t;
                     const int64_t at = token * act.padded + 256 * b;
-                    const int8_t *q = act.q + at, *fine = act.fine + at;
+                    const int8_t *q = act.q + at, *fine = act.fine ? act.fine + at : nullptr;
                     const float* d = act.d + token * (act.padded / 32) + 8 * b;
                     const float* sums = act.sum16 + token * (act.padded / 16) + 16 * b;
-                    for (int g = 0; g < 16; ++g)
-                        acc[t] += v.scale[g] * d[g / 2] *
-                                      static_cast<float>(128 * dot16(v.w + 16 * g, q + 16 * g) +
-                                                         dot16(v.w + 16 * g, fine + 16 * g)) -
-                                  v.offset[g] * sums[g];
+                    for (int g = 0; g < 16; ++g) {
+                        int32_t sum = dot16(v.w + 16 * g, q + 16 * g);
+                        if (fine) sum = 128 * sum + dot16(v.w + 16 * g, fine + 16 * g);
+                        acc[t] += v.scale[g] * d[g / 2] * static_cast<float>(sum) - v.offset[g] * sums[g];
+                    }
                 }
             }
             for (int t = 0; t < count; ++t) y[(first + t) * ldy + r] = w.scale ? acc[t] * w.scale[r] : acc[t];

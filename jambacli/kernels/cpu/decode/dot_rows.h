@@ -1,56 +1,81 @@
 // The loops over rows and tokens that the SIMD block products share, and their table. Included at the end of a file whose
-// anonymous namespace has Tokens, Sums, kPrefetch, kTokens and the formats.
+// anonymous namespace has kPrefetch and, for each format and precision, a kernel: Products<Format, kPrecise> with
+//   Format::Block, kBytes   256 values
+//   Weights                 an unpacked block, from unpack(block, blocks): only the first `blocks` groups of 32 are the row's
+//   Token                   where a token's activations are
+//   Sums                    of one row and token: clear(), add(weights, token, b) for block b of the activations, total()
 #pragma once
 
 namespace jamba {
 namespace {
 
-template <class Fmt, int M>
-void gemv_tokens(const Rows& w, const Tokens<M>& a, int64_t r0, int64_t r1, float* const* y) {
-    const int64_t full = w.n / 256;
-    const int64_t rest = w.row_bytes - full * Fmt::kBytes;
-    const int rest_blocks = static_cast<int>((w.n % 256 + 31) / 32);
-    uint8_t tail[Fmt::kBytes];
+constexpr int kMostTokens = 8;  // for which a block is unpacked once
+
+inline void prefetch(const uint8_t* p, int bytes) {
+    for (int line = 0; line < bytes; line += 64)
+        _mm_prefetch(reinterpret_cast<const char*>(p + kPrefetch + line), _MM_HINT_T0);
+}
+
+// The last blocks of a row, fewer than 256 values: where they lie, or a copy where reading 256 values would leave the
+// matrix. What lies behind the row is multiplied by zeros.
+template <int kBytes>
+inline const uint8_t* last_blocks(const Rows& w, const uint8_t* p, int64_t rest, uint8_t* copy) {
+    if (p + kBytes <= w.end) return p;
+    memset(copy, 0, kBytes);
+    memcpy(copy, p, static_cast<size_t>(rest));
+    return copy;
+}
+
+// Rows [r0, r1) with M tokens: a block of the weights is unpacked once for all of them.
+template <class P, int M>
+void some_tokens(const Rows& w, const typename P::Token* a, int64_t r0, int64_t r1, float* y, int64_t ldy) {
+    using Block = typename P::Format::Block;
+    constexpr int kBytes = P::Format::kBytes;
+    const int64_t full = w.n / 256, rest = w.row_bytes - full * kBytes;
+    const int rest_groups = static_cast<int>((w.n % 256 + 31) / 32);
     for (int64_t r = r0; r < r1; ++r) {
         const uint8_t* p = w.data + r * w.row_bytes;
-        Sums<Fmt, M> sums;
-        sums.clear();
-        for (int64_t b = 0; b < full; ++b, p += Fmt::kBytes) {
-            for (int line = 0; line < Fmt::kBytes; line += 64)
-                _mm_prefetch(reinterpret_cast<const char*>(p + kPrefetch + line), _MM_HINT_T0);
-            sums.template step<false>(reinterpret_cast<const typename Fmt::Block*>(p), a, b, 8);
+        typename P::Sums sums[M];
+        for (int t = 0; t < M; ++t) sums[t].clear();
+        for (int64_t b = 0; b < full; ++b, p += kBytes) {
+            prefetch(p, kBytes);
+            const typename P::Weights u = P::template unpack<false>(reinterpret_cast<const Block*>(p), 8);
+            for (int t = 0; t < M; ++t) sums[t].add(u, a[t], b);
         }
-        if (rest) {  // the last blocks of the row; values of the next row behind them are multiplied by zero
-            if (p + Fmt::kBytes > w.end) {
-                memset(tail, 0, sizeof tail);
-                memcpy(tail, p, static_cast<size_t>(rest));
-                p = tail;
-            }
-            sums.template step<true>(reinterpret_cast<const typename Fmt::Block*>(p), a, full, rest_blocks);
+        if (rest) {
+            uint8_t copy[kBytes];
+            p = last_blocks<kBytes>(w, p, rest, copy);
+            const typename P::Weights u = P::template unpack<true>(reinterpret_cast<const Block*>(p), rest_groups);
+            for (int t = 0; t < M; ++t) sums[t].add(u, a[t], full);
         }
-        for (int t = 0; t < M; ++t) y[t][r] = w.scale ? sums.total(t) * w.scale[r] : sums.total(t);
+        for (int t = 0; t < M; ++t) y[t * ldy + r] = w.scale ? sums[t].total() * w.scale[r] : sums[t].total();
+    }
+}
+
+template <class P>
+void products(const Rows& w, const Act& act, const int32_t* tokens, int m, int64_t r0, int64_t r1, float* y, int64_t ldy) {
+    const auto run = [&](auto count, int first, int64_t from, int64_t to) {
+        constexpr int M = decltype(count)::value;
+        typename P::Token a[M];
+        for (int i = 0; i < M; ++i) a[i] = typename P::Token(act, tokens ? tokens[first + i] : first + i);
+        some_tokens<P, M>(w, a, from, to, y + first * ldy, ldy);
+    };
+    // A panel of rows is used for all tokens while it is in the nearest cache.
+    const int64_t panel = m > kMostTokens ? (w.row_bytes < 16384 ? 16384 / w.row_bytes : 1) : r1 - r0;
+    for (int64_t from = r0; from < r1; from += panel) {
+        const int64_t to = from + panel < r1 ? from + panel : r1;
+        int t = 0;
+        for (; t + kMostTokens <= m; t += kMostTokens) run(Constant<kMostTokens>{}, t, from, to);
+        if constexpr (kMostTokens > 4)
+            if (t + 4 <= m) run(Constant<4>{}, t, from, to), t += 4;
+        if (t + 2 <= m) run(Constant<2>{}, t, from, to), t += 2;
+        if (t < m) run(Constant<1>{}, t, from, to);
     }
 }
 
 template <class Fmt>
 void gemv(const Rows& w, const Act& act, const int32_t* tokens, int m, int64_t r0, int64_t r1, float* y, int64_t ldy) {
-    const auto run = [&](auto count, int first, int64_t from, int64_t to) {
-        constexpr int M = decltype(count)::value;
-        const Tokens<M> a(act, tokens, first, Fmt::kGroup);
-        float* out[M];
-        for (int i = 0; i < M; ++i) out[i] = y + (first + i) * ldy;
-        gemv_tokens<Fmt, M>(w, a, from, to, out);
-    };
-    // A panel of rows is used for all tokens while it is in the nearest cache.
-    const int64_t panel = m > kTokens ? (w.row_bytes < 16384 ? 16384 / w.row_bytes : 1) : r1 - r0;
-    for (int64_t from = r0; from < r1; from += panel) {
-        const int64_t to = from + panel < r1 ? from + panel : r1;
-        int t = 0;
-        for (; t + kTokens <= m; t += kTokens) run(Constant<kTokens>{}, t, from, to);
-        if constexpr (kTokens > 2)
-            for (; t + 2 <= m; t += 2) run(Constant<2>{}, t, from, to);
-        for (; t < m; ++t) run(Constant<1>{}, t, from, to);
-    }
+    (act.fine ? products<Products<Fmt, true>> : products<Products<Fmt, false>>)(w, act, tokens, m, r0, r1, y, ldy);
 }
 
 }  // namespace

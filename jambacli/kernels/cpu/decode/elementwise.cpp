@@ -7,29 +7,67 @@
 namespace jamba {
 namespace {
 
-void quantize(const float* row, int64_t begin, int64_t end, const Quantized& out) {
-    constexpr int kVectors = 32 / kLanes;
-    for (int64_t b = begin / 32; b < end / 32; ++b) {
-        const float* p = row + 32 * b;
-        vf most{};
-        for (int i = 0; i < kVectors; ++i) most = vmax(most, vabs(load(p + i * kLanes)));
-        const float top = hmax(most);
-        const vf inverse = set1(top > 0.0f ? 127.0f / top : 0.0f);
-        const float factor = top / (127.0f * 128.0f);
-        float sums[2] = {0.0f, 0.0f};  // of integers: exact in any order
-        for (int i = 0; i < kVectors; ++i) {
-            const vf exact = load(p + i * kLanes) * inverse;
-            const vf coarse = store_i8(out.q + 32 * b + i * kLanes, exact);
-            const vf fine = store_i8(out.fine + 32 * b + i * kLanes, (exact - coarse) * 128.0f);
-            sums[i * kLanes / 16] += hsum(coarse * 128.0f + fine);
-        }
-        const float both = factor * (sums[0] + sums[1]);
-        const int64_t at = b / 4 * 8 + b % 4;
-        out.d[b] = out.d16[2 * b] = out.d16[2 * b + 1] = out.pairs[at] = factor;
-        out.sum32[b] = out.pairs[at + 4] = both;
-        out.sum16[2 * b] = factor * sums[0];
-        out.sum16[2 * b + 1] = factor * sums[1];
+constexpr float kLeastValue = 1e-34f;  // less is rounded to zero: its reciprocal would be infinite
+
+// Stores the integers of 32 values, x / factor, and the factor and sums in their layouts. Sums of integers are exact in any order.
+template <bool kPrecise>
+SIMD_FN void quantize_group(const float* x, float factor, float inverse, int64_t b, const Quantized& out) {
+    float sums[2] = {0.0f, 0.0f};
+    for (int i = 0; i < 32; i += kLanes) {
+        const vf exact = load(x + i) * set1(inverse);
+        vf whole = store_i8(out.q + 32 * b + i, exact);
+        if constexpr (kPrecise) whole = whole * 128.0f + store_i8(out.fine + 32 * b + i, (exact - whole) * 128.0f);
+        sums[i / 16] += hsum(whole);
     }
+    const int64_t at = b / 4 * 8 + b % 4;
+    out.d[b] = out.d16[2 * b] = out.d16[2 * b + 1] = out.pairs[at] = factor;
+    out.sum32[b] = out.pairs[at + 4] = factor * (sums[0] + sums[1]);
+    for (int h = 0; h < 2; ++h) {
+        out.sum16[2 * b + h] = factor * sums[h];
+        if constexpr (!kPrecise) out.integer_sum16[2 * b + h] = static_cast<int16_t>(sums[h]);
+    }
+}
+
+SIMD_FN float largest_of_32(const float* x) {
+    vf most{};
+    for (int i = 0; i < 32; i += kLanes) most = vmax(most, vabs(load(x + i)));
+    return hmax(most);
+}
+
+// Each group's factor is its own.
+void quantize_precise(const float* row, int64_t begin, int64_t end, const Quantized& out) {
+    for (int64_t b = begin / 32; b < end / 32; ++b) {
+        const float top = largest_of_32(row + 32 * b);
+        quantize_group<true>(row + 32 * b, top / (127.0f * 128.0f), top > kLeastValue ? 127.0f / top : 0.0f, b, out);
+    }
+}
+
+// Each group's factor is the least multiple of its 256 values' step with which the integers fit 8 bits.
+void quantize_int8(const float* row, int64_t begin, int64_t end, const Quantized& out) {
+    constexpr float kMultiples = 127.0f;
+    for (int64_t block = begin / 256; block < end / 256; ++block) {
+        float tops[8], top = 0.0f;
+        for (int g = 0; g < 8; ++g) {
+            tops[g] = largest_of_32(row + 256 * block + 32 * g);
+            top = tops[g] > top ? tops[g] : top;
+        }
+        const float step = top > kLeastValue ? top / (kMultiples * 127.0f) : 0.0f;
+        const float by_top = top > kLeastValue ? kMultiples / top : 0.0f;
+        out.step[block] = step;
+        for (int g = 0; g < 8; ++g) {
+            const int64_t b = 8 * block + g;
+            const float exact = tops[g] * by_top;
+            const int whole = exact > 0.0f && exact < 128.0f ? static_cast<int>(exact) : 0;
+            const int multiple = whole + (static_cast<float>(whole) < exact);
+            const float count = static_cast<float>(multiple);
+            out.multiple16[2 * b] = out.multiple16[2 * b + 1] = static_cast<int16_t>(multiple);
+            quantize_group<false>(row + 32 * b, step * count, multiple ? 127.0f * by_top / count : 0.0f, b, out);
+        }
+    }
+}
+
+void quantize(const float* row, int64_t begin, int64_t end, const Quantized& out) {
+    (out.fine ? quantize_precise : quantize_int8)(row, begin, end, out);
 }
 
 float sum_of_squares(const float* x, int64_t n) {

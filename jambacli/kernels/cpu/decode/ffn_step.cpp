@@ -11,7 +11,7 @@ namespace {
 // gate and up of rows [r0, r1), silu(gate) * up into h, for m activations listed in `tokens` (null: all in order).
 void gated_rows(const Run& run, const Rows& gate, const Rows& up, const Matrix& gate_matrix, const Matrix& up_matrix,
                 const ActBuffer& input, const int32_t* tokens, int m, int64_t r0, int64_t r1, const ActBuffer& h,
-                int64_t first, float* up_products, bool quantized) {
+                int64_t first, float* up_products) {
     const InnerKernels& k = *run.k;
     float* gated = h.f + first * h.f_stride;
     float* other = up_products + first * h.f_stride;
@@ -20,7 +20,6 @@ void gated_rows(const Run& run, const Rows& gate, const Rows& up, const Matrix& 
     for (int i = 0; i < m; ++i) {
         float* row = gated + i * h.f_stride;
         k.silu_mul(row + r0, other + i * h.f_stride + r0, r1 - r0, row + r0);
-        if (quantized) quantize_part(k, h, first + i, gate_matrix.rows, r0, r1);
     }
 }
 
@@ -94,9 +93,12 @@ void mlp_step(Team* team, const Run& run, const MlpStep& s, Scratch& scratch) {
     const int64_t chunk = chunk_rows(s.gate.row_bytes + s.up.row_bytes, ffn, team->size, 32);
     team->chunks(ffn, chunk, [&](int64_t r0, int64_t r1) {
         gated_rows(run, rows_of(s.gate), rows_of(s.up), s.gate, s.up, input, nullptr, static_cast<int>(run.m), r0, r1, h, 0,
-                   up, down_int8);
+                   up);
     });
-    team->barrier();
+    if (down_int8)
+        quantize_shared(*team, *run.k, h, run.m, ffn);
+    else
+        team->barrier();
     step_output(*team, run, s.down, h, products);
 }
 
@@ -136,10 +138,13 @@ void experts_step(Team* team, const Run& run, const ExpertsStep& s, Scratch& scr
             const int64_t active = i / per_expert, r0 = i % per_expert * chunk, e = routing.expert[active];
             const int32_t first = routing.first[active], count = routing.first[active + 1] - first;
             gated_rows(run, rows_of(s.gate, e), rows_of(s.up, e), s.gate, s.up, input, routing.token + first, count, r0,
-                       std::min(r0 + chunk, ffn), h, first, up, down_int8);
+                       std::min(r0 + chunk, ffn), h, first, up);
         }
     });
-    team->barrier();
+    if (down_int8)
+        quantize_shared(*team, k, h, slots, ffn);
+    else
+        team->barrier();
 
     const int64_t out_chunk = chunk_rows(s.down.row_bytes * routing.n_active, hidden, team->size, 4);
     team->chunks(hidden, out_chunk, [&](int64_t r0, int64_t r1) {

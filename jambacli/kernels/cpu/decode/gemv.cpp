@@ -9,15 +9,16 @@ namespace {
 
 constexpr int64_t kTokensAtOnce = 32;
 
-void linear(const Matrix& w, const float* x, int64_t m, int64_t ldx, float* y, int64_t ldy, uint8_t* base, int threads) {
+void linear(const Matrix& w, const float* x, int64_t m, int64_t ldx, float* y, int64_t ldy, uint8_t* base, bool precise,
+            int threads) {
     const InnerKernels& k = inner_kernels();
     const bool quantized = wants_int8(w);
     parallel(threads, [&](Team& team) {
-        Scratch scratch(base);
+        Scratch scratch(base, precise);
         ActBuffer a;
         if (quantized) {
             a = take_act(scratch, m, w.cols, true);
-            const Range mine = team.share(m * a.padded, 32);
+            const Range mine = team.share(m * a.padded, kPad);
             for (int64_t t = 0; t < m; ++t) {
                 const int64_t begin = std::max(mine.begin - t * a.padded, int64_t{0});
                 const int64_t end = std::min(mine.end - t * a.padded, a.padded);
@@ -45,19 +46,20 @@ void linear(const Matrix& w, const float* x, int64_t m, int64_t ldx, float* y, i
 }  // namespace jamba
 
 // Python loads the library only where this is its own number.
-EXPORT int kernels_abi_version() { return 2; }
+EXPORT int kernels_abi_version() { return 3; }
 
 // y[t * y_stride + r] = row r of w . x[t * x_stride ...] for t < m; float32. Made for small m: the weights are read once for
-// every 32 tokens and unpacked once for four.
+// every 32 tokens. `precise`: 15-bit activations instead of int8.
 EXPORT int decode_linear(const jamba::Matrix* w, const float* x, int64_t x_stride, float* y, int64_t y_stride, int64_t m,
-                         int threads) {
+                         int precise, int threads) {
     using namespace jamba;
     if (const Status status = check_matrix(*w)) return status;
-    Scratch measure;
+    Scratch measure(nullptr, precise);
     take_act(measure, std::min(m, kTokensAtOnce), w->cols, true);
     uint8_t* base = scratch_block(measure.used());
     if (!base) return kNoMemory;
     for (int64_t t = 0; t < m; t += kTokensAtOnce)
-        linear(*w, x + t * x_stride, std::min(m - t, kTokensAtOnce), x_stride, y + t * y_stride, y_stride, base, threads);
+        linear(*w, x + t * x_stride, std::min(m - t, kTokensAtOnce), x_stride, y + t * y_stride, y_stride, base, precise,
+               threads);
     return kOk;
 }

@@ -15,6 +15,7 @@ InnerKernels make() {
         avx2::fill_elementwise(table);
         avx2::fill_dot(table);
     }
+    if (isa_includes(Isa::avxvnni)) avxvnni::fill_dot(table);
     if (isa_includes(Isa::avx512)) {
         avx512::fill_elementwise(table);
         avx512::fill_dot(table);

@@ -15,10 +15,10 @@ struct Rows {
     const float* scale;
 };
 
-// Activations of some tokens, as floats and as integers with one factor per 32 values. Each integer is 128 * q + fine:
-// two int8, multiplied one after the other. The second costs little beside reading the weights, and with
-// it the rounding of activations no longer shows beside that of the weights (q alone is what ggml computes with).
-// Arrays that no weight needs may be null. The quantized part is padded with zeros to a multiple of 256 values. Sums are factor
+// Activations of some tokens, as floats and as integers with one factor per 32 values. The integer is q, or in the precise
+// mode 128 * q + fine: two int8, multiplied one after the other, which costs a second product for every weight. With it the
+// rounding of activations no longer shows beside that of the weights. Arrays that no weight needs may be null; fine is null
+// unless the mode is precise. The quantized part is padded with zeros to a multiple of 256 values. Sums are factor
 // times the sum of the integers over a group: with them a format's offsets and minimums cost one multiplication a
 // group. The same numbers are stored in the layout that each vector width reads.
 struct Act {
@@ -31,13 +31,18 @@ struct Act {
     const float* d16;    // [tokens, padded / 16]: each factor twice
     const float* sum16;  // [tokens, padded / 16]
     const float* pairs;  // [tokens, padded / 256, 16]: factors 0-3, sums 0-3, factors 4-7, sums 4-7 of groups of 32
+    // Unless precise: the factors of 256 values as integers (0 to 127) times a step, and the sums of q.
+    const float* step;             // [tokens, padded / 256]
+    const int16_t* multiple16;     // [tokens, padded / 16]: the integer of each group of 32 twice
+    const int16_t* integer_sum16;  // [tokens, padded / 16]
     int64_t padded;
 };
 
-// Where quantized activations are written: the arrays of Act from one group of 32 on.
+// Where quantized activations are written: the arrays of Act of one token.
 struct Quantized {
-    int8_t *q, *fine;
-    float *d, *sum32, *d16, *sum16, *pairs;
+    int8_t *q, *fine;  // fine null: not precise
+    float *d, *sum32, *d16, *sum16, *pairs, *step;
+    int16_t *multiple16, *integer_sum16;
 };
 
 constexpr int64_t kPad = 256;
@@ -88,7 +93,7 @@ static inline int64_t packed_query_bytes(int64_t n) { return (2 * n + n / 8 + 4 
 struct InnerKernels {
     GemvFn gemv[kTypes];  // null where the type has no kernel
 
-    // Quantizes values [begin, end) of a row of floats into the row's arrays; both are multiples of 32.
+    // Quantizes values [begin, end) of a row of floats into the row's arrays; both are multiples of 256.
     void (*quantize)(const float* row, int64_t begin, int64_t end, const Quantized& out);
     void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* out);
     // out = silu(gate) * up; may be in place.
@@ -126,6 +131,9 @@ const InnerKernels& inner_kernels();
     void fill_dot(InnerKernels& ops);          \
     }
 SIMD_LEVELS(LEVEL)
+namespace avxvnni {
+void fill_dot(InnerKernels& ops);
+}
 namespace vnni {
 void fill_attention(InnerKernels& ops);
 void fill_dot(InnerKernels& ops);

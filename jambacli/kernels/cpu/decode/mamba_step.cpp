@@ -58,10 +58,12 @@ void mamba_step(Team* team, const Run& run, const MambaStep& s, const StepState&
         for (int64_t t = 0; t < m; ++t) {
             float* row = u.f + t * u.f_stride;
             k.conv_step(shape, row, s.conv_weight, s.conv_bias, state.conv, c0, c1, row);
-            if (wants_int8(s.x)) quantize_part(k, u, t, d_inner, c0, c1);
         }
     });
-    team->barrier();
+    if (wants_int8(s.x))
+        quantize_shared(*team, k, u, m, d_inner);
+    else
+        team->barrier();
 
     team->chunks(s.x.rows, chunk_rows(s.x.row_bytes, s.x.rows, team->size, 2), [&](int64_t r0, int64_t r1) {
         k.gemv[s.x.type](rows_of(s.x), u.view(), nullptr, tokens, r0, r1, projected, s.x.rows);
@@ -84,10 +86,12 @@ void mamba_step(Team* team, const Run& run, const MambaStep& s, const StepState&
             float* row = y.f + t * y.f_stride;
             k.ssm_step(shape, u.f + t * u.f_stride, row, s.dt_bias, s.A, selection.b + t * s.d_state,
                        selection.c + t * s.d_state, s.D, z + t * d_inner, state.ssm, c0, c1, row);
-            if (wants_int8(s.out)) quantize_part(k, y, t, d_inner, c0, c1);
         }
     });
-    team->barrier();
+    if (wants_int8(s.out))
+        quantize_shared(*team, k, y, m, d_inner);
+    else
+        team->barrier();
     step_output(*team, run, s.out, y, products);
 }
 

@@ -102,21 +102,21 @@ EXPORT int decode_check_step(int64_t kind, const void* step) { return jamba::che
 
 // Runs n_steps steps in order on m tokens after n_past others. states[i] belongs to steps[i]; x is [m, hidden], updated in
 // place, or left alone where y is not null (then each step overwrites y: for single steps). A kLogitsStep writes the logits
-// of the last n_logits tokens. The caller has checked the steps, and that caches have room for n_past + m tokens.
+// of the last n_logits tokens. `precise`: 15-bit activations instead of int8. The caller has checked the steps, and that caches have room for n_past + m tokens.
 EXPORT int decode_steps(const jamba::Step* steps, const jamba::StepState* states, float* x, float* y, float* logits,
-                        int64_t n_steps, int64_t m, int64_t n_past, int64_t n_logits, int threads) {
+                        int64_t n_steps, int64_t m, int64_t n_past, int64_t n_logits, int precise, int threads) {
     using namespace jamba;
     if (m <= 0) return kOk;
     const Run run{&inner_kernels(), x, y, m, n_past, logits, std::min(n_logits, m), std::max(1, threads)};
     for (int64_t i = 0; i < n_steps; ++i)
         if (steps[i].kind == kAttentionStep && n_past + m > states[i].capacity) return kNoRoom;
     size_t bytes = 0;
-    for (int64_t i = 0; i < n_steps; ++i) one_step(nullptr, run, steps[i], states[i], Scratch{}, &bytes);
+    for (int64_t i = 0; i < n_steps; ++i) one_step(nullptr, run, steps[i], states[i], Scratch(nullptr, precise), &bytes);
     uint8_t* base = scratch_block(bytes);
     if (!base) return kNoMemory;
     parallel(run.threads, [&](Team& team) {
         for (int64_t i = 0; i < n_steps; ++i) {
-            one_step(&team, run, steps[i], states[i], Scratch(base), nullptr);
+            one_step(&team, run, steps[i], states[i], Scratch(base, precise), nullptr);
             team.barrier();
         }
     });

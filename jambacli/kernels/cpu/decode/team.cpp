@@ -25,12 +25,15 @@ ActBuffer take_act(Scratch& scratch, int64_t m, int64_t n, bool quantized) {
     if (quantized) {
         a.padded = pad_values(n);
         a.q.q = scratch.take<int8_t>(m * a.padded);
-        a.q.fine = scratch.take<int8_t>(m * a.padded);
+        if (scratch.precise()) a.q.fine = scratch.take<int8_t>(m * a.padded);
         a.q.d = scratch.take<float>(m * a.padded / 32);
         a.q.sum32 = scratch.take<float>(m * a.padded / 32);
         a.q.d16 = scratch.take<float>(m * a.padded / 16);
         a.q.sum16 = scratch.take<float>(m * a.padded / 16);
         a.q.pairs = scratch.take<float>(m * a.padded / 16);
+        a.q.step = scratch.take<float>(m * a.padded / 256);
+        a.q.multiple16 = scratch.take<int16_t>(m * a.padded / 16);
+        a.q.integer_sum16 = scratch.take<int16_t>(m * a.padded / 16);
     }
     return a;
 }
@@ -42,6 +45,17 @@ void quantize_part(const InnerKernels& ops, const ActBuffer& a, int64_t token, i
         end = a.padded;
     }
     ops.quantize(f, begin, end, a.row(token));
+}
+
+void quantize_shared(Team& team, const InnerKernels& ops, const ActBuffer& a, int64_t m, int64_t n) {
+    team.barrier();
+    const Range mine = team.share(m * a.padded, kPad);
+    for (int64_t t = mine.begin / a.padded; t * a.padded < mine.end; ++t) {
+        const int64_t begin = std::max(mine.begin - t * a.padded, int64_t{0});
+        const int64_t end = std::min(mine.end - t * a.padded, a.padded);
+        quantize_part(ops, a, t, n, begin, std::min(end, n));
+    }
+    team.barrier();
 }
 
 int64_t chunk_rows(int64_t row_bytes, int64_t rows, int team_size, int64_t unit) {

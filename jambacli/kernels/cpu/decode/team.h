@@ -8,11 +8,11 @@
 namespace jamba {
 
 // Gives out aligned pieces of a block of scratch; without a block it only measures. All threads of a team make the same
-// calls on copies of one Scratch and so get the same pieces.
+// calls on copies of one Scratch and so get the same pieces. `precise`: activations are taken in 15 bits (see Act).
 class Scratch {
    public:
-    Scratch() = default;
-    explicit Scratch(uint8_t* base) : base_(base) {}
+    explicit Scratch(uint8_t* base, bool precise) : base_(base), precise_(precise) {}
+    bool precise() const { return precise_; }
 
     template <class T>
     T* take(int64_t count) {
@@ -23,7 +23,8 @@ class Scratch {
     size_t used() const { return used_; }
 
    private:
-    uint8_t* base_ = nullptr;
+    uint8_t* base_;
+    bool precise_;
     size_t used_ = 0;
 };
 
@@ -37,21 +38,27 @@ struct ActBuffer {
     Quantized q{};
     int64_t padded = 0;
 
-    Act view() const { return {f, f_stride, q.q, q.fine, q.d, q.sum32, q.d16, q.sum16, q.pairs, padded}; }
+    Act view() const {
+        return {f, f_stride, q.q, q.fine, q.d, q.sum32, q.d16, q.sum16, q.pairs, q.step, q.multiple16, q.integer_sum16, padded};
+    }
     // The arrays of one token.
     Quantized row(int64_t token) const {
         const int64_t by32 = token * (padded / 32), by16 = token * (padded / 16);
-        return {q.q + token * padded, q.fine + token * padded, q.d + by32,      q.sum32 + by32,
-                q.d16 + by16,         q.sum16 + by16,           q.pairs + by16};
+        int8_t* fine = q.fine ? q.fine + token * padded : nullptr;
+        return {q.q + token * padded, fine, q.d + by32, q.sum32 + by32, q.d16 + by16, q.sum16 + by16, q.pairs + by16,
+                q.step + token * (padded / 256), q.multiple16 + by16, q.integer_sum16 + by16};
     }
 };
 
-// Room for the activations of m tokens of n values; the int8 form only where `quantized`.
+// Room for the activations of m tokens of n values; the integer form only where `quantized`.
 ActBuffer take_act(Scratch& scratch, int64_t m, int64_t n, bool quantized);
 
-// Fills the int8 form of values [begin, end) of one token from its floats; begin and end are multiples of 32, or the end
-// of the row (the padding behind it is then cleared).
+// Fills the integer form of values [begin, end) of one token from its floats; begin and end are multiples of 256, or end is
+// that of the row (the padding behind it is then cleared).
 void quantize_part(const InnerKernels& ops, const ActBuffer& a, int64_t token, int64_t n, int64_t begin, int64_t end);
+
+// Fills the integer form of m tokens of n values, shared out over the team, with a barrier before and behind it.
+void quantize_shared(Team& team, const InnerKernels& ops, const ActBuffer& a, int64_t m, int64_t n);
 
 inline bool wants_int8(const Matrix& w) { return !is_float_type(w.type); }
 // Matrix `index` of a stack, from row `first` on.

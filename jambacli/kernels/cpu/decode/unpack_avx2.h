@@ -14,6 +14,23 @@ struct Unpacked {
     __m256 scale[2], offset[2];  // of groups of 32: only the first of each
 };
 
+// A block whose scales are integers. The value is factor * scale * (w - kBias), less offset.
+struct UnpackedIntegers {
+    __m256i w[8];
+    __m256i scale;    // int16, of groups of 16; of groups of 32 each twice
+    __m256i minimum;  // Q2_K: int16, of groups of 16
+    __m256 factor;    // in all lanes
+    __m256 offset;    // of groups of 32: float; Q2_K: the factor of minimums, in all lanes
+};
+
+// Stores x for loads that broadcast its elements: loads have ports of their own, shuffles of a register share the multipliers'.
+template <class T, class Vector>
+inline void in_memory(T (&at)[8], Vector x) {
+    static_assert(sizeof at == sizeof x, "eight elements");
+    memcpy(at, &x, sizeof x);
+    __asm__("" : "+m"(at));  // a compiler that knows the value would shuffle it all the same
+}
+
 inline __m256i bytes(int x) { return _mm256_set1_epi8(static_cast<char>(x)); }
 inline __m256i load32(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 inline float to_float(const Half& half) { return _cvtsh_ss(read_u16(&half)); }
@@ -47,9 +64,11 @@ inline __m256 times(__m256 x, float by) { return _mm256_mul_ps(x, _mm256_set1_ps
 
 struct Q4_0 : Of256<block_q4_0> {
     static constexpr int kGroup = 32;
-    static constexpr bool kSigned = false, kOffset = true;
-    static inline void unpack(const Block* b, Unpacked& u) {
-        for (int k = 0; k < 8; ++k) u.w[k] = nibble_block(b[k].qs);
+    static constexpr bool kSigned = false, kOffset = true, kIntegerScales = false;
+    static inline void weights(const Block* b, __m256i* w) {
+        for (int k = 0; k < 8; ++k) w[k] = nibble_block(b[k].qs);
+    }
+    static inline void factors(const Block* b, Unpacked& u) {
         u.scale[0] = eight_halves(b, &Block::d);
         u.offset[0] = times(u.scale[0], 8.0f);
     }
@@ -57,9 +76,11 @@ struct Q4_0 : Of256<block_q4_0> {
 
 struct Q4_1 : Of256<block_q4_1> {
     static constexpr int kGroup = 32;
-    static constexpr bool kSigned = false, kOffset = true;
-    static inline void unpack(const Block* b, Unpacked& u) {
-        for (int k = 0; k < 8; ++k) u.w[k] = nibble_block(b[k].qs);
+    static constexpr bool kSigned = false, kOffset = true, kIntegerScales = false;
+    static inline void weights(const Block* b, __m256i* w) {
+        for (int k = 0; k < 8; ++k) w[k] = nibble_block(b[k].qs);
+    }
+    static inline void factors(const Block* b, Unpacked& u) {
         u.scale[0] = eight_halves(b, &Block::d);
         u.offset[0] = negated(eight_halves(b, &Block::m));
     }
@@ -67,10 +88,12 @@ struct Q4_1 : Of256<block_q4_1> {
 
 struct Q5_0 : Of256<block_q5_0> {
     static constexpr int kGroup = 32;
-    static constexpr bool kSigned = false, kOffset = true;
-    static inline void unpack(const Block* b, Unpacked& u) {
+    static constexpr bool kSigned = false, kOffset = true, kIntegerScales = false;
+    static inline void weights(const Block* b, __m256i* w) {
         for (int k = 0; k < 8; ++k)
-            u.w[k] = _mm256_or_si256(nibble_block(b[k].qs), spread_bits(read_u32(b[k].qh), 16));
+            w[k] = _mm256_or_si256(nibble_block(b[k].qs), spread_bits(read_u32(b[k].qh), 16));
+    }
+    static inline void factors(const Block* b, Unpacked& u) {
         u.scale[0] = eight_halves(b, &Block::d);
         u.offset[0] = times(u.scale[0], 16.0f);
     }
@@ -78,10 +101,12 @@ struct Q5_0 : Of256<block_q5_0> {
 
 struct Q5_1 : Of256<block_q5_1> {
     static constexpr int kGroup = 32;
-    static constexpr bool kSigned = false, kOffset = true;
-    static inline void unpack(const Block* b, Unpacked& u) {
+    static constexpr bool kSigned = false, kOffset = true, kIntegerScales = false;
+    static inline void weights(const Block* b, __m256i* w) {
         for (int k = 0; k < 8; ++k)
-            u.w[k] = _mm256_or_si256(nibble_block(b[k].qs), spread_bits(read_u32(b[k].qh), 16));
+            w[k] = _mm256_or_si256(nibble_block(b[k].qs), spread_bits(read_u32(b[k].qh), 16));
+    }
+    static inline void factors(const Block* b, Unpacked& u) {
         u.scale[0] = eight_halves(b, &Block::d);
         u.offset[0] = negated(eight_halves(b, &Block::m));
     }
@@ -89,20 +114,20 @@ struct Q5_1 : Of256<block_q5_1> {
 
 struct Q8_0 : Of256<block_q8_0> {
     static constexpr int kGroup = 32;
-    static constexpr bool kSigned = true, kOffset = false;
-    static inline void unpack(const Block* b, Unpacked& u) {
-        for (int k = 0; k < 8; ++k) u.w[k] = load32(b[k].qs);
-        u.scale[0] = eight_halves(b, &Block::d);
+    static constexpr bool kSigned = true, kOffset = false, kIntegerScales = false;
+    static inline void weights(const Block* b, __m256i* w) {
+        for (int k = 0; k < 8; ++k) w[k] = load32(b[k].qs);
     }
+    static inline void factors(const Block* b, Unpacked& u) { u.scale[0] = eight_halves(b, &Block::d); }
 };
 
 struct I8 : Of256<block_i8> {  // rows with one factor, applied to the finished sum
     static constexpr int kGroup = 32;
-    static constexpr bool kSigned = true, kOffset = false;
-    static inline void unpack(const Block* b, Unpacked& u) {
-        for (int k = 0; k < 8; ++k) u.w[k] = load32(b + 32 * k);
-        u.scale[0] = _mm256_set1_ps(1.0f);
+    static constexpr bool kSigned = true, kOffset = false, kIntegerScales = false;
+    static inline void weights(const Block* b, __m256i* w) {
+        for (int k = 0; k < 8; ++k) w[k] = load32(b + 32 * k);
     }
+    static inline void factors(const Block*, Unpacked& u) { u.scale[0] = _mm256_set1_ps(1.0f); }
 };
 
 inline __m256i iq4_values(__m256i codes) {
@@ -112,126 +137,200 @@ inline __m256i iq4_values(__m256i codes) {
 
 struct IQ4_NL : Of256<block_iq4_nl> {
     static constexpr int kGroup = 32;
-    static constexpr bool kSigned = true, kOffset = false;
-    static inline void unpack(const Block* b, Unpacked& u) {
-        for (int k = 0; k < 8; ++k) u.w[k] = iq4_values(nibble_block(b[k].qs));
-        u.scale[0] = eight_halves(b, &Block::d);
+    static constexpr bool kSigned = true, kOffset = false, kIntegerScales = false;
+    static inline void weights(const Block* b, __m256i* w) {
+        for (int k = 0; k < 8; ++k) w[k] = iq4_values(nibble_block(b[k].qs));
     }
+    static inline void factors(const Block* b, Unpacked& u) { u.scale[0] = eight_halves(b, &Block::d); }
 };
 
 struct IQ4_XS : Of256<block_iq4_xs> {
-    static constexpr int kGroup = 32;
-    static constexpr bool kSigned = true, kOffset = false;
-    static inline void unpack(const Block* b, Unpacked& u) {
-        for (int k = 0; k < 8; ++k) u.w[k] = iq4_values(nibble_block(b->qs + 16 * k));
+    static constexpr int kGroup = 32, kBias = 0;
+    static constexpr bool kSigned = true, kOffset = false, kIntegerScales = true;
+    static inline void weights(const Block* b, __m256i* w) {
+        for (int k = 0; k < 8; ++k) w[k] = iq4_values(nibble_block(b->qs + 16 * k));
+    }
+    // The eight scales, int32.
+    static inline __m256i scales(const Block* b) {
         const __m256i pairs = _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14);
         const __m256i fours = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
-        const __m256i high = _mm256_and_si256(_mm256_srlv_epi32(_mm256_set1_epi32(read_u16(b->scales_h)), pairs),
-                                              _mm256_set1_epi32(3));
+        const __m256i high = _mm256_and_si256(_mm256_srlv_epi32(_mm256_set1_epi32(read_u16(b->scales_h) << 4), pairs),
+                                              _mm256_set1_epi32(48));
         const __m256i low = _mm256_and_si256(
             _mm256_srlv_epi32(_mm256_set1_epi32(static_cast<int>(read_u32(b->scales_l))), fours), _mm256_set1_epi32(15));
-        const __m256i scale =
-            _mm256_sub_epi32(_mm256_or_si256(low, _mm256_slli_epi32(high, 4)), _mm256_set1_epi32(32));
-        u.scale[0] = times(_mm256_cvtepi32_ps(scale), to_float(b->d));
+        return _mm256_sub_epi32(_mm256_or_si256(low, high), _mm256_set1_epi32(32));
+    }
+    static inline void factors(const Block* b, Unpacked& u) {
+        u.scale[0] = times(_mm256_cvtepi32_ps(scales(b)), to_float(b->d));
+    }
+    static inline void integers(const Block* b, UnpackedIntegers& u) {
+        const __m256i twice = _mm256_setr_epi8(0, 1, 0, 1, 4, 5, 4, 5, 8, 9, 8, 9, 12, 13, 12, 13,  //
+                                               0, 1, 0, 1, 4, 5, 4, 5, 8, 9, 8, 9, 12, 13, 12, 13);
+        u.scale = _mm256_shuffle_epi8(scales(b), twice);
+        u.factor = _mm256_set1_ps(to_float(b->d));
     }
 };
+
+// Eight bytes in every quarter, or the bytes of 16; by way of memory, see in_memory().
+inline __m256i in_quarters(uint64_t x) {
+    __asm__("" : "+m"(x));
+    return _mm256_set1_epi64x(static_cast<int64_t>(x));
+}
+inline __m128i sixteen_bytes(uint64_t low, uint64_t high) {
+    uint64_t both[2] = {low, high};
+    __asm__("" : "+m"(both));
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(both));
+}
 
 inline __m256 byte_floats(uint64_t eight) {
     return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<int64_t>(eight))));
 }
 
-// The 6-bit scales and minimums of Q4_K and Q5_K, times their f16 factors.
-template <class Block>
-inline void k_scales(const Block& block, Unpacked& u) {
-    const uint32_t a = read_u32(block.scales), b = read_u32(block.scales + 4), c = read_u32(block.scales + 8);
+// The eight 6-bit scales and minimums of Q4_K and Q5_K, a byte each.
+struct SixBits {
+    uint64_t scales, minimums;
+};
+
+inline SixBits six_bits(const uint8_t* packed) {
+    const uint32_t a = read_u32(packed), b = read_u32(packed + 4), c = read_u32(packed + 8);
     const uint64_t scale_high = (c & 0x0f0f0f0fu) | ((a >> 2) & 0x30303030u);
     const uint64_t min_high = ((c >> 4) & 0x0f0f0f0fu) | ((b >> 2) & 0x30303030u);
-    u.scale[0] = times(byte_floats((a & 0x3f3f3f3fu) | scale_high << 32), to_float(block.d));
-    u.offset[0] = times(byte_floats((b & 0x3f3f3f3fu) | min_high << 32), to_float(block.dmin));
+    return {(a & 0x3f3f3f3fu) | scale_high << 32, (b & 0x3f3f3f3fu) | min_high << 32};
+}
+
+template <class Block>
+inline void k_factors(const Block& block, Unpacked& u) {
+    const SixBits six = six_bits(block.scales);
+    u.scale[0] = times(byte_floats(six.scales), to_float(block.d));
+    u.offset[0] = times(byte_floats(six.minimums), to_float(block.dmin));
+}
+
+template <class Block>
+inline void k_integers(const Block& block, UnpackedIntegers& u) {
+    const SixBits six = six_bits(block.scales);
+    const __m256i twice = _mm256_setr_epi8(0, -1, 0, -1, 1, -1, 1, -1, 2, -1, 2, -1, 3, -1, 3, -1,  //
+                                           4, -1, 4, -1, 5, -1, 5, -1, 6, -1, 6, -1, 7, -1, 7, -1);
+    u.scale = _mm256_shuffle_epi8(in_quarters(six.scales), twice);
+    uint64_t minimums = six.minimums;
+    __asm__("" : "+m"(minimums));
+    const __m128i eight = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(&minimums));
+    const __m128 factors = _mm_cvtph_ps(_mm_cvtsi32_si128(static_cast<int>(read_u32(&block.d))));  // d, dmin
+    u.factor = _mm256_broadcastss_ps(factors);
+    u.offset = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(eight)), _mm256_broadcastss_ps(_mm_movehdup_ps(factors)));
 }
 
 struct Q4_K : Of256<block_q4_k> {
-    static constexpr int kGroup = 32;
-    static constexpr bool kSigned = false, kOffset = true;
-    static inline void unpack(const Block* b, Unpacked& u) {
+    static constexpr int kGroup = 32, kBias = 0;
+    static constexpr bool kSigned = false, kOffset = true, kIntegerScales = true;
+    static inline void weights(const Block* b, __m256i* w) {
         for (int k = 0; k < 4; ++k) {
             const __m256i x = load32(b->qs + 32 * k);
-            u.w[2 * k] = low_bits(x, 0, 15);
-            u.w[2 * k + 1] = low_bits(x, 4, 15);
+            w[2 * k] = low_bits(x, 0, 15);
+            w[2 * k + 1] = low_bits(x, 4, 15);
         }
-        k_scales(*b, u);
     }
+    static inline void factors(const Block* b, Unpacked& u) { k_factors(*b, u); }
+    static inline void integers(const Block* b, UnpackedIntegers& u) { k_integers(*b, u); }
 };
 
 struct Q5_K : Of256<block_q5_k> {
-    static constexpr int kGroup = 32;
-    static constexpr bool kSigned = false, kOffset = true;
-    static inline void unpack(const Block* b, Unpacked& u) {
+    static constexpr int kGroup = 32, kBias = 0;
+    static constexpr bool kSigned = false, kOffset = true, kIntegerScales = true;
+    static inline void weights(const Block* b, __m256i* w) {
         __m256i high = load32(b->qh);  // bit j of byte i: the fifth bit of value 32 j + i
         for (int k = 0; k < 4; ++k) {
             const __m256i x = load32(b->qs + 32 * k);
-            u.w[2 * k] = _mm256_or_si256(low_bits(x, 0, 15), _mm256_and_si256(_mm256_slli_epi16(high, 4), bytes(16)));
-            u.w[2 * k + 1] =
+            w[2 * k] = _mm256_or_si256(low_bits(x, 0, 15), _mm256_and_si256(_mm256_slli_epi16(high, 4), bytes(16)));
+            w[2 * k + 1] =
                 _mm256_or_si256(low_bits(x, 4, 15), _mm256_and_si256(_mm256_slli_epi16(high, 3), bytes(16)));
             high = _mm256_srli_epi16(high, 2);
         }
-        k_scales(*b, u);
     }
+    static inline void factors(const Block* b, Unpacked& u) { k_factors(*b, u); }
+    static inline void integers(const Block* b, UnpackedIntegers& u) { k_integers(*b, u); }
 };
 
 struct Q6_K : Of256<block_q6_k> {
-    static constexpr int kGroup = 16;
-    static constexpr bool kSigned = false, kOffset = true;
-    static inline void unpack(const Block* b, Unpacked& u) {
+    static constexpr int kGroup = 16, kBias = 32;
+    static constexpr bool kSigned = false, kOffset = true, kIntegerScales = true;
+    static inline void weights(const Block* b, __m256i* w) {
         for (int h = 0; h < 2; ++h) {
             const __m256i first = load32(b->ql + 64 * h), second = load32(b->ql + 64 * h + 32);
             const __m256i high = load32(b->qh + 32 * h);
             const __m256i top = bytes(0x30);
-            u.w[4 * h] = _mm256_or_si256(low_bits(first, 0, 15), _mm256_and_si256(_mm256_slli_epi16(high, 4), top));
-            u.w[4 * h + 1] = _mm256_or_si256(low_bits(second, 0, 15), _mm256_and_si256(_mm256_slli_epi16(high, 2), top));
-            u.w[4 * h + 2] = _mm256_or_si256(low_bits(first, 4, 15), _mm256_and_si256(high, top));
-            u.w[4 * h + 3] = _mm256_or_si256(low_bits(second, 4, 15), _mm256_and_si256(_mm256_srli_epi16(high, 2), top));
+            w[4 * h] = _mm256_or_si256(low_bits(first, 0, 15), _mm256_and_si256(_mm256_slli_epi16(high, 4), top));
+            w[4 * h + 1] = _mm256_or_si256(low_bits(second, 0, 15), _mm256_and_si256(_mm256_slli_epi16(high, 2), top));
+            w[4 * h + 2] = _mm256_or_si256(low_bits(first, 4, 15), _mm256_and_si256(high, top));
+            w[4 * h + 3] = _mm256_or_si256(low_bits(second, 4, 15), _mm256_and_si256(_mm256_srli_epi16(high, 2), top));
         }
+    }
+    static inline void factors(const Block* b, Unpacked& u) {
         for (int h = 0; h < 2; ++h) {
             const __m128i eight = _mm_cvtsi64_si128(static_cast<int64_t>(read_u64(b->scales + 8 * h)));
             u.scale[h] = times(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(eight)), to_float(b->d));
             u.offset[h] = times(u.scale[h], 32.0f);
         }
     }
+    static inline void integers(const Block* b, UnpackedIntegers& u) {
+        u.scale = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(b->scales)));
+        u.factor = _mm256_set1_ps(to_float(b->d));
+    }
 };
 
 struct Q3_K : Of256<block_q3_k> {
-    static constexpr int kGroup = 16;
-    static constexpr bool kSigned = false, kOffset = true;
-    static inline void unpack(const Block* b, Unpacked& u) {
+    static constexpr int kGroup = 16, kBias = 4;
+    static constexpr bool kSigned = false, kOffset = true, kIntegerScales = true;
+    static inline void weights(const Block* b, __m256i* w) {
         const __m256i high = load32(b->hmask);  // bit c of byte i: the third bit of value 32 c + i
         for (int c = 0; c < 8; ++c) {
             const __m256i low = load32(b->qs + 32 * (c / 4));
             const __m256i bit = c < 2 ? _mm256_slli_epi16(high, c < 2 ? 2 - c : 0) : _mm256_srli_epi16(high, c < 2 ? 0 : c - 2);
-            u.w[c] = _mm256_or_si256(low_bits(low, 2 * (c % 4), 3), _mm256_and_si256(bit, bytes(4)));
+            w[c] = _mm256_or_si256(low_bits(low, 2 * (c % 4), 3), _mm256_and_si256(bit, bytes(4)));
         }
+    }
+    // The sixteen scales, plus 32.
+    static inline __m128i scales(const Block* b) {
         const uint32_t low0 = read_u32(b->scales), low1 = read_u32(b->scales + 4), c = read_u32(b->scales + 8);
         const uint64_t first = (low0 & 0x0f0f0f0fu) | ((c << 4) & 0x30303030u);
         const uint64_t second = (low1 & 0x0f0f0f0fu) | ((c << 2) & 0x30303030u);
         const uint64_t third = ((low0 >> 4) & 0x0f0f0f0fu) | (c & 0x30303030u);
         const uint64_t fourth = ((low1 >> 4) & 0x0f0f0f0fu) | ((c >> 2) & 0x30303030u);
-        const __m256 thirty_two = _mm256_set1_ps(32.0f);
-        u.scale[0] = times(_mm256_sub_ps(byte_floats(first | second << 32), thirty_two), to_float(b->d));
-        u.scale[1] = times(_mm256_sub_ps(byte_floats(third | fourth << 32), thirty_two), to_float(b->d));
-        for (int h = 0; h < 2; ++h) u.offset[h] = times(u.scale[h], 4.0f);
+        return sixteen_bytes(first | second << 32, third | fourth << 32);
+    }
+    static inline void factors(const Block* b, Unpacked& u) {
+        const __m128i all = scales(b);
+        const __m256i thirty_two = _mm256_set1_epi32(32);
+        for (int h = 0; h < 2; ++h) {
+            const __m256i eight = _mm256_cvtepu8_epi32(h ? _mm_srli_si128(all, 8) : all);
+            u.scale[h] = times(_mm256_cvtepi32_ps(_mm256_sub_epi32(eight, thirty_two)), to_float(b->d));
+            u.offset[h] = times(u.scale[h], 4.0f);
+        }
+    }
+    static inline void integers(const Block* b, UnpackedIntegers& u) {
+        u.scale = _mm256_sub_epi16(_mm256_cvtepu8_epi16(scales(b)), _mm256_set1_epi16(32));
+        u.factor = _mm256_set1_ps(to_float(b->d));
     }
 };
 
 struct Q2_K : Of256<block_q2_k> {
-    static constexpr int kGroup = 16;
-    static constexpr bool kSigned = false, kOffset = true;
-    static inline void unpack(const Block* b, Unpacked& u) {
-        for (int c = 0; c < 8; ++c) u.w[c] = low_bits(load32(b->qs + 32 * (c / 4)), 2 * (c % 4), 3);
+    static constexpr int kGroup = 16, kBias = 0;
+    static constexpr bool kSigned = false, kOffset = true, kIntegerScales = true;
+    static inline void weights(const Block* b, __m256i* w) {
+        for (int c = 0; c < 8; ++c) w[c] = low_bits(load32(b->qs + 32 * (c / 4)), 2 * (c % 4), 3);
+    }
+    static inline void factors(const Block* b, Unpacked& u) {
         for (int h = 0; h < 2; ++h) {
             const uint64_t eight = read_u64(b->scales + 8 * h), low = 0x0f0f0f0f0f0f0f0fu;
             u.scale[h] = times(byte_floats(eight & low), to_float(b->d));
             u.offset[h] = times(byte_floats((eight >> 4) & low), to_float(b->dmin));
         }
+    }
+    static inline void integers(const Block* b, UnpackedIntegers& u) {
+        const __m128i packed = _mm_loadu_si128(reinterpret_cast<const __m128i*>(b->scales)), low = _mm_set1_epi8(15);
+        u.scale = _mm256_cvtepu8_epi16(_mm_and_si128(packed, low));
+        u.minimum = _mm256_cvtepu8_epi16(_mm_and_si128(_mm_srli_epi16(packed, 4), low));
+        u.factor = _mm256_set1_ps(to_float(b->d));
+        u.offset = _mm256_set1_ps(to_float(b->dmin));
     }
 };
 
