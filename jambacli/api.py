@@ -46,6 +46,8 @@ class Jamba(LoadedModel):
 
         Raises JambaError for an unknown name, or a file that is not a valid Jamba GGUF.
         """
+        if not isinstance(options, DeviceOptions | None):
+            raise TypeError(f"options must be DeviceOptions, not {type(options).__name__}; name the device by device=")
         options = dataclasses.replace(options or DeviceOptions(), **keywords)
         from jambacli.gguf.reader import GGUFFile
         from jambacli.hub.resolve import last_used, remember_used, resolve_model

@@ -9,6 +9,7 @@ import io
 import os
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, NoReturn, TextIO
@@ -121,8 +122,8 @@ def main() -> None:
             raise
         _fail(_explained(error), 1)
     except (JambaError, MemoryError) as error:
-        if debug:
-            raise
+        if debug:  # the line with the flags follows
+            traceback.print_exception(error)
         _fail(
             error.worded(flag) if isinstance(error, JambaError) else str(error) or "out of memory",
             getattr(error, "exit_code", 1),

@@ -45,8 +45,9 @@ class JambaError(Exception):
         """The option at fault, the first of several."""
         return self.fields[0] if self.fields else None
 
-    def worded(self, option: Callable[[str], str] = str) -> str:
+    def worded(self, option: Callable[[str], str] | None = None) -> str:
         """The error as one line; ``option`` gives the name under which a front end knows an option."""
+        option = option or python_name
         subject = " and ".join(option(name) for name in self.fields)
         if self._has_value:
             subject += f" {self.value!r}" if isinstance(self.value, str) else f" {self.value}"
@@ -57,7 +58,12 @@ class JambaError(Exception):
         return self.worded()
 
 
-def name_options(text: str, option: Callable[[str], str] = str) -> str:
+def python_name(option: str) -> str:
+    """The argument's name in Python: ``own_name`` is an option whose argument is called ``name``, as another option's."""
+    return {"own_name": "name"}.get(option, option)
+
+
+def name_options(text: str, option: Callable[[str], str] = python_name) -> str:
     """``text`` with every ``{name}`` replaced by what ``option`` calls the option of that name."""
     return re.sub(r"\{([a-z][a-z0-9_]*)\}", lambda m: option(m[1]), text)
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from jambacli.errors import name_options
+from jambacli.errors import JambaError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,17 +45,17 @@ def warn(text: str) -> None:
 
 
 class _LogHandler(logging.Handler):
-    """Shows what library code logs: warnings and above as warnings, the rest as notes. A record's ``remedy`` (advice,
-    with options as ``{name}``) follows its message."""
+    """Shows what library code logs: warnings and above as warnings, the rest as notes. An error among a record's arguments
+    is worded with the front end's names of options."""
 
     def __init__(self, option: Callable[[str], str]) -> None:
         super().__init__()
         self._option = option
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = " ".join(record.getMessage().split())
-        if remedy := getattr(record, "remedy", None):
-            text = f"{text}; {name_options(remedy, self._option)}"
+        arguments = record.args if isinstance(record.args, tuple) else ()
+        worded = tuple(a.worded(self._option) if isinstance(a, JambaError) else a for a in arguments)
+        text = " ".join((str(record.msg) % worded if worded else record.getMessage()).split())
         (warn if record.levelno >= logging.WARNING else note)(text)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, overload
 
 from quant import native
 from quant.backends import uses_native
@@ -41,13 +41,13 @@ def dequantize(blocks: Rows, *, threads: int | None = None) -> np.ndarray: ...
 
 
 def dequantize(
-    blocks: Any,
+    blocks: torch.Tensor | Rows,
     fmt: str | None = None,
     *,
     dtype: torch.dtype | None = None,
     threads: int | None = None,
     backend: str = "auto",
-) -> Any:
+) -> torch.Tensor | np.ndarray:
     """The values that ``blocks`` stand for.
 
     Args:

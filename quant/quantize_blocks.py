@@ -7,7 +7,7 @@ quant.iq4, quant.k_quants), which is the reference.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
 from quant import native
 from quant.backends import uses_native
@@ -51,15 +51,15 @@ def quantize(
 
 
 def quantize(
-    tensor: Any,
+    tensor: torch.Tensor | Rows,
     fmt: str,
-    imatrix: Any = None,
+    imatrix: torch.Tensor | np.ndarray | None = None,
     *,
-    out: Any = None,
+    out: torch.Tensor | Rows | None = None,
     threads: int | None = None,
     backend: str = "auto",
     device: str = "cpu",
-) -> Any:
+) -> torch.Tensor | Rows:
     """The blocks of ``tensor`` in the format called ``fmt``, byte for byte those of ggml's ``ggml_quantize_chunk``.
 
     Args:
@@ -81,9 +81,10 @@ def quantize(
         ValueError: a format, row length or ``out`` that does not fit, a bad imatrix, or a NaN or infinity
             (``native.NonFiniteRowError``, naming the row).
     """
+    weights, place = cast("Any", imatrix), cast("Any", out)  # of one kind with ``tensor``: see the overloads
     if isinstance(tensor, Rows):
-        return _quantize_rows(tensor, get_format(fmt), imatrix, out, threads, backend, device)
-    return _quantize_tensor(tensor, _writable(fmt), imatrix, out, threads, backend)
+        return _quantize_rows(tensor, get_format(fmt), weights, place, threads, backend, device)
+    return _quantize_tensor(tensor, _writable(fmt), weights, place, threads, backend)
 
 
 def _writable(fmt: str) -> Format:

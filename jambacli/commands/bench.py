@@ -79,7 +79,7 @@ def bench(
     if output not in ("md", "json", "csv"):
         raise UsageError("is not one of md, json, csv", field="output", value=output)
     if compare is not None and compare not in _COMPARE:
-        raise UsageError(f"is not one of {', '.join(_COMPARE)}", field="compare", value=compare)
+        raise UsageError(f"is not known; known: {', '.join(_COMPARE)}", field="compare", value=compare)
     if fill is not None and fill not in _FILLS:
         raise UsageError(f"is not one of {', '.join(_FILLS)}", field="fill", value=fill)
     if compare is not None:
@@ -94,7 +94,7 @@ def bench(
     levels = _levels(isa)
     thread_counts = _numbers(threads, "--threads") or [0]
     if any(t < 1 for t in thread_counts) and threads:
-        raise UsageError("has a number below 1", field="threads", value=threads)
+        raise UsageError("must be at least 1", field="threads")
     if compare is not None and device not in ("auto", "cpu"):
         raise UsageError("--compare measures both programs on the CPU: leave out --device")
     rows: list[dict[str, Any]] = []

@@ -148,16 +148,15 @@ def load_on(
     except Exception as error:  # errors of Triton and of the C compiler it calls share no base class
         if isinstance(error, UsageError) or (options.device != "auto" and isinstance(error, (JambaError, OSError))):
             raise
-        problem = error.problem if isinstance(error, JambaError) else first_line(error)
         if options.device != "auto":
-            raise JambaError(f"failed: {problem}", field="device", value=options.device) from error
-        remedy = error.remedy if isinstance(error, JambaError) else None
+            raise JambaError(f"failed: {first_line(error)}", field="device", value=options.device) from error
+        problem = error if isinstance(error, JambaError) else first_line(error)
     else:
         return model
     # Outside the handler: the error's traceback kept the model's GPU memory alive.
     with contextlib.suppress(RuntimeError):  # after some errors every CUDA call fails
         torch.cuda.empty_cache()
-    logger.warning("falling back to the CPU: the GPU cannot be used (%s)", problem, extra={"remedy": remedy})
+    logger.warning("falling back to the CPU: the GPU cannot be used (%s)", problem)
     return _load_on_cpu(on_cpu)
 
 

@@ -67,7 +67,7 @@ def _import(path: Path, archive: zipfile.ZipFile, name: str | None) -> str:
             raise BadFileError(path, error.problem_in_file) from error
     session.name = session_file.check_name(name or session.name)
     if session_file.exists(session.name):
-        raise JambaError(f"a session named {session.name!r} already exists; import it under another name")
+        raise JambaError(f"a session named {session.name!r} already exists", remedy="choose another {own_name}")
     store = PrefixStore()
     with session_file.opened(session.name):
         with store.writing():

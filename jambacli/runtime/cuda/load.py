@@ -203,5 +203,5 @@ def load_on_gpu(
         if plan.host_layers and options.cpu_experts is None
         else None
     )
-    logger.info("%s", plan.describe(free_ram), extra={"remedy": remedy})
+    logger.info("%s", JambaError(plan.describe(free_ram), remedy=remedy))  # worded as an error: it names an option
     return put_on_gpu(config, tensor, device, plan, source=source)
