@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _FIRST_HEAD = 1 << 21
 _LONGEST_HEAD = 1 << 26
 # Memory beyond the weights of a model of which only the size is known: runtime, state, scratch and some context.
-_ROOM_BESIDE_WEIGHTS = 1_200_000_000
+_BYTES_BESIDES_WEIGHTS = 1_200_000_000
 _USABLE = ("fits", "tight", "experts in RAM")
 
 
@@ -109,7 +109,7 @@ def assess_fit(
         return DownloadFit(name, size, to_download, plan, True, longest, ())
     smaller = [o for o in same if o.size < size and _usable(planned(o.size, ctx or 4096))]
     found = [max(smaller, key=lambda o: o.size)] if smaller else []
-    room = max((d.available for d in devices), default=0) - _ROOM_BESIDE_WEIGHTS
+    room = max((d.available for d in devices), default=0) - _BYTES_BESIDES_WEIGHTS
     found += [o for o in known if o.size < min(size, room) and o.name not in [f.name for f in found]]
     return DownloadFit(name, size, to_download, plan, False, longest, tuple(found[:3]))
 

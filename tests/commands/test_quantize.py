@@ -370,7 +370,8 @@ def test_an_imatrix_of_another_model_is_refused(
     path = write_imatrix(tmp_path / "i.gguf", {"blk.0.ssm_in.weight": (np.ones((1, 512), np.float32), [1])})
     assert run(source, tmp_path / "out.gguf", "--imatrix", path, monkeypatch=monkeypatch) == 1
     assert (
-        "made for another model: it weighs 512 columns of blk.0.ssm_in.weight, which has 256" in capsys.readouterr().err
+        "made for another model: it has 512 column weights for blk.0.ssm_in.weight, which has 256"
+        in capsys.readouterr().err
     )
     assert list(tmp_path.iterdir()) == [path]
 

@@ -121,7 +121,7 @@ BAD: dict[str, tuple[Change, str]] = {
     "attention elsewhere": (edit_config(attn_layer_offset=1), r"layers\.0\.mamba\.in_proj.weight and"),
     "both of one name": (
         edit_tensors(lambda t: t.update({ROUTER.replace("feed_forward", "moe"): t[ROUTER].clone()})),
-        "are the same one",
+        "are the same tensor",
     ),
     "integer weights": (
         edit_tensors(lambda t: t.update({ROUTER: torch.ones(4, 64, dtype=torch.int8)})),

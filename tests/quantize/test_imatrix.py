@@ -75,12 +75,15 @@ def test_weights_come_in_the_shape_that_the_tensor_needs(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("shapes", "named"),
     [
-        (SHAPES | {"blk.0.ssm_in.weight": (8, 6)}, "4 columns of blk.0.ssm_in.weight, which has 6 in this model"),
+        (
+            SHAPES | {"blk.0.ssm_in.weight": (8, 6)},
+            "4 column weights for blk.0.ssm_in.weight, which has 6 in this model",
+        ),
         (
             SHAPES | {"blk.1.ffn_up_exps.weight": (4, 5, 2)},
-            "6 columns of blk.1.ffn_up_exps.weight, which has 4 experts",
+            "6 column weights for blk.1.ffn_up_exps.weight, which has 4 experts",
         ),
-        ({"blk.0.ssm_in.weight": (8, 4)}, "weighs blk.1.ffn_up_exps.weight, which this model does not have"),
+        ({"blk.0.ssm_in.weight": (8, 4)}, "has an entry for blk.1.ffn_up_exps.weight, which this model does not have"),
     ],
 )
 def test_an_imatrix_of_another_model_is_named(tmp_path: Path, shapes: dict[str, tuple[int, ...]], named: str) -> None:
@@ -93,7 +96,7 @@ def test_an_imatrix_of_another_model_is_named(tmp_path: Path, shapes: dict[str, 
 
 def test_an_imatrix_with_nothing_of_the_model_is_refused(tmp_path: Path) -> None:
     path = write_imatrix(tmp_path / "i.gguf", {"output.weight": (np.ones((1, 4), np.float32), [1])})
-    with pytest.raises(JambaError, match=r"it weighs output\.weight, and no tensor of this model"):
+    with pytest.raises(JambaError, match=r"it has an entry for output\.weight, but for no tensor of this model"):
         read_imatrix(path).check(SHAPES)
 
 
