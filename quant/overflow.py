@@ -14,8 +14,9 @@ from quant.formats import get_format
 if TYPE_CHECKING:
     import numpy as np
 
-# Byte offsets of the half-precision scales (and minima) in a block, as in ggml's block structs.
-_OFFSETS: dict[str, tuple[int, ...]] = {
+#: Byte offsets of the half-precision scales (and minima) in a block, as in ggml's block structs. A format that is not listed
+#: has none.
+HALVES: dict[str, tuple[int, ...]] = {
     "f16": (0,),
     "q4_0": (0,),
     "q4_1": (0, 2),
@@ -44,7 +45,7 @@ def overflowed_row(blocks: np.ndarray, fmt: str) -> int | None:
     step = get_format(fmt).block_bytes
     wide = {"f32": ("<u4", 0x7F800000), "bf16": ("<u2", 0x7F80)}
     dtype, infinity = wide.get(fmt, ("<u2", 0x7C00))
-    for offset in (0,) if fmt in wide else _OFFSETS.get(fmt, ()):
+    for offset in (0,) if fmt in wide else HALVES.get(fmt, ()):
         count = blocks.size // step
         scales: np.ndarray = np.ndarray((count,), dtype, blocks, offset, (step,))
         exponents = scales & infinity

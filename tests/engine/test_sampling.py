@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -77,6 +77,34 @@ def test_draws_follow_transformers_distribution(name: str) -> None:
     often = expected * DRAWS >= 5
     chi2 = np.sum((found[often] - expected[often]) ** 2 / expected[often]) * DRAWS
     assert chi2 < often.sum() + 6 * np.sqrt(2 * often.sum())
+
+
+#: Options that differ from NEUTRAL in one field, and the field.
+NEUTRAL = Sampling(temperature=1, top_p=1, frequency_penalty=2, penalty_last_n=4, seed=1)
+CHANGED = {
+    "temperature": 3.0,
+    "top_k": 2,
+    "top_p": 0.2,
+    "min_p": 0.5,
+    "typical_p": 0.2,
+    "repeat_penalty": 5.0,
+    "presence_penalty": 9.0,
+    "frequency_penalty": 9.0,
+    "penalty_last_n": -1,
+    "logit_bias": {5: 20.0},
+    "seed": 2,
+}
+
+
+@pytest.mark.parametrize("name", [f.name for f in fields(Sampling)])
+def test_every_field_changes_what_is_drawn(name: str) -> None:
+    x = logits()
+
+    def draw(options: Sampling) -> list[int]:
+        sampler = Sampler(options)
+        return [sampler.sample(x) for _ in range(60)]
+
+    assert draw(NEUTRAL) == draw(NEUTRAL) != draw(replace(NEUTRAL, **{name: CHANGED[name]}))
 
 
 def test_greedy_takes_the_best_and_the_first_of_equals() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from quant import native
+from quant.formats import FORMATS
 
 ISA_NAMES = ("scalar", "avx2", "avx512")  # those that the codecs are compiled for
 
@@ -40,4 +41,7 @@ def backend(request: pytest.FixtureRequest, one_thread: None) -> str:
     """Both implementations in turn; skips C++ where it is not built."""
     if request.param == "native" and native.library() is None:
         pytest.skip("the C++ library is not built")
+    fmt = getattr(request.node, "callspec", None) and request.node.callspec.params.get("fmt")
+    if request.param == "native" and fmt and not FORMATS[fmt].native:
+        pytest.skip(f"{fmt} has no C++ yet")
     return str(request.param)

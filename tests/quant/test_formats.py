@@ -9,6 +9,7 @@ import gguf
 import pytest
 import torch
 
+from quant import native
 from quant.dequantize_blocks import torch_dequantizer
 from quant.formats import BY_GGML_TYPE, FLOATS, FORMATS, Format
 from quant.quantize_blocks import quantize, torch_quantizer
@@ -32,6 +33,14 @@ def test_native_formats_are_those_of_the_cpp_table() -> None:
     text = (REPO / "quant/native/block_formats.h").read_text(encoding="utf-8")
     found = {name.lower(): int(number) for name, number in re.findall(r"FORMAT\((\w+), block_\w+, (\d+)\)", text)}
     assert found == {f.name: f.ggml_type for f in BLOCKS if f.native}
+
+
+@pytest.mark.parametrize("fmt", [f for f in BLOCKS if f.native], ids=lambda f: f.name)
+def test_the_library_has_code_for_what_is_native(fmt: Format) -> None:
+    if native.library() is None:
+        pytest.skip("the C++ library is not built")
+    assert native.can_dequantize(fmt.ggml_type)
+    assert native.can_quantize(fmt.ggml_type) == fmt.writable
 
 
 @pytest.mark.parametrize("fmt", [f for f in FORMATS.values() if f.writable and f.name != "i8"], ids=lambda f: f.name)
