@@ -1,5 +1,5 @@
 """Checks the structure that docs/architecture.md describes: imports run down, there is no import cycle, and below the front
-ends nothing prints or names a command-line flag.
+ends nothing prints or names a command-line flag; and modules of quick commands import nothing slow at their top.
 
     python -m tools.check_imports
 
