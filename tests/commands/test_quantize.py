@@ -210,7 +210,7 @@ def test_what_has_no_effect_is_said(
     assert run(source, "--dry-run", "--tensor-type", "shexp=q8_0", monkeypatch=monkeypatch) == 0
     assert "--tensor-type shexp=q8_0 finds no tensor" in capsys.readouterr().err
     assert run(source, "--dry-run", "--type", "q4_k_m", monkeypatch=monkeypatch) == 0
-    assert "rows of 32 do not fit q4_k: blk.0.ssm_dt.weight and 2 more in q5_0" in capsys.readouterr().err
+    assert "rows of 32 do not fit q4_k: blk.0.ssm_dt.weight and 2 more will be q5_0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
