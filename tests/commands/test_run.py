@@ -151,7 +151,9 @@ def test_bench_measures_steps_of_several_tokens_at_several_levels(model: str) ->
         pytest.skip("the C++ kernels were not built")
     lowest, best = cpu.runnable_isas()[0], cpu.runnable_isas()[-1]
     options = ("bench", model, "-p", "0", "-n", "4", "-r", "1", "-b", "1,3", "--isa", f"{lowest},{best}")
-    rows = json.loads(jamba(*options, "-o", "json").stdout)
+    done = jamba(*options, "-o", "json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
     assert [(r["isa"], r["test"]) for r in rows] == [(i, t) for i in (lowest, best) for t in ("tg4", "tg3 b3")]
     assert [r["step_tokens_of_one_sequence"] for r in rows] == [1, 3] * 2
     assert all(r["step_seconds"] > 0 for r in rows)
