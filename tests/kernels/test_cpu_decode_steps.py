@@ -54,7 +54,7 @@ def check_step(step: Any, expected: torch.Tensor, fmt: str, x: torch.Tensor, par
 
 @pytest.mark.parametrize("fmt", BOUND)
 def test_mlp(isa: str, fmt: str) -> None:
-    from jambacli.kernels.cpu.decode import MlpStep
+    from jambacli.kernels.cpu.decode import MlpStep, run_single
 
     ffn = 768
     gate, up, down = (
@@ -62,7 +62,11 @@ def test_mlp(isa: str, fmt: str) -> None:
     )
     norm, x = values(HIDDEN, low=0.5), values(M, HIDDEN)
     expected = reference.mlp(reference.rms_norm(x, norm, EPS), gate, up, down)
-    check_step(MlpStep(norm, EPS, gate=gate, up=up, down=down), expected, fmt, x, [None] * 3)
+    step = MlpStep(norm, EPS, gate=gate, up=up, down=down)
+    check_step(step, expected, fmt, x, [None] * 3)
+    precise = run_single(step, x, threads=2, precise=True)
+    assert error(precise, expected) < (BOUND[fmt] if fmt in ("f32", "bf16") else 3e-4)
+    assert torch.equal(precise[2:3], run_single(step, x[2:3].contiguous(), threads=1, precise=True))
 
 
 @pytest.mark.parametrize("top_k", (1, 2, 4))

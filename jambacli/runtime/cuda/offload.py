@@ -210,7 +210,7 @@ def host_attention(m: Attention, norm: torch.Tensor, eps: float, cpu: Ops) -> Ho
                 kv_dtype=kind,
             )
             programs[kind] = decode.Program([step])
-        programs[kind].run(x, position, programs[kind].bind([(part.k, part.v)]))
+        programs[kind].run(x, position, programs[kind].bind([(part.k, part.v)]), precise=True)
 
     def plain(x: torch.Tensor, part: KVCache, position: int) -> None:
         x += m.forward(reference.rms_norm(x, norm, eps), part, position, cpu)
@@ -241,7 +241,7 @@ def host_ffn(ffn: MoE, norm: torch.Tensor, eps: float, cpu: Ops) -> HostFfn:
         step = decode.ExpertsStep(norm, eps, router=router, gate=ffn.gate, up=ffn.up, down=ffn.down, top_k=ffn.top_k)
         program = decode.Program([step])
         binding = program.bind([None])
-        return lambda x: program.run(x, 0, binding)
+        return lambda x: program.run(x, 0, binding, precise=True)
 
     def plain(x: torch.Tensor) -> None:
         x += cpu.experts(reference.rms_norm(x, norm, eps), router, ffn.gate, ffn.up, ffn.down, ffn.top_k)

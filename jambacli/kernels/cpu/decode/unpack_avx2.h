@@ -23,14 +23,6 @@ struct UnpackedIntegers {
     __m256 offset;    // of groups of 32: float; Q2_K: the factor of minimums, in all lanes
 };
 
-// Stores x for loads that broadcast its elements: loads have ports of their own, shuffles of a register share the multipliers'.
-template <class T, class Vector>
-inline void in_memory(T (&at)[8], Vector x) {
-    static_assert(sizeof at == sizeof x, "eight elements");
-    memcpy(at, &x, sizeof x);
-    __asm__("" : "+m"(at));  // a compiler that knows the value would shuffle it all the same
-}
-
 inline __m256i bytes(int x) { return _mm256_set1_epi8(static_cast<char>(x)); }
 inline __m256i load32(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 inline float to_float(const Half& half) { return _cvtsh_ss(read_u16(&half)); }
@@ -171,15 +163,10 @@ struct IQ4_XS : Of256<block_iq4_xs> {
     }
 };
 
-// Eight bytes in every quarter, or the bytes of 16; by way of memory, see in_memory().
+// Eight bytes in every quarter, by way of memory: loads have ports of their own, and shuffles share the multipliers'.
 inline __m256i in_quarters(uint64_t x) {
     __asm__("" : "+m"(x));
     return _mm256_set1_epi64x(static_cast<int64_t>(x));
-}
-inline __m128i sixteen_bytes(uint64_t low, uint64_t high) {
-    uint64_t both[2] = {low, high};
-    __asm__("" : "+m"(both));
-    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(both));
 }
 
 inline __m256 byte_floats(uint64_t eight) {
@@ -295,7 +282,7 @@ struct Q3_K : Of256<block_q3_k> {
         const uint64_t second = (low1 & 0x0f0f0f0fu) | ((c << 2) & 0x30303030u);
         const uint64_t third = ((low0 >> 4) & 0x0f0f0f0fu) | (c & 0x30303030u);
         const uint64_t fourth = ((low1 >> 4) & 0x0f0f0f0fu) | ((c >> 2) & 0x30303030u);
-        return sixteen_bytes(first | second << 32, third | fourth << 32);
+        return _mm_set_epi64x(static_cast<int64_t>(third | fourth << 32), static_cast<int64_t>(first | second << 32));
     }
     static inline void factors(const Block* b, Unpacked& u) {
         const __m128i all = scales(b);
