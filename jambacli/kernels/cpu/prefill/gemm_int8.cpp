@@ -1,0 +1,377 @@
+// int8 panels: inputs rounded to bytes with a factor for every 32, weights as the bytes that their blocks hold, sums of 32
+// products as integers. Four products an instruction with VNNI; elsewhere pairs of products, added up as int16 while the
+// format's levels are small enough.
+//
+// One sum of integers becomes a float by its bits: it starts at the bits of 1.5 * 2^23, whose last place counts ones, and
+// scale * (1.5 * 2^23 + sum) - scale * 1.5 * 2^23 is one multiply-add, exact since a scale has at most 22 bits.
+#include "prefill/levels_int8.h"
+#include "prefill/tiles.h"
+
+namespace jamba {
+namespace {
+
+#if defined(__AVX512VNNI__)
+constexpr bool kVnni = true;
+#else
+constexpr bool kVnni = false;
+#endif
+
+constexpr int kPart = 4;                      // rows of inputs that a microkernel takes
+constexpr int kVectors = 2;                   // vectors of rows of weights that it takes
+constexpr int kPartRows = kVectors * kLanes;  // 32 or 16
+constexpr float kMagic = 12582912.0f;         // 1.5 * 2^23
+constexpr int32_t kMagicBits = 0x4b400000;
+constexpr int32_t kShift = 128;  // added to signed levels where bytes may use all eight bits
+
+// Four rows of inputs, 32 values each. `start` is where the sum of a signed weight's products begins: the magic number less
+// what kShift adds. `whole` of both groups of 16, `half` of each.
+struct alignas(64) InputPart {
+    int8_t q[kPart][kChunk];
+    float factor[kPart], sum[kPart];
+    int32_t start[kPart];
+    float half_sum[2][kPart];
+    int32_t half_start[2][kPart];
+    int32_t unused[4];
+};
+static_assert(sizeof(InputPart) == 256, "four cache lines");
+constexpr int64_t kInputChunk = kGroup / kPart * sizeof(InputPart);
+
+// Of 16 rows of weights: what their products are multiplied by, that times the magic number, what the sum of inputs is
+// multiplied by; for one or two groups of a chunk.
+struct alignas(64) PanelScales {
+    struct {
+        float scale[kGroup], minus_magic[kGroup], offset[kGroup];
+    } group[2];
+};
+constexpr int64_t kPanelChunk = kChunkSize + sizeof(PanelScales);  // levels [k / 4][16 rows][4 k] of all chunks, then scales
+
+typedef int32_t chunk_of_ints __attribute__((vector_size(4 * kLanes), may_alias));
+
+// Rounds 32 values to bytes for row `i` of a part. A value that is no number makes the factor NaN, and so all products.
+inline void quantize(const float* x, InputPart& to, int i) {
+    int32_t most = 0;
+    for (int j = 0; j < kChunk; ++j) {
+        int32_t b;
+        std::memcpy(&b, x + j, 4);
+        b &= 0x7fffffff;
+        most = b > most ? b : most;
+    }
+    float largest, factor = 0.0f, inverse = 0.0f;
+    std::memcpy(&largest, &most, 4);
+    if (most >= 0x7f800000) {
+        factor = __builtin_nanf("");
+    } else if (largest > 1e-30f) {
+        factor = largest / 127.0f;
+        inverse = 127.0f / largest;
+    }
+    alignas(64) int32_t q[kChunk];
+    for (int j = 0; j < kChunk; j += kLanes) {
+        vf v = load(x + j) * inverse;
+        if (inverse == 0.0f) v = vf{};
+        store(reinterpret_cast<float*>(q + j), v + kMagic);
+    }
+    int32_t sums[2] = {0, 0};
+    for (int j = 0; j < kChunk; ++j) q[j] -= kMagicBits;
+    for (int j = 0; j < 16; ++j) sums[0] += q[j];
+    for (int j = 16; j < 32; ++j) sums[1] += q[j];
+    for (int j = 0; j < kChunk; ++j) to.q[i][j] = static_cast<int8_t>(q[j]);
+    to.factor[i] = factor;
+    to.sum[i] = factor * static_cast<float>(sums[0] + sums[1]);
+    to.start[i] = kMagicBits - kShift * (sums[0] + sums[1]);
+    for (int half = 0; half < 2; ++half) {
+        to.half_sum[half][i] = factor * static_cast<float>(sums[half]);
+        to.half_start[half][i] = kMagicBits - kShift * sums[half];
+    }
+}
+
+void pack_int8(const float* const* rows, int64_t k, void* out) {
+    alignas(64) float last[kChunk] = {};
+    const int64_t rest = k % kChunk;
+    for (int m = 0; m < kGroup; ++m) {
+        InputPart* part = static_cast<InputPart*>(out) + m / kPart;
+        if (rest && rows[m]) std::memcpy(last, rows[m] + k - rest, static_cast<size_t>(rest) * 4);
+        alignas(64) static constexpr float kZeros[kChunk] = {};
+        for (int64_t i = 0; i < k; i += kChunk, part += kGroup / kPart)
+            quantize(!rows[m] ? kZeros : k - i < kChunk ? last : rows[m] + i, *part, m % kPart);
+    }
+}
+
+// The products of a group of weights with one row of inputs lie side by side: silu(g) * u, 32 values of k from two groups.
+void gate_int8(const float* g, const float* u, int64_t n_groups, int64_t m_groups, void* out, int64_t stride) {
+    alignas(64) float gated[kChunk];
+    for (int64_t m = 0; m < m_groups * kGroup; ++m) {
+        auto* part = reinterpret_cast<InputPart*>(static_cast<uint8_t*>(out) + m / kGroup * stride) + m % kGroup / kPart;
+        for (int64_t n = 0; n < n_groups; n += 2, part += kGroup / kPart) {
+            for (int i = 0; i < kChunk; i += kLanes) {
+                const int64_t at = (n + i / kGroup) * m_groups * kTile + m * kGroup + i % kGroup;
+                store(gated + i, siluv(load(g + at)) * load(u + at));
+            }
+            quantize(gated, *part, static_cast<int>(m % kPart));
+        }
+    }
+}
+
+void store_int8(const float* c, int64_t n_groups, int64_t m_groups, int64_t n_valid, int64_t m_valid, const Output& to) {
+    for (int64_t m = 0; m < m_valid; ++m) {
+        float* row = to.out + (to.rows ? to.rows[m] : m) * to.stride;
+        for (int64_t n = 0; n < n_groups * kGroup && n < n_valid; n += kLanes) {
+            vf y = load(c + n / kGroup * m_groups * kTile + m * kGroup + n % kGroup);
+            if (to.weights) y = fma(y, set1(to.weights[m]), load_part(row + n, n_valid - n));
+            store_part(row + n, y, n_valid - n);
+        }
+    }
+}
+
+// Whether the sums are corrected by where they start; else what levels are too large by is part of the offset.
+template <class Fmt>
+constexpr bool starts_shifted() {
+    return kVnni && !Fmt::kMinimum;
+}
+
+// A scale whose product with the magic number is exact.
+inline float short_scale(float x) {
+    uint32_t b;
+    std::memcpy(&b, &x, 4);
+    b = (b + 2) & ~3u;
+    std::memcpy(&x, &b, 4);
+    return x;
+}
+
+// One value of an ExpertsInt8 matrix a block: chunk() is given 32 of them.
+struct I8 {
+    using Block = block_i8;
+    static constexpr int kGroup = 32, kBias = 0, kMost = 255;
+    static constexpr bool kMinimum = false;
+};
+
+template <class Fmt>
+inline void put_scales(const Scales& s, PanelScales& to, int row) {
+    for (int i = 0; i < 32 / Fmt::kGroup; ++i) {
+        to.group[i].scale[row] = s.scale[i];
+        to.group[i].minus_magic[row] = -kMagic * s.scale[i];
+        if constexpr (Fmt::kMinimum)
+            to.group[i].offset[row] = s.offset[i];
+        else if constexpr (!starts_shifted<Fmt>())
+            to.group[i].offset[row] = static_cast<float>(Fmt::kBias) * s.scale[i];
+    }
+}
+
+// Values first..first+n of 16 rows, of which `rows` exist, as one group of a panel.
+template <class Fmt>
+void fill(const uint8_t* data, int64_t row_bytes, const float* row_scale, int64_t rows, int64_t first, int64_t n, void* out) {
+    constexpr int kBlock = 256;
+    const int64_t chunks = round_up(n, kChunk) / kChunk;
+    auto* scales = reinterpret_cast<PanelScales*>(static_cast<uint8_t*>(out) + chunks * kChunkSize);
+    alignas(64) uint8_t levels[kBlock / 64][kGroup][64];
+    for (int r = 0; r < kGroup; ++r) {
+        Scales s{};
+        for (int64_t c = 0; c < chunks; ++c) {
+            uint8_t* y = levels[c / 2][r] + c % 2 * kChunk;
+            if (r >= rows) {
+                store32(y, _mm256_setzero_si256());
+            } else if constexpr (sizeof(typename Fmt::Block) == 1) {
+                const int64_t left = n - c * kChunk;
+                const uint8_t* from = data + r * row_bytes + first + c * kChunk;
+                if (left < kChunk) store32(y, _mm256_setzero_si256());
+                std::memcpy(y, from, static_cast<size_t>(left < kChunk ? left : kChunk));
+                s.scale[0] = short_scale(row_scale[r]);
+            } else {
+                constexpr int kValues = Fmt::Block::kValues, kChunks = kValues / kChunk;
+                const auto* block = reinterpret_cast<const typename Fmt::Block*>(data + r * row_bytes) + first / kValues + c / kChunks;
+                Fmt::chunk(*block, static_cast<int>(c % kChunks), y, s);
+            }
+            if constexpr (starts_shifted<Fmt>())
+                store32(y, _mm256_add_epi8(load32(y), _mm256_set1_epi8(static_cast<char>(kShift - Fmt::kBias))));
+            put_scales<Fmt>(s, scales[c], r);
+        }
+    }
+    for (int64_t c = 0; c < chunks; c += 2) {
+        float* to = static_cast<float*>(out) + c * kChunkSize / 4;
+        transpose_tile(reinterpret_cast<const float*>(levels[c / 2]), to, kGroup);
+    }
+}
+
+#if defined(__AVX512F__)
+typedef __m512i vbytes;
+inline vbytes load_bytes(const void* p) { return _mm512_loadu_si512(p); }
+inline vbytes set_ints(int32_t x) { return _mm512_set1_epi32(x); }
+inline vbytes pairs(vbytes u, vbytes s) { return _mm512_maddubs_epi16(u, s); }
+inline vbytes add_pairs(vbytes a, vbytes b) { return _mm512_add_epi16(a, b); }
+inline vbytes widen_pairs(vbytes a) { return _mm512_madd_epi16(a, _mm512_set1_epi16(1)); }
+inline vbytes add_ints(vbytes a, vbytes b) { return _mm512_add_epi32(a, b); }
+#else
+typedef __m256i vbytes;
+inline vbytes load_bytes(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+inline vbytes set_ints(int32_t x) { return _mm256_set1_epi32(x); }
+inline vbytes pairs(vbytes u, vbytes s) { return _mm256_maddubs_epi16(u, s); }
+inline vbytes add_pairs(vbytes a, vbytes b) { return _mm256_add_epi16(a, b); }
+inline vbytes widen_pairs(vbytes a) { return _mm256_madd_epi16(a, _mm256_set1_epi16(1)); }
+inline vbytes add_ints(vbytes a, vbytes b) { return _mm256_add_epi32(a, b); }
+#endif
+
+inline int32_t four_bytes(const int8_t* p) {
+    int32_t x;
+    std::memcpy(&x, p, 4);
+    return x;
+}
+
+// The sums of kSteps * 4 products, from `start` on: kVectors vectors of rows of weights times T rows of inputs. w: where vector 0
+// begins, vector v `w_stride` bytes on. kTerms: pairs of products that int16 holds the sum of.
+template <int kSteps, int kTerms, int T>
+inline void integer_sums(const uint8_t* w, const int64_t* w_at, const int8_t (*q)[kChunk], vbytes (&acc)[kVectors][T]) {
+#if defined(__AVX512VNNI__)
+    for (int k = 0; k < kSteps; ++k) {
+        vbytes b[T];
+        for (int t = 0; t < T; ++t) b[t] = set_ints(four_bytes(q[t] + 4 * k));
+        for (int v = 0; v < kVectors; ++v) {
+            const vbytes a = load_bytes(w + w_at[v] + k * kGroup * 4);
+            for (int t = 0; t < T; ++t) acc[v][t] = _mm512_dpbusd_epi32(acc[v][t], a, b[t]);
+        }
+    }
+#else
+    constexpr int kRun = kSteps < kTerms ? kSteps : kTerms;
+    for (int run = 0; run < kSteps; run += kRun) {
+        vbytes words[kVectors][T];
+        for (int k = 0; k < kRun; ++k) {
+            vbytes a[kVectors];
+            for (int v = 0; v < kVectors; ++v) a[v] = load_bytes(w + w_at[v] + (run + k) * kGroup * 4);
+            for (int t = 0; t < T; ++t) {
+                const vbytes b = set_ints(four_bytes(q[t] + 4 * (run + k)));
+                for (int v = 0; v < kVectors; ++v)
+                    words[v][t] = k ? add_pairs(words[v][t], pairs(a[v], b)) : pairs(a[v], b);
+            }
+        }
+        for (int v = 0; v < kVectors; ++v)
+            for (int t = 0; t < T; ++t) acc[v][t] = add_ints(acc[v][t], widen_pairs(words[v][t]));
+    }
+#endif
+}
+
+// One microkernel: kVectors vectors of rows of weights times the first T rows of a part of inputs.
+template <class Fmt, int T>
+inline void micro(const uint8_t* w, const int64_t* w_at, const uint8_t* scales, const int64_t* scales_at, const InputPart* x,
+                  int64_t chunks, float* const* c, bool accumulate) {
+    constexpr bool kShifted = starts_shifted<Fmt>(), kOffset = Fmt::kMinimum || (!kShifted && Fmt::kBias > 0);
+    constexpr int kHalves = 32 / Fmt::kGroup, kSteps = Fmt::kGroup / 4;
+    constexpr int kTerms = Fmt::kMost <= 15 ? 8 : Fmt::kMost <= 31 ? 4 : 2;
+    vf total[kVectors][T];
+    for (int v = 0; v < kVectors; ++v)
+        for (int t = 0; t < T; ++t) total[v][t] = vf{};
+    for (int64_t i = 0; i < chunks; ++i, w += kChunkSize, scales += sizeof(PanelScales), x += kGroup / kPart) {
+        for (int half = 0; half < kHalves; ++half) {
+            vbytes acc[kVectors][T];
+            for (int t = 0; t < T; ++t) {
+                const int32_t start = !kShifted ? kMagicBits : kHalves == 1 ? x->start[t] : x->half_start[half][t];
+                for (int v = 0; v < kVectors; ++v) acc[v][t] = set_ints(start);
+            }
+            const auto* q = reinterpret_cast<const int8_t(*)[kChunk]>(x->q[0] + half * 16);
+            integer_sums<kSteps, kTerms, T>(w + half * kSteps * kGroup * 4, w_at, q, acc);
+            for (int v = 0; v < kVectors; ++v) {
+                const auto* s = reinterpret_cast<const float*>(scales + scales_at[v]) + half * 3 * kGroup;
+                const vf scale = load(s), minus_magic = load(s + kGroup);
+                for (int t = 0; t < T; ++t)
+                    total[v][t] = fma(fma((vf)acc[v][t], scale, minus_magic), set1(x->factor[t]), total[v][t]);
+                if constexpr (kOffset) {
+                    const vf offset = load(s + 2 * kGroup);
+                    for (int t = 0; t < T; ++t) {
+                        const float sum = kHalves == 1 ? x->sum[t] : x->half_sum[half][t];
+                        total[v][t] = fma(-offset, set1(sum), total[v][t]);
+                    }
+                }
+            }
+        }
+    }
+    for (int v = 0; v < kVectors; ++v)
+        for (int t = 0; t < T; ++t) store(c[v] + t * kGroup, accumulate ? load(c[v] + t * kGroup) + total[v][t] : total[v][t]);
+}
+
+template <class Fmt>
+void multiply(const uint8_t* w, int64_t n_groups, int64_t w_stride, const uint8_t* x, int64_t m, int64_t x_stride, int64_t chunks,
+              float* c, bool accumulate) {
+    const int64_t m_groups = round_up(m, kGroup) / kGroup;
+    for (int64_t n = 0; n < n_groups * kGroup; n += kPartRows) {
+        int64_t w_at[kVectors], scales_at[kVectors], c_at[kVectors];
+        for (int v = 0; v < kVectors; ++v) {
+            const int64_t group = (n + v * kLanes) / kGroup, row = (n + v * kLanes) % kGroup;
+            w_at[v] = group * w_stride + row * 4;
+            scales_at[v] = group * w_stride + chunks * kChunkSize + row * 4;
+            c_at[v] = group * m_groups * kTile + row;
+        }
+        for (int64_t first = 0; first < m; first += kPart) {
+            const auto* part = reinterpret_cast<const InputPart*>(x + first / kGroup * x_stride) + first % kGroup / kPart;
+            float* to[kVectors];
+            for (int v = 0; v < kVectors; ++v) to[v] = c + c_at[v] + first * kGroup;
+            switch (m - first) {
+                case 1: micro<Fmt, 1>(w, w_at, w, scales_at, part, chunks, to, accumulate); break;
+                case 2: micro<Fmt, 2>(w, w_at, w, scales_at, part, chunks, to, accumulate); break;
+                case 3: micro<Fmt, 3>(w, w_at, w, scales_at, part, chunks, to, accumulate); break;
+                default: micro<Fmt, kPart>(w, w_at, w, scales_at, part, chunks, to, accumulate);
+            }
+        }
+    }
+}
+
+// Bytes are multiplied as pairs of an unsigned and a signed one: without VNNI that takes levels of at most six bits.
+template <class Fmt>
+constexpr bool has_products() {
+    return kVnni || Fmt::kMost <= 63;
+}
+
+}  // namespace
+}  // namespace jamba
+
+namespace jamba {
+namespace JAMBA_VARIANT {
+namespace {
+
+bool takes(int type) {
+    switch (type) {
+        case kI8: return has_products<I8>();
+#define FORMAT(name, block, id) \
+    case k##name: return has_products<name>();
+            BLOCK_FORMATS(FORMAT)
+#undef FORMAT
+        default: return false;
+    }
+}
+
+void fill_int8(int type, const uint8_t* data, int64_t row_bytes, const float* row_scale, int64_t rows, int64_t first, int64_t n,
+               void* out) {
+    switch (type) {
+        case kI8: return fill<I8>(data, row_bytes, row_scale, rows, first, n, out);
+#define FORMAT(name, block, id) \
+    case k##name: return fill<name>(data, row_bytes, row_scale, rows, first, n, out);
+            BLOCK_FORMATS(FORMAT)
+#undef FORMAT
+        default: return;
+    }
+}
+
+template <class Fmt>
+inline void multiply_format(const void* w, int64_t n_groups, int64_t w_stride, const void* x, int64_t m, int64_t x_stride,
+                            int64_t chunks, float* c, bool accumulate) {
+    if constexpr (has_products<Fmt>())
+        multiply<Fmt>(static_cast<const uint8_t*>(w), n_groups, w_stride, static_cast<const uint8_t*>(x), m, x_stride, chunks, c,
+                      accumulate);
+}
+
+void multiply_int8(int type, const void* w, int64_t n_groups, int64_t w_stride, const void* x, int64_t m, int64_t x_stride,
+                   int64_t chunks, float* c, bool accumulate) {
+    switch (type) {
+        case kI8: return multiply_format<I8>(w, n_groups, w_stride, x, m, x_stride, chunks, c, accumulate);
+#define FORMAT(name, block, id) \
+    case k##name: return multiply_format<name>(w, n_groups, w_stride, x, m, x_stride, chunks, c, accumulate);
+            BLOCK_FORMATS(FORMAT)
+#undef FORMAT
+        default: return;
+    }
+}
+
+constexpr Int8Panels kPanels{kPanelChunk, kInputChunk, takes, fill_int8, multiply_int8};
+
+}  // namespace
+
+const PanelOps int8_panel_ops{1, 256, nullptr, pack_int8, nothing, nothing, nullptr, store_int8, gate_int8, &kPanels};
+
+}  // namespace JAMBA_VARIANT
+}  // namespace jamba
