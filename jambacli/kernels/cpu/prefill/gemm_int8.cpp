@@ -36,51 +36,68 @@ struct alignas(64) InputPart {
 static_assert(sizeof(InputPart) == 256, "four cache lines");
 constexpr int64_t kInputChunk = kGroup / kPart * sizeof(InputPart);
 
-// Of 16 rows of weights: what their products are multiplied by, that times the magic number, what the sum of inputs is
-// multiplied by; for one or two groups of a chunk.
+// Of 16 rows of weights: what their products are multiplied by, minus that times the magic number, minus what the sum of inputs
+// is multiplied by; for one or two groups of a chunk.
 struct alignas(64) PanelScales {
     struct {
-        float scale[kGroup], minus_magic[kGroup], offset[kGroup];
+        float scale[kGroup], minus_magic[kGroup], minus_offset[kGroup];
     } group[2];
 };
 constexpr int64_t kPanelChunk = kChunkSize + sizeof(PanelScales);  // levels [k / 4][16 rows][4 k] of all chunks, then scales
 
-typedef int32_t chunk_of_ints __attribute__((vector_size(4 * kLanes), may_alias));
+// The largest of 32 values' sizes, as bits: larger than those of infinity where one is no number.
+inline int32_t largest_bits(const float* x) {
+#if defined(__AVX512F__)
+    const __m512i size = _mm512_set1_epi32(0x7fffffff);
+    const __m512i a = _mm512_and_si512(_mm512_loadu_si512(x), size), b = _mm512_and_si512(_mm512_loadu_si512(x + 16), size);
+    const __m512i both = _mm512_max_epi32(a, b);
+    const __m256i eight = _mm256_max_epi32(_mm512_castsi512_si256(both), _mm512_extracti64x4_epi64(both, 1));
+#else
+    const auto part = [x](int i) { return _mm256_and_si256(load32(x + 8 * i), _mm256_set1_epi32(0x7fffffff)); };
+    const __m256i eight = _mm256_max_epi32(_mm256_max_epi32(part(0), part(1)), _mm256_max_epi32(part(2), part(3)));
+#endif
+    __m128i four = _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+    four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    return _mm_cvtsi128_si32(_mm_max_epi32(four, _mm_shuffle_epi32(four, 0xb1)));
+}
+
+// x * factor rounded to the nearest integers, which are at most 127.
+inline __m256i rounded(const float* x, float factor) {
+#if defined(__AVX512F__)
+    const __m512 f = _mm512_set1_ps(factor);
+    const auto part = [&](int i) { return _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + 16 * i), f))); };
+    return _mm256_set_m128i(part(1), part(0));
+#else
+    const __m256 f = _mm256_set1_ps(factor);
+    const auto part = [&](int i) { return _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 8 * i), f)); };
+    const __m256i mixed = _mm256_packs_epi16(_mm256_packs_epi32(part(0), part(1)), _mm256_packs_epi32(part(2), part(3)));
+    return _mm256_permutevar8x32_epi32(mixed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+#endif
+}
 
 // Rounds 32 values to bytes for row `i` of a part. A value that is no number makes the factor NaN, and so all products.
 inline void quantize(const float* x, InputPart& to, int i) {
-    int32_t most = 0;
-    for (int j = 0; j < kChunk; ++j) {
-        int32_t b;
-        std::memcpy(&b, x + j, 4);
-        b &= 0x7fffffff;
-        most = b > most ? b : most;
-    }
+    const int32_t most = largest_bits(x);
     float largest, factor = 0.0f, inverse = 0.0f;
     std::memcpy(&largest, &most, 4);
     if (most >= 0x7f800000) {
         factor = __builtin_nanf("");
     } else if (largest > 1e-30f) {
-        factor = largest / 127.0f;
+        factor = largest * (1.0f / 127.0f);
         inverse = 127.0f / largest;
     }
-    alignas(64) int32_t q[kChunk];
-    for (int j = 0; j < kChunk; j += kLanes) {
-        vf v = load(x + j) * inverse;
-        if (inverse == 0.0f) v = vf{};
-        store(reinterpret_cast<float*>(q + j), v + kMagic);
-    }
-    int32_t sums[2] = {0, 0};
-    for (int j = 0; j < kChunk; ++j) q[j] -= kMagicBits;
-    for (int j = 0; j < 16; ++j) sums[0] += q[j];
-    for (int j = 16; j < 32; ++j) sums[1] += q[j];
-    for (int j = 0; j < kChunk; ++j) to.q[i][j] = static_cast<int8_t>(q[j]);
+    const __m256i q = rounded(x, inverse);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(to.q[i]), q);
+    const __m256i fours = _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), q), _mm256_set1_epi16(1));
+    __m128i sums = _mm_hadd_epi32(_mm256_castsi256_si128(fours), _mm256_extracti128_si256(fours, 1));
+    sums = _mm_hadd_epi32(sums, sums);
+    const int32_t half[2] = {_mm_cvtsi128_si32(sums), _mm_extract_epi32(sums, 1)};
     to.factor[i] = factor;
-    to.sum[i] = factor * static_cast<float>(sums[0] + sums[1]);
-    to.start[i] = kMagicBits - kShift * (sums[0] + sums[1]);
-    for (int half = 0; half < 2; ++half) {
-        to.half_sum[half][i] = factor * static_cast<float>(sums[half]);
-        to.half_start[half][i] = kMagicBits - kShift * sums[half];
+    to.sum[i] = factor * static_cast<float>(half[0] + half[1]);
+    to.start[i] = kMagicBits - kShift * (half[0] + half[1]);
+    for (int h = 0; h < 2; ++h) {
+        to.half_sum[h][i] = factor * static_cast<float>(half[h]);
+        to.half_start[h][i] = kMagicBits - kShift * half[h];
     }
 }
 
@@ -137,57 +154,81 @@ inline float short_scale(float x) {
     return x;
 }
 
-// One value of an ExpertsInt8 matrix a block: chunk() is given 32 of them.
+// ExpertsInt8: a block is one value, and the row has the scale.
 struct I8 {
     using Block = block_i8;
     static constexpr int kGroup = 32, kBias = 0, kMost = 255;
     static constexpr bool kMinimum = false;
 };
 
+// Levels and scales of up to 256 values of a row, from `p` on: levels as halves of 64-byte lines kGroup lines apart, the scales of
+// all groups, then (in `offsets`) the offsets.
 template <class Fmt>
-inline void put_scales(const Scales& s, PanelScales& to, int row) {
-    for (int i = 0; i < 32 / Fmt::kGroup; ++i) {
-        to.group[i].scale[row] = s.scale[i];
-        to.group[i].minus_magic[row] = -kMagic * s.scale[i];
-        if constexpr (Fmt::kMinimum)
-            to.group[i].offset[row] = s.offset[i];
-        else if constexpr (!starts_shifted<Fmt>())
-            to.group[i].offset[row] = static_cast<float>(Fmt::kBias) * s.scale[i];
+inline void unpack_row(const uint8_t* p, int64_t n, const float* row_scale, uint8_t* levels, float* scales, float* offsets) {
+    const auto put = [levels](int64_t c, __m256i x) {
+        if constexpr (starts_shifted<Fmt>()) x = _mm256_add_epi8(x, _mm256_set1_epi8(static_cast<char>(kShift - Fmt::kBias)));
+        store32(levels + c / 2 * kGroup * 64 + c % 2 * kChunk, x);
+    };
+    if constexpr (Fmt::Block::kValues == 1) {
+        for (int64_t c = 0; c * kChunk < n; ++c) {
+            alignas(32) uint8_t last[kChunk] = {};
+            const int64_t left = n - c * kChunk;
+            if (left < kChunk) std::memcpy(last, p + c * kChunk, static_cast<size_t>(left));
+            put(c, load32(left < kChunk ? last : p + c * kChunk));
+            scales[c] = short_scale(*row_scale);
+        }
+    } else {
+        constexpr int kChunks = Fmt::Block::kValues / kChunk;
+        const auto* block = reinterpret_cast<const typename Fmt::Block*>(p);
+        for (int64_t c = 0; c * kChunk < n; c += kChunks, ++block) {
+            for (int i = 0; i < kChunks; ++i) put(c + i, Fmt::levels(*block, i));
+            Fmt::scales(*block, scales + c * 32 / Fmt::kGroup, offsets + c * 32 / Fmt::kGroup);
+        }
     }
 }
 
-// Values first..first+n of 16 rows, of which `rows` exist, as one group of a panel.
+// Values first..first+n (at most 256) of 16 rows, of which `rows` exist, as one group of a panel.
 template <class Fmt>
 void fill(const uint8_t* data, int64_t row_bytes, const float* row_scale, int64_t rows, int64_t first, int64_t n, void* out) {
-    constexpr int kBlock = 256;
     const int64_t chunks = round_up(n, kChunk) / kChunk;
-    auto* scales = reinterpret_cast<PanelScales*>(static_cast<uint8_t*>(out) + chunks * kChunkSize);
-    alignas(64) uint8_t levels[kBlock / 64][kGroup][64];
+    constexpr int kHalves = 32 / Fmt::kGroup;
+    constexpr bool kOffset = Fmt::kMinimum || (!starts_shifted<Fmt>() && Fmt::kBias > 0);
+    alignas(64) uint8_t levels[4][kGroup][64];
+    alignas(64) float scales[kGroup][16], offsets[kGroup][16], turned[16][kGroup];
+    const int64_t at = first / Fmt::Block::kValues * static_cast<int64_t>(sizeof(typename Fmt::Block));
     for (int r = 0; r < kGroup; ++r) {
-        Scales s{};
-        for (int64_t c = 0; c < chunks; ++c) {
-            uint8_t* y = levels[c / 2][r] + c % 2 * kChunk;
-            if (r >= rows) {
-                store32(y, _mm256_setzero_si256());
-            } else if constexpr (sizeof(typename Fmt::Block) == 1) {
-                const int64_t left = n - c * kChunk;
-                const uint8_t* from = data + r * row_bytes + first + c * kChunk;
-                if (left < kChunk) store32(y, _mm256_setzero_si256());
-                std::memcpy(y, from, static_cast<size_t>(left < kChunk ? left : kChunk));
-                s.scale[0] = short_scale(row_scale[r]);
-            } else {
-                constexpr int kValues = Fmt::Block::kValues, kChunks = kValues / kChunk;
-                const auto* block = reinterpret_cast<const typename Fmt::Block*>(data + r * row_bytes) + first / kValues + c / kChunks;
-                Fmt::chunk(*block, static_cast<int>(c % kChunks), y, s);
-            }
-            if constexpr (starts_shifted<Fmt>())
-                store32(y, _mm256_add_epi8(load32(y), _mm256_set1_epi8(static_cast<char>(kShift - Fmt::kBias))));
-            put_scales<Fmt>(s, scales[c], r);
+        if (r < rows) {
+            unpack_row<Fmt>(data + r * row_bytes + at, n, row_scale ? row_scale + r : nullptr, levels[0][r], scales[r], offsets[r]);
+        } else {
+            std::memset(scales[r], 0, sizeof scales[r]);
+            std::memset(offsets[r], 0, sizeof offsets[r]);
         }
     }
     for (int64_t c = 0; c < chunks; c += 2) {
         float* to = static_cast<float*>(out) + c * kChunkSize / 4;
-        transpose_tile(reinterpret_cast<const float*>(levels[c / 2]), to, kGroup);
+        if (c + 1 < chunks) {
+            transpose_tile(reinterpret_cast<const float*>(levels[c / 2]), to, kGroup);
+        } else {  // half a tile: what follows belongs to the scales
+            transpose_tile(reinterpret_cast<const float*>(levels[c / 2]), turned[0], kGroup);
+            std::memcpy(to, turned, kChunkSize);
+        }
+    }
+    auto* to = reinterpret_cast<PanelScales*>(static_cast<uint8_t*>(out) + chunks * kChunkSize);
+    transpose_tile(scales[0], turned[0], kGroup);
+    for (int64_t i = 0; i < chunks * kHalves; ++i) {
+        auto& group = to[i / kHalves].group[i % kHalves];
+        for (int r = 0; r < kGroup; r += kLanes) {
+            const vf scale = load(turned[i] + r);
+            store(group.scale + r, scale);
+            store(group.minus_magic + r, scale * -kMagic);
+            if constexpr (kOffset && !Fmt::kMinimum) store(group.minus_offset + r, scale * static_cast<float>(-Fmt::kBias));
+        }
+    }
+    if constexpr (Fmt::kMinimum) {
+        transpose_tile(offsets[0], turned[0], kGroup);
+        for (int64_t i = 0; i < chunks * kHalves; ++i)
+            for (int r = 0; r < kGroup; r += kLanes)
+                store(to[i / kHalves].group[i % kHalves].minus_offset + r, -load(turned[i] + r));
     }
 }
 
@@ -272,10 +313,10 @@ inline void micro(const uint8_t* w, const int64_t* w_at, const uint8_t* scales, 
                 for (int t = 0; t < T; ++t)
                     total[v][t] = fma(fma((vf)acc[v][t], scale, minus_magic), set1(x->factor[t]), total[v][t]);
                 if constexpr (kOffset) {
-                    const vf offset = load(s + 2 * kGroup);
+                    const vf minus_offset = load(s + 2 * kGroup);
                     for (int t = 0; t < T; ++t) {
                         const float sum = kHalves == 1 ? x->sum[t] : x->half_sum[half][t];
-                        total[v][t] = fma(-offset, set1(sum), total[v][t]);
+                        total[v][t] = fma(minus_offset, set1(sum), total[v][t]);
                     }
                 }
             }

@@ -2,8 +2,8 @@
 // for AVX2 or more.
 //
 // Each format has: kGroup, the values that share a scale (32 or 16); kMinimum, whether the value is scale * level - offset
-// (else it is scale * (level - kBias)); kMost, the largest level, or 255 where levels are signed bytes. chunk() writes
-// chunk c of a block: 32 levels, and the scales and offsets of its one or two groups.
+// (else it is scale * (level - kBias)); kMost, the largest level, or 255 where levels are signed bytes; levels(), chunk c of a
+// block; scales(), the scales and offsets of a block's groups.
 #pragma once
 
 #include <immintrin.h>
@@ -13,14 +13,20 @@
 namespace jamba {
 namespace {
 
-struct Scales {
-    float scale[2], offset[2];
-};
-
 inline float to_float(const Half& half) { return _cvtsh_ss(read_u16(&half)); }
 inline __m256i load32(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 inline __m128i load16(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
 inline void store32(void* p, __m256i x) { _mm256_store_si256(static_cast<__m256i*>(p), x); }
+
+// to[i] = d * byte i for eight or sixteen bytes.
+inline void scale_bytes(float d, __m128i bytes, float* to) {
+    _mm256_storeu_ps(to, _mm256_mul_ps(_mm256_set1_ps(d), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes))));
+}
+
+inline void scale_sixteen(float d, __m128i bytes, float* to) {
+    scale_bytes(d, bytes, to);
+    scale_bytes(d, _mm_srli_si128(bytes, 8), to + 8);
+}
 
 // (x >> shift) & mask of each byte.
 inline __m256i bits(__m256i x, int shift, int mask) {
@@ -45,24 +51,34 @@ inline __m256i iq4_values(const uint8_t* p) {
     return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(load16(kIq4Values)), nibbles(p));
 }
 
+// The eight six-bit scales and minimums of Q4_K and Q5_K.
+template <class Block>
+inline void k_scales(const Block& b, float* scale, float* offset) {
+    const uint32_t x = read_u32(b.scales), y = read_u32(b.scales + 4), z = read_u32(b.scales + 8);
+    const auto six = [](uint32_t low, uint32_t high) {
+        return static_cast<int32_t>((low & 0x0f0f0f0fu) | (high >> 6 & 0x03030303u) << 4);
+    };
+    const auto first = [](uint32_t low) { return static_cast<int32_t>(low & 0x3f3f3f3fu); };
+    scale_bytes(to_float(b.d), _mm_setr_epi32(first(x), six(z, x), 0, 0), scale);
+    scale_bytes(to_float(b.dmin), _mm_setr_epi32(first(y), six(z >> 4, y), 0, 0), offset);
+}
+
 struct Q4_0 {
     using Block = block_q4_0;
     static constexpr int kGroup = 32, kBias = 8, kMost = 15;
     static constexpr bool kMinimum = false;
-    static inline void chunk(const Block& b, int, uint8_t* y, Scales& s) {
-        store32(y, nibbles(b.qs));
-        s.scale[0] = to_float(b.d);
-    }
+    static inline __m256i levels(const Block& b, int) { return nibbles(b.qs); }
+    static inline void scales(const Block& b, float* scale, float*) { *scale = to_float(b.d); }
 };
 
 struct Q4_1 {
     using Block = block_q4_1;
     static constexpr int kGroup = 32, kBias = 0, kMost = 15;
     static constexpr bool kMinimum = true;
-    static inline void chunk(const Block& b, int, uint8_t* y, Scales& s) {
-        store32(y, nibbles(b.qs));
-        s.scale[0] = to_float(b.d);
-        s.offset[0] = -to_float(b.m);
+    static inline __m256i levels(const Block& b, int) { return nibbles(b.qs); }
+    static inline void scales(const Block& b, float* scale, float* offset) {
+        *scale = to_float(b.d);
+        *offset = -to_float(b.m);
     }
 };
 
@@ -70,20 +86,18 @@ struct Q5_0 {
     using Block = block_q5_0;
     static constexpr int kGroup = 32, kBias = 16, kMost = 31;
     static constexpr bool kMinimum = false;
-    static inline void chunk(const Block& b, int, uint8_t* y, Scales& s) {
-        store32(y, _mm256_or_si256(nibbles(b.qs), fifth_bits(b.qh)));
-        s.scale[0] = to_float(b.d);
-    }
+    static inline __m256i levels(const Block& b, int) { return _mm256_or_si256(nibbles(b.qs), fifth_bits(b.qh)); }
+    static inline void scales(const Block& b, float* scale, float*) { *scale = to_float(b.d); }
 };
 
 struct Q5_1 {
     using Block = block_q5_1;
     static constexpr int kGroup = 32, kBias = 0, kMost = 31;
     static constexpr bool kMinimum = true;
-    static inline void chunk(const Block& b, int, uint8_t* y, Scales& s) {
-        store32(y, _mm256_or_si256(nibbles(b.qs), fifth_bits(b.qh)));
-        s.scale[0] = to_float(b.d);
-        s.offset[0] = -to_float(b.m);
+    static inline __m256i levels(const Block& b, int) { return _mm256_or_si256(nibbles(b.qs), fifth_bits(b.qh)); }
+    static inline void scales(const Block& b, float* scale, float* offset) {
+        *scale = to_float(b.d);
+        *offset = -to_float(b.m);
     }
 };
 
@@ -91,24 +105,21 @@ struct Q8_0 {
     using Block = block_q8_0;
     static constexpr int kGroup = 32, kBias = 0, kMost = 255;
     static constexpr bool kMinimum = false;
-    static inline void chunk(const Block& b, int, uint8_t* y, Scales& s) {
-        store32(y, load32(b.qs));
-        s.scale[0] = to_float(b.d);
-    }
+    static inline __m256i levels(const Block& b, int) { return load32(b.qs); }
+    static inline void scales(const Block& b, float* scale, float*) { *scale = to_float(b.d); }
 };
 
 struct Q2_K {
     using Block = block_q2_k;
     static constexpr int kGroup = 16, kBias = 0, kMost = 3;
     static constexpr bool kMinimum = true;
-    static inline void chunk(const Block& b, int c, uint8_t* y, Scales& s) {
-        const float d = to_float(b.d), dmin = to_float(b.dmin);
-        store32(y, bits(load32(b.qs + c / 4 * 32), 2 * (c % 4), 3));
-        for (int half = 0; half < 2; ++half) {
-            const int sc = b.scales[2 * c + half];
-            s.scale[half] = d * static_cast<float>(sc & 15);
-            s.offset[half] = dmin * static_cast<float>(sc >> 4);
-        }
+    static inline __m256i levels(const Block& b, int c) {
+        return bits(load32(b.qs + c / 4 * 32), 2 * (c % 4), 3);
+    }
+    static inline void scales(const Block& b, float* scale, float* offset) {
+        const __m128i both = load16(b.scales), low = _mm_set1_epi8(15);
+        scale_sixteen(to_float(b.d), _mm_and_si128(both, low), scale);
+        scale_sixteen(to_float(b.dmin), _mm_and_si128(_mm_srli_epi16(both, 4), low), offset);
     }
 };
 
@@ -116,11 +127,17 @@ struct Q3_K {
     using Block = block_q3_k;
     static constexpr int kGroup = 16, kBias = 4, kMost = 7;
     static constexpr bool kMinimum = false;
-    static inline void chunk(const Block& b, int c, uint8_t* y, Scales& s) {
-        const float d = to_float(b.d);
+    static inline __m256i levels(const Block& b, int c) {
         const __m256i high = _mm256_slli_epi16(bits(load32(b.hmask), c, 1), 2);
-        store32(y, _mm256_or_si256(bits(load32(b.qs + c / 4 * 32), 2 * (c % 4), 3), high));
-        for (int half = 0; half < 2; ++half) s.scale[half] = d * static_cast<float>(q3_scale(b.scales, 2 * c + half));
+        return _mm256_or_si256(bits(load32(b.qs + c / 4 * 32), 2 * (c % 4), 3), high);
+    }
+    static inline void scales(const Block& b, float* scale, float*) {
+        const uint32_t x = read_u32(b.scales), y = read_u32(b.scales + 4), high = read_u32(b.scales + 8);
+        const auto six = [](uint32_t low, uint32_t two) {
+            return static_cast<int32_t>((low & 0x0f0f0f0fu) | (two & 0x03030303u) << 4);
+        };
+        const __m128i all = _mm_setr_epi32(six(x, high), six(y, high >> 2), six(x >> 4, high >> 4), six(y >> 4, high >> 6));
+        scale_sixteen(to_float(b.d), _mm_sub_epi8(all, _mm_set1_epi8(32)), scale);
     }
 };
 
@@ -128,59 +145,50 @@ struct Q4_K {
     using Block = block_q4_k;
     static constexpr int kGroup = 32, kBias = 0, kMost = 15;
     static constexpr bool kMinimum = true;
-    static inline void chunk(const Block& b, int c, uint8_t* y, Scales& s) {
-        int scale, minimum;
-        k_scale_and_minimum(b.scales, c, scale, minimum);
-        store32(y, bits(load32(b.qs + c / 2 * 32), 4 * (c % 2), 15));
-        s.scale[0] = to_float(b.d) * static_cast<float>(scale);
-        s.offset[0] = to_float(b.dmin) * static_cast<float>(minimum);
+    static inline __m256i levels(const Block& b, int c) {
+        return bits(load32(b.qs + c / 2 * 32), 4 * (c % 2), 15);
     }
+    static inline void scales(const Block& b, float* scale, float* offset) { k_scales(b, scale, offset); }
 };
 
 struct Q5_K {
     using Block = block_q5_k;
     static constexpr int kGroup = 32, kBias = 0, kMost = 31;
     static constexpr bool kMinimum = true;
-    static inline void chunk(const Block& b, int c, uint8_t* y, Scales& s) {
-        int scale, minimum;
-        k_scale_and_minimum(b.scales, c, scale, minimum);
+    static inline __m256i levels(const Block& b, int c) {
         const __m256i high = _mm256_slli_epi16(bits(load32(b.qh), c, 1), 4);
-        store32(y, _mm256_or_si256(bits(load32(b.qs + c / 2 * 32), 4 * (c % 2), 15), high));
-        s.scale[0] = to_float(b.d) * static_cast<float>(scale);
-        s.offset[0] = to_float(b.dmin) * static_cast<float>(minimum);
+        return _mm256_or_si256(bits(load32(b.qs + c / 2 * 32), 4 * (c % 2), 15), high);
     }
+    static inline void scales(const Block& b, float* scale, float* offset) { k_scales(b, scale, offset); }
 };
 
 struct Q6_K {
     using Block = block_q6_k;
     static constexpr int kGroup = 16, kBias = 32, kMost = 63;
     static constexpr bool kMinimum = false;
-    static inline void chunk(const Block& b, int c, uint8_t* y, Scales& s) {
-        const float d = to_float(b.d);
+    static inline __m256i levels(const Block& b, int c) {
         const __m256i low = bits(load32(b.ql + c / 4 * 64 + c % 2 * 32), c % 4 / 2 * 4, 15);
-        const __m256i high = _mm256_slli_epi16(bits(load32(b.qh + c / 4 * 32), 2 * (c % 4), 3), 4);
-        store32(y, _mm256_or_si256(low, high));
-        for (int half = 0; half < 2; ++half) s.scale[half] = d * static_cast<float>(b.scales[2 * c + half]);
+        return _mm256_or_si256(low, _mm256_slli_epi16(bits(load32(b.qh + c / 4 * 32), 2 * (c % 4), 3), 4));
     }
+    static inline void scales(const Block& b, float* scale, float*) { scale_sixteen(to_float(b.d), load16(b.scales), scale); }
 };
 
 struct IQ4_NL {
     using Block = block_iq4_nl;
     static constexpr int kGroup = 32, kBias = 0, kMost = 255;
     static constexpr bool kMinimum = false;
-    static inline void chunk(const Block& b, int, uint8_t* y, Scales& s) {
-        store32(y, iq4_values(b.qs));
-        s.scale[0] = to_float(b.d);
-    }
+    static inline __m256i levels(const Block& b, int) { return iq4_values(b.qs); }
+    static inline void scales(const Block& b, float* scale, float*) { *scale = to_float(b.d); }
 };
 
 struct IQ4_XS {
     using Block = block_iq4_xs;
     static constexpr int kGroup = 32, kBias = 0, kMost = 255;
     static constexpr bool kMinimum = false;
-    static inline void chunk(const Block& b, int c, uint8_t* y, Scales& s) {
-        store32(y, iq4_values(b.qs + 16 * c));
-        s.scale[0] = to_float(b.d) * static_cast<float>(iq4_xs_scale(b, c));
+    static inline __m256i levels(const Block& b, int c) { return iq4_values(b.qs + 16 * c); }
+    static inline void scales(const Block& b, float* scale, float*) {
+        const float d = to_float(b.d);
+        for (int c = 0; c < 8; ++c) scale[c] = d * static_cast<float>(iq4_xs_scale(b, c));
     }
 };
 
