@@ -28,7 +28,7 @@ def uses_bf16(isa: str, *names: str) -> bool:
 def uses_int8(isa: str, *names: str) -> bool:
     """Whether weights of all these formats are multiplied as bytes."""
     floats, wide = {"f32", "f16", "bf16"}, {"q8_0", "iq4_nl", "iq4_xs", "i8"}
-    without = {"vnni": floats, "avx512": floats | wide, "avx2": floats | wide}
+    without = {"vnni": floats, "avx512": floats | wide, "avx2": floats}
     return isa in without and not without[isa] & set(names)
 
 

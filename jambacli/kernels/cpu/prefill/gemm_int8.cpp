@@ -16,6 +16,14 @@ constexpr bool kVnni = true;
 constexpr bool kVnni = false;
 #endif
 
+// Without VNNI, bytes of eight bits take two products, of four bits each. On the three vector ports of AVX2 they are faster than
+// f32 products, on the two of AVX-512 they are not.
+#if defined(__AVX512F__)
+constexpr bool kHalves = false;
+#else
+constexpr bool kHalves = true;
+#endif
+
 constexpr int kPart = 4;                      // rows of inputs that a microkernel takes
 constexpr int kVectors = 2;                   // vectors of rows of weights that it takes
 constexpr int kPartRows = kVectors * kLanes;  // 32 or 16
@@ -43,7 +51,8 @@ struct alignas(64) PanelScales {
         float scale[kGroup], minus_magic[kGroup], minus_offset[kGroup];
     } group[2];
 };
-constexpr int64_t kPanelChunk = kChunkSize + sizeof(PanelScales);  // levels [k / 4][16 rows][4 k] of all chunks, then scales
+// Levels [k / 4][16 rows][4 k] of all chunks (halved: the low four bits, then the high ones of all chunks), then scales.
+constexpr int64_t kPanelChunk = (kHalves ? 2 : 1) * kChunkSize + sizeof(PanelScales);
 
 // The largest of 32 values' sizes, as bits: larger than those of infinity where one is no number.
 inline int32_t largest_bits(const float* x) {
@@ -139,10 +148,22 @@ void store_int8(const float* c, int64_t n_groups, int64_t m_groups, int64_t n_va
     }
 }
 
+// Planes of levels: two of four bits where bytes have eight and are multiplied as pairs.
+template <class Fmt>
+constexpr int planes() {
+    return !kVnni && Fmt::kMost > 63 ? 2 : 1;
+}
+
 // Whether the sums are corrected by where they start; else what levels are too large by is part of the offset.
 template <class Fmt>
 constexpr bool starts_shifted() {
-    return kVnni && !Fmt::kMinimum;
+    return !Fmt::kMinimum && (kVnni || planes<Fmt>() == 2);
+}
+
+// Whether this level multiplies the format as bytes.
+template <class Fmt>
+constexpr bool has_products() {
+    return kHalves || planes<Fmt>() == 1;
 }
 
 // A scale whose product with the magic number is exact.
@@ -161,13 +182,19 @@ struct I8 {
     static constexpr bool kMinimum = false;
 };
 
-// Levels and scales of up to 256 values of a row, from `p` on: levels as halves of 64-byte lines kGroup lines apart, the scales of
-// all groups, then (in `offsets`) the offsets.
+// 16 rows of 256 levels, two chunks to a line.
+using Levels = uint8_t[4][kGroup][64];
+
+// Levels and scales of up to 256 values of row r, from `p` on.
 template <class Fmt>
-inline void unpack_row(const uint8_t* p, int64_t n, const float* row_scale, uint8_t* levels, float* scales, float* offsets) {
-    const auto put = [levels](int64_t c, __m256i x) {
+inline void unpack_row(const uint8_t* p, int64_t n, const float* row_scale, int r, Levels* levels, float* scales, float* offsets) {
+    const auto put = [levels, r](int64_t c, __m256i x) {
         if constexpr (starts_shifted<Fmt>()) x = _mm256_add_epi8(x, _mm256_set1_epi8(static_cast<char>(kShift - Fmt::kBias)));
-        store32(levels + c / 2 * kGroup * 64 + c % 2 * kChunk, x);
+        if constexpr (planes<Fmt>() == 2) {
+            store32(levels[1][c / 2][r] + c % 2 * kChunk, bits(x, 4, 15));
+            x = bits(x, 0, 15);
+        }
+        store32(levels[0][c / 2][r] + c % 2 * kChunk, x);
     };
     if constexpr (Fmt::Block::kValues == 1) {
         for (int64_t c = 0; c * kChunk < n; ++c) {
@@ -191,32 +218,35 @@ inline void unpack_row(const uint8_t* p, int64_t n, const float* row_scale, uint
 template <class Fmt>
 void fill(const uint8_t* data, int64_t row_bytes, const float* row_scale, int64_t rows, int64_t first, int64_t n, void* out) {
     const int64_t chunks = round_up(n, kChunk) / kChunk;
-    constexpr int kHalves = 32 / Fmt::kGroup;
+    constexpr int kGroups = 32 / Fmt::kGroup, kPlanes = planes<Fmt>();
     constexpr bool kOffset = Fmt::kMinimum || (!starts_shifted<Fmt>() && Fmt::kBias > 0);
-    alignas(64) uint8_t levels[4][kGroup][64];
+    alignas(64) Levels levels[kPlanes];
     alignas(64) float scales[kGroup][16], offsets[kGroup][16], turned[16][kGroup];
     const int64_t at = first / Fmt::Block::kValues * static_cast<int64_t>(sizeof(typename Fmt::Block));
     for (int r = 0; r < kGroup; ++r) {
         if (r < rows) {
-            unpack_row<Fmt>(data + r * row_bytes + at, n, row_scale ? row_scale + r : nullptr, levels[0][r], scales[r], offsets[r]);
+            unpack_row<Fmt>(data + r * row_bytes + at, n, row_scale ? row_scale + r : nullptr, r, levels, scales[r], offsets[r]);
         } else {
             std::memset(scales[r], 0, sizeof scales[r]);
             std::memset(offsets[r], 0, sizeof offsets[r]);
         }
     }
-    for (int64_t c = 0; c < chunks; c += 2) {
-        float* to = static_cast<float*>(out) + c * kChunkSize / 4;
-        if (c + 1 < chunks) {
-            transpose_tile(reinterpret_cast<const float*>(levels[c / 2]), to, kGroup);
-        } else {  // half a tile: what follows belongs to the scales
-            transpose_tile(reinterpret_cast<const float*>(levels[c / 2]), turned[0], kGroup);
-            std::memcpy(to, turned, kChunkSize);
+    for (int plane = 0; plane < kPlanes; ++plane) {
+        for (int64_t c = 0; c < chunks; c += 2) {
+            const auto* from = reinterpret_cast<const float*>(levels[plane][c / 2]);
+            float* to = static_cast<float*>(out) + (plane * chunks + c) * kChunkSize / 4;
+            if (c + 1 < chunks) {
+                transpose_tile(from, to, kGroup);
+            } else {  // half a tile: what follows belongs to others
+                transpose_tile(from, turned[0], kGroup);
+                std::memcpy(to, turned, kChunkSize);
+            }
         }
     }
-    auto* to = reinterpret_cast<PanelScales*>(static_cast<uint8_t*>(out) + chunks * kChunkSize);
+    auto* to = reinterpret_cast<PanelScales*>(static_cast<uint8_t*>(out) + kPlanes * chunks * kChunkSize);
     transpose_tile(scales[0], turned[0], kGroup);
-    for (int64_t i = 0; i < chunks * kHalves; ++i) {
-        auto& group = to[i / kHalves].group[i % kHalves];
+    for (int64_t i = 0; i < chunks * kGroups; ++i) {
+        auto& group = to[i / kGroups].group[i % kGroups];
         for (int r = 0; r < kGroup; r += kLanes) {
             const vf scale = load(turned[i] + r);
             store(group.scale + r, scale);
@@ -226,9 +256,9 @@ void fill(const uint8_t* data, int64_t row_bytes, const float* row_scale, int64_
     }
     if constexpr (Fmt::kMinimum) {
         transpose_tile(offsets[0], turned[0], kGroup);
-        for (int64_t i = 0; i < chunks * kHalves; ++i)
+        for (int64_t i = 0; i < chunks * kGroups; ++i)
             for (int r = 0; r < kGroup; r += kLanes)
-                store(to[i / kHalves].group[i % kHalves].minus_offset + r, -load(turned[i] + r));
+                store(to[i / kGroups].group[i % kGroups].minus_offset + r, -load(turned[i] + r));
     }
 }
 
@@ -238,7 +268,7 @@ inline vbytes load_bytes(const void* p) { return _mm512_loadu_si512(p); }
 inline vbytes set_ints(int32_t x) { return _mm512_set1_epi32(x); }
 inline vbytes pairs(vbytes u, vbytes s) { return _mm512_maddubs_epi16(u, s); }
 inline vbytes add_pairs(vbytes a, vbytes b) { return _mm512_add_epi16(a, b); }
-inline vbytes widen_pairs(vbytes a) { return _mm512_madd_epi16(a, _mm512_set1_epi16(1)); }
+inline vbytes widen_pairs(vbytes a, int factor) { return _mm512_madd_epi16(a, _mm512_set1_epi16(static_cast<int16_t>(factor))); }
 inline vbytes add_ints(vbytes a, vbytes b) { return _mm512_add_epi32(a, b); }
 #else
 typedef __m256i vbytes;
@@ -246,7 +276,7 @@ inline vbytes load_bytes(const void* p) { return _mm256_loadu_si256(static_cast<
 inline vbytes set_ints(int32_t x) { return _mm256_set1_epi32(x); }
 inline vbytes pairs(vbytes u, vbytes s) { return _mm256_maddubs_epi16(u, s); }
 inline vbytes add_pairs(vbytes a, vbytes b) { return _mm256_add_epi16(a, b); }
-inline vbytes widen_pairs(vbytes a) { return _mm256_madd_epi16(a, _mm256_set1_epi16(1)); }
+inline vbytes widen_pairs(vbytes a, int factor) { return _mm256_madd_epi16(a, _mm256_set1_epi16(static_cast<int16_t>(factor))); }
 inline vbytes add_ints(vbytes a, vbytes b) { return _mm256_add_epi32(a, b); }
 #endif
 
@@ -256,10 +286,11 @@ inline int32_t four_bytes(const int8_t* p) {
     return x;
 }
 
-// The sums of kSteps * 4 products, from `start` on: kVectors vectors of rows of weights times T rows of inputs. w: where vector 0
-// begins, vector v `w_stride` bytes on. kTerms: pairs of products that int16 holds the sum of.
+// Adds the sums of kSteps * 4 products to acc: kVectors vectors of rows of weights times T rows of inputs. Vector v begins at w +
+// w_at[v]. kTerms: pairs of products whose sum int16 holds. `factor`: of all levels, without VNNI.
 template <int kSteps, int kTerms, int T>
-inline void integer_sums(const uint8_t* w, const int64_t* w_at, const int8_t (*q)[kChunk], vbytes (&acc)[kVectors][T]) {
+inline void integer_sums(const uint8_t* w, const int64_t* w_at, const int8_t (*q)[kChunk], int factor,
+                         vbytes (&acc)[kVectors][T]) {
 #if defined(__AVX512VNNI__)
     for (int k = 0; k < kSteps; ++k) {
         vbytes b[T];
@@ -283,7 +314,7 @@ inline void integer_sums(const uint8_t* w, const int64_t* w_at, const int8_t (*q
             }
         }
         for (int v = 0; v < kVectors; ++v)
-            for (int t = 0; t < T; ++t) acc[v][t] = add_ints(acc[v][t], widen_pairs(words[v][t]));
+            for (int t = 0; t < T; ++t) acc[v][t] = add_ints(acc[v][t], widen_pairs(words[v][t], factor));
     }
 #endif
 }
@@ -293,20 +324,21 @@ template <class Fmt, int T>
 inline void micro(const uint8_t* w, const int64_t* w_at, const uint8_t* scales, const int64_t* scales_at, const InputPart* x,
                   int64_t chunks, float* const* c, bool accumulate) {
     constexpr bool kShifted = starts_shifted<Fmt>(), kOffset = Fmt::kMinimum || (!kShifted && Fmt::kBias > 0);
-    constexpr int kHalves = 32 / Fmt::kGroup, kSteps = Fmt::kGroup / 4;
-    constexpr int kTerms = Fmt::kMost <= 15 ? 8 : Fmt::kMost <= 31 ? 4 : 2;
+    constexpr int kGroups = 32 / Fmt::kGroup, kSteps = Fmt::kGroup / 4;
+    constexpr int kTerms = Fmt::kMost <= 15 || planes<Fmt>() == 2 ? 8 : Fmt::kMost <= 31 ? 4 : 2;
     vf total[kVectors][T];
     for (int v = 0; v < kVectors; ++v)
         for (int t = 0; t < T; ++t) total[v][t] = vf{};
     for (int64_t i = 0; i < chunks; ++i, w += kChunkSize, scales += sizeof(PanelScales), x += kGroup / kPart) {
-        for (int half = 0; half < kHalves; ++half) {
+        for (int half = 0; half < kGroups; ++half) {
             vbytes acc[kVectors][T];
             for (int t = 0; t < T; ++t) {
-                const int32_t start = !kShifted ? kMagicBits : kHalves == 1 ? x->start[t] : x->half_start[half][t];
+                const int32_t start = !kShifted ? kMagicBits : kGroups == 1 ? x->start[t] : x->half_start[half][t];
                 for (int v = 0; v < kVectors; ++v) acc[v][t] = set_ints(start);
             }
             const auto* q = reinterpret_cast<const int8_t(*)[kChunk]>(x->q[0] + half * 16);
-            integer_sums<kSteps, kTerms, T>(w + half * kSteps * kGroup * 4, w_at, q, acc);
+            integer_sums<kSteps, kTerms, T>(w + half * kSteps * kGroup * 4, w_at, q, 1, acc);
+            if constexpr (planes<Fmt>() == 2) integer_sums<kSteps, kTerms, T>(w + chunks * kChunkSize, w_at, q, 16, acc);
             for (int v = 0; v < kVectors; ++v) {
                 const auto* s = reinterpret_cast<const float*>(scales + scales_at[v]) + half * 3 * kGroup;
                 const vf scale = load(s), minus_magic = load(s + kGroup);
@@ -315,7 +347,7 @@ inline void micro(const uint8_t* w, const int64_t* w_at, const uint8_t* scales, 
                 if constexpr (kOffset) {
                     const vf minus_offset = load(s + 2 * kGroup);
                     for (int t = 0; t < T; ++t) {
-                        const float sum = kHalves == 1 ? x->sum[t] : x->half_sum[half][t];
+                        const float sum = kGroups == 1 ? x->sum[t] : x->half_sum[half][t];
                         total[v][t] = fma(minus_offset, set1(sum), total[v][t]);
                     }
                 }
@@ -335,7 +367,7 @@ void multiply(const uint8_t* w, int64_t n_groups, int64_t w_stride, const uint8_
         for (int v = 0; v < kVectors; ++v) {
             const int64_t group = (n + v * kLanes) / kGroup, row = (n + v * kLanes) % kGroup;
             w_at[v] = group * w_stride + row * 4;
-            scales_at[v] = group * w_stride + chunks * kChunkSize + row * 4;
+            scales_at[v] = group * w_stride + planes<Fmt>() * chunks * kChunkSize + row * 4;
             c_at[v] = group * m_groups * kTile + row;
         }
         for (int64_t first = 0; first < m; first += kPart) {
@@ -350,12 +382,6 @@ void multiply(const uint8_t* w, int64_t n_groups, int64_t w_stride, const uint8_
             }
         }
     }
-}
-
-// Bytes are multiplied as pairs of an unsigned and a signed one: without VNNI that takes levels of at most six bits.
-template <class Fmt>
-constexpr bool has_products() {
-    return kVnni || Fmt::kMost <= 63;
 }
 
 }  // namespace
