@@ -1,8 +1,9 @@
 """Many tokens at once on the CPU: matrix products, experts, convolution, scan, attention.
 
 The same functions with the same signatures as ``jambacli.kernels.reference``. Weights stay in their blocks: the library
-dequantizes a panel of rows at a time into bf16 where the processor multiplies bf16 fast (f32 elsewhere, and always for f32
-and f16 weights) and multiplies it with all tokens, so a chunk reads each weight once. Products add up in float32.
+unpacks a panel of rows at a time and multiplies it with all tokens, so a chunk reads each weight once. Panels are bf16
+where the processor multiplies bf16 fast, else bytes with their scales on x86-64 (tokens are then rounded to int8 with a factor
+for every 32 values), else f32, and always f32 for f32 and f16 weights. Products add up in float32.
 """
 
 from __future__ import annotations
@@ -41,7 +42,10 @@ def _with_float_scale(w: QTensor) -> QTensor:
 
 
 def dequantize(w: QTensor) -> torch.Tensor:
-    """The values of w [out, in] as the products see them: bf16 or float32 [out, in], by format and processor."""
+    """The values of w [out, in] as the products see them: bf16 or float32 [out, in], by format and processor.
+
+    int8 panels hold the same values as float32 ones.
+    """
     n_out, n_in = w.shape
     lib, stride, w = built_library(), -(-n_in // _CHUNK) * _CHUNK, _with_float_scale(w)
     in_bf16 = lib.functions.prefill_element_bytes(w.format.ggml_type) == 2

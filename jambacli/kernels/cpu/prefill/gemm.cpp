@@ -4,7 +4,6 @@
 // Each block goes to the next free thread. Every product is computed wholly inside one block, in an order of k that depends
 // on nothing but the shape of the weight, so neither threads nor the number of rows changes a result.
 #include <atomic>
-#include <cstdlib>
 #include <initializer_list>
 
 #include "prefill/gemm.h"
@@ -227,12 +226,13 @@ const PanelOps& float_panel_ops(int type) {
     return choose(variants);
 }
 
+// int8 panels for any number of rows, so that a row's result does not depend on how many come with it.
 const PanelOps& panel_ops(int type) {
 #if defined(NATIVE_X86)
 #define LEVEL(level) {Isa::level, &level::int8_panel_ops},
     static constexpr Variant<PanelOps> variants[] = {INT8_LEVELS(LEVEL)};
 #undef LEVEL
-    if (isa_includes(Isa::avx2) && float_panel_ops(type).element_bytes == 4 && !getenv("JAMBA_F32")) {
+    if (isa_includes(Isa::avx2) && float_panel_ops(type).element_bytes == 4) {
         const PanelOps& ops = choose(variants);
         if (ops.int8->takes(type)) return ops;
     }
@@ -270,10 +270,10 @@ EXPORT int prefill_gated(const jamba::Matrix* gate, const jamba::Matrix* up, con
     });
 }
 
-// Bytes of an element of the panels that weights of this type are multiplied in at the level in use: 2 (bf16) or 4 (f32).
+// Bytes of an element of prefill_dequantize's output for weights of this type at the level in use: 2 (bf16) or 4 (f32).
 EXPORT int prefill_element_bytes(int type) { return static_cast<int>(jamba::float_panel_ops(type).element_bytes); }
 
-// The values of w as the products see them, bf16 or f32 by prefill_element_bytes; rows of `out` are `out_stride` elements
+// The values of w as float products see them, bf16 or f32 by prefill_element_bytes (int8 panels hold the same values as f32); rows of `out` are `out_stride` elements
 // apart, a multiple of 32.
 EXPORT int prefill_dequantize(const jamba::Matrix* w, void* out, int64_t out_stride, int threads) {
     using namespace jamba;
