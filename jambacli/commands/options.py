@@ -97,7 +97,7 @@ CpuExperts = Annotated[
 ]
 CpuKv = Annotated[bool, _runtime_option("--cpu-kv", help="Keep keys and values in RAM, not on the GPU.")]
 Precise = Annotated[
-    bool, _runtime_option("--precise", help="15-bit activations in decode: slower, closer to the exact model.")
+    bool, _runtime_option("--precise", help="Round activations less: slower, closer to the exact model.")
 ]
 Stats = Annotated[bool, _runtime_option("--stats", help="Print speed, token counts and memory to stderr.")]
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from jambacli.errors import UsageError
@@ -31,6 +32,8 @@ class Ops:
     selective_scan: Callable[..., torch.Tensor]
     kv_store: Callable[[torch.Tensor, torch.Tensor], None]
     attention: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
+    #: The operations for states in the precise mode, if they differ: see ``runtime.options.DeviceOptions``.
+    precise: Ops | None = None
 
 
 def reference_ops() -> Ops:
@@ -65,12 +68,12 @@ def cpu_ops() -> Ops:
         native = w.format.ggml_type in NATIVE_TYPES
         return decode.embed(ids, w) if native else reference.embed(ids, w)
 
-    def linear(x: torch.Tensor, w: QTensor) -> torch.Tensor:
+    def linear(x: torch.Tensor, w: QTensor, precise: bool = False) -> torch.Tensor:
         if x.shape[0] <= decode.MOST_TOKENS and w.format.ggml_type in NATIVE_TYPES:
             return decode.linear(x.contiguous(), w)
-        return prefill.linear(x, w)
+        return prefill.linear(x, w, precise=precise)
 
-    return Ops(
+    ops = Ops(
         name="cpu",
         embed=embed,
         linear=linear,
@@ -82,6 +85,13 @@ def cpu_ops() -> Ops:
         kv_store=reference.kv_store,
         attention=prefill.attention,
     )
+    precise = replace(
+        ops,
+        linear=partial(linear, precise=True),
+        mlp=partial(prefill.mlp, precise=True),
+        experts=partial(prefill.experts, precise=True),
+    )
+    return replace(ops, precise=precise)
 
 
 def choose_ops() -> Ops:

@@ -126,11 +126,12 @@ class JambaModel:
             out = self.decoder.run(ids, state, n_logits)
             state.commit(n_tokens)
             return out if n_logits else None
-        x = self.ops.embed(ids, self.embedding)
+        ops = self.ops.precise if state.precise and self.ops.precise is not None else self.ops
+        x = ops.embed(ids, self.embedding)
         for layer, part in zip(self.layers, state.layers, strict=True):
-            x = layer.forward(x, part, state.position, self.ops)
+            x = layer.forward(x, part, state.position, ops)
         state.commit(n_tokens)
         if n_logits == 0:
             return None
-        x = self.ops.rms_norm(x[n_tokens - n_logits :], self.output_norm, self.config.rms_eps)
-        return self.ops.linear(x, self.output)
+        x = ops.rms_norm(x[n_tokens - n_logits :], self.output_norm, self.config.rms_eps)
+        return ops.linear(x, self.output)

@@ -24,8 +24,9 @@ class DeviceOptions:
     ``device``: "auto" (a GPU that works, else the CPU), "cpu", "cuda" or "cuda:N". ``threads``: CPU threads of the process,
     None for the number of cores. ``gpu_memory``: maximum GPU memory to use in bytes, None for all that is free.
     ``cpu_experts``: how many layers keep their experts in host memory, None for as many as do not fit on the GPU.
-    ``cpu_kv``: keep keys and values in host memory. ``precise``: decode quantized weights with activations of 15 bits
-    instead of int8: slower, and closer to the exact model; on a GPU this changes nothing yet.
+    ``cpu_kv``: keep keys and values in host memory. ``precise``: multiply quantized weights with
+    activations of 15 bits (decode) and float32 (prefill) instead of int8: slower, and closer to the exact model. The mode
+    is part of a state's identity. On a GPU, and in prefill with bf16 or AMX, it changes nothing.
     """
 
     device: str = "auto"

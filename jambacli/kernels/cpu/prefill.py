@@ -1,8 +1,9 @@
 """Many tokens at once on the CPU: matrix products, experts, convolution, scan, attention.
 
 The same functions with the same signatures as ``jambacli.kernels.reference``. Weights stay in their blocks: the library
-dequantizes a panel of rows at a time into bf16 where the processor multiplies bf16 fast (f32 elsewhere, and always for f32
-and f16 weights) and multiplies it with all tokens, so a chunk reads each weight once. Products add up in float32.
+unpacks a panel of rows at a time and multiplies it with all tokens, so a chunk reads each weight once. Panels are bf16
+where the processor multiplies bf16 fast, else bytes with their scales on x86-64 (tokens are then rounded to int8 with a factor
+for every 32 values), else f32, and always f32 for f32 and f16 weights. Products add up in float32.
 """
 
 from __future__ import annotations
@@ -41,7 +42,10 @@ def _with_float_scale(w: QTensor) -> QTensor:
 
 
 def dequantize(w: QTensor) -> torch.Tensor:
-    """The values of w [out, in] as the products see them: bf16 or float32 [out, in], by format and processor."""
+    """The values of w [out, in] as the products see them: bf16 or float32 [out, in], by format and processor.
+
+    int8 panels hold the same values as float32 ones.
+    """
     n_out, n_in = w.shape
     lib, stride, w = built_library(), -(-n_in // _CHUNK) * _CHUNK, _with_float_scale(w)
     in_bf16 = lib.functions.prefill_element_bytes(w.format.ggml_type) == 2
@@ -51,8 +55,8 @@ def dequantize(w: QTensor) -> torch.Tensor:
     return out[:, :n_in]
 
 
-def linear(x: torch.Tensor, w: QTensor) -> torch.Tensor:
-    """x @ w.T for x float32 [T, in] and w [out, in] in any format: float32 [T, out]."""
+def linear(x: torch.Tensor, w: QTensor, *, precise: bool = False) -> torch.Tensor:
+    """x @ w.T for x float32 [T, in] and w [out, in] in any format: float32 [T, out]. ``precise``: x is not rounded to int8."""
     if not w.format.native and w.scale is None:
         return reference.linear(x, w)
     lib, x, w = built_library(), _rows(x), _with_float_scale(w)
@@ -62,6 +66,7 @@ def linear(x: torch.Tensor, w: QTensor) -> torch.Tensor:
         *(x.data_ptr(), x.stride(0)),
         *(out.data_ptr(), out.stride(0)),
         x.shape[0],
+        precise,
         torch.get_num_threads(),
     )
     lib.check(status, f"a {w.format.name} weight {list(w.shape)}")
@@ -74,6 +79,7 @@ def _gated(
     offsets: list[int],
     order: torch.Tensor | None,
     factors: torch.Tensor | None,
+    precise: bool,
 ) -> torch.Tensor:
     lib, x, hidden = built_library(), _rows(x), weights[0].shape[-1]
     kept = [_with_float_scale(w) for w in weights]
@@ -86,22 +92,30 @@ def _gated(
         *(x.data_ptr(), x.stride(0)),
         *(out.data_ptr(), hidden),
         len(offsets) - 1,
+        precise,
         torch.get_num_threads(),
     )
     lib.check(status, f"a {weights[0].format.name} network {list(weights[0].shape)}")
     return out
 
 
-def mlp(x: torch.Tensor, gate: QTensor, up: QTensor, down: QTensor) -> torch.Tensor:
+def mlp(x: torch.Tensor, gate: QTensor, up: QTensor, down: QTensor, *, precise: bool = False) -> torch.Tensor:
     """The gated feed-forward network down(silu(gate(x)) * up(x)): float32 [T, hidden] in and out."""
     matrices = (gate, up, down)
     if any(not w.format.native and w.scale is None for w in matrices):
         return reference.mlp(x, gate, up, down)
-    return _gated(x, matrices, [0, x.shape[0]], None, None)
+    return _gated(x, matrices, [0, x.shape[0]], None, None, precise)
 
 
 def experts(
-    x: torch.Tensor, router: torch.Tensor, gate: QTensor, up: QTensor, down: QTensor, top_k: int
+    x: torch.Tensor,
+    router: torch.Tensor,
+    gate: QTensor,
+    up: QTensor,
+    down: QTensor,
+    top_k: int,
+    *,
+    precise: bool = False,
 ) -> torch.Tensor:
     """The mixture of experts: each token's ``top_k`` most probable experts, summed with their probabilities.
 
@@ -116,7 +130,7 @@ def experts(
     by_expert = torch.argsort(chosen.flatten(), stable=True)
     counts = torch.bincount(chosen.flatten(), minlength=router.shape[0])
     offsets = [0, *torch.cumsum(counts, 0).tolist()]
-    return _gated(x, matrices, offsets, by_expert // top_k, weights.flatten()[by_expert].contiguous())
+    return _gated(x, matrices, offsets, by_expert // top_k, weights.flatten()[by_expert].contiguous(), precise)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

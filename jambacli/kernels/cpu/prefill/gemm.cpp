@@ -38,25 +38,42 @@ int64_t block_rows(int64_t n, int64_t m, int threads) {
     return rows < kUnit ? kUnit : rows > kBlockRows ? kBlockRows : rows;
 }
 
-// c [round_up(rows, 32) / 16][m_groups] = the first `rows` rows of w times packed inputs.
-void multiply_block(const PanelOps& ops, const Weight& w, int64_t rows, const uint8_t* x, int64_t x_stride, int64_t m_groups,
-                    float* c) {
-    const int64_t groups = round_up(rows, kUnit) / kGroup, eb = ops.element_bytes, bytes = w.row_bytes();
+// A panel of values k..k+width of rows of weights, zeros for rows up to the end of the last group.
+void fill_panel(const PanelOps& ops, const Weight& w, int64_t rows, int64_t groups, int64_t k, int64_t width, uint8_t* to) {
+    const int64_t chunks = round_up(width, kChunk) / kChunk, bytes = w.row_bytes();
+    if (ops.int8) {
+        for (int64_t g = 0; g < groups; ++g) {
+            const Weight group = w.rows(g * kGroup);
+            ops.int8->fill(w.type, group.data, bytes, group.scale, rows - g * kGroup, k, width, to + g * chunks * ops.w_chunk());
+        }
+        return;
+    }
     const DequantizeRow dequantize = ops.dequantizer(w.type);
-    uint8_t* to = static_cast<uint8_t*>(panel.get(groups * kGroup * ops.k_block * eb));
+    const int64_t stride = chunks * kChunkSize, eb = ops.element_bytes;
+    for (int64_t r = 0; r < groups * kGroup; ++r) {
+        uint8_t* row = to + (r / kGroup * stride + r % kGroup * kChunk) * eb;
+        if (r < rows) {
+            dequantize(w.data + r * bytes, k, width, w.scale ? w.scale[r] : 1.0f, row, kChunkSize);
+        } else {
+            for (int64_t i = 0; i < chunks; ++i)
+                for (int64_t j = 0; j < kChunk * eb; ++j) row[i * kChunkSize * eb + j] = 0;
+        }
+    }
+}
+
+// c [round_up(rows, 32) / 16][m / 16] = the first `rows` rows of w times m packed inputs, whose groups are x_stride bytes apart.
+void multiply_block(const PanelOps& ops, const Weight& w, int64_t rows, const uint8_t* x, int64_t x_stride, int64_t m, float* c) {
+    const int64_t groups = round_up(rows, kUnit) / kGroup, w_chunk = ops.w_chunk(), x_chunk = ops.x_chunk();
+    uint8_t* to = static_cast<uint8_t*>(panel.get(groups * ops.k_block / kChunk * w_chunk));
     for (int64_t k = 0; k < w.k; k += ops.k_block) {
         const int64_t width = w.k - k < ops.k_block ? w.k - k : ops.k_block, chunks = round_up(width, kChunk) / kChunk;
-        const int64_t stride = chunks * kChunkSize;
-        for (int64_t r = 0; r < groups * kGroup; ++r) {
-            uint8_t* row = to + (r / kGroup * stride + r % kGroup * kChunk) * eb;
-            if (r < rows) {
-                dequantize(w.data + r * bytes, k, width, w.scale ? w.scale[r] : 1.0f, row, kChunkSize);
-            } else {
-                for (int64_t i = 0; i < chunks; ++i)
-                    for (int64_t j = 0; j < kChunk * eb; ++j) row[i * kChunkSize * eb + j] = 0;
-            }
-        }
-        ops.multiply(to, groups, stride, x + k / kChunk * kChunkSize * eb, m_groups, x_stride, chunks, c, k > 0);
+        fill_panel(ops, w, rows, groups, k, width, to);
+        const uint8_t* from = x + k / kChunk * x_chunk;
+        if (ops.int8)
+            ops.int8->multiply(w.type, to, groups, chunks * w_chunk, from, m, x_stride, chunks, c, k > 0);
+        else
+            ops.multiply(to, groups, chunks * kChunkSize, from, round_up(m, kGroup) / kGroup, x_stride / ops.element_bytes, chunks,
+                         c, k > 0);
     }
 }
 
@@ -71,16 +88,17 @@ void pack_group(const PanelOps& ops, const float* x, int64_t x_stride, const int
     ops.pack(rows, k, out);
 }
 
-void linear(const Weight& w, const float* x, int64_t x_stride, int64_t m, float* out, int64_t out_stride, int threads) {
-    const PanelOps& ops = panel_ops(w.type);
-    const int64_t groups = round_up(m, kGroup) / kGroup, depth = round_up(w.k, kChunk), eb = ops.element_bytes;
-    const int64_t x_group = depth * kGroup, rows = block_rows(w.n, m, threads);
-    uint8_t* packed = static_cast<uint8_t*>(packed_inputs.get(groups * x_group * eb));
+void linear(const Weight& w, const float* x, int64_t x_stride, int64_t m, float* out, int64_t out_stride, bool precise,
+            int threads) {
+    const PanelOps& ops = panel_ops(w.type, precise);
+    const int64_t groups = round_up(m, kGroup) / kGroup, x_group = round_up(w.k, kChunk) / kChunk * ops.x_chunk();
+    const int64_t rows = block_rows(w.n, m, threads);
+    uint8_t* packed = static_cast<uint8_t*>(packed_inputs.get(groups * x_group));
     std::atomic<int64_t> next{0};
     parallel(threads, [&](Team& team) {
         const Range share = team.share(groups);
         for (int64_t g = share.begin; g < share.end; ++g)
-            pack_group(ops, x, x_stride, nullptr, m, g, w.k, packed + g * x_group * eb);
+            pack_group(ops, x, x_stride, nullptr, m, g, w.k, packed + g * x_group);
         team.barrier();
         ops.enter();
         for (;;) {
@@ -90,7 +108,7 @@ void linear(const Weight& w, const float* x, int64_t x_stride, int64_t m, float*
             for (int64_t first = 0; first < m; first += kSplit) {
                 const int64_t part = m - first < kSplit ? m - first : kSplit, part_groups = round_up(part, kGroup) / kGroup;
                 float* c = static_cast<float*>(products.get(round_up(count, kUnit) * part_groups * kGroup * 4));
-                multiply_block(ops, w.rows(n), count, packed + first * depth * eb, x_group, part_groups, c);
+                multiply_block(ops, w.rows(n), count, packed + first / kGroup * x_group, x_group, part, c);
                 const Output to{out + first * out_stride + n, out_stride, nullptr, nullptr};
                 ops.store(c, round_up(count, kUnit) / kGroup, part_groups, count, part, to);
             }
@@ -105,24 +123,32 @@ struct Gated {
     const int64_t* offsets;  // [experts + 1]: expert e has rows offsets[e]..offsets[e + 1] of the sorted inputs
     const int64_t* order;    // the token of each sorted row, or null: its number
     const float* weights;    // of each sorted row, or null: store instead of adding
+    bool precise;            // no int8 panels
 };
 
-const PanelOps& finest(const PanelOps& a, const PanelOps& b) { return a.element_bytes >= b.element_bytes ? a : b; }
+// Operations for all three matrices: the finest of theirs.
+const PanelOps& common_ops(const Gated& g) {
+    const PanelOps* ops[] = {&panel_ops(g.gate.type, g.precise), &panel_ops(g.up.type, g.precise), &panel_ops(g.down.type, g.precise)};
+    const PanelOps* finest = ops[0];
+    for (const PanelOps* each : ops)
+        if (each->element_bytes > finest->element_bytes) finest = each;
+    return *finest;
+}
 
 // out (+)= weight * down(silu(gate(x)) * up(x)). Three phases, so that there are two barriers whatever the number of experts:
 // pack all experts' inputs, all their gated products, then by columns of the output all experts' sums in their order.
 void gated(const Gated& g, const float* x, int64_t x_stride, float* out, int64_t out_stride, int threads) {
-    const PanelOps& ops = finest(panel_ops(g.gate.type), finest(panel_ops(g.up.type), panel_ops(g.down.type)));
-    const int64_t hidden = g.gate.k, ffn = g.gate.n, eb = ops.element_bytes;
-    const int64_t x_group = round_up(hidden, kChunk) * kGroup, h_group = round_up(ffn, kChunk) * kGroup;
+    const PanelOps& ops = common_ops(g);
+    const int64_t hidden = g.gate.k, ffn = g.gate.n, x_chunk = ops.x_chunk();
+    const int64_t x_group = round_up(hidden, kChunk) / kChunk * x_chunk, h_group = round_up(ffn, kChunk) / kChunk * x_chunk;
     const auto rows_of = [&](int64_t e) { return g.offsets[e + 1] - g.offsets[e]; };
     int64_t groups = 0, most = 1;
     for (int64_t e = 0; e < g.experts; ++e) {
         groups += round_up(rows_of(e), kGroup) / kGroup;
         if (rows_of(e) > most) most = rows_of(e);
     }
-    uint8_t* packed = static_cast<uint8_t*>(packed_inputs.get(groups * x_group * eb));
-    uint8_t* hidden_packed = static_cast<uint8_t*>(packed_gated.get(groups * h_group * eb));
+    uint8_t* packed = static_cast<uint8_t*>(packed_inputs.get(groups * x_group));
+    uint8_t* hidden_packed = static_cast<uint8_t*>(packed_gated.get(groups * h_group));
     const int64_t ffn_rows = block_rows(ffn, 2 * most, threads), ffn_blocks = (ffn + ffn_rows - 1) / ffn_rows;
     const int64_t out_rows = block_rows(g.down.n, most, threads);
     std::atomic<int64_t> next_ffn{0}, next_out{0};
@@ -135,7 +161,7 @@ void gated(const Gated& g, const float* x, int64_t x_stride, float* out, int64_t
                 const int64_t group = first_group + i;
                 if (group < share.begin || group >= share.end) continue;
                 const int64_t* order = g.order ? g.order + g.offsets[e] : nullptr;
-                pack_group(ops, x, x_stride, order, rows_of(e), i, hidden, packed + group * x_group * eb);
+                pack_group(ops, x, x_stride, order, rows_of(e), i, hidden, packed + group * x_group);
             }
             first_group += count;
         }
@@ -144,22 +170,23 @@ void gated(const Gated& g, const float* x, int64_t x_stride, float* out, int64_t
         int64_t item = next_ffn.fetch_add(1, std::memory_order_relaxed);
         first_group = 0;
         for (int64_t e = 0; e < g.experts; ++e) {
-            const int64_t m = rows_of(e), m_groups = round_up(m, kGroup) / kGroup;
+            const int64_t m = rows_of(e);
             for (; item < (e + 1) * ffn_blocks; item = next_ffn.fetch_add(1, std::memory_order_relaxed)) {
                 if (m == 0) continue;
                 const int64_t n = (item - e * ffn_blocks) * ffn_rows, count = ffn - n < ffn_rows ? ffn - n : ffn_rows;
-                for (int64_t first = 0; first < m_groups; first += kSplit / kGroup) {
-                    const int64_t part = m_groups - first < kSplit / kGroup ? m_groups - first : kSplit / kGroup;
-                    const int64_t size = round_up(count, kUnit) * part * kGroup;
+                for (int64_t first = 0; first < m; first += kSplit) {
+                    const int64_t part = m - first < kSplit ? m - first : kSplit, part_groups = round_up(part, kGroup) / kGroup;
+                    const int64_t size = round_up(count, kUnit) * part_groups * kGroup;
                     float* c = static_cast<float*>(products.get(2 * size * 4));
-                    const uint8_t* from = packed + (first_group + first) * x_group * eb;
+                    const int64_t group = first_group + first / kGroup;
+                    const uint8_t* from = packed + group * x_group;
                     multiply_block(ops, g.gate.rows(e * ffn + n), count, from, x_group, part, c);
                     multiply_block(ops, g.up.rows(e * ffn + n), count, from, x_group, part, c + size);
-                    uint8_t* to = hidden_packed + ((first_group + first) * h_group + n / kChunk * kChunkSize) * eb;
-                    ops.gate(c, c + size, round_up(count, kUnit) / kGroup, part, to, h_group);
+                    uint8_t* to = hidden_packed + group * h_group + n / kChunk * x_chunk;
+                    ops.gate(c, c + size, round_up(count, kUnit) / kGroup, part_groups, to, h_group / ops.element_bytes);
                 }
             }
-            first_group += m_groups;
+            first_group += round_up(m, kGroup) / kGroup;
         }
         team.barrier();
         for (;;) {
@@ -172,8 +199,8 @@ void gated(const Gated& g, const float* x, int64_t x_stride, float* out, int64_t
                 for (int64_t first = 0; first < m; first += kSplit) {
                     const int64_t part = m - first < kSplit ? m - first : kSplit, m_groups = round_up(part, kGroup) / kGroup;
                     float* c = static_cast<float*>(products.get(round_up(count, kUnit) * m_groups * kGroup * 4));
-                    const uint8_t* from = hidden_packed + (first_group + first / kGroup) * h_group * eb;
-                    multiply_block(ops, g.down.rows(e * g.down.n + n), count, from, h_group, m_groups, c);
+                    const uint8_t* from = hidden_packed + (first_group + first / kGroup) * h_group;
+                    multiply_block(ops, g.down.rows(e * g.down.n + n), count, from, h_group, part, c);
                     const int64_t start = g.offsets[e] + first;
                     const Output to{g.order ? out + n : out + start * out_stride + n, out_stride,
                                     g.order ? g.order + start : nullptr, g.weights ? g.weights + start : nullptr};
@@ -188,7 +215,7 @@ void gated(const Gated& g, const float* x, int64_t x_stride, float* out, int64_t
 
 }  // namespace
 
-const PanelOps& panel_ops(int type) {
+const PanelOps& float_panel_ops(int type) {
 #if defined(NATIVE_X86)
     if (type != kF32 && type != kF16) {
         if (isa_includes(Isa::amx) && amx::usable()) return amx::panel_ops;
@@ -201,15 +228,29 @@ const PanelOps& panel_ops(int type) {
     return choose(variants);
 }
 
+// int8 panels for any number of rows, so that a row's result does not depend on how many come with it.
+const PanelOps& panel_ops(int type, bool precise) {
+#if defined(NATIVE_X86)
+#define LEVEL(level) {Isa::level, &level::int8_panel_ops},
+    static constexpr Variant<PanelOps> variants[] = {INT8_LEVELS(LEVEL)};
+#undef LEVEL
+    if (!precise && isa_includes(Isa::avx2) && float_panel_ops(type).element_bytes == 4) {
+        const PanelOps& ops = choose(variants);
+        if (ops.int8->takes(type)) return ops;
+    }
+#endif
+    return float_panel_ops(type);
+}
+
 }  // namespace jamba
 
 // out[m][n] = x[m] . w[n] for x f32 [m, w.cols] and out f32 [m, w.rows].
 EXPORT int prefill_linear(const jamba::Matrix* w, const float* x, int64_t x_stride, float* out, int64_t out_stride, int64_t m,
-                          int threads) {
+                          int precise, int threads) {
     using namespace jamba;
     if (const Status status = check_matrix(*w)) return status;
     return guarded([&] {
-        if (m > 0) linear(weight_of(*w), x, x_stride, m, out, out_stride, threads);
+        if (m > 0) linear(weight_of(*w), x, x_stride, m, out, out_stride, precise != 0, threads);
         return kOk;
     });
 }
@@ -218,29 +259,29 @@ EXPORT int prefill_linear(const jamba::Matrix* w, const float* x, int64_t x_stri
 // stacks of `experts`. `offsets`, `order` and `weights` as in Gated: with weights the caller clears `out`.
 EXPORT int prefill_gated(const jamba::Matrix* gate, const jamba::Matrix* up, const jamba::Matrix* down, const int64_t* offsets,
                          const int64_t* order, const float* weights, const float* x, int64_t x_stride, float* out,
-                         int64_t out_stride, int64_t experts, int threads) {
+                         int64_t out_stride, int64_t experts, int precise, int threads) {
     using namespace jamba;
     for (const Matrix* w : {gate, up, down})
         if (const Status status = check_matrix(*w)) return status;
     if (up->rows != gate->rows || up->cols != gate->cols || down->cols != gate->rows || down->rows != gate->cols) return kBadStep;
     return guarded([&] {
         if (offsets[experts] > 0)
-            gated({weight_of(*gate), weight_of(*up), weight_of(*down), experts, offsets, order, weights}, x, x_stride, out,
+            gated({weight_of(*gate), weight_of(*up), weight_of(*down), experts, offsets, order, weights, precise != 0}, x, x_stride, out,
                   out_stride, threads);
         return kOk;
     });
 }
 
-// Bytes of an element of the panels that weights of this type are multiplied in at the level in use: 2 (bf16) or 4 (f32).
-EXPORT int prefill_element_bytes(int type) { return static_cast<int>(jamba::panel_ops(type).element_bytes); }
+// Bytes of an element of prefill_dequantize's output for weights of this type at the level in use: 2 (bf16) or 4 (f32).
+EXPORT int prefill_element_bytes(int type) { return static_cast<int>(jamba::float_panel_ops(type).element_bytes); }
 
-// The values of w as the products see them, bf16 or f32 by prefill_element_bytes; rows of `out` are `out_stride` elements
-// apart, a multiple of 32.
+// The values of w as float products see them, bf16 or f32 by prefill_element_bytes (int8 panels hold the same values as f32);
+// rows of `out` are `out_stride` elements apart, a multiple of 32.
 EXPORT int prefill_dequantize(const jamba::Matrix* w, void* out, int64_t out_stride, int threads) {
     using namespace jamba;
     if (const Status status = check_matrix(*w)) return status;
     if (out_stride % kChunk) return kBadShape;
-    const PanelOps& ops = panel_ops(w->type);
+    const PanelOps& ops = float_panel_ops(w->type);
     const DequantizeRow dequantize = ops.dequantizer(w->type);
     parallel_for(threads, w->rows, 1, [&](int64_t begin, int64_t end) {
         for (int64_t r = begin; r < end; ++r)
