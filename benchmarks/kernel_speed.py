@@ -152,7 +152,7 @@ def _our_product(w: QTensor, x: torch.Tensor, y: torch.Tensor) -> Callable[[], o
     from jambacli.kernels.cpu.structs import address, matrix
 
     library, struct = built_library(), matrix(w)
-    where = (ctypes.byref(struct), address(x), x.shape[1], address(y), y.shape[1], x.shape[0], 1)
+    where = (ctypes.byref(struct), address(x), x.shape[1], address(y), y.shape[1], x.shape[0], False, 1)
     function = library.functions.decode_linear
     library.check(function(*where))
     return lambda: function(*where)
