@@ -6,6 +6,8 @@ them to disk at the end of a turn.
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import logging
 import queue
 import threading
@@ -47,9 +49,13 @@ class _Batch:
     durable: bool
 
 
-def state_space(fingerprint: str, state: SequenceState) -> str:
-    """The part of the store for states of one model, KV type and mode of decode; precise states have no suffix."""
-    return f"{fingerprint}-{state.kv_type}" + ("" if state.precise else "-int8")
+def state_spaces(fingerprint: str, state: SequenceState) -> tuple[str, str]:
+    """The parts of the store for states of one model, KV type and mode: this version's, and that of earlier versions.
+
+    Earlier versions knew one mode, today's precise one. A state of theirs fits both: either mode can go on from it.
+    """
+    earlier = f"{fingerprint}-{state.kv_type}"
+    return f"{earlier}-{'precise' if state.precise else 'int8'}", earlier
 
 
 class PrefixCache:
@@ -58,10 +64,12 @@ class PrefixCache:
     It tracks which parts of the sequence are stored, so it must be told of every change: see ``restored`` and ``truncate``.
     """
 
-    def __init__(self, store: PrefixStore, space: str, layout: StateLayout) -> None:
-        """``space``: the part of the store whose states fit, see ``state_space``. ``layout``: that of its state."""
+    def __init__(self, store: PrefixStore, spaces: Sequence[str], layout: StateLayout) -> None:
+        """``spaces``: the parts of the store whose states fit, the one to write to first (see ``state_spaces``). ``layout``:
+        that of its state."""
         self.store = store
-        self.space = space
+        self.space = spaces[0]
+        self.spaces = tuple(spaces)
         #: Hashes of the documents in the sequence, so that ``jamba cache clear`` finds the prefixes that hold one.
         self.documents: list[str] = []
         self._layout = layout
@@ -78,13 +86,14 @@ class PrefixCache:
 
         A prefix of all ``tokens`` needs stored logits, because nothing is computed after it.
         """
-        for record in self.store.find(self.space, tokens, above):
+        found = [zip(itertools.repeat(space), self.store.find(space, tokens, above)) for space in self.spaces]
+        for space, record in heapq.merge(*found, key=lambda pair: -pair[1].position):
             if record.position == len(tokens) and record.logits is None:
                 continue
             try:
                 prefix = read_prefix(self.store, record, tokens, self._layout)
             except DamagedPrefixError:
-                self.store.drop_prefix(self.space, record)
+                self.store.drop_prefix(space, record)
                 continue
             yield prefix
 
@@ -101,7 +110,8 @@ class PrefixCache:
     def restored(self, prefix: StoredPrefix) -> None:
         """The sequence now holds exactly this prefix."""
         record = prefix.record
-        self.store.touch(self.space, record)
+        for space in self.spaces:
+            self.store.touch(space, record)
         full = record.position // SEGMENT
         self._segments = record.segments[:full] if record.segment_tokens == SEGMENT else []
         self._checkpoints = {record.position: record.checkpoint}
@@ -116,7 +126,8 @@ class PrefixCache:
 
     def drop(self, prefix: StoredPrefix) -> None:
         """Remove a damaged prefix from the index."""
-        self.store.drop_prefix(self.space, prefix.record)
+        for space in self.spaces:
+            self.store.drop_prefix(space, prefix.record)
 
     def truncate(self, position: int) -> None:
         """The sequence was cut back to ``position``: blobs stored beyond it belong to other tokens."""

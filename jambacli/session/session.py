@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from jambacli.cache.prefix_store import Prefix, PrefixStore, text_hash
 from jambacli.engine.generate import Generated, Thought, generate
 from jambacli.engine.options import GenerationKeywords, GenerationOptions
-from jambacli.engine.prefix_cache import PrefixCache, state_space
+from jambacli.engine.prefix_cache import PrefixCache, state_spaces
 from jambacli.engine.sampling import Sampler, Sampling
 from jambacli.engine.sequence import Counters, TokenSequence
 from jambacli.errors import JambaError, UsageError
@@ -233,7 +233,7 @@ class Session:
         """The session's part of the store. If the store cannot be created, a session without a name works without it."""
         state = self.sequence.state
         try:
-            return PrefixCache(PrefixStore(), state_space(self.model.fingerprint, state), state.layout)
+            return PrefixCache(PrefixStore(), state_spaces(self.model.fingerprint, state), state.layout)
         except JambaError as error:
             if self.name:
                 raise

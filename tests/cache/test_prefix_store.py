@@ -24,7 +24,7 @@ from tests.support.small_models import small_model
 
 def stored_sequence(root: Path, kv_type: str = "f32", ctx: int = 4096, space: str = "m") -> TokenSequence:
     sequence = TokenSequence(small_model().model, ctx, kv_type, chunk=64)
-    sequence.prefixes = PrefixCache(PrefixStore(root), f"{space}-{kv_type}", sequence.state.layout)
+    sequence.prefixes = PrefixCache(PrefixStore(root), [f"{space}-{kv_type}"], sequence.state.layout)
     return sequence
 
 

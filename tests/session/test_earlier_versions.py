@@ -73,16 +73,16 @@ def packed(ids: list[int]) -> str:
     return base64.b64encode(np.asarray(ids, dtype="<i4").tobytes()).decode()
 
 
-def test_a_stored_prefix_is_found_in_the_precise_mode(model: Jamba, own_home: Path) -> None:
+def test_a_stored_prefix_is_found_in_either_mode(model: Jamba, own_home: Path) -> None:
     text = "the quick brown fox jumps over the lazy dog. " * 80
     ids = render_plain(model.tokenizer, text).ids
     assert len(ids) > SEGMENT
     put_prefix(own_home, model, ids)
     assert model.path is not None
-    for loaded, reused in ((Jamba.load(model.path, precise=True), len(ids)), (model, 0)):
+    for loaded in (Jamba.load(model.path, precise=True), model):
         with loaded.session() as session:
             list(session.complete(text, max_tokens=2, temperature=0))
-            assert (session.stats.reused_tokens, session.stats.prefilled_tokens) == (reused, len(ids) - reused)
+            assert (session.stats.reused_tokens, session.stats.prefilled_tokens) == (len(ids), 0)
 
 
 @pytest.mark.parametrize("chat", [True, False])
