@@ -385,7 +385,7 @@ def _register_path(store: Store, path: Path, options: PullOptions) -> StoreEntry
     split = SPLIT_NAME.fullmatch(path.name)
     name = options.own_name or (split["stem"] if split else path.stem).lower()
     if not SHORT.fullmatch(name):
-        raise UsageError(f"{name[:80]!a} cannot be used as a name", remedy="choose a name with {own_name}")
+        raise UsageError(f"{name[:80]!a} cannot be used as a name", remedy="choose another {own_name}")
     store.prepare()
     files = tuple(StoredFile(part.name, part.stat().st_size, "", str(part)) for part in paths)
     model = RemoteModel({"kind": "path", "path": str(paths[0])}, [], [], "", [])

@@ -230,7 +230,7 @@ def test_an_existing_output_is_refused_before_anything_is_written(tmp_path: Path
     part = tmp_path / "s-00002-of-00004.gguf"
     part.write_text("mine")
     with (
-        pytest.raises(JambaError, match=r"s-00002-of-00004\.gguf exists"),
+        pytest.raises(JambaError, match=r"s-00002-of-00004\.gguf already exists"),
         GGUFWriter(tmp_path / "s.gguf", split_max_size=900) as writer,
     ):
         fill(writer)

@@ -70,7 +70,7 @@ def test_models_that_do_not_fit_are_skipped_with_the_reason(tmp_path: Path, monk
     assert reasons["jamba-mini q4_k_m in 24 GB"] == "the GPU has 8 GB free"
     monkeypatch.setattr(speed, "free_memory", lambda device: 24 * 10**9)
     speed._model(suite, rows, gpu, "jamba-mini", mini, "q8_0")
-    assert "of experts would stay in RAM, of which 16 GB are free" in suite.results["no_room"][-1]["reason"]
+    assert "of experts would stay in RAM, of which 16 GB is free" in suite.results["no_room"][-1]["reason"]
     make = GpuTensors(small, "q4_k_m", _CPU)
     assert speed._plan_or_skip(suite, "small", small, make, 262144, "f16", gpu, None) is not None
     assert rows == suite.results["failed"] == []

@@ -163,7 +163,7 @@ def test_a_damaged_copy_in_the_cache_is_not_used(hub: Server, models: dict[str, 
 def test_a_local_file_is_registered_in_place(tmp_path: Path, models: dict[str, bytes]) -> None:
     path = tmp_path / "My Model.gguf"
     path.write_bytes(models["Q4_0"])
-    with pytest.raises(JambaError, match="own_name"):
+    with pytest.raises(JambaError, match="choose another name"):
         get(str(path))
     get(str(path), own_name="mine:small")
     assert resolve_model("mine:small") == path
