@@ -176,7 +176,7 @@ def test_options_are_named_as_on_the_command_line(
         (["jamba:3b", "--name", "My Model"], "--name 'My Model' is not a valid name"),
         (["jamba:3b", "--revision", "a/../b"], "--revision 'a/../b' is not a branch"),
         (["jamba:3b-q4_0", "--quant", "q8_0"], "--quant 'q8_0' is not the type in the name"),
-        ([tmp_path / "My Model.gguf"], "choose a name with --name"),
+        ([tmp_path / "My Model.gguf"], "choose another --name"),
         ([tmp_path / "My Model.gguf", "--quant", "q8_0"], "leave --quant and --revision out"),
     ):
         assert jamba("pull", *arguments) in (1, 2)
