@@ -32,7 +32,6 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show what a model is, layer by layer, and what a context length costs on this machine."""
-    from jambacli.convert.summary import summarize_checkpoint
     from jambacli.gguf.summary import summarize
     from jambacli.hardware.devices import devices
     from jambacli.model.config import check_kv_type
@@ -42,7 +41,12 @@ def show(
     kv_type = kv_type.lower()
     check_kv_type(kv_type)
     path = o.model_path(model)
-    summary = summarize_checkpoint(path) if path.is_dir() else summarize(path)
+    if path.is_dir():
+        from jambacli.convert.summary import summarize_checkpoint
+
+        summary = summarize_checkpoint(path)
+    else:
+        summary = summarize(path)
     plan = memory_plan(
         summary.config,
         summary.weight_bytes,
