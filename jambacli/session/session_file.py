@@ -198,8 +198,12 @@ def _check_types(value: dict[str, Any]) -> None:
 
 def names() -> list[str]:
     """The names of all sessions, most recently used first."""
-    files = [p for p in sessions_folder().glob("*.json") if not p.name.startswith(".")]
-    return [unicodedata.normalize("NFC", p.stem) for p in sorted(files, key=lambda p: -p.stat().st_mtime)]
+    used: dict[str, float] = {}
+    for path in sessions_folder().glob("*.json"):
+        if not path.name.startswith("."):
+            with contextlib.suppress(FileNotFoundError):  # another process has just removed it
+                used[unicodedata.normalize("NFC", path.stem)] = path.stat().st_mtime
+    return sorted(used, key=lambda name: -used[name])
 
 
 def readable() -> Iterator[tuple[str, SavedSession]]:
