@@ -10,6 +10,7 @@ The mixer is Mamba or, in a few layers, attention; the feed-forward network is o
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -56,6 +57,20 @@ class StepDecoder(Protocol):
 
     def run(self, ids: torch.Tensor, state: SequenceState, n_logits: int) -> torch.Tensor:
         """Append the token ids int64 [T], all in the vocabulary. Returns logits float32 [n_logits, vocab]."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Tokens to append to one sequence in a step: ``ids`` int64 [T], T >= 1, on the CPU.
+
+    ``logits``: as for ``JambaModel.forward``. ``revocable``: ``state.retract`` may take back any of the last tokens of this
+    span until the state's next pass.
+    """
+
+    state: SequenceState
+    ids: torch.Tensor
+    logits: Literal["last", "all", "none"] = "last"
+    revocable: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,6 +125,13 @@ class JambaModel:
         # Triton launches on the thread's current GPU, which may be another GPU.
         with torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext():
             return self._forward(ids, state, logits)
+
+    def forward_spans(self, spans: Sequence[Span]) -> list[torch.Tensor | None]:
+        """Append tokens to several sequences in one step. Returns each span's logits as ``forward`` does.
+
+        The spans' states are distinct. A token's results do not depend on the other spans in the step.
+        """
+        return [self.forward(span.ids, span.state, logits=span.logits) for span in spans]
 
     def _forward(
         self, ids: torch.Tensor, state: SequenceState, logits: Literal["last", "all", "none"]
