@@ -117,27 +117,12 @@ def join_and_leave(model: JambaModel, seed: int, rounds: int = 5, sequences: int
             assert same(span.state, alone[i].state)
 
 
-DENSE_TYPES = [
-    "f32",
-    "f16",
-    "bf16",
-    "q8_0",
-    "q4_0",
-    "q4_1",
-    "q5_0",
-    "q5_1",
-    "q2_k",
-    "q3_k_m",
-    "q4_k_m",
-    "q5_k_m",
-    "q6_k",
-    "iq4_nl",
-    "iq4_xs",
-]
+LEGACY_TYPES = ["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1"]
+K_TYPES = ["q2_k", "q3_k_m", "q4_k_m", "q5_k_m", "q6_k", "iq4_nl", "iq4_xs"]
 
 
 @needs_cpu
-@pytest.mark.parametrize("quant", DENSE_TYPES)
+@pytest.mark.parametrize("quant", LEGACY_TYPES + K_TYPES)
 def test_a_token_gets_the_same_bits_alone_and_among_others(quant: str) -> None:
     join_and_leave(small(quant, num_experts=1), seed=1)
 
