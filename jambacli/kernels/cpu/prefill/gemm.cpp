@@ -241,7 +241,7 @@ const PanelOps& panel_ops(int type, bool precise) {
 #undef LEVEL
     if (!precise && isa_includes(Isa::avx2) && float_panel_ops(type).element_bytes == 4) {
         const PanelOps& ops = choose(variants);
-        if (ops.int8->takes(type)) return ops.int8->ranged(type) ? choose(ranged_variants) : ops;
+        if (ops.int8->takes(type)) return ops.int8->ranged && ops.int8->ranged(type) ? choose(ranged_variants) : ops;
     }
 #endif
     return float_panel_ops(type);

@@ -42,7 +42,6 @@ struct Output {
 struct Int8Panels {
     int64_t w_chunk, x_chunk;  // bytes of a chunk of 16 rows of weights, of inputs
     bool (*takes)(int type);   // whether weights of this type are multiplied so
-    bool (*ranged)(int type);  // whether they take ranged inputs, which are rounded less
 
     // Makes a panel's group of values first..first+n of 16 rows, of which `rows` exist. `scale`: the rows' factors of kI8.
     void (*fill)(int type, const uint8_t* data, int64_t row_bytes, const float* scale, int64_t rows, int64_t first, int64_t n,
@@ -51,6 +50,9 @@ struct Int8Panels {
     // c (+)= w x over `chunks` chunks, for all groups of weights and m rows of inputs; strides in bytes between groups.
     void (*multiply)(int type, const void* w, int64_t n_groups, int64_t w_stride, const void* x, int64_t m, int64_t x_stride,
                      int64_t chunks, float* c, bool accumulate);
+
+    // Whether weights of this type take ranged inputs, which are rounded less (PanelOps::ranged). Null: none does.
+    bool (*ranged)(int type) = nullptr;
 };
 
 // One instruction set's part of the work.

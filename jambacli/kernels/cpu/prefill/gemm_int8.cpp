@@ -617,7 +617,7 @@ void multiply_int8(int type, const void* w, int64_t n_groups, int64_t w_stride, 
     }
 }
 
-constexpr Int8Panels kPanels{kPanelChunk, kInputChunk, takes, takes_ranged, fill_int8, multiply_int8};
+constexpr Int8Panels kPanels{kPanelChunk, kInputChunk, takes, fill_int8, multiply_int8, takes_ranged};
 
 }  // namespace
 
