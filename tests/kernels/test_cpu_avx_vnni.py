@@ -6,7 +6,6 @@ import ctypes
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -47,27 +46,34 @@ static inline __attribute__((unused)) __m256i plain_words(__m256i sum, __m256i a
 """
 
 
-def emulated_library(folder: Path) -> Path:
-    """The kernels with the AVX2 products compiled as at level avxvnni, the new instructions as functions."""
+_EMULATED = ("decode-dot_avx2.avx2", "prefill-gemm_int8.avx2")
+
+
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> list[ctypes.CDLL]:
+    """The kernels with AVX2's products compiled as at level avxvnni, the new instructions as functions; the usual ones."""
+    folder = tmp_path_factory.mktemp("avxvnni")
     build.build("_kernels", folder / "usual.so")
     objects = build.ROOT / "build" / "native" / "_kernels"
     (folder / "plain.h").write_text(_PLAIN)
-    command = shlex.split((objects / "decode-dot_avx2.avx2.command").read_text())
-    command[command.index("-o") + 1] = str(folder / "dot.o")
-    subprocess.run([*command, "-include", str(folder / "plain.h")], check=True)
-    others = [str(p) for p in objects.glob("*.o") if p.name != "decode-dot_avx2.avx2.o"]
+    for name in _EMULATED:
+        command = shlex.split((objects / f"{name}.command").read_text())
+        command[command.index("-o") + 1] = str(folder / f"{name}.o")
+        subprocess.run([*command, "-include", str(folder / "plain.h")], check=True)
+    linked = [str((folder if p.stem in _EMULATED else objects) / p.name) for p in objects.glob("*.o")]
     subprocess.run(
-        [build.compiler(), "-shared", "-pthread", *others, str(folder / "dot.o"), "-o", str(folder / "emulated.so")],
+        [build.compiler(), "-shared", "-pthread", *linked, "-o", str(folder / "emulated.so")],
         check=True,
     )
-    return folder / "emulated.so"
-
-
-def test_products_equal_those_of_avx2(tmp_path: Path) -> None:
-    libraries = [ctypes.CDLL(str(p)) for p in (emulated_library(tmp_path), tmp_path / "usual.so")]
-    for library in libraries:
-        library.decode_linear.argtypes = FUNCTIONS["decode_linear"]
+    loaded = [ctypes.CDLL(str(folder / name)) for name in ("emulated.so", "usual.so")]
+    for library in loaded:
+        for name in ("decode_linear", "prefill_linear"):
+            getattr(library, name).argtypes = FUNCTIONS[name]
         library.native_set_isa(1)  # avx2
+    return loaded
+
+
+def test_products_equal_those_of_avx2(libraries: list[ctypes.CDLL]) -> None:
     for fmt in NATIVE:
         n = 768 if get_format(fmt).block == 256 else 352
         w, x = random_weight(fmt, (37, n)), torch.randn(9, n, generator=torch.Generator().manual_seed(n))
@@ -81,3 +87,24 @@ def test_products_equal_those_of_avx2(tmp_path: Path) -> None:
                 assert status == 0
                 outs.append(y)
             assert torch.equal(*outs), (fmt, precise)
+
+
+@pytest.mark.parametrize("fmt", [f for f in NATIVE if f not in ("f32", "f16", "bf16")])
+def test_prefill_equals_that_of_avx2(libraries: list[ctypes.CDLL], fmt: str) -> None:
+    """AVX2's sums of Q3_K and Q6_K become floats later: they are equal to rounding, all others to the bit."""
+    n = 768 if get_format(fmt).block == 256 else 352
+    for tokens in (1, 3, 9, 22):
+        w, x = random_weight(fmt, (37, n)), torch.randn(tokens, n, generator=torch.Generator().manual_seed(n))
+        outs = []
+        for library in libraries:
+            y = torch.empty(tokens, 37)
+            status = library.prefill_linear(
+                ctypes.byref(matrix(w)), x.data_ptr(), n, y.data_ptr(), 37, tokens, False, 2
+            )
+            assert status == 0
+            outs.append(y)
+        if fmt in ("q3_k", "q6_k"):
+            emulated, usual = outs
+            assert torch.allclose(emulated, usual, rtol=1e-5, atol=float(usual.abs().max()) * 1e-5)
+        else:
+            assert torch.equal(*outs), tokens

@@ -28,7 +28,7 @@ def uses_bf16(isa: str, *names: str) -> bool:
 def uses_int8(isa: str, *names: str) -> bool:
     """Whether weights of all these formats are multiplied as bytes."""
     floats, wide = {"f32", "f16", "bf16"}, {"q8_0", "iq4_nl", "iq4_xs", "i8"}
-    without = {"vnni": floats, "avx512": floats | wide, "avx2": floats}
+    without = {"vnni": floats, "avx512": floats | wide, "avxvnni": floats, "avx2": floats}
     return isa in without and not without[isa] & set(names)
 
 
@@ -107,6 +107,30 @@ def test_inputs_of_many_sizes(isa: str, name: str) -> None:
     assert bool(got.isfinite().all()) and got.shape == exact.shape
 
 
+@pytest.mark.parametrize("name", [n for n in NATIVE if n not in ("f32", "f16", "bf16", "i8")])
+def test_inputs_are_rounded_less_than_in_ggml(isa: str, name: str) -> None:
+    """ggml rounds inputs to multiples of a 127th of the largest of 32, or of 256 for super-blocks."""
+    w, group = random_weight(name, (96, 1024)), FORMATS[name].block
+    for rare in (1.0, 15.0):  # of the values, one in 100 is that many times as large
+        x = torch.randn(64, 1024) * torch.where(torch.rand(64, 1024) < 0.01, rare, 1.0)
+        parts = x.view(64, -1, group)
+        step = parts.abs().amax(-1, keepdim=True) / 127
+        theirs = ((parts / step).round() * step).view_as(x)
+        limit = product_error(theirs @ values(w).T, x, values(w))
+        assert product_error(prefill.linear(x, w), x, values(w)) < 0.9 * limit
+
+
+@pytest.mark.parametrize("name", ["q4_0", "q4_1", "q8_0", "i8"])
+def test_inputs_that_are_all_equal_or_far_from_zero(isa: str, name: str) -> None:
+    w, x = random_weight(name, (64, 512)), torch.randn(6, 512)
+    x[0], x[1], x[2] = 0.7, -3.0, 1000.0 + x[2]
+    x[3], x[4] = -x[3].abs() - 50.0, x[4].abs()
+    for i in range(6):
+        assert product_error(prefill.linear(x[i : i + 1], w), x[i : i + 1], values(w)) < max(
+            3 * limit_of(isa, name), 1e-4
+        ), i
+
+
 def test_linear_of_more_tokens_than_a_panel_serves(isa: str) -> None:
     w, x = random_weight("q8_0", (40, 64)), torch.randn(2100, 64)
     limit = limit_of(isa, "q8_0")
@@ -156,7 +180,10 @@ def test_a_format_without_kernels_goes_through_gguf() -> None:
     assert torch.equal(got, reference.linear(x, w))
 
 
-MIXES = [("q4_k", "q4_k", "q6_k"), ("i8", "i8", "i8"), ("f32", "f32", "f32"), ("q8_0", "f16", "q4_0"), ("bf16",) * 3]
+MIXES = [
+    *(("q4_k", "q4_k", "q6_k"), ("i8", "i8", "i8"), ("f32", "f32", "f32"), ("q8_0", "f16", "q4_0"), ("bf16",) * 3),
+    *(("q4_0", "q4_0", "q6_k"), ("q4_0", "q5_1", "q8_0"), ("q4_k", "iq4_nl", "q4_1")),
+]
 
 
 @pytest.mark.parametrize("mix", MIXES, ids="-".join)

@@ -126,12 +126,14 @@ struct Gated {
     bool precise;            // no int8 panels
 };
 
-// Operations for all three matrices: the finest of theirs.
+// Operations for all three matrices: the finest of theirs, and inputs that all of them take.
 const PanelOps& common_ops(const Gated& g) {
     const PanelOps* ops[] = {&panel_ops(g.gate.type, g.precise), &panel_ops(g.up.type, g.precise), &panel_ops(g.down.type, g.precise)};
     const PanelOps* finest = ops[0];
-    for (const PanelOps* each : ops)
-        if (each->element_bytes > finest->element_bytes) finest = each;
+    for (const PanelOps* each : ops) {
+        const bool as_fine = each->element_bytes == finest->element_bytes;
+        if (each->element_bytes > finest->element_bytes || (as_fine && !each->ranged)) finest = each;
+    }
     return *finest;
 }
 
@@ -234,9 +236,12 @@ const PanelOps& panel_ops(int type, bool precise) {
 #define LEVEL(level) {Isa::level, &level::int8_panel_ops},
     static constexpr Variant<PanelOps> variants[] = {INT8_LEVELS(LEVEL)};
 #undef LEVEL
+#define LEVEL(level) {Isa::level, &level::int8_ranged_ops},
+    static constexpr Variant<PanelOps> ranged_variants[] = {INT8_LEVELS(LEVEL)};
+#undef LEVEL
     if (!precise && isa_includes(Isa::avx2) && float_panel_ops(type).element_bytes == 4) {
         const PanelOps& ops = choose(variants);
-        if (ops.int8->takes(type)) return ops;
+        if (ops.int8->takes(type)) return ops.int8->ranged && ops.int8->ranged(type) ? choose(ranged_variants) : ops;
     }
 #endif
     return float_panel_ops(type);

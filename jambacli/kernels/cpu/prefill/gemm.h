@@ -50,6 +50,9 @@ struct Int8Panels {
     // c (+)= w x over `chunks` chunks, for all groups of weights and m rows of inputs; strides in bytes between groups.
     void (*multiply)(int type, const void* w, int64_t n_groups, int64_t w_stride, const void* x, int64_t m, int64_t x_stride,
                      int64_t chunks, float* c, bool accumulate);
+
+    // Whether weights of this type take ranged inputs, which are rounded less (PanelOps::ranged). Null: none does.
+    bool (*ranged)(int type) = nullptr;
 };
 
 // One instruction set's part of the work.
@@ -59,7 +62,7 @@ struct PanelOps {
     DequantizeRow (*dequantizer)(int type);  // null for int8
 
     // Packs 16 rows of k values; rows[i] null gives zeros. bf16 panels round to nearest even, int8 ones to the nearest
-    // multiple of a 127th of the largest of 32 values.
+    // multiple of a 127th of the largest of 32 values, or of a 254th of their range.
     void (*pack)(const float* const* rows, int64_t k, void* out);
 
     // Called by each thread before its first and after its last multiply().
@@ -78,6 +81,7 @@ struct PanelOps {
     void (*gate)(const float* g, const float* u, int64_t n_groups, int64_t m_groups, void* out, int64_t stride);
 
     const Int8Panels* int8 = nullptr;
+    bool ranged = false;  // int8: inputs reach from the smallest to the largest value, which not all types' products take
 
     int64_t w_chunk() const { return int8 ? int8->w_chunk : kChunkSize * element_bytes; }
     int64_t x_chunk() const { return int8 ? int8->x_chunk : kChunkSize * element_bytes; }
@@ -98,11 +102,12 @@ const PanelOps& float_panel_ops(int type);
 SIMD_LEVELS(LEVEL)
 #undef LEVEL
 
-// Levels with int8 panels, in the order of the registry.
-#define INT8_LEVELS(LEVEL) LEVEL(avx2) LEVEL(avx512) LEVEL(vnni)
-#define LEVEL(level)                      \
-    namespace level {                     \
-    extern const PanelOps int8_panel_ops; \
+// Levels with int8 panels, in the order of the registry. The products of both sets are the same functions: those of a type that
+// does not take ranged inputs take int8_panel_ops' only, the others both.
+#define INT8_LEVELS(LEVEL) LEVEL(avx2) LEVEL(avxvnni) LEVEL(avx512) LEVEL(vnni)
+#define LEVEL(level)                                        \
+    namespace level {                                       \
+    extern const PanelOps int8_panel_ops, int8_ranged_ops;  \
     }
 INT8_LEVELS(LEVEL)
 #undef LEVEL

@@ -3,7 +3,8 @@
 //
 // Each format has: kGroup, the values that share a scale (32 or 16); kMinimum, whether the value is scale * level - offset
 // (else it is scale * (level - kBias)); kMost, the largest level, or 255 where levels are signed bytes; levels(), chunk c of a
-// block; scales(), the scales and offsets of a block's groups.
+// block; scales(), the scales and offsets of a block's groups; units(), where 16 groups have no offsets, their scales over the
+// block's factor d.
 #pragma once
 
 #include <immintrin.h>
@@ -131,14 +132,15 @@ struct Q3_K {
         const __m256i high = _mm256_slli_epi16(bits(load32(b.hmask), c, 1), 2);
         return _mm256_or_si256(bits(load32(b.qs + c / 4 * 32), 2 * (c % 4), 3), high);
     }
-    static inline void scales(const Block& b, float* scale, float*) {
+    static inline __m128i units(const Block& b) {
         const uint32_t x = read_u32(b.scales), y = read_u32(b.scales + 4), high = read_u32(b.scales + 8);
         const auto six = [](uint32_t low, uint32_t two) {
             return static_cast<int32_t>((low & 0x0f0f0f0fu) | (two & 0x03030303u) << 4);
         };
         const __m128i all = _mm_setr_epi32(six(x, high), six(y, high >> 2), six(x >> 4, high >> 4), six(y >> 4, high >> 6));
-        scale_sixteen(to_float(b.d), _mm_sub_epi8(all, _mm_set1_epi8(32)), scale);
+        return _mm_sub_epi8(all, _mm_set1_epi8(32));
     }
+    static inline void scales(const Block& b, float* scale, float*) { scale_sixteen(to_float(b.d), units(b), scale); }
 };
 
 struct Q4_K {
@@ -170,7 +172,8 @@ struct Q6_K {
         const __m256i low = bits(load32(b.ql + c / 4 * 64 + c % 2 * 32), c % 4 / 2 * 4, 15);
         return _mm256_or_si256(low, _mm256_slli_epi16(bits(load32(b.qh + c / 4 * 32), 2 * (c % 4), 3), 4));
     }
-    static inline void scales(const Block& b, float* scale, float*) { scale_sixteen(to_float(b.d), load16(b.scales), scale); }
+    static inline __m128i units(const Block& b) { return load16(b.scales); }
+    static inline void scales(const Block& b, float* scale, float*) { scale_sixteen(to_float(b.d), units(b), scale); }
 };
 
 struct IQ4_NL {
