@@ -11,6 +11,8 @@
 #include <cpuid.h>
 #elif defined(NATIVE_ARM) && defined(__linux__)
 #include <sys/auxv.h>
+#elif defined(NATIVE_ARM) && defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 namespace native {
@@ -61,12 +63,23 @@ bool has(Isa level) {
 
 bool has(Isa level) {
     constexpr unsigned long kHalf = 1ul << 10, kDotProduct = 1ul << 20;  // HWCAP_ASIMDHP, HWCAP_ASIMDDP
-    return level == Isa::neon && (getauxval(AT_HWCAP) & kHalf) && (getauxval(AT_HWCAP) & kDotProduct);
+    constexpr unsigned long kProducts = 1ul << 13;                       // HWCAP2_I8MM
+    switch (level) {
+        case Isa::neon: return (getauxval(AT_HWCAP) & kHalf) && (getauxval(AT_HWCAP) & kDotProduct);
+        case Isa::i8mm: return getauxval(AT_HWCAP2) & kProducts;
+        default: return false;
+    }
 }
 
 #elif defined(NATIVE_ARM) && defined(__APPLE__)
 
-bool has(Isa level) { return level == Isa::neon; }
+// Every Apple chip that macOS runs on has dot products, those since the M2 have products of matrices.
+bool has(Isa level) {
+    int found = 0;
+    size_t size = sizeof found;
+    return level == Isa::neon ||
+           (level == Isa::i8mm && !sysctlbyname("hw.optional.arm.FEAT_I8MM", &found, &size, nullptr, 0) && found);
+}
 
 #else
 

@@ -12,7 +12,8 @@
     LEVEL(vnni, avx512, x86, "-mavx512vnni")                                 \
     LEVEL(bf16, vnni, x86, "-mavx512bf16")                                   \
     LEVEL(amx, bf16, x86, "-mamx-tile -mamx-int8 -mamx-bf16")                \
-    LEVEL(neon, scalar, arm, "-march=armv8.2-a+dotprod+fp16")
+    LEVEL(neon, scalar, arm, "-march=armv8.2-a+dotprod+fp16")                \
+    LEVEL(i8mm, neon, arm, "-march=armv8.2-a+dotprod+fp16+i8mm")
 
 #if defined(__x86_64__) || defined(_M_X64)
 #define NATIVE_X86 1

@@ -2,7 +2,8 @@
 //
 // Input: for each case seven int64 (type, rows, cols, bytes of a row, factors, tokens, threads), then the blocks, the factors
 // (float) and the activations (float [tokens, cols]). Output: for each level its name in 16 bytes, then for each case the
-// product of decode and that of prefill, float [tokens, rows] each.
+// product of decode, the precise one and that of prefill, float [tokens, rows] each. Decode's rows are computed with one token and
+// with all at once: status 7 where a bit differs.
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
@@ -13,8 +14,10 @@
 extern "C" {
 const char* native_isa_name(int index);
 int native_set_isa(int index);
-int decode_linear(const jamba::Matrix* w, const float* x, int64_t x_stride, float* y, int64_t y_stride, int64_t m, int threads);
-int prefill_linear(const jamba::Matrix* w, const float* x, int64_t x_stride, float* y, int64_t y_stride, int64_t m, int threads);
+int decode_linear(const jamba::Matrix* w, const float* x, int64_t x_stride, float* y, int64_t y_stride, int64_t m, int precise,
+                  int threads);
+int prefill_linear(const jamba::Matrix* w, const float* x, int64_t x_stride, float* y, int64_t y_stride, int64_t m, int precise,
+                   int threads);
 }
 
 namespace {
@@ -52,12 +55,20 @@ int main(int argc, char** argv) {
         for (const Case& c : cases) {
             jamba::Matrix w{c.blocks.data(), c.factors ? c.scale.data() : nullptr, c.rows, c.cols, c.row_bytes,
                             static_cast<int32_t>(c.type), 0};
-            std::vector<float> y(static_cast<size_t>(c.tokens * c.rows));
-            for (auto* product : {decode_linear, prefill_linear}) {
-                const int threads = static_cast<int>(c.threads);
-                if (product(&w, c.x.data(), c.cols, y.data(), c.rows, c.tokens, threads)) return 5;
-                std::fwrite(y.data(), sizeof(float), y.size(), out);
+            const size_t size = static_cast<size_t>(c.tokens * c.rows);
+            std::vector<float> y(size), alone(size);
+            const int threads = static_cast<int>(c.threads);
+            for (const int precise : {0, 1}) {
+                if (decode_linear(&w, c.x.data(), c.cols, y.data(), c.rows, c.tokens, precise, threads)) return 5;
+                for (int64_t t = 0; t < c.tokens; ++t) {
+                    float* to = alone.data() + t * c.rows;
+                    if (decode_linear(&w, c.x.data() + t * c.cols, c.cols, to, c.rows, 1, precise, 1)) return 5;
+                }
+                if (std::memcmp(y.data(), alone.data(), size * sizeof(float))) return 7;
+                std::fwrite(y.data(), sizeof(float), size, out);
             }
+            if (prefill_linear(&w, c.x.data(), c.cols, y.data(), c.rows, c.tokens, 0, threads)) return 5;
+            std::fwrite(y.data(), sizeof(float), size, out);
         }
     }
     return std::fclose(out) ? 6 : 0;

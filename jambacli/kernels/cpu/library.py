@@ -1,7 +1,7 @@
 """Loads the compiled kernels, declares their functions and gives them torch's thread pool.
 
-Environment: ``JAMBA_CPU_ISA`` (scalar, avx2, avxvnni, avx512, vnni, bf16, amx, neon) lowers the instruction set, for tests and
-comparisons; ``JAMBA_CPU_POOL=own`` uses the library's own threads instead of torch's OpenMP runtime.
+Environment: ``JAMBA_CPU_ISA`` (scalar, avx2, avxvnni, avx512, vnni, bf16, amx, neon, i8mm) lowers the instruction set, for
+tests and comparisons; ``JAMBA_CPU_POOL=own`` uses the library's own threads instead of torch's OpenMP runtime.
 """
 
 from __future__ import annotations

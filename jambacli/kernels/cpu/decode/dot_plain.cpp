@@ -1,23 +1,14 @@
-// Products of block-quantized rows with activations of one int8 or two, in plain C++; at level neon with its dot-product
-// instruction (checked under emulation, its speed is not tuned).
+// Products of block-quantized rows with activations of one int8 or two, in plain C++.
 #include "decode/inner_kernels.h"
 #include "decode/unpack_plain.h"
-
-#if defined(__ARM_FEATURE_DOTPROD)
-#include <arm_neon.h>
-#endif
 
 namespace jamba {
 namespace {
 
 inline int32_t dot16(const int8_t* a, const int8_t* b) {
-#if defined(__ARM_FEATURE_DOTPROD)
-    return vaddvq_s32(vdotq_s32(vdupq_n_s32(0), vld1q_s8(a), vld1q_s8(b)));
-#else
     int32_t sum = 0;
     for (int i = 0; i < 16; ++i) sum += static_cast<int32_t>(a[i]) * b[i];
     return sum;
-#endif
 }
 
 template <class Format>

@@ -26,6 +26,7 @@ InnerKernels make() {
     }
 #elif defined(NATIVE_ARM)
     if (isa_includes(Isa::neon)) neon::fill_dot(table);
+    if (isa_includes(Isa::i8mm)) i8mm::fill_dot(table);
 #endif
     return table;
 }

@@ -131,6 +131,9 @@ const InnerKernels& inner_kernels();
     void fill_dot(InnerKernels& ops);          \
     }
 SIMD_LEVELS(LEVEL)
+namespace i8mm {
+void fill_dot(InnerKernels& ops);
+}
 namespace avxvnni {
 void fill_dot(InnerKernels& ops);
 }

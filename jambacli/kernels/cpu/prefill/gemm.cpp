@@ -243,6 +243,8 @@ const PanelOps& panel_ops(int type, bool precise) {
         const PanelOps& ops = choose(variants);
         if (ops.int8->takes(type)) return ops.int8->ranged && ops.int8->ranged(type) ? choose(ranged_variants) : ops;
     }
+#elif defined(NATIVE_ARM)
+    if (!precise && isa_includes(Isa::neon) && !is_float_type(type)) return isa_includes(Isa::i8mm) ? i8mm::int8_panel_ops : neon::int8_panel_ops;
 #endif
     return float_panel_ops(type);
 }

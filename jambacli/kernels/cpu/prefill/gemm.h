@@ -9,7 +9,7 @@
 //            f32:  [m / 16][k / 32][32 k][16 m]
 //   products [n / 16][m / 16][16 n][16 m] f32              transposed when they are stored
 // so one chunk is 512 elements on either side. Where products of int8 are faster than these, both sides are bytes with scales
-// (gemm_int8.cpp), and products are [n / 16][m / 16][16 m][16 n].
+// (gemm_int8.cpp, gemm_int8_neon.cpp), and products are [n / 16][m / 16][16 m][16 n].
 #pragma once
 
 #include <cstdint>
@@ -111,6 +111,13 @@ SIMD_LEVELS(LEVEL)
     }
 INT8_LEVELS(LEVEL)
 #undef LEVEL
+
+namespace neon {
+extern const PanelOps int8_panel_ops;
+}
+namespace i8mm {
+extern const PanelOps int8_panel_ops;
+}
 
 namespace bf16 {
 extern const PanelOps panel_ops;
