@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import bisect
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -77,12 +77,20 @@ class Prefixes(Protocol):
         """Store the content; returns once it is copied."""
 
 
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the longest common prefix of two token lists."""
+def common_prefix(a: Sequence[int] | np.ndarray, b: Sequence[int] | np.ndarray) -> int:
+    """Length of the longest common prefix of two lists or arrays of tokens."""
     n = min(len(a), len(b))
     x, y = np.asarray(a[:n], dtype=np.int64), np.asarray(b[:n], dtype=np.int64)
     differ = np.flatnonzero(x != y)
     return int(differ[0]) if len(differ) else n
+
+
+def next_stop(at: int, end: int, boundaries: Sequence[int], chunk: int) -> int:
+    """Where a pass of a prefill from ``at`` to ``end`` stops: after ``chunk`` tokens, or before at one of the ascending
+    ``boundaries``."""
+    stop = min(at + chunk, end)
+    after = bisect.bisect_right(boundaries, at)
+    return min(stop, boundaries[after]) if after < len(boundaries) else stop
 
 
 class TokenSequence:
@@ -160,18 +168,20 @@ class TokenSequence:
         assert self.logits is not None
         return self.logits
 
-    def prepare(self, ids: Sequence[int], reserve: int = 0) -> int:
+    def prepare(self, ids: Sequence[int], reserve: int = 0, *, stored_at: Container[int] | None = None) -> int:
         """Go back to the longest usable prefix of ``ids`` that the sequence or the store holds; returns its length.
 
         The first part of ``advance``, with its errors. Logits are known if that is all of ``ids``; else read the rest in
-        passes that end at ``next_stop``, and report each with ``prefilled``.
+        passes that end at ``next_stop``, and report each with ``prefilled``. ``stored_at``: the positions at which a
+        stored prefix may be used, None for any.
         """
         if not ids:
             raise UsageError("there are no tokens to read: the prompt is empty")
         self._check_fits(len(ids), reserve)
         start = self.rewind(common_prefix(self.tokens, ids), allow_end=len(ids))
         if self.prefixes is not None and start < len(ids):
-            self.restore_first(self.prefixes.find(ids, start))
+            found = self.prefixes.find(ids, start)
+            self.restore_first(p for p in found if stored_at is None or p.position in stored_at)
             start = len(self.tokens)
         self.counters.reused += start
         self._committed = start
@@ -180,12 +190,8 @@ class TokenSequence:
         return start
 
     def next_stop(self, end: int, boundaries: Sequence[int]) -> int:
-        """Where the next pass of a prefill up to ``end`` stops: after a chunk, or before at one of the ascending
-        ``boundaries``."""
-        at = len(self.tokens)
-        stop = min(at + self.chunk, end)
-        after = bisect.bisect_right(boundaries, at)
-        return min(stop, boundaries[after]) if after < len(boundaries) else stop
+        """Where the next pass of a prefill up to ``end`` stops."""
+        return next_stop(len(self.tokens), end, boundaries, self.chunk)
 
     def prefilled(
         self, ids: Sequence[int], stop: int, boundaries: Sequence[int], logits: torch.Tensor | None, began: float

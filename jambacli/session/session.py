@@ -327,11 +327,8 @@ class Session:
                 if not self.stats.first_token_seconds:
                     self.stats.first_token_seconds = time.perf_counter() - began
                 yield piece
-            if constraint is not None and not constraint.finished:
-                raise JambaError(
-                    f"the JSON was not finished within {len(result.ids):,} tokens",
-                    remedy="raise {max_tokens} (or {ctx}), or give the schema's strings a maxLength and its arrays a maxItems",
-                )
+            if constraint is not None:
+                constraint.check_finished(len(result.ids))
         finally:
             self._reply_ids, self._finish, self._random_state = result.ids, result.finish, sampler.random_state
             self.stats.end(sequence.counters, result, skip)
