@@ -10,13 +10,14 @@ a token's results do not depend on what else is in the step, so a request gives 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from jambacli.engine.prefix_cache import PrefixCache
 
 logger = logging.getLogger(__name__)
+
+K = TypeVar("K")
 
 # How many waiting requests are compared with the sequences when a place is free.
 _LOOK_AHEAD = 32
@@ -201,6 +204,52 @@ class BatchEngine:
                 self._remove_cancelled()
         if job.error is not None:
             raise job.error
+
+    def run_all(
+        self,
+        requests: Iterable[tuple[K, Callable[[], Request]]],
+        ended: Callable[[K, Job | None, Exception | None], None],
+        on_read: Callable[[int], None] | None = None,
+    ) -> None:
+        """Run many requests, each made when its turn comes. ``ended`` is called with its key, its job and its error.
+
+        The job is None if the request could not be made or submitted. ``ended`` is not called for cancelled requests;
+        what it raises is raised here.
+        """
+        running = 0
+        failures: list[Exception] = []
+
+        def end(key: K, job: Job) -> None:
+            nonlocal running
+            running -= 1
+            if job.cancelled:
+                return
+            try:
+                ended(key, job, job.error)
+            except Exception as failure:  # to be raised here, not reported for the request
+                failures.append(failure)
+
+        waiting = iter(requests)
+        more = True
+        while True:
+            # A few beyond those that run, so that the engine sees which of the next ones share a prefix.
+            while more and running < 2 * self.parallel:
+                found = next(waiting, None)
+                if found is None:
+                    more = False
+                    break
+                key, make = found
+                try:
+                    self.submit(make(), on_read=on_read, on_end=functools.partial(end, key))
+                except Exception as error:
+                    ended(key, None, error)
+                else:
+                    running += 1
+            if not running:
+                return
+            self.step()
+            if failures:
+                raise failures[0]
 
     @property
     def jobs(self) -> list[Job]:
@@ -396,14 +445,10 @@ class BatchEngine:
                 token = draw(job.sampler, sequence.logits)
                 if job.first_token_seconds is None:
                     job.first_token_seconds = time.perf_counter() - job.submitted
-                piece = reply.push(token)
-                if piece and job.on_text is not None:
-                    job.on_text(piece)
+                job.say(reply.push(token))
                 if not reply.ended:
                     return token
-            piece = reply.flush()
-            if piece and job.on_text is not None:
-                job.on_text(piece)
+            job.say(reply.flush())
             if job.request.constraint is not None:
                 job.request.constraint.check_finished(len(job.result.ids))
         except Exception as error:

@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from jambacli.engine.generate import Generated, Reply
+from jambacli.engine.generate import Generated, Reply, Thought
 from jambacli.engine.sampling import Constraint, Sampler, Sampling
 from jambacli.engine.sequence import Counters, next_stop
 
@@ -33,7 +33,8 @@ class Request:
     ``boundaries``: positions in the prompt at which other prompts may diverge; checkpoints are taken there. ``stop_ids``: the
     tokens that end a reply, None for the model's. ``thought_marks``, ``thinking``, ``stops``: see ``generate``.
     ``constraint``: of this reply alone, not begun yet. ``reserve``: tokens of a reply that must fit besides the prompt.
-    ``documents``: hashes of the documents in the prompt, for the store (see ``PrefixCache.documents``).
+    ``drop_space``: leave out a space at the beginning of the text, which chat templates write in history but not in a
+    generation prompt. ``documents``: hashes of the documents in the prompt, for the store (see ``PrefixCache.documents``).
     """
 
     ids: Sequence[int]
@@ -46,6 +47,7 @@ class Request:
     thinking: bool = False
     constraint: ReplyConstraint | None = None
     reserve: int = 0
+    drop_space: bool = False
     documents: Sequence[str] = ()
 
 
@@ -73,6 +75,7 @@ class Job:
         self.counters = Counters()
         self.first_token_seconds: float | None = None
         self.cancelled = False
+        self._space = request.drop_space
         self.ids = list(request.ids)
         self.reply, self.sampler = reply, sampler
         self.on_text, self.on_read, self.on_end = on_text, on_read, on_end
@@ -86,6 +89,20 @@ class Job:
     def result(self) -> Generated:
         """The reply so far."""
         return self.reply.result
+
+    @property
+    def text(self) -> str:
+        """The text of the reply so far, without thoughts."""
+        text = self.result.text
+        return text[1:] if self.request.drop_space and text.startswith(" ") else text
+
+    def say(self, piece: str) -> None:
+        """Pass a piece of text on."""
+        if self._space and not isinstance(piece, Thought) and piece:
+            self._space = False
+            piece = piece[1:] if piece.startswith(" ") else piece
+        if piece and self.on_text is not None:
+            self.on_text(piece)
 
     def cancel(self) -> None:
         """End the job at the engine's next step, as ``interrupted``; what was read stays usable for other requests."""
