@@ -7,7 +7,7 @@ carried over from there mean the same. Temperature 0 is greedy.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol, TypeAlias
 
@@ -132,6 +132,9 @@ class Constraint(Protocol):
 
     def accept(self, token: int) -> int:
         """Record the chosen token; returns it, or another one to use in its place."""
+
+    def forced(self) -> Sequence[int]:
+        """The tokens that come next whatever the logits are, as far as that is easily said; often none."""
 
 
 class Sampler:
