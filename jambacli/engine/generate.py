@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from jambacli.engine.lookup import DraftedSteps
+from jambacli.engine.drafted_steps import DraftedSteps
 from jambacli.engine.sampling import Logits, Sampler
 from jambacli.engine.sequence import TokenSequence
 from jambacli.errors import JambaError

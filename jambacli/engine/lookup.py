@@ -8,15 +8,9 @@ it draws is there already, the others are taken back. So drafts change how long 
 
 from __future__ import annotations
 
-import time
-from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from jambacli.engine.sampling import Logits, Sampler
-    from jambacli.engine.sequence import TokenSequence
 
 #: Most tokens of text that an index holds, 12 bytes each.
 MAX_INDEXED = 1 << 19
@@ -32,6 +26,8 @@ _LONGEST = 32
 _BITS = 18
 _MULTIPLIER = 0x9E3779B1
 _MASK = 0xFFFFFFFF
+# The hash of a run is the sum of its tokens times these: for each length of run, powers of the multiplier.
+_FACTORS = tuple((run, tuple(pow(_MULTIPLIER, run - 1 - i, _MASK + 1) for i in range(run))) for run in _RUNS)
 # Separates texts that do not follow one another. It equals no token.
 _BREAK = -1
 # After a jump to other text, this many of its tokens before the new ones are indexed again, to be matched with.
@@ -158,13 +154,13 @@ class TokenIndex:
     def _link_last(self) -> None:
         """Enter the runs that end with the last token."""
         text, at = self._text_view, self._length - 1
-        for run, earlier, last in zip(_RUNS, self._earlier_views, self._last_views, strict=True):
+        for (run, factors), earlier, last in zip(_FACTORS, self._earlier_views, self._last_views, strict=True):
             if at < run - 1:
                 continue
             value = 0
-            for i in range(at - run + 1, at + 1):
-                value = (value * _MULTIPLIER + text[i] + 2) & _MASK
-            bucket = value >> 32 - _BITS
+            for token, factor in zip(text[at - run + 1 : at + 1], factors, strict=True):
+                value += (token + 2) * factor
+            bucket = (value & _MASK) >> 32 - _BITS
             earlier[at] = last[bucket]
             last[bucket] = at
 
@@ -173,9 +169,8 @@ class TokenIndex:
         if start >= end:
             return
         values = np.zeros(end - start, dtype=np.uint32)
-        for back in range(run - 1, -1, -1):
-            values *= np.uint32(_MULTIPLIER)
-            values += self._text[start - back : end - back].view(np.uint32) + np.uint32(2)
+        for back, factor in enumerate(reversed(_FACTORS[i][1])):
+            values += (self._text[start - back : end - back].view(np.uint32) + np.uint32(2)) * np.uint32(factor)
         buckets = (values >> np.uint32(32 - _BITS)).astype(np.int64)
         # Sorted by bucket and then by place, the element before is the place before.
         ordered = np.sort(buckets << 32 | np.arange(start, end))
@@ -332,39 +327,3 @@ class Lookup:
             if drafted < size - 1:
                 break
         return list(forced[:chosen]) if forced else index.draft(chosen)
-
-
-class DraftedSteps:
-    """Extends a sequence by drawn tokens, as ``TokenSequence.step`` does, with drafts."""
-
-    def __init__(self, sequence: TokenSequence, sampler: Sampler, stop_ids: Collection[int] = ()) -> None:
-        """``sampler``: draws the tokens; its constraint may force some. ``stop_ids``: are never in a draft."""
-        self._sequence, self._sampler, self._stop_ids = sequence, sampler, stop_ids
-        self._begun = False
-
-    def step(self, token: int, left: int) -> Logits:
-        """Append ``token`` and return the logits after it. ``left``: how many tokens may still be drawn."""
-        sequence = self._sequence
-        draft = self.draft(token, left)
-        if sequence.expects(token):
-            return sequence.step(token)
-        start = time.perf_counter()
-        logits = sequence.step(token, draft)
-        sequence.lookup.costs.record(1 + len(draft), time.perf_counter() - start)
-        return logits
-
-    def draft(self, token: int, left: int) -> list[int]:
-        """The draft to append after ``token``, which was drawn; none if the sequence expects it. Call it once a token."""
-        sequence, lookup = self._sequence, self._sequence.lookup
-        if not self._begun:  # at the first token, which is shown by then
-            lookup.index.follow(sequence.tokens)
-            self._begun = True
-        lookup.push(token)
-        if sequence.expects(token):
-            return []
-        constraint = self._sampler.constraint
-        forced = constraint.forced() if constraint is not None else ()
-        # The last token that is drawn need not be computed.
-        draft = lookup.draft(min(sequence.max_draft, left - 1, sequence.ctx - len(sequence.tokens) - 1), forced)
-        end = next((i for i, t in enumerate(draft) if t in self._stop_ids), len(draft))
-        return draft[:end]

@@ -180,6 +180,10 @@ class Sampler:
         self._seen.append(token)
         return token
 
+    def forced(self) -> Sequence[int]:
+        """The tokens that the constraint forces next, as far as that is easily said; often none."""
+        return self.constraint.forced() if self.constraint is not None else ()
+
     def _adjusted(self, logits: np.ndarray) -> np.ndarray:
         o = self.options
         x = logits.astype(np.float32, copy=True)

@@ -122,7 +122,7 @@ class TokenSequence:
         self.logits: Logits | None = None
         #: Bytes of checkpoints to keep, None for ``CHECKPOINT_BYTES``.
         self.checkpoint_bytes: int | None = None
-        #: Finds drafts in the text so far; see ``DraftedSteps``.
+        #: Finds drafts in the text so far; see ``drafted_steps``.
         self.lookup = Lookup()
         # Drafted tokens that the state includes beyond ``tokens``, each with the logits after it.
         self._ahead: deque[tuple[int, torch.Tensor]] = deque()
@@ -136,7 +136,7 @@ class TokenSequence:
             drafted = len(self._ahead)
             self._ahead.clear()
             start = time.perf_counter()
-            self._retract(drafted)
+            self._state.retract(drafted)
             self.counters.decode_seconds += time.perf_counter() - start
         return self._state
 
@@ -382,20 +382,15 @@ class TokenSequence:
         return self.logits
 
     def _forward(self, ids: Sequence[int], state: SequenceState) -> torch.Tensor:
-        """Logits float32 [len(ids), vocab] after each of the ``ids``; all but the first can be taken back."""
+        """Logits float32 [len(ids), vocab] after each of the ``ids``; they can be taken back if they are several."""
         import torch
 
-        self._before = state.snapshot() if len(ids) > 1 else None
-        logits = self.model.forward(torch.tensor(ids), state, logits="all")
+        from jambacli.model.spans import Span
+
+        span = Span(state, torch.tensor(ids), logits="all", revocable=len(ids) > 1)
+        (logits,) = self.model.forward_spans([span])
         assert logits is not None
         return logits
-
-    def _retract(self, tokens: int) -> None:
-        import torch
-
-        assert self._before is not None
-        self._state.restore(self._before)
-        self.model.forward(torch.tensor(self.tokens[self._before.position :]), self._state, logits="none")
 
     def _device_logits(self, logits: torch.Tensor) -> Logits:
         """Logits that stay on the GPU; waiting for them counts as decoding."""
