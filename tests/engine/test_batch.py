@@ -310,7 +310,7 @@ def test_a_pass_that_fails_for_one_sequence_goes_on_for_the_others(
         jobs = [several.submit(r) for r in requests]
         while len(jobs[1].result.ids) < 8:
             several.step()
-        begin, victim = SequenceState.begin, several._slots[1].sequence.state
+        begin, victim = SequenceState.begin, list(several._slots)[1].sequence.state
 
         def out_of_memory(state: SequenceState, *arguments: Any, **more: Any) -> None:
             if state is victim:
