@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import bisect
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from jambacli.cache.stored_prefix import DamagedPrefixError
+from jambacli.engine.lookup import MAX_DRAFT, Lookup
 from jambacli.errors import UsageError
 from jambacli.model.config import CHECKPOINT_BYTES
 from jambacli.progress import Progress, no_progress
@@ -36,13 +38,19 @@ CHECKPOINT_STEP = 4096
 
 @dataclass
 class Counters:
-    """What a turn cost. Times in seconds; ``reused`` tokens were in the state already or restored from the store."""
+    """What a turn cost. Times in seconds; ``reused`` tokens were in the state already or restored from the store.
+
+    ``decoded`` tokens were appended in ``steps`` passes. ``drafted`` tokens were computed ahead, ``accepted`` of them drawn.
+    """
 
     reused: int = 0
     prefilled: int = 0
     prefill_seconds: float = 0.0
     decoded: int = 0
     decode_seconds: float = 0.0
+    steps: int = 0
+    drafted: int = 0
+    accepted: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,12 +85,20 @@ class Prefixes(Protocol):
         """Store the content; returns once it is copied."""
 
 
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the longest common prefix of two token lists."""
+def common_prefix(a: Sequence[int] | np.ndarray, b: Sequence[int] | np.ndarray) -> int:
+    """Length of the longest common prefix of two lists or arrays of tokens."""
     n = min(len(a), len(b))
     x, y = np.asarray(a[:n], dtype=np.int64), np.asarray(b[:n], dtype=np.int64)
     differ = np.flatnonzero(x != y)
     return int(differ[0]) if len(differ) else n
+
+
+def next_stop(at: int, end: int, boundaries: Sequence[int], chunk: int) -> int:
+    """Where a pass of a prefill from ``at`` to ``end`` stops: after ``chunk`` tokens, or before at one of the ascending
+    ``boundaries``."""
+    stop = min(at + chunk, end)
+    after = bisect.bisect_right(boundaries, at)
+    return min(stop, boundaries[after]) if after < len(boundaries) else stop
 
 
 class TokenSequence:
@@ -100,7 +116,7 @@ class TokenSequence:
         """``ctx``: maximum number of tokens. ``chunk``: tokens of one prefill pass. ``precise``: the mode of decode. By default
         the model's."""
         self.model = model
-        self.state: SequenceState = model.new_state(ctx, kv_type, precise=precise)
+        self._state: SequenceState = model.new_state(ctx, kv_type, precise=precise)
         self.tokens: list[int] = []
         self.chunk = chunk or model.prefill_chunk
         self.counters = Counters()
@@ -112,12 +128,30 @@ class TokenSequence:
         self.prefixes: Prefixes | None = None
         #: Logits float32 [vocab] after the last token, None when not known.
         self.logits: Logits | None = None
+        #: Bytes of checkpoints to keep, None for ``CHECKPOINT_BYTES``.
+        self.checkpoint_bytes: int | None = None
+        #: Finds drafts in the text so far; see ``drafted_steps``.
+        self.lookup = Lookup()
+        # Drafted tokens that the state includes beyond ``tokens``, each with the logits after it.
+        self._ahead: deque[tuple[int, torch.Tensor]] = deque()
         self._committed = 0
+
+    @property
+    def state(self) -> SequenceState:
+        """The state after exactly ``tokens``: drafted tokens that have not been drawn are taken back."""
+        if self._ahead:
+            # Cleared first: interrupted in between, the state has another position than the tokens and is not consistent.
+            drafted = len(self._ahead)
+            self._ahead.clear()
+            start = time.perf_counter()
+            self._state.retract(drafted)
+            self.counters.decode_seconds += time.perf_counter() - start
+        return self._state
 
     @property
     def ctx(self) -> int:
         """Maximum number of tokens in this sequence."""
-        return self.state.ctx
+        return self._state.ctx
 
     @property
     def consistent(self) -> bool:
@@ -147,25 +181,69 @@ class TokenSequence:
         positions at which to take a checkpoint. Raises UsageError for no tokens, ContextFullError when they and ``reserve``
         more do not fit (the sequence is unchanged then).
         """
+        start = self.prepare(ids, reserve)
+        if start < len(ids):
+            with progress("Reading", len(ids) - start, "tokens") as advance:
+                try:
+                    self._prefill(ids, sorted(set(boundaries)), advance)
+                except BaseException:
+                    self.commit_checkpoints()
+                    raise
+        assert self.logits is not None
+        return self.logits
+
+    def prepare(self, ids: Sequence[int], reserve: int = 0, *, stored_at: Container[int] | None = None) -> int:
+        """Go back to the longest usable prefix of ``ids`` that the sequence or the store holds; returns its length.
+
+        The first part of ``advance``, with its errors. Logits are known if that is all of ``ids``; else read the rest in
+        passes that end at ``next_stop``, and report each with ``prefilled``. ``stored_at``: the positions at which a
+        stored prefix may be used, None for any.
+        """
         if not ids:
             raise UsageError("there are no tokens to read: the prompt is empty")
         self._check_fits(len(ids), reserve)
         start = self.rewind(common_prefix(self.tokens, ids), allow_end=len(ids))
         if self.prefixes is not None and start < len(ids):
-            self.restore_first(self.prefixes.find(ids, start))
+            found = self.prefixes.find(ids, start)
+            self.restore_first(p for p in found if stored_at is None or p.position in stored_at)
             start = len(self.tokens)
         self.counters.reused += start
+        self._committed = start
         if start < len(ids):
-            with progress("Reading", len(ids) - start, "tokens") as advance:
-                try:
-                    self._prefill(ids, start, sorted(set(boundaries)), advance)
-                except BaseException:
-                    # An interrupted prefill is stored up to its last checkpoint, so that it can resume there.
-                    if self.prefixes is not None and self.checkpoints:
-                        self.prefixes.commit(self.content)
-                    raise
-        assert self.logits is not None
-        return self.logits
+            self.logits = None
+        return start
+
+    def next_stop(self, end: int, boundaries: Sequence[int]) -> int:
+        """Where the next pass of a prefill up to ``end`` stops."""
+        return next_stop(len(self.tokens), end, boundaries, self.chunk)
+
+    def prefilled(
+        self, ids: Sequence[int], stop: int, boundaries: Sequence[int], logits: torch.Tensor | None, began: float
+    ) -> None:
+        """Record that a pass, begun at ``time.perf_counter() == began``, has appended ``ids`` up to ``stop``; takes a
+        checkpoint there if one is due.
+
+        ``logits``: float32 [1, vocab] after the last of the ``ids``, None before.
+        """
+        at = len(self.tokens)
+        self.tokens += ids[at:stop]
+        self.counters.prefilled += stop - at
+        if stop in boundaries or (stop - max(self.checkpoints, default=0) >= CHECKPOINT_STEP):
+            self.checkpoint()
+            if self.prefixes is not None and stop - self._committed >= CHECKPOINT_STEP:
+                # A long prefill is stored as it proceeds, so that a killed process need not start over.
+                self.prefixes.commit(self.content, durable=False)
+                self._committed = stop
+        if logits is not None:
+            self.logits = logits[0].cpu().numpy()
+            if stop in self.checkpoints:
+                self.known_logits[stop] = self.logits
+        self.counters.prefill_seconds += time.perf_counter() - began
+
+    def commit_checkpoints(self) -> None:
+        """Store an interrupted prefill up to its last checkpoint, so that it can resume there."""
+        if self.prefixes is not None and self.checkpoints:
+            self.prefixes.commit(self.content)
 
     def rewind(self, position: int, *, allow_end: int | None = None) -> int:
         """Go back to the nearest usable position at or before ``position`` and return it.
@@ -189,6 +267,7 @@ class TokenSequence:
         self.checkpoints = {p: c for p, c in self.checkpoints.items() if p <= at}
         self.known_logits = {p: x for p, x in self.known_logits.items() if p <= at}
         self.logits = self.known_logits.get(at)
+        self.lookup.cut(at)
         if self.prefixes is not None:
             self.prefixes.truncate(at)
         return at
@@ -212,8 +291,28 @@ class TokenSequence:
         self.checkpoints = {prefix.position: checkpoint}
         self.known_logits = {} if prefix.logits is None else {prefix.position: prefix.logits}
         self.logits = prefix.logits
+        self.lookup.cut(0)
         if self.prefixes is not None:
             self.prefixes.restored(prefix)
+
+    def fork(self, source: TokenSequence, position: int) -> None:
+        """Replace the sequence by the first ``position`` tokens of another one of the same model and KV type, which has a
+        checkpoint there. The bits of the state are the same."""
+        found = source.checkpoints[position]
+        try:
+            self.state.load_kv(0, position, list(source.state.kv(0, position)))
+            checkpoint = self.state.checkpoint(position, found.conv, found.ssm)
+            self.state.restore(checkpoint)
+        except BaseException:
+            self.reset()
+            raise
+        self.tokens = source.tokens[:position]
+        self.checkpoints = {position: checkpoint}
+        self.known_logits = {p: x for p, x in source.known_logits.items() if p == position}
+        self.logits = self.known_logits.get(position)
+        self.lookup.cut(0)
+        if self.prefixes is not None:
+            self.prefixes.truncate(0)
 
     def restore_first(self, candidates: Iterable[StoredPrefix]) -> bool:
         """Restore the first of these prefixes that is not damaged; returns whether there was one."""
@@ -231,6 +330,7 @@ class TokenSequence:
         """Go back to no tokens at all."""
         self.state.reset()
         self.tokens, self.checkpoints, self.known_logits, self.logits = [], {}, {}, None
+        self.lookup.cut(0)
         if self.prefixes is not None:
             self.prefixes.truncate(0)
 
@@ -241,21 +341,62 @@ class TokenSequence:
             self.checkpoints[at] = self.state.snapshot()
             self._thin()
         if at and self.logits is not None:
-            self.known_logits[at] = self.logits
+            # A row of several would keep them all.
+            self.known_logits[at] = self.logits.copy() if isinstance(self.logits, np.ndarray) else self.logits
 
-    def step(self, token: int) -> Logits:
-        """Append one token and return the logits after it, float32 [vocab]; on a GPU as ``DeviceLogits``, without waiting."""
-        import torch
+    @property
+    def fast_steps(self) -> bool:
+        """Whether a step of several tokens takes less time than as many steps, with the same results to the bit."""
+        decoder = self.model.decoder
+        return decoder is not None and decoder.max_tokens > 1
 
-        start = time.perf_counter()
-        self._check_fits(len(self.tokens) + 1)
-        logits = self.model.forward(torch.tensor([token]), self.state, logits="last")
-        assert logits is not None
+    @property
+    def max_draft(self) -> int:
+        """The most tokens of a draft."""
+        decoder = self.model.decoder
+        return min(MAX_DRAFT, decoder.max_tokens - 1) if decoder is not None and self.fast_steps else MAX_DRAFT
+
+    def expects(self, token: int) -> bool:
+        """Whether ``token`` is the next token of the last draft, so that a step with it computes nothing."""
+        return bool(self._ahead) and self._ahead[0][0] == token
+
+    def step(self, token: int, draft: Sequence[int] = ()) -> Logits:
+        """Append one token and return the logits after it, float32 [vocab]; on a GPU as ``DeviceLogits``, without waiting.
+
+        ``draft``: at most ``max_draft`` tokens that probably follow, computed in the same pass. Steps that append exactly
+        these then take no time. The others are taken back; a draft changes no token's logits.
+        """
+        if self.expects(token):
+            start, logits = time.perf_counter(), self._ahead.popleft()[1]
+            self.counters.accepted += 1
+            self.counters.steps -= 1
+            return self.stepped(token, logits, start)
+        state, start = self.state, time.perf_counter()
+        self._check_fits(len(self.tokens) + 1 + len(draft))
+        return self.stepped(token, self._forward([token, *draft], state), start, draft)
+
+    def stepped(self, token: int, logits: torch.Tensor, began: float, draft: Sequence[int] = ()) -> Logits:
+        """Record that a pass, begun at ``time.perf_counter() == began``, has appended one token and a draft; ``logits`` float32
+        [1 + len(draft), vocab] are those after each."""
         self.tokens.append(token)
+        self._ahead.extend((t, logits[i : i + 1]) for i, t in enumerate(draft, 1))
         self.logits = self._device_logits(logits[0]) if logits.is_cuda else logits[0].numpy()
         self.counters.decoded += 1
-        self.counters.decode_seconds += time.perf_counter() - start
+        self.counters.steps += 1
+        self.counters.drafted += len(draft)
+        self.counters.decode_seconds += time.perf_counter() - began
         return self.logits
+
+    def _forward(self, ids: Sequence[int], state: SequenceState) -> torch.Tensor:
+        """Logits float32 [len(ids), vocab] after each of the ``ids``; they can be taken back if they are several."""
+        import torch
+
+        from jambacli.model.spans import Span
+
+        span = Span(state, torch.tensor(ids), logits="all", revocable=len(ids) > 1)
+        (logits,) = self.model.forward_spans([span])
+        assert logits is not None
+        return logits
 
     def _device_logits(self, logits: torch.Tensor) -> Logits:
         """Logits that stay on the GPU; waiting for them counts as decoding."""
@@ -276,44 +417,26 @@ class TokenSequence:
                 f"{n:,} tokens do not fit in the context of {self.ctx:,}", remedy="use a larger {ctx}"
             )
 
-    def _prefill(self, ids: Sequence[int], start: int, boundaries: list[int], advance: Callable[[int], None]) -> None:
-        """Compute ``ids[start:]`` in chunks, with checkpoints at the boundaries and at fixed steps."""
+    def _prefill(self, ids: Sequence[int], boundaries: list[int], advance: Callable[[int], None]) -> None:
+        """Compute the ``ids`` that are missing in chunks, with checkpoints at the boundaries and at fixed steps."""
         import torch
 
-        began = time.perf_counter()
-        self._committed = start
-        self.logits = None
         tokens = torch.tensor(ids, dtype=torch.int64)
-        at = start
-        while at < len(ids):
-            stop = min(at + self.chunk, len(ids))
-            after = bisect.bisect_right(boundaries, at)
-            if after < len(boundaries) and boundaries[after] < stop:
-                stop = boundaries[after]
+        while (at := len(self.tokens)) < len(ids):
+            began = time.perf_counter()
+            stop = self.next_stop(len(ids), boundaries)
             last = stop == len(ids)
             logits = self.model.forward(tokens[at:stop], self.state, logits="last" if last else "none")
-            self.tokens += ids[at:stop]
-            self.counters.prefilled += stop - at
-            if stop in boundaries or (stop - max(self.checkpoints, default=0) >= CHECKPOINT_STEP):
-                self.checkpoint()
-                if self.prefixes is not None and stop - self._committed >= CHECKPOINT_STEP:
-                    # A long prefill is stored as it proceeds, so that a killed process need not start over.
-                    self.prefixes.commit(self.content, durable=False)
-                    self._committed = stop
+            self.prefilled(ids, stop, boundaries, logits, began)
             advance(stop - at)
-            at = stop
-        assert logits is not None
-        self.logits = logits[0].cpu().numpy()
-        if len(ids) in self.checkpoints:
-            self.known_logits[len(ids)] = self.logits
-        self.counters.prefill_seconds += time.perf_counter() - began
 
     def _thin(self) -> None:
         """Drop checkpoints until they fit the budget, first the one whose loss costs the fewest tokens to compute again.
 
         The newest two are always kept: a regeneration and an edit of the last message go back to them.
         """
-        while len(self.checkpoints) > 3 and sum(c.nbytes for c in self.checkpoints.values()) > CHECKPOINT_BYTES:
+        budget = CHECKPOINT_BYTES if self.checkpoint_bytes is None else self.checkpoint_bytes
+        while len(self.checkpoints) > 3 and sum(c.nbytes for c in self.checkpoints.values()) > budget:
             at = self.positions
             gaps = {at[i]: at[i + 1] - (at[i - 1] if i else 0) for i in range(len(at) - 2)}
             least = min(gaps, key=lambda p: gaps[p])

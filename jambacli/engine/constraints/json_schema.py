@@ -128,6 +128,14 @@ class SchemaConstraint:
         """Whether the text so far is a complete document."""
         return not self._thinking and bool(self._matcher.is_accepting())
 
+    def check_finished(self, tokens: int) -> None:
+        """Raise JambaError for a reply of ``tokens`` tokens that has ended before its document."""
+        if not self.finished:
+            raise JambaError(
+                f"the JSON was not finished within {tokens:,} tokens",
+                remedy="raise {max_tokens} (or {ctx}), or give the schema's strings a maxLength and its arrays a maxItems",
+            )
+
     def allowed(self) -> np.ndarray | None:
         """Bool [n_vocab]: the tokens that may come next; None within thoughts, where every token may."""
         if self._thinking:
@@ -159,6 +167,12 @@ class SchemaConstraint:
         if not self._matcher.consume_token(token):
             raise JambaError(f"the schema's grammar failed: {_first_line(self._matcher.get_error())}")
         return token
+
+    def forced(self) -> list[int]:
+        """The tokens that come next: the rest of the way to finish, or those of a text that the grammar leaves no choice in."""
+        if self._thinking or self._forced:
+            return list(self._forced)
+        return list(self._matcher.compute_ff_tokens())
 
     def _due(self) -> bool:
         self._checked += 1
