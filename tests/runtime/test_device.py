@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
+import platform
 import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -99,6 +102,30 @@ def test_without_the_cpp_kernels_torch_computes_and_one_line_says_so(monkeypatch
         model = Jamba.load("jamba:tiny")
     assert sum("using torch, which is slower" in line for line in lines) == 1
     assert model.logits([1, 2, 3]).isfinite().all()
+
+
+@pytest.mark.usefixtures("one_gpu")
+@pytest.mark.parametrize(
+    ("system", "release", "own", "expected"),
+    [
+        ("linux", "6.8.0", None, "expandable_segments:True"),
+        ("linux", "6.8.0", "backend:native", "backend:native"),
+        ("linux", "5.15.0-microsoft-standard-WSL2", None, None),
+        ("win32", "11", None, None),
+    ],
+)
+def test_blocks_of_gpu_memory_can_grow_where_that_works(
+    system: str, release: str, own: str | None, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "PYTORCH_CUDA_ALLOC_CONF"
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
+    monkeypatch.setenv(name, own or "")
+    if own is None:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(platform, "release", lambda: release)
+    devices.find_device("cuda")
+    assert os.environ.get(name) == expected
 
 
 @pytest.mark.usefixtures("one_gpu")

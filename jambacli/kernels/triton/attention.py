@@ -8,11 +8,13 @@ Positions are read on the device, so one CUDA graph serves every step.
 from __future__ import annotations
 
 import torch
+import torch.nn.attention.bias
 import torch.nn.functional as F
 import triton
 import triton.language as tl
 
 from jambacli.kernels import reference
+from jambacli.kernels.triton import launch
 from jambacli.kernels.triton.gemv import dot
 from jambacli.kernels.triton.launch import cdiv, power_of_two
 from jambacli.kernels.triton.limits import CONVERT_VALUES, MASK_VALUES, SPLIT
@@ -178,7 +180,7 @@ def matrix_units(device: torch.device) -> bool:
 
     For Turing, Triton compiles them to single multiplications with whole tiles in registers, where they do not fit.
     """
-    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
+    return launch.capability(device) >= (8, 0)
 
 
 def append(
@@ -260,48 +262,74 @@ def prefill(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, n_past: int, dtyp
         return values.transpose(0, 1)[None]
 
     keys, values = expand(k), expand(v)
-    gqa = n_heads != n_kv_heads
-    out = None
-    if q.is_cuda and dtype != torch.float32 and torch.cuda.get_device_capability(q.device) >= (8, 0):
-        if n_past == 0:
-            out = F.scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=gqa)
-        else:
-            out = _lower_right(queries, keys, values, gqa)
+    flash = q.is_cuda and dtype != torch.float32 and flash_attention(queries, keys, values)
+    out = _flash(queries, keys, values) if flash else None
     if out is None:
         out = _by_kv_head(queries, keys, values, n_past)
     return out[0].transpose(0, 1).float().reshape(n_tokens, n_heads * head_dim)
 
 
-def _by_kv_head(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, n_past: int) -> torch.Tensor:
-    """KV heads as a batch, each with the heads of its queries. The fused attention for older GPUs and float32 has no grouped
-    queries: with them torch would compute whole matrices of scores."""
-    _, n_kv_heads, _, head_dim = k.shape
-    queries = q[0].reshape(n_kv_heads, -1, q.shape[2], head_dim)
-    keys, values = (x[0][:, None].expand(-1, queries.shape[1], -1, -1) for x in (k, v))
-    if n_past == 0:
-        out = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
-    else:
-        out = _in_pieces(queries, keys, values, n_past)
-    return out.reshape(q.shape)
+def flash_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
+    """Whether torch has flash attention for these tensors: not in some wheels (Windows), not on GPUs before Ampere.
+
+    Without it torch would not refuse grouped queries but build matrices of scores: 69 GB for 4,096 queries of 256K keys.
+    """
+    return _supported("can_use_flash_attention", q, k, v)
 
 
-def _lower_right(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, gqa: bool) -> torch.Tensor | None:
-    """Fused causal attention of the last queries over all keys; None if this torch or GPU does not support the case."""
-    from torch.nn.attention.bias import causal_lower_right
+def efficient_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
+    """Whether torch has memory-efficient attention for these tensors, which have as many heads of keys as of queries."""
+    return _supported("can_use_efficient_attention", q, k, v)
 
-    bias = causal_lower_right(q.shape[2], k.shape[2])
+
+def _supported(question: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
     try:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=gqa)
+        from torch.backends import cuda
+
+        grouped = q.shape[1] != k.shape[1]
+        return bool(getattr(cuda, question)(cuda.SDPAParams(q, k, v, None, 0.0, False, grouped)))
+    except (ImportError, AttributeError, TypeError, RuntimeError) as error:  # this torch cannot be asked
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        return False
+
+
+def _flash(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor | None:
+    """Causal flash attention of the last queries over all keys, with grouped queries; None if it refuses them after all."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    grouped = q.shape[1] != k.shape[1]
+    try:
+        if q.shape[2] == k.shape[2]:
+            # On newer GPUs torch would prefer cuDNN, which plans anew for every length.
+            with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+                return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+        bias = torch.nn.attention.bias.causal_lower_right(q.shape[2], k.shape[2])
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=grouped)
     except (RuntimeError, TypeError, ValueError) as error:
-        if isinstance(error, torch.cuda.OutOfMemoryError):
+        if isinstance(error, torch.OutOfMemoryError):
             raise
         return None
 
 
-def _in_pieces(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, n_past: int) -> torch.Tensor:
-    """The same with an explicit mask, some queries at a time, each over the keys that it may see."""
+def _by_kv_head(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, n_past: int) -> torch.Tensor:
+    """KV heads as a batch, each with the heads of its queries: memory-efficient attention has no grouped queries."""
+    _, n_kv_heads, _, head_dim = k.shape
+    queries = q[0].reshape(n_kv_heads, -1, q.shape[2], head_dim)
+    keys, values = (x[0][:, None].expand(-1, queries.shape[1], -1, -1) for x in (k, v))
+    if q.is_cuda and not efficient_attention(queries, keys, values):
+        out = _in_pieces(queries, keys, values, n_past, max(1, MASK_VALUES // (q.shape[1] * k.shape[2])))
+    elif n_past == 0:
+        out = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+    else:
+        out = _in_pieces(queries, keys, values, n_past, max(1, MASK_VALUES // k.shape[2]))
+    return out.reshape(q.shape)
+
+
+def _in_pieces(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, n_past: int, block: int) -> torch.Tensor:
+    """The same with an explicit mask, ``block`` queries at a time, each over the keys that it may see. Without fused attention
+    torch builds the scores of a block."""
     pieces = []
-    block = max(1, MASK_VALUES // k.shape[2])
     for start in range(0, q.shape[2], block):
         part = q[:, :, start : start + block]
         seen = n_past + start + part.shape[2]

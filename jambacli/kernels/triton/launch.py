@@ -42,6 +42,14 @@ class Tile:
         return {"GL": self.groups, "RL": self.lanes, "KW": self.warps, "BR": self.rows, "num_warps": self.warps}
 
 
+def capability(device: torch.device) -> tuple[int, int]:
+    """The compute capability that kernels for tensors on ``device`` are compiled for. Under the interpreter, that of a
+    current GPU without special cases."""
+    import torch
+
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (8, 6)
+
+
 def power_of_two(n: int) -> int:
     """The smallest power of two that is at least ``n``."""
     return 1 << max(0, n - 1).bit_length()

@@ -66,8 +66,9 @@ def _multiply(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     if x.is_cuda and x.dtype != torch.float32:
         try:
             return torch.mm(x, weight.T, out_dtype=torch.float32)
-        except (TypeError, RuntimeError):  # this torch or GPU has no products into float32
-            pass
+        except (TypeError, RuntimeError) as error:  # this torch or GPU has no products into float32
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
     return (x @ weight.T).float()
 
 
