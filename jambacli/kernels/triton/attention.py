@@ -21,14 +21,23 @@ from jambacli.kernels.triton.limits import CONVERT_VALUES, MASK_VALUES, SPLIT
 
 
 @triton.jit
-def _cache_rows(cache, at, head_row, j, inside, Q8: tl.constexpr):
-    """Values j of the rows that begin ``at``, float32 [rows, values]; q8_0 rows are blocks of a float16 and 32 bytes."""
+def _cache_rows(cache, at, head_row, seen, key, DIM: tl.constexpr, DP: tl.constexpr, Q8: tl.constexpr):
+    """The DIM values of the rows that begin ``at``, int64 [rows], as float32 [rows, DP]; zeros for rows of keys from ``seen``
+    on and beyond DIM. q8_0 rows are blocks of a float16 and 32 bytes, which are read as 17 words of 16 bits."""
     if Q8:
-        block = at[:, None] + head_row + (j // 32 * 34)[None, :]
-        factor = tl.load((cache + block).to(tl.pointer_type(tl.float16)), mask=inside, other=0).to(tl.float32)
-        level = tl.load(cache + block + (2 + j % 32)[None, :], mask=inside, other=0).to(tl.int8, bitcast=True)
-        value = factor * level.to(tl.float32)
+        rows: tl.constexpr = at.shape[0]
+        block = tl.arange(0, DP // 32)
+        word = tl.arange(0, 16)
+        inside = (key < seen)[:, None] & (block * 32 < DIM)[None, :]
+        first = cache.to(tl.pointer_type(tl.int16)) + (at + head_row)[:, None] // 2 + (block * 17)[None, :]
+        factor = tl.load(first, mask=inside, other=0).to(tl.float16, bitcast=True).to(tl.float32)
+        pair = tl.load(first[:, :, None] + (1 + word)[None, None, :], mask=inside[:, :, None], other=0).to(tl.int32)
+        low = ((pair << 24) >> 24).to(tl.float32) * factor[:, :, None]
+        high = (pair >> 8).to(tl.float32) * factor[:, :, None]
+        value = tl.reshape(tl.join(low, high), (rows, DP))
     else:
+        j = tl.arange(0, DP)
+        inside = (key < seen)[:, None] & (j < DIM)[None, :]
         value = tl.load(cache + at[:, None] + head_row + j[None, :], mask=inside, other=0).to(tl.float32)
     return value
 
@@ -56,16 +65,15 @@ def _split_kernel(
         for start in range(0, SPLIT, BK):
             if run * SPLIT + start < seen:
                 key = run * SPLIT + start + tl.arange(0, BK)
-                inside = (key < seen)[:, None] & (j < DIM)[None, :]
                 at = key.to(tl.int64) * token_stride
-                keys = _cache_rows(k, at, head * head_stride, j, inside, Q8).to(DOT)
+                keys = _cache_rows(k, at, head * head_stride, seen, key, DIM, DP, Q8).to(DOT)
                 scores = dot(queries, tl.trans(keys), tl.zeros((GP, BK), tl.float32))
                 scores = tl.where((key < seen)[None, :], scores, float("-inf"))
                 new = tl.maximum(running_max, tl.max(scores, 1))
                 p = tl.exp(scores - new[:, None])
                 shrink = tl.exp(running_max - new)
                 mass = mass * shrink + tl.sum(p, 1)
-                values = _cache_rows(v, at, head * head_stride, j, inside, Q8).to(DOT)
+                values = _cache_rows(v, at, head * head_stride, seen, key, DIM, DP, Q8).to(DOT)
                 sums = dot(p.to(DOT), values, sums * shrink[:, None])
                 running_max = new
         row = heads.to(tl.int64) * n_splits + run
@@ -96,10 +104,9 @@ def _split_vector_kernel(
         for start in range(0, SPLIT, BK):
             if run * SPLIT + start < seen:
                 key = run * SPLIT + start + tl.arange(0, BK)
-                inside = (key < seen)[:, None] & (j < DIM)[None, :]
                 at = key.to(tl.int64) * token_stride
-                keys = _cache_rows(k, at, head // GROUP * head_stride, j, inside, Q8)
-                values = _cache_rows(v, at, head // GROUP * head_stride, j, inside, Q8)
+                keys = _cache_rows(k, at, head // GROUP * head_stride, seen, key, DIM, DP, Q8)
+                values = _cache_rows(v, at, head // GROUP * head_stride, seen, key, DIM, DP, Q8)
                 scores = tl.where(key < seen, tl.sum(keys * query[None, :], 1), float("-inf"))
                 new = tl.maximum(running_max, scores)
                 base = tl.where(new > float("-inf"), new, 0.0)  # a softmax that has seen no key yet
@@ -234,8 +241,8 @@ def decode(
         keys = max(4, (1 << 10) // dp if k.dtype == torch.uint8 else min(32, (1 << 13) // (dp * k.dtype.itemsize)))
         _split_vector_kernel[n_heads, scratch.n_splits](*given, **sizes, BK=keys, num_warps=4)
     else:
-        # Tiles of keys and of values take at most 16 KB of shared memory each.
-        keys = max(16, min(64, (1 << 14) // (dp * dtype.itemsize)))
+        # Tiles of keys and of values take at most 16 KB of shared memory each; unpacking q8_0 takes more registers.
+        keys = max(16, min(32 if k.dtype == torch.uint8 else 64, (1 << 14) // (dp * dtype.itemsize)))
         _split_kernel[n_kv_heads, scratch.n_splits](
             *given, **sizes, GP=max(16, power_of_two(group)), DOT=triton_dtype(dtype), BK=keys, num_warps=4
         )

@@ -177,12 +177,13 @@ def through_torch(config: JambaConfig, tensor: GetTensor, device: torch.device, 
     return surviving(dataclasses.replace(model, prefill_chunk=PREFILL_CHUNK))
 
 
-# Prompt lengths that use different kernels: one token; a few; more than the rows of a small tile; enough to dequantize
-# whole matrices and to split the scan into chunks.
-_TRIAL_LENGTHS = (1, 3, 40, 300)
+# Prompt lengths that use different kernels: one token, whose third step is a recorded graph; a few; more than the rows of a
+# small tile; enough to dequantize whole matrices and to split the scan into chunks; and for mixtures each expert's matrices.
+_TRIAL_LENGTHS = (1, 1, 1, 3, 40, 300)
+_TRIAL_OF_EXPERTS = 600
 
 
-def trial_run(model: JambaModel, lengths: Sequence[int] = _TRIAL_LENGTHS) -> None:
+def trial_run(model: JambaModel, lengths: Sequence[int] | None = None) -> None:
     """Run a few passes, so that compile errors and a lack of memory appear now, not during an answer.
 
     Only the short ones if nothing is compiled, or with experts in host memory: longer ones would read all of these from the
@@ -191,6 +192,8 @@ def trial_run(model: JambaModel, lengths: Sequence[int] = _TRIAL_LENGTHS) -> Non
     from jambacli.kernels.triton.repack import Packed
 
     offloaded = any(isinstance(y.ffn, MoE) and not isinstance(y.ffn.gate, Packed) for y in model.layers)
+    if lengths is None:
+        lengths = (*_TRIAL_LENGTHS, _TRIAL_OF_EXPERTS) if model.config.n_moe_layers else _TRIAL_LENGTHS
     lengths = [n for n in lengths if n < 10 or (model.ops.name == "triton" and not offloaded)]
     state = model.new_state(sum(lengths))
     for n in lengths:
