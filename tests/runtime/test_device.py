@@ -179,12 +179,41 @@ def test_why_not_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "triton_version", lambda: (3, 6))
     if kernels.triton_version() and _has_triton():
         assert "compute capability is 7.0" in (why_not() or "")
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (12, 0))
+        monkeypatch.setattr(kernels, "triton_version", lambda: (3, 2))
+        assert "triton 3.2 does not know the GPU's compute capability 12.0; 3.3 or newer" in (why_not() or "")
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 6))
         driver = importlib.import_module("triton.runtime").driver
         monkeypatch.setattr(driver, "_active", SimpleNamespace(get_current_device=_no_compiler))
         assert "Failed to find C compiler); it needs gcc" in (why_not() or "")
         monkeypatch.setattr(driver, "_active", SimpleNamespace(get_current_device=lambda: 0))
         assert why_not() is None
+
+
+@pytest.mark.parametrize(
+    ("installed", "expected"),
+    [
+        ({"triton": "3.9.0"}, (3, 9)),
+        ({"triton-windows": "3.8.0.post29"}, (3, 8)),
+        ({"pytorch-triton": "3.7.1+git1"}, (3, 7)),
+        ({}, (99, 0)),
+    ],
+)
+def test_every_distribution_of_triton_is_known(
+    installed: dict[str, str], expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.metadata
+
+    from jambacli.kernels.triton import triton_version
+
+    def version(name: str) -> str:
+        if name not in installed:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return installed[name]
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert triton_version() == expected
 
 
 def _no_compiler() -> None:

@@ -159,7 +159,7 @@ def gemm(
     bn = max(16, bn)
     bm = block_rows(m, x.device) if groups is None else groups.block
     tiles = cdiv(m, bm) if groups is None else groups.tiles
-    _gemm_kernel[cdiv(n, bn), tiles](
+    arguments = (
         x,
         out,
         x if groups is None else groups.source,
@@ -171,16 +171,23 @@ def gemm(
         w.rows,
         k,
         x.stride(0),
-        **constants(w),
-        E=0 if groups is None else groups.experts,
-        EP=1 if groups is None else groups.bounds.shape[1],
-        GATED=up is not None,
-        DOT=triton_dtype(dtype),
-        BM=bm,
-        BN=bn,
-        BG=bg,
-        num_warps=4,
-        # Pipelined tiles are in shared memory, at least 99 KB on a GPU (64 on Turing); those of float32 are large.
-        num_stages=2 if w.format.name == "f32" else 3,
     )
+    options = {
+        **constants(w),
+        "E": 0 if groups is None else groups.experts,
+        "EP": 1 if groups is None else groups.bounds.shape[1],
+        "GATED": up is not None,
+        "DOT": triton_dtype(dtype),
+        "BM": bm,
+        "BN": bn,
+        "BG": bg,
+    }
+    # Pipelined tiles are in shared memory, of which a GPU has at least 99 KB (64 on Turing); those of float32 are large.
+    for stages in range(2 if w.format.name == "f32" else 3, 0, -1):
+        try:
+            _gemm_kernel[cdiv(n, bn), tiles](*arguments, **options, num_warps=4, num_stages=stages)
+            break
+        except triton.runtime.errors.OutOfResources:  # a Triton that takes more of it than those that were tried
+            if stages == 1:
+                raise
     return out

@@ -91,23 +91,23 @@ def put_on_gpu(
     ``dtype``: operand type of the matrix units (default: the best of this GPU). Also runs on the CPU under Triton's
     interpreter.
     """
-    from jambacli.kernels.triton.ops import TritonOps, compute_dtype, triton_ops
+    from jambacli.kernels.triton.ops import TritonOps, compute_dtype
     from jambacli.runtime.cuda.decoder import CudaDecoder, decodable
     from jambacli.runtime.cuda.offload import HostExperts, HostKeys, host_attention, host_ffn
 
     dtype = dtype or compute_dtype(device)
     cpu = choose_ops()
-    # Without experts in host memory too: if memory runs out, some move there.
-    experts = HostExperts(device, cpu, TritonOps(dtype).mlp) if config.n_moe_layers else None
     keys = HostKeys(device) if plan.host_kv else None
-    ops = triton_ops(dtype, experts, keys)
-    model = build(config, uploader(tensor, device, plan.host_layers), ops=ops, source=source)
+    kernels = TritonOps(dtype, None, keys)
+    if config.n_moe_layers:  # even if all are on the GPU: when memory runs out, some move to host memory
+        kernels.host = HostExperts(device, cpu, kernels.mlp)
+    model = build(config, uploader(tensor, device, plan.host_layers), ops=kernels.as_ops(), source=source)
     model = dataclasses.replace(model, prefill_chunk=plan.chunk)
     spill = _Spill(tensor, cpu)
     if keys is not None:
         model = dataclasses.replace(model, kv_device=torch.device("cpu"))
     if not decodable(model.layers):
-        return surviving(model, spill)
+        return surviving(model, spill, kernels)
     ffn_on_host = {
         i: host_ffn(layer.ffn, layer.ffn_norm, layer.eps, cpu)
         for i, layer in enumerate(model.layers)
@@ -130,7 +130,7 @@ def put_on_gpu(
         graphs=graphs,
     )
     spill.decoder = decoder
-    return surviving(dataclasses.replace(model, decoder=decoder), spill)
+    return surviving(dataclasses.replace(model, decoder=decoder), spill, kernels)
 
 
 class _Spill:
@@ -255,4 +255,6 @@ def _load_as_planned(
         else None
     )
     logger.info("%s", JambaError(plan.describe(free_ram), remedy=remedy))  # worded as an error: it names an option
-    return put_on_gpu(config, tensor, device, plan, source=source)
+    from jambacli.runtime.cuda.self_check import checked
+
+    return checked(put_on_gpu(config, tensor, device, plan, source=source), tensor)

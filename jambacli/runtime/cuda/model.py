@@ -10,13 +10,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from jambacli.errors import GpuMemoryError
 from jambacli.model.jamba import JambaModel, Layer
 from jambacli.model.state import Checkpoint, SequenceState
+
+if TYPE_CHECKING:
+    from jambacli.kernels.triton.ops import TritonOps
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +41,8 @@ class GpuModel(JambaModel):
 
     spill: Callable[[tuple[Layer, ...]], tuple[int, Layer] | None] | None = None
     shortage: Shortage = field(default_factory=Shortage)
+    #: Triton's operations, of which a self-check may switch some off; None through plain torch.
+    kernels: TritonOps | None = None
 
     @torch.no_grad()
     def forward(
@@ -99,7 +104,9 @@ class GpuModel(JambaModel):
 
 
 def surviving(
-    model: JambaModel, spill: Callable[[tuple[Layer, ...]], tuple[int, Layer] | None] | None = None
+    model: JambaModel,
+    spill: Callable[[tuple[Layer, ...]], tuple[int, Layer] | None] | None = None,
+    kernels: TritonOps | None = None,
 ) -> GpuModel:
-    """The same model, which survives a lack of GPU memory; ``spill`` as in ``GpuModel``."""
-    return GpuModel(**{f.name: getattr(model, f.name) for f in fields(JambaModel)}, spill=spill)
+    """The same model, which survives a lack of GPU memory; ``spill`` and ``kernels`` as in ``GpuModel``."""
+    return GpuModel(**{f.name: getattr(model, f.name) for f in fields(JambaModel)}, spill=spill, kernels=kernels)
