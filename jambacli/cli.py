@@ -19,7 +19,7 @@ import typer
 from jambacli import __version__, ui
 from jambacli.commands.flags import flag
 from jambacli.commands.options import Quiet
-from jambacli.errors import JambaError
+from jambacli.errors import GpuMemoryError, JambaError
 from jambacli.startup import importing
 
 # Click's base class of command-line errors; some versions of typer bring their own copy of click.
@@ -132,6 +132,8 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, outside of a pass through the model
+            _fail(GpuMemoryError().worded(flag), 1)
         _fail(f"internal: {type(error).__name__}: {error}; run again with --debug and report it", 1)
 
 

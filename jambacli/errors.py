@@ -87,6 +87,16 @@ class UnsupportedError(JambaError):
     """A valid file or model that this program does not handle; the text says which part and why."""
 
 
+class GpuMemoryError(JambaError):
+    """The GPU's memory does not suffice, and nothing more can be moved out of it."""
+
+    def __init__(self, problem: str = "the GPU is out of memory (does another program use it?)") -> None:
+        super().__init__(
+            problem,
+            remedy="use a smaller {ctx}, {kv_type} q8_0, a larger {cpu_experts}, {cpu_kv} or a smaller {gpu_memory}",
+        )
+
+
 def first_line(error: BaseException) -> str:
     """The first line of another library's error, or its type if it has no text."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -10,6 +10,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -61,6 +62,14 @@ def cases() -> Iterator[Case]:
         yield Case(f"gemv gated {fmt}", EXACT, functools.partial(_gated, fmt))
         yield Case(f"gemm {fmt} f32", EXACT, functools.partial(_gemm, fmt, 19, 33, 256, torch.float32))
         yield Case(f"gemm {fmt} half", HALF, functools.partial(_gemm, fmt, 3, 70, 256, None))
+    # The tiles that large matrices get; under the interpreter other cases have one tile for a whole matrix.
+    for (rows, warps), fmt, kind in (
+        ((4, 2), "q4_k", "norm"), ((4, 2), "q6_k", "gated"), ((4, 8), "q8_0", "conv"), ((4, 2), "i8", "plain"),
+        ((2, 8), "q5_k", "norm"), ((2, 8), "q4_k", "gated"), ((2, 4), "q8_0", "gated"), ((2, 2), "q3_k", "conv"),
+        ((1, 8), "q4_k", "conv"), ((4, 1), "bf16", "norm"), ((4, 1), "iq4_xs", "gated"), ((2, 1), "q2_k", "norm"),
+    ):  # fmt: skip
+        run = functools.partial(tiled_product, fmt, kind, rows, warps, 70, 512)
+        yield Case(f"product {kind} {fmt} with {rows} rows a thread, {warps} warps", EXACT, run)
     for fmt in ("f32", "i8", "q8_0"):  # rows that end inside a tile, or inside a group if the format allows
         yield Case(f"gemv {fmt} odd row", EXACT, functools.partial(_gemv, fmt, 5, 160 if fmt == "q8_0" else 45))
     for options in ({"temperature": 0.0}, {"temperature": 1.0}, {"top_k": 40, "min_p": 0.02}, {"typical_p": 0.5}):
@@ -70,6 +79,118 @@ def cases() -> Iterator[Case]:
         yield Case(f"experts one token {fmt}", EXACT, functools.partial(_experts_one, fmt))
         yield Case(f"experts many tokens {fmt}", EXACT, functools.partial(_experts_many, fmt))
         yield Case(f"experts one by one {fmt}", EXACT, functools.partial(_experts_one_by_one, fmt))
+
+
+def device_cases() -> Iterator[Case]:
+    """Cases at the sizes of a 3B, compared with float64 on the GPU itself, the most important first: what decode launches,
+    in the tiles that it uses; products of 17 to 64 rows in bf16; the same product twenty times."""
+    n, k = 10240, 2560
+    for rows, warps in ((4, 2), (2, 2), (2, 8), (4, 8), (2, 4), (1, 8)):
+        for kind in ("norm", "gated", "plain", "conv"):
+            for fmt in ("q4_k", "q6_k", "q8_0", "i8", "q5_k"):
+                run = functools.partial(tiled_product, fmt, kind, rows, warps, n, k)
+                yield Case(f"real size: {kind} {fmt}, {rows} rows a thread, {warps} warps", 1e-4, run)
+    for m in (17, 40, 64):
+        for gated in (False, True):
+            for fmt in ("q4_k", "q6_k", "q8_0", "bf16"):
+                run = functools.partial(many_rows, fmt, m, 1024, k, gated)
+                yield Case(f"real size: {m} rows times {fmt} in bf16{', gated' if gated else ''}", 2e-3, run)
+                again = functools.partial(differing_runs, fmt, m, 1024, k, gated)
+                yield Case(f"twenty times {m} rows times {fmt} in bf16{', gated' if gated else ''}", 0.0, again)
+    for tokens in (40, 160, 300):
+        yield Case(
+            f"real size: experts of {tokens} tokens in bf16", HALF, functools.partial(many_experts, tokens, 1024, k)
+        )
+
+
+@functools.lru_cache(2)
+def _large(fmt: str, n: int, k: int, device: torch.device, seed: int = 0) -> tuple[Packed, torch.Tensor]:
+    """A random matrix in planes, and its values in float64, both on the device."""
+    from jambacli.kernels.triton.dequant import dequantize
+
+    packed = packed_on(random_weight(fmt, (n, k), seed=seed), device)
+    return packed, dequantize(packed, torch.float32).view(n, k).double()
+
+
+def tiled_product(fmt: str, kind: str, rows: int, warps: int, n: int, k: int, device: torch.device) -> float:
+    """A product in an explicit tile against float64 on the device. ``kind``: plain; norm (and a residual); gated (and a norm);
+    conv (half of the rows go through a convolution step)."""
+    from jambacli.kernels.triton.gemv import ConvStep, gemv
+    from jambacli.kernels.triton.launch import Tile
+
+    w, values = _large(fmt, n, k, device)
+    x, norm, residual = (_randn(1, size, seed=seed).to(device) for size, seed in ((k, 1), (k, 2), (n, 3)))
+    tile = Tile(rows, warps)
+    options: dict[str, Any] = {} if kind in ("plain", "conv") else {"norm": norm[0], "eps": 1e-5}
+    wide = x.double()
+    if options:
+        wide = wide / (wide.square().mean() + 1e-5).sqrt() * norm.double()
+    expected = wide @ values.T
+    if kind == "norm":
+        options["residual"], expected = residual, expected + residual.double()
+    if kind == "gated":
+        up, up_values = _large(fmt, n, k, device, 1)
+        options["up"], expected = up, torch.nn.functional.silu(expected) * (wide @ up_values.T)
+    if kind == "conv":
+        channels = n // 2
+        weight, bias, state = (
+            _randn(*shape, seed=4).to(device) for shape in ((channels, 4), (channels,), (channels, 3))
+        )
+        taken = torch.cat([state.double(), expected[0, :channels, None]], 1)
+        convolved = torch.nn.functional.silu((taken * weight.double()).sum(1) + bias.double())
+        expected = torch.cat([convolved[None], expected[:, channels:]], 1)
+        options["conv"] = ConvStep(weight, bias, state)
+    return error(gemv(x, w, tile=tile, **options), expected.float().cpu())
+
+
+def many_rows(fmt: str, m: int, n: int, k: int, gated: bool, device: torch.device) -> float:
+    """A product of some rows on the matrix units against float64 of the same rounded operands, on the device."""
+    got, expected = _many_rows(fmt, m, n, k, gated, device)
+    return error(got(), expected.float().cpu())
+
+
+def differing_runs(fmt: str, m: int, n: int, k: int, gated: bool, device: torch.device) -> float:
+    """How many of twenty runs of the same product differ from the first in any bit: a race if it is not zero."""
+    got, _ = _many_rows(fmt, m, n, k, gated, device)
+    first = got()
+    return float(sum(not torch.equal(got(), first) for _ in range(19)))
+
+
+def _many_rows(
+    fmt: str, m: int, n: int, k: int, gated: bool, device: torch.device
+) -> tuple[Callable[[], torch.Tensor], torch.Tensor]:
+    from jambacli.kernels.triton.gemm import gemm
+    from jambacli.kernels.triton.ops import compute_dtype
+
+    dtype = compute_dtype(device)
+    (w, values), (up, up_values) = _large(fmt, n, k, device), _large(fmt, n, k, device, 1)
+    x = _randn(m, k).to(device)
+    wide = x.to(dtype).double()
+    expected = wide @ values.to(dtype).double().T
+    if gated:
+        expected = torch.nn.functional.silu(expected) * (wide @ up_values.to(dtype).double().T)
+    return lambda: gemm(x, w, up=up if gated else None, dtype=dtype), expected
+
+
+def many_experts(tokens: int, ffn: int, hidden: int, device: torch.device) -> float:
+    """A mixture's experts on the matrix units against float64 on the device."""
+    from jambacli.kernels.triton.dequant import dequantize
+    from jambacli.kernels.triton.experts import choose, many_tokens
+    from jambacli.kernels.triton.ops import compute_dtype
+
+    n = 8
+    shapes = (n, ffn, hidden), (n, ffn, hidden), (n, hidden, ffn)
+    packed = [packed_on(random_weight("q4_k", shape, seed=i), device) for i, shape in enumerate(shapes)]
+    gate, up, down = (dequantize(w, torch.float32).view(w.shape).double() for w in packed)
+    x, router = _randn(tokens, hidden).to(device), _randn(n, hidden, seed=2).to(device)
+    weights, chosen = choose(x, router, 2)
+    expected = torch.zeros(tokens, hidden, dtype=torch.float64, device=device)
+    for e in range(n):
+        own = x.double()
+        y = (torch.nn.functional.silu(own @ gate[e].T) * (own @ up[e].T)) @ down[e].T
+        expected += y * (weights * (chosen == e)).sum(1, keepdim=True).double()
+    got = many_tokens(x, router, packed[0], packed[1], packed[2], 2, compute_dtype(device))
+    return error(got, expected.float().cpu())
 
 
 def _sampling(options: dict[str, float], device: torch.device) -> float:

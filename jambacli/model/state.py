@@ -72,17 +72,24 @@ class KVCache:
         self.v = torch.empty_like(self.k)
 
     @property
+    def capacity(self) -> int:
+        """Tokens that fit. If memory ran out while the cache grew, keys have more room than values."""
+        return min(self.k.shape[0], self.v.shape[0])
+
+    @property
     def nbytes(self) -> int:
         """Bytes allocated, including pages that were never written and take no physical memory."""
         return self.k.nbytes + self.v.nbytes
 
     def reserve(self, tokens: int, used: int, limit: int) -> bool:
         """Make room for ``tokens``, at most ``limit``, and keep the first ``used``. True if the cache was reallocated."""
-        if tokens <= self.k.shape[0]:
+        if tokens <= self.capacity:
             return False
-        capacity = min(max(tokens, 2 * self.k.shape[0], _FIRST_TOKENS), limit)
+        capacity = min(max(tokens, 2 * self.capacity, _FIRST_TOKENS), limit)
         for name in ("k", "v"):
             old = getattr(self, name)
+            if tokens <= old.shape[0]:
+                continue
             new = old.new_empty(capacity, *old.shape[1:])
             new[:used] = old[:used]
             setattr(self, name, new)
@@ -341,8 +348,10 @@ class SequenceState:
             raise JambaError("an interrupted pass left the state inconsistent; restore a checkpoint first")
 
     def _reserve(self, tokens: int) -> None:
-        moved = [cache.reserve(tokens, self.kv_tokens, self.ctx) for cache in self.caches]
-        self.moves += any(moved)
+        if any(cache.capacity < tokens for cache in self.caches):
+            self.moves += 1  # first, since memory may run out after some caches have moved
+        for cache in self.caches:
+            cache.reserve(tokens, self.kv_tokens, self.ctx)
 
     def _overwrite(self, first: int) -> None:
         """Record that tokens from ``first`` on are about to be replaced, which invalidates later checkpoints."""

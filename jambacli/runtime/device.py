@@ -8,6 +8,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import os
+import platform
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -47,6 +50,7 @@ def find_device(name: str = "auto") -> ChosenDevice:
     kind, _, number = name.partition(":")
     if name != "auto" and (kind != "cuda" or (number and not number.isdigit()) or name.endswith(":")):
         raise UsageError("is not one of auto, cpu, cuda, cuda:N", field="device", value=name)
+    _use_expandable_segments()
     problem = gpu_problem()
     if name == "auto":
         from jambacli.hardware import nvml
@@ -61,6 +65,15 @@ def find_device(name: str = "auto") -> ChosenDevice:
         found = "1 GPU" if count == 1 else f"{count} GPUs"
         raise JambaError(f"does not exist: this machine has {found}, numbered from 0", field="device", value=name)
     return ChosenDevice(torch.device("cuda", index))
+
+
+def _use_expandable_segments() -> None:
+    """Let torch extend blocks of GPU memory, unless the user has set its allocator up: caches and prompts of growing lengths
+    would leave gaps between blocks. Linux only (not WSL); torch reads it when it first allocates on a GPU."""
+    names = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+    native = sys.platform == "linux" and "microsoft" not in platform.release().lower()
+    if native and not any(name in os.environ for name in names):
+        os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
 
 
 def gpu_problem() -> str | None:

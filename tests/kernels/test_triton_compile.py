@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
 
@@ -25,7 +24,7 @@ compile_everything(int(sys.argv[1]), sys.argv[2])
 
 def compile_everything(capability: int, formats: str) -> None:
     """Compile everything that a model in a mixture of formats launches; prints one line per kernel."""
-    from jambacli.kernels.triton import attention
+    from jambacli.kernels.triton import gemm, launch
     from jambacli.kernels.triton.attention import DecodeScratch, append, decode
     from jambacli.kernels.triton.launch import interpreted
     from jambacli.kernels.triton.scan import selective_scan
@@ -37,7 +36,8 @@ def compile_everything(capability: int, formats: str) -> None:
     dtype = torch.bfloat16 if capability >= 80 else torch.float16
     config = tiny_config()
     tensors = tiny_tensors(config, formats)
-    attention.matrix_units = lambda device: capability >= 80  # without a GPU
+    for module in (launch, gemm):  # without a GPU
+        module.capability = lambda device: divmod(capability, 10)  # type: ignore[attr-defined]
     with compile_for(capability) as done:
         plan = Placement(0, 0, 0, 0, frozenset(), 2)
         model = put_on_gpu(config, tensors.__getitem__, torch.device("cpu"), plan, dtype=dtype)
@@ -106,12 +106,37 @@ def test_a_product_reads_wide_and_exchanges_nothing_in_its_loop() -> None:
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=True)
     wide, stores, shuffles = map(int, ran.stdout.split())
     assert wide == 1 + 8 + 8  # a row's nibbles, x and the norm's weight
-    # The compiler chooses the layout across threads: Triton 3.9 exchanges values more often than 3.6.
-    if not importlib.metadata.version("triton").startswith("3.6."):
-        return
     # Only at the end, where warps combine their sums: the product and the squares, over warps and over eight threads each.
     assert stores <= 4
     assert shuffles <= 2 * (3 + 3) + 2
+
+
+_ASYNCHRONOUS = """
+import torch
+from jambacli.evaluation.synthetic import random_weight
+from jambacli.gpu_check.parity import packed_on
+from jambacli.kernels.triton import gemm
+from tests.support.gpu_compile import compile_for
+gemm.capability = lambda device: (9, 0)
+w = packed_on(random_weight("q4_k", (64, 2048)), torch.device("cpu"))
+for version in ((3, 8), (3, 9)):
+    gemm.triton_version = lambda: version
+    with compile_for(90) as done:
+        gemm.gemm(torch.zeros(40, 2048), w)
+    print(done[0].asm["ptx"].count("wgmma.mma_async"))
+"""
+
+
+def test_where_the_compiler_may_reuse_registers_early_hopper_multiplies_synchronously() -> None:
+    import subprocess
+    import sys
+
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", _ASYNCHRONOUS]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=True)
+    old, new = map(int, ran.stdout.split())
+    assert old == 0
+    assert new > 0
 
 
 _WIDEST = """
@@ -211,11 +236,10 @@ def test_a_step_of_the_scan_exchanges_nothing_between_threads() -> None:
     command = [sys.executable, "-c", _SCAN]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=True)
     found = {tuple(line.split()[:1] + line.split()[4:]): line.split()[1:4] for line in ran.stdout.splitlines()}
-    # A and the state of a channel are sixteen values, four at a time; so are B and C of every step.
-    assert set(found) == {("_chunk_kernel", "8"), ("_join_kernel", "12"), ("_chunk_kernel", "16")}
-    # The compiler chooses the layout across threads; this one was seen with Triton 3.6.
-    if importlib.metadata.version("triton").startswith("3.6."):
-        assert set(map(tuple, found.values())) == {("0", "0", "0")}
+    # A and the state of a channel are sixteen values, four at a time; so are B and C of every step. The program that joins
+    # chunks has four of them.
+    assert set(found) == {("_chunk_kernel", "8"), ("_join_kernel", "3"), ("_chunk_kernel", "16")}
+    assert set(map(tuple, found.values())) == {("0", "0", "0")}
 
 
 _TILES = """

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
+import platform
 import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -102,6 +105,30 @@ def test_without_the_cpp_kernels_torch_computes_and_one_line_says_so(monkeypatch
 
 
 @pytest.mark.usefixtures("one_gpu")
+@pytest.mark.parametrize(
+    ("system", "release", "own", "expected"),
+    [
+        ("linux", "6.8.0", None, "expandable_segments:True"),
+        ("linux", "6.8.0", "backend:native", "backend:native"),
+        ("linux", "5.15.0-microsoft-standard-WSL2", None, None),
+        ("win32", "11", None, None),
+    ],
+)
+def test_blocks_of_gpu_memory_can_grow_where_that_works(
+    system: str, release: str, own: str | None, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "PYTORCH_CUDA_ALLOC_CONF"
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
+    monkeypatch.setenv(name, own or "")
+    if own is None:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(platform, "release", lambda: release)
+    devices.find_device("cuda")
+    assert os.environ.get(name) == expected
+
+
+@pytest.mark.usefixtures("one_gpu")
 def test_auto_falls_back_if_the_gpu_fails_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     from jambacli.runtime.cuda import load
 
@@ -152,12 +179,41 @@ def test_why_not_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "triton_version", lambda: (3, 6))
     if kernels.triton_version() and _has_triton():
         assert "compute capability is 7.0" in (why_not() or "")
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (12, 0))
+        monkeypatch.setattr(kernels, "triton_version", lambda: (3, 2))
+        assert "triton 3.2 does not know the GPU's compute capability 12.0; 3.3 or newer" in (why_not() or "")
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 6))
         driver = importlib.import_module("triton.runtime").driver
         monkeypatch.setattr(driver, "_active", SimpleNamespace(get_current_device=_no_compiler))
         assert "Failed to find C compiler); it needs gcc" in (why_not() or "")
         monkeypatch.setattr(driver, "_active", SimpleNamespace(get_current_device=lambda: 0))
         assert why_not() is None
+
+
+@pytest.mark.parametrize(
+    ("installed", "expected"),
+    [
+        ({"triton": "3.9.0"}, (3, 9)),
+        ({"triton-windows": "3.8.0.post29"}, (3, 8)),
+        ({"pytorch-triton": "3.7.1+git1"}, (3, 7)),
+        ({}, (99, 0)),
+    ],
+)
+def test_every_distribution_of_triton_is_known(
+    installed: dict[str, str], expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.metadata
+
+    from jambacli.kernels.triton import triton_version
+
+    def version(name: str) -> str:
+        if name not in installed:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return installed[name]
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert triton_version() == expected
 
 
 def _no_compiler() -> None:

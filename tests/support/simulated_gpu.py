@@ -55,6 +55,10 @@ class SimulatedGpu:
     def __init__(self, order: Order, capability: tuple[int, int], memory: int, seed: int, computes: bool) -> None:
         self.device, self.capability, self.limit, self.computes = GPU, capability, memory, computes
         self.used = self.peak = 0
+        #: Allocations so far; ``failing``: numbers of those that fail; ``largest``: bytes beyond which all fail.
+        self.allocations = 0
+        self.failing: set[int] = set()
+        self.largest: int | None = None
         self.launches: list[str] = []
         self._order, self._random = order, random.Random(seed)
         self._lock = threading.RLock()
@@ -133,7 +137,9 @@ class SimulatedGpu:
         with self._lock:
             if key in self._counted or size == 0:
                 return
-            if self.used + size > self.limit:
+            self.allocations += 1
+            fails = self.allocations in self.failing or (self.largest is not None and size > self.largest)
+            if fails or self.used + size > self.limit:
                 raise torch.cuda.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {size} bytes")
             self._counted.add(key)
             self.used += size
@@ -316,8 +322,10 @@ def simulated_gpu(
     memory: int = 1 << 40,
     seed: int = 0,
     computes: bool = True,
+    attention: Literal["flash", "efficient", "none"] = "flash",
 ) -> Iterator[SimulatedGpu]:
-    """In this context the machine has one GPU, cuda:0, with ``memory`` bytes.
+    """In this context the machine has one GPU, cuda:0, with ``memory`` bytes. ``attention``: the best fused attention of its
+    torch, which has memory-efficient attention whenever it has flash attention.
 
     With ``computes`` False it only counts kernels launched and bytes, for models of any size; all values are zeros.
     """
@@ -350,6 +358,9 @@ def simulated_gpu(
         patch.setattr(torch, "Generator", functools.partial(_generator, torch.Generator))
         patch.setattr(torch.version, "cuda", "12.8")
         patch.setattr(torch.nn.attention.bias, "causal_lower_right", LowerRight)
+        flash = attention == "flash" and capability >= (8, 0)
+        patch.setattr(torch.backends.cuda, "can_use_flash_attention", lambda _: flash)
+        patch.setattr(torch.backends.cuda, "can_use_efficient_attention", lambda _: attention != "none")
         for name, value in {
             "is_available": lambda: True,
             "device_count": lambda: 1,

@@ -25,6 +25,17 @@ SHAPE = {
     "vocab_size": 400,
 }
 
+#: Two layers, 64 wide, for formats with blocks of 32 values: the interpreter takes a second per token even for this.
+SMALL = SHAPE | {
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "attn_layer_period": 2,
+    "mamba_dt_rank": 32,
+    "vocab_size": 96,
+    "num_attention_heads": 2,
+}
+
 #: Sets of three formats (experts, networks, the rest) that together use every branch of the kernels.
 FORMATS_TOGETHER = {
     "k": ("q4_k", "q6_k", "q5_k"),

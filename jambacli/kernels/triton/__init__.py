@@ -10,6 +10,10 @@ from jambacli.errors import first_line
 #: The oldest Triton and compute capability that the tests compile these kernels for.
 OLDEST_TRITON = (3, 2)
 OLDEST_CAPABILITY = (7, 5)
+#: The oldest Triton for Blackwell (compute capability 10.0 and 12.0).
+OLDEST_TRITON_BLACKWELL = (3, 3)
+#: Distributions that contain Triton: PyPI's, that for Windows, and that of torch's nightly builds.
+DISTRIBUTIONS = ("triton", "triton-windows", "pytorch-triton")
 
 
 def why_not(index: int = 0) -> str | None:
@@ -29,6 +33,12 @@ def why_not(index: int = 0) -> str | None:
     if have < OLDEST_CAPABILITY:
         least = f"{OLDEST_CAPABILITY[0]}.{OLDEST_CAPABILITY[1]}"
         return f"the GPU's compute capability is {have[0]}.{have[1]}; the kernels need {least} or newer"
+    if have >= (10, 0) and version < OLDEST_TRITON_BLACKWELL:
+        least = f"{OLDEST_TRITON_BLACKWELL[0]}.{OLDEST_TRITON_BLACKWELL[1]}"
+        return (
+            f"triton {version[0]}.{version[1]} does not know the GPU's compute capability {have[0]}.{have[1]}; "
+            f"{least} or newer is needed"
+        )
     return start_problem()
 
 
@@ -50,8 +60,10 @@ def triton_version() -> tuple[int, int] | None:
 
     if importlib.util.find_spec("triton") is None:
         return None
-    try:
-        major, minor = importlib.metadata.version("triton").split(".")[:2]
-        return int(major), int("".join(c for c in minor if c.isdigit()) or 0)
-    except (importlib.metadata.PackageNotFoundError, ValueError):
-        return 99, 0  # a custom build without a release number
+    for distribution in DISTRIBUTIONS:
+        try:
+            major, minor = importlib.metadata.version(distribution).split(".")[:2]
+            return int(major), int("".join(c for c in minor if c.isdigit()) or 0)
+        except (importlib.metadata.PackageNotFoundError, ValueError):
+            continue
+    return 99, 0  # a custom build without a release number

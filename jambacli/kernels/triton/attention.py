@@ -8,25 +8,36 @@ Positions are read on the device, so one CUDA graph serves every step.
 from __future__ import annotations
 
 import torch
+import torch.nn.attention.bias
 import torch.nn.functional as F
 import triton
 import triton.language as tl
 
 from jambacli.kernels import reference
+from jambacli.kernels.triton import launch
 from jambacli.kernels.triton.gemv import dot
 from jambacli.kernels.triton.launch import cdiv, power_of_two
 from jambacli.kernels.triton.limits import CONVERT_VALUES, MASK_VALUES, SPLIT
 
 
 @triton.jit
-def _cache_rows(cache, at, head_row, j, inside, Q8: tl.constexpr):
-    """Values j of the rows that begin ``at``, float32 [rows, values]; q8_0 rows are blocks of a float16 and 32 bytes."""
+def _cache_rows(cache, at, head_row, seen, key, DIM: tl.constexpr, DP: tl.constexpr, Q8: tl.constexpr):
+    """The DIM values of the rows that begin ``at``, int64 [rows], as float32 [rows, DP]; zeros for rows of keys from ``seen``
+    on and beyond DIM. q8_0 rows are blocks of a float16 and 32 bytes, which are read as 17 words of 16 bits."""
     if Q8:
-        block = at[:, None] + head_row + (j // 32 * 34)[None, :]
-        factor = tl.load((cache + block).to(tl.pointer_type(tl.float16)), mask=inside, other=0).to(tl.float32)
-        level = tl.load(cache + block + (2 + j % 32)[None, :], mask=inside, other=0).to(tl.int8, bitcast=True)
-        value = factor * level.to(tl.float32)
+        rows: tl.constexpr = at.shape[0]
+        block = tl.arange(0, DP // 32)
+        word = tl.arange(0, 16)
+        inside = (key < seen)[:, None] & (block * 32 < DIM)[None, :]
+        first = cache.to(tl.pointer_type(tl.int16)) + (at + head_row)[:, None] // 2 + (block * 17)[None, :]
+        factor = tl.load(first, mask=inside, other=0).to(tl.float16, bitcast=True).to(tl.float32)
+        pair = tl.load(first[:, :, None] + (1 + word)[None, None, :], mask=inside[:, :, None], other=0).to(tl.int32)
+        low = ((pair << 24) >> 24).to(tl.float32) * factor[:, :, None]
+        high = (pair >> 8).to(tl.float32) * factor[:, :, None]
+        value = tl.reshape(tl.join(low, high), (rows, DP))
     else:
+        j = tl.arange(0, DP)
+        inside = (key < seen)[:, None] & (j < DIM)[None, :]
         value = tl.load(cache + at[:, None] + head_row + j[None, :], mask=inside, other=0).to(tl.float32)
     return value
 
@@ -54,16 +65,15 @@ def _split_kernel(
         for start in range(0, SPLIT, BK):
             if run * SPLIT + start < seen:
                 key = run * SPLIT + start + tl.arange(0, BK)
-                inside = (key < seen)[:, None] & (j < DIM)[None, :]
                 at = key.to(tl.int64) * token_stride
-                keys = _cache_rows(k, at, head * head_stride, j, inside, Q8).to(DOT)
+                keys = _cache_rows(k, at, head * head_stride, seen, key, DIM, DP, Q8).to(DOT)
                 scores = dot(queries, tl.trans(keys), tl.zeros((GP, BK), tl.float32))
                 scores = tl.where((key < seen)[None, :], scores, float("-inf"))
                 new = tl.maximum(running_max, tl.max(scores, 1))
                 p = tl.exp(scores - new[:, None])
                 shrink = tl.exp(running_max - new)
                 mass = mass * shrink + tl.sum(p, 1)
-                values = _cache_rows(v, at, head * head_stride, j, inside, Q8).to(DOT)
+                values = _cache_rows(v, at, head * head_stride, seen, key, DIM, DP, Q8).to(DOT)
                 sums = dot(p.to(DOT), values, sums * shrink[:, None])
                 running_max = new
         row = heads.to(tl.int64) * n_splits + run
@@ -94,10 +104,9 @@ def _split_vector_kernel(
         for start in range(0, SPLIT, BK):
             if run * SPLIT + start < seen:
                 key = run * SPLIT + start + tl.arange(0, BK)
-                inside = (key < seen)[:, None] & (j < DIM)[None, :]
                 at = key.to(tl.int64) * token_stride
-                keys = _cache_rows(k, at, head // GROUP * head_stride, j, inside, Q8)
-                values = _cache_rows(v, at, head // GROUP * head_stride, j, inside, Q8)
+                keys = _cache_rows(k, at, head // GROUP * head_stride, seen, key, DIM, DP, Q8)
+                values = _cache_rows(v, at, head // GROUP * head_stride, seen, key, DIM, DP, Q8)
                 scores = tl.where(key < seen, tl.sum(keys * query[None, :], 1), float("-inf"))
                 new = tl.maximum(running_max, scores)
                 base = tl.where(new > float("-inf"), new, 0.0)  # a softmax that has seen no key yet
@@ -178,7 +187,7 @@ def matrix_units(device: torch.device) -> bool:
 
     For Turing, Triton compiles them to single multiplications with whole tiles in registers, where they do not fit.
     """
-    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
+    return launch.capability(device) >= (8, 0)
 
 
 def append(
@@ -232,8 +241,8 @@ def decode(
         keys = max(4, (1 << 10) // dp if k.dtype == torch.uint8 else min(32, (1 << 13) // (dp * k.dtype.itemsize)))
         _split_vector_kernel[n_heads, scratch.n_splits](*given, **sizes, BK=keys, num_warps=4)
     else:
-        # Tiles of keys and of values take at most 16 KB of shared memory each.
-        keys = max(16, min(64, (1 << 14) // (dp * dtype.itemsize)))
+        # Tiles of keys and of values take at most 16 KB of shared memory each; unpacking q8_0 takes more registers.
+        keys = max(16, min(32 if k.dtype == torch.uint8 else 64, (1 << 14) // (dp * dtype.itemsize)))
         _split_kernel[n_kv_heads, scratch.n_splits](
             *given, **sizes, GP=max(16, power_of_two(group)), DOT=triton_dtype(dtype), BK=keys, num_warps=4
         )
@@ -260,48 +269,74 @@ def prefill(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, n_past: int, dtyp
         return values.transpose(0, 1)[None]
 
     keys, values = expand(k), expand(v)
-    gqa = n_heads != n_kv_heads
-    out = None
-    if q.is_cuda and dtype != torch.float32 and torch.cuda.get_device_capability(q.device) >= (8, 0):
-        if n_past == 0:
-            out = F.scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=gqa)
-        else:
-            out = _lower_right(queries, keys, values, gqa)
+    flash = q.is_cuda and dtype != torch.float32 and flash_attention(queries, keys, values)
+    out = _flash(queries, keys, values) if flash else None
     if out is None:
         out = _by_kv_head(queries, keys, values, n_past)
     return out[0].transpose(0, 1).float().reshape(n_tokens, n_heads * head_dim)
 
 
-def _by_kv_head(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, n_past: int) -> torch.Tensor:
-    """KV heads as a batch, each with the heads of its queries. The fused attention for older GPUs and float32 has no grouped
-    queries: with them torch would compute whole matrices of scores."""
-    _, n_kv_heads, _, head_dim = k.shape
-    queries = q[0].reshape(n_kv_heads, -1, q.shape[2], head_dim)
-    keys, values = (x[0][:, None].expand(-1, queries.shape[1], -1, -1) for x in (k, v))
-    if n_past == 0:
-        out = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
-    else:
-        out = _in_pieces(queries, keys, values, n_past)
-    return out.reshape(q.shape)
+def flash_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
+    """Whether torch has flash attention for these tensors: not in some wheels (Windows), not on GPUs before Ampere.
+
+    Without it torch would not refuse grouped queries but build matrices of scores: 69 GB for 4,096 queries of 256K keys.
+    """
+    return _supported("can_use_flash_attention", q, k, v)
 
 
-def _lower_right(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, gqa: bool) -> torch.Tensor | None:
-    """Fused causal attention of the last queries over all keys; None if this torch or GPU does not support the case."""
-    from torch.nn.attention.bias import causal_lower_right
+def efficient_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
+    """Whether torch has memory-efficient attention for these tensors, which have as many heads of keys as of queries."""
+    return _supported("can_use_efficient_attention", q, k, v)
 
-    bias = causal_lower_right(q.shape[2], k.shape[2])
+
+def _supported(question: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
     try:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=gqa)
+        from torch.backends import cuda
+
+        grouped = q.shape[1] != k.shape[1]
+        return bool(getattr(cuda, question)(cuda.SDPAParams(q, k, v, None, 0.0, False, grouped)))
+    except (ImportError, AttributeError, TypeError, RuntimeError) as error:  # this torch cannot be asked
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        return False
+
+
+def _flash(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor | None:
+    """Causal flash attention of the last queries over all keys, with grouped queries; None if it refuses them after all."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    grouped = q.shape[1] != k.shape[1]
+    try:
+        if q.shape[2] == k.shape[2]:
+            # On newer GPUs torch would prefer cuDNN, which plans anew for every length.
+            with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+                return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+        bias = torch.nn.attention.bias.causal_lower_right(q.shape[2], k.shape[2])
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=grouped)
     except (RuntimeError, TypeError, ValueError) as error:
-        if isinstance(error, torch.cuda.OutOfMemoryError):
+        if isinstance(error, torch.OutOfMemoryError):
             raise
         return None
 
 
-def _in_pieces(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, n_past: int) -> torch.Tensor:
-    """The same with an explicit mask, some queries at a time, each over the keys that it may see."""
+def _by_kv_head(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, n_past: int) -> torch.Tensor:
+    """KV heads as a batch, each with the heads of its queries: memory-efficient attention has no grouped queries."""
+    _, n_kv_heads, _, head_dim = k.shape
+    queries = q[0].reshape(n_kv_heads, -1, q.shape[2], head_dim)
+    keys, values = (x[0][:, None].expand(-1, queries.shape[1], -1, -1) for x in (k, v))
+    if q.is_cuda and not efficient_attention(queries, keys, values):
+        out = _in_pieces(queries, keys, values, n_past, max(1, MASK_VALUES // (q.shape[1] * k.shape[2])))
+    elif n_past == 0:
+        out = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+    else:
+        out = _in_pieces(queries, keys, values, n_past, max(1, MASK_VALUES // k.shape[2]))
+    return out.reshape(q.shape)
+
+
+def _in_pieces(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, n_past: int, block: int) -> torch.Tensor:
+    """The same with an explicit mask, ``block`` queries at a time, each over the keys that it may see. Without fused attention
+    torch builds the scores of a block."""
     pieces = []
-    block = max(1, MASK_VALUES // k.shape[2])
     for start in range(0, q.shape[2], block):
         part = q[:, :, start : start + block]
         seen = n_past + start + part.shape[2]

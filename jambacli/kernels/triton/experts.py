@@ -15,7 +15,7 @@ from jambacli.kernels.triton.gemm import gemm, group_rows
 from jambacli.kernels.triton.gemv import silu
 from jambacli.kernels.triton.launch import cdiv, constants, gemv_tile, power_of_two
 from jambacli.kernels.triton.repack import Packed
-from jambacli.kernels.triton.stream import groups_at, load_half, over_the_row, rows_of, stream_dots
+from jambacli.kernels.triton.stream import add_products, load_groups, mean_square, over_the_row, rows_of, threads
 from jambacli.kernels.triton.tiles import row_factor
 
 
@@ -43,28 +43,29 @@ def _up_kernel(
     """out[rank] = silu(gate x) * (up x) for the expert of each rank, with normed x."""
     rank = tl.program_id(1)
     expert, _ = _chosen(logits, rank, E, EP)
-    row = rows_of(tl.program_id(0), RL, BR)
-    row_in, rows = row < N, tl.minimum(row, N - 1).to(tl.int64) + expert.to(tl.int64) * N
-    total = tl.zeros((GL, RL, KW, BR), tl.float32)
-    total2 = tl.zeros((GL, RL, KW, BR), tl.float32)
-    squares = tl.zeros((GL, RL, KW, 1), tl.float32)
+    offset = expert.to(tl.int64) * N
+    own, lane = threads(GL, RL, KW)
+    row, last = tl.program_id(0) * (RL * BR) + lane, N - 1
+    squares = tl.zeros((GL * RL * KW,), tl.float32)
+    t0, t1, t2, t3 = squares, squares, squares, squares
+    u0, u1, u2, u3 = squares, squares, squares, squares
     for start in range(0, G, GL * KW):
-        g = groups_at(start, GL, KW)
-        a0, a1, a2, a3, a_sum, a_squares = load_half(x, norm, g, 0, K, G, GL, RL, KW, NORM)
-        b0, b1, b2, b3, b_sum, b_squares = load_half(x, norm, g, 1, K, G, GL, RL, KW, NORM)
-        squares += a_squares + b_squares
-        total += stream_dots(
-            a0, a1, a2, a3, a_sum, b0, b1, b2, b3, b_sum, q, h, s, d, rows, g, R,
+        x0, x1, x2, x3, x4, x5, x6, x7, first, second, more = load_groups(x, norm, start + own, K, G, GL, KW, NORM)
+        squares += more
+        t0, t1, t2, t3 = add_products(
+            t0, t1, t2, t3, x0, x1, x2, x3, x4, x5, x6, x7, first, second, q, h, s, d, row, last, offset, start + own, R,
             G, LEVELS, HIGH, ZERO, SCALES, GL, RL, KW, BR,
         )  # fmt: skip
-        total2 += stream_dots(
-            a0, a1, a2, a3, a_sum, b0, b1, b2, b3, b_sum, q2, h2, s2, d2, rows, g, R,
+        u0, u1, u2, u3 = add_products(
+            u0, u1, u2, u3, x0, x1, x2, x3, x4, x5, x6, x7, first, second, q2, h2, s2, d2, row, last, offset, start + own, R,
             G, LEVELS, HIGH, ZERO, SCALES, GL, RL, KW, BR,
         )  # fmt: skip
-    gate = over_the_row(total) * row_factor(d, rows, row_in, SCALES)
-    up = over_the_row(total2) * row_factor(d2, rows, row_in, SCALES)
+    row = rows_of(tl.program_id(0), RL, BR)
+    row_in, rows = row < N, tl.minimum(row, last).to(tl.int64) + offset
+    gate = over_the_row(t0, t1, t2, t3, GL, RL, KW, BR) * row_factor(d, rows, row_in, SCALES)
+    up = over_the_row(u0, u1, u2, u3, GL, RL, KW, BR) * row_factor(d2, rows, row_in, SCALES)
     if NORM:
-        scale = 1.0 / tl.sqrt(over_the_row(squares) / K + eps)
+        scale = 1.0 / tl.sqrt(mean_square(squares, K, GL, RL, KW) + eps)
         gate *= scale
         up *= scale
     tl.store(out + rank * N + row, silu(gate) * up, mask=row_in)
@@ -78,22 +79,28 @@ def _down_kernel(
     GL: tl.constexpr, RL: tl.constexpr, KW: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
     """out = (residual +) sum over ranks of probability * down x[rank]."""
-    row = rows_of(tl.program_id(0), RL, BR)
-    row_in = row < N
+    own, lane = threads(GL, RL, KW)
+    row, last = tl.program_id(0) * (RL * BR) + lane, N - 1
+    out_row = rows_of(tl.program_id(0), RL, BR)
+    row_in = out_row < N
     y = tl.zeros((RL, BR), tl.float32)
     for rank in range(0, TOP):
         expert, probability = _chosen(logits, rank, E, EP)
-        rows = tl.minimum(row, N - 1).to(tl.int64) + expert.to(tl.int64) * N
-        total = tl.zeros((GL, RL, KW, BR), tl.float32)
+        offset = expert.to(tl.int64) * N
+        t0 = tl.zeros((GL * RL * KW,), tl.float32)
+        t1, t2, t3 = t0, t0, t0
         for start in range(0, G, GL * KW):
-            g = groups_at(start, GL, KW)
-            a0, a1, a2, a3, a_sum, _ = load_half(x + rank * K, x, g, 0, K, G, GL, RL, KW, False)
-            b0, b1, b2, b3, b_sum, _ = load_half(x + rank * K, x, g, 1, K, G, GL, RL, KW, False)
-            total += stream_dots(
-                a0, a1, a2, a3, a_sum, b0, b1, b2, b3, b_sum, q, h, s, d, rows, g, R,
+            x0, x1, x2, x3, x4, x5, x6, x7, first, second, _ = load_groups(
+                x + rank * K, x, start + own, K, G, GL, KW, False
+            )
+            t0, t1, t2, t3 = add_products(
+                t0, t1, t2, t3, x0, x1, x2, x3, x4, x5, x6, x7, first, second, q, h, s, d, row, last, offset, start + own, R,
                 G, LEVELS, HIGH, ZERO, SCALES, GL, RL, KW, BR,
             )  # fmt: skip
-        y += probability * over_the_row(total) * row_factor(d, rows, row_in, SCALES)
+        total = over_the_row(t0, t1, t2, t3, GL, RL, KW, BR)
+        rows = tl.minimum(out_row, last).to(tl.int64) + offset
+        y += probability * total * row_factor(d, rows, row_in, SCALES)
+    row = out_row
     if RESIDUAL:
         y += tl.load(residual + row, mask=row_in, other=0)
         tl.debug_barrier()  # threads may share a row: all read it before one writes
@@ -125,7 +132,7 @@ def one_token(
     if out is None:
         out = torch.empty_like(x)
     choice = {"E": n_experts, "EP": power_of_two(n_experts)}
-    tile = gemv_tile(gate, ffn)
+    tile = gemv_tile(gate, ffn, gated=True)
     _up_kernel[cdiv(ffn, tile.height), top_k](
         x, x if norm is None else norm, eps, logits, hidden, *gate.planes(), *up.planes(), ffn, gate.rows, width,
         **constants(gate), **choice, NORM=norm is not None, **tile.constants(),

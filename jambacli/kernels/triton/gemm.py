@@ -12,19 +12,31 @@ import torch
 import triton
 import triton.language as tl
 
+from jambacli.kernels.triton import triton_version
 from jambacli.kernels.triton.gemv import dot, silu
 from jambacli.kernels.triton.interpret import interpreted
-from jambacli.kernels.triton.launch import cdiv, constants, power_of_two, triton_dtype
+from jambacli.kernels.triton.launch import capability, cdiv, constants, power_of_two, triton_dtype
 from jambacli.kernels.triton.repack import Packed
 from jambacli.kernels.triton.tiles import values
 
+#: The first Triton whose ptxas keeps the registers of asynchronous products unchanged until these have read them.
+SAFE_ASYNC_TRITON = (3, 9)
 
-def block_rows(rows: float) -> int:
+
+def block_rows(rows: float, device: torch.device) -> int:
     """Rows of x per program; with more rows, weights are dequantized less often.
 
     Only two choices, since each compiles another kernel. Matrix units idle for some rows; weights are read once either way.
+
+    From 64 rows on Triton multiplies asynchronously on Hopper (wgmma), with x in registers. The ptxas of older Tritons may
+    reuse these too early (Triton issue 11781), so they get 32 rows, which are multiplied synchronously. So does data
+    center Blackwell, where that kind of product is unproven.
     """
-    return 16 if rows <= 16 else 64
+    if rows <= 16:
+        return 16
+    major = capability(device)[0]
+    version = triton_version() or (0, 0)
+    return 32 if major == 10 or (major == 9 and version < SAFE_ASYNC_TRITON) else 64
 
 
 @triton.jit
@@ -110,7 +122,7 @@ class Groups:
 def group_rows(expert: torch.Tensor, source: torch.Tensor, n_experts: int) -> Groups:
     """The groups of rows whose experts, int64 [M], are in ascending order."""
     m = len(expert)
-    block = block_rows(m / n_experts)
+    block = block_rows(m / n_experts, expert.device)
     padded = power_of_two(n_experts)
     index = torch.arange(padded, device=expert.device)
     ends = torch.searchsorted(expert, index, right=True)
@@ -145,9 +157,9 @@ def gemm(
         else (32, 4 if w.groups >= 4 else power_of_two(w.groups))
     )
     bn = max(16, bn)
-    bm = block_rows(m) if groups is None else groups.block
+    bm = block_rows(m, x.device) if groups is None else groups.block
     tiles = cdiv(m, bm) if groups is None else groups.tiles
-    _gemm_kernel[cdiv(n, bn), tiles](
+    arguments = (
         x,
         out,
         x if groups is None else groups.source,
@@ -159,16 +171,23 @@ def gemm(
         w.rows,
         k,
         x.stride(0),
-        **constants(w),
-        E=0 if groups is None else groups.experts,
-        EP=1 if groups is None else groups.bounds.shape[1],
-        GATED=up is not None,
-        DOT=triton_dtype(dtype),
-        BM=bm,
-        BN=bn,
-        BG=bg,
-        num_warps=4,
-        # Pipelined tiles are in shared memory, at least 99 KB on a GPU (64 on Turing); those of float32 are large.
-        num_stages=2 if w.format.name == "f32" else 3,
     )
+    options = {
+        **constants(w),
+        "E": 0 if groups is None else groups.experts,
+        "EP": 1 if groups is None else groups.bounds.shape[1],
+        "GATED": up is not None,
+        "DOT": triton_dtype(dtype),
+        "BM": bm,
+        "BN": bn,
+        "BG": bg,
+    }
+    # Pipelined tiles are in shared memory, of which a GPU has at least 99 KB (64 on Turing); those of float32 are large.
+    for stages in range(2 if w.format.name == "f32" else 3, 0, -1):
+        try:
+            _gemm_kernel[cdiv(n, bn), tiles](*arguments, **options, num_warps=4, num_stages=stages)
+            break
+        except triton.runtime.errors.OutOfResources:  # a Triton that takes more of it than those that were tried
+            if stages == 1:
+                raise
     return out

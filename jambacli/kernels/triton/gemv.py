@@ -16,7 +16,7 @@ import triton.language as tl
 from jambacli.kernels.triton.interpret import WIDEN
 from jambacli.kernels.triton.launch import Tile, cdiv, constants, gemv_tile, power_of_two
 from jambacli.kernels.triton.repack import Packed
-from jambacli.kernels.triton.stream import groups_at, load_half, over_the_row, rows_of, stream_dots
+from jambacli.kernels.triton.stream import add_products, load_groups, mean_square, over_the_row, rows_of, threads
 from jambacli.kernels.triton.tiles import row_factor
 
 
@@ -64,31 +64,31 @@ def _gemv_kernel(
 
     The first CHANNELS rows go through a convolution step with TAPS taps (0: none).
     """
-    row = rows_of(tl.program_id(0), RL, BR)
+    own, lane = threads(GL, RL, KW)
+    row, last = tl.program_id(0) * (RL * BR) + lane, N - 1
     token = tl.program_id(1).to(tl.int64)
-    row_in, rows = row < N, tl.minimum(row, N - 1).to(tl.int64)
     x += token * x_stride
-    total = tl.zeros((GL, RL, KW, BR), tl.float32)
-    total2 = tl.zeros((GL, RL, KW, BR), tl.float32)
-    squares = tl.zeros((GL, RL, KW, 1), tl.float32)
+    squares = tl.zeros((GL * RL * KW,), tl.float32)
+    t0, t1, t2, t3 = squares, squares, squares, squares
+    u0, u1, u2, u3 = squares, squares, squares, squares
     for start in range(0, G, GL * KW):
-        g = groups_at(start, GL, KW)
-        a0, a1, a2, a3, a_sum, a_squares = load_half(x, norm, g, 0, K, G, GL, RL, KW, NORM)
-        b0, b1, b2, b3, b_sum, b_squares = load_half(x, norm, g, 1, K, G, GL, RL, KW, NORM)
-        squares += a_squares + b_squares
-        total += stream_dots(
-            a0, a1, a2, a3, a_sum, b0, b1, b2, b3, b_sum, q, h, s, d, rows, g, R,
+        x0, x1, x2, x3, x4, x5, x6, x7, first, second, more = load_groups(x, norm, start + own, K, G, GL, KW, NORM)
+        squares += more
+        t0, t1, t2, t3 = add_products(
+            t0, t1, t2, t3, x0, x1, x2, x3, x4, x5, x6, x7, first, second, q, h, s, d, row, last, 0, start + own, R,
             G, LEVELS, HIGH, ZERO, SCALES, GL, RL, KW, BR,
         )  # fmt: skip
         if GATED:
-            total2 += stream_dots(
-                a0, a1, a2, a3, a_sum, b0, b1, b2, b3, b_sum, q2, h2, s2, d2, rows, g, R,
+            u0, u1, u2, u3 = add_products(
+                u0, u1, u2, u3, x0, x1, x2, x3, x4, x5, x6, x7, first, second, q2, h2, s2, d2, row, last, 0, start + own, R,
                 G, LEVELS, HIGH, ZERO, SCALES, GL, RL, KW, BR,
             )  # fmt: skip
-    y = over_the_row(total) * row_factor(d, rows, row_in, SCALES)
-    y2 = over_the_row(total2)
+    row = rows_of(tl.program_id(0), RL, BR)
+    row_in, rows = row < N, tl.minimum(row, last).to(tl.int64)
+    y = over_the_row(t0, t1, t2, t3, GL, RL, KW, BR) * row_factor(d, rows, row_in, SCALES)
+    y2 = over_the_row(u0, u1, u2, u3, GL, RL, KW, BR)
     if NORM:
-        scale = 1.0 / tl.sqrt(over_the_row(squares) / K + eps)
+        scale = 1.0 / tl.sqrt(mean_square(squares, K, GL, RL, KW) + eps)
         y *= scale
         y2 *= scale
     if GATED:
@@ -134,7 +134,7 @@ def gemv(
     t = x.shape[0]
     if out is None:
         out = torch.empty(t, n, device=x.device)
-    tile = tile or gemv_tile(w, n)
+    tile = tile or gemv_tile(w, n, gated=up is not None)
     _gemv_kernel[cdiv(n, tile.height), t](
         x,
         x if norm is None else norm,

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 class Tile:
     """The tile of ``stream``: ``rows`` per thread, ``warps`` that take turns along a row.
 
-    ``groups`` and ``lanes`` are a warp's threads along a row and across rows; their product is 32.
+    ``groups`` and ``lanes`` are a warp's threads along a row and across rows; their product is 32 on a GPU. ``rows`` is 1, 2
+    or 4.
     """
 
     rows: int
@@ -42,6 +43,14 @@ class Tile:
         return {"GL": self.groups, "RL": self.lanes, "KW": self.warps, "BR": self.rows, "num_warps": self.warps}
 
 
+def capability(device: torch.device) -> tuple[int, int]:
+    """The compute capability that kernels for tensors on ``device`` are compiled for. Under the interpreter, that of a
+    current GPU without special cases."""
+    import torch
+
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (8, 6)
+
+
 def power_of_two(n: int) -> int:
     """The smallest power of two that is at least ``n``."""
     return 1 << max(0, n - 1).bit_length()
@@ -52,19 +61,19 @@ def cdiv(a: int, b: int) -> int:
     return -(-a // b)
 
 
-#: Measured tiles of the matrix-vector product by (rows, groups), which override the rule. ``gpu_check`` prints them.
+#: Measured tiles of the matrix-vector product by (rows, groups, gated), which override the rule. ``gpu_check`` prints them.
 #: Empty until measured on a GPU.
-TUNED: dict[tuple[int, int], Tile] = {}
+TUNED: dict[tuple[int, int, bool], Tile] = {}
 
 
-def gemv_tile(w: Packed, n_rows: int) -> Tile:
+def gemv_tile(w: Packed, n_rows: int, *, gated: bool = False) -> Tile:
     """The tile of a matrix-vector product with ``n_rows`` rows like those of ``w``: measured, else ``limits.tile_shape``."""
     groups = w.groups
     if interpreted():
-        return Tile(min(64, power_of_two(n_rows)), 1, min(64, power_of_two(groups)), 1)
-    if (n_rows, groups) in TUNED:
-        return TUNED[n_rows, groups]
-    return Tile(*tile_shape(n_rows, groups))
+        return Tile(1, 1, min(64, power_of_two(groups)), min(64, power_of_two(n_rows)))
+    if (n_rows, groups, gated) in TUNED:
+        return TUNED[n_rows, groups, gated]
+    return Tile(*tile_shape(n_rows, groups, gated=gated))
 
 
 def constants(w: Packed) -> dict[str, int]:

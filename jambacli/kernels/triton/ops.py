@@ -66,17 +66,26 @@ def _multiply(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     if x.is_cuda and x.dtype != torch.float32:
         try:
             return torch.mm(x, weight.T, out_dtype=torch.float32)
-        except (TypeError, RuntimeError):  # this torch or GPU has no products into float32
-            pass
+        except (TypeError, RuntimeError) as error:  # this torch or GPU has no products into float32
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
     return (x @ weight.T).float()
 
 
+#: Kernels that can be replaced: the product of one row, of some rows, of some rows by expert, and three operations.
+KERNELS = ("gemv", "gemm", "experts", "norm", "convolution", "scan")
+
+
 class TritonOps:
-    """The operations with products in ``dtype``; ``host`` and ``keys`` compute experts and attention in host memory."""
+    """The operations with products in ``dtype``; ``host`` and ``keys`` compute experts and attention in host memory.
+
+    ``without``: kernels that are not used, by their names in ``KERNELS``; slower ways replace them.
+    """
 
     def __init__(self, dtype: torch.dtype, host: HostExperts | None = None, keys: HostKeys | None = None) -> None:
         self.dtype = dtype
-        self._host, self._keys = host, keys
+        self.host, self._keys = host, keys
+        self.without: set[str] = set()
 
     def embed(self, ids: torch.Tensor, w: QTensor) -> torch.Tensor:
         """See ``reference.embed``; ids may be on any device."""
@@ -84,12 +93,30 @@ class TritonOps:
         device = packed.data.device
         return dequant.embed(ids.to(device), packed)
 
+    def _few(self, rows: int) -> bool:
+        """Whether the kernel that dequantizes in registers multiplies that many rows."""
+        return 1 < rows <= FEW_ROWS and self.dtype != torch.float16 and "gemm" not in self.without
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        """See ``reference.rms_norm``."""
+        return (reference if "norm" in self.without else norm).rms_norm(x, weight, eps)
+
+    def causal_conv(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, state: torch.Tensor
+    ) -> torch.Tensor:
+        """See ``reference.causal_conv``."""
+        return (reference if "convolution" in self.without else conv).causal_conv(x, weight, bias, state)
+
+    def selective_scan(self, *arguments: torch.Tensor) -> torch.Tensor:
+        """See ``reference.selective_scan``."""
+        return (reference if "scan" in self.without else scan).selective_scan(*arguments)
+
     def linear(self, x: torch.Tensor, w: QTensor) -> torch.Tensor:
         """See ``reference.linear``."""
         packed = as_packed(w)
-        if x.shape[0] == 1:
+        if x.shape[0] == 1 and "gemv" not in self.without:
             return gemv.gemv(x, packed)
-        if x.shape[0] <= FEW_ROWS and self.dtype != torch.float16:
+        if self._few(x.shape[0]):
             return gemm.gemm(x, packed, dtype=self.dtype)
         n_out, n_in = packed.shape
         panel = max(1, DEQUANTIZED_PANEL_VALUES // n_in)
@@ -104,9 +131,9 @@ class TritonOps:
     def mlp(self, x: torch.Tensor, gate: QTensor, up: QTensor, down: QTensor) -> torch.Tensor:
         """See ``reference.mlp``."""
         alike = gate.format == up.format and gate.shape == up.shape
-        if alike and x.shape[0] == 1:
+        if alike and x.shape[0] == 1 and "gemv" not in self.without:
             return self.linear(gemv.gemv(x, as_packed(gate), up=as_packed(up)), down)
-        if alike and x.shape[0] <= FEW_ROWS and self.dtype != torch.float16:
+        if alike and self._few(x.shape[0]):
             return self.linear(gemm.gemm(x, as_packed(gate), up=as_packed(up), dtype=self.dtype), down)
         gated = self.linear(x, gate)
         return self.linear(norm.gate_up(gated, self.linear(x, up), out=gated), down)
@@ -116,15 +143,15 @@ class TritonOps:
     ) -> torch.Tensor:
         """See ``reference.experts``."""
         if not isinstance(gate, Packed):
-            assert self._host is not None, "experts in host memory need ``host``"
-            return self._host(x, router, gate, up, down, top_k)
+            assert self.host is not None, "experts in host memory need ``host``"
+            return self.host(x, router, gate, up, down, top_k)
         up, down = as_packed(up), as_packed(down)
         alike = gate.format == up.format
-        if alike and x.shape[0] == 1:
+        if alike and x.shape[0] == 1 and not self.without & {"experts", "gemv"}:
             logits = reference.linear(x, _as_f32(router))
             return experts.one_token(x[0].contiguous(), logits[0], gate, up, down, top_k)[None]
         few = x.shape[0] * top_k <= FEW_ROWS * router.shape[0]
-        if alike and few and self.dtype != torch.float16:
+        if alike and few and self.dtype != torch.float16 and not self.without & {"experts", "gemm"}:
             return experts.many_tokens(x, router, gate, up, down, top_k, self.dtype)
         weights, chosen = experts.choose(x, router, top_k)
         expert, token, place = experts.sort_by_expert(chosen)
@@ -149,6 +176,21 @@ class TritonOps:
         attend.decode(q[0], k, v, position, scratch, out, attention_dtype(k, self.dtype))
         return out.view(1, -1)
 
+    def as_ops(self) -> Ops:
+        """These operations as an ``Ops``."""
+        return Ops(
+            name="triton",
+            embed=self.embed,
+            linear=self.linear,
+            mlp=self.mlp,
+            experts=self.experts,
+            rms_norm=self.rms_norm,
+            causal_conv=self.causal_conv,
+            selective_scan=self.selective_scan,
+            kv_store=reference.kv_store if self._keys is None else self._keys.store,
+            attention=self.attention,
+        )
+
 
 def attention_dtype(cache: torch.Tensor, dtype: torch.dtype) -> torch.dtype:
     """The operand type of attention's products: the cache's own type if matrix units support it, else ``dtype``."""
@@ -161,21 +203,3 @@ def _as_f32(x: torch.Tensor) -> QTensor:
     from quant.formats import FORMATS, QTensor
 
     return QTensor(x.contiguous().view(-1).view(torch.uint8), FORMATS["f32"], tuple(x.shape))
-
-
-def triton_ops(dtype: torch.dtype, host: HostExperts | None = None, keys: HostKeys | None = None) -> Ops:
-    """The operations with products in ``dtype``. ``host`` and ``keys`` are for plans with experts, keys and values in host
-    memory."""
-    ops = TritonOps(dtype, host, keys)
-    return Ops(
-        name="triton",
-        embed=ops.embed,
-        linear=ops.linear,
-        mlp=ops.mlp,
-        experts=ops.experts,
-        rms_norm=norm.rms_norm,
-        causal_conv=conv.causal_conv,
-        selective_scan=scan.selective_scan,
-        kv_store=reference.kv_store if keys is None else keys.store,
-        attention=ops.attention,
-    )

@@ -5,8 +5,9 @@ much an earlier state decays (exp(A * sum of dt), so one number per channel). A 
 runs each chunk from its true initial state and writes the outputs. A short sequence is one chunk and needs only the third pass.
 The length of a chunk depends on the number of tokens alone.
 
-A thread holds a channel with all its states, so a step exchanges nothing between threads: states have the dimensions [channels,
-quarters, 4], of which Triton gives the last (contiguous) to one thread and distributes the first over the threads.
+A thread holds a channel with all its states, so a step exchanges nothing between threads. Channels are the first dimension, one
+per thread, and up to sixteen states are up to four tensors [channels, 4], so that no version of Triton has another layout to
+choose.
 """
 
 from __future__ import annotations
@@ -15,13 +16,17 @@ import torch
 import triton
 import triton.language as tl
 
+from jambacli.kernels import reference
 from jambacli.kernels.triton.gemv import silu
 from jambacli.kernels.triton.interpret import interpreted
 from jambacli.kernels.triton.launch import cdiv, constants, gemv_tile, power_of_two
 from jambacli.kernels.triton.limits import SCAN_CHUNK
 from jambacli.kernels.triton.repack import Packed
-from jambacli.kernels.triton.stream import groups_at, load_half, over_the_row, rows_of, stream_dots
+from jambacli.kernels.triton.stream import add_products, load_groups, mean_square, over_the_row, rows_of, threads
 from jambacli.kernels.triton.tiles import row_factor
+
+#: States per channel that a thread holds.
+MAX_STATES = 16
 
 
 @triton.jit
@@ -38,11 +43,23 @@ def softplus(x):
 
 
 @triton.jit
-def _cells(c, N: tl.constexpr, NP: tl.constexpr, BC: tl.constexpr):
-    """The states of channels c int32 [BC]: their indices, offsets in a tensor [channels, N], and whether they exist."""
-    n = tl.arange(0, NP // 4)[None, :, None] * 4 + tl.arange(0, 4)[None, None, :]
-    n = tl.broadcast_to(n, (BC, NP // 4, 4))
-    return n, c[:, None, None] * N + n, n < N
+def _four(start, c_in, k: tl.constexpr, N: tl.constexpr):
+    """Values 4 k .. 4 k + 3 of the N that begin at each address ``start`` [BC], float32 [BC, 4]; 0 beyond them."""
+    n = 4 * k + tl.arange(0, 4)[None, :]
+    return tl.load(start[:, None] + n, mask=c_in[:, None] & (n < N), other=0)
+
+
+@triton.jit
+def _store_four(start, value, c_in, k: tl.constexpr, N: tl.constexpr):
+    """Store a tensor of ``_four``."""
+    n = 4 * k + tl.arange(0, 4)[None, :]
+    tl.store(start[:, None] + n, value, mask=c_in[:, None] & (n < N))
+
+
+@triton.jit
+def _advanced(h, a, step, added):
+    """The states [BC, 4] after one step: they decay by exp(step * a), and ``added`` [BC, 4] is added."""
+    return tl.exp(step[:, None] * a) * h + added
 
 
 @triton.jit(do_not_specialize=["T", "chunk"])
@@ -53,48 +70,82 @@ def _chunk_kernel(
     """One chunk of BC channels. With OUTPUTS it starts from start[chunk] and writes out (and the state after the last chunk);
     else it starts from zeros and writes end[chunk] and decay[chunk], the sum of dt."""
     c = tl.program_id(0) * BC + tl.arange(0, BC)
-    n, cell, n_in = _cells(c, N, NP, BC)
     number = tl.program_id(1)
     c_in = c < CH
-    both = c_in[:, None, None] & n_in
-    states = number.to(tl.int64) * CH * N
-    a = tl.load(A + cell, mask=both, other=0)
+    states = number.to(tl.int64) * CH * N + c * N
     bias = tl.load(dt_bias + c, mask=c_in, other=0)
-    h = tl.zeros((BC, NP // 4, 4), tl.float32)
     d = tl.zeros((BC,), tl.float32)
+    a0 = _four(A + c * N, c_in, 0, N)
+    a1, a2, a3 = a0, a0, a0
+    h0 = tl.zeros((BC, 4), tl.float32)
+    h1, h2, h3 = h0, h0, h0
+    if NP > 4:
+        a1 = _four(A + c * N, c_in, 1, N)
+    if NP > 8:
+        a2, a3 = _four(A + c * N, c_in, 2, N), _four(A + c * N, c_in, 3, N)
     if OUTPUTS:
-        h = tl.load(start + states + cell, mask=both, other=0)
         d = tl.load(D + c, mask=c_in, other=0)
+        h0 = _four(start + states, c_in, 0, N)
+        if NP > 4:
+            h1 = _four(start + states, c_in, 1, N)
+        if NP > 8:
+            h2, h3 = _four(start + states, c_in, 2, N), _four(start + states, c_in, 3, N)
     elapsed = tl.zeros((BC,), tl.float32)
     first = number.to(tl.int64) * chunk
     steps = tl.minimum(chunk, T - number * chunk)
+    every = c >= 0
     for i in range(0, steps):
         t = first + i
         xt = tl.load(x + t * x_stride + c, mask=c_in, other=0)
         step = softplus(tl.load(dt + t * dt_stride + c, mask=c_in, other=0) + bias)
-        b = tl.load(B + t * b_stride + n, mask=n_in, other=0)
-        h = tl.exp(step[:, None, None] * a) * h + (step * xt)[:, None, None] * b
+        moved = (step * xt)[:, None]
+        at = c * 0  # the same values for every channel
+        b = B + t * b_stride + at
+        h0 = _advanced(h0, a0, step, moved * _four(b, every, 0, N))
+        if NP > 4:
+            h1 = _advanced(h1, a1, step, moved * _four(b, every, 1, N))
+        if NP > 8:
+            h2 = _advanced(h2, a2, step, moved * _four(b, every, 2, N))
+            h3 = _advanced(h3, a3, step, moved * _four(b, every, 3, N))
         if OUTPUTS:
-            y = h * tl.load(C + t * c_stride + n, mask=n_in, other=0)
-            y = tl.sum(tl.sum(y, 2), 1) + d * xt
+            weights = C + t * c_stride + at
+            y = h0 * _four(weights, every, 0, N)
+            if NP > 4:
+                y += h1 * _four(weights, every, 1, N)
+            if NP > 8:
+                y += h2 * _four(weights, every, 2, N)
+                y += h3 * _four(weights, every, 3, N)
+            total = tl.sum(y, 1) + d * xt
             gate = tl.load(z + t * z_stride + c, mask=c_in, other=0)
-            tl.store(out + t * CH + c, y * silu(gate), mask=c_in)
+            tl.store(out + t * CH + c, total * silu(gate), mask=c_in)
         else:
             elapsed += step
     if OUTPUTS:
         if first + steps == T:
-            tl.store(end + cell, h, mask=both)
+            _store_four(end + c * N, h0, c_in, 0, N)
+            if NP > 4:
+                _store_four(end + c * N, h1, c_in, 1, N)
+            if NP > 8:
+                _store_four(end + c * N, h2, c_in, 2, N)
+                _store_four(end + c * N, h3, c_in, 3, N)
     else:
-        tl.store(end + states + cell, h, mask=both)
+        _store_four(end + states, h0, c_in, 0, N)
+        if NP > 4:
+            _store_four(end + states, h1, c_in, 1, N)
+        if NP > 8:
+            _store_four(end + states, h2, c_in, 2, N)
+            _store_four(end + states, h3, c_in, 3, N)
         tl.store(decay + number.to(tl.int64) * CH + c, elapsed, mask=c_in)
 
 
 @triton.jit(do_not_specialize=["chunks"])
-def _join_kernel(A, state, end, decay, chunks, CH, N: tl.constexpr, NP: tl.constexpr, BC: tl.constexpr):
-    """Replace end[chunk], what each chunk added, by the state before that chunk; ``state`` is the one before the first."""
+def _join_kernel(A, state, end, decay, chunks, CH, N: tl.constexpr, BC: tl.constexpr):
+    """Replace end[chunk], what each chunk added, by the state before that chunk; ``state`` is the one before the first.
+    Program (i, k): four states of BC channels."""
     c = tl.program_id(0) * BC + tl.arange(0, BC)
-    _, cell, n_in = _cells(c, N, NP, BC)
-    both = (c < CH)[:, None, None] & n_in
+    n = tl.program_id(1) * 4 + tl.arange(0, 4)[None, :]
+    cell = c[:, None] * N + n
+    both = (c < CH)[:, None] & (n < N)
     a = tl.load(A + cell, mask=both, other=0)
     h = tl.load(state + cell, mask=both, other=0)
     for number in range(0, chunks):
@@ -102,7 +153,7 @@ def _join_kernel(A, state, end, decay, chunks, CH, N: tl.constexpr, NP: tl.const
         added = tl.load(at, mask=both, other=0)
         elapsed = tl.load(decay + tl.cast(number, tl.int64) * CH + c, mask=c < CH, other=0)
         tl.store(at, h, mask=both)
-        h = tl.exp(elapsed[:, None, None] * a) * h + added
+        h = _advanced(h, a, elapsed, added)
 
 
 def selective_scan(
@@ -118,9 +169,12 @@ def selective_scan(
     *,
     chunk: int = SCAN_CHUNK,
 ) -> torch.Tensor:
-    """See ``reference.selective_scan``; x, dt, B, C and z may be columns of wider rows."""
+    """See ``reference.selective_scan``; x, dt, B, C and z may be columns of wider rows. More than 16 states per channel, which
+    no released model has, go through torch."""
     n_tokens, d_inner = x.shape
     d_state = A.shape[1]
+    if d_state > MAX_STATES:
+        return reference.selective_scan(x, dt, dt_bias, A, B, C, D, z, state)
     out = torch.empty(n_tokens, d_inner, device=x.device)
     chunk = chunk if n_tokens > 2 * chunk else n_tokens
     chunks = cdiv(n_tokens, chunk)
@@ -137,7 +191,9 @@ def selective_scan(
             x, dt, dt_bias, A, B, C, D, z, start, start, decay, out, n_tokens, d_inner, *strides, chunk,
             **sizes, OUTPUTS=False, num_warps=warps,
         )  # fmt: skip
-        _join_kernel[(programs,)](A, state, start, decay, chunks, d_inner, **sizes, num_warps=warps)
+        _join_kernel[programs, cdiv(d_state, 4)](
+            A, state, start, decay, chunks, d_inner, N=d_state, BC=bc, num_warps=warps
+        )
     _chunk_kernel[programs, chunks](
         x, dt, dt_bias, A, B, C, D, z, start, state, decay, out, n_tokens, d_inner, *strides, chunk,
         **sizes, OUTPUTS=True, num_warps=warps,
@@ -161,20 +217,23 @@ def _step_kernel(
     GL: tl.constexpr, RL: tl.constexpr, KW: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
     """One token for RL * BR channels: the three norms, dt_proj, the recurrence and the gate."""
-    row = rows_of(tl.program_id(0), RL, BR)
-    row_in, rows = row < CH, tl.minimum(row, CH - 1).to(tl.int64)
-    total = tl.zeros((GL, RL, KW, BR), tl.float32)
-    squares = tl.zeros((GL, RL, KW, 1), tl.float32)
+    own, lane = threads(GL, RL, KW)
+    row, last = tl.program_id(0) * (RL * BR) + lane, CH - 1
+    squares = tl.zeros((GL * RL * KW,), tl.float32)
+    t0, t1, t2, t3 = squares, squares, squares, squares
     for start in range(0, G, GL * KW):
-        g = groups_at(start, GL, KW)
-        a0, a1, a2, a3, a_sum, a_squares = load_half(dtbc, dt_norm, g, 0, K, G, GL, RL, KW, True)
-        b0, b1, b2, b3, b_sum, b_squares = load_half(dtbc, dt_norm, g, 1, K, G, GL, RL, KW, True)
-        squares += a_squares + b_squares
-        total += stream_dots(
-            a0, a1, a2, a3, a_sum, b0, b1, b2, b3, b_sum, q, h, s, d, rows, g, R,
+        x0, x1, x2, x3, x4, x5, x6, x7, first, second, more = load_groups(
+            dtbc, dt_norm, start + own, K, G, GL, KW, True
+        )
+        squares += more
+        t0, t1, t2, t3 = add_products(
+            t0, t1, t2, t3, x0, x1, x2, x3, x4, x5, x6, x7, first, second, q, h, s, d, row, last, 0, start + own, R,
             G, LEVELS, HIGH, ZERO, SCALES, GL, RL, KW, BR,
         )  # fmt: skip
-    dt = over_the_row(total) * row_factor(d, rows, row_in, SCALES) / tl.sqrt(over_the_row(squares) / K + eps)
+    row = rows_of(tl.program_id(0), RL, BR)
+    row_in, rows = row < CH, tl.minimum(row, last).to(tl.int64)
+    dt = over_the_row(t0, t1, t2, t3, GL, RL, KW, BR) * row_factor(d, rows, row_in, SCALES)
+    dt /= tl.sqrt(mean_square(squares, K, GL, RL, KW) + eps)
     dt, c = tl.reshape(dt, (RL * BR,)), tl.reshape(row, (RL * BR,))
     c_in = c < CH
     dt = softplus(dt + tl.load(dt_bias + c, mask=c_in, other=0))

@@ -2,12 +2,12 @@
 
 A warp reads eight groups of 32 values of four rows at once: 128 bytes of each row in nibbles, and activations that four threads
 share. A thread has one group of BR rows: it loads sixteen bytes of each (or twice sixteen) and dequantizes them in its
-registers. Warps take turns along a row and combine their sums once, at the end. So tiles have the dimensions
+registers. Warps take turns along a row and combine their sums once, at the end.
 
-    [GL groups, RL rows, KW warps, BR rows per thread], and then the words or values of a group,
-
-in this order, because Triton assigns threads and then warps to dimensions from the first to the last. All tensors below
-have the same layout, so none moves between threads inside the loop. ``tiles`` dequantizes.
+Threads are one dimension of T = 32 KW elements, one per thread, of which these functions compute everything else: element t is
+group t % GL of a turn, lane t / GL % RL and warp t / (GL RL). The only other dimension is the four values or words that a
+thread loads at once. So no version of Triton has another layout to choose, and nothing moves between threads inside the
+loop. ``tiles`` dequantizes.
 """
 
 # Constants are compared one by one: Triton's language has no `in`.
@@ -44,57 +44,60 @@ def rows_of(program, RL: tl.constexpr, BR: tl.constexpr):
 
 
 @triton.jit
-def groups_at(start, GL: tl.constexpr, KW: tl.constexpr):
-    """The groups of the threads from ``start`` on: int32 [GL, KW]."""
-    return start + tl.arange(0, KW)[None, :] * GL + tl.arange(0, GL)[:, None]
+def threads(GL: tl.constexpr, RL: tl.constexpr, KW: tl.constexpr):
+    """Each thread's group in a turn and its lane across rows: int32 [T] twice."""
+    t = tl.arange(0, GL * RL * KW)
+    return t // (GL * RL) * GL + t % GL, t // GL % RL
 
 
 @triton.jit
-def _quarters(x, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr, D: tl.constexpr):
-    """[A, B, C, D, 4, 4] -> four tensors [A, B, C, D, 4], split along the last dimension without moving data."""
-    even, odd = tl.split(tl.reshape(x, (A, B, C, D, 4, 2, 2)))
-    x0, x2 = tl.split(even)
-    x1, x3 = tl.split(odd)
-    return x0, x1, x2, x3
-
-
-@triton.jit
-def load_half(
-    x, norm, g, half, K: tl.constexpr, G: tl.constexpr,
-    GL: tl.constexpr, RL: tl.constexpr, KW: tl.constexpr, NORM: tl.constexpr,
-):  # fmt: skip
-    """The first or second sixteen values of each group in g, as four float32 [GL, RL, KW, 1, 4] (value 4 i + b is in tensor
-    b at i); then their sum, and the sum of their squares before the norm's weight, [GL, RL, KW, 1]."""
-    i = tl.arange(0, 4)
-    value_at = i[:, None] * 4 + i[None, :] + half * 16
-    at = g[:, None, :, None, None, None] * 32 + value_at[None, None, None, None, :, :]
-    at = tl.broadcast_to(at, (GL, RL, KW, 1, 4, 4))  # for every row's threads: the layout of the weights
+def _chunk(x, norm, at, c: tl.constexpr, K: tl.constexpr, WHOLE: tl.constexpr, NORM: tl.constexpr):
+    """Four values of each group, those from 4 c on, float32 [T, 4]; their sum, and the sum of their squares before the norm's
+    weight, [T]. ``at``: each group's first value, int32 [T]."""
+    at = at[:, None] + (4 * c + tl.arange(0, 4)[None, :])
     # If no thread is ever beyond the row's end, no masks are needed.
-    WHOLE: tl.constexpr = G % (GL * KW) == 0 and K == G * 32
     if WHOLE:
         value = tl.load(x + at).to(tl.float32)
     else:
         value = tl.load(x + at, mask=at < K, other=0).to(tl.float32)
-    squares = tl.zeros((GL, RL, KW, 1), tl.float32)
+    squares = 0.0
     if NORM:
-        squares = tl.sum(tl.sum(value * value, 5), 4)
+        squares = tl.sum(value * value, 1)
         if WHOLE:
             value *= tl.load(norm + at)
         else:
             value *= tl.load(norm + at, mask=at < K, other=0)
-    total = tl.sum(tl.sum(value, 5), 4)
-    x0, x1, x2, x3 = _quarters(value, GL, RL, KW, 1)
-    return x0, x1, x2, x3, total, squares
+    return value, tl.sum(value, 1), squares
 
 
 @triton.jit
-def _moved(word, by: tl.constexpr):
-    """The word shifted left by this many bits, right if negative."""
-    if by >= 0:
-        moved = word << by
-    else:
-        moved = word >> -by
-    return moved
+def load_groups(
+    x, norm, g, K: tl.constexpr, G: tl.constexpr, GL: tl.constexpr, KW: tl.constexpr, NORM: tl.constexpr
+):  # fmt: skip
+    """The values of each group in g int32 [T] as eight float32 [T, 4]; then the sums of the first and the second sixteen, and
+    the sum of all squares before the norm's weight, [T]."""
+    WHOLE: tl.constexpr = G % (GL * KW) == 0 and K == G * 32
+    at = g * 32
+    x0, sum0, squares0 = _chunk(x, norm, at, 0, K, WHOLE, NORM)
+    x1, sum1, squares1 = _chunk(x, norm, at, 1, K, WHOLE, NORM)
+    x2, sum2, squares2 = _chunk(x, norm, at, 2, K, WHOLE, NORM)
+    x3, sum3, squares3 = _chunk(x, norm, at, 3, K, WHOLE, NORM)
+    x4, sum4, squares4 = _chunk(x, norm, at, 4, K, WHOLE, NORM)
+    x5, sum5, squares5 = _chunk(x, norm, at, 5, K, WHOLE, NORM)
+    x6, sum6, squares6 = _chunk(x, norm, at, 6, K, WHOLE, NORM)
+    x7, sum7, squares7 = _chunk(x, norm, at, 7, K, WHOLE, NORM)
+    squares = ((squares0 + squares1) + (squares2 + squares3)) + ((squares4 + squares5) + (squares6 + squares7))
+    first = (sum0 + sum1) + (sum2 + sum3)
+    return x0, x1, x2, x3, x4, x5, x6, x7, first, (sum4 + sum5) + (sum6 + sum7), squares
+
+
+@triton.jit
+def _words(where):
+    """Four consecutive words from each address: four int32 [T] of one load."""
+    even, odd = tl.split(tl.reshape(tl.load(where[:, None] + tl.arange(0, 4)[None, :]), (where.shape[0], 2, 2)))
+    w0, w2 = tl.split(even)
+    w1, w3 = tl.split(odd)
+    return w0, w1, w2, w3
 
 
 @triton.jit
@@ -118,155 +121,210 @@ def _six_bits(nibbles, high, i):
 
 
 @triton.jit
-def _unit(
-    word, high, by: tl.constexpr, low: tl.constexpr, high_by: tl.constexpr, HIGH: tl.constexpr, under: tl.constexpr
-):
-    """1 + level / 2^B, float32, of levels ``low`` bits wide that are ``by`` places below the mantissa's top minus its ``under``
-    first places. HIGH more bits, from ``high`` at ``high_by`` places below the top, go above them."""
+def _placed(word, by: tl.constexpr, step: tl.constexpr):
+    """word [T] four times, [T, 4]: shifted left by ``by`` - ``step`` b, right if that is negative, for b = 0 .. 3."""
+    b = tl.arange(0, 4)[None, :]
+    if by - 3 * step >= 0:
+        placed = word[:, None] << (by - step * b)
+    elif by <= 0:
+        placed = word[:, None] >> (step * b - by)
+    else:  # b is known in every register: the compiler keeps one of the shifts
+        left, right = tl.maximum(by - step * b, 0), tl.maximum(step * b - by, 0)
+        placed = tl.where(by - step * b >= 0, word[:, None] << left, word[:, None] >> right)
+    return placed
+
+
+@triton.jit
+def _units(word, high, first: tl.constexpr, low: tl.constexpr, HIGH: tl.constexpr, under: tl.constexpr):
+    """1 + level / 2^B, float32 [T, 4], of the levels at bit ``first`` of a word's four bytes, ``low`` bits wide and ``under``
+    places below the mantissa's top. HIGH more bits per byte, from the lowest bits of ``high`` on, go above them."""
     place: tl.constexpr = 23 - HIGH - low - under
-    bits = _and_or(_moved(word, by - under), ((1 << low) - 1) << place, ONE)
+    bits = _and_or(_placed(word, place - first, 8), ((1 << low) - 1) << place, ONE)
     if HIGH > 0:
-        bits = _and_or(_moved(high, high_by), ((1 << HIGH) - 1) << (23 - HIGH), bits)
+        bits = _and_or(_placed(high, 23 - HIGH, HIGH), ((1 << HIGH) - 1) << (23 - HIGH), bits)
     return bits.to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def _dot4(
-    so_far, x0, x1, x2, x3, word, high,
+def _dot16(
+    so_far, x0, x1, x2, x3, w0, w1, w2, w3, high,
     first: tl.constexpr, low: tl.constexpr, HIGH: tl.constexpr, under: tl.constexpr,
 ):  # fmt: skip
-    """Add to so_far [GL, RL, KW, BR, 4] sixteen units of each group times x: those at bit ``first`` of the words' bytes, with
-    HIGH more bits per byte from ``high``."""
-    top: tl.constexpr = 23 - HIGH
-    so_far += _unit(word, high, top - low - first, low, top, HIGH, under) * x0
-    so_far += _unit(word, high, top - low - first - 8, low, top - HIGH, HIGH, under) * x1
-    so_far += _unit(word, high, top - low - first - 16, low, top - 2 * HIGH, HIGH, under) * x2
-    so_far += _unit(word, high, top - low - first - 24, low, top - 3 * HIGH, HIGH, under) * x3
+    """Add to so_far [T, 4] sixteen units of each group times x. ``high``: a word with HIGH bits for each of the units."""
+    so_far += _units(w0, high, first, low, HIGH, under) * x0
+    so_far += _units(w1, high >> (4 * HIGH), first, low, HIGH, under) * x1
+    so_far += _units(w2, high >> (8 * HIGH), first, low, HIGH, under) * x2
+    so_far += _units(w3, high >> (12 * HIGH), first, low, HIGH, under) * x3
     return so_far
 
 
 @triton.jit
-def _grid4(so_far, x0, x1, x2, x3, word, first: tl.constexpr):
+def _grid16(so_far, x0, x1, x2, x3, w0, w1, w2, w3, first: tl.constexpr):
     """The same for IQ4's grid."""
-    so_far += grid_value((word >> first) & 15) * x0
-    so_far += grid_value((word >> (8 + first)) & 15) * x1
-    so_far += grid_value((word >> (16 + first)) & 15) * x2
-    return so_far + grid_value((word >> (24 + first)) & 15) * x3
+    place = tl.arange(0, 4)[None, :] * 8 + first
+    so_far += grid_value((w0[:, None] >> place) & 15) * x0
+    so_far += grid_value((w1[:, None] >> place) & 15) * x1
+    so_far += grid_value((w2[:, None] >> place) & 15) * x2
+    return so_far + grid_value((w3[:, None] >> place) & 15) * x3
 
 
 @triton.jit
-def _float4(
-    so_far, x0, x1, x2, x3, q, base, at, half,
-    GL: tl.constexpr, RL: tl.constexpr, KW: tl.constexpr, BR: tl.constexpr,
-):  # fmt: skip
+def _float16(so_far, x0, x1, x2, x3, where):
     """The same for floats, which this function loads."""
-    i = tl.arange(0, 4)
-    value_at = i[:, None] * 4 + i[None, :] + half * 16
-    where = q + base[:, :, :, :, None, None] + (at[:, :, :, :, None, None] + value_at[None, None, None, None, :, :])
-    w0, w1, w2, w3 = _quarters(tl.load(where).to(tl.float32), GL, RL, KW, BR)
-    return so_far + w0 * x0 + w1 * x1 + w2 * x2 + w3 * x3
+    where = where[:, None] + tl.arange(0, 4)[None, :]
+    so_far += tl.load(where).to(tl.float32) * x0
+    so_far += tl.load(where + 4).to(tl.float32) * x1
+    so_far += tl.load(where + 8).to(tl.float32) * x2
+    return so_far + tl.load(where + 12).to(tl.float32) * x3
 
 
 @triton.jit
-def stream_dots(
-    a0, a1, a2, a3, a_sum, b0, b1, b2, b3, b_sum, q, h, s, d, row, g, R,
+def _row(
+    x0, x1, x2, x3, x4, x5, x6, x7, first_sum, second_sum, q, h, s, d, row, g, R,
     G: tl.constexpr, LEVELS: tl.constexpr, HIGH: tl.constexpr, ZERO: tl.constexpr, SCALES: tl.constexpr,
-    GL: tl.constexpr, RL: tl.constexpr, KW: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
-    """Products of a tile with x, from ``load_half`` a and b, summed over each group: float32 [GL, RL, KW, BR].
+    """Products of one row per thread, int64 [T], with x from ``load_groups``, summed over each group: float32 [T].
 
-    row int64 [RL, BR], all existing. Beyond the last group x is zero and the last group is read again, so loads need no masks.
     The units (1 + level / 2^B) are multiplied as they are, and each group's sum is corrected once: it is
     sum(level * x) / 2^B + (1 + zero / 2^B) * sum(x). The caller applies ``row_factor``.
     """
-    if G % (GL * KW) != 0:
-        g = tl.minimum(g, G - 1)
-    base = tl.broadcast_to((row * G)[None, :, None, :], (GL, RL, KW, BR))  # the row's first group
-    at = tl.broadcast_to(g[:, None, :, None], (GL, RL, KW, BR))
-    # The same indices, hidden from Triton: it would see that they are consecutive, load several per thread and move them
-    # between threads to match the words.
-    apart = tl.broadcast_to(((g << 1) >> 1)[:, None, :, None], (GL, RL, KW, BR))
-    i = tl.arange(0, 4)[None, None, None, None, :]
+    base = row * G  # the row's first group
     # Whether the halves have their own factors; else one sum serves both.
     halves: tl.constexpr = SCALES == K16 or SCALES == K16_MIN
-    a_weight: tl.constexpr = 16.0 if LEVELS == NIBBLES and HIGH == 0 else 1.0
+    first_weight: tl.constexpr = 16.0 if LEVELS == NIBBLES and HIGH == 0 else 1.0
     words = q.to(tl.pointer_type(tl.int32))
-    nothing = tl.zeros((GL, RL, KW, BR, 4), tl.float32)
+    nothing = tl.zeros((g.shape[0], 4), tl.float32)
     if LEVELS == FLOAT:
-        lo = _float4(nothing, a0, a1, a2, a3, q, base * 32, at * 32, 0, GL, RL, KW, BR)
-        lo = _float4(lo, b0, b1, b2, b3, q, base * 32, at * 32, 1, GL, RL, KW, BR)
+        lo = _float16(nothing, x0, x1, x2, x3, q + base * 32 + g * 32)
+        lo = _float16(lo, x4, x5, x6, x7, q + base * 32 + (g * 32 + 16))
         hi = nothing
     elif LEVELS == BYTES:
-        where = words + (base * 8)[:, :, :, :, None] + ((at * 8)[:, :, :, :, None] + i)
+        where = words + base * 8 + g * 8
         # A signed byte plus 128 is the byte with its highest bit flipped.
-        first, second = tl.load(where) ^ -0x7F7F7F80, tl.load(where + 4) ^ -0x7F7F7F80
-        lo = _dot4(nothing, a0, a1, a2, a3, first, first, 0, 8, 0, 0)
-        lo = _dot4(lo, b0, b1, b2, b3, second, second, 0, 8, 0, 0)
+        w0, w1, w2, w3 = _words(where)
+        lo = _dot16(
+            nothing, x0, x1, x2, x3, w0 ^ -0x7F7F7F80, w1 ^ -0x7F7F7F80, w2 ^ -0x7F7F7F80, w3 ^ -0x7F7F7F80, w0, 0, 8, 0, 0
+        )  # fmt: skip
+        w0, w1, w2, w3 = _words(where + 4)
+        lo = _dot16(
+            lo, x4, x5, x6, x7, w0 ^ -0x7F7F7F80, w1 ^ -0x7F7F7F80, w2 ^ -0x7F7F7F80, w3 ^ -0x7F7F7F80, w0, 0, 8, 0, 0
+        )
         hi = nothing
     else:
         if LEVELS == PAIRS:  # two groups share four words, which two neighbouring threads read
-            group = base + at
-            word = tl.load(words + ((group // 2) * 4)[:, :, :, :, None] + i)
-            word = word >> ((group & 1) * 4).to(tl.int32)[:, :, :, :, None]
+            group = base + g
+            w0, w1, w2, w3 = _words(words + (group // 2) * 4)
+            turn = ((group & 1) * 4).to(tl.int32)
+            w0, w1, w2, w3 = w0 >> turn, w1 >> turn, w2 >> turn, w3 >> turn
         else:
-            word = tl.load(words + (base * 4)[:, :, :, :, None] + ((at * 4)[:, :, :, :, None] + i))
-        first, second = word, word
-        if HIGH == 1:
-            first = tl.load(h + base + apart)[:, :, :, :, None] >> (i * 4)
-            second = first >> 16
-        elif HIGH == 2:
-            high = h + base + apart
-            first = _six_bits(word, tl.load(high)[:, :, :, :, None], i)
-            second = _six_bits(word >> 4, tl.load(high + R * G)[:, :, :, :, None], i)
+            w0, w1, w2, w3 = _words(words + base * 4 + g * 4)
         if LEVELS == GRID:
-            lo = _grid4(nothing, a0, a1, a2, a3, word, 0)
-            lo = _grid4(lo, b0, b1, b2, b3, word, 4)
+            lo = _grid16(nothing, x0, x1, x2, x3, w0, w1, w2, w3, 0)
+            lo = _grid16(lo, x4, x5, x6, x7, w0, w1, w2, w3, 4)
             hi = nothing
-        elif LEVELS == PAIRS:
-            lo = _dot4(nothing, a0, a1, a2, a3, word, first, 0, 2, HIGH, 0)
-            hi = _dot4(nothing, b0, b1, b2, b3, word, second, 2, 2, HIGH, 0)
-        elif HIGH == 0:
-            # Both nibbles of a byte are shifted at once, the low one to four places lower; its x, sixteen times as
-            # large, compensates for that.
-            lo = _dot4(nothing, a0 * 16.0, a1 * 16.0, a2 * 16.0, a3 * 16.0, word, word, 0, 4, 0, 4)
-            lo = _dot4(lo, b0, b1, b2, b3, word, word, 4, 4, 0, 0)
-            hi = nothing
-        elif HIGH == 1:
-            lo = _dot4(nothing, a0, a1, a2, a3, word, first, 0, 4, HIGH, 0)
-            lo = _dot4(lo, b0, b1, b2, b3, word, second, 4, 4, HIGH, 0)
-            hi = nothing
+        elif HIGH == 2 and LEVELS == NIBBLES:
+            high = h + base + g
+            bits = tl.load(high)
+            lo = _dot16(
+                nothing, x0, x1, x2, x3,
+                _six_bits(w0, bits, 0), _six_bits(w1, bits, 1), _six_bits(w2, bits, 2),
+                _six_bits(w3, bits, 3), bits, 0, 6, 0, 0,
+            )  # fmt: skip
+            bits = tl.load(high + R * G)
+            hi = _dot16(
+                nothing, x4, x5, x6, x7,
+                _six_bits(w0 >> 4, bits, 0), _six_bits(w1 >> 4, bits, 1), _six_bits(w2 >> 4, bits, 2),
+                _six_bits(w3 >> 4, bits, 3), bits, 0, 6, 0, 0,
+            )  # fmt: skip
         else:
-            lo = _dot4(nothing, a0, a1, a2, a3, first, first, 0, 6, 0, 0)
-            hi = _dot4(nothing, b0, b1, b2, b3, second, second, 0, 6, 0, 0)
-    lo = tl.sum(lo, 4)
+            bits = w0
+            if HIGH == 1:
+                bits = tl.load(h + base + g)
+            if LEVELS == PAIRS:
+                lo = _dot16(nothing, x0, x1, x2, x3, w0, w1, w2, w3, bits, 0, 2, HIGH, 0)
+                hi = _dot16(nothing, x4, x5, x6, x7, w0, w1, w2, w3, bits >> 16, 2, 2, HIGH, 0)
+            elif HIGH == 0:
+                # Both nibbles of a byte are shifted at once, the low one to four places lower; its x, sixteen times as
+                # large, compensates for that.
+                lo = _dot16(nothing, x0 * 16.0, x1 * 16.0, x2 * 16.0, x3 * 16.0, w0, w1, w2, w3, bits, 0, 4, 0, 4)
+                lo = _dot16(lo, x4, x5, x6, x7, w0, w1, w2, w3, bits, 4, 4, 0, 0)
+                hi = nothing
+            else:
+                lo = _dot16(nothing, x0, x1, x2, x3, w0, w1, w2, w3, bits, 0, 4, HIGH, 0)
+                lo = _dot16(lo, x4, x5, x6, x7, w0, w1, w2, w3, bits >> 16, 4, 4, HIGH, 0)
+                hi = nothing
+    lo = tl.sum(lo, 1)
     if halves:
-        hi = tl.sum(hi, 4)
+        hi = tl.sum(hi, 1)
     if LEVELS != FLOAT and LEVELS != GRID:
         span: tl.constexpr = 256.0 if LEVELS == BYTES else (1 << ((2 if LEVELS == PAIRS else 4) + HIGH)) * 1.0
         zero: tl.constexpr = (128.0 if LEVELS == BYTES else ZERO * 1.0) / span
         if halves:
-            lo = (lo - (1.0 + zero) * a_sum) * span
-            hi = (hi - (1.0 + zero) * b_sum) * span
+            lo = (lo - (1.0 + zero) * first_sum) * span
+            hi = (hi - (1.0 + zero) * second_sum) * span
         else:
-            lo = (lo - ((a_weight + zero) * a_sum + (1.0 + zero) * b_sum)) * span
+            lo = (lo - ((first_weight + zero) * first_sum + (1.0 + zero) * second_sum)) * span
     if SCALES == NONE or SCALES == ROW:
         total = lo
     else:
-        rows_blocks = tl.broadcast_to((row * (G // 8))[None, :, None, :], (GL, RL, KW, BR))
-        lo_factor, hi_factor, lo_least, hi_least = group_scales(
-            s, d, base + apart, rows_blocks + apart // 8, None, SCALES
-        )
+        lo_factor, hi_factor, lo_least, hi_least = group_scales(s, d, base + g, row * (G // 8) + g // 8, None, SCALES)
         total = lo_factor * lo
         if halves:
             total += hi_factor * hi
         if SCALES == K16_MIN:
-            total -= lo_least * a_sum + hi_least * b_sum
+            total -= lo_least * first_sum + hi_least * second_sum
         elif SCALES == BLOCK_MIN or SCALES == K32_MIN:
-            total -= lo_least * (a_sum + b_sum)
+            total -= lo_least * (first_sum + second_sum)
     return total
 
 
 @triton.jit
-def over_the_row(total):
-    """[GL, RL, KW, n] summed over a row's groups: [RL, n]."""
-    return tl.sum(tl.sum(total, 2), 0)
+def add_products(
+    t0, t1, t2, t3, x0, x1, x2, x3, x4, x5, x6, x7, first_sum, second_sum, q, h, s, d, row, last, offset, g, R,
+    G: tl.constexpr, LEVELS: tl.constexpr, HIGH: tl.constexpr, ZERO: tl.constexpr, SCALES: tl.constexpr,
+    GL: tl.constexpr, RL: tl.constexpr, KW: tl.constexpr, BR: tl.constexpr,
+):  # fmt: skip
+    """Add the products of a thread's BR rows (1, 2 or 4) and a group of x to t0 .. t3, float32 [T].
+
+    row int32 [T]: the thread's first row; the others are RL apart. Rows beyond ``last`` are read as that one. ``offset``
+    int64 is added to all. Beyond the last group x is zero and the last group is read again, so loads need no masks.
+    """
+    if G % (GL * KW) != 0:
+        g = tl.minimum(g, G - 1)
+    at = tl.minimum(row, last).to(tl.int64) + offset
+    t0 += _row(
+        x0, x1, x2, x3, x4, x5, x6, x7, first_sum, second_sum, q, h, s, d, at, g, R, G, LEVELS, HIGH, ZERO, SCALES
+    )
+    if BR > 1:
+        at = tl.minimum(row + RL, last).to(tl.int64) + offset
+        t1 += _row(
+            x0, x1, x2, x3, x4, x5, x6, x7, first_sum, second_sum, q, h, s, d, at, g, R, G, LEVELS, HIGH, ZERO, SCALES
+        )
+    if BR > 2:
+        at = tl.minimum(row + 2 * RL, last).to(tl.int64) + offset
+        t2 += _row(
+            x0, x1, x2, x3, x4, x5, x6, x7, first_sum, second_sum, q, h, s, d, at, g, R, G, LEVELS, HIGH, ZERO, SCALES
+        )
+        at = tl.minimum(row + 3 * RL, last).to(tl.int64) + offset
+        t3 += _row(
+            x0, x1, x2, x3, x4, x5, x6, x7, first_sum, second_sum, q, h, s, d, at, g, R, G, LEVELS, HIGH, ZERO, SCALES
+        )
+    return t0, t1, t2, t3
+
+
+@triton.jit
+def over_the_row(t0, t1, t2, t3, GL: tl.constexpr, RL: tl.constexpr, KW: tl.constexpr, BR: tl.constexpr):
+    """The sums t0 .. t3 [T] of a thread's rows, summed over each row's threads: [RL, BR]."""
+    if BR == 4:
+        total = tl.join(tl.join(t0, t2), tl.join(t1, t3))
+    elif BR == 2:
+        total = tl.join(t0, t1)
+    else:
+        total = t0
+    return tl.sum(tl.sum(tl.reshape(total, (KW, RL, GL, BR)), 2), 0)
+
+
+@triton.jit
+def mean_square(squares, K: tl.constexpr, GL: tl.constexpr, RL: tl.constexpr, KW: tl.constexpr):
+    """The mean of the squares of a row of x, [T] summed over threads: [RL, 1]."""
+    return tl.sum(tl.sum(tl.reshape(squares, (KW, RL, GL, 1)), 2), 0) / K

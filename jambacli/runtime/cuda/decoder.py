@@ -38,6 +38,9 @@ logger = logging.getLogger(__name__)
 
 Step = Callable[[], None]
 
+#: Milliseconds of Python for a launch without a graph, measured on a server's CPU without the driver's own time.
+LAUNCH_MS = 0.04
+
 
 class Buffers:
     """The tensors of a step, float32 on the GPU. Allocated once, because recorded graphs keep their addresses."""
@@ -113,8 +116,12 @@ class CudaDecoder:
         """Append the token ids int64 [1], on either device. Returns logits float32 [n_logits, vocab] on the GPU."""
         bound = self._bound.get(state)
         if bound is None or bound.moves != state.moves:
+            bound = None
+            self._bound.pop(state, None)  # first: its scratch memory is as large as the new one's
             bound = self._bound[state] = self._bind(state)
         b = self._buffers
+        # All memory is allocated before a kernel changes the state: if there is too little, the step can be repeated.
+        logits = torch.empty_like(b.logits)
         # A Python number becomes a kernel argument; a copy from pageable host memory would wait for the GPU.
         if ids.is_cuda:
             b.token.copy_(ids)
@@ -133,7 +140,7 @@ class CudaDecoder:
                 for step in stretch:
                     step()
         bound.runs += 1
-        return b.logits.clone()[:n_logits]
+        return logits.copy_(b.logits)[:n_logits]
 
     @property
     def recorded(self) -> bool:
@@ -143,6 +150,13 @@ class CudaDecoder:
     def launches(self, state: SequenceState) -> int:
         """Launches per token on the GPU. Attention counts as one although it is several kernels."""
         return sum(len(s) for s in self._bind(state).stretches if not callable(s))
+
+    def move_experts(self, index: int, layer: Layer, ffn: HostFfn) -> None:
+        """Replace a layer by one whose experts are in host memory, where ``ffn`` computes its feed-forward half."""
+        self._layers = [*self._layers[:index], layer, *self._layers[index + 1 :]]
+        self._host_ffn[index] = ffn
+        self._routers.pop(index, None)
+        self._bound.clear()
 
     def _on_host(self, compute: HostFfn) -> None:
         self._host_x.copy_(self._buffers.x)  # waits for the GPU
@@ -160,7 +174,11 @@ class CudaDecoder:
                 graphs.append(graph)
         except RuntimeError as error:
             self._graphs = False
-            logger.warning("CUDA graphs do not work (%s); decode launches kernels one by one", first_line(error))
+            n = sum(len(s) for s in bound.stretches if not callable(s))
+            logger.warning(
+                "CUDA graphs do not work (%s); decode launches its %d kernels one by one, which takes about %d ms a token",
+                first_line(error), n, max(1, round(LAUNCH_MS * n)),
+            )  # fmt: skip
             return
         bound.graphs = graphs
 
@@ -235,16 +253,16 @@ class CudaDecoder:
         b, dim = self._buffers, self._config.head_dim
         w_q, w_k, w_v, w_out = (as_packed(w) for w in (m.q_proj, m.k_proj, m.v_proj, m.out_proj))
         normed: dict[str, Any] = {"norm": layer.mixer_norm, "eps": layer.eps}
-        k, v = part.k, part.v
-        scratch = attention.DecodeScratch(m.n_heads, dim, k.shape[0], self._device)
+        scratch = attention.DecodeScratch(m.n_heads, dim, part.k.shape[0], self._device)
         bound.scratch.append(scratch)
-        dtype = attention_dtype(k, self._dtype)
+        dtype = attention_dtype(part.k, self._dtype)
         return [
             lambda: _discard(gemv(b.x, w_q, out=b.q, **normed)),
             lambda: _discard(gemv(b.x, w_k, out=b.k, **normed)),
             lambda: _discard(gemv(b.x, w_v, out=b.v, **normed)),
-            lambda: attention.append(b.k, b.v, k, v, b.position, dim),
-            lambda: attention.decode(b.q.view(-1, dim), k, v, b.position, scratch, b.heads, dtype),
+            # The cache's tensors are read when a step runs: kept here, they would stay in memory after the cache has grown.
+            lambda: attention.append(b.k, b.v, part.k, part.v, b.position, dim),
+            lambda: attention.decode(b.q.view(-1, dim), part.k, part.v, b.position, scratch, b.heads, dtype),
             lambda: _discard(gemv(b.heads.view(1, -1), w_out, residual=b.x, out=b.x)),
         ]
 

@@ -15,20 +15,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from jambacli.errors import JambaError
-from jambacli.kernels import choose_ops, reference_ops
+from jambacli.kernels import Ops, choose_ops, reference_ops
 from jambacli.model.attention import Attention
 from jambacli.model.config import JambaConfig, check_kv_type
-from jambacli.model.jamba import JambaModel
+from jambacli.model.jamba import JambaModel, Layer
 from jambacli.model.moe import MoE
 from jambacli.runtime.cuda.memory import expert_layer, gpu_sizes, is_matrix
+from jambacli.runtime.cuda.model import surviving
 from jambacli.runtime.cuda.placement import PREFILL_CHUNK, Placement, place
 from jambacli.runtime.cuda.upload import Uploader
 from jambacli.runtime.loader import GetTensor, build
 from jambacli.runtime.options import DeviceOptions
+from jambacli.units import format_bytes
 from quant.formats import FORMATS, QTensor
 
 if TYPE_CHECKING:
     from jambacli.kernels.triton.repack import Packed
+    from jambacli.runtime.cuda.decoder import CudaDecoder
 
 logger = logging.getLogger(__name__)
 
@@ -88,21 +91,23 @@ def put_on_gpu(
     ``dtype``: operand type of the matrix units (default: the best of this GPU). Also runs on the CPU under Triton's
     interpreter.
     """
-    from jambacli.kernels.triton.ops import TritonOps, compute_dtype, triton_ops
+    from jambacli.kernels.triton.ops import TritonOps, compute_dtype
     from jambacli.runtime.cuda.decoder import CudaDecoder, decodable
     from jambacli.runtime.cuda.offload import HostExperts, HostKeys, host_attention, host_ffn
 
     dtype = dtype or compute_dtype(device)
     cpu = choose_ops()
-    experts = HostExperts(device, cpu, TritonOps(dtype).mlp) if plan.host_layers else None
     keys = HostKeys(device) if plan.host_kv else None
-    ops = triton_ops(dtype, experts, keys)
-    model = build(config, uploader(tensor, device, plan.host_layers), ops=ops, source=source)
+    kernels = TritonOps(dtype, None, keys)
+    if config.n_moe_layers:  # even if all are on the GPU: when memory runs out, some move to host memory
+        kernels.host = HostExperts(device, cpu, kernels.mlp)
+    model = build(config, uploader(tensor, device, plan.host_layers), ops=kernels.as_ops(), source=source)
     model = dataclasses.replace(model, prefill_chunk=plan.chunk)
+    spill = _Spill(tensor, cpu)
     if keys is not None:
         model = dataclasses.replace(model, kv_device=torch.device("cpu"))
     if not decodable(model.layers):
-        return model
+        return surviving(model, spill, kernels)
     ffn_on_host = {
         i: host_ffn(layer.ffn, layer.ffn_norm, layer.eps, cpu)
         for i, layer in enumerate(model.layers)
@@ -124,7 +129,35 @@ def put_on_gpu(
         host_attention=attention_on_host,
         graphs=graphs,
     )
-    return dataclasses.replace(model, decoder=decoder)
+    spill.decoder = decoder
+    return surviving(dataclasses.replace(model, decoder=decoder), spill, kernels)
+
+
+class _Spill:
+    """Moves the experts of one layer after another to host memory, the last layers first; see ``GpuModel.spill``."""
+
+    def __init__(self, tensor: GetTensor, cpu: Ops) -> None:
+        self._tensor, self._cpu = tensor, cpu
+        self.decoder: CudaDecoder | None = None
+
+    def __call__(self, layers: tuple[Layer, ...]) -> tuple[int, Layer] | None:
+        from jambacli.kernels.triton.repack import Packed
+        from jambacli.runtime.cuda.offload import host_ffn
+
+        for i in reversed(range(len(layers))):
+            layer = layers[i]
+            if not (isinstance(layer.ffn, MoE) and isinstance(layer.ffn.gate, Packed)):
+                continue
+            gate, up, down = (
+                _moved(self._tensor(f"blk.{i}.ffn_{part}_exps.weight"), torch.device("cpu"))
+                for part in ("gate", "up", "down")
+            )
+            ffn = dataclasses.replace(layer.ffn, gate=gate, up=up, down=down)
+            moved = dataclasses.replace(layer, ffn=ffn)
+            if self.decoder is not None:
+                self.decoder.move_experts(i, moved, host_ffn(ffn, layer.ffn_norm, layer.eps, self._cpu))
+            return i, moved
+        return None
 
 
 def _attention_in_host_memory(m: Attention, layer: int, tensor: GetTensor) -> Attention:
@@ -141,15 +174,16 @@ def _attention_in_host_memory(m: Attention, layer: int, tensor: GetTensor) -> At
 def through_torch(config: JambaConfig, tensor: GetTensor, device: torch.device, source: Any = None) -> JambaModel:
     """The model on the GPU through plain torch: slow, but for any format and any GPU that torch supports."""
     model = build(config, lambda name: _moved(tensor(name), device), ops=reference_ops(), source=source)
-    return dataclasses.replace(model, prefill_chunk=PREFILL_CHUNK)
+    return surviving(dataclasses.replace(model, prefill_chunk=PREFILL_CHUNK))
 
 
-# Prompt lengths that use different kernels: one token; a few; more than the rows of a small tile; enough to dequantize
-# whole matrices and to split the scan into chunks.
-_TRIAL_LENGTHS = (1, 3, 40, 300)
+# Prompt lengths that use different kernels: one token, whose third step is a recorded graph; a few; more than the rows of a
+# small tile; enough to dequantize whole matrices and to split the scan into chunks; and for mixtures each expert's matrices.
+_TRIAL_LENGTHS = (1, 1, 1, 3, 40, 300)
+_TRIAL_OF_EXPERTS = 600
 
 
-def trial_run(model: JambaModel, lengths: Sequence[int] = _TRIAL_LENGTHS) -> None:
+def trial_run(model: JambaModel, lengths: Sequence[int] | None = None) -> None:
     """Run a few passes, so that compile errors and a lack of memory appear now, not during an answer.
 
     Only the short ones if nothing is compiled, or with experts in host memory: longer ones would read all of these from the
@@ -158,6 +192,8 @@ def trial_run(model: JambaModel, lengths: Sequence[int] = _TRIAL_LENGTHS) -> Non
     from jambacli.kernels.triton.repack import Packed
 
     offloaded = any(isinstance(y.ffn, MoE) and not isinstance(y.ffn.gate, Packed) for y in model.layers)
+    if lengths is None:
+        lengths = (*_TRIAL_LENGTHS, _TRIAL_OF_EXPERTS) if model.config.n_moe_layers else _TRIAL_LENGTHS
     lengths = [n for n in lengths if n < 10 or (model.ops.name == "triton" and not offloaded)]
     state = model.new_state(sum(lengths))
     for n in lengths:
@@ -181,16 +217,31 @@ def load_on_gpu(
     """Plan for ``ctx`` tokens of ``kv_type`` and load; ``tensors`` as in ``gpu_sizes``, ``tensor`` as in ``loader.build``.
 
     ``free_ram``: bytes of free host memory; the log record about the plan says if that is too little. Raises JambaError if
-    the model does not fit, UsageError for an unknown KV type or an impossible number of layers.
+    the model does not fit, UsageError for an unknown KV type or an impossible number of layers. If memory runs out during
+    the upload, the plan is made again for less.
     """
+    check_kv_type(kv_type)
+    limit = options.gpu_memory
+    torch.cuda.set_device(device)
+    while True:
+        plan = place(
+            config, gpu_sizes(tensors), ctx, kv_type, free_memory(device), gpu_memory=limit,
+            cpu_experts=options.cpu_experts, cpu_kv=options.cpu_kv,
+        )  # fmt: skip
+        try:
+            return _load_as_planned(config, tensor, device, plan, options, free_ram, source)
+        except torch.OutOfMemoryError:
+            # Another program takes memory too. Once less than the smallest plan is left, ``place`` says so.
+            limit = int(0.85 * plan.budget)
+        logger.warning("the GPU is out of memory (another program?): planning with %s", format_bytes(limit))
+
+
+def _load_as_planned(
+    config: JambaConfig, tensor: GetTensor, device: torch.device, plan: Placement, options: DeviceOptions,
+    free_ram: int | None, source: Any,
+) -> JambaModel:  # fmt: skip
     from jambacli.kernels.triton import why_not
 
-    check_kv_type(kv_type)
-    plan = place(
-        config, gpu_sizes(tensors), ctx, kv_type, free_memory(device), gpu_memory=options.gpu_memory,
-        cpu_experts=options.cpu_experts, cpu_kv=options.cpu_kv,
-    )  # fmt: skip
-    torch.cuda.set_device(device)
     problem = why_not(device.index or 0)
     if problem is not None:
         if plan.host_layers or plan.host_kv:
@@ -204,4 +255,6 @@ def load_on_gpu(
         else None
     )
     logger.info("%s", JambaError(plan.describe(free_ram), remedy=remedy))  # worded as an error: it names an option
-    return put_on_gpu(config, tensor, device, plan, source=source)
+    from jambacli.runtime.cuda.self_check import checked
+
+    return checked(put_on_gpu(config, tensor, device, plan, source=source), tensor)

@@ -178,7 +178,8 @@ def _step_bytes(c: JambaConfig) -> int:
 def prefill_bytes(
     config: JambaConfig, ctx: int, kv_type: str, n: int, repacked: int | None, *, cpu_kv: bool = False
 ) -> int:
-    """The peak of temporaries while the last ``n`` of ``ctx`` tokens go through a layer.
+    """The peak of temporaries while the last ``n`` of ``ctx`` tokens go through a layer, and the copy of the Mamba state that
+    undoes the pass.
 
     ``repacked``: bytes of a streamed expert in planes, None without experts in host memory. Values take 4 bytes, operands of
     matrix products 2. A product (``_product``) holds the dequantized weight or a panel of it, x as an operand, and the result.
@@ -213,7 +214,7 @@ def prefill_bytes(
         peak = max(peak, beside + _mlp(n, h, f))
     if c.n_moe_layers:
         peak = max(peak, beside + _experts(c, n, repacked))
-    return peak
+    return peak + c.state_bytes()
 
 
 def _product(n: int, n_in: int, n_out: int) -> int:

@@ -26,6 +26,7 @@ from jambacli.model.attention import Attention
 from jambacli.model.moe import MoE
 from jambacli.model.state import KVCache
 from jambacli.runtime.cuda.memory import ALIGNED
+from jambacli.runtime.cuda.model import SMALLEST_PIECE
 from jambacli.runtime.cuda.upload import Uploader, staging
 from quant.formats import QTensor
 
@@ -68,6 +69,8 @@ class HostExperts:
             try:
                 return self._streamed(x, router, (gate, up, down), top_k)
             except RuntimeError as error:
+                if isinstance(error, torch.OutOfMemoryError) and x.shape[0] > SMALLEST_PIECE:
+                    raise  # a smaller piece of the prompt may fit
                 self._stop_streaming(error)
         return self._cpu.experts(x.cpu(), router.cpu(), gate, up, down, top_k).to(self._device)
 
