@@ -20,7 +20,7 @@ namespace {
 
 constexpr int kPrefetch = 2048;  // bytes ahead in the row's stream; hardware prefetchers stop at each page
 
-inline float sum_lanes(__m256 x) {
+INLINE float sum_lanes(__m256 x) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
@@ -29,7 +29,7 @@ inline float sum_lanes(__m256 x) {
 // 32 products of weights with activations, added in pairs. |w| is multiplied by a with w's sign, so the sum of two products
 // stays within int16.
 template <bool kSigned>
-inline __m256i pair_sums(__m256i weight, const int8_t* act) {
+INLINE __m256i pair_sums(__m256i weight, const int8_t* act) {
     if constexpr (kSigned) return _mm256_maddubs_epi16(_mm256_abs_epi8(weight), _mm256_sign_epi8(load32(act), weight));
     return _mm256_maddubs_epi16(weight, load32(act));
 }
@@ -37,7 +37,7 @@ inline __m256i pair_sums(__m256i weight, const int8_t* act) {
 // The products of 32 weights with `act`, or with 128 * act + fine where kPrecise, summed in fours, as floats: below 2^24,
 // so exact.
 template <bool kSigned, bool kPrecise>
-inline __m256 dot32(__m256i weight, const int8_t* act, const int8_t* fine) {
+INLINE __m256 dot32(__m256i weight, const int8_t* act, const int8_t* fine) {
 #if defined(DOT_BYTES)
     const __m256i positive = kSigned ? _mm256_abs_epi8(weight) : weight;
     const auto with_sign = [&](const int8_t* p) { return kSigned ? _mm256_sign_epi8(load32(p), weight) : load32(p); };
@@ -55,7 +55,7 @@ inline __m256 dot32(__m256i weight, const int8_t* act, const int8_t* fine) {
 
 // f(Constant<0>{}) to f(Constant<7>{}): for instructions that take a number.
 template <class F>
-inline void each_of_8(F f) {
+INLINE void each_of_8(F f) {
     f(Constant<0>{}), f(Constant<1>{}), f(Constant<2>{}), f(Constant<3>{});
     f(Constant<4>{}), f(Constant<5>{}), f(Constant<6>{}), f(Constant<7>{});
 }
@@ -81,9 +81,9 @@ struct FloatProducts {
 
     // kPart: the factors behind the row are cleared since they may not be finite.
     template <bool kPart>
-    static inline Unpacked unpack(const typename Fmt::Block* block, int blocks) {
+    static INLINE Unpacked unpack(const typename Fmt::Block* block, int blocks) {
         Unpacked u;
-        Fmt::weights(block, u.w);
+        each_of_8([&](auto k) { u.w[k.value] = Fmt::template weight<k.value>(block); });
         Fmt::factors(block, u);
         if constexpr (kPart && Fmt::kGroup == 32) {
             const __m256i in_row = _mm256_cmpgt_epi32(_mm256_set1_epi32(blocks), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
@@ -95,26 +95,37 @@ struct FloatProducts {
 
     struct Sums {
         __m256 even, odd, offset;
-        void clear() { even = odd = offset = _mm256_setzero_ps(); }
+        INLINE void clear() { even = odd = offset = _mm256_setzero_ps(); }
 
-        inline void add(const Unpacked& u, const Token& a, int64_t b) {
-            const int8_t *q = a.q + 256 * b, *fine = kPrecise ? a.fine + 256 * b : nullptr;
-            constexpr int kVectors = 256 / Fmt::kGroup / 8;  // of factors
-            for (int h = 0; h < kVectors; ++h) {
-                const __m256 scale = _mm256_mul_ps(u.scale[h], _mm256_loadu_ps(a.d + 8 * (kVectors * b + h)));
-                for (int j = 0; j < 8 / kVectors; ++j) {
-                    const int k = 8 / kVectors * h + j;
-                    const int first = kVectors * j, last = first + kVectors - 1;
-                    const __m256 by = _mm256_permutevar8x32_ps(
-                        scale, _mm256_setr_epi32(first, first, first, first, last, last, last, last));
-                    __m256& acc = k & 1 ? odd : even;
-                    acc = _mm256_fmadd_ps(dot32<Fmt::kSigned, kPrecise>(u.w[k], q + 32 * k, fine + 32 * k), by, acc);
-                }
-                if constexpr (Fmt::kOffset)
-                    offset = _mm256_fnmadd_ps(u.offset[h], _mm256_loadu_ps(a.sums + 8 * (kVectors * b + h)), offset);
-            }
+        INLINE void add(const Unpacked& u, const Token& a, int64_t b) {
+            add_block(u, [&](auto k) { return u.w[k.value]; }, a.q + 256 * b, a, b);
         }
-        float total() const { return sum_lanes(_mm256_add_ps(_mm256_add_ps(even, odd), offset)); }
+        INLINE void add(const typename Fmt::Block* block, const int8_t* q, const Token& a, int64_t b) {
+            Unpacked u;
+            Fmt::factors(block, u);
+            add_block(u, [&](auto k) { return Fmt::template weight<k.value>(block); }, q, a, b);
+        }
+        INLINE float total() const { return sum_lanes(_mm256_add_ps(_mm256_add_ps(even, odd), offset)); }
+
+       private:
+        template <class Weight>
+        INLINE void add_block(const Unpacked& u, Weight weight, const int8_t* q, const Token& a, int64_t b) {
+            const int8_t* fine = kPrecise ? a.fine + 256 * b : nullptr;
+            constexpr int kVectors = 256 / Fmt::kGroup / 8;  // of factors
+            __m256 scale;
+            const auto add = [&](auto number) __attribute__((always_inline)) {
+                constexpr int k = decltype(number)::value, kEach = 8 / kVectors, h = k / kEach, j = k % kEach;
+                constexpr int first = kVectors * j, last = first + kVectors - 1;
+                if (j == 0) scale = _mm256_mul_ps(u.scale[h], _mm256_loadu_ps(a.d + 8 * (kVectors * b + h)));
+                const __m256 by = _mm256_permutevar8x32_ps(
+                    scale, _mm256_setr_epi32(first, first, first, first, last, last, last, last));
+                __m256& acc = k & 1 ? odd : even;
+                acc = _mm256_fmadd_ps(dot32<Fmt::kSigned, kPrecise>(weight(number), q + 32 * k, fine + 32 * k), by, acc);
+                if constexpr (Fmt::kOffset && j == kEach - 1)
+                    offset = _mm256_fnmadd_ps(u.offset[h], _mm256_loadu_ps(a.sums + 8 * (kVectors * b + h)), offset);
+            };
+            each_of_8(add);
+        }
     };
 };
 
@@ -142,42 +153,81 @@ struct IntegerProducts {
     };
 
     template <bool kPart>
-    static inline UnpackedIntegers unpack(const typename Fmt::Block* block, int) {
+    static INLINE UnpackedIntegers unpack(const typename Fmt::Block* block, int) {
         UnpackedIntegers u;
-        Fmt::weights(block, u.w);
+        each_of_8([&](auto k) { u.w[k.value] = Fmt::template weight<k.value>(block); });
         Fmt::integers(block, u);
         return u;
     }
 
     struct Sums {
         __m256 sum, offset;
-        void clear() { sum = offset = _mm256_setzero_ps(); }
+        INLINE void clear() { sum = offset = _mm256_setzero_ps(); }
 
-        inline void add(const UnpackedIntegers& u, const Token& a, int64_t b) {
-            const int8_t* q = a.q + 256 * b;
+        INLINE void add(const UnpackedIntegers& u, const Token& a, int64_t b) {
+            add_block<false>(u, [&](auto k) { return u.w[k.value]; }, a.q + 256 * b, a, b);
+        }
+        // The same for a single token: nothing goes by way of memory.
+        INLINE void add(const typename Fmt::Block* block, const int8_t* q, const Token& a, int64_t b) {
+            UnpackedIntegers u;
+            Fmt::integers(block, u);
+            add_block<true>(u, [&](auto k) { return Fmt::template weight<k.value>(block); }, q, a, b);
+        }
+        INLINE float total() const { return sum_lanes(_mm256_add_ps(sum, offset)); }
+
+       private:
+        // kByLoads: where weights do not come from memory, loads take the place of shuffles.
+        template <bool kByLoads, class Weight>
+        INLINE void add_block(const UnpackedIntegers& u, Weight weight, const int8_t* q, const Token& a, int64_t b) {
             const __m256i multiple = load32(a.multiple + 16 * b);
             const __m256i scale = _mm256_mullo_epi16(u.scale, multiple);
             __m256i total = _mm256_setzero_si256(), first_half;
             if constexpr (Fmt::kGroup == 32) {  // each scale twice
-                const __m256i four[2] = {_mm256_permute2x128_si256(scale, scale, 0x00), _mm256_permute2x128_si256(scale, scale, 0x11)};
-                const auto add = [&](auto number) {
+                alignas(32) int32_t twice[8];
+                __m256i four[2];
+                if constexpr (kByLoads) {
+                    _mm256_store_si256(reinterpret_cast<__m256i*>(twice), scale);
+                    __asm__("" : "+m"(twice));
+                } else {
+                    four[0] = _mm256_permute2x128_si256(scale, scale, 0x00);
+                    four[1] = _mm256_permute2x128_si256(scale, scale, 0x11);
+                }
+                each_of_8([&](auto number) __attribute__((always_inline)) {
                     constexpr int k = decltype(number)::value;
-                    const __m256i by = _mm256_shuffle_epi32(four[k / 4], k % 4 * 0x55);
-                    total = add_products(total, pair_sums<Fmt::kSigned>(u.w[k], q + 32 * k), by);
-                };
-                each_of_8(add);
+                    const __m256i pairs = pair_sums<Fmt::kSigned>(weight(number), q + 32 * k);
+                    if constexpr (kByLoads)
+                        total = add_products(total, pairs, _mm256_set1_epi32(twice[k]));
+                    else
+                        total = add_products(total, pairs, _mm256_shuffle_epi32(four[k / 4], k % 4 * 0x55));
+                });
             } else {  // those of even groups in the low lane, of odd groups in the high lane
                 const __m256i order = _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15,  //
                                                        0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
                 const __m256i lanes = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(scale, order), 0xD8);
-                for (int k = 0; k < 8; ++k) {
+                alignas(32) float twice[4][8];  // of vectors 2 j and 2 j + 1 in turn: each scale in two int16, two of each
+                if constexpr (kByLoads) {
+                    for (int j = 0; j < 4; ++j) {
+                        const __m256i pick = _mm256_set1_epi64x(0x0302030201000100 + 0x0404040404040404 * j);
+                        _mm256_store_ps(twice[j], _mm256_castsi256_ps(_mm256_shuffle_epi8(lanes, pick)));
+                    }
+                    __asm__("" : "+m"(twice));
+                }
+                each_of_8([&](auto number) __attribute__((always_inline)) {
+                    constexpr int k = decltype(number)::value;
                     if (kHalves && k == 4) {
                         first_half = total;
                         total = _mm256_setzero_si256();
                     }
-                    const __m256i by = _mm256_shuffle_epi8(lanes, _mm256_set1_epi16(static_cast<short>(0x0100 + 0x0202 * k)));
-                    total = add_products(total, pair_sums<Fmt::kSigned>(u.w[k], q + 32 * k), by);
-                }
+                    const __m256i pairs = pair_sums<Fmt::kSigned>(weight(number), q + 32 * k);
+                    __m256i by;
+                    if constexpr (kByLoads) {  // loads that repeat every other float
+                        const __m256 both = _mm256_load_ps(twice[k / 2]);
+                        by = _mm256_castps_si256(k % 2 ? _mm256_movehdup_ps(both) : _mm256_moveldup_ps(both));
+                    } else {
+                        by = _mm256_shuffle_epi8(lanes, _mm256_set1_epi16(static_cast<short>(0x0100 + 0x0202 * k)));
+                    }
+                    total = add_products(total, pairs, by);
+                });
             }
             const __m256 step = _mm256_broadcast_ss(a.step + b);
             __m256 value = _mm256_cvtepi32_ps(total);
@@ -194,10 +244,7 @@ struct IntegerProducts {
             }
             sum = _mm256_fmadd_ps(value, _mm256_mul_ps(u.factor, step), sum);
         }
-        float total() const { return sum_lanes(_mm256_add_ps(sum, offset)); }
-
-       private:
-        static inline __m256i add_products(__m256i total, __m256i pairs, __m256i scale) {
+        static INLINE __m256i add_products(__m256i total, __m256i pairs, __m256i scale) {
 #if defined(DOT_WORDS)
             return DOT_WORDS(total, pairs, scale);
 #else

@@ -95,14 +95,18 @@ struct Products {
         __m512 even, odd, offset;
         void clear() { even = odd = offset = _mm512_setzero_ps(); }
 
-        inline void add(const Unpacked& u, const Token& a, int64_t b) {
+        inline void add(const Unpacked& u, const Token& a, int64_t b) { add(u, a.q + 256 * b, a, b); }
+        inline void add(const typename Fmt::Block* block, const int8_t* q, const Token& a, int64_t b) {
+            add(unpack<false>(block, 8), q, a, b);
+        }
+        inline void add(const Unpacked& u, const int8_t* q, const Token& a, int64_t b) {
             const __m512 factors = _mm512_loadu_ps(a.factors + 16 * b);
             const __m512 scale = _mm512_mul_ps(u.scale, factors);
             for (int k = 0; k < 4; ++k) {
-                const int64_t at = 256 * b + 64 * k;
+                const int8_t* fine = kPrecise ? a.fine + 256 * b + 64 * k : nullptr;
                 const __m512 by = _mm512_permutexvar_ps(lane_groups<Fmt::kGroup>(k), scale);
                 __m512& acc = k & 1 ? odd : even;
-                acc = _mm512_fmadd_ps(dot64<Fmt::kSigned, kPrecise>(u.w[k], a.q + at, a.fine + at), by, acc);
+                acc = _mm512_fmadd_ps(dot64<Fmt::kSigned, kPrecise>(u.w[k], q + 64 * k, fine), by, acc);
             }
             if constexpr (kOffset && Fmt::kGroup == 32)  // only the lanes that hold offsets count
                 offset = _mm512_fmadd_ps(u.scale, factors, offset);

@@ -52,13 +52,41 @@ void some_tokens(const Rows& w, const typename P::Token* a, int64_t r0, int64_t 
     }
 }
 
+// The same for one token: a block is unpacked as it is multiplied.
+template <class P>
+void one_token(const Rows& w, const typename P::Token& a, int64_t r0, int64_t r1, float* y) {
+    using Block = typename P::Format::Block;
+    constexpr int kBytes = P::Format::kBytes;
+    const int64_t full = w.n / 256, rest = w.row_bytes - full * kBytes;
+    const int rest_groups = static_cast<int>((w.n % 256 + 31) / 32);
+    for (int64_t r = r0; r < r1; ++r) {
+        const uint8_t* p = w.data + r * w.row_bytes;
+        const int8_t* q = a.q;
+        typename P::Sums sums;
+        sums.clear();
+        for (int64_t b = 0; b < full; ++b, p += kBytes, q += 256) {
+            prefetch(p, kBytes);
+            sums.add(reinterpret_cast<const Block*>(p), q, a, b);
+        }
+        if (rest) {
+            uint8_t copy[kBytes];
+            p = last_blocks<kBytes>(w, p, rest, copy);
+            sums.add(P::template unpack<true>(reinterpret_cast<const Block*>(p), rest_groups), a, full);
+        }
+        y[r] = w.scale ? sums.total() * w.scale[r] : sums.total();
+    }
+}
+
 template <class P>
 void products(const Rows& w, const Act& act, const int32_t* tokens, int m, int64_t r0, int64_t r1, float* y, int64_t ldy) {
     const auto run = [&](auto count, int first, int64_t from, int64_t to) {
         constexpr int M = decltype(count)::value;
         typename P::Token a[M];
         for (int i = 0; i < M; ++i) a[i] = typename P::Token(act, tokens ? tokens[first + i] : first + i);
-        some_tokens<P, M>(w, a, from, to, y + first * ldy, ldy);
+        if constexpr (M == 1)
+            one_token<P>(w, a[0], from, to, y + first * ldy);
+        else
+            some_tokens<P, M>(w, a, from, to, y + first * ldy, ldy);
     };
     // A panel of rows is used for all tokens while it is in the nearest cache.
     const int64_t panel = m > kMostTokens ? (w.row_bytes < 16384 ? 16384 / w.row_bytes : 1) : r1 - r0;

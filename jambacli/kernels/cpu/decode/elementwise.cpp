@@ -3,6 +3,9 @@
 #include "decode/float_rows.h"
 #include "decode/inner_kernels.h"
 #include "base/simd_convert.h"
+#if defined(__AVX2__)
+#include "decode/quantize_avx2.h"
+#endif
 
 namespace jamba {
 namespace {
@@ -44,6 +47,9 @@ void quantize_precise(const float* row, int64_t begin, int64_t end, const Quanti
 
 // Each group's factor is the least multiple of its 256 values' step with which the integers fit 8 bits.
 void quantize_int8(const float* row, int64_t begin, int64_t end, const Quantized& out) {
+#if defined(__AVX2__)
+    for (int64_t block = begin / 256; block < end / 256; ++block) quantize_256(row + 256 * block, block, kLeastValue, out);
+#else
     constexpr float kMultiples = 127.0f;
     for (int64_t block = begin / 256; block < end / 256; ++block) {
         float tops[8], top = 0.0f;
@@ -64,6 +70,7 @@ void quantize_int8(const float* row, int64_t begin, int64_t end, const Quantized
             quantize_group<false>(row + 32 * b, step * count, multiple ? 127.0f * by_top / count : 0.0f, b, out);
         }
     }
+#endif
 }
 
 void quantize(const float* row, int64_t begin, int64_t end, const Quantized& out) {

@@ -23,13 +23,13 @@ void linear(const Matrix& w, const float* x, int64_t m, int64_t ldx, float* y, i
                 const int64_t begin = std::max(mine.begin - t * a.padded, int64_t{0});
                 const int64_t end = std::min(mine.end - t * a.padded, a.padded);
                 if (begin >= end) continue;
-                const int64_t last = std::min(end, w.cols);
+                const int64_t whole = std::min(end, w.cols / kPad * kPad);  // read where it lies; the rest is padded in a copy
+                if (begin < whole) k.quantize(x + t * ldx, begin, whole, a.row(t));
+                if (whole == end) continue;
                 float* row = a.f + t * a.f_stride;
-                if (begin < last)
-                    std::memcpy(row + begin, x + t * ldx + begin, static_cast<size_t>(last - begin) * sizeof(float));
-                const int64_t from = std::max(begin, last);
-                std::memset(row + from, 0, static_cast<size_t>(end - from) * sizeof(float));
-                k.quantize(row, begin, end, a.row(t));
+                std::memcpy(row + whole, x + t * ldx + whole, static_cast<size_t>(w.cols - whole) * sizeof(float));
+                std::memset(row + w.cols, 0, static_cast<size_t>(end - w.cols) * sizeof(float));
+                k.quantize(row, whole, end, a.row(t));
             }
             team.barrier();
         } else {

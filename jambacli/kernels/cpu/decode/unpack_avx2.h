@@ -6,6 +6,9 @@
 
 #include "base/formats.h"
 
+// Compilers leave functions out of line here that are used twice, with the unpacked weights in memory.
+#define INLINE inline __attribute__((always_inline))
+
 namespace jamba {
 namespace {
 
@@ -23,21 +26,30 @@ struct UnpackedIntegers {
     __m256 offset;    // of groups of 32: float; Q2_K: the factor of minimums, in all lanes
 };
 
-inline __m256i bytes(int x) { return _mm256_set1_epi8(static_cast<char>(x)); }
-inline __m256i load32(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
-inline float to_float(const Half& half) { return _cvtsh_ss(read_u16(&half)); }
-inline __m256i low_bits(__m256i x, int shift, int mask) {
-    return _mm256_and_si256(_mm256_srli_epi16(x, shift), bytes(mask));
+INLINE __m256i bytes(int x) { return _mm256_set1_epi8(static_cast<char>(x)); }
+INLINE __m256i load32(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+INLINE float to_float(const Half& half) { return _cvtsh_ss(read_u16(&half)); }
+INLINE __m256 repeated(const Half& half) { return _mm256_cvtph_ps(_mm_set1_epi16(static_cast<short>(read_u16(&half)))); }
+INLINE __m256i low_bits(__m256i x, int shift, int mask) {
+    return _mm256_and_si256(shift ? _mm256_srli_epi16(x, shift) : x, bytes(mask));
+}
+
+// x moved left by kLeft bits, right where it is negative; bits cross from byte to byte.
+template <int kLeft>
+INLINE __m256i moved(__m256i x) {
+    if constexpr (kLeft > 0) return _mm256_slli_epi16(x, kLeft);
+    if constexpr (kLeft < 0) return _mm256_srli_epi16(x, -kLeft);
+    return x;
 }
 
 // 16 bytes to 32 nibbles: the low ones come first.
-inline __m256i nibble_block(const uint8_t* p) {
-    const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-    return _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16(x, 4), x), bytes(15));
+INLINE __m256i nibble_block(const uint8_t* p) {
+    const __m256i twice = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    return _mm256_and_si256(_mm256_srlv_epi64(twice, _mm256_setr_epi64x(0, 0, 4, 4)), bytes(15));
 }
 
 // 32 bits to 32 bytes, 0 or `value`.
-inline __m256i spread_bits(uint32_t bits, int value) {
+INLINE __m256i spread_bits(uint32_t bits, int value) {
     const __m256i order = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
     const __m256i each = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201u));
     const __m256i spread = _mm256_shuffle_epi8(_mm256_set1_epi32(static_cast<int>(bits)), order);
@@ -46,21 +58,22 @@ inline __m256i spread_bits(uint32_t bits, int value) {
 
 // One f16 field of each of eight blocks.
 template <class Block>
-inline __m256 eight_halves(const Block* b, Half Block::*field) {
+INLINE __m256 eight_halves(const Block* b, Half Block::*field) {
     const auto at = [&](int i) { return static_cast<short>(read_u16(&(b[i].*field))); };
     return _mm256_cvtph_ps(_mm_setr_epi16(at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7)));
 }
 
-inline __m256 negated(__m256 x) { return _mm256_sub_ps(_mm256_setzero_ps(), x); }
-inline __m256 times(__m256 x, float by) { return _mm256_mul_ps(x, _mm256_set1_ps(by)); }
+INLINE __m256 negated(__m256 x) { return _mm256_sub_ps(_mm256_setzero_ps(), x); }
+INLINE __m256 times(__m256 x, float by) { return _mm256_mul_ps(x, _mm256_set1_ps(by)); }
 
 struct Q4_0 : Of256<block_q4_0> {
     static constexpr int kGroup = 32;
     static constexpr bool kSigned = false, kOffset = true, kIntegerScales = false;
-    static inline void weights(const Block* b, __m256i* w) {
-        for (int k = 0; k < 8; ++k) w[k] = nibble_block(b[k].qs);
+    template <int k>
+    static INLINE __m256i weight(const Block* b) {
+        return nibble_block(b[k].qs);
     }
-    static inline void factors(const Block* b, Unpacked& u) {
+    static INLINE void factors(const Block* b, Unpacked& u) {
         u.scale[0] = eight_halves(b, &Block::d);
         u.offset[0] = times(u.scale[0], 8.0f);
     }
@@ -69,10 +82,11 @@ struct Q4_0 : Of256<block_q4_0> {
 struct Q4_1 : Of256<block_q4_1> {
     static constexpr int kGroup = 32;
     static constexpr bool kSigned = false, kOffset = true, kIntegerScales = false;
-    static inline void weights(const Block* b, __m256i* w) {
-        for (int k = 0; k < 8; ++k) w[k] = nibble_block(b[k].qs);
+    template <int k>
+    static INLINE __m256i weight(const Block* b) {
+        return nibble_block(b[k].qs);
     }
-    static inline void factors(const Block* b, Unpacked& u) {
+    static INLINE void factors(const Block* b, Unpacked& u) {
         u.scale[0] = eight_halves(b, &Block::d);
         u.offset[0] = negated(eight_halves(b, &Block::m));
     }
@@ -81,11 +95,11 @@ struct Q4_1 : Of256<block_q4_1> {
 struct Q5_0 : Of256<block_q5_0> {
     static constexpr int kGroup = 32;
     static constexpr bool kSigned = false, kOffset = true, kIntegerScales = false;
-    static inline void weights(const Block* b, __m256i* w) {
-        for (int k = 0; k < 8; ++k)
-            w[k] = _mm256_or_si256(nibble_block(b[k].qs), spread_bits(read_u32(b[k].qh), 16));
+    template <int k>
+    static INLINE __m256i weight(const Block* b) {
+        return _mm256_or_si256(nibble_block(b[k].qs), spread_bits(read_u32(b[k].qh), 16));
     }
-    static inline void factors(const Block* b, Unpacked& u) {
+    static INLINE void factors(const Block* b, Unpacked& u) {
         u.scale[0] = eight_halves(b, &Block::d);
         u.offset[0] = times(u.scale[0], 16.0f);
     }
@@ -94,11 +108,11 @@ struct Q5_0 : Of256<block_q5_0> {
 struct Q5_1 : Of256<block_q5_1> {
     static constexpr int kGroup = 32;
     static constexpr bool kSigned = false, kOffset = true, kIntegerScales = false;
-    static inline void weights(const Block* b, __m256i* w) {
-        for (int k = 0; k < 8; ++k)
-            w[k] = _mm256_or_si256(nibble_block(b[k].qs), spread_bits(read_u32(b[k].qh), 16));
+    template <int k>
+    static INLINE __m256i weight(const Block* b) {
+        return _mm256_or_si256(nibble_block(b[k].qs), spread_bits(read_u32(b[k].qh), 16));
     }
-    static inline void factors(const Block* b, Unpacked& u) {
+    static INLINE void factors(const Block* b, Unpacked& u) {
         u.scale[0] = eight_halves(b, &Block::d);
         u.offset[0] = negated(eight_halves(b, &Block::m));
     }
@@ -107,22 +121,24 @@ struct Q5_1 : Of256<block_q5_1> {
 struct Q8_0 : Of256<block_q8_0> {
     static constexpr int kGroup = 32;
     static constexpr bool kSigned = true, kOffset = false, kIntegerScales = false;
-    static inline void weights(const Block* b, __m256i* w) {
-        for (int k = 0; k < 8; ++k) w[k] = load32(b[k].qs);
+    template <int k>
+    static INLINE __m256i weight(const Block* b) {
+        return load32(b[k].qs);
     }
-    static inline void factors(const Block* b, Unpacked& u) { u.scale[0] = eight_halves(b, &Block::d); }
+    static INLINE void factors(const Block* b, Unpacked& u) { u.scale[0] = eight_halves(b, &Block::d); }
 };
 
 struct I8 : Of256<block_i8> {  // rows with one factor, applied to the finished sum
     static constexpr int kGroup = 32;
     static constexpr bool kSigned = true, kOffset = false, kIntegerScales = false;
-    static inline void weights(const Block* b, __m256i* w) {
-        for (int k = 0; k < 8; ++k) w[k] = load32(b + 32 * k);
+    template <int k>
+    static INLINE __m256i weight(const Block* b) {
+        return load32(b + 32 * k);
     }
-    static inline void factors(const Block*, Unpacked& u) { u.scale[0] = _mm256_set1_ps(1.0f); }
+    static INLINE void factors(const Block*, Unpacked& u) { u.scale[0] = _mm256_set1_ps(1.0f); }
 };
 
-inline __m256i iq4_values(__m256i codes) {
+INLINE __m256i iq4_values(__m256i codes) {
     const __m128i table = _mm_load_si128(reinterpret_cast<const __m128i*>(kIq4Values));
     return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), codes);
 }
@@ -130,20 +146,22 @@ inline __m256i iq4_values(__m256i codes) {
 struct IQ4_NL : Of256<block_iq4_nl> {
     static constexpr int kGroup = 32;
     static constexpr bool kSigned = true, kOffset = false, kIntegerScales = false;
-    static inline void weights(const Block* b, __m256i* w) {
-        for (int k = 0; k < 8; ++k) w[k] = iq4_values(nibble_block(b[k].qs));
+    template <int k>
+    static INLINE __m256i weight(const Block* b) {
+        return iq4_values(nibble_block(b[k].qs));
     }
-    static inline void factors(const Block* b, Unpacked& u) { u.scale[0] = eight_halves(b, &Block::d); }
+    static INLINE void factors(const Block* b, Unpacked& u) { u.scale[0] = eight_halves(b, &Block::d); }
 };
 
 struct IQ4_XS : Of256<block_iq4_xs> {
     static constexpr int kGroup = 32, kBias = 0;
     static constexpr bool kSigned = true, kOffset = false, kIntegerScales = true;
-    static inline void weights(const Block* b, __m256i* w) {
-        for (int k = 0; k < 8; ++k) w[k] = iq4_values(nibble_block(b->qs + 16 * k));
+    template <int k>
+    static INLINE __m256i weight(const Block* b) {
+        return iq4_values(nibble_block(b->qs + 16 * k));
     }
     // The eight scales, int32.
-    static inline __m256i scales(const Block* b) {
+    static INLINE __m256i scales(const Block* b) {
         const __m256i pairs = _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14);
         const __m256i fours = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
         const __m256i high = _mm256_and_si256(_mm256_srlv_epi32(_mm256_set1_epi32(read_u16(b->scales_h) << 4), pairs),
@@ -152,24 +170,24 @@ struct IQ4_XS : Of256<block_iq4_xs> {
             _mm256_srlv_epi32(_mm256_set1_epi32(static_cast<int>(read_u32(b->scales_l))), fours), _mm256_set1_epi32(15));
         return _mm256_sub_epi32(_mm256_or_si256(low, high), _mm256_set1_epi32(32));
     }
-    static inline void factors(const Block* b, Unpacked& u) {
+    static INLINE void factors(const Block* b, Unpacked& u) {
         u.scale[0] = times(_mm256_cvtepi32_ps(scales(b)), to_float(b->d));
     }
-    static inline void integers(const Block* b, UnpackedIntegers& u) {
+    static INLINE void integers(const Block* b, UnpackedIntegers& u) {
         const __m256i twice = _mm256_setr_epi8(0, 1, 0, 1, 4, 5, 4, 5, 8, 9, 8, 9, 12, 13, 12, 13,  //
                                                0, 1, 0, 1, 4, 5, 4, 5, 8, 9, 8, 9, 12, 13, 12, 13);
         u.scale = _mm256_shuffle_epi8(scales(b), twice);
-        u.factor = _mm256_set1_ps(to_float(b->d));
+        u.factor = repeated(b->d);
     }
 };
 
 // Eight bytes in every quarter, by way of memory: loads have ports of their own, and shuffles share the multipliers'.
-inline __m256i in_quarters(uint64_t x) {
+INLINE __m256i in_quarters(uint64_t x) {
     __asm__("" : "+m"(x));
     return _mm256_set1_epi64x(static_cast<int64_t>(x));
 }
 
-inline __m256 byte_floats(uint64_t eight) {
+INLINE __m256 byte_floats(uint64_t eight) {
     return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<int64_t>(eight))));
 }
 
@@ -178,7 +196,7 @@ struct SixBits {
     uint64_t scales, minimums;
 };
 
-inline SixBits six_bits(const uint8_t* packed) {
+INLINE SixBits six_bits(const uint8_t* packed) {
     const uint32_t a = read_u32(packed), b = read_u32(packed + 4), c = read_u32(packed + 8);
     const uint64_t scale_high = (c & 0x0f0f0f0fu) | ((a >> 2) & 0x30303030u);
     const uint64_t min_high = ((c >> 4) & 0x0f0f0f0fu) | ((b >> 2) & 0x30303030u);
@@ -186,14 +204,14 @@ inline SixBits six_bits(const uint8_t* packed) {
 }
 
 template <class Block>
-inline void k_factors(const Block& block, Unpacked& u) {
+INLINE void k_factors(const Block& block, Unpacked& u) {
     const SixBits six = six_bits(block.scales);
     u.scale[0] = times(byte_floats(six.scales), to_float(block.d));
     u.offset[0] = times(byte_floats(six.minimums), to_float(block.dmin));
 }
 
 template <class Block>
-inline void k_integers(const Block& block, UnpackedIntegers& u) {
+INLINE void k_integers(const Block& block, UnpackedIntegers& u) {
     const SixBits six = six_bits(block.scales);
     const __m256i twice = _mm256_setr_epi8(0, -1, 0, -1, 1, -1, 1, -1, 2, -1, 2, -1, 3, -1, 3, -1,  //
                                            4, -1, 4, -1, 5, -1, 5, -1, 6, -1, 6, -1, 7, -1, 7, -1);
@@ -201,82 +219,67 @@ inline void k_integers(const Block& block, UnpackedIntegers& u) {
     uint64_t minimums = six.minimums;
     __asm__("" : "+m"(minimums));
     const __m128i eight = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(&minimums));
-    const __m128 factors = _mm_cvtph_ps(_mm_cvtsi32_si128(static_cast<int>(read_u32(&block.d))));  // d, dmin
-    u.factor = _mm256_broadcastss_ps(factors);
-    u.offset = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(eight)), _mm256_broadcastss_ps(_mm_movehdup_ps(factors)));
+    // d and dmin in turn
+    const __m256 factors = _mm256_cvtph_ps(_mm_castps_si128(_mm_broadcast_ss(reinterpret_cast<const float*>(&block.d))));
+    u.factor = _mm256_moveldup_ps(factors);
+    u.offset = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(eight)), _mm256_movehdup_ps(factors));
 }
 
 struct Q4_K : Of256<block_q4_k> {
     static constexpr int kGroup = 32, kBias = 0;
     static constexpr bool kSigned = false, kOffset = true, kIntegerScales = true;
-    static inline void weights(const Block* b, __m256i* w) {
-        for (int k = 0; k < 4; ++k) {
-            const __m256i x = load32(b->qs + 32 * k);
-            w[2 * k] = low_bits(x, 0, 15);
-            w[2 * k + 1] = low_bits(x, 4, 15);
-        }
+    template <int k>
+    static INLINE __m256i weight(const Block* b) {
+        return low_bits(load32(b->qs + 32 * (k / 2)), 4 * (k % 2), 15);
     }
-    static inline void factors(const Block* b, Unpacked& u) { k_factors(*b, u); }
-    static inline void integers(const Block* b, UnpackedIntegers& u) { k_integers(*b, u); }
+    static INLINE void factors(const Block* b, Unpacked& u) { k_factors(*b, u); }
+    static INLINE void integers(const Block* b, UnpackedIntegers& u) { k_integers(*b, u); }
 };
 
 struct Q5_K : Of256<block_q5_k> {
     static constexpr int kGroup = 32, kBias = 0;
     static constexpr bool kSigned = false, kOffset = true, kIntegerScales = true;
-    static inline void weights(const Block* b, __m256i* w) {
-        __m256i high = load32(b->qh);  // bit j of byte i: the fifth bit of value 32 j + i
-        for (int k = 0; k < 4; ++k) {
-            const __m256i x = load32(b->qs + 32 * k);
-            w[2 * k] = _mm256_or_si256(low_bits(x, 0, 15), _mm256_and_si256(_mm256_slli_epi16(high, 4), bytes(16)));
-            w[2 * k + 1] =
-                _mm256_or_si256(low_bits(x, 4, 15), _mm256_and_si256(_mm256_slli_epi16(high, 3), bytes(16)));
-            high = _mm256_srli_epi16(high, 2);
-        }
+    template <int k>
+    static INLINE __m256i weight(const Block* b) {  // bit j of byte i of qh: the fifth bit of value 32 j + i
+        const __m256i fifth = _mm256_and_si256(moved<4 - k>(load32(b->qh)), bytes(16));
+        return _mm256_or_si256(low_bits(load32(b->qs + 32 * (k / 2)), 4 * (k % 2), 15), fifth);
     }
-    static inline void factors(const Block* b, Unpacked& u) { k_factors(*b, u); }
-    static inline void integers(const Block* b, UnpackedIntegers& u) { k_integers(*b, u); }
+    static INLINE void factors(const Block* b, Unpacked& u) { k_factors(*b, u); }
+    static INLINE void integers(const Block* b, UnpackedIntegers& u) { k_integers(*b, u); }
 };
 
 struct Q6_K : Of256<block_q6_k> {
     static constexpr int kGroup = 16, kBias = 32;
     static constexpr bool kSigned = false, kOffset = true, kIntegerScales = true;
-    static inline void weights(const Block* b, __m256i* w) {
-        for (int h = 0; h < 2; ++h) {
-            const __m256i first = load32(b->ql + 64 * h), second = load32(b->ql + 64 * h + 32);
-            const __m256i high = load32(b->qh + 32 * h);
-            const __m256i top = bytes(0x30);
-            w[4 * h] = _mm256_or_si256(low_bits(first, 0, 15), _mm256_and_si256(_mm256_slli_epi16(high, 4), top));
-            w[4 * h + 1] = _mm256_or_si256(low_bits(second, 0, 15), _mm256_and_si256(_mm256_slli_epi16(high, 2), top));
-            w[4 * h + 2] = _mm256_or_si256(low_bits(first, 4, 15), _mm256_and_si256(high, top));
-            w[4 * h + 3] = _mm256_or_si256(low_bits(second, 4, 15), _mm256_and_si256(_mm256_srli_epi16(high, 2), top));
-        }
+    template <int k>
+    static INLINE __m256i weight(const Block* b) {
+        constexpr int h = k / 4, j = k % 4;
+        const __m256i top = _mm256_and_si256(moved<4 - 2 * j>(load32(b->qh + 32 * h)), bytes(0x30));
+        return _mm256_or_si256(low_bits(load32(b->ql + 64 * h + 32 * (j % 2)), j / 2 * 4, 15), top);
     }
-    static inline void factors(const Block* b, Unpacked& u) {
+    static INLINE void factors(const Block* b, Unpacked& u) {
         for (int h = 0; h < 2; ++h) {
             const __m128i eight = _mm_cvtsi64_si128(static_cast<int64_t>(read_u64(b->scales + 8 * h)));
             u.scale[h] = times(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(eight)), to_float(b->d));
             u.offset[h] = times(u.scale[h], 32.0f);
         }
     }
-    static inline void integers(const Block* b, UnpackedIntegers& u) {
+    static INLINE void integers(const Block* b, UnpackedIntegers& u) {
         u.scale = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(b->scales)));
-        u.factor = _mm256_set1_ps(to_float(b->d));
+        u.factor = repeated(b->d);
     }
 };
 
 struct Q3_K : Of256<block_q3_k> {
     static constexpr int kGroup = 16, kBias = 4;
     static constexpr bool kSigned = false, kOffset = true, kIntegerScales = true;
-    static inline void weights(const Block* b, __m256i* w) {
-        const __m256i high = load32(b->hmask);  // bit c of byte i: the third bit of value 32 c + i
-        for (int c = 0; c < 8; ++c) {
-            const __m256i low = load32(b->qs + 32 * (c / 4));
-            const __m256i bit = c < 2 ? _mm256_slli_epi16(high, c < 2 ? 2 - c : 0) : _mm256_srli_epi16(high, c < 2 ? 0 : c - 2);
-            w[c] = _mm256_or_si256(low_bits(low, 2 * (c % 4), 3), _mm256_and_si256(bit, bytes(4)));
-        }
+    template <int k>
+    static INLINE __m256i weight(const Block* b) {  // bit j of byte i of hmask: the third bit of value 32 j + i
+        const __m256i third = _mm256_and_si256(moved<2 - k>(load32(b->hmask)), bytes(4));
+        return _mm256_or_si256(low_bits(load32(b->qs + 32 * (k / 4)), 2 * (k % 4), 3), third);
     }
     // The sixteen scales, plus 32.
-    static inline __m128i scales(const Block* b) {
+    static INLINE __m128i scales(const Block* b) {
         const uint32_t low0 = read_u32(b->scales), low1 = read_u32(b->scales + 4), c = read_u32(b->scales + 8);
         const uint64_t first = (low0 & 0x0f0f0f0fu) | ((c << 4) & 0x30303030u);
         const uint64_t second = (low1 & 0x0f0f0f0fu) | ((c << 2) & 0x30303030u);
@@ -284,7 +287,7 @@ struct Q3_K : Of256<block_q3_k> {
         const uint64_t fourth = ((low1 >> 4) & 0x0f0f0f0fu) | ((c >> 2) & 0x30303030u);
         return _mm_set_epi64x(static_cast<int64_t>(third | fourth << 32), static_cast<int64_t>(first | second << 32));
     }
-    static inline void factors(const Block* b, Unpacked& u) {
+    static INLINE void factors(const Block* b, Unpacked& u) {
         const __m128i all = scales(b);
         const __m256i thirty_two = _mm256_set1_epi32(32);
         for (int h = 0; h < 2; ++h) {
@@ -293,31 +296,32 @@ struct Q3_K : Of256<block_q3_k> {
             u.offset[h] = times(u.scale[h], 4.0f);
         }
     }
-    static inline void integers(const Block* b, UnpackedIntegers& u) {
+    static INLINE void integers(const Block* b, UnpackedIntegers& u) {
         u.scale = _mm256_sub_epi16(_mm256_cvtepu8_epi16(scales(b)), _mm256_set1_epi16(32));
-        u.factor = _mm256_set1_ps(to_float(b->d));
+        u.factor = repeated(b->d);
     }
 };
 
 struct Q2_K : Of256<block_q2_k> {
     static constexpr int kGroup = 16, kBias = 0;
     static constexpr bool kSigned = false, kOffset = true, kIntegerScales = true;
-    static inline void weights(const Block* b, __m256i* w) {
-        for (int c = 0; c < 8; ++c) w[c] = low_bits(load32(b->qs + 32 * (c / 4)), 2 * (c % 4), 3);
+    template <int k>
+    static INLINE __m256i weight(const Block* b) {
+        return low_bits(load32(b->qs + 32 * (k / 4)), 2 * (k % 4), 3);
     }
-    static inline void factors(const Block* b, Unpacked& u) {
+    static INLINE void factors(const Block* b, Unpacked& u) {
         for (int h = 0; h < 2; ++h) {
             const uint64_t eight = read_u64(b->scales + 8 * h), low = 0x0f0f0f0f0f0f0f0fu;
             u.scale[h] = times(byte_floats(eight & low), to_float(b->d));
             u.offset[h] = times(byte_floats((eight >> 4) & low), to_float(b->dmin));
         }
     }
-    static inline void integers(const Block* b, UnpackedIntegers& u) {
+    static INLINE void integers(const Block* b, UnpackedIntegers& u) {
         const __m128i packed = _mm_loadu_si128(reinterpret_cast<const __m128i*>(b->scales)), low = _mm_set1_epi8(15);
         u.scale = _mm256_cvtepu8_epi16(_mm_and_si128(packed, low));
         u.minimum = _mm256_cvtepu8_epi16(_mm_and_si128(_mm_srli_epi16(packed, 4), low));
-        u.factor = _mm256_set1_ps(to_float(b->d));
-        u.offset = _mm256_set1_ps(to_float(b->dmin));
+        u.factor = repeated(b->d);
+        u.offset = repeated(b->dmin);
     }
 };
 
