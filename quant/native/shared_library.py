@@ -21,6 +21,7 @@ class SharedLibrary:
         while (name := functions.native_isa_name(len(names))) is not None:
             names.append(name.decode())
         self.isa_names: tuple[str, ...] = tuple(names)
+        self._limit = len(names) - 1
 
     @property
     def isa(self) -> str:
@@ -29,13 +30,19 @@ class SharedLibrary:
 
     @property
     def best_isa(self) -> str:
-        """The best level of this processor."""
-        return self.isa_names[self.functions.native_best_isa()]
+        """The best level of this processor that is not above ``limit_isa``'s."""
+        return self.isa_names[min(self.functions.native_best_isa(), self._limit)]
 
     def set_isa(self, name: str | None) -> str:
         """Run at most at level ``name`` (None: the best one of this processor); returns the level now in use."""
-        level = self.functions.native_set_isa(-1 if name is None else self.isa_names.index(name))
+        wanted = self.best_isa if name is None else name
+        level = self.functions.native_set_isa(min(self.isa_names.index(wanted), self._limit))
         return self.isa_names[level]
+
+    def limit_isa(self, name: str) -> None:
+        """Never run above level ``name``, one that this processor has."""
+        self._limit = self.isa_names.index(name)
+        self.set_isa(self.isa)
 
     def check(self, status: int, subject: str = "") -> None:
         """Raise what a negative status means: MemoryError for a lack of memory, else ValueError. ``subject``: what failed."""

@@ -1,14 +1,16 @@
 """The arm64 kernels under emulation: products of every format at every level against the exact ones.
 
 Needs a cross compiler and qemu's user mode (Debian: g++-aarch64-linux-gnu, qemu-user). On arm64 itself the other tests of this
-folder do more.
+folder do more. The whole program is run where JAMBA_ARM64_FOLDER is a folder of tools/arm64.py's.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import struct
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -150,3 +152,24 @@ def test_a_processor_runs_no_level_it_lacks(
         assert list(case.found) == levels
         for level, found in case.found.items():
             assert all(map(torch.equal, found, full.found[level])), (case.w.format.name, level)
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.skipif("JAMBA_ARM64_FOLDER" not in os.environ, reason="needs JAMBA_ARM64_FOLDER")
+@pytest.mark.parametrize("level", ["neon", "i8mm"])
+def test_the_demo_model_says_what_it_says_on_x86(tmp_path: Path, level: str) -> None:
+    prompt = "The report says that Leila Haddad counted 42 herons at Lake Tuz. Who counted the herons?"
+    jamba = ["-m", "jambacli", "run", "--temp", "0", "-n", "24", prompt]
+
+    def says(command: list[str], isa: str) -> str:
+        environment = {**os.environ, "JAMBA_HOME": str(tmp_path / isa), "JAMBA_CPU_ISA": isa}
+        return subprocess.run(
+            [sys.executable, *command], env=environment, cwd=build.ROOT, stdout=subprocess.PIPE, text=True, check=True
+        ).stdout
+
+    emulated = ["-m", "tools.arm64", os.environ["JAMBA_ARM64_FOLDER"]]
+    features = "from jambacli.kernels.cpu import cpu_features as f; print(f()['machine'], f()['isa'])"
+    assert says([*emulated, "-c", features], level).split() == ["aarch64", level]
+    text = says(jamba, "avx2")
+    assert "Leila Haddad" in text
+    assert says([*emulated, *jamba], level) == text

@@ -11,6 +11,7 @@ import functools
 import importlib.util
 import os
 import platform
+import sys
 from ctypes import c_float, c_int, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,13 @@ TRAIN_FUNCTIONS: dict[str, list[Any]] = {
 
 @functools.cache
 def library() -> SharedLibrary | None:
-    """The loaded library with its thread pool chosen, or None where it was not built."""
-    return _load("_kernels", "kernels_abi_version", ABI_VERSION, FUNCTIONS)
+    """The loaded library with its thread pool chosen, or None where it was not built. AMX is used only where it works."""
+    lib = _load("_kernels", "kernels_abi_version", ABI_VERSION, FUNCTIONS)
+    if lib is not None and lib.best_isa == "amx" and sys.platform == "linux":  # other systems' AMX is not used
+        from jambacli.kernels.cpu import amx_check
+
+        amx_check.limit(lib)
+    return lib
 
 
 @functools.cache

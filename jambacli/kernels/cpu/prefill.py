@@ -2,9 +2,9 @@
 
 The same functions with the same signatures as ``jambacli.kernels.reference``. Weights stay in their blocks: the library
 unpacks a panel of rows at a time and multiplies it with all tokens, so a chunk reads each weight once. Panels are bf16
-where the processor multiplies bf16 fast, else bytes with their scales on x86-64 (tokens are then rounded to bytes with a
-factor for every 32 values, and a zero point for formats whose blocks have 32), else f32, and always f32 for f32 and f16
-weights. Products add up in float32.
+where the processor multiplies bf16 fast, else bytes with their scales on x86-64 and on ARM (tokens are then rounded to bytes
+with a factor for every 32 values, and on x86-64 a zero point for formats whose blocks have 32), else f32, and always f32 for
+f32 and f16 weights. Products add up in float32.
 """
 
 from __future__ import annotations

@@ -88,8 +88,9 @@ void attention(const Queries& q, const Cache& cache, float* out, int threads) {
         for (int64_t i = clear.begin; i < clear.end; ++i) {
             best[i] = -1e30f;
             total[i] = 0.0f;
-            const int64_t token = i % lanes / group;
-            last[i % lanes] = static_cast<float>(q.n_past + (token < q.tokens ? token : q.tokens - 1));
+            if (i >= lanes) continue;  // last is the same for all heads: one thread writes it
+            const int64_t token = i / group;
+            last[i] = static_cast<float>(q.n_past + (token < q.tokens ? token : q.tokens - 1));
         }
         const Range zero = team.share(out_size * q.n_kv_heads);
         for (int64_t i = zero.begin; i < zero.end; ++i) sums[i] = 0.0f;

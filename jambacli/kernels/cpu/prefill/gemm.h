@@ -126,7 +126,7 @@ DequantizeRow bf16_dequantizer(int type);
 
 namespace amx {
 extern const PanelOps panel_ops;
-// Asks the operating system for AMX's registers, once; false where it refuses.
+// Asks the operating system, once, for AMX's registers in every thread of the process; false where it refuses.
 bool usable();
 }  // namespace amx
 

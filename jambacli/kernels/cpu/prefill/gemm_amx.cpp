@@ -116,6 +116,8 @@ namespace amx {
 
 bool usable() {
 #if defined(__linux__)
+    // Linux keeps the permission with the process, not with the thread that asks: threads that exist already and later ones have
+    // it too, fork() passes it on and exec() takes it away. It is refused where a thread's stack for signals is too small.
     constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
     static const bool granted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
     return granted;
