@@ -53,7 +53,8 @@ class Keys:
 
     def key(self, *parts: Any) -> str:
         """The key of the next item with these contents."""
-        text = json.dumps([self._common, parts], sort_keys=True, default=str)
+        # In their own order: that of a schema's properties is the order in which the model writes them.
+        text = json.dumps([self._common, parts], default=str)
         digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
         self._count[digest] += 1
         return f"{digest[:40]}-{self._count[digest]}"

@@ -58,11 +58,13 @@ _TEXT_PARTS = ("text", "input_text")
 
 
 class BadRequestError(JambaError):
-    """A request that cannot be answered; ``parameter`` is the field of its body at fault, if it is one."""
+    """A request that cannot be answered; ``parameter`` is the field of its body at fault, if it is one; ``custom_id``: that
+    of a line that is no request, if it has one."""
 
     def __init__(self, problem: str, parameter: str | None = None) -> None:
         super().__init__(problem)
         self.parameter = parameter
+        self.custom_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -76,19 +78,31 @@ class BatchLine:
 
 
 def read_line(number: int, text: str) -> BatchLine:
-    """Parse a line. Raises BadRequestError for what is not a request in the batch format."""
+    """Parse a line. Raises BadRequestError for what is not a request in the batch format.
+
+    Without a ``method``, it is POST: the urls have no other.
+    """
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise BadRequestError(f"is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise BadRequestError("is not a JSON object")
+    try:
+        return _batch_line(number, value)
+    except BadRequestError as error:
+        custom_id = value.get("custom_id")
+        error.custom_id = custom_id if isinstance(custom_id, str) else None
+        raise
+
+
+def _batch_line(number: int, value: Mapping[str, Any]) -> BatchLine:
     if unknown := sorted(value.keys() - {"custom_id", "method", "url", "body"}):
         raise BadRequestError(f"has the unknown field {unknown[0]!r}")
     custom_id, method, url, body = (value.get(k) for k in ("custom_id", "method", "url", "body"))
     if not isinstance(custom_id, str) or not custom_id:
         raise BadRequestError("has no custom_id, a text that names the request")
-    if method != "POST":
+    if method is not None and method != "POST":
         raise BadRequestError(f"has the method {method!r}; only 'POST' is supported")
     if url not in (CHAT, COMPLETIONS):
         raise BadRequestError(f"has the url {url!r}; supported are {CHAT} and {COMPLETIONS}")
@@ -144,7 +158,7 @@ def _options(body: Mapping[str, Any], defaults: GenerationOptions) -> Generation
     if "logit_bias" in body:
         try:
             chosen["logit_bias"] = {int(token): float(bias) for token, bias in body["logit_bias"].items()}
-        except (AttributeError, TypeError, ValueError):
+        except (AttributeError, TypeError, ValueError, OverflowError):
             raise BadRequestError("the field 'logit_bias' must map token numbers to numbers", "logit_bias") from None
     if "response_format" in body:
         chosen["schema"] = _schema(body["response_format"])
@@ -157,7 +171,10 @@ def _options(body: Mapping[str, Any], defaults: GenerationOptions) -> Generation
 def _number(name: str, value: Any, kind: type) -> int | float:
     whole = isinstance(value, int) and not isinstance(value, bool)
     if whole or (kind is float and isinstance(value, float) and math.isfinite(value)):
-        return kind(value)
+        try:
+            return kind(value)
+        except OverflowError:  # a whole number beyond the range of float
+            raise BadRequestError(f"the field {name!r} is too large", name) from None
     raise BadRequestError(f"the field {name!r} must be a {'whole number' if kind is int else 'number'}", name)
 
 
@@ -206,7 +223,8 @@ def output_of(
     """The line of output for a request that has ended. ``line`` is None for one that is not in the batch format; ``said``:
     the error as text."""
     message = str(error) if said is None else said
-    head = {"id": f"batch_req_{key[:24]}", "custom_id": line.custom_id if line is not None else None}
+    custom_id = line.custom_id if line is not None else getattr(error, "custom_id", None)
+    head = {"id": f"batch_req_{key[:24]}", "custom_id": custom_id}
     if line is None:
         return {**head, "response": None, "error": {"code": "invalid_request", "message": message}}
     if error is not None:

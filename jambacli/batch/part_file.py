@@ -2,7 +2,8 @@
 
     {"key": ..., "record": {...}}
 
-A killed process leaves at most an incomplete last line, which the next one removes.
+A killed process leaves at most an incomplete last line, which the next one removes. A file that begins otherwise is not of
+this kind, and is left as it is.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ from typing import Any
 from jambacli.errors import JambaError
 from jambacli.files import sync_directory
 
+_BEGIN = b'{"key": "'
+
 
 class PartFile:
     """The records of the answers by key, in ``OUTPUT.part``; locked for this process until ``close``."""
 
     def __init__(self, output: Path) -> None:
-        """Open or create it. Raises JambaError when another process has it open, or it cannot be written."""
-        self.path = output.with_name(f"{output.name}.part")
+        """Open or create it. Raises JambaError when another process has it open, it cannot be written, or is something else."""
+        self.path = self.path_of(output)
         self._places: dict[str, int] = {}
         try:
             fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -36,6 +39,11 @@ class PartFile:
             self._file.close()
             raise
         sync_directory(self.path.parent)
+
+    @staticmethod
+    def path_of(output: Path) -> Path:
+        """The file beside ``output``."""
+        return output.with_name(f"{output.name}.part")
 
     def __contains__(self, key: str) -> bool:
         return key in self._places
@@ -90,6 +98,11 @@ class PartFile:
             ) from error
 
     def _read(self) -> None:
+        begin = self._file.read(len(_BEGIN))
+        # A power failure can leave zero bytes.
+        if not _BEGIN.startswith(begin) and begin.strip(b"\0"):
+            raise JambaError(f"{self.path} is not a file of earlier answers; move it away, or choose another output")
+        self._file.seek(0)
         at = 0
         for line in self._file:
             try:

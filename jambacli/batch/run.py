@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jambacli.batch.items import Item
 from jambacli.batch.part_file import PartFile
@@ -74,12 +74,12 @@ def run_batch(
 
 
 def write_output(
-    path: Path, items: Sequence[Item], part: PartFile, result: BatchResult, columns: Sequence[str] | None
+    path: Path, items: Sequence[Item], part: PartFile, result: BatchResult, columns: Sequence[Column] | None
 ) -> None:
     """Write the records of all items in their order, as JSON lines or with ``columns`` as CSV: the whole file or none."""
     with atomic_write(path) as file:
         if columns is not None:
-            file.write(csv_line(columns))
+            file.write(csv_head(columns))
         for item in items:
             record = result.failed[item.key] if item.key in result.failed else part.get(item.key)
             file.write(json_line(record) if columns is None else csv_row(record, columns))
@@ -90,18 +90,38 @@ def json_line(record: Mapping[str, Any]) -> bytes:
     return json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
 
 
-def csv_columns(first: Sequence[str], schema: Mapping[str, Any] | None, *, citations: bool = False) -> list[str]:
-    """The columns of a table: those that identify an item, the schema's properties (or the answer), sources, errors."""
+class Column(NamedTuple):
+    """A column of a table: the field ``name`` of a record, or with ``of_answer`` of the record's answer."""
+
+    title: str
+    name: str
+    of_answer: bool = False
+
+
+def csv_columns(first: Sequence[str], schema: Mapping[str, Any] | None, *, citations: bool = False) -> list[Column]:
+    """The columns of a table: those that identify an item, the schema's properties (or the answer), sources, errors.
+
+    A property with the name of another column has the title ``answer.NAME``.
+    """
+    start = [Column(name, name) for name in first]
+    end = [Column(name, name) for name in (["citations"] if citations else []) + ["error"]]
     properties = schema.get("properties") if schema is not None else None
-    answer = [name for name in properties if name not in first] if properties else ["answer"]
-    return [*first, *answer, *(["citations"] if citations else []), "error"]
+    if not properties:
+        return [*start, Column("answer", "answer"), *end]
+    own = {column.name for column in (*start, *end)}
+    return [*start, *(Column(f"answer.{p}" if p in own else p, p, True) for p in properties), *end]
 
 
-def csv_row(record: Mapping[str, Any], columns: Sequence[str]) -> bytes:
+def csv_head(columns: Sequence[Column]) -> bytes:
+    """The row of titles."""
+    return csv_line([column.title for column in columns])
+
+
+def csv_row(record: Mapping[str, Any], columns: Sequence[Column]) -> bytes:
     """A record as a row; values that are not plain are JSON."""
     answer = record.get("answer")
-    values = {**(answer if isinstance(answer, dict) else {}), **record}
-    return csv_line([_cell(values.get(name)) for name in columns])
+    answers = answer if isinstance(answer, dict) else {}
+    return csv_line([_cell((answers if column.of_answer else record).get(column.name)) for column in columns])
 
 
 def csv_line(cells: Sequence[str]) -> bytes:

@@ -23,7 +23,7 @@ from jambacli.units import counted, format_bytes, format_seconds
 if TYPE_CHECKING:
     from jambacli.batch.items import Item
     from jambacli.batch.part_file import PartFile
-    from jambacli.batch.run import BatchResult
+    from jambacli.batch.run import BatchResult, Column
     from jambacli.documents.load import Document
 
 # Seconds between progress notes without a terminal; the number of failures that are named one by one.
@@ -64,7 +64,7 @@ def batch(
 ) -> None:
     """Answer many requests together. Run the same command again after a crash: it continues where it stopped."""
     output = documents_io.output_path(output)
-    table = _check_output(output, fresh)
+    table = _check_output(output, [] if question is not None else inputs, fresh)
     with importing():
         from jambacli.batch.items import Keys, common_parts
         from jambacli.batch.part_file import PartFile
@@ -96,7 +96,7 @@ def batch(
         documents_io.check_schema(reader, task)
         ctx = reader.ctx
         keys = Keys(*common_parts(loaded, generation, ctx, options.kv_type or "f16"))
-        columns: list[str] | None = None
+        columns: list[Column] | None = None
         from jambacli.batch import items as made
         from jambacli.batch.run import csv_columns
 
@@ -118,6 +118,8 @@ def batch(
         parallel = parallel or default_parallel(loaded.model, longest, options.kv_type)
         part = PartFile(output) if output is not None else None
         try:
+            if part is not None and not fresh:
+                _check_earlier(part, items, output)
             with reader.engine(parallel=min(parallel, len(items)), commit_ends=False) as engine:
                 result = _run(engine, items, part, output, columns if table else None, fresh)
         finally:
@@ -129,16 +131,35 @@ def batch(
         sys.exit(1)
 
 
-def _check_output(output: Path | None, fresh: bool) -> bool:
-    """Whether the output is a table. Raises UsageError or JambaError for an output that cannot be written."""
+def _check_output(output: Path | None, inputs: Sequence[str], fresh: bool) -> bool:
+    """Whether the output is a table. Raises UsageError or JambaError for an output that cannot be written, or one whose
+    file, or file of answers so far, is an input."""
     if output is None:
         return False
     if output.suffix not in (*_JSON_LINES, ".csv"):
         raise UsageError(f"-o {output} is neither .jsonl nor .csv")
-    documents_io.check_output(output, [])
+    from jambacli.batch.part_file import PartFile
+
+    paths = [Path(name) for name in inputs if name != "-"]
+    documents_io.check_output(output, paths)
+    documents_io.check_output(PartFile.path_of(output), paths)
     if output.exists() and not fresh and not output.with_name(f"{output.name}.part").exists():
         raise JambaError(f"{output} already exists", remedy="choose another name, or use {fresh} to replace it")
     return output.suffix == ".csv"
+
+
+def _check_earlier(part: PartFile, items: Sequence[Item], output: Path | None) -> None:
+    """Raise JambaError for an output of other requests or options, which would be replaced; note answers that do not count."""
+    if not len(part) or any(item.key in part for item in items):
+        return
+    others = (
+        f"{counted(len(part), 'earlier answer')} in {part.path} are of other requests, another model or other options"
+    )
+    if output is not None and output.exists():
+        raise JambaError(
+            f"{output} already exists, and the {others}", remedy="choose another name, or use {fresh} to replace it"
+        )
+    ui.note(f"the {others}; starting over")
 
 
 def _lines(inputs: Sequence[str]) -> tuple[bool, list[str]]:
@@ -157,10 +178,15 @@ def _worded(error: Exception) -> str:
 
 
 def _run(
-    engine: Any, items: list[Item], part: PartFile | None, output: Path | None, columns: list[str] | None, fresh: bool
+    engine: Any,
+    items: list[Item],
+    part: PartFile | None,
+    output: Path | None,
+    columns: list[Column] | None,
+    fresh: bool,
 ) -> BatchResult:
     """Answer the items and write the output."""
-    from jambacli.batch.run import csv_line, csv_row, json_line, run_batch, write_output
+    from jambacli.batch.run import csv_head, csv_row, json_line, run_batch, write_output
 
     if part is not None and fresh:
         part.clear()
@@ -182,7 +208,7 @@ def _run(
         advance(1)
 
     if part is None and columns is not None:
-        write(csv_line(columns).decode())
+        write(csv_head(columns).decode())
     try:
         with answering(len(items) - known) as advance:
             result = run_batch(engine, items, part, answered=answered, failed=failed)

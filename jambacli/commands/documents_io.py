@@ -116,7 +116,7 @@ def check_output(output: Path, inputs: Sequence[Path]) -> None:
     if wrong is not None:
         raise JambaError(f"cannot write {output}: {wrong}; choose another name with -o")
     if any(output.exists() and path.exists() and output.samefile(path) for path in inputs):
-        raise UsageError(f"-o {output} is one of the documents; choose another name")
+        raise UsageError(f"-o {output} is one of the inputs; choose another name")
 
 
 @contextlib.contextmanager

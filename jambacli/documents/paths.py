@@ -9,6 +9,7 @@ import glob
 import itertools
 import os
 import re
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,9 @@ def expand(arguments: Sequence[str]) -> Sources:
             named.add(path)
         elif any(c in argument for c in "*?["):
             matches = glob.iglob(str(path), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
-            inside = [p for p in map(Path, itertools.islice(matches, 10 * MAX_FILES)) if not _is_folder(p)]
+            inside = [
+                p for p in map(Path, itertools.islice(matches, 10 * MAX_FILES)) if not (_is_folder(p) or _is_special(p))
+            ]
             if not inside:
                 raise JambaError(f"no file matches {shown(argument)}")
         else:
@@ -126,7 +129,7 @@ def _walk(folder: Path) -> tuple[list[Path], int]:
                 continue
             if ignored(path, False):
                 others += 1
-            elif path.suffix.lower() in _SUFFIXES or path.stem.lower() in _NAMES:
+            elif (path.suffix.lower() in _SUFFIXES or path.stem.lower() in _NAMES) and not _is_special(path):
                 found.append(path)
             else:
                 others += 1
@@ -154,6 +157,15 @@ def _exists(path: Path) -> bool:
         return path.exists()
     except (OSError, ValueError):
         return False
+
+
+def _is_special(path: Path) -> bool:
+    """Whether it is a pipe, a socket or a device: opening one that was not named individually could wait forever."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def _is_folder(path: Path) -> bool:

@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 
 from jambacli import Jamba
+from jambacli.batch.items import Keys
+from jambacli.batch.run import csv_columns, csv_head, csv_row
 from tests.support.cli_runner import Done, jamba
 from tests.support.repository import REPO
 from tests.support.small_models import small_file
@@ -109,6 +111,71 @@ def test_each_wrong_line_is_named_and_the_others_are_answered(model: str, tmp_pa
     again = run(*command)
     assert b"2 of 3 requests were answered before" in again.stderr and len(answers(out)) == 3
     assert not out.with_name("out.jsonl.part").exists()
+
+
+def test_lines_that_are_nearly_right(model: str, tmp_path: Path) -> None:
+    bare = chat(1, "Who?")
+    del bare["method"]
+    lines = [
+        "\ufeff" + json.dumps(bare) + "\r",
+        {**chat(2, "Who?"), "method": None},
+        {**chat(3, "Who?"), "method": "GET"},
+        {**chat(4, "Who?"), "url": "/v1/embeddings"},
+        {**chat(5, "Who?"), "priority": 1},
+        {**chat(6, "Who?"), "body": []},
+        {**chat(7, "Who?"), "custom_id": 7},
+        chat(8, "Who?", temperature=10**400),
+        chat(9, "Who?", logit_bias={"5": 10**400}),
+    ]
+    out = tmp_path / "out.jsonl"
+    done = jamba("batch", written(tmp_path / "in.jsonl", lines), "-o", str(out), "-m", model)
+    assert done.returncode == 1
+    values = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert [v["custom_id"] for v in values] == ["r1", "r2", "r3", "r4", "r5", "r6", None, "r8", "r9"]
+    assert [v["response"] and v["response"]["status_code"] for v in values] == [200, 200, *[None] * 5, 400, 400]
+    assert values[2]["error"]["message"].startswith("line 3: has the method 'GET'")
+
+
+def test_nothing_of_others_is_overwritten(model: str, tmp_path: Path) -> None:
+    source, out, part = tmp_path / "in.jsonl", tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
+    written(source, [chat(1, "Who?"), chat(2, "Who?", frobnicate=1)])
+    before = source.read_bytes()
+    onto_itself = jamba("batch", str(source), "-o", str(source), "-m", model, "--fresh")
+    assert onto_itself.returncode != 0 and b"one of the inputs" in onto_itself.stderr
+    part.write_bytes(before)
+    for given in (source, part):
+        refused = jamba("batch", str(given), "-o", str(out), "-m", model, "--fresh")
+        assert refused.returncode != 0 and refused.stdout == b""
+    assert source.read_bytes() == part.read_bytes() == before
+    part.unlink()
+    # One of the requests fails, so that the part file stays beside the output.
+    assert jamba("batch", str(source), "-o", str(out), "-m", model).returncode == 1
+    first = out.read_bytes()
+    other = jamba("batch", str(source), "-o", str(out), "-m", model, "--temp", "0.5")
+    assert other.returncode == 1 and b"already exists" in other.stderr and b"other options" in other.stderr
+    assert out.read_bytes() == first and part.exists()
+    out.unlink()
+    again = jamba("batch", str(source), "-o", str(out), "-m", model, "--temp", "0.5")
+    assert b"starting over" in again.stderr and out.exists()
+
+
+def test_properties_may_have_the_names_of_columns() -> None:
+    names = ("answer", "finish", "file", "error", "who")
+    columns = csv_columns(["file"], {"type": "object", "properties": {name: {} for name in names}})
+    head, row = csv.reader((csv_head(columns) + csv_row(record_of(names), columns)).decode().splitlines())
+    assert head == ["file", "answer", "finish", "answer.file", "answer.error", "who", "error"]
+    assert row == ["a.txt", "<answer>", "<finish>", "<file>", "<error>", "<who>", ""]
+    whole = csv_columns(["file"], {"type": "array"})
+    assert csv_row({"file": "a.txt", "answer": [1, "x"]}, whole) == b'a.txt,"[1, ""x""]",\n'
+
+
+def record_of(names: tuple[str, ...]) -> dict[str, Any]:
+    return {"file": "a.txt", "answer": {name: f"<{name}>" for name in names}, "finish": "stop"}
+
+
+def test_the_order_of_a_schema_is_part_of_a_key() -> None:
+    one, other = {"properties": {"a": {}, "b": {}}}, {"properties": {"b": {}, "a": {}}}
+    assert Keys("model").key("Who?", one) != Keys("model").key("Who?", other)
 
 
 def test_prompts_are_lines(model: str, tmp_path: Path) -> None:

@@ -36,6 +36,16 @@ def write(folder: Path, name: str, data: bytes | str) -> Path:
     return path
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this platform")
+def test_a_directory_with_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    report = write(tmp_path, "a.txt", "Ten owls.")
+    os.mkfifo(tmp_path / "pipe.txt")
+    for names in ([str(tmp_path)], [f"{tmp_path}/*.txt"]):
+        assert expand(names).paths == [report]
+    assert expand([str(tmp_path)]).passed_over == 1
+    assert expand([str(tmp_path / "pipe.txt")]).paths == [tmp_path / "pipe.txt"]  # named: it may be <(...)
+
+
 def test_a_pdf_keeps_its_pages(tmp_path: Path, sandbox: Sandbox) -> None:
     pages = [f"Page {i} says (so) that {i * i} herons came.\nA second line." for i in range(1, 13)]
     document = read_file(write(tmp_path, "r.pdf", pdf_bytes(pages)), sandbox)
