@@ -4,17 +4,54 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from jambacli.engine.loaded_model import LoadedModel
+from jambacli.engine.options import GenerationKeywords, GenerationOptions
 from jambacli.errors import JambaError
+from jambacli.progress import Progress, no_progress
 from jambacli.runtime.options import DeviceKeywords, DeviceOptions
 from jambacli.session.options import SessionKeywords, SessionOptions
 from jambacli.session.session import Session
 from jambacli.startup import importing
+
+if TYPE_CHECKING:
+    from jambacli.engine.batch_job import Job, Request
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BatchReply:
+    """One reply of ``Jamba.generate_batch``.
+
+    ``text``, without thoughts; ``finish``: "stop", "length" or "context", None if it failed; ``error``: why it failed;
+    numbers of tokens: of the prompt, those of it that were read for another prompt, and those of the reply.
+    """
+
+    text: str = ""
+    finish: str | None = None
+    error: Exception | None = None
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
+    generated_tokens: int = 0
+
+    @staticmethod
+    def of(job: Job | None, error: Exception | None) -> BatchReply:
+        """The reply of a job that has ended; None if there was none."""
+        if job is None:
+            return BatchReply(error=error)
+        return BatchReply(
+            text=job.text,
+            finish=None if error is not None else job.result.finish,
+            error=error,
+            prompt_tokens=len(job.ids),
+            reused_tokens=job.counters.reused,
+            generated_tokens=len(job.result.ids),
+        )
 
 
 class Jamba(LoadedModel):
@@ -79,6 +116,50 @@ class Jamba(LoadedModel):
             with contextlib.suppress(JambaError, OSError):  # JAMBA_HOME need not be writable to load a model
                 remember_used(str(name))
         return loaded
+
+    def generate_batch(
+        self,
+        prompts: Sequence[str | Sequence[Mapping[str, Any]]],
+        options: GenerationOptions | None = None,
+        *,
+        parallel: int | None = None,
+        ctx: int | None = None,
+        kv_type: str | None = None,
+        progress: Progress = no_progress,
+        **keywords: Unpack[GenerationKeywords],
+    ) -> list[BatchReply]:
+        """The replies to several prompts, computed together; each is what it would be alone.
+
+        A prompt is a text, sent as a user's message or, without a chat template, continued; or a list of messages, mappings
+        with "role" and "content". Prompts that begin with the same tokens read them once. ``options``, or its fields as
+        keywords, are those of ``session.send``. ``parallel``: how many at once, by default as many as are worthwhile and fit
+        in memory. Nothing is stored on disk. A prompt that fails has an ``error`` in its reply; the others go on.
+        """
+        from jambacli.engine.batch import BatchEngine
+        from jambacli.engine.parallel import default_parallel
+        from jambacli.session.requests import chat_request, text_request
+
+        options = dataclasses.replace(options or GenerationOptions(), **keywords)
+        ctx = ctx or self.config.context_length
+        parallel = parallel or default_parallel(self.model, ctx, kv_type)
+        replies = [BatchReply()] * len(prompts)
+
+        def request(prompt: str | Sequence[Mapping[str, Any]]) -> Request:
+            if isinstance(prompt, str) and self.template is None:
+                return text_request(self, prompt, options)
+            return chat_request(
+                self, [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt, options
+            )
+
+        with progress("Answering", len(prompts), "prompts") as advance:
+
+            def ended(i: int, job: Job | None, error: Exception | None) -> None:
+                replies[i] = BatchReply.of(job, error)
+                advance(1)
+
+            with BatchEngine(self, parallel=parallel, ctx=ctx, kv_type=kv_type) as engine:
+                engine.run_all(((i, functools.partial(request, p)) for i, p in enumerate(prompts)), ended)
+        return replies
 
     def session(self, options: SessionOptions | None = None, **keywords: Unpack[SessionKeywords]) -> Session:
         """Open a conversation. ``options``, or its fields as keywords (``ctx=32_768, name="contract"``): see

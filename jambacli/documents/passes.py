@@ -9,15 +9,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
 
 from jambacli.cache.prefix_store import text_hash
 from jambacli.cache.reply_cache import ReplyCache, reply_key
 from jambacli.documents.citations import Cited
 from jambacli.documents.pages import DocumentEntry, Source
 from jambacli.documents.reader import Reader, Task
-from jambacli.engine.generate import Thought
 from jambacli.errors import JambaError
 from jambacli.text.markup import THINK
+
+if TYPE_CHECKING:
+    from jambacli.engine.batch_job import Job, Request
 
 logger = logging.getLogger(__name__)
 
@@ -103,37 +107,69 @@ def read_in_passes(
     reply_title: str,
     cache: ReplyCache | None,
 ) -> list[DocumentEntry]:
-    """The model's replies about each group, as documents for a last pass.
+    """The model's replies about each group, as documents for a last pass. Several groups are read at once.
 
     ``each``: the task for part i of n. ``reply_title``: what a reply's title calls it ("Summary"). ``cache``: where
     replies are stored, if anywhere.
     """
-    replies: list[DocumentEntry] = []
-    for i, group in enumerate(groups, 1):
-        task = each(i, len(groups))
-        span = _span(group)
-        ids = reader.prompt(group, task)
-        thinks = reader.model.tokenizer.marker_id(THINK) in ids[-4:]
-        usual = _PART_REPLY * (4 if thinks else 1)
-        max_tokens = min(reader.generation.max_tokens or usual, max(1, reader.ctx // 8))
-        key = _key(reader, ids, max_tokens, task)
-        found = cache.get(key) if cache is not None else None
-        if found is not None:
-            logger.info("pass %d of %d: %s: reusing the stored reply", i, len(groups), span)
-            text, numbers = found["text"], found.get("numbers", [])
+    said: dict[int, tuple[str, list[int]]] = {}
+    missing: list[_Part] = []
+    for i, group in enumerate(groups):
+        part = _part(reader, i, group, each(i + 1, len(groups)))
+        found = cache.get(part.key) if cache is not None else None
+        if found is None:
+            missing.append(part)
         else:
-            logger.info("pass %d of %d: %s, %s tokens", i, len(groups), span, f"{len(ids):,}")
-            cited = Cited()
-            pieces = cited.answer(reader.stream(group, task, max_tokens=max_tokens))
-            text = "".join(p for p in pieces if not isinstance(p, Thought)).strip()
-            numbers = cited.cited(group)
-            if cache is not None:
-                cache.put(key, text, [text_hash(e.text) for e in group], numbers=numbers)
+            logger.info("pass %d of %d: %s: reusing the stored reply", i + 1, len(groups), _span(group))
+            said[i] = found["text"], found.get("numbers", [])
+
+    def request(part: _Part) -> Request:
+        logger.info("pass %d of %d: %s, %s tokens", part.index + 1, len(groups), _span(part.group), f"{part.tokens:,}")
+        return reader.request(part.group, part.task, max_tokens=part.max_tokens)
+
+    def ended(part: _Part, job: Job | None, error: Exception | None) -> None:
+        if error is not None:
+            raise error
+        assert job is not None
+        cited = Cited()
+        text = "".join(cited.answer([job.text])).strip()
+        said[part.index] = text, cited.cited(part.group)
+        if cache is not None:
+            documents = [text_hash(e.text) for e in part.group]
+            cache.put(part.key, text, documents, numbers=said[part.index][1])
+
+    if missing:
+        total = sum(part.tokens for part in missing)
+        with reader.progress("Reading", total, "tokens") as advance, reader.engine(at_most=len(missing)) as engine:
+            engine.run_all(((part, partial(request, part)) for part in missing), ended, advance)
+    reader.close()
+    replies: list[DocumentEntry] = []
+    for i, group in enumerate(groups):
+        text, numbers = said[i]
         named = [s for n in numbers if isinstance(n, int) and n < len(group) for s in group[n].sources]
         sources = list(dict.fromkeys(named)) or _whole(group)
-        replies.append(DocumentEntry(f"{reply_title} of {span}", text, tuple(sources)))
-    reader.close()
+        replies.append(DocumentEntry(f"{reply_title} of {_span(group)}", text, tuple(sources)))
     return replies
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One group to be read: its number, its task, the longest reply, and the key of its reply."""
+
+    index: int
+    group: Sequence[DocumentEntry]
+    task: Task
+    tokens: int
+    max_tokens: int
+    key: str
+
+
+def _part(reader: Reader, index: int, group: Sequence[DocumentEntry], task: Task) -> _Part:
+    ids = reader.prompt(group, task)
+    thinks = reader.model.tokenizer.marker_id(THINK) in ids[-4:]
+    usual = _PART_REPLY * (4 if thinks else 1)
+    max_tokens = min(reader.generation.max_tokens or usual, max(1, reader.ctx // 8))
+    return _Part(index, group, task, len(ids), max_tokens, _key(reader, ids, max_tokens, task))
 
 
 def _key(reader: Reader, ids: Sequence[int], max_tokens: int, task: Task) -> str:

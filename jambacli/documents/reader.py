@@ -13,15 +13,21 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from jambacli.documents.pages import DocumentEntry
+from jambacli.engine.batch import BatchEngine
 from jambacli.engine.options import GenerationOptions
+from jambacli.engine.parallel import MOST_PARALLEL, default_parallel
 from jambacli.progress import Progress, no_progress
-from jambacli.session.conversation import render_plain
+from jambacli.session.conversation import Rendered, render_plain
 from jambacli.session.options import SessionOptions
+from jambacli.session.requests import request_of
 from jambacli.session.session import Session
 from jambacli.text.markup import CITATIONS, CITATIONS_END
 
 if TYPE_CHECKING:
+    from jambacli.engine.batch_job import Request
     from jambacli.engine.loaded_model import LoadedModel
+    from jambacli.engine.prefix_cache import PrefixCache
+    from jambacli.engine.sequence import TokenSequence
 
 #: Tokens kept free for a reply if the user sets no limit and the context is large enough.
 REPLY_TOKENS = 1024
@@ -65,14 +71,46 @@ class Reader:
 
     def prompt(self, entries: Sequence[DocumentEntry], task: Task) -> list[int]:
         """The tokens of the whole prompt; ``stream`` reuses the tokenization."""
+        return self._rendered(entries, task).ids
+
+    def request(
+        self,
+        entries: Sequence[DocumentEntry],
+        task: Task,
+        *,
+        max_tokens: int | None = None,
+        reserve: int = 0,
+    ) -> Request:
+        """What ``stream`` asks the model, to run among others in a BatchEngine. ``reserve``: tokens of the reply that must
+        fit besides the prompt."""
+        return request_of(
+            self.model,
+            self._rendered(entries, task),
+            self._options(entries, task, max_tokens),
+            chat=self.model.template is not None,
+            sampling=self._opened().sampling,
+            documents=[e.as_document() for e in entries],
+            reserve=reserve,
+        )
+
+    def engine(self, *, parallel: int | None = None, at_most: int | None = None, store: bool = True) -> BatchEngine:
+        """A scheduler for the requests of this reader. ``parallel``: how many at once, by default as many as are worthwhile
+        and fit in memory, ``at_most`` so many. ``store``: keep what it reads on disk, if the options do."""
         session = self._opened()
-        documents = [e.as_document() for e in entries]
-        if self.model.template is None:
-            text = f"{self.instruction(task)}\n\nAnswer:"
-            return render_plain(self.model.tokenizer, text, documents).ids
-        session.clear()
-        session.conversation.add_user(self.instruction(task), documents, self.knobs(task))
-        return session.conversation.render().ids
+        kv_type = session.state.kv_type
+
+        def open_store(sequence: TokenSequence) -> PrefixCache | None:
+            return session.open_prefix_cache(sequence)
+
+        chosen = parallel or min(default_parallel(self.model.model, self.ctx, kv_type), at_most or MOST_PARALLEL)
+        return BatchEngine(
+            self.model,
+            parallel=chosen,
+            ctx=self.ctx,
+            kv_type=kv_type,
+            precise=session.state.precise,
+            open_store=open_store if store and self.options.store else None,
+        )
 
     def stream(self, entries: Sequence[DocumentEntry], task: Task, *, max_tokens: int | None = None) -> Iterator[str]:
         """The reply in pieces, with its sections of citations; thoughts come as ``Thought``.
@@ -81,9 +119,7 @@ class Reader:
         """
         session = self._opened()
         documents = [e.as_document() for e in entries]
-        options = self.generation if max_tokens is None else replace(self.generation, max_tokens=max_tokens)
-        if task.schema is not None:
-            options = replace(options, schema=task.schema, cite=len(entries) if task.citations else None)
+        options = self._options(entries, task, max_tokens)
         instruction = self.instruction(task)
         if self.model.template is None:
             text = f"{instruction}\n\nAnswer:"
@@ -122,6 +158,22 @@ class Reader:
         if self.session is not None:
             self.session.close()
             self.session = None
+
+    def _rendered(self, entries: Sequence[DocumentEntry], task: Task) -> Rendered:
+        session = self._opened()
+        documents = [e.as_document() for e in entries]
+        if self.model.template is None:
+            text = f"{self.instruction(task)}\n\nAnswer:"
+            return render_plain(self.model.tokenizer, text, documents)
+        session.clear()
+        session.conversation.add_user(self.instruction(task), documents, self.knobs(task))
+        return session.conversation.render()
+
+    def _options(self, entries: Sequence[DocumentEntry], task: Task, max_tokens: int | None) -> GenerationOptions:
+        options = self.generation if max_tokens is None else replace(self.generation, max_tokens=max_tokens)
+        if task.schema is not None:
+            options = replace(options, schema=task.schema, cite=len(entries) if task.citations else None)
+        return options
 
     def _opened(self) -> Session:
         if self.session is None:

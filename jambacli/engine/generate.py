@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from jambacli.engine.sampling import Sampler
+from jambacli.engine.sampling import Logits, Sampler
 from jambacli.engine.sequence import TokenSequence
 from jambacli.errors import JambaError
 from jambacli.text.markup import CITATIONS, CITATIONS_END
@@ -38,6 +38,101 @@ class Generated:
     thinking: bool = False
 
 
+class Reply:
+    """One reply as its tokens are drawn: its text, its thoughts, and what ends it. Knows nothing of models and states.
+
+    ``ended``: whether no more tokens are to be drawn; ``result.finish`` then says why.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        max_tokens: int | None = None,
+        stops: Sequence[str] = (),
+        stop_ids: frozenset[int] = frozenset(),
+        thought_marks: tuple[int | None, int | None] = (None, None),
+        result: Generated | None = None,
+    ) -> None:
+        """``result`` is kept up to date; it may hold the beginning of the reply. Text between the ``thought_marks`` (begin,
+        end) comes as ``Thought`` and is not searched for stop strings."""
+        self.result = result if result is not None else Generated()
+        self.ended = False
+        self._tokenizer, self._max_tokens, self._stop_ids = tokenizer, max_tokens, stop_ids
+        self._begin, self._end = thought_marks
+        # The markup of citations is part of the text; all other markup is left out.
+        shown = {tokenizer.marker_id(CITATIONS), tokenizer.marker_id(CITATIONS_END)}
+        self._stream = StreamDecoder(lambda t, _: tokenizer.token_bytes(t, t in shown))
+        self._matcher = StopMatcher(stops)
+        self._after_thought, self._visible = False, len(self.result.text)
+
+    def wants(self, held: int, ctx: int) -> bool:
+        """Whether another token is to be drawn, when the sequence holds ``held`` tokens in a context of ``ctx``.
+
+        If not, the reply has ended.
+        """
+        if not self.ended:
+            self._end_at_limit()
+        if not self.ended and held >= ctx:
+            self._finish("context")
+        return not self.ended
+
+    def push(self, token: int) -> str:
+        """Add a drawn token; returns the text that can be shown now, "" for none. Only while the reply has not ended."""
+        result = self.result
+        if token in self._stop_ids:
+            self._finish("stop")
+            return ""
+        result.ids.append(token)
+        piece = ""
+        if token in (self._begin, self._end):
+            result.thinking, self._after_thought = token == self._begin, token == self._end
+        elif result.thinking:
+            piece = Thought(self._stream.push(token))
+        else:
+            said = self._stream.push(token)
+            if self._after_thought:  # the template writes the line breaks between thoughts and answer
+                said = said.lstrip("\n")
+                self._after_thought = not said
+            self._visible += len(said)
+            piece = self._matcher.push(said)
+            result.text += piece
+        if self._matcher.stopped is not None:
+            self._finish("stop")
+            self._drop_unsaid(self._visible - len(result.text))
+        else:
+            self._end_at_limit()
+        return piece
+
+    def flush(self) -> str:
+        """The text that was held back because a stop string or a character might have begun; call it once, at the end."""
+        if self._matcher.stopped is not None:
+            return ""
+        piece = self._matcher.push(self._stream.flush()) + self._matcher.flush()
+        self.result.text += piece
+        return piece
+
+    def _end_at_limit(self) -> None:
+        if self._max_tokens is not None and len(self.result.ids) >= self._max_tokens:
+            self._finish("length")
+
+    def _finish(self, why: Finish) -> None:
+        self.ended, self.result.finish = True, why
+
+    def _drop_unsaid(self, unsaid: int) -> None:
+        """Remove the last tokens of the reply, ``unsaid`` characters of a stop string, which were not shown."""
+        while self.result.ids and unsaid > 0:
+            unsaid -= len(self._tokenizer.decode([self.result.ids.pop()]))
+
+
+def draw(sampler: Sampler, logits: Logits) -> int:
+    """The next token for ``logits``. Raises JambaError when they are not finite."""
+    # The maximum of values with a NaN among them is NaN. Logits on a GPU are not checked; the prompt's were.
+    if isinstance(logits, np.ndarray) and not math.isfinite(logits.max()):
+        raise JambaError("the model computes NaN or infinity: its file is damaged or invalid")
+    return sampler.sample(logits)
+
+
 def generate(
     sequence: TokenSequence,
     sampler: Sampler,
@@ -52,59 +147,19 @@ def generate(
     """Yield text as tokens are drawn after ``sequence``, until a stop token, a stop string, ``max_tokens`` or the context.
 
     ``sequence.logits`` must be known. ``result`` is kept up to date, so that a caller that closes the iterator early still
-    has the reply so far. The last token drawn may not have been fed to the model yet. Text between the ``thought_marks``
-    (begin, end) comes as ``Thought`` and is not searched for stop strings. Raises JambaError when logits are not finite.
+    has the reply so far. The last token drawn may not have been fed to the model yet. The other arguments are those of
+    ``Reply``. Raises JambaError when logits are not finite.
     """
-    # The markup of citations is part of the text; all other markup is left out.
-    shown = {tokenizer.marker_id(CITATIONS), tokenizer.marker_id(CITATIONS_END)}
-    stream, matcher = StreamDecoder(lambda t, _: tokenizer.token_bytes(t, t in shown)), StopMatcher(stops)
-    begin, end = thought_marks
-    after_thought, visible = False, len(result.text)
+    reply = Reply(
+        tokenizer, max_tokens=max_tokens, stops=stops, stop_ids=stop_ids, thought_marks=thought_marks, result=result
+    )
     logits = sequence.logits
     assert logits is not None
-    while True:
-        if max_tokens is not None and len(result.ids) >= max_tokens:
-            result.finish = "length"
-            break
-        if len(sequence.tokens) >= sequence.ctx:
-            result.finish = "context"
-            break
-        # The maximum of values with a NaN among them is NaN. Logits on a GPU are not checked; the prompt's were.
-        if isinstance(logits, np.ndarray) and not math.isfinite(logits.max()):
-            raise JambaError("the model computes NaN or infinity: its file is damaged or invalid")
-        token = sampler.sample(logits)
-        if token in stop_ids:
-            result.finish = "stop"
-            break
-        result.ids.append(token)
-        if token in (begin, end):
-            result.thinking, after_thought = token == begin, token == end
-        elif result.thinking:
-            if thought := stream.push(token):
-                yield Thought(thought)
-        else:
-            said = stream.push(token)
-            if after_thought:  # the template writes the line breaks between thoughts and answer
-                said = said.lstrip("\n")
-                after_thought = not said
-            visible += len(said)
-            piece = matcher.push(said)
-            result.text += piece
-            if piece:
-                yield piece
-        if matcher.stopped is not None:
-            result.finish = "stop"
-            _drop_unsaid(result, tokenizer, visible - len(result.text))
-            return
-        if max_tokens is None or len(result.ids) < max_tokens:
+    while reply.wants(len(sequence.tokens), sequence.ctx):
+        token = draw(sampler, logits)
+        if piece := reply.push(token):
+            yield piece
+        if not reply.ended:
             logits = sequence.step(token)
-    piece = matcher.push(stream.flush()) + matcher.flush()
-    result.text += piece
-    if piece:
+    if piece := reply.flush():
         yield piece
-
-
-def _drop_unsaid(result: Generated, tokenizer: Tokenizer, unsaid: int) -> None:
-    """Remove the last tokens of the reply, ``unsaid`` characters of a stop string, which were not shown."""
-    while result.ids and unsaid > 0:
-        unsaid -= len(tokenizer.decode([result.ids.pop()]))

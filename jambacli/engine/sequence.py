@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import bisect
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -77,12 +77,20 @@ class Prefixes(Protocol):
         """Store the content; returns once it is copied."""
 
 
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the longest common prefix of two token lists."""
+def common_prefix(a: Sequence[int] | np.ndarray, b: Sequence[int] | np.ndarray) -> int:
+    """Length of the longest common prefix of two lists or arrays of tokens."""
     n = min(len(a), len(b))
     x, y = np.asarray(a[:n], dtype=np.int64), np.asarray(b[:n], dtype=np.int64)
     differ = np.flatnonzero(x != y)
     return int(differ[0]) if len(differ) else n
+
+
+def next_stop(at: int, end: int, boundaries: Sequence[int], chunk: int) -> int:
+    """Where a pass of a prefill from ``at`` to ``end`` stops: after ``chunk`` tokens, or before at one of the ascending
+    ``boundaries``."""
+    stop = min(at + chunk, end)
+    after = bisect.bisect_right(boundaries, at)
+    return min(stop, boundaries[after]) if after < len(boundaries) else stop
 
 
 class TokenSequence:
@@ -112,6 +120,8 @@ class TokenSequence:
         self.prefixes: Prefixes | None = None
         #: Logits float32 [vocab] after the last token, None when not known.
         self.logits: Logits | None = None
+        #: Bytes of checkpoints to keep, None for ``CHECKPOINT_BYTES``.
+        self.checkpoint_bytes: int | None = None
         self._committed = 0
 
     @property
@@ -147,25 +157,69 @@ class TokenSequence:
         positions at which to take a checkpoint. Raises UsageError for no tokens, ContextFullError when they and ``reserve``
         more do not fit (the sequence is unchanged then).
         """
+        start = self.prepare(ids, reserve)
+        if start < len(ids):
+            with progress("Reading", len(ids) - start, "tokens") as advance:
+                try:
+                    self._prefill(ids, sorted(set(boundaries)), advance)
+                except BaseException:
+                    self.commit_checkpoints()
+                    raise
+        assert self.logits is not None
+        return self.logits
+
+    def prepare(self, ids: Sequence[int], reserve: int = 0, *, stored_at: Container[int] | None = None) -> int:
+        """Go back to the longest usable prefix of ``ids`` that the sequence or the store holds; returns its length.
+
+        The first part of ``advance``, with its errors. Logits are known if that is all of ``ids``; else read the rest in
+        passes that end at ``next_stop``, and report each with ``prefilled``. ``stored_at``: the positions at which a
+        stored prefix may be used, None for any.
+        """
         if not ids:
             raise UsageError("there are no tokens to read: the prompt is empty")
         self._check_fits(len(ids), reserve)
         start = self.rewind(common_prefix(self.tokens, ids), allow_end=len(ids))
         if self.prefixes is not None and start < len(ids):
-            self.restore_first(self.prefixes.find(ids, start))
+            found = self.prefixes.find(ids, start)
+            self.restore_first(p for p in found if stored_at is None or p.position in stored_at)
             start = len(self.tokens)
         self.counters.reused += start
+        self._committed = start
         if start < len(ids):
-            with progress("Reading", len(ids) - start, "tokens") as advance:
-                try:
-                    self._prefill(ids, start, sorted(set(boundaries)), advance)
-                except BaseException:
-                    # An interrupted prefill is stored up to its last checkpoint, so that it can resume there.
-                    if self.prefixes is not None and self.checkpoints:
-                        self.prefixes.commit(self.content)
-                    raise
-        assert self.logits is not None
-        return self.logits
+            self.logits = None
+        return start
+
+    def next_stop(self, end: int, boundaries: Sequence[int]) -> int:
+        """Where the next pass of a prefill up to ``end`` stops."""
+        return next_stop(len(self.tokens), end, boundaries, self.chunk)
+
+    def prefilled(
+        self, ids: Sequence[int], stop: int, boundaries: Sequence[int], logits: torch.Tensor | None, began: float
+    ) -> None:
+        """Record that a pass, begun at ``time.perf_counter() == began``, has appended ``ids`` up to ``stop``; takes a
+        checkpoint there if one is due.
+
+        ``logits``: float32 [1, vocab] after the last of the ``ids``, None before.
+        """
+        at = len(self.tokens)
+        self.tokens += ids[at:stop]
+        self.counters.prefilled += stop - at
+        if stop in boundaries or (stop - max(self.checkpoints, default=0) >= CHECKPOINT_STEP):
+            self.checkpoint()
+            if self.prefixes is not None and stop - self._committed >= CHECKPOINT_STEP:
+                # A long prefill is stored as it proceeds, so that a killed process need not start over.
+                self.prefixes.commit(self.content, durable=False)
+                self._committed = stop
+        if logits is not None:
+            self.logits = logits[0].cpu().numpy()
+            if stop in self.checkpoints:
+                self.known_logits[stop] = self.logits
+        self.counters.prefill_seconds += time.perf_counter() - began
+
+    def commit_checkpoints(self) -> None:
+        """Store an interrupted prefill up to its last checkpoint, so that it can resume there."""
+        if self.prefixes is not None and self.checkpoints:
+            self.prefixes.commit(self.content)
 
     def rewind(self, position: int, *, allow_end: int | None = None) -> int:
         """Go back to the nearest usable position at or before ``position`` and return it.
@@ -215,6 +269,24 @@ class TokenSequence:
         if self.prefixes is not None:
             self.prefixes.restored(prefix)
 
+    def fork(self, source: TokenSequence, position: int) -> None:
+        """Replace the sequence by the first ``position`` tokens of another one of the same model and KV type, which has a
+        checkpoint there. The bits of the state are the same."""
+        found = source.checkpoints[position]
+        try:
+            self.state.load_kv(0, position, list(source.state.kv(0, position)))
+            checkpoint = self.state.checkpoint(position, found.conv, found.ssm)
+            self.state.restore(checkpoint)
+        except BaseException:
+            self.reset()
+            raise
+        self.tokens = source.tokens[:position]
+        self.checkpoints = {position: checkpoint}
+        self.known_logits = {p: x for p, x in source.known_logits.items() if p == position}
+        self.logits = self.known_logits.get(position)
+        if self.prefixes is not None:
+            self.prefixes.truncate(0)
+
     def restore_first(self, candidates: Iterable[StoredPrefix]) -> bool:
         """Restore the first of these prefixes that is not damaged; returns whether there was one."""
         for prefix in candidates:
@@ -251,10 +323,15 @@ class TokenSequence:
         self._check_fits(len(self.tokens) + 1)
         logits = self.model.forward(torch.tensor([token]), self.state, logits="last")
         assert logits is not None
+        return self.stepped(token, logits, start)
+
+    def stepped(self, token: int, logits: torch.Tensor, began: float) -> Logits:
+        """Record that a pass, begun at ``time.perf_counter() == began``, has appended one token; ``logits`` float32
+        [1, vocab] are those after it."""
         self.tokens.append(token)
         self.logits = self._device_logits(logits[0]) if logits.is_cuda else logits[0].numpy()
         self.counters.decoded += 1
-        self.counters.decode_seconds += time.perf_counter() - start
+        self.counters.decode_seconds += time.perf_counter() - began
         return self.logits
 
     def _device_logits(self, logits: torch.Tensor) -> Logits:
@@ -276,44 +353,26 @@ class TokenSequence:
                 f"{n:,} tokens do not fit in the context of {self.ctx:,}", remedy="use a larger {ctx}"
             )
 
-    def _prefill(self, ids: Sequence[int], start: int, boundaries: list[int], advance: Callable[[int], None]) -> None:
-        """Compute ``ids[start:]`` in chunks, with checkpoints at the boundaries and at fixed steps."""
+    def _prefill(self, ids: Sequence[int], boundaries: list[int], advance: Callable[[int], None]) -> None:
+        """Compute the ``ids`` that are missing in chunks, with checkpoints at the boundaries and at fixed steps."""
         import torch
 
-        began = time.perf_counter()
-        self._committed = start
-        self.logits = None
         tokens = torch.tensor(ids, dtype=torch.int64)
-        at = start
-        while at < len(ids):
-            stop = min(at + self.chunk, len(ids))
-            after = bisect.bisect_right(boundaries, at)
-            if after < len(boundaries) and boundaries[after] < stop:
-                stop = boundaries[after]
+        while (at := len(self.tokens)) < len(ids):
+            began = time.perf_counter()
+            stop = self.next_stop(len(ids), boundaries)
             last = stop == len(ids)
             logits = self.model.forward(tokens[at:stop], self.state, logits="last" if last else "none")
-            self.tokens += ids[at:stop]
-            self.counters.prefilled += stop - at
-            if stop in boundaries or (stop - max(self.checkpoints, default=0) >= CHECKPOINT_STEP):
-                self.checkpoint()
-                if self.prefixes is not None and stop - self._committed >= CHECKPOINT_STEP:
-                    # A long prefill is stored as it proceeds, so that a killed process need not start over.
-                    self.prefixes.commit(self.content, durable=False)
-                    self._committed = stop
+            self.prefilled(ids, stop, boundaries, logits, began)
             advance(stop - at)
-            at = stop
-        assert logits is not None
-        self.logits = logits[0].cpu().numpy()
-        if len(ids) in self.checkpoints:
-            self.known_logits[len(ids)] = self.logits
-        self.counters.prefill_seconds += time.perf_counter() - began
 
     def _thin(self) -> None:
         """Drop checkpoints until they fit the budget, first the one whose loss costs the fewest tokens to compute again.
 
         The newest two are always kept: a regeneration and an edit of the last message go back to them.
         """
-        while len(self.checkpoints) > 3 and sum(c.nbytes for c in self.checkpoints.values()) > CHECKPOINT_BYTES:
+        budget = CHECKPOINT_BYTES if self.checkpoint_bytes is None else self.checkpoint_bytes
+        while len(self.checkpoints) > 3 and sum(c.nbytes for c in self.checkpoints.values()) > budget:
             at = self.positions
             gaps = {at[i]: at[i + 1] - (at[i - 1] if i else 0) for i in range(len(at) - 2)}
             least = min(gaps, key=lambda p: gaps[p])

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 
@@ -22,8 +22,11 @@ from jambacli.model.attention import Attention
 from jambacli.model.config import CPU_PREFILL_CHUNK, JambaConfig
 from jambacli.model.mamba import Mamba
 from jambacli.model.moe import MLP, MoE
+from jambacli.model.spans import Span, SpanDecoder, StepDecoder, check_spans, run_in_steps
 from jambacli.model.state import KVCache, MambaState, SequenceState
 from quant.formats import QTensor
+
+__all__ = ["JambaModel", "Layer", "Span", "SpanDecoder", "StepDecoder"]
 
 
 @dataclass(frozen=True)
@@ -46,31 +49,6 @@ class Layer:
             assert isinstance(state, KVCache)
             x = x + self.mixer.forward(ops.rms_norm(x, self.mixer_norm, self.eps), state, n_past, ops)
         return x + self.ffn.forward(ops.rms_norm(x, self.ffn_norm, self.eps), ops)
-
-
-class StepDecoder(Protocol):
-    """A backend's fast path for decode: a few tokens through all layers in one call."""
-
-    @property
-    def max_tokens(self) -> int:
-        """Maximum number of tokens for which this is faster than the single operations."""
-
-    def run(self, ids: torch.Tensor, state: SequenceState, n_logits: int) -> torch.Tensor:
-        """Append the token ids int64 [T], all in the vocabulary. Returns logits float32 [n_logits, vocab]."""
-
-
-@dataclass(frozen=True)
-class Span:
-    """Tokens to append to one sequence in a step: ``ids`` int64 [T], T >= 1, on the CPU.
-
-    ``logits``: as for ``JambaModel.forward``. ``revocable``: ``state.retract`` may take back any of the last tokens of this
-    span until the state's next pass.
-    """
-
-    state: SequenceState
-    ids: torch.Tensor
-    logits: Literal["last", "all", "none"] = "last"
-    revocable: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,16 +100,52 @@ class JambaModel:
         vocabulary and ContextFullError if they do not fit; both leave the state unchanged. A pass that is interrupted
         leaves ``state.interrupted`` set.
         """
-        # Triton launches on the thread's current GPU, which may be another GPU.
-        with torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext():
+        with self._on_device():
             return self._forward(ids, state, logits)
 
+    @torch.no_grad()
     def forward_spans(self, spans: Sequence[Span]) -> list[torch.Tensor | None]:
-        """Append tokens to several sequences in one step. Returns each span's logits as ``forward`` does.
+        """Append tokens to several distinct sequences in one step. Returns each span's logits as ``forward`` does.
 
-        The spans' states are distinct. A token's results do not depend on the other spans in the step.
+        A token's results do not depend on the other spans. Where the decoder takes several sequences (on the CPU), spans of
+        up to ``decoder.max_tokens`` tokens, and revocable ones of any length, share the products of a step, and each token's
+        results are to the bit those of ``forward`` with this token alone. Longer ones, such as a piece of a prompt, then
+        follow by themselves as in ``forward``. Elsewhere each span is a ``forward`` of its own, token by token if it is
+        revocable: so the tokens of a revocable span always get the results of decode.
+
+        Raises as ``forward`` does, and JambaError for a state in two spans; all states are unchanged then.
         """
-        return [self.forward(span.ids, span.state, logits=span.logits) for span in spans]
+        check_spans(spans, self.config.vocab_size)
+        out: list[torch.Tensor | None] = [None] * len(spans)
+        with self._on_device():
+            rest = list(range(len(spans)))
+            if isinstance(self.decoder, SpanDecoder):
+                most = self.decoder.max_tokens
+                shared = [i for i, span in enumerate(spans) if len(span.ids) <= most or span.revocable]
+                rest = [i for i in rest if i not in set(shared)]
+                for i, logits in zip(shared, run_in_steps(self.decoder, [spans[i] for i in shared]), strict=True):
+                    out[i] = logits if len(logits) else None
+            for i in rest:
+                span = spans[i]
+                out[i] = self._revocable(span) if span.revocable else self._forward(span.ids, span.state, span.logits)
+        return out
+
+    def _on_device(self) -> contextlib.AbstractContextManager[Any]:
+        """Triton launches on the thread's current GPU, which may be another GPU."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext()
+
+    def _revocable(self, span: Span) -> torch.Tensor | None:
+        """A revocable span token by token, with a copy of the Mamba part before each."""
+        n_tokens, state = len(span.ids), span.state
+        state.reserve_history(n_tokens)
+        rows: list[torch.Tensor] = []
+        for i in range(n_tokens):
+            state.keep(i)
+            logits = self._forward(span.ids[i : i + 1], state, "last" if i >= n_tokens - span.n_logits else "none")
+            if logits is not None:
+                rows.append(logits)
+        state.allow_retract(n_tokens)
+        return torch.cat(rows) if rows else None
 
     def _forward(
         self, ids: torch.Tensor, state: SequenceState, logits: Literal["last", "all", "none"]

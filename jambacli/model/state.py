@@ -29,6 +29,8 @@ KV_DTYPES: dict[str, torch.dtype] = {
 
 # The first allocation of a cache, in tokens; it doubles from there.
 _FIRST_TOKENS = 256
+# The slots of a history are a multiple of this.
+_HISTORY_SLOTS = 4
 
 
 class ContextFullError(JambaError):
@@ -139,6 +141,10 @@ class SequenceState:
         self.kv_tokens = 0
         #: Number of reallocations of caches. Code that stores their addresses compares it.
         self.moves = 0
+        # Copies of conv and ssm before each token of a revocable span, [n_mamba_layers, slots, ...].
+        self._history: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._revocable = 0  # tokens that ``retract`` may take back: those from slot 0 on
+        self._newest_checkpoint = 0  # highest position of a checkpoint since the last recorded overwrite
         #: Set during a forward pass, and afterwards if the pass did not finish.
         self.interrupted = False
         self.conv = torch.zeros(config.n_mamba_layers, config.d_inner, config.d_conv - 1, device=self.device)
@@ -169,30 +175,91 @@ class SequenceState:
 
     @property
     def nbytes(self) -> int:
-        """Bytes allocated: the Mamba part and the caches with their spare capacity."""
-        return self.conv.nbytes + self.ssm.nbytes + sum(cache.nbytes for cache in self.caches)
+        """Bytes allocated: the Mamba part, its history, and the caches with their spare capacity."""
+        history = sum(x.nbytes for x in self._history or ())
+        return self.conv.nbytes + self.ssm.nbytes + history + sum(cache.nbytes for cache in self.caches)
 
-    def begin(self, tokens: int) -> None:
-        """Start a pass over ``tokens`` more: reserve room and mark the state as interrupted until ``commit``.
-
-        Raises ContextFullError if they do not fit, JambaError if an earlier pass was interrupted.
-        """
+    def check_room(self, tokens: int) -> None:
+        """Raises ContextFullError if ``tokens`` more do not fit, JambaError if an earlier pass was interrupted."""
         self._check_consistent()
-        end = self.position + tokens
-        if end > self.ctx:
+        if self.position + tokens > self.ctx:
             raise ContextFullError(
                 f"the context is full: it holds {self.position} tokens, {tokens} more do not fit into {self.ctx}",
                 remedy="use a larger {ctx}",
             )
-        self._reserve(end)
+
+    def begin(self, tokens: int, *, revocable: bool = False) -> None:
+        """Start a pass over ``tokens`` more: reserve room and mark the state as interrupted until ``commit``.
+
+        ``revocable``: reserve slots of the history for them too. Raises as ``check_room`` does.
+        """
+        self.check_room(tokens)
+        self._reserve(self.position + tokens)
+        if revocable:
+            self.reserve_history(tokens)
         self.interrupted = True
+        self._revocable = 0
         self._overwrite(self.position)
 
-    def commit(self, tokens: int) -> None:
-        """Finish the pass that ``begin`` started: every layer now includes the ``tokens``."""
+    def commit(self, tokens: int, *, revocable: bool = False) -> None:
+        """Finish the pass that ``begin`` started: every layer now includes the ``tokens``.
+
+        ``revocable``: the history holds conv and ssm before each of them, from slot 0 on.
+        """
         self.position += tokens
         self.kv_tokens = self.position
         self.interrupted = False
+        if revocable:
+            self.allow_retract(tokens)
+
+    def reserve_history(self, tokens: int) -> None:
+        """Make room for conv and ssm before each of ``tokens`` tokens. A larger history replaces a smaller one."""
+        if self._history is not None and self._history[0].shape[1] >= tokens:
+            return
+        slots = -(-tokens // _HISTORY_SLOTS) * _HISTORY_SLOTS
+        conv, ssm = (x.new_empty(x.shape[0], slots, *x.shape[1:]) for x in (self.conv, self.ssm))
+        self._history = conv, ssm
+        self.moves += 1
+
+    def history_layers(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The history of each Mamba layer: conv [slots, d_inner, d_conv - 1], ssm [slots, d_inner, d_state]. Empty without."""
+        return zip(*self._history, strict=True) if self._history else iter(())
+
+    def keep(self, slot: int) -> None:
+        """Copy conv and ssm to a reserved slot of the history."""
+        assert self._history is not None
+        for kept, now in zip(self._history, (self.conv, self.ssm), strict=True):
+            kept[:, slot].copy_(now)
+
+    def allow_retract(self, tokens: int) -> None:
+        """The last ``tokens`` tokens may be taken back: the history holds conv and ssm before each, from slot 0 on."""
+        self._revocable = tokens
+
+    @property
+    def revocable(self) -> int:
+        """The number of last tokens that ``retract`` can take back."""
+        return self._revocable
+
+    def retract(self, tokens: int) -> None:
+        """Take back the last ``tokens`` tokens of a revocable span that was the last pass.
+
+        The state is then, to the bit, what it was before them. Checkpoints taken behind them are no longer restorable.
+        Raises JambaError for more tokens than ``revocable``.
+        """
+        self._check_consistent()
+        if not 0 <= tokens <= self._revocable:
+            raise JambaError(f"{tokens} tokens cannot be taken back: the last pass left {self._revocable} revocable")
+        if tokens == 0:
+            return
+        assert self._history is not None
+        self._revocable -= tokens
+        for kept, now in zip(self._history, (self.conv, self.ssm), strict=True):
+            now.copy_(kept[:, self._revocable])
+        self.position -= tokens
+        # Recorded only where a checkpoint may depend on these keys: drafts are taken back every few tokens.
+        if self._newest_checkpoint > self.position:
+            self._overwrite(self.position)
+        self.kv_tokens = min(self.kv_tokens, self.position)
 
     def snapshot(self) -> Checkpoint:
         """A checkpoint of the current position. Raises JambaError after an interrupted pass."""
@@ -203,6 +270,7 @@ class SequenceState:
         """A checkpoint from stored tensors, for the keys and values that this state holds now."""
         if conv.shape != self.conv.shape or ssm.shape != self.ssm.shape:
             raise JambaError("this checkpoint comes from a model with other sizes")
+        self._newest_checkpoint = max(self._newest_checkpoint, position)
         return Checkpoint(position, conv, ssm, (self._id, self._n_overwritten))
 
     def restorable(self, checkpoint: Checkpoint) -> bool:
@@ -224,6 +292,7 @@ class SequenceState:
         self.conv.copy_(checkpoint.conv)
         self.ssm.copy_(checkpoint.ssm)
         self.position = checkpoint.position
+        self._revocable = 0
         self.interrupted = False
 
     def reset(self) -> None:
@@ -231,6 +300,7 @@ class SequenceState:
         self.conv.zero_()
         self.ssm.zero_()
         self.position = 0
+        self._revocable = 0
         self.interrupted = False
 
     def kv(self, start: int, stop: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -259,6 +329,7 @@ class SequenceState:
             if any(x.shape != (stop - start, *cache.k.shape[1:]) or x.dtype != cache.k.dtype for x in pair):
                 raise JambaError("these keys and values were made by another model or with another KV type")
         self._reserve(stop)
+        self._revocable = 0
         self._overwrite(start)
         for cache, (k, v) in zip(caches, pairs, strict=True):
             cache.k[start:stop] = k
@@ -278,6 +349,7 @@ class SequenceState:
         if first >= self.kv_tokens:
             return
         self.kv_tokens = first
+        self._newest_checkpoint = min(self._newest_checkpoint, first)
         self._n_overwritten += 1
         self._overwritten = [(n, at) for n, at in self._overwritten if at < first]
         self._overwritten.append((self._n_overwritten, first))

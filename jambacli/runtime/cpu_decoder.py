@@ -16,6 +16,7 @@ from jambacli.kernels.cpu import decode
 from jambacli.kernels.cpu.structs import NATIVE_TYPES
 from jambacli.model.attention import Attention
 from jambacli.model.moe import MLP
+from jambacli.model.spans import SpanPiece
 from jambacli.model.state import KV_DTYPES, KVCache, SequenceState
 from quant.formats import QTensor
 
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
 class Decoder:
     """A model's layers and output as lists of steps, one list per KV type in use; a ``StepDecoder``."""
 
-    #: See ``StepDecoder``.
+    #: See ``StepDecoder`` and ``SpanDecoder``.
     max_tokens = decode.MOST_TOKENS
+    max_step_tokens = decode.MOST_STEP_TOKENS
 
     def __init__(
         self,
@@ -47,23 +49,35 @@ class Decoder:
 
     def run(self, ids: torch.Tensor, state: SequenceState, n_logits: int) -> torch.Tensor:
         """See ``StepDecoder.run``."""
-        x = self._embed(ids)
-        program = self._programs.get(state.kv_type)
+        return self.run_spans([SpanPiece(state, ids, state.position, n_logits)])[0]
+
+    def run_spans(self, pieces: Sequence[SpanPiece]) -> list[torch.Tensor]:
+        """See ``SpanDecoder.run_spans``."""
+        first = pieces[0]
+        x = self._embed(first.ids if len(pieces) == 1 else torch.cat([p.ids for p in pieces]))
+        program = self._program(first.state.kv_type)
+        spans = [decode.Span(len(p.ids), p.past, p.n_logits, -1 if p.slot is None else p.slot) for p in pieces]
+        bindings = [self._binding(program, p.state) for p in pieces]
+        counts = [p.n_logits for p in pieces]
+        logits = torch.empty(sum(counts), program.n_out)
+        program.run_spans(x, spans, bindings, logits, precise=first.state.precise)
+        return list(logits.split(counts))
+
+    def _program(self, kv_type: str) -> decode.Program:
+        program = self._programs.get(kv_type)
         if program is None:
-            program = self._programs[state.kv_type] = self._program(KV_DTYPES[state.kv_type])
+            listed: list[decode.Step] = []
+            for layer in self._layers:
+                listed += [_mixer_step(layer, KV_DTYPES[kv_type]), _ffn_step(layer)]
+            program = self._programs[kv_type] = decode.Program([*listed, self._logits])
+        return program
+
+    def _binding(self, program: decode.Program, state: SequenceState) -> decode.Binding:
         moves, binding = self._bindings.get(state, (-1, None))
         if binding is None or moves != state.moves:
             binding = program.bind(_parts(state))
             self._bindings[state] = state.moves, binding
-        logits = torch.empty(n_logits, program.n_out)
-        program.run(x, state.position, binding, logits, precise=state.precise)
-        return logits
-
-    def _program(self, kv_dtype: torch.dtype) -> decode.Program:
-        listed: list[decode.Step] = []
-        for layer in self._layers:
-            listed += [_mixer_step(layer, kv_dtype), _ffn_step(layer)]
-        return decode.Program([*listed, self._logits])
+        return binding
 
 
 def make_decoder(
@@ -80,11 +94,13 @@ def make_decoder(
     return Decoder(embed, layers, output_norm, output, eps)
 
 
-def _parts(state: SequenceState) -> list[tuple[torch.Tensor, torch.Tensor] | None]:
+def _parts(state: SequenceState) -> list[tuple[torch.Tensor, ...] | None]:
     """The state tensors of each step: mixers and feed-forward networks in turn (None), then the logits (None)."""
-    parts: list[tuple[torch.Tensor, torch.Tensor] | None] = []
+    parts: list[tuple[torch.Tensor, ...] | None] = []
+    history = iter(state.history_layers())
     for part in state.layers:
-        parts += [(part.k, part.v) if isinstance(part, KVCache) else (part.conv, part.ssm), None]
+        mixer = (part.k, part.v) if isinstance(part, KVCache) else (part.conv, part.ssm, *next(history, ()))
+        parts += [mixer, None]
     return [*parts, None]
 
 

@@ -71,7 +71,7 @@ class Session:
             ctx = options.ctx or (found.ctx if found else limit)
             self.sequence = TokenSequence(model.model, ctx, kv_type, precise=precise)
             if options.store:
-                self.sequence.prefixes = self.prefix_cache = self._open_prefix_cache()
+                self.sequence.prefixes = self.prefix_cache = self.open_prefix_cache(self.sequence)
             if found is not None:
                 self._resume(found)
         except BaseException:
@@ -213,6 +213,18 @@ class Session:
         self.commit()
         self.prefix_cache.close()
 
+    def open_prefix_cache(self, sequence: TokenSequence) -> PrefixCache | None:
+        """The part of the store for this model and a sequence like the session's. If the store cannot be created, a session
+        without a name works without it."""
+        state = sequence.state
+        try:
+            return PrefixCache(PrefixStore(), state_spaces(self.model.fingerprint, state), state.layout)
+        except JambaError as error:
+            if self.name:
+                raise
+            logger.warning("%s; nothing will be stored on disk", error)
+            return None
+
     def close(self) -> None:
         """Wait for pending writes, then release the session's lock."""
         if self.prefix_cache is not None:
@@ -228,17 +240,6 @@ class Session:
     def _check_writable(self) -> None:
         if self._lock.read_only:
             raise UsageError(f"session {self.name!r} is open read-only; branch it under another name to continue")
-
-    def _open_prefix_cache(self) -> PrefixCache | None:
-        """The session's part of the store. If the store cannot be created, a session without a name works without it."""
-        state = self.sequence.state
-        try:
-            return PrefixCache(PrefixStore(), state_spaces(self.model.fingerprint, state), state.layout)
-        except JambaError as error:
-            if self.name:
-                raise
-            logger.warning("%s; nothing will be stored on disk", error)
-            return None
 
     def _resume(self, saved: session_file.SavedSession) -> None:
         """Take over a saved session: its turns, and the longest of its prefixes that is still stored."""
@@ -327,11 +328,8 @@ class Session:
                 if not self.stats.first_token_seconds:
                     self.stats.first_token_seconds = time.perf_counter() - began
                 yield piece
-            if constraint is not None and not constraint.finished:
-                raise JambaError(
-                    f"the JSON was not finished within {len(result.ids):,} tokens",
-                    remedy="raise {max_tokens} (or {ctx}), or give the schema's strings a maxLength and its arrays a maxItems",
-                )
+            if constraint is not None:
+                constraint.check_finished(len(result.ids))
         finally:
             self._reply_ids, self._finish, self._random_state = result.ids, result.finish, sampler.random_state
             self.stats.end(sequence.counters, result, skip)

@@ -199,13 +199,13 @@ class Reading:
         from jambacli.engine.sequence import TokenSequence
 
         self.tokens = 0
-        prefill = TokenSequence._prefill
+        prefilled = TokenSequence.prefilled
 
-        def counted(sequence: TokenSequence, ids: list[int], start: int, *rest: object) -> None:
-            self.tokens += len(ids) - start
-            prefill(sequence, ids, start, *rest)  # type: ignore[arg-type]
+        def counted(sequence: TokenSequence, ids: list[int], stop: int, *rest: object) -> None:
+            self.tokens += stop - len(sequence.tokens)
+            prefilled(sequence, ids, stop, *rest)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(TokenSequence, "_prefill", counted)
+        monkeypatch.setattr(TokenSequence, "prefilled", counted)
 
 
 def test_an_interrupted_reading_goes_on_where_it_stopped(

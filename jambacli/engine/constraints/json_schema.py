@@ -128,6 +128,14 @@ class SchemaConstraint:
         """Whether the text so far is a complete document."""
         return not self._thinking and bool(self._matcher.is_accepting())
 
+    def check_finished(self, tokens: int) -> None:
+        """Raise JambaError for a reply of ``tokens`` tokens that has ended before its document."""
+        if not self.finished:
+            raise JambaError(
+                f"the JSON was not finished within {tokens:,} tokens",
+                remedy="raise {max_tokens} (or {ctx}), or give the schema's strings a maxLength and its arrays a maxItems",
+            )
+
     def allowed(self) -> np.ndarray | None:
         """Bool [n_vocab]: the tokens that may come next; None within thoughts, where every token may."""
         if self._thinking:

@@ -2,7 +2,9 @@
 
 Steps keep the tensors of their weights alive and pass their addresses to decode/steps.cpp. A step includes its norm and
 its addition to the residual stream. Steps are made once per model; a sequence's tensors are bound to them by
-``Program.bind``, and ``Program.run`` is one foreign call for a few tokens (made for 1 to 16).
+``Program.bind``, and ``Program.run_spans`` is one foreign call for a few tokens of one or several sequences. Products read
+each weight once for all of them; convolution, scan and attention go sequence by sequence. Every value is computed by the same
+operations in the same order whatever else is in the call, so a token's results do not depend on it.
 
 Quantized weights are multiplied with activations rounded to int8, with a factor per 32 values; ``precise`` with activations of
 15 bits, which takes two products for each weight. Weights in f32, f16 or bf16 are multiplied with float32 in both modes.
@@ -23,8 +25,10 @@ if TYPE_CHECKING:
 
     from quant.formats import QTensor
 
-#: Largest token count for which a step is faster than the prefill kernels.
+#: Largest token count of a sequence for which a step is faster than the prefill kernels.
 MOST_TOKENS = 16
+#: Most tokens of all sequences in one call: beyond it activations no longer fit the cache beside the weights.
+MOST_STEP_TOKENS = 64
 
 
 class _Input(ctypes.Structure):
@@ -74,9 +78,18 @@ class _Step(ctypes.Structure):
 
 class _State(ctypes.Structure):
     _fields_ = [
-        *((name, c_void_p) for name in ("conv", "ssm", "k", "v")),
+        *((name, c_void_p) for name in ("conv", "ssm", "conv_history", "ssm_history", "k", "v")),
         *((name, c_int64) for name in ("token_stride", "head_stride", "capacity")),
     ]
+
+
+class Span(ctypes.Structure):
+    """``struct Span`` of decode/steps.h: ``tokens`` of one sequence after ``past`` others, logits of the last ``logits``.
+
+    ``slot``: conv and ssm before token i are copied to slot ``slot + i`` of their histories; -1: not kept.
+    """
+
+    _fields_ = [(name, c_int64) for name in ("tokens", "past", "logits", "slot")]
 
 
 class Step:
@@ -270,11 +283,12 @@ class Program:
         last = self.steps[-1] if self.steps else None
         self.n_out = last.n_out if isinstance(last, LogitsStep) else 0
 
-    def bind(self, parts: Sequence[tuple[torch.Tensor, torch.Tensor] | None]) -> Binding:
+    def bind(self, parts: Sequence[tuple[torch.Tensor, ...] | None]) -> Binding:
         """Attach a sequence: per step (conv, ssm) of a MambaStep, (k, v) of an AttentionStep, None of the others.
 
         conv float32 [d_inner, d_conv - 1], ssm float32 [d_inner, d_state], k and v [capacity, n_kv_heads, row] as
-        ``reference.attention`` reads them. Bind again when a cache has moved to grow.
+        ``reference.attention`` reads them. A MambaStep may have two more, the histories of conv and ssm [slots, ...]. Bind
+        again when a cache has moved to grow.
         """
         states = (_State * len(self.steps))()
         for step, part, state in zip(self.steps, parts, states, strict=True):
@@ -284,6 +298,10 @@ class Program:
                 s = step.struct
                 state.conv = _sized(part[0], s.out.cols, s.d_conv - 1)
                 state.ssm = _sized(part[1], s.out.cols, s.d_state)
+                if len(part) > 2:
+                    slots = part[2].shape[0]
+                    state.conv_history = _sized(part[2], slots, s.out.cols, s.d_conv - 1)
+                    state.ssm_history = _sized(part[3], slots, s.out.cols, s.d_state)
             elif isinstance(step, AttentionStep):
                 k, v = part
                 if k.shape != v.shape or k.stride() != v.stride() or k.stride(-1) != 1:
@@ -306,9 +324,28 @@ class Program:
         *,
         precise: bool = False,
     ) -> None:
-        """Put m tokens through the steps: x float32 [m, hidden], updated in place.
+        """Put m tokens of one sequence through the steps: x float32 [m, hidden], updated in place.
 
         ``logits`` float32 [n, n_out] receives those of the last n tokens. ``threads`` 0: as torch is set.
+        """
+        span = Span(x.shape[0], n_past, 0 if logits is None else logits.shape[0], -1)
+        self.run_spans(x, [span], [binding], logits, threads, precise=precise)
+
+    def run_spans(
+        self,
+        x: torch.Tensor,
+        spans: Sequence[Span],
+        bindings: Sequence[Binding],
+        logits: torch.Tensor | None = None,
+        threads: int = 0,
+        *,
+        precise: bool = False,
+        out: torch.Tensor | None = None,
+    ) -> None:
+        """Put the tokens of several distinct sequences through the steps: x float32 [tokens, hidden], one span after another.
+
+        x is updated in place; with ``out`` it stays as it is and out receives the last step's output. ``logits`` float32
+        [sum of the spans' logits, n_out]. A span with a ``slot`` needs a binding with histories that have room for it.
         """
         if threads <= 0:
             import torch
@@ -316,14 +353,13 @@ class Program:
             threads = torch.get_num_threads()
         status = self._library.functions.decode_steps(
             self._array,
-            binding.states,
+            (c_void_p * len(bindings))(*(ctypes.addressof(b.states) for b in bindings)),
+            (Span * len(spans))(*spans),
             x.data_ptr(),
-            None,
+            None if out is None else out.data_ptr(),
             None if logits is None else logits.data_ptr(),
             len(self.steps),
-            x.shape[0],
-            n_past,
-            0 if logits is None else logits.shape[0],
+            len(spans),
             precise,
             threads,
         )
@@ -337,14 +373,10 @@ def run_single(
     import torch
 
     program = Program([step])
+    address(x)
     out = torch.empty_like(x)
-    states = program.bind([part]).states
-    threads = threads or torch.get_num_threads()
-    lib = built_library()
-    status = lib.functions.decode_steps(
-        program._array, states, address(x), out.data_ptr(), None, 1, x.shape[0], n_past, 0, precise, threads
-    )
-    lib.check(status)
+    spans = [Span(x.shape[0], n_past, 0, -1)]
+    program.run_spans(x, spans, [program.bind([part])], None, threads, precise=precise, out=out)
     return out
 
 

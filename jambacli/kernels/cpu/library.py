@@ -17,7 +17,7 @@ from typing import Any
 
 from quant.native.shared_library import SharedLibrary, load
 
-ABI_VERSION, TRAIN_ABI_VERSION = 4, 1
+ABI_VERSION, TRAIN_ABI_VERSION = 5, 1
 _OPENMP_NAMES = ("libgomp", "libiomp5", "libomp")
 
 _P, _N, _I = c_void_p, c_int64, c_int
@@ -28,7 +28,7 @@ FUNCTIONS: dict[str, list[Any]] = {
     "decode_linear": [_P, *_ROWS, *_ROWS, _N, _I, _I],
     "decode_embed": [_P, _P, _P, _N],
     "decode_check_step": [_N, _P],
-    "decode_steps": [_P, _P, _P, _P, _P, _N, _N, _N, _N, _I, _I],
+    "decode_steps": [_P, _P, _P, _P, _P, _P, _N, _N, _I, _I],
     "prefill_linear": [_P, *_ROWS, *_ROWS, _N, _I, _I],
     "prefill_gated": [*[_P] * 6, *_ROWS, *_ROWS, _N, _I, _I],
     "prefill_dequantize": [_P, *_ROWS, _I],

@@ -44,39 +44,52 @@ void store_row(const float* from, int32_t type, int64_t n, uint8_t* to) {
     }
 }
 
-// What each piece contributes: softmaxes as in QueryRows, of the rows of each KV head.
-struct Partials {
+// One span's queries, [n_kv_heads, rows], and what each piece of its cache contributes: softmaxes as in QueryRows, of the rows
+// of each KV head.
+struct Attending {
+    const Span* span;
+    const StepState* state;
+    int64_t first;  // its first row of x
     int64_t pieces, rows, depth;
-    const uint8_t* packed;  // queries, [n_kv_heads, rows], or null
+    float* queries;   // [n_kv_heads, rows, depth]
+    uint8_t* packed;  // the same as packed queries, or null
     float *best, *sum;  // [n_kv_heads, pieces, rows]
     float* values;      // [n_kv_heads, pieces, rows, depth]
 
     int64_t at(int64_t kv_head, int64_t piece) const { return (kv_head * pieces + piece) * rows; }
 };
 
-// One piece for `heads` KV heads from `first_head` on. q [n_kv_heads, rows, depth].
-void attend_piece(const Run& run, const AttentionStep& s, const StepState& state, const float* q, int64_t first_head,
-                  int64_t heads, int64_t piece, float* work, const Partials& out) {
-    const int64_t begin = piece_begin(piece), end = std::min(piece_begin(piece + 1), run.n_past + run.m);
+// The span of row t of x.
+const Attending& span_of(const Attending* parts, int64_t t) {
+    while (t >= parts->first + parts->span->tokens) ++parts;
+    return *parts;
+}
+
+// One piece for `heads` KV heads from `first_head` on.
+void attend_piece(const Run& run, const AttentionStep& s, const Attending& part, int64_t first_head, int64_t heads,
+                  int64_t piece, float* work) {
+    const int64_t past = part.span->past, tokens = part.span->tokens;
+    const StepState& state = *part.state;
+    const int64_t begin = piece_begin(piece), end = std::min(piece_begin(piece + 1), past + tokens);
     for (int64_t head = first_head; head < first_head + heads; ++head) {
-        const int64_t at = out.at(head, piece);
-        std::fill(out.best + at, out.best + at + out.rows, -1e30f);
-        std::fill(out.sum + at, out.sum + at + out.rows, 0.0f);
-        std::fill(out.values + at * out.depth, out.values + (at + out.rows) * out.depth, 0.0f);
+        const int64_t at = part.at(head, piece);
+        std::fill(part.best + at, part.best + at + part.rows, -1e30f);
+        std::fill(part.sum + at, part.sum + at + part.rows, 0.0f);
+        std::fill(part.values + at * part.depth, part.values + (at + part.rows) * part.depth, 0.0f);
     }
     for (int64_t key = begin; key < end; key += kBlockKeys)
         for (int64_t head = first_head; head < first_head + heads; ++head) {
-            const int64_t at = out.at(head, piece), from = key * state.token_stride + head * state.head_stride;
+            const int64_t at = part.at(head, piece), from = key * state.token_stride + head * state.head_stride;
             const KeyBlock block{state.k + from, state.v + from, state.token_stride, std::min(kBlockKeys, end - key),
-                                 run.n_past + 1 - key, s.kv_type};
-            run.k->attend(block, {q + head * out.rows * out.depth, run.m, s.n_heads / s.n_kv_heads, s.head_dim, out.depth,
-                                  out.best + at, out.sum + at, out.values + at * out.depth,
-                                  out.packed ? out.packed + head * out.rows * packed_query_bytes(s.head_dim) : nullptr}, work);
+                                 past + 1 - key, s.kv_type};
+            run.k->attend(block, {part.queries + head * part.rows * part.depth, tokens, s.n_heads / s.n_kv_heads, s.head_dim,
+                                  part.depth, part.best + at, part.sum + at, part.values + at * part.depth,
+                                  part.packed ? part.packed + head * part.rows * packed_query_bytes(s.head_dim) : nullptr}, work);
         }
 }
 
 // The pieces of one query row, in order, into its output. `factors` [pieces] is overwritten.
-void combine(const InnerKernels& k, const Partials& p, int64_t kv_head, int64_t row, int64_t dim, float* factors, float* out) {
+void combine(const InnerKernels& k, const Attending& p, int64_t kv_head, int64_t row, int64_t dim, float* factors, float* out) {
     const int64_t at = p.at(kv_head, 0) + row;
     for (int64_t c = 0; c < p.pieces; ++c) factors[c] = p.best[at + c * p.rows] * kLn2;
     k.exp_sum(factors, *std::max_element(factors, factors + p.pieces), p.pieces);
@@ -93,34 +106,47 @@ void combine(const InnerKernels& k, const Partials& p, int64_t kv_head, int64_t 
 
 }  // namespace
 
-void attention_step(Team* team, const Run& run, const AttentionStep& s, const StepState& state, Scratch& scratch) {
+void attention_step(Team* team, const Run& run, const AttentionStep& s, int64_t index, Scratch& scratch) {
     const InnerKernels& k = *run.k;
     const int64_t m = run.m, dim = s.head_dim, q_rows = s.q.rows, kv_rows = s.k.rows;
-    const int64_t group = s.n_heads / s.n_kv_heads, pieces = count_pieces(run.n_past + m);
-    const ActBuffer input = step_input(team, run, s.input, run.x, m, s.q.cols,
+    const int64_t group = s.n_heads / s.n_kv_heads, depth = attend_depth(dim), query_bytes = packed_query_bytes(dim);
+    const ActBuffer input = step_input(team, run, s.input, nullptr, m, s.q.cols,
                                        wants_int8(s.q) || wants_int8(s.k) || wants_int8(s.v), scratch);
     float* q = scratch.take<float>(m * q_rows);
     float* new_k = scratch.take<float>(m * kv_rows);
     float* new_v = scratch.take<float>(m * kv_rows);
-    Partials partials{};
-    partials.pieces = pieces;
-    partials.rows = m * group;
-    partials.depth = attend_depth(dim);
-    partials.best = scratch.take<float>(m * s.n_heads * pieces);
-    partials.sum = scratch.take<float>(m * s.n_heads * pieces);
-    partials.values = scratch.take<float>(m * s.n_heads * pieces * partials.depth);
-    float* queries = scratch.take<float>(m * s.n_heads * partials.depth);
-    uint8_t* packed = k.pack_query && s.kv_type == kQ8_0
-                          ? scratch.take<uint8_t>(m * s.n_heads * packed_query_bytes(dim)) : nullptr;
-    partials.packed = packed;
+    float* queries = scratch.take<float>(m * s.n_heads * depth);
+    uint8_t* packed = k.pack_query && s.kv_type == kQ8_0 ? scratch.take<uint8_t>(m * s.n_heads * query_bytes) : nullptr;
+    int64_t partial_rows = 0, most_rows = 0, most_pieces = 0, all_pieces = 0;
+    for (int64_t j = 0; j < run.n_spans; ++j) {
+        const Span& span = run.spans[j];
+        const int64_t pieces = count_pieces(span.past + span.tokens);
+        partial_rows += span.tokens * s.n_heads * pieces;
+        most_rows = std::max(most_rows, span.tokens * group);
+        most_pieces = std::max(most_pieces, pieces);
+        all_pieces += pieces;
+    }
+    float* best = scratch.take<float>(partial_rows);
+    float* sum = scratch.take<float>(partial_rows);
+    float* partial_values = scratch.take<float>(partial_rows * depth);
     const ActBuffer attended = take_act(scratch, m, q_rows, wants_int8(s.out));
     float* products = scratch.take<float>(m * s.out.rows);
     float* work = nullptr;
+    Attending* parts = nullptr;
     for (int i = 0; i < run.threads; ++i) {
-        float* mine = scratch.take<float>(std::max(attend_work(partials.rows, partials.depth), pieces));
-        if (team && i == team->id) work = mine;
+        float* mine = scratch.take<float>(std::max(attend_work(most_rows, depth), most_pieces));
+        Attending* own = scratch.take<Attending>(run.n_spans);
+        if (team && i == team->id) work = mine, parts = own;
     }
     if (!team) return;
+    for (int64_t j = 0, first = 0, at = 0; j < run.n_spans; ++j) {
+        const Span& span = run.spans[j];
+        const int64_t pieces = count_pieces(span.past + span.tokens);
+        parts[j] = {&span, &run.states[j][index], first, pieces, span.tokens * group, depth, queries + first * s.n_heads * depth,
+                    packed ? packed + first * s.n_heads * query_bytes : nullptr, best + at, sum + at, partial_values + at * depth};
+        first += span.tokens;
+        at += span.tokens * s.n_heads * pieces;
+    }
 
     // q, k and v as one range of rows; a chunk may span two of them.
     const int64_t rows = q_rows + 2 * kv_rows;
@@ -139,31 +165,40 @@ void attention_step(Team* team, const Run& run, const AttentionStep& s, const St
     const Range mine = team->share(m * s.n_kv_heads);
     for (int64_t i = mine.begin; i < mine.end; ++i) {
         const int64_t t = i / s.n_kv_heads, head = i % s.n_kv_heads;
-        const int64_t at = (run.n_past + t) * state.token_stride + head * state.head_stride;
+        const Attending& part = span_of(parts, t);
+        const StepState& state = *part.state;
+        const int64_t own = t - part.first, at = (part.span->past + own) * state.token_stride + head * state.head_stride;
         store_row(new_k + t * kv_rows + head * dim, s.kv_type, dim, state.k + at);
         store_row(new_v + t * kv_rows + head * dim, s.kv_type, dim, state.v + at);
         const float* from = q + t * q_rows + head * group * dim;
-        float* to = queries + (head * m + t) * group * partials.depth;
-        for (int64_t h = 0; h < group; ++h, from += dim, to += partials.depth) {
+        const int64_t row = head * part.rows + own * group;
+        float* to = part.queries + row * depth;
+        for (int64_t h = 0; h < group; ++h, from += dim, to += depth) {
             for (int64_t j = 0; j < dim; ++j) to[j] = from[j] * scale;
-            std::fill(to + dim, to + partials.depth, 0.0f);
-            if (packed) k.pack_query(to, dim, packed + ((head * m + t) * group + h) * packed_query_bytes(dim));
+            std::fill(to + dim, to + depth, 0.0f);
+            if (packed) k.pack_query(to, dim, part.packed + (row + h) * query_bytes);
         }
     }
     team->barrier();
 
     // All heads of a piece lie side by side and are best read together, once there are pieces for every thread.
-    const int64_t heads = pieces >= 4 * team->size ? s.n_kv_heads : 1, shares = s.n_kv_heads / heads;
-    team->chunks(pieces * shares, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i)
-            attend_piece(run, s, state, queries, i % shares * heads, heads, i / shares, work, partials);
+    const int64_t heads = all_pieces >= 4 * team->size ? s.n_kv_heads : 1, shares = s.n_kv_heads / heads;
+    team->chunks(all_pieces * shares, 1, [&](int64_t begin, int64_t end) {
+        const Attending* part = parts;
+        int64_t before = 0;  // tasks of earlier spans
+        for (int64_t i = begin; i < end; ++i) {
+            for (; i >= before + part->pieces * shares; ++part) before += part->pieces * shares;
+            attend_piece(run, s, *part, (i - before) % shares * heads, heads, (i - before) / shares, work);
+        }
     });
     team->barrier();
 
     team->chunks(m * s.n_heads, 1, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
             const int64_t t = i / s.n_heads, head = i % s.n_heads;
-            combine(k, partials, head / group, t * group + head % group, dim, work, attended.f + t * attended.f_stride + head * dim);
+            const Attending& part = span_of(parts, t);
+            combine(k, part, head / group, (t - part.first) * group + head % group, dim, work,
+                    attended.f + t * attended.f_stride + head * dim);
         }
     });
     team->barrier();

@@ -84,7 +84,7 @@ void route(const float* scores, int64_t m, int64_t n_experts, int64_t top_k, flo
 void mlp_step(Team* team, const Run& run, const MlpStep& s, Scratch& scratch) {
     const int64_t ffn = s.gate.rows;
     const bool down_int8 = wants_int8(s.down);
-    const ActBuffer input = step_input(team, run, s.input, run.x, run.m, s.gate.cols,
+    const ActBuffer input = step_input(team, run, s.input, nullptr, run.m, s.gate.cols,
                                        wants_int8(s.gate) || wants_int8(s.up), scratch);
     const ActBuffer h = take_act(scratch, run.m, ffn, down_int8);
     float* up = scratch.take<float>(run.m * h.f_stride);
@@ -106,7 +106,7 @@ void experts_step(Team* team, const Run& run, const ExpertsStep& s, Scratch& scr
     const InnerKernels& k = *run.k;
     const int64_t ffn = s.gate.rows, hidden = s.down.rows, slots = run.m * s.top_k;
     const bool down_int8 = wants_int8(s.down);
-    const ActBuffer input = step_input(team, run, s.input, run.x, run.m, s.gate.cols,
+    const ActBuffer input = step_input(team, run, s.input, nullptr, run.m, s.gate.cols,
                                        wants_int8(s.gate) || wants_int8(s.up) || wants_int8(s.router), scratch);
     float* scores = scratch.take<float>(run.m * s.n_experts);
     const ActBuffer h = take_act(scratch, slots, ffn, down_int8);
@@ -162,9 +162,21 @@ void experts_step(Team* team, const Run& run, const ExpertsStep& s, Scratch& scr
 }
 
 void logits_step(Team* team, const Run& run, const LogitsStep& s, Scratch& scratch) {
-    const int64_t m = run.n_logits;
-    const float* x = run.x + (run.m - m) * s.out.cols;
-    const ActBuffer input = step_input(team, run, s.input, x, m, s.out.cols, wants_int8(s.out), scratch);
+    int64_t m = 0;
+    for (int64_t j = 0; j < run.n_spans; ++j) m += run.spans[j].logits;
+    int32_t* rows = nullptr;
+    for (int i = 0; i < run.threads; ++i) {  // every thread lists them for itself
+        int32_t* mine = scratch.take<int32_t>(m);
+        if (team && i == team->id) rows = mine;
+    }
+    if (team) {
+        int64_t at = 0, end = 0;
+        for (int64_t j = 0; j < run.n_spans; ++j) {
+            end += run.spans[j].tokens;
+            for (int64_t t = end - run.spans[j].logits; t < end; ++t) rows[at++] = static_cast<int32_t>(t);
+        }
+    }
+    const ActBuffer input = step_input(team, run, s.input, rows, m, s.out.cols, wants_int8(s.out), scratch);
     if (!team || !m) return;
     team->chunks(s.out.rows, chunk_rows(s.out.row_bytes, s.out.rows, team->size, 4), [&](int64_t r0, int64_t r1) {
         run.k->gemv[s.out.type](rows_of(s.out), input.view(), nullptr, static_cast<int>(m), r0, r1, run.logits, s.out.rows);

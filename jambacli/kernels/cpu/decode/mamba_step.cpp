@@ -1,5 +1,6 @@
 // The Mamba step of decoding: projections, convolution, norms, state update and gate.
 #include <algorithm>
+#include <cstring>
 
 #include "decode/steps.h"
 
@@ -30,14 +31,19 @@ void norm_selection(const Run& run, const MambaStep& s, const float* projected, 
     if (wants_int8(s.dt)) quantize_part(*run.k, out.dt, t, rank, 0, rank);
 }
 
+// Keeps channels [c0, c1) of a state of `size` channels of n values in a slot of its history.
+void keep(const float* state, float* history, int64_t slot, int64_t size, int64_t n, int64_t c0, int64_t c1) {
+    std::memcpy(history + (slot * size + c0) * n, state + c0 * n, static_cast<size_t>((c1 - c0) * n) * sizeof(float));
+}
+
 }  // namespace
 
-void mamba_step(Team* team, const Run& run, const MambaStep& s, const StepState& state, Scratch& scratch) {
+void mamba_step(Team* team, const Run& run, const MambaStep& s, int64_t index, Scratch& scratch) {
     const InnerKernels& k = *run.k;
     const int64_t m = run.m, d_inner = s.out.cols;
     const int tokens = static_cast<int>(m);
     const MambaShape shape{d_inner, s.d_state, s.d_conv};
-    const ActBuffer input = step_input(team, run, s.input, run.x, m, s.in.cols, wants_int8(s.in), scratch);
+    const ActBuffer input = step_input(team, run, s.input, nullptr, m, s.in.cols, wants_int8(s.in), scratch);
     const ActBuffer u = take_act(scratch, m, d_inner, wants_int8(s.x));
     float* z = scratch.take<float>(m * d_inner);
     float* projected = scratch.take<float>(m * s.x.rows);
@@ -55,9 +61,14 @@ void mamba_step(Team* team, const Run& run, const MambaStep& s, const StepState&
     team->chunks(d_inner, in_chunk, [&](int64_t c0, int64_t c1) {
         k.gemv[s.in.type](rows_of(s.in), input.view(), nullptr, tokens, c0, c1, u.f, u.f_stride);
         k.gemv[s.in.type](rows_of(s.in, 0, d_inner), input.view(), nullptr, tokens, c0, c1, z, d_inner);
-        for (int64_t t = 0; t < m; ++t) {
-            float* row = u.f + t * u.f_stride;
-            k.conv_step(shape, row, s.conv_weight, s.conv_bias, state.conv, c0, c1, row);
+        float* row = u.f;
+        for (int64_t j = 0; j < run.n_spans; ++j) {
+            const Span& span = run.spans[j];
+            const StepState& state = run.states[j][index];
+            for (int64_t t = 0; t < span.tokens; ++t, row += u.f_stride) {
+                if (span.slot >= 0) keep(state.conv, state.conv_history, span.slot + t, d_inner, s.d_conv - 1, c0, c1);
+                k.conv_step(shape, row, s.conv_weight, s.conv_bias, state.conv, c0, c1, row);
+            }
         }
     });
     if (wants_int8(s.x))
@@ -82,10 +93,16 @@ void mamba_step(Team* team, const Run& run, const MambaStep& s, const StepState&
     const int64_t dt_chunk = chunk_rows(s.dt.row_bytes + state_bytes, d_inner, team->size, 32);
     team->chunks(d_inner, dt_chunk, [&](int64_t c0, int64_t c1) {
         k.gemv[s.dt.type](rows_of(s.dt), selection.dt.view(), nullptr, tokens, c0, c1, y.f, y.f_stride);
-        for (int64_t t = 0; t < m; ++t) {
-            float* row = y.f + t * y.f_stride;
-            k.ssm_step(shape, u.f + t * u.f_stride, row, s.dt_bias, s.A, selection.b + t * s.d_state,
-                       selection.c + t * s.d_state, s.D, z + t * d_inner, state.ssm, c0, c1, row);
+        int64_t t = 0;
+        for (int64_t j = 0; j < run.n_spans; ++j) {
+            const Span& span = run.spans[j];
+            const StepState& state = run.states[j][index];
+            for (int64_t i = 0; i < span.tokens; ++i, ++t) {
+                if (span.slot >= 0) keep(state.ssm, state.ssm_history, span.slot + i, d_inner, s.d_state, c0, c1);
+                float* row = y.f + t * y.f_stride;
+                k.ssm_step(shape, u.f + t * u.f_stride, row, s.dt_bias, s.A, selection.b + t * s.d_state,
+                           selection.c + t * s.d_state, s.D, z + t * d_inner, state.ssm, c0, c1, row);
+            }
         }
     });
     if (wants_int8(s.out))

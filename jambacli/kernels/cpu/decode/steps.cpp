@@ -7,7 +7,7 @@
 
 namespace jamba {
 
-ActBuffer step_input(Team* team, const Run& run, const Input& input, const float* x, int64_t m, int64_t hidden,
+ActBuffer step_input(Team* team, const Run& run, const Input& input, const int32_t* rows, int64_t m, int64_t hidden,
                      bool quantized, Scratch& scratch) {
     const bool own = m == 1;
     ActBuffer a;
@@ -17,11 +17,12 @@ ActBuffer step_input(Team* team, const Run& run, const Input& input, const float
     }
     if (!team) return a;
     for (int64_t t = own ? 0 : team->id; t < m; t += own ? 1 : team->size) {
+        const float* x = run.x + (rows ? rows[t] : t) * hidden;
         float* row = a.f + t * a.f_stride;
         if (input.norm)
-            run.k->rms_norm(x + t * hidden, input.norm, input.eps, hidden, row);
+            run.k->rms_norm(x, input.norm, input.eps, hidden, row);
         else
-            std::memcpy(row, x + t * hidden, static_cast<size_t>(hidden) * sizeof(float));
+            std::memcpy(row, x, static_cast<size_t>(hidden) * sizeof(float));
         if (quantized) quantize_part(*run.k, a, t, hidden, 0, hidden);
     }
     if (!own) team->barrier();
@@ -40,10 +41,10 @@ void step_output(Team& team, const Run& run, const Matrix& out, const ActBuffer&
 
 namespace {
 
-void one_step(Team* team, const Run& run, const Step& s, const StepState& state, Scratch scratch, size_t* used) {
+void one_step(Team* team, const Run& run, const Step& s, int64_t index, Scratch scratch, size_t* used) {
     switch (s.kind) {
-        case kMambaStep: mamba_step(team, run, *static_cast<const MambaStep*>(s.step), state, scratch); break;
-        case kAttentionStep: attention_step(team, run, *static_cast<const AttentionStep*>(s.step), state, scratch); break;
+        case kMambaStep: mamba_step(team, run, *static_cast<const MambaStep*>(s.step), index, scratch); break;
+        case kAttentionStep: attention_step(team, run, *static_cast<const AttentionStep*>(s.step), index, scratch); break;
         case kMlpStep: mlp_step(team, run, *static_cast<const MlpStep*>(s.step), scratch); break;
         case kExpertsStep: experts_step(team, run, *static_cast<const ExpertsStep*>(s.step), scratch); break;
         case kLogitsStep: logits_step(team, run, *static_cast<const LogitsStep*>(s.step), scratch); break;
@@ -100,23 +101,30 @@ int check_step(const Step& step) {
 // kOk when the kernels can run this step, else why not. The caller checks the sizes of plain float tensors.
 EXPORT int decode_check_step(int64_t kind, const void* step) { return jamba::check_step({kind, step}); }
 
-// Runs n_steps steps in order on m tokens after n_past others. states[i] belongs to steps[i]; x is [m, hidden], updated in
-// place, or left alone where y is not null (then each step overwrites y: for single steps). A kLogitsStep writes the logits
-// of the last n_logits tokens. `precise`: 15-bit activations instead of int8. The caller has checked the steps, and that caches have room for n_past + m tokens.
-EXPORT int decode_steps(const jamba::Step* steps, const jamba::StepState* states, float* x, float* y, float* logits,
-                        int64_t n_steps, int64_t m, int64_t n_past, int64_t n_logits, int precise, int threads) {
+// Runs n_steps steps in order on the tokens of n_spans spans of distinct sequences. states[j][i] is span j's part of steps[i]; x is
+// [tokens of all spans, hidden], updated in place, or left alone where y is not null (then each step overwrites y: for single
+// steps). A kLogitsStep writes the logits that the spans ask for, one span after another. `precise`: 15-bit activations
+// instead of int8. A token's results do not depend on the other spans, nor on how its own sequence is cut into spans. The
+// caller has checked the steps.
+EXPORT int decode_steps(const jamba::Step* steps, const jamba::StepState* const* states, const jamba::Span* spans, float* x,
+                        float* y, float* logits, int64_t n_steps, int64_t n_spans, int precise, int threads) {
     using namespace jamba;
+    int64_t m = 0;
+    for (int64_t j = 0; j < n_spans; ++j) {
+        if (spans[j].tokens <= 0 || spans[j].logits < 0 || spans[j].logits > spans[j].tokens) return kBadSize;
+        m += spans[j].tokens;
+        for (int64_t i = 0; i < n_steps; ++i)
+            if (steps[i].kind == kAttentionStep && spans[j].past + spans[j].tokens > states[j][i].capacity) return kNoRoom;
+    }
     if (m <= 0) return kOk;
-    const Run run{&inner_kernels(), x, y, m, n_past, logits, std::min(n_logits, m), std::max(1, threads)};
-    for (int64_t i = 0; i < n_steps; ++i)
-        if (steps[i].kind == kAttentionStep && n_past + m > states[i].capacity) return kNoRoom;
+    const Run run{&inner_kernels(), x, y, m, spans, states, n_spans, logits, std::max(1, threads)};
     size_t bytes = 0;
-    for (int64_t i = 0; i < n_steps; ++i) one_step(nullptr, run, steps[i], states[i], Scratch(nullptr, precise), &bytes);
+    for (int64_t i = 0; i < n_steps; ++i) one_step(nullptr, run, steps[i], i, Scratch(nullptr, precise), &bytes);
     uint8_t* base = scratch_block(bytes);
     if (!base) return kNoMemory;
     parallel(run.threads, [&](Team& team) {
         for (int64_t i = 0; i < n_steps; ++i) {
-            one_step(&team, run, steps[i], states[i], Scratch(base, precise), nullptr);
+            one_step(&team, run, steps[i], i, Scratch(base, precise), nullptr);
             team.barrier();
         }
     });

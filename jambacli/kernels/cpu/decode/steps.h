@@ -60,34 +60,45 @@ struct Step {
 struct StepState {
     float* conv;                        // [d_inner, d_conv - 1], oldest input first
     float* ssm;                         // [d_inner, d_state]
+    float *conv_history, *ssm_history;  // [slots, ...]: earlier conv and ssm, see Span; null without
     uint8_t *k, *v;                     // caches; byte strides between tokens and between heads
     int64_t token_stride, head_stride;
     int64_t capacity;                   // tokens
 };
 
-// One call: m tokens after n_past others.
+// The tokens of one sequence in a call. Rows of x are the tokens of the first span, then those of the second ...
+struct Span {
+    int64_t tokens, past;  // `past`: tokens of the sequence before these
+    int64_t logits;        // of how many of its last tokens
+    int64_t slot;          // conv and ssm before the span's token i are copied to history slot slot + i; -1: not kept
+};
+
+// One call: m tokens of some spans. Products are shared by all tokens; convolution, scan and attention go span by span.
 struct Run {
     const InnerKernels* k;
     float* x;  // [m, hidden]: the residual stream, which steps add to
     float* y;  // where not null, steps write their output here instead of adding it to x
     int64_t m;
-    int64_t n_past;
-    float* logits;     // [n_logits, vocab], of the last n_logits tokens
-    int64_t n_logits;
+    const Span* spans;
+    const StepState* const* states;  // [n_spans]: of each span, the states of all steps
+    int64_t n_spans;
+    float* logits;  // [sum of the spans' logits, vocab]
     int threads;
 };
 
 // Each is called by every thread of a team with a copy of the same scratch, or once with team null to measure scratch.
 // x may be read by the next step only after another barrier.
-void mamba_step(Team* team, const Run& run, const MambaStep& s, const StepState& state, Scratch& scratch);
-void attention_step(Team* team, const Run& run, const AttentionStep& s, const StepState& state, Scratch& scratch);
+// `index`: the step's, of its part of each span's states.
+void mamba_step(Team* team, const Run& run, const MambaStep& s, int64_t index, Scratch& scratch);
+void attention_step(Team* team, const Run& run, const AttentionStep& s, int64_t index, Scratch& scratch);
 void mlp_step(Team* team, const Run& run, const MlpStep& s, Scratch& scratch);
 void experts_step(Team* team, const Run& run, const ExpertsStep& s, Scratch& scratch);
 void logits_step(Team* team, const Run& run, const LogitsStep& s, Scratch& scratch);
 
-// The step's input, normed, in the forms that its weights need. One token: every thread computes its own copy, which is
-// faster than waiting for another; more tokens are shared out, with a barrier at the end.
-ActBuffer step_input(Team* team, const Run& run, const Input& input, const float* x, int64_t m, int64_t hidden,
+// The step's input, normed, in the forms that its weights need: m rows of run.x, those that `rows` lists (null: all in order).
+// One token: every thread computes its own copy, which is faster than waiting for another; more tokens are shared out, with
+// a barrier at the end.
+ActBuffer step_input(Team* team, const Run& run, const Input& input, const int32_t* rows, int64_t m, int64_t hidden,
                      bool quantized, Scratch& scratch);
 
 // Rows of `out` times the activations, added to run.x (or written to run.y), shared out over the team.

@@ -1,0 +1,581 @@
+"""Several replies at once with one model: requests join and leave at any step, and equal prefixes are read once.
+
+A step is one token for every reply that is being generated, all in one pass, then at most one chunk of reading: a reply never
+waits longer than for a chunk, however long the other prompts are. A prompt is read in the chunks in which it is read alone, and
+a token's results do not depend on what else is in the step, so a request gives the same tokens alone and among others.
+
+``BatchEngine.step`` is deterministic and starts no thread. ``submit`` and ``cancel`` may be called from any thread;
+``engine.batch_worker`` runs an engine in a thread of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+import numpy as np
+
+from jambacli.engine.batch_job import Job, Request, reading_stops
+from jambacli.engine.generate import Generated, Reply, draw
+from jambacli.engine.sampling import Sampler
+from jambacli.engine.sequence import Counters, TokenSequence, common_prefix
+from jambacli.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from jambacli.engine.loaded_model import LoadedModel
+    from jambacli.engine.prefix_cache import PrefixCache
+
+logger = logging.getLogger(__name__)
+
+K = TypeVar("K")
+
+# How many waiting requests are compared with the sequences when a place is free.
+_LOOK_AHEAD = 32
+
+
+class _Slot:
+    """A place for one running request: a sequence, which keeps its content when the request has ended."""
+
+    def __init__(self, sequence: TokenSequence, cache: PrefixCache | None) -> None:
+        self.sequence = sequence
+        self.cache = cache
+        self.job: Job | None = None
+        self.boundaries: list[int] = []
+        # The last token drawn, if it is not in the state yet.
+        self.drawn: int | None = None
+        self.last_used = 0
+        # The tokens that the sequence holds or will hold, and where reading them stops.
+        self.array = np.empty(0, dtype=np.int64)
+        self.stops: list[int] = []
+
+    @property
+    def reading(self) -> bool:
+        return self.job is not None and self.job.phase == "reading"
+
+    @property
+    def answering(self) -> bool:
+        return self.job is not None and self.job.phase == "answering"
+
+
+class BatchEngine:
+    """Runs requests on one model, up to ``parallel`` at a time, the others in a queue. Only one thread may step it."""
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        *,
+        parallel: int,
+        ctx: int | None = None,
+        kv_type: str | None = None,
+        precise: bool | None = None,
+        exact: bool = True,
+        open_store: Callable[[TokenSequence], PrefixCache | None] | None = None,
+        commit_ends: bool = True,
+    ) -> None:
+        """``ctx``: maximum tokens of a request, by default the model's context length. ``exact``: reuse only what reading the
+        prompt from its beginning would have computed to the bit; without it, also what differs by rounding (such as a reply
+        that is part of the next prompt). ``open_store``: the stored prefixes of a new sequence; ``commit_ends``: also store
+        the states at the ends of requests, not only those of long prompts as they are read.
+        """
+        if parallel < 1:
+            raise UsageError("must be at least 1", field="parallel", value=parallel)
+        self.model = model
+        self.parallel = parallel
+        self.ctx = ctx or model.config.context_length
+        self.exact = exact
+        self._kv_type, self._precise, self._open_store = kv_type or "f16", precise, open_store
+        self._commit_ends = commit_ends
+        self._slots: list[_Slot] = []
+        self._waiting: deque[Job] = deque()
+        self._arrived = threading.Condition()
+        self._clock = 0
+        self._shortest_first = False
+
+    # Called from any thread
+
+    def submit(
+        self,
+        request: Request,
+        *,
+        on_text: Callable[[str], None] | None = None,
+        on_read: Callable[[int], None] | None = None,
+        on_end: Callable[[Job], None] | None = None,
+    ) -> Job:
+        """Add a request to the queue. The callbacks are called by ``step``: with every piece of text (thoughts as
+        ``Thought``), with the number of prompt tokens that a pass has read, and with the job when it has ended.
+
+        Raises UsageError for an empty prompt, tokens that the model does not have or an unknown biased token,
+        ContextFullError when the prompt and ``reserve`` do not fit, JambaError when no valid reply fits.
+        """
+        tokenizer, n_vocab, n = self.model.tokenizer, self.model.config.vocab_size, len(request.ids)
+        if not n:
+            raise UsageError("there are no tokens to read: the prompt is empty")
+        if min(request.ids) < 0 or max(request.ids) >= n_vocab:
+            raise UsageError(f"the prompt has tokens that are not in the vocabulary of {n_vocab}")
+        if n + request.reserve > self.ctx:
+            from jambacli.model.state import ContextFullError
+
+            raise ContextFullError(
+                f"{n:,} tokens do not fit in the context of {self.ctx:,}", remedy="use a larger {ctx}"
+            )
+        request.sampling.check_vocabulary(n_vocab)
+        if request.constraint is not None:
+            room = self.ctx - n
+            budget = room if request.max_tokens is None else min(room, request.max_tokens)
+            request.constraint.begin(budget, request.thinking)
+        reply = Reply(
+            tokenizer,
+            max_tokens=request.max_tokens,
+            stops=() if request.constraint is not None else request.stops,
+            stop_ids=tokenizer.stop_ids if request.stop_ids is None else request.stop_ids,
+            thought_marks=request.thought_marks,
+            result=Generated(thinking=request.thinking),
+        )
+        sampler = Sampler(request.sampling, request.ids, request.constraint)
+        job = Job(request, reply, sampler, on_text, on_read, on_end)
+        job.stops = reading_stops(0, n, job.boundaries, self.model.model.prefill_chunk)
+        with self._arrived:
+            self._waiting.append(job)
+            self._arrived.notify_all()
+        return job
+
+    def queue_position(self, job: Job) -> int | None:
+        """How many requests are before ``job`` in the queue, None when it no longer waits."""
+        with self._arrived:
+            return next((i for i, other in enumerate(self._waiting) if other is job), None)
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do until the next ``submit``."""
+        with self._arrived:
+            return not self._waiting and not any(slot.job for slot in self._slots)
+
+    def wait(self, seconds: float) -> None:
+        """Wait until a request arrives, at most so long."""
+        with self._arrived:
+            if not self._waiting:
+                self._arrived.wait(seconds)
+
+    def wake(self) -> None:
+        """End a ``wait`` of the stepping thread."""
+        with self._arrived:
+            self._arrived.notify_all()
+
+    # Called from one thread
+
+    def step(self) -> bool:
+        """One token for every reply in progress, then at most one chunk of reading. Returns whether more is to be done."""
+        self._clock += 1
+        self._remove_cancelled()
+        self._admit()
+        self._decode()
+        self._read()
+        return not self.idle
+
+    def run(self) -> None:
+        """Step until every request has ended."""
+        while self.step():
+            pass
+
+    def stream(self, request: Request) -> Iterator[str]:
+        """Submit a request and step until it has ended; yields its text. Closing the iterator cancels it.
+
+        Raises the request's error.
+        """
+        pieces: deque[str] = deque()
+        job = self.submit(request, on_text=pieces.append)
+        try:
+            while pieces or job.phase != "done":
+                if pieces:
+                    yield pieces.popleft()
+                else:
+                    self.step()
+        finally:
+            if job.phase != "done":
+                job.cancel()
+                self._remove_cancelled()
+        if job.error is not None:
+            raise job.error
+
+    def run_all(
+        self,
+        requests: Iterable[tuple[K, Callable[[], Request]]],
+        ended: Callable[[K, Job | None, Exception | None], None],
+        on_read: Callable[[int], None] | None = None,
+    ) -> None:
+        """Run many requests, each made when its turn comes. ``ended`` is called with its key, its job and its error.
+
+        The job is None if the request could not be made or submitted. ``ended`` is not called for cancelled requests;
+        what it raises is raised here.
+        """
+        running = 0
+        failures: list[Exception] = []
+
+        def end(key: K, job: Job) -> None:
+            nonlocal running
+            running -= 1
+            if job.cancelled:
+                return
+            try:
+                ended(key, job, job.error)
+            except Exception as failure:  # to be raised here, not reported for the request
+                failures.append(failure)
+
+        waiting = iter(requests)
+        more = True
+        while True:
+            # A few beyond those that run, so that the engine sees which of the next ones share a prefix.
+            while more and running < 2 * self.parallel:
+                found = next(waiting, None)
+                if found is None:
+                    more = False
+                    break
+                key, make = found
+                try:
+                    self.submit(make(), on_read=on_read, on_end=functools.partial(end, key))
+                except Exception as error:
+                    ended(key, None, error)
+                else:
+                    running += 1
+            if not running:
+                return
+            self.step()
+            if failures:
+                raise failures[0]
+
+    @property
+    def jobs(self) -> list[Job]:
+        """The jobs that have not ended, those that wait last."""
+        with self._arrived:
+            return [*(slot.job for slot in self._slots if slot.job is not None), *self._waiting]
+
+    def fail(self, jobs: Sequence[Job], error: Exception) -> None:
+        """End these jobs with this error."""
+        for slot in self._slots:
+            if slot.job is not None and slot.job in jobs:
+                self._release(slot, error)
+        with self._arrived:
+            waiting = [job for job in self._waiting if job in jobs]
+            self._waiting = deque(job for job in self._waiting if job not in jobs)
+        for job in waiting:
+            self._end(job, error)
+
+    def close(self) -> None:
+        """Cancel every request, store what was read, and wait until it is written."""
+        with self._arrived:
+            for job in self._waiting:
+                job.cancel()
+        for slot in self._slots:
+            if slot.job is not None:
+                slot.job.cancel()
+        self._remove_cancelled()
+        for slot in self._slots:
+            if slot.cache is not None:
+                slot.cache.close()
+
+    def __enter__(self) -> BatchEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # Joining
+
+    def _remove_cancelled(self) -> None:
+        for slot in self._slots:
+            if slot.job is not None and slot.job.cancelled:
+                self._release(slot, None)
+        with self._arrived:
+            gone = [job for job in self._waiting if job.cancelled]
+            for job in gone:
+                self._waiting.remove(job)
+        for job in gone:
+            self._end(job, None)
+
+    def _admit(self) -> None:
+        """Give free slots to waiting requests, in order; one whose prefix is being read for another waits for it."""
+        with self._arrived:
+            ahead = list(itertools.islice(self._waiting, _LOOK_AHEAD))
+        for job in ahead:
+            if len(self._slots) >= self.parallel and all(slot.job is not None for slot in self._slots):
+                return
+            source, now = self._longest_prefix(job)
+            awaited = self._awaited_prefix(job, now)
+            if awaited is not None:
+                reader, position = awaited
+                if position not in reader.boundaries:
+                    reader.boundaries = sorted([*reader.boundaries, position])
+                continue
+            slot = self._choose_slot(job, source, now, ahead)
+            with self._arrived:
+                self._waiting.remove(job)
+            self._start(job, slot, source, now)
+
+    def _shared(self, slot: _Slot, job: Job) -> int:
+        """The last position in the prompt that reading the slot's stops at; if exact, after the same stops before it."""
+        common, shared = common_prefix(slot.array, job.array), 0
+        for i, stop in enumerate(slot.stops):
+            if stop > common or (self.exact and job.stops[i : i + 1] != [stop]):
+                break
+            # Logits after the whole prompt are only computed where reading ends.
+            if stop < len(job.ids) or stop == slot.stops[-1]:
+                shared = stop
+        return shared
+
+    def _longest_prefix(self, job: Job) -> tuple[_Slot | None, int]:
+        """The sequence with the longest prefix of the prompt to go on from now, and its length."""
+        best: tuple[_Slot | None, int] = (None, 0)
+        for slot in self._slots:
+            sequence, exact = slot.sequence, self._shared(slot, job)
+            most = exact if self.exact else common_prefix(slot.array, job.array)
+            state, here = sequence.state, len(sequence.tokens)
+            usable = [
+                p
+                for p, checkpoint in sequence.checkpoints.items()
+                if p <= most and state.restorable(checkpoint) and (p < len(job.ids) or p in sequence.known_logits)
+            ]
+            # Where the sequence stands now, a checkpoint can still be taken.
+            if here <= most and sequence.consistent and (here < len(job.ids) or sequence.logits is not None):
+                usable.append(here)
+            longest = max(usable, default=0)
+            if longest > best[1]:
+                best = slot, longest
+        return best
+
+    def _awaited_prefix(self, job: Job, now: int) -> tuple[_Slot, int] | None:
+        """A sequence that is reading a longer prefix of the prompt than ``now``, and the position to wait for."""
+        best: tuple[_Slot, int] | None = None
+        for slot in self._slots:
+            shared = self._shared(slot, job) if slot.reading else 0
+            if shared > max(len(slot.sequence.tokens), best[1] if best else now):
+                best = slot, shared
+        return best
+
+    def _choose_slot(self, job: Job, source: _Slot | None, now: int, ahead: Sequence[Job]) -> _Slot:
+        """The free slot whose content is of least use to the requests that wait; the source itself if that costs nothing."""
+        free = [slot for slot in self._slots if slot.job is None]
+        others = [other for other in ahead if other is not job and other.phase == "waiting"]
+
+        def use(slot: _Slot) -> tuple[int, int]:
+            longest = max((self._shared(slot, other) for other in others), default=0)
+            return longest, slot.last_used
+
+        if source in free and source is not None and use(source)[0] <= now:
+            return source
+        if len(self._slots) < self.parallel:
+            return self._open_slot()
+        return min(free, key=use)
+
+    def _open_slot(self) -> _Slot:
+        from jambacli.model.config import CHECKPOINT_BYTES
+
+        sequence = TokenSequence(self.model.model, self.ctx, self._kv_type, precise=self._precise)
+        # One sequence's budget is divided among all.
+        sequence.checkpoint_bytes = CHECKPOINT_BYTES // self.parallel
+        cache = self._open_store(sequence) if self._open_store is not None else None
+        sequence.prefixes = cache
+        self._slots.append(_Slot(sequence, cache))
+        return self._slots[-1]
+
+    def _start(self, job: Job, slot: _Slot, source: _Slot | None, position: int) -> None:
+        """Put the job into the slot, with the first ``position`` tokens of ``source``."""
+        sequence = slot.sequence
+        slot.job, job.phase = job, "reading"
+        slot.array, slot.stops, slot.boundaries = job.array, job.stops, job.boundaries
+        sequence.counters = job.counters
+        if slot.cache is not None:
+            slot.cache.documents = list(job.request.documents)
+        try:
+            if source is not None and position == len(source.sequence.tokens):
+                source.sequence.checkpoint()
+            if source is None:
+                sequence.reset()
+            elif source is slot:
+                sequence.rewind(position, allow_end=len(job.ids))
+            else:
+                sequence.fork(source.sequence, position)
+            start = sequence.prepare(job.ids, stored_at=frozenset(job.stops) if self.exact else None)
+        except Exception as error:
+            sequence.reset()
+            self._release(slot, error)
+            return
+        job.tokens_read = start
+        if start == len(job.ids):
+            job.phase = "answering"
+        elif not self.exact:  # the chunks may begin elsewhere
+            slot.stops = reading_stops(start, len(job.ids), job.boundaries, sequence.chunk)
+        self._call(slot, job.on_read, start)
+
+    # Stepping
+
+    def _decode(self) -> None:
+        """Draw a token for every reply in progress and append them all in one pass."""
+        import torch
+
+        for slot in self._slots:
+            if slot.answering and slot.drawn is None:
+                slot.drawn = self._draw(slot)
+        began = time.perf_counter()
+        drawn = [(slot, slot.drawn) for slot in self._slots if slot.drawn is not None]
+        outcomes = self._forward([(slot, torch.tensor([token]), "last") for slot, token in drawn])
+        for (slot, token), outcome in zip(drawn, outcomes, strict=True):
+            slot.drawn = None
+            if isinstance(outcome, Exception):
+                self._release(slot, outcome)
+            else:
+                assert outcome is not None
+                slot.sequence.stepped(token, outcome, began)
+
+    def _draw(self, slot: _Slot) -> int | None:
+        """The next token of the slot's reply, None when the reply has ended with it or before it."""
+        job, sequence = slot.job, slot.sequence
+        assert job is not None
+        reply = job.reply
+        try:
+            if reply.wants(len(sequence.tokens), sequence.ctx):
+                assert sequence.logits is not None
+                token = draw(job.sampler, sequence.logits)
+                if job.first_token_seconds is None:
+                    job.first_token_seconds = time.perf_counter() - job.submitted
+                job.say(reply.push(token))
+                if not reply.ended:
+                    return token
+            job.say(reply.flush())
+            if job.request.constraint is not None:
+                job.request.constraint.check_finished(len(job.result.ids))
+        except Exception as error:
+            self._release(slot, error)
+        else:
+            self._release(slot, None)
+        return None
+
+    def _read(self) -> None:
+        """Read prompts, as many passes as fit into one chunk, at least one."""
+        import torch
+
+        left = chunk = self.model.model.prefill_chunk
+        while left > 0:
+            slot = self._next_to_read()
+            if slot is None:
+                return
+            job, sequence = slot.job, slot.sequence
+            assert job is not None
+            at, stop = len(sequence.tokens), sequence.next_stop(len(job.ids), slot.boundaries)
+            if stop - at > left and left < chunk:
+                return
+            left -= stop - at
+            last = stop == len(job.ids)
+            began = time.perf_counter()
+            (outcome,) = self._forward([(slot, torch.from_numpy(job.array[at:stop]), "last" if last else "none")])
+            try:
+                if isinstance(outcome, Exception):
+                    raise outcome
+                sequence.prefilled(job.ids, stop, slot.boundaries, outcome, began)
+            except Exception as error:
+                self._release(slot, error)
+                continue
+            job.tokens_read = stop
+            if last:
+                job.phase = "answering"
+            self._call(slot, job.on_read, stop - at)
+            self._shortest_first = not self._shortest_first
+
+    def _next_to_read(self) -> _Slot | None:
+        """The slot that reads next: in turn the one whose request is oldest and the one with the least left to read, so that
+        neither a long prompt nor many short ones keep others waiting."""
+        reading = [(slot, slot.job) for slot in self._slots if slot.job is not None and slot.reading]
+        if not reading:
+            return None
+        if self._shortest_first:
+            return min(reading, key=lambda pair: len(pair[1].ids) - pair[1].tokens_read)[0]
+        return min(reading, key=lambda pair: pair[1].submitted)[0]
+
+    def _forward(
+        self, passes: Sequence[tuple[_Slot, torch.Tensor, Literal["last", "none"]]]
+    ) -> list[torch.Tensor | Exception | None]:
+        """Append tokens to the slots' sequences in one pass: their logits, or the error of each one that failed."""
+        from jambacli.model.jamba import Span
+
+        if not passes:
+            return []
+        spans = [Span(slot.sequence.state, ids, logits) for slot, ids, logits in passes]
+        try:
+            return list(self.model.model.forward_spans(spans))
+        except Exception as error:
+            if len(passes) == 1:
+                return [error]
+            logger.debug("a pass over several sequences failed, so each goes on by itself: %s", error)
+        outcomes: list[torch.Tensor | Exception | None] = []
+        for one in passes:
+            try:
+                if not one[0].sequence.consistent:
+                    self._replay(one[0])
+                outcomes += self._forward([one])
+            except Exception as error:
+                outcomes.append(error)
+        return outcomes
+
+    def _replay(self, slot: _Slot) -> None:
+        """Compute the tokens after the last checkpoint again, in the same passes, after one that failed in the middle."""
+        import torch
+
+        job, sequence = slot.job, slot.sequence
+        assert job is not None
+        tokens = list(sequence.tokens)
+        sequence.rewind(len(tokens))
+        prompt = torch.from_numpy(job.array)
+        while (at := len(sequence.tokens)) < min(len(tokens), len(job.ids)):
+            stop, began = sequence.next_stop(len(job.ids), slot.boundaries), time.perf_counter()
+            last = stop == len(job.ids)
+            logits = sequence.model.forward(prompt[at:stop], sequence.state, logits="last" if last else "none")
+            sequence.prefilled(job.ids, stop, slot.boundaries, logits, began)
+        for token in tokens[len(sequence.tokens) :]:
+            sequence.step(token)
+
+    # Leaving
+
+    def _call(self, slot: _Slot, callback: Callable[[int], None] | None, value: int) -> None:
+        """Call a callback; its error ends the request."""
+        if callback is None or not value:
+            return
+        try:
+            callback(value)
+        except Exception as error:
+            self._release(slot, error)
+
+    def _release(self, slot: _Slot, error: Exception | None) -> None:
+        """End the slot's request; the sequence keeps what can be used again."""
+        job, sequence = slot.job, slot.sequence
+        assert job is not None
+        ended = job.reply.ended and error is None
+        slot.job, slot.drawn, slot.last_used = None, None, self._clock
+        try:
+            if not sequence.consistent:
+                sequence.rewind(len(sequence.tokens))
+            if sequence.tokens and not (ended and self.exact):
+                # Where it was cut off, the same request goes on. After a whole reply, only the next turn of a chat would.
+                sequence.checkpoint()
+            if slot.cache is not None and sequence.checkpoints and (self._commit_ends or not ended):
+                slot.cache.commit(sequence.content, durable=False)
+        except Exception as failure:
+            logger.warning("the state of a request could not be kept: %s", failure)
+            sequence.reset()
+        slot.array = np.asarray(sequence.tokens, dtype=np.int64)
+        sequence.counters = Counters()
+        self._end(job, error)
+
+    def _end(self, job: Job, error: Exception | None) -> None:
+        job.error, job.phase = error, "done"
+        if job.on_end is not None:
+            try:
+                job.on_end(job)
+            except Exception as failure:
+                logger.warning("the end of a request could not be reported: %s", failure)

@@ -1,0 +1,118 @@
+"""A request to a BatchEngine, and the job that it becomes there. Knows nothing of models."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+
+from jambacli.engine.generate import Generated, Reply, Thought
+from jambacli.engine.sampling import Constraint, Sampler, Sampling
+from jambacli.engine.sequence import Counters, next_stop
+
+Phase = Literal["waiting", "reading", "answering", "done"]
+
+
+class ReplyConstraint(Constraint, Protocol):
+    """A constraint of one whole reply; see ``constraints.json_schema``."""
+
+    def begin(self, budget: int, thinking: bool = False, said: Sequence[int] = ()) -> None:
+        """Start a reply of at most ``budget`` tokens. Raises JambaError when nothing valid fits into them."""
+
+    def check_finished(self, tokens: int) -> None:
+        """Raise JambaError for a reply of ``tokens`` tokens that is not complete."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to generate: a prompt as token ids, and how to continue it.
+
+    ``boundaries``: positions in the prompt at which other prompts may diverge; checkpoints are taken there. ``stop_ids``: the
+    tokens that end a reply, None for the model's. ``thought_marks``, ``thinking``, ``stops``: see ``generate``.
+    ``constraint``: of this reply alone, not begun yet. ``reserve``: tokens of a reply that must fit besides the prompt.
+    ``drop_space``: leave out a space at the beginning of the text, which chat templates write in history but not in a
+    generation prompt. ``documents``: hashes of the documents in the prompt, for the store (see ``PrefixCache.documents``).
+    """
+
+    ids: Sequence[int]
+    boundaries: Sequence[int] = ()
+    sampling: Sampling = field(default_factory=Sampling)
+    max_tokens: int | None = None
+    stops: Sequence[str] = ()
+    stop_ids: frozenset[int] | None = None
+    thought_marks: tuple[int | None, int | None] = (None, None)
+    thinking: bool = False
+    constraint: ReplyConstraint | None = None
+    reserve: int = 0
+    drop_space: bool = False
+    documents: Sequence[str] = ()
+
+
+class Job:
+    """A request in an engine. Its fields change while the engine steps; read them from any thread.
+
+    ``phase``; ``result``: the reply so far; ``counters``: what it cost; ``error``: why it failed, None if it did not;
+    ``tokens_read`` of the prompt's tokens are in the state; ``first_token_seconds``: from ``submit`` to the first token, None
+    before.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        reply: Reply,
+        sampler: Sampler,
+        on_text: Callable[[str], None] | None,
+        on_read: Callable[[int], None] | None,
+        on_end: Callable[[Job], None] | None,
+    ) -> None:
+        self.request = request
+        self.phase: Phase = "waiting"
+        self.error: Exception | None = None
+        self.tokens_read = 0
+        self.counters = Counters()
+        self.first_token_seconds: float | None = None
+        self.cancelled = False
+        self._space = request.drop_space
+        self.ids = list(request.ids)
+        self.reply, self.sampler = reply, sampler
+        self.on_text, self.on_read, self.on_end = on_text, on_read, on_end
+        self.submitted = time.perf_counter()
+        # Where reading it from the beginning stops, and the same prompt for quick comparisons.
+        self.boundaries = sorted(set(request.boundaries) | {len(self.ids)})
+        self.stops: list[int] = []
+        self.array = np.asarray(self.ids, dtype=np.int64)
+
+    @property
+    def result(self) -> Generated:
+        """The reply so far."""
+        return self.reply.result
+
+    @property
+    def text(self) -> str:
+        """The text of the reply so far, without thoughts."""
+        text = self.result.text
+        return text[1:] if self.request.drop_space and text.startswith(" ") else text
+
+    def say(self, piece: str) -> None:
+        """Pass a piece of text on."""
+        if self._space and not isinstance(piece, Thought) and piece:
+            self._space = False
+            piece = piece[1:] if piece.startswith(" ") else piece
+        if piece and self.on_text is not None:
+            self.on_text(piece)
+
+    def cancel(self) -> None:
+        """End the job at the engine's next step, as ``interrupted``; what was read stays usable for other requests."""
+        self.cancelled = True
+
+
+def reading_stops(at: int, end: int, boundaries: Sequence[int], chunk: int) -> list[int]:
+    """Where the passes of a prefill from ``at`` to ``end`` stop; ``boundaries`` ascend."""
+    stops: list[int] = []
+    while at < end:
+        at = next_stop(at, end, boundaries, chunk)
+        stops.append(at)
+    return stops

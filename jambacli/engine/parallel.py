@@ -1,0 +1,35 @@
+"""How many sequences to run at once: as many as measurements show worthwhile and as fit in memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from jambacli.hardware.devices import devices
+from jambacli.model.config import CHECKPOINT_BYTES
+
+if TYPE_CHECKING:
+    from jambacli.model.config import JambaConfig
+    from jambacli.model.jamba import JambaModel
+
+#: More at once are hardly faster: see docs/batch.md.
+MOST_PARALLEL = 8
+# The share of the free memory that sequences may take.
+_SHARE = 0.5
+
+
+def default_parallel(model: JambaModel, tokens: int, kv_type: str | None = None) -> int:
+    """How many sequences of up to ``tokens`` tokens to run at once on this machine: 1 to MOST_PARALLEL."""
+    cpu, *gpus = devices()
+    device = model.kv_device or model.device
+    if device.type == "cuda":
+        index = device.index or 0
+        free = gpus[index].available if index < len(gpus) else 0
+    else:
+        free = cpu.available
+    room = int(free * _SHARE) - CHECKPOINT_BYTES
+    return max(1, min(MOST_PARALLEL, room // sequence_bytes(model.config, tokens, kv_type)))
+
+
+def sequence_bytes(config: JambaConfig, tokens: int, kv_type: str | None = None) -> int:
+    """Bytes of a sequence of up to ``tokens`` tokens: its state, and its keys and values."""
+    return config.state_bytes() + min(tokens, config.context_length) * config.kv_bytes_per_token(kv_type or "f16")
