@@ -37,6 +37,7 @@ COMMANDS = {
     "chat": "chat:chat",
     "summarize": "summarize:summarize",
     "ask": "ask:ask",
+    "batch": "batch:batch",
     "bench": "bench:bench",
     "eval": "eval:app",
     "sessions": "sessions:app",

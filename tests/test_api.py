@@ -38,3 +38,21 @@ def test_a_checkpoint_directory_loads_and_is_converted_once(tmp_path: Path, own_
         expected = load_f32(folder)(torch.tensor([ids])).logits[0]
     # The checkpoint's own precision may be bf16: what matters here is that it is this model.
     assert torch.equal(first.logits(ids).argmax(-1), expected.argmax(-1))
+
+
+def test_several_prompts_are_answered_as_each_is_alone() -> None:
+    from jambacli.engine.generate import Thought
+    from tests.support.small_models import small_model
+
+    for model in (small_model(), small_model(None)):
+        prompts = [f"Count {i} herons at the lake." for i in range(10)]
+        replies = model.generate_batch(prompts, ctx=512, parallel=4, temperature=0, max_tokens=6)
+        for prompt, reply in zip(prompts, replies, strict=True):
+            with model.session(ctx=512, store=False) as session:
+                say = session.send if model.template is not None else session.complete
+                said = say(prompt, temperature=0, max_tokens=6)
+                assert reply.text == "".join(piece for piece in said if not isinstance(piece, Thought))
+            assert reply.error is None and reply.finish in ("stop", "length") and reply.prompt_tokens > 5
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"}]
+    good, wrong, bad = small_model().generate_batch([messages, "herons " * 999, []], ctx=512, max_tokens=3)
+    assert good.text and isinstance(wrong.error, JambaError) and isinstance(bad.error, JambaError)

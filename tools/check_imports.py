@@ -37,6 +37,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("jambacli.engine",),
     ("jambacli.session",),
     ("jambacli.documents",),
+    ("jambacli.batch",),
     ("jambacli.chat",),
     ("jambacli.api",),
     ("jambacli.training", "jambacli.evaluation"),

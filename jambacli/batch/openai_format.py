@@ -1,7 +1,7 @@
 """OpenAI's batch format: a line of input -> a request, a reply -> a line of output.
 
-    {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": [...], "max_tokens": 100}}
-    {"id": "batch_req_...", "custom_id": "1", "response": {"status_code": 200, "request_id": "...", "body": {...}}, "error": null}
+{"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": [...], "max_tokens": 100}}
+{"id": "batch_req_...", "custom_id": "1", "response": {"status_code": 200, "request_id": "...", "body": {...}}, "error": null}
 """
 
 from __future__ import annotations
@@ -24,7 +24,17 @@ CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
 # Fields of a body that change nothing here: who asks, where it is billed or cached, which model (the one that is loaded).
 _IGNORED = frozenset(
-    "model user metadata store service_tier safety_identifier prompt_cache_key prompt_cache_retention stream_options".split()
+    (
+        "model",
+        "user",
+        "metadata",
+        "store",
+        "service_tier",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "stream_options",
+    )
 )
 # Fields of a body that only one value is supported for.
 _FIXED: dict[str, Any] = {"n": 1, "best_of": 1, "stream": False, "echo": False, "logprobs": False, "suffix": ""}
@@ -147,7 +157,7 @@ def _options(body: Mapping[str, Any], defaults: GenerationOptions) -> Generation
 def _number(name: str, value: Any, kind: type) -> int | float:
     whole = isinstance(value, int) and not isinstance(value, bool)
     if whole or (kind is float and isinstance(value, float) and math.isfinite(value)):
-        return kind(value)  # type: ignore[no-any-return]
+        return kind(value)
     raise BadRequestError(f"the field {name!r} must be a {'whole number' if kind is int else 'number'}", name)
 
 
@@ -190,16 +200,20 @@ def _message(index: int, value: Any) -> dict[str, str]:
     return {"role": "system" if role == "developer" else role, "content": content}
 
 
-def output_of(line: BatchLine | None, key: str, model: str, job: Job | None, error: Exception | None) -> dict[str, Any]:
-    """The line of output for a request that has ended. ``line`` is None for one that is not in the batch format."""
+def output_of(
+    line: BatchLine | None, key: str, model: str, job: Job | None, error: Exception | None, said: str | None = None
+) -> dict[str, Any]:
+    """The line of output for a request that has ended. ``line`` is None for one that is not in the batch format; ``said``:
+    the error as text."""
+    message = str(error) if said is None else said
     head = {"id": f"batch_req_{key[:24]}", "custom_id": line.custom_id if line is not None else None}
     if line is None:
-        return {**head, "response": None, "error": {"code": "invalid_request", "message": str(error)}}
+        return {**head, "response": None, "error": {"code": "invalid_request", "message": message}}
     if error is not None:
-        bad = isinstance(error, JambaError) and (job is None or job.phase == "waiting")
+        bad = isinstance(error, JambaError) and job is None  # refused before it ran
         kind = "invalid_request_error" if bad else "server_error"
         parameter = error.parameter if isinstance(error, BadRequestError) else getattr(error, "field", None)
-        body: dict[str, Any] = {"error": {"message": str(error), "type": kind, "param": parameter, "code": None}}
+        body: dict[str, Any] = {"error": {"message": message, "type": kind, "param": parameter, "code": None}}
         response = {"status_code": 400 if bad else 500, "request_id": key[:24], "body": body}
         return {**head, "response": response, "error": None}
     assert job is not None

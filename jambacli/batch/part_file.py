@@ -58,7 +58,9 @@ class PartFile:
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
-            raise JambaError(f"cannot write {self.path}: {error.strerror or error}; the answers so far are kept") from error
+            raise JambaError(
+                f"cannot write {self.path}: {error.strerror or error}; the answers so far are kept"
+            ) from error
         self._places[key] = at
 
     def clear(self) -> None:
@@ -83,7 +85,9 @@ class PartFile:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise JambaError(f"{self.path} is open in another process; wait for it, or choose another output") from error
+            raise JambaError(
+                f"{self.path} is open in another process; wait for it, or choose another output"
+            ) from error
 
     def _read(self) -> None:
         at = 0

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from jambacli.documents.ask import PendingAnswer
     from jambacli.documents.citation_check import CheckedCitations
     from jambacli.documents.citations import Cited
+    from jambacli.documents.load import Document
     from jambacli.documents.pages import DocumentEntry
     from jambacli.documents.reader import Reader, Task
     from jambacli.engine.loaded_model import LoadedModel
@@ -58,13 +59,19 @@ _FAULTS = 20
 
 def read_entries(files: Sequence[str], output: Path | None) -> list[DocumentEntry]:
     """Open the documents that the arguments name, with a warning for each problem."""
-    from jambacli.documents.load import read_documents
     from jambacli.documents.pages import entries_of
+
+    return entries_of(open_documents(files, output))
+
+
+def open_documents(files: Sequence[str], output: Path | None) -> list[Document]:
+    """The documents that the arguments name, with a warning for each problem."""
+    from jambacli.documents.load import read_documents
     from jambacli.documents.paths import expand
 
     sources = expand(files)
     if output is not None:
-        _check_output(output, [p for p in sources.paths if p is not None])
+        check_output(output, [p for p in sources.paths if p is not None])
     count = len(sources.paths)
     faults = 0
 
@@ -83,7 +90,7 @@ def read_entries(files: Sequence[str], output: Path | None) -> list[DocumentEntr
             ui.warn(remark)
     if sources.passed_over:
         ui.note(f"skipped {counted(sources.passed_over, 'file')} (of other kinds, or in .gitignore)")
-    return entries_of(documents)
+    return documents
 
 
 def output_path(output: Path | None) -> Path | None:
@@ -91,7 +98,7 @@ def output_path(output: Path | None) -> Path | None:
     return None if output is not None and str(output) == "-" else output
 
 
-def _check_output(output: Path, inputs: Sequence[Path]) -> None:
+def check_output(output: Path, inputs: Sequence[Path]) -> None:
     """Raise JambaError or UsageError now, not after a long prefill, for an output that cannot be written."""
     folder = output.resolve().parent
     exists, plain = output.exists(), output.is_file()

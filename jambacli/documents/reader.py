@@ -26,8 +26,6 @@ from jambacli.text.markup import CITATIONS, CITATIONS_END
 if TYPE_CHECKING:
     from jambacli.engine.batch_job import Request
     from jambacli.engine.loaded_model import LoadedModel
-    from jambacli.engine.prefix_cache import PrefixCache
-    from jambacli.engine.sequence import TokenSequence
 
 #: Tokens kept free for a reply if the user sets no limit and the context is large enough.
 REPLY_TOKENS = 1024
@@ -93,23 +91,24 @@ class Reader:
             reserve=reserve,
         )
 
-    def engine(self, *, parallel: int | None = None, at_most: int | None = None, store: bool = True) -> BatchEngine:
-        """A scheduler for the requests of this reader. ``parallel``: how many at once, by default as many as are worthwhile
-        and fit in memory, ``at_most`` so many. ``store``: keep what it reads on disk, if the options do."""
+    def engine(
+        self, *, parallel: int | None = None, at_most: int = MOST_PARALLEL, commit_ends: bool = True
+    ) -> BatchEngine:
+        """A scheduler for the requests of this reader, which stores what it reads if the session options say so.
+
+        ``parallel``: how many at once, by default as many as are worthwhile and fit in memory, ``at_most`` so many.
+        ``commit_ends``: see BatchEngine.
+        """
         session = self._opened()
         kv_type = session.state.kv_type
-
-        def open_store(sequence: TokenSequence) -> PrefixCache | None:
-            return session.open_prefix_cache(sequence)
-
-        chosen = parallel or min(default_parallel(self.model.model, self.ctx, kv_type), at_most or MOST_PARALLEL)
         return BatchEngine(
             self.model,
-            parallel=chosen,
+            parallel=parallel or min(default_parallel(self.model.model, self.ctx, kv_type), at_most),
             ctx=self.ctx,
             kv_type=kv_type,
             precise=session.state.precise,
-            open_store=open_store if store and self.options.store else None,
+            open_store=session.open_prefix_cache if self.options.store else None,
+            commit_ends=commit_ends,
         )
 
     def stream(self, entries: Sequence[DocumentEntry], task: Task, *, max_tokens: int | None = None) -> Iterator[str]:

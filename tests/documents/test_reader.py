@@ -112,3 +112,32 @@ def test_summary_options_are_checked() -> None:
     for wrong in ({"length": "huge"}, {"length": "0"}, {"style": "haiku"}):
         with pytest.raises(UsageError):
             SummaryOptions(**wrong)
+
+
+def test_parts_that_are_read_at_once_get_the_replies_of_one_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    from jambacli.documents import reader as reader_module
+    from jambacli.documents.passes import read_in_passes
+    from jambacli.engine.generate import Thought
+
+    generation = GenerationOptions(max_tokens=12, temperature=0)
+    texts = ["".join(f"line {i} of text {n}\n" for i in range(30 + n)) for n in range(9)]
+
+    def task(i: int, n: int) -> Task:
+        return Task(f"Summarize part {i} of {n}.")
+
+    def new_reader(store: bool = False) -> Reader:
+        return Reader(small_model(), options=SessionOptions(ctx=700, store=store), generation=generation)
+
+    groups = plan(new_reader(), entries(*texts), Task("Summarize."), each=task(9, 9)).groups
+    assert len(groups) > 5
+    one = new_reader()
+    alone = [
+        "".join(p for p in one.stream(g, task(i, len(groups)), max_tokens=12) if not isinstance(p, Thought)).strip()
+        for i, g in enumerate(groups, 1)
+    ]
+    one.close()
+    for most in (1, 3, 8):
+        monkeypatch.setattr(reader_module, "MOST_PARALLEL", most)
+        monkeypatch.setattr(reader_module, "default_parallel", lambda *_, n=most: n)
+        said = read_in_passes(new_reader(), groups, task, reply_title="Summary", cache=None)
+        assert [e.text for e in said] == alone

@@ -304,10 +304,10 @@ def test_a_pass_that_fails_for_one_sequence_goes_on_for_the_others(
             several.step()
         begin, victim = SequenceState.begin, several._slots[1].sequence.state
 
-        def out_of_memory(state: SequenceState, tokens: int) -> None:
+        def out_of_memory(state: SequenceState, *arguments: Any, **more: Any) -> None:
             if state is victim:
                 raise MemoryError("no room for keys and values")
-            begin(state, tokens)
+            begin(state, *arguments, **more)
 
         monkeypatch.setattr(SequenceState, "begin", out_of_memory)
         several.run()

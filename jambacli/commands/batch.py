@@ -1,0 +1,226 @@
+"""``jamba batch``: answer a file of requests or prompts, or one question about many files, several at once."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from jambacli import ui
+from jambacli.commands import documents_io
+from jambacli.commands import options as o
+from jambacli.commands.flags import flag
+from jambacli.commands.reply import write
+from jambacli.errors import JambaError, UsageError, first_line
+from jambacli.startup import importing
+from jambacli.units import counted, format_seconds
+
+if TYPE_CHECKING:
+    from jambacli.batch.items import Item
+    from jambacli.batch.part_file import PartFile
+    from jambacli.documents.load import Document
+
+# Seconds between progress notes without a terminal; the number of failures that are named one by one.
+_EVERY, _FAULTS = 5.0, 20
+_JSON_LINES = (".jsonl", ".ndjson")
+
+
+@o.quiet_option
+@o.generation_options
+def batch(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IN.jsonl|PROMPTS.txt|FILE...",
+            help="Requests in OpenAI's batch format; or prompts, one a line; or with --question files, directories, globs.",
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Write all answers to this .jsonl or .csv; default: stdout."
+        ),
+    ] = None,
+    question: Annotated[str | None, typer.Option("--question", help="Ask this about each of the files.")] = None,
+    citations: documents_io.Citations = False,
+    schema: documents_io.Schema = None,
+    system: Annotated[str | None, typer.Option("--system", help="System message before each of the prompts.")] = None,
+    parallel: Annotated[
+        int | None,
+        typer.Option("--parallel", min=1, help="Requests to run at once; default: up to 8, as memory allows."),
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start over: discard earlier answers and replace the output.")
+    ] = False,
+    model: documents_io.Model = None,
+    *,
+    arguments: o.GenerationArguments,
+) -> None:
+    """Answer many requests together. Run the same command again after a crash: it continues where it stopped."""
+    output = documents_io.output_path(output)
+    table = _check_output(output, fresh)
+    with importing():
+        from jambacli.batch.items import Keys, common_parts
+        from jambacli.batch.part_file import PartFile
+        from jambacli.engine.parallel import default_parallel
+
+    generation, options = arguments.generation(), arguments.session()
+    lines: list[str] = []
+    documents: list[Document] = []
+    requests = False
+    if question is not None:
+        if system is not None:
+            raise UsageError("--system goes with prompts; write it into --question")
+        documents = documents_io.open_documents(inputs, output)
+    else:
+        requests, lines = _lines(inputs)
+        if citations or (requests and (schema is not None or system is not None or table)):
+            raise UsageError(
+                "--citations needs --question"
+                if citations
+                else "requests have their own schema and system message, and their answers are JSON lines: "
+                "leave out --schema and --system, and write to a .jsonl"
+            )
+    if model is not None:
+        o.model_path(model)  # an unknown name is reported before anything else is done
+    task = documents_io.task_of(question or "", citations, schema)
+
+    loaded = arguments.load_model(model)
+    with documents_io.reader(loaded, options, generation) as reader:
+        documents_io.check_schema(reader, task)
+        ctx = reader.ctx
+        keys = Keys(*common_parts(loaded, generation, ctx, options.kv_type or "f16"))
+        columns: list[str] | None = None
+        from jambacli.batch import items as made
+        from jambacli.batch.run import csv_columns
+
+        if question is not None:
+            items = made.document_items(documents, reader, task, keys, _worded)
+            columns = csv_columns(["file"], task.schema, citations=citations)
+        elif requests:
+            items = made.request_items(lines, loaded, generation, keys, _worded)
+        else:
+            from dataclasses import replace
+
+            chosen = replace(generation, schema=task.schema)
+            items = made.prompt_items(lines, loaded, chosen, keys, _worded, system=system)
+            columns = csv_columns(["line", "prompt"], task.schema)
+        if not items:
+            raise UsageError("there is nothing to answer")
+        # About three characters make a token; what does not fit is refused with its numbers.
+        longest = min(ctx, max(item.size for item in items) // 3 + (generation.max_tokens or 1024))
+        parallel = parallel or default_parallel(loaded.model, longest, options.kv_type)
+        part = PartFile(output) if output is not None else None
+        try:
+            with reader.engine(parallel=min(parallel, len(items)), commit_ends=False) as engine:
+                failed = _run(engine, items, part, output, columns if table else None, fresh)
+        finally:
+            if part is not None:
+                part.close()
+    if failed:
+        sys.exit(1)
+
+
+def _check_output(output: Path | None, fresh: bool) -> bool:
+    """Whether the output is a table. Raises UsageError or JambaError for an output that cannot be written."""
+    if output is None:
+        return False
+    if output.suffix not in (*_JSON_LINES, ".csv"):
+        raise UsageError(f"-o {output} is neither .jsonl nor .csv")
+    documents_io.check_output(output, [])
+    if output.exists() and not fresh and not output.with_name(f"{output.name}.part").exists():
+        raise JambaError(f"{output} already exists", remedy="choose another name, or use {fresh} to replace it")
+    return output.suffix == ".csv"
+
+
+def _lines(inputs: Sequence[str]) -> tuple[bool, list[str]]:
+    """Whether the file holds requests, and its lines."""
+    if len(inputs) > 1:
+        raise UsageError("there are several files: give one of requests or prompts, or --question to ask about each")
+    path = Path(inputs[0])
+    text = o.read_text(path)
+    requests = path.suffix in _JSON_LINES or (str(path) == "-" and text.lstrip().startswith("{"))
+    return requests, text.split("\n")
+
+
+def _worded(error: Exception) -> str:
+    """An error as one line, with this command's names of options."""
+    return error.worded(flag) if isinstance(error, JambaError) else f"{type(error).__name__}: {first_line(error)}"
+
+
+def _run(
+    engine: Any, items: list[Item], part: PartFile | None, output: Path | None, columns: list[str] | None, fresh: bool
+) -> int:
+    """Answer the items and write the output; returns how many failed."""
+    from jambacli.batch.run import csv_line, csv_row, json_line, run_batch, write_output
+
+    if part is not None and fresh:
+        part.clear()
+    known = sum(item.key in part for item in items) if part is not None else 0
+    if known:
+        ui.note(f"{known:,} of {counted(len(items), 'request')} were answered before")
+    faults = 0
+
+    def failed(item: Item, error: Exception) -> None:
+        nonlocal faults
+        faults += 1
+        if faults <= _FAULTS:
+            ui.warn(f"{item.name}: {_worded(error)}")
+        advance(1)
+
+    def answered(item: Item, record: dict[str, Any]) -> None:
+        if part is None:
+            write((json_line(record) if columns is None else csv_row(record, columns)).decode())
+        advance(1)
+
+    if part is None and columns is not None:
+        write(csv_line(columns).decode())
+    try:
+        with answering(len(items) - known) as advance:
+            result = run_batch(engine, items, part, answered=answered, failed=failed)
+    except KeyboardInterrupt:
+        if part is not None:
+            ui.note(f"{len(part):,} of {counted(len(items), 'request')} answered; the same command continues")
+        raise
+    if part is None:
+        for record in result.failed.values():
+            write((json_line(record) if columns is None else csv_row(record, columns)).decode())
+    else:
+        assert output is not None
+        write_output(output, items, part, result, columns)
+        ui.note(f"written to {output}")
+        if not result.failed:
+            part.remove()
+    if result.failed:
+        again = "; the same command tries them again" if part is not None else ""
+        ui.warn(f"{len(result.failed):,} of {counted(len(items), 'request')} failed{again}")
+    return len(result.failed)
+
+
+@contextlib.contextmanager
+def answering(total: int) -> Iterator[Callable[[int], None]]:
+    """Progress of answers: a bar on a terminal, else a note now and then, with the rate and the time left."""
+    began = last = time.monotonic()
+    done = 0
+
+    def advance(n: int) -> None:
+        nonlocal done, last
+        done += n
+        bar(n)
+        now = time.monotonic()
+        if now - last >= _EVERY and done < total and not sys.stderr.isatty():
+            last = now
+            rate = done / (now - began)
+            left = format_seconds((total - done) / rate)
+            ui.note(f"answered {done:,} of {total:,} requests, {rate:,.2f} requests/s, {left} left")
+
+    with ui.progress("Answering", total, "requests") as bar:
+        yield advance
+    if total > 1:
+        seconds = time.monotonic() - began
+        ui.note(f"{counted(total, 'request')} in {format_seconds(seconds)} ({total / seconds:,.2f} requests/s)")
