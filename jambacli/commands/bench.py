@@ -46,7 +46,11 @@ def bench(
     both: Annotated[str, typer.Option("--pg", help="Prompt+generation pairs such as 512+128, comma-separated.")] = "",
     batch: Annotated[
         str,
-        typer.Option("--batch", "-b", help="Tokens in one step of decode of one sequence, comma-separated: 1,2,4."),
+        typer.Option("--batch", "-b", help="Sequences that decode together, comma-separated: 1,2,4,8."),
+    ] = "1",
+    step_tokens: Annotated[
+        str,
+        typer.Option("--step-tokens", help="Tokens of each sequence in one step of decode, comma-separated: 1,2,4."),
     ] = "1",
     depth: Annotated[str, typer.Option("--depth", "-d", help="Tokens already in the context, comma-separated.")] = "0",
     fill: Annotated[
@@ -90,7 +94,9 @@ def bench(
         raise UsageError("give a MODEL, or --shape and --quant for a synthetic one, not both")
     from jambacli.runtime.options import DeviceOptions
 
-    cases = _cases(prompt, generate, both, depth, batch)
+    cases = _cases(prompt, generate, both, depth, batch, step_tokens)
+    if compare is not None and any(c.sequences > 1 for c in cases):
+        raise UsageError("--compare measures one sequence: leave out --batch")
     levels = _levels(isa)
     thread_counts = _numbers(threads, "--threads") or [0]
     if any(t < 1 for t in thread_counts) and threads:
@@ -159,20 +165,22 @@ def _at_level(isa: str) -> Iterator[None]:
             cpu.set_isa(before)
 
 
-def _cases(prompt: str, generate: str, both: str, depth: str, batch: str) -> list[Case]:
+def _cases(prompt: str, generate: str, both: str, depth: str, batch: str, step_tokens: str) -> list[Case]:
     from jambacli.evaluation.bench import Case
 
-    at_once = _numbers(batch, "--batch") or [1]
-    if any(n < 1 for n in at_once):
-        raise UsageError("has a number below 1", field="batch", value=batch)
-    parts = [(p, 0, 1) for p in _numbers(prompt, "--prompt") if p]
-    parts += [(0, max(n // b, 1) * b, b) for n in _numbers(generate, "--generate") if n for b in at_once]
+    sequences, at_once = _numbers(batch, "--batch") or [1], _numbers(step_tokens, "--step-tokens") or [1]
+    for field, value, numbers in (("batch", batch, sequences), ("step_tokens", step_tokens, at_once)):
+        if any(n < 1 for n in numbers):
+            raise UsageError("has a number below 1", field=field, value=value)
+    parts = [(p, 0, 1, 1) for p in _numbers(prompt, "--prompt") if p]
+    lengths = [n for n in _numbers(generate, "--generate") if n]
+    parts += [(0, max(n // t, 1) * t, t, b) for n, b, t in itertools.product(lengths, sequences, at_once)]
     for pair in filter(None, both.split(",")):
         p, plus, n = pair.partition("+")
         if not plus:
             raise UsageError(f"--pg {pair!r} is not a pair such as 512+128")
-        parts.append((parse_size(p, "--pg"), parse_size(n, "--pg"), 1))
-    cases = [Case(p, n, d, b) for d in _numbers(depth, "--depth") or [0] for p, n, b in parts if p + n]
+        parts.append((parse_size(p, "--pg"), parse_size(n, "--pg"), 1, 1))
+    cases = [Case(p, n, d, t, b) for d in _numbers(depth, "--depth") or [0] for p, n, t, b in parts if p + n]
     if not cases:
         raise UsageError("there is nothing to measure: give -p or -n a length")
     return cases
@@ -265,6 +273,7 @@ def _measure(
         case = result.case
         decodes = case.n_gen > 0 and not case.n_prompt
         one = _one_token_step(result, results) if decodes else None
+        one_token = case.at_once == case.sequences == 1
         rows.append(
             {
                 "model": model.name,
@@ -276,6 +285,7 @@ def _measure(
                 "isa": isa if result.runner == runners[0].name else None,
                 "kv_type": kv_type,
                 "test": case.name,
+                "sequences": case.sequences if decodes else None,
                 "step_tokens_of_one_sequence": case.at_once if decodes else None,
                 "step_seconds": result.step_seconds if decodes else None,
                 "step_against_one_token": result.step_seconds / one.step_seconds if one else None,
@@ -284,7 +294,7 @@ def _measure(
                 "spread": result.spread,
                 "first_token_seconds": result.first_token_seconds,
                 "peak_memory_bytes": result.peak_memory,
-                "bandwidth_share": touched / result.step_seconds / bandwidth if decodes and case.at_once == 1 else None,
+                "bandwidth_share": touched / result.step_seconds / bandwidth if decodes and one_token else None,
                 "matrix_share": result.rate * flops / rate if not case.n_gen else None,
                 "ratio": ours.rate / result.rate if peer is not None and result is not ours else None,
                 "read_bandwidth_bytes_per_second": bandwidth,
@@ -299,13 +309,13 @@ def _measure(
 def _one_token_step(result: Result, results: list[Result]) -> Result | None:
     """The measurement of steps of one token that ``result`` is compared with; None where there is none."""
     case = result.case
-    found = [r for r in results if r.runner == result.runner and r.case.at_once == 1 and not r.case.n_prompt]
-    found = [r for r in found if r.case.depth == case.depth]
+    found = [r for r in results if r.runner == result.runner and not r.case.n_prompt and r.case.depth == case.depth]
+    found = [r for r in found if r.case.at_once == r.case.sequences == 1]
     return min(found, key=lambda r: abs(r.case.n_gen - case.n_gen), default=None)
 
 
 _COLUMNS = ["model", "params", "backend", "threads", "isa", "kv", "test", "tokens/s", "first token", "peak memory"]
-_STEPS = ["tokens of one sequence a step", "time of a step", "against one token"]
+_STEPS = ["sequences", "tokens of one sequence a step", "time of a step", "against one token"]
 _SHARES = ["of bandwidth", "of matrix rate", "jamba / it"]
 
 
@@ -315,7 +325,7 @@ def _markdown(rows: list[dict[str, Any]]) -> str:
     def percent(x: float | None) -> str:
         return "" if x is None else f"{x:.0%}"
 
-    with_steps = any((r["step_tokens_of_one_sequence"] or 1) > 1 for r in rows)
+    with_steps = any((r["step_tokens_of_one_sequence"] or 1) * (r["sequences"] or 1) > 1 for r in rows)
     names = _COLUMNS + (_STEPS if with_steps else []) + _SHARES
     lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * 7 + " ---: |" * (len(names) - 7)]
     for r in rows:
@@ -351,9 +361,10 @@ def _markdown(rows: list[dict[str, Any]]) -> str:
 
 def _step_cells(row: dict[str, Any]) -> list[str]:
     if row["step_seconds"] is None:
-        return ["", "", ""]
+        return ["", "", "", ""]
     against = row["step_against_one_token"]
     return [
+        str(row["sequences"]),
         str(row["step_tokens_of_one_sequence"]),
         f"{row['step_seconds'] * 1000:.2f} ms",
         "" if against is None else f"{against:.2f}x",

@@ -458,45 +458,60 @@ class BatchEngine:
         return None
 
     def _read(self) -> None:
-        """Read prompts, as many passes as fit into one chunk, at least one."""
+        """Read prompts, as many passes as fit into one chunk, at least one; short ones of several prompts run together."""
         import torch
 
         left = chunk = self.model.model.prefill_chunk
         while left > 0:
-            slot = self._next_to_read()
-            if slot is None:
+            chosen: list[tuple[_Slot, int]] = []
+            for slot in self._reading_order():
+                stop = slot.sequence.next_stop(len(slot.array), slot.boundaries)
+                size = stop - len(slot.sequence.tokens)
+                if size > left and (left < chunk or chosen):
+                    break
+                left -= size
+                chosen.append((slot, stop))
+            if not chosen:
                 return
-            job, sequence = slot.job, slot.sequence
-            assert job is not None
-            at, stop = len(sequence.tokens), sequence.next_stop(len(job.ids), slot.boundaries)
-            if stop - at > left and left < chunk:
-                return
-            left -= stop - at
-            last = stop == len(job.ids)
-            began = time.perf_counter()
-            (outcome,) = self._forward([(slot, torch.from_numpy(job.array[at:stop]), "last" if last else "none")])
-            try:
-                if isinstance(outcome, Exception):
-                    raise outcome
-                sequence.prefilled(job.ids, stop, slot.boundaries, outcome, began)
-            except Exception as error:
-                self._release(slot, error)
-                continue
-            job.tokens_read = stop
-            if last:
-                job.phase = "answering"
-            self._call(slot, job.on_read, stop - at)
             self._shortest_first = not self._shortest_first
+            began = time.perf_counter()
+            passes: list[tuple[_Slot, torch.Tensor, Literal["last", "none"]]] = [
+                (
+                    slot,
+                    torch.from_numpy(slot.array[len(slot.sequence.tokens) : stop]),
+                    "last" if stop == len(slot.array) else "none",
+                )
+                for slot, stop in chosen
+            ]
+            for (slot, stop), outcome in zip(chosen, self._forward(passes), strict=True):
+                self._was_read(slot, stop, outcome, began)
 
-    def _next_to_read(self) -> _Slot | None:
-        """The slot that reads next: in turn the one whose request is oldest and the one with the least left to read, so that
-        neither a long prompt nor many short ones keep others waiting."""
+    def _was_read(self, slot: _Slot, stop: int, outcome: torch.Tensor | Exception | None, began: float) -> None:
+        """Record that a pass has read the slot's prompt up to ``stop``, or its error."""
+        job, sequence = slot.job, slot.sequence
+        assert job is not None
+        size = stop - len(sequence.tokens)
+        try:
+            if isinstance(outcome, Exception):
+                raise outcome
+            sequence.prefilled(job.ids, stop, slot.boundaries, outcome, began)
+        except Exception as error:
+            self._release(slot, error)
+            return
+        job.tokens_read = stop
+        if stop == len(job.ids):
+            job.phase = "answering"
+        self._call(slot, job.on_read, size)
+
+    def _reading_order(self) -> list[_Slot]:
+        """The slots that read, by turns the oldest request first and the one with the least left first, so that neither a
+        long prompt nor many short ones keep others waiting."""
         reading = [(slot, slot.job) for slot in self._slots if slot.job is not None and slot.reading]
-        if not reading:
-            return None
         if self._shortest_first:
-            return min(reading, key=lambda pair: len(pair[1].ids) - pair[1].tokens_read)[0]
-        return min(reading, key=lambda pair: pair[1].submitted)[0]
+            reading.sort(key=lambda pair: len(pair[1].ids) - pair[1].tokens_read)
+        else:
+            reading.sort(key=lambda pair: pair[1].submitted)
+        return [slot for slot, _ in reading]
 
     def _forward(
         self, passes: Sequence[tuple[_Slot, torch.Tensor, Literal["last", "none"]]]

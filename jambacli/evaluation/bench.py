@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 from jambacli.evaluation.timing import wait_for
 from jambacli.hardware.peaks import peak_memory
 from jambacli.model.config import JambaConfig
-from jambacli.model.jamba import JambaModel
+from jambacli.model.jamba import JambaModel, Span
 from jambacli.model.state import SequenceState
 from jambacli.runtime.memory_plan import prefill_flops
 
@@ -32,20 +32,31 @@ _RANDOM_TOKENS = 4096
 class Case:
     """One measurement: prefill of ``n_prompt`` tokens, then decode of ``n_gen``, after ``depth`` tokens of context.
 
-    ``at_once``: the tokens of one sequence that a step of decode takes; ``n_gen`` is a multiple of it.
+    ``at_once``: the tokens of each sequence that a step of decode takes; ``n_gen`` is a multiple of it. ``sequences``: how
+    many decode together, ``n_gen`` tokens each after a context of ``depth`` of its own; without a prompt.
     """
 
     n_prompt: int
     n_gen: int
     depth: int = 0
     at_once: int = 1
+    sequences: int = 1
 
     @property
     def name(self) -> str:
-        """llama-bench's name for it: ``pp512``, ``tg128``, ``pp512+tg128``, with ``@ d8192``; ``b4``: 4 tokens a step."""
+        """llama-bench's name for it: ``pp512``, ``tg128``, ``pp512+tg128``, with ``@ d8192``.
+
+        ``b4``: 4 sequences together; ``t4``: 4 tokens of one sequence a step.
+        """
         parts = ([f"pp{self.n_prompt}"] if self.n_prompt else []) + ([f"tg{self.n_gen}"] if self.n_gen else [])
-        at_once = f" b{self.at_once}" if self.at_once > 1 else ""
-        return "+".join(parts) + at_once + (f" @ d{self.depth}" if self.depth else "")
+        sequences = f" b{self.sequences}" if self.sequences > 1 else ""
+        at_once = f" t{self.at_once}" if self.at_once > 1 else ""
+        return "+".join(parts) + sequences + at_once + (f" @ d{self.depth}" if self.depth else "")
+
+    @property
+    def tokens(self) -> int:
+        """The tokens of one run, of all sequences."""
+        return self.n_prompt + self.n_gen * self.sequences
 
 
 def fill_at(depth: int, fill: Fill | None = None) -> Fill | None:
@@ -82,18 +93,18 @@ def fill_randomly(state: SequenceState, depth: int, seed: int = 2) -> None:
 
 
 class Runner(Protocol):
-    """Something that runs a model. ``start`` begins a sequence, to which ``prefill`` and ``decode`` add tokens."""
+    """Something that runs a model. ``start`` begins sequences, to which ``prefill`` and ``decode`` add tokens."""
 
     name: str
 
-    def start(self, depth: int, room: int) -> None:
-        """Begin a sequence with ``depth`` tokens (untimed) and room for ``room`` more."""
+    def start(self, depth: int, room: int, sequences: int = 1) -> None:
+        """Begin ``sequences`` sequences, each with ``depth`` tokens (untimed) and room for ``room`` more."""
 
     def prefill(self, tokens: int) -> float:
-        """Prefill ``tokens`` tokens; returns seconds until the logits of the last are computed."""
+        """Prefill ``tokens`` tokens of the first sequence; returns seconds until the logits of the last are computed."""
 
     def decode(self, tokens: int, at_once: int = 1) -> float:
-        """Generate ``tokens`` tokens, ``at_once`` in each step with the logits of all; returns seconds."""
+        """Generate ``tokens`` of every sequence, ``at_once`` of each in a step with the logits of all; returns seconds."""
 
     def peak_memory(self) -> int:
         """Peak resident bytes of the process so far."""
@@ -122,7 +133,7 @@ class Result:
     @property
     def step_seconds(self) -> float:
         """Median seconds of a step of decode, where the case has no prompt."""
-        return self.case.at_once / self.rate
+        return self.case.at_once * self.case.sequences / self.rate
 
     @property
     def first_token_seconds(self) -> float | None:
@@ -150,22 +161,28 @@ class ModelRunner:
         self.name = name
         self._model, self._kv_type, self._chunk, self._fill = model, kv_type, chunk, fill
         self._random = torch.Generator().manual_seed(1)
-        self._state = model.new_state(1, kv_type)
+        self._states = [model.new_state(1, kv_type)]
 
-    def start(self, depth: int, room: int) -> None:
+    def start(self, depth: int, room: int, sequences: int = 1) -> None:
         """See Runner."""
         gpu = self._model.device.type == "cuda"
-        if gpu and self._state.ctx == depth + room:
-            self._state.reset()  # keeps the recorded graphs, as a conversation does
+        if gpu and len(self._states) == sequences and self._states[0].ctx == depth + room:
+            for state in self._states:
+                state.reset()  # keeps the recorded graphs, as a conversation does
         else:
-            self._state = self._model.new_state(depth + room, self._kv_type)
+            self._states = [self._model.new_state(depth + room, self._kv_type) for _ in range(sequences)]
             if gpu and room > 3:
                 self.decode(3)
-                self._state.reset()
+                for state in self._states:
+                    state.reset()
+        first = self._states[0]
         if fill_at(depth, self._fill) == "random":
-            fill_randomly(self._state, depth)
+            fill_randomly(first, depth)
         elif depth:
             self.prefill(depth)
+        for state in self._states[1:] if depth else []:
+            state.load_kv(0, depth, list(first.kv(0, depth)))
+            state.restore(state.checkpoint(depth, first.conv, first.ssm))
 
     def prefill(self, tokens: int) -> float:
         """See Runner."""
@@ -175,7 +192,7 @@ class ModelRunner:
         began = time.perf_counter()
         parts = ids.split(self._chunk)
         for i, part in enumerate(parts):
-            self._model.forward(part, self._state, logits="last" if i == len(parts) - 1 else "none")
+            self._model.forward(part, self._states[0], logits="last" if i == len(parts) - 1 else "none")
         wait_for(self._model.device)
         return time.perf_counter() - began
 
@@ -183,12 +200,14 @@ class ModelRunner:
         """See Runner."""
         import torch
 
-        ids = torch.randint(0, self._model.config.vocab_size, (tokens // at_once, at_once), generator=self._random)
+        shape = tokens // at_once, len(self._states), at_once
+        ids = torch.randint(0, self._model.config.vocab_size, shape, generator=self._random)
         began = time.perf_counter()
         for step in ids:
-            logits = self._model.forward(step, self._state, logits="all")
-            if logits is not None and logits.device.type == "cuda":
-                logits.argmax(dim=-1).tolist()
+            spans = [Span(state, part, "all") for state, part in zip(self._states, step, strict=True)]
+            for logits in self._model.forward_spans(spans):
+                if logits is not None and logits.device.type == "cuda":
+                    logits.argmax(dim=-1).tolist()
         return time.perf_counter() - began
 
     def peak_memory(self) -> int:
@@ -214,20 +233,20 @@ def measure(
     results = []
     for case in cases:
         row = [Result(case, runner.name) for runner in runners]
-        per_run = case.n_prompt + case.n_gen
+        room = case.n_prompt + case.n_gen
         if case.depth:
             for runner in runners:
-                runner.start(case.depth, per_run * repetitions)
+                runner.start(case.depth, room * repetitions, case.sequences)
         for _ in range(repetitions):
             for runner, result in zip(runners, row, strict=True):
                 if not case.depth:
-                    runner.start(0, per_run)
+                    runner.start(0, room, case.sequences)
                 seconds = runner.prefill(case.n_prompt) if case.n_prompt else 0.0
                 if case.n_prompt:
                     result.first_token.append(seconds)
                 if case.n_gen:
                     seconds += runner.decode(case.n_gen, case.at_once)
-                result.rates.append(per_run / seconds)
+                result.rates.append(case.tokens / seconds)
                 result.peak_memory = runner.peak_memory()
                 done(1)
         results += row

@@ -44,8 +44,10 @@ class LlamaCppRunner:
         self.prefill(64)
         self.decode(2)
 
-    def start(self, depth: int, room: int) -> None:
-        """See Runner."""
+    def start(self, depth: int, room: int, sequences: int = 1) -> None:
+        """See Runner. Raises JambaError for more than one sequence."""
+        if sequences > 1:
+            raise JambaError("llama.cpp is measured with one sequence; llama-batched-bench takes several")
         self._ask(op="start", depth=depth, room=room)
 
     def prefill(self, tokens: int) -> float:

@@ -86,6 +86,7 @@ def test_the_second_run_reads_nothing_again(model: str) -> None:
         (["bench", "--shape", "jamba-huge"], 2, "jamba-huge"),
         (["bench", "MODEL", "--isa", "sse2"], 2, "--isa 'sse2'"),
         (["bench", "MODEL", "-b", "1,0"], 2, "--batch '1,0'"),
+        (["bench", "MODEL", "--step-tokens", "0"], 2, "--step-tokens '0'"),
     ],
 )
 def test_mistakes_get_one_line_and_the_right_code(model: str, arguments: list[str], code: int, words: str) -> None:
@@ -150,11 +151,11 @@ def test_bench_measures_steps_of_several_tokens_at_several_levels(model: str) ->
     if not cpu.available():
         pytest.skip("the C++ kernels were not built")
     lowest, best = cpu.runnable_isas()[0], cpu.runnable_isas()[-1]
-    options = ("bench", model, "-p", "0", "-n", "4", "-r", "1", "-b", "1,3", "--isa", f"{lowest},{best}")
+    options = ("bench", model, "-p", "0", "-n", "4", "-r", "1", "--step-tokens", "1,3", "--isa", f"{lowest},{best}")
     done = jamba(*options, "-o", "json")
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)
-    assert [(r["isa"], r["test"]) for r in rows] == [(i, t) for i in (lowest, best) for t in ("tg4", "tg3 b3")]
+    assert [(r["isa"], r["test"]) for r in rows] == [(i, t) for i in (lowest, best) for t in ("tg4", "tg3 t3")]
     assert [r["step_tokens_of_one_sequence"] for r in rows] == [1, 3] * 2
     assert all(r["step_seconds"] > 0 for r in rows)
     assert rows[0]["step_against_one_token"] == rows[2]["step_against_one_token"] == 1
@@ -162,6 +163,18 @@ def test_bench_measures_steps_of_several_tokens_at_several_levels(model: str) ->
     assert "tokens of one sequence a step" in table
     assert f"| {lowest} |" in table and f"| {best} |" in table
     assert f",{lowest}," in jamba(*options, "-o", "csv").stdout.decode()
+
+
+def test_bench_measures_several_sequences(model: str) -> None:
+    options = ("bench", model, "-p", "0", "-n", "4", "-r", "1", "-b", "1,3")
+    rows = json.loads(jamba(*options, "-o", "json").stdout)
+    assert [(r["test"], r["sequences"], r["step_tokens_of_one_sequence"]) for r in rows] == [
+        ("tg4", 1, 1),
+        ("tg4 b3", 3, 1),
+    ]
+    for row in rows:
+        assert row["step_seconds"] == pytest.approx(row["sequences"] / row["tokens_per_second"])
+    assert "| sequences |" in jamba(*options).stdout.decode()
 
 
 def test_bench_prints_a_table_json_and_csv(model: str) -> None:

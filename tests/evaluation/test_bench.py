@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from jambacli.evaluation.bench import Case, ModelRunner, Result, fill_at, fill_randomly, measure, prefill_speed
+from jambacli.evaluation.bench import Case, Fill, ModelRunner, Result, fill_at, fill_randomly, measure, prefill_speed
 from jambacli.evaluation.synthetic import shape_config, synthetic_model
 from jambacli.kernels import reference
 from jambacli.model.config import JambaConfig
@@ -20,8 +20,9 @@ class Clockwork:
     def __init__(self) -> None:
         self.asked: list[tuple[str, int]] = []
 
-    def start(self, depth: int, room: int) -> None:
+    def start(self, depth: int, room: int, sequences: int = 1) -> None:
         self.asked.append(("start", depth))
+        self.sequences = sequences
 
     def prefill(self, tokens: int) -> float:
         self.asked.append(("prefill", tokens))
@@ -29,7 +30,7 @@ class Clockwork:
 
     def decode(self, tokens: int, at_once: int = 1) -> float:
         self.asked.append(("decode", tokens))
-        return tokens / 10 / (1 if at_once == 1 else 2)
+        return tokens / 10 / (1 if at_once == 1 else 2) * (1 if self.sequences == 1 else 1.5)
 
     def peak_memory(self) -> int:
         return 7
@@ -47,10 +48,19 @@ def test_rates_and_names_are_those_of_the_case() -> None:
 
 def test_steps_of_several_tokens_are_cases_of_their_own() -> None:
     one, four = measure([Clockwork()], [Case(0, 8), Case(0, 8, 0, 4)], 2)
-    assert (one.case.name, four.case.name) == ("tg8", "tg8 b4")
-    assert Case(0, 8, 16, 4).name == "tg8 b4 @ d16"
+    assert (one.case.name, four.case.name) == ("tg8", "tg8 t4")
+    assert Case(0, 8, 16, 4).name == "tg8 t4 @ d16"
     assert one.step_seconds == pytest.approx(0.1)
     assert four.step_seconds == pytest.approx(0.2)
+
+
+def test_several_sequences_are_cases_of_their_own() -> None:
+    one, four = measure([Clockwork()], [Case(0, 8), Case(0, 8, sequences=4)], 2)
+    assert (one.case.name, four.case.name) == ("tg8", "tg8 b4")
+    assert Case(0, 8, 16, 2, 4).name == "tg8 b4 t2 @ d16"
+    assert one.rate == pytest.approx(10)
+    assert four.rate == pytest.approx(40 / 1.5)  # tokens of all sequences
+    assert four.step_seconds == pytest.approx(0.15)
 
 
 def test_a_model_decodes_in_steps() -> None:
@@ -59,7 +69,25 @@ def test_a_model_decodes_in_steps() -> None:
     runner = ModelRunner(model)
     runner.start(0, 8)
     assert runner.decode(8, 4) > 0
-    assert runner._state.position == 8
+    assert runner._states[0].position == 8
+
+
+@pytest.mark.parametrize("fill", ["read", "random"])
+def test_a_model_decodes_several_sequences(fill: Fill) -> None:
+    shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 8, "vocab_size": 64, "num_experts": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "mamba_d_state": 8}
+    model = synthetic_model(JambaConfig.from_hf({**shape, **heads}), "q8_0")
+    runner = ModelRunner(model, fill=fill)
+    runner.start(5, 8, 3)
+    first, *others = runner._states
+    assert len(others) == 2
+    for state in others:  # each has a copy of the same context
+        assert state.position == 5
+        assert torch.equal(state.ssm, first.ssm)
+        [mine], [theirs] = state.kv(0, 5), first.kv(0, 5)
+        assert torch.equal(mine[0], theirs[0]) and torch.equal(mine[1], theirs[1])
+    assert runner.decode(8, 4) > 0
+    assert [state.position for state in runner._states] == [13, 13, 13]
 
 
 def test_runners_are_measured_in_turn() -> None:

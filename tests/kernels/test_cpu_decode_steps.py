@@ -237,6 +237,64 @@ def test_attention_is_near_float64_and_the_same_for_any_threads_and_tokens(
         assert error(out.double(), exact) < bound, (n_past, m)
 
 
+@pytest.mark.parametrize("kv", (torch.float32, torch.float16, torch.bfloat16, torch.uint8), ids=str)
+@pytest.mark.parametrize(("n_heads", "n_kv", "dim"), [(5, 1, 64), (8, 2, 128), (7, 7, 32)])
+def test_attention_over_several_sequences(isa: str, kv: torch.dtype, n_heads: int, n_kv: int, dim: int) -> None:
+    """Each token as alone, beside sequences of other lengths; nothing else is written."""
+    from jambacli.kernels.cpu.decode import AttentionStep, Program, Span, run_single
+
+    w = attention_weights("q8_0", n_heads, n_kv, dim)
+    step = AttentionStep(None, EPS, n_heads=n_heads, n_kv_heads=n_kv, kv_dtype=kv, **w)
+    program = Program([step])
+    caches, alone = ([cache(kv, n + m, n_kv, dim, n) for n, m in POSITIONS] for _ in range(2))
+    xs = [values(m, HIDDEN, seed=i) * 2 for i, (_, m) in enumerate(POSITIONS)]
+    expected = [
+        run_single(step, x[t : t + 1].contiguous(), n_past + t, part=part, threads=1)
+        for x, part, (n_past, m) in zip(xs, alone, POSITIONS, strict=True)
+        for t in range(m)
+    ]
+    for threads, order in ((1, slice(None)), (3, slice(None, None, -1)), (7, slice(None))):
+        picked = list(range(len(POSITIONS)))[order]
+        x = torch.cat([xs[i] for i in picked])
+        out = torch.empty_like(x)
+        spans = [Span(POSITIONS[i][1], POSITIONS[i][0], 0, -1) for i in picked]
+        program.run_spans(x, spans, [program.bind([caches[i]]) for i in picked], threads=threads, out=out)
+        rows = dict(zip(picked, out.split([POSITIONS[i][1] for i in picked]), strict=True))
+        assert torch.equal(torch.cat([rows[i] for i in range(len(POSITIONS))]), torch.cat(expected))
+    for mine, theirs in zip(caches, alone, strict=True):
+        assert all(torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in zip(mine, theirs, strict=True))
+
+
+@pytest.mark.parametrize(("d_state", "d_conv"), [(16, 4), (5, 2), (8, 1)])
+def test_mamba_keeps_the_states_before_each_token(isa: str, d_state: int, d_conv: int) -> None:
+    from jambacli.kernels.cpu.decode import MambaStep, Program, Span, run_single
+
+    case = mamba_case("q8_0", d_state, d_conv)
+    step = MambaStep(values(HIDDEN, low=0.5), EPS, **case.weights)
+    program = Program([step])
+    lengths, first_slot = (3, 1, 4), 2
+    xs = [values(m, HIDDEN, seed=i) for i, m in enumerate(lengths)]
+    parts, alone = (
+        [(values(case.d_inner, d_conv - 1, seed=i), values(case.d_inner, d_state, seed=i + 9)) for i in range(3)]
+        for _ in range(2)
+    )
+    histories = [tuple(x.new_full((6, *x.shape), float("nan")) for x in part) for part in parts]
+    x = torch.cat(xs)
+    out = torch.empty_like(x)
+    spans = [Span(m, 0, 0, first_slot if i != 1 else -1) for i, m in enumerate(lengths)]
+    bindings = [program.bind([(*p, *h)]) for p, h in zip(parts, histories, strict=True)]
+    program.run_spans(x, spans, bindings, threads=3, out=out)
+    for i, rows in enumerate(out.split(lengths)):
+        for t in range(lengths[i]):
+            if i != 1:
+                assert all(torch.equal(h[first_slot + t], now) for h, now in zip(histories[i], alone[i], strict=True))
+            one = run_single(step, xs[i][t : t + 1].contiguous(), t, part=alone[i], threads=1)
+            assert torch.equal(one[0], rows[t])
+        assert all(torch.equal(a, b) for a, b in zip(parts[i], alone[i], strict=True))
+        used = range(first_slot, first_slot + lengths[i]) if i != 1 else range(0)
+        assert all(bool(h[slot].isnan().all()) for h in histories[i] for slot in range(6) if slot not in used)
+
+
 def test_attention_does_not_depend_on_the_size_of_the_context(isa: str) -> None:
     from jambacli.kernels.cpu.decode import AttentionStep, run_single
 
@@ -265,7 +323,7 @@ def test_logits_of_the_last_tokens_only() -> None:
 
 
 def test_misfits_are_refused() -> None:
-    from jambacli.kernels.cpu.decode import AttentionStep, ExpertsStep, MlpStep, Program
+    from jambacli.kernels.cpu.decode import AttentionStep, ExpertsStep, MlpStep, Program, Span
 
     gate, up, down = (random_weight("q8_0", s) for s in [(512, HIDDEN), (512, HIDDEN), (HIDDEN, 512)])
     with pytest.raises(ValueError, match="fit"):
@@ -282,3 +340,5 @@ def test_misfits_are_refused() -> None:
     binding = program.bind([cache(torch.float16, 8, 2, 32, 0)])
     with pytest.raises(ValueError, match="room"):
         program.run(values(2, HIDDEN), 7, binding)
+    with pytest.raises(ValueError, match="size"):
+        program.run_spans(values(2, HIDDEN), [Span(2, 0, 3, -1)], [binding])

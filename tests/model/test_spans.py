@@ -74,7 +74,7 @@ class Alone:
         return Alone(self.model, self.state.kv_type, self.state.precise, kept)
 
 
-@pytest.fixture(params=[1, 2, 3, 7])
+@pytest.fixture(params=range(1, 8))
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
@@ -131,6 +131,17 @@ def test_a_token_gets_the_same_bits_alone_and_among_others(quant: str) -> None:
 @pytest.mark.parametrize("quant", ["q4_k_m", "experts_int8", "bf16"])
 def test_the_same_with_experts_on_any_number_of_threads(quant: str, threads: int) -> None:
     join_and_leave(small(quant), seed=2 + threads)
+
+
+@needs_cpu
+def test_the_same_on_every_instruction_set() -> None:
+    model = small("q4_k_m")
+    try:
+        for isa in cpu.runnable_isas():
+            cpu.set_isa(isa)
+            join_and_leave(model, seed=20)
+    finally:
+        cpu.set_isa(None)
 
 
 @needs_cpu
