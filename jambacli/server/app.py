@@ -15,6 +15,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from jambacli.server import info, openai
+from jambacli.server.anthropic import anthropic_routes
+from jambacli.server.bedrock import bedrock_routes
 from jambacli.server.context import Server
 from jambacli.server.errors import ApiError, bad_request
 from jambacli.server.http import (
@@ -25,7 +27,9 @@ from jambacli.server.http import (
     handler,
     json_response,
 )
+from jambacli.server.ollama import ollama_routes
 from jambacli.server.request import Call, joined_systems, read_flag, read_messages, read_variables
+from jambacli.server.responses import responses_routes
 from jambacli.text.tokenizer import Markers
 
 
@@ -155,7 +159,14 @@ async def _wrong_method(request: Request, error: Exception) -> Response:
 def make_app(server: Server, access: Access | None = None) -> ASGIApp:
     """The server as an ASGI application."""
     access = access or Access()
-    app: ASGIApp = Starlette(routes=openai_routes(server), exception_handlers={404: _not_found, 405: _wrong_method})
+    routes = [
+        *openai_routes(server),
+        *ollama_routes(server),
+        *anthropic_routes(server),
+        *bedrock_routes(server),
+        *responses_routes(server),
+    ]
+    app: ASGIApp = Starlette(routes=routes, exception_handlers={404: _not_found, 405: _wrong_method})
     app = Guard(app, access)
     if access.origins:
         app = CORSMiddleware(app, allow_origins=list(access.origins), allow_methods=["*"], allow_headers=["*"])

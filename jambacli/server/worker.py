@@ -249,6 +249,8 @@ class Running:
     def __init__(self, worker: Worker, loop: asyncio.AbstractEventLoop) -> None:
         self._worker, self._loop = worker, loop
         self.jobs: list[Job] = []
+        #: The replies that have ended.
+        self.finished: list[Answer] = []
         self._chain: str | None = None
         self._events: asyncio.Queue[Piece | tuple[int, Job]] = asyncio.Queue()
         self._cancelled = False
@@ -296,18 +298,12 @@ class Running:
                     continue
                 index, job = event
                 left -= 1
-                answer = await self._ended(index, job, texts)
-                yield answer
+                self.finished.append(await self._ended(index, job, texts))
+                yield self.finished[-1]
         finally:
             if left:
                 self.cancel()
                 self._worker.counts["cancelled"] += 1
-
-    async def answers(self) -> list[Answer]:
-        """The whole replies. Raises ApiError when one fails."""
-        return sorted(
-            [event async for event in self.events() if isinstance(event, Answer)], key=lambda answer: answer.index
-        )
 
     def _put(self, event: Piece | tuple[int, Job]) -> None:
         # The loop is closed when the server has stopped: nobody waits for the event.

@@ -26,7 +26,12 @@ class Running:
 
 @contextlib.contextmanager
 def serving(
-    model: Jamba, *, access: Any = None, name: str = "jamba:tiny", defaults: GenerationOptions | None = None, **options: Any
+    model: Jamba,
+    *,
+    access: Any = None,
+    name: str = "jamba:tiny",
+    defaults: GenerationOptions | None = None,
+    **options: Any,
 ) -> Iterator[Running]:
     """Serve ``model``; ``options`` are the worker's."""
     import uvicorn
