@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import socket
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -67,6 +69,7 @@ def serve(
     if any(origin == "*" for origin in cors_origin or ()) and not api_key:
         raise UsageError("--cors-origin '*' lets every web page ask: set --api-key too")
 
+    listener = _listen_unix(unix) if unix is not None else _listen(host, port)
     model = arguments.load_model(name)
     worker = Worker(
         model,
@@ -79,11 +82,9 @@ def serve(
     )
     access = Access(key=api_key or None, hosts=hosts, origins=tuple(cors_origin or ()))
     app = make_app(Server(worker, alias or name or model.name, generation), access)
-    where: dict[str, Any] = {"uds": str(unix)} if unix is not None else {"host": host, "port": port}
     config = uvicorn.Config(
         app,
-        **where,
-        log_level="error",
+        log_level="critical",  # errors of requests are logged where they are answered
         access_log=False,
         server_header=False,
         lifespan="off",
@@ -93,7 +94,7 @@ def serve(
     try:
         # Ctrl-C and SIGTERM stop the server, which raises them again when it has stopped: that is the regular end.
         with contextlib.suppress(KeyboardInterrupt, SystemExit):
-            _server(config, model.name, worker).run()
+            _server(config, model.name, worker, listener).run(sockets=[listener])
     finally:
         worker.close()
         if unix is not None:
@@ -102,22 +103,57 @@ def serve(
     ui.note("stopped")
 
 
-def _server(config: Any, model: str, worker: Any) -> Any:
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket bound to the address. Raises JambaError when that is not possible, such as when the port is taken."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        if os.name == "posix":  # elsewhere it would let two servers share a port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise JambaError(f"cannot listen on {host}, port {port}: {error.strerror or error}") from error
+    return listener
+
+
+def _listen_unix(path: Path) -> socket.socket:
+    """A socket at that path, which only this user can open. A file of a server that has ended is replaced."""
+    if not hasattr(socket, "AF_UNIX"):
+        raise UsageError("--unix does not work on this system; use --host and --port")
+    listener = socket.socket(socket.AF_UNIX)
+    mask = os.umask(0o177)
+    try:
+        if path.is_socket():
+            with socket.socket(socket.AF_UNIX) as other:
+                if other.connect_ex(str(path)) == 0:
+                    raise JambaError(f"cannot listen on {path}: another server does")
+            path.unlink()
+        listener.bind(str(path))
+    except OSError as error:
+        raise JambaError(f"cannot listen on {path}: {error.strerror or error}") from error
+    finally:
+        os.umask(mask)
+    return listener
+
+
+def _server(config: Any, model: str, worker: Any, listener: socket.socket) -> Any:
     """A uvicorn server that says where it listens once it does."""
     import uvicorn
 
     class Announced(uvicorn.Server):
         async def startup(self, sockets: Any = None) -> None:
             await super().startup(sockets)
-            if not self.started:
-                return
-            place = config.uds or _address(self.servers[0].sockets[0].getsockname())
             at_once = f"{worker.engine.parallel} at once" if worker.engine.parallel > 1 else "one at a time"
-            ui.note(f"serving {model} at {place} (up to {worker.ctx:,} tokens, {at_once}); Ctrl-C stops it")
+            ui.note(
+                f"serving {model} at {_address(listener.getsockname())} (up to {worker.ctx:,} tokens, {at_once}); "
+                "Ctrl-C stops it"
+            )
 
     return Announced(config)
 
 
 def _address(name: Any) -> str:
+    if isinstance(name, str):
+        return name
     host, port = name[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -40,6 +40,8 @@ _NOT_DONE = (
     "suffix",
 )
 _DONE_MARK = b"data: [DONE]\n\n"
+# Replies to one request, at most.
+_MOST_REPLIES = 128
 # Reply tokens of a text completion that names no limit, as in OpenAI's API.
 _COMPLETION_TOKENS = 16
 
@@ -87,12 +89,10 @@ def read_completion(body: Mapping[str, Any], defaults: GenerationOptions) -> Cal
         raise bad_request("the field 'best_of' is only supported as equal to 'n'", "best_of")
     if not any(name in body for name in ("max_tokens", "max_completion_tokens")):
         body = {**body, "max_tokens": _COMPLETION_TOKENS}
-    return Call(
-        prompts=_prompts(body.get("prompt")),
-        options=chat_options(body, defaults),
-        choices=read_count(body, "n", 1, MAX_CHOICES, 1),
-        model=model_name(body),
-    )
+    prompts, choices = _prompts(body.get("prompt")), read_count(body, "n", 1, MAX_CHOICES, 1)
+    if len(prompts) * choices > _MOST_REPLIES:
+        raise bad_request(f"the request asks for more than {_MOST_REPLIES} replies", "n")
+    return Call(prompts=prompts, options=chat_options(body, defaults), choices=choices, model=model_name(body))
 
 
 def chat_options(body: Mapping[str, Any], defaults: GenerationOptions) -> GenerationOptions:
@@ -116,9 +116,11 @@ def _prompts(value: Any) -> list[str | list[int]]:
     if isinstance(value, list) and value:
         if all(_is_token(v) for v in value):
             return [value]
-        if len(value) <= 128 and all(isinstance(v, str) for v in value):
+        if len(value) <= _MOST_REPLIES and all(isinstance(v, str) for v in value):
             return value
-        if len(value) <= 128 and all(isinstance(v, list) and v and all(_is_token(t) for t in v) for v in value):
+        if len(value) <= _MOST_REPLIES and all(
+            isinstance(v, list) and v and all(_is_token(t) for t in v) for v in value
+        ):
             return value
     raise bad_request("the field 'prompt' must be a text, a list of tokens, or a list of up to 128 of those", "prompt")
 

@@ -16,6 +16,7 @@ pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
 
 from jambacli.api import Jamba
 from tests.support.servers import Running, events, serving
+from tests.support.small_models import small_model
 
 ASK = {"messages": [{"role": "user", "content": "How many herons were counted?"}], "temperature": 0, "max_tokens": 24}
 CHAT = "/v1/chat/completions"
@@ -258,9 +259,8 @@ def test_a_client_that_goes_away_ends_its_own_request_alone(tiny: Jamba) -> None
 
         one.worker.engine.submit = watched
         with contextlib.suppress(httpx.HTTPError), one.client.stream("POST", CHAT, json=endless) as response:
-            for line in response.iter_lines():
-                if "content" in line and "role" not in line:
-                    break
+            lines = response.iter_lines()  # kept: without it the connection is closed
+            next(line for line in lines if "content" in line and "role" not in line)
             other = one.client.post(CHAT, json=ASK).json()
         assert ended.wait(60)
         assert other["choices"][0]["message"]["content"] == said(tiny)
@@ -303,3 +303,73 @@ def test_an_error_in_a_stream_is_an_event(tiny: Jamba, monkeypatch: pytest.Monke
         assert whole.status_code == 500 and "broken" not in whole.text
         monkeypatch.undo()
         assert one.client.post(CHAT, json=ASK).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_thoughts_come_apart_and_stay_known_though_they_do_not_come_back(
+    stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from jambacli.engine import batch
+
+    model = small_model()
+    tokenizer = model.tokenizer
+    marks = [tokenizer.marker_id("<think>"), tokenizer.marker_id("</think>")]
+    script = [
+        marks[0],
+        *tokenizer.encode("hm the fox"),
+        marks[1],
+        *tokenizer.encode("\n\nthe dog"),
+        *tokenizer.stop_ids,
+    ]
+
+    class Scripted:
+        def __init__(self, *_: object) -> None:
+            self.tokens = iter(script)
+
+        def sample(self, logits: object) -> int:
+            return next(self.tokens)
+
+    monkeypatch.setattr(batch, "Sampler", Scripted)
+    messages = [{"role": "user", "content": "Who?"}]
+    with serving(model) as server:
+        answer = server.client.post(CHAT, json={"messages": messages, "stream": stream})
+        if stream:
+            deltas = [json.loads(e)["choices"][0]["delta"] for e in events(answer)[:-1]]
+            said = {k: "".join(d.get(k, "") for d in deltas) for k in ("content", "reasoning_content")}
+        else:
+            said = answer.json()["choices"][0]["message"]
+            assert answer.json()["usage"]["completion_tokens_details"]["reasoning_tokens"] == len(script) - len(
+                [*marks, *tokenizer.encode("\n\nthe dog"), *tokenizer.stop_ids]
+            )
+        assert said["content"] == "the dog" and said["reasoning_content"] == "hm the fox"
+        messages += [{"role": "assistant", "content": "the dog"}, {"role": "user", "content": "And?"}]
+        usage = server.client.post(CHAT, json={"messages": messages}).json()["usage"]
+        assert usage["prompt_tokens_details"]["cached_tokens"] > len(script) // 2
+
+
+def test_variables_reach_the_template() -> None:
+    template = "{{ mood }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    with serving(small_model(template)) as server:
+        body = {"messages": ASK["messages"], "max_tokens": 1}
+        plain, moody = (
+            server.client.post(CHAT, json={**body, "chat_template_kwargs": v}).json()["usage"]["prompt_tokens"]
+            for v in ({}, {"mood": "quick brown fox <think>"})
+        )
+        assert moody > plain
+
+
+def test_without_a_template_only_texts_are_completed() -> None:
+    with serving(small_model(None)) as server:
+        assert server.client.post(CHAT, json=ASK).status_code == 400
+        assert server.client.post("/v1/completions", json={"prompt": "the fox"}).status_code == 200
+
+
+def test_the_log_says_where_a_prompt_departs_from_an_earlier_one(
+    server: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "jambacli.server")
+    for day in ("Monday", "Friday"):
+        system = {"role": "system", "content": "Be kind to birds. " * 20 + f"Today is {day}. " + "Be brief. " * 40}
+        server.client.post(CHAT, json={**ASK, "messages": [system, *ASK["messages"]]})
+    (line,) = [record.getMessage() for record in caplog.records if "became" in record.getMessage()]
+    assert "Mon" in line.split("became")[0] and "Fri" in line.split("became")[1]

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +15,7 @@ pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
 
 from jambacli.api import Jamba
 from jambacli.cache.prefix_store import PrefixStore
-from jambacli.hub.demo import demo_model_path
-from tests.support.repository import REPO
-from tests.support.servers import Running, serving
+from tests.support.servers import Running, serve_process, serving
 
 CHAT = "/v1/chat/completions"
 QUESTIONS = ["How many herons were counted?", "Who counted them?", "Where was that?", "And the storks?"]
@@ -101,28 +94,11 @@ def test_what_a_chat_has_read_is_known_to_the_server(tiny: Jamba) -> None:
         assert read(turn(one.client, [{"role": "user", "content": text}])) == 0
 
 
-@contextmanager
-def process(*options: str) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
-    """A server in a process of its own; killed at the end."""
-    command = [sys.executable, "-m", "jambacli", "serve", str(demo_model_path()), "--port", "0", *options]
-    environment = {**os.environ, "PYTHONPATH": str(REPO)}
-    server = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    try:
-        assert server.stderr is not None
-        line = next(line for line in server.stderr if line.startswith("serving "))
-        url = next(word for word in line.split() if word.startswith("http"))
-        with httpx.Client(base_url=url, timeout=120, trust_env=False) as client:
-            yield server, client
-    finally:
-        server.kill()
-        server.communicate()
-
-
 def test_after_a_kill_only_the_new_message_is_read(own_home: Path, tiny: Jamba) -> None:
     messages: list[dict[str, str]] = []
     for question in QUESTIONS:
         messages.append({"role": "user", "content": question})
-        with process() as (server, client):
+        with serve_process() as (server, client):
             usage = turn(client, messages, documents=[DOCUMENT])
             if len(messages) > 2:
                 assert read(usage) <= len(tiny.tokenizer.encode(question)) + AROUND
@@ -132,19 +108,3 @@ def test_after_a_kill_only_the_new_message_is_read(own_home: Path, tiny: Jamba) 
             while PrefixStore().stats()["longest"] < held and time.monotonic() < deadline:
                 time.sleep(0.05)
             server.send_signal(signal.SIGKILL)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_it_in_order(number: signal.Signals) -> None:
-    with process() as (server, client):
-        assert client.get("/health").status_code == 200
-        server.send_signal(number)
-        assert server.wait(60) == 0
-
-
-def test_a_key_is_required_beyond_loopback() -> None:
-    command = [sys.executable, "-m", "jambacli", "serve", str(demo_model_path()), "--host", "0.0.0.0"]
-    done = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": str(REPO)}, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2 and "--api-key" in done.stderr

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +16,8 @@ import httpx
 
 from jambacli.api import Jamba
 from jambacli.engine.options import GenerationOptions
+from jambacli.hub.demo import demo_model_path
+from tests.support.repository import REPO
 
 
 @dataclass
@@ -56,6 +61,23 @@ def serving(
             runner.should_exit = True
             thread.join()
             worker.close()
+
+
+@contextlib.contextmanager
+def serve_process(*options: str) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+    """``jamba serve`` with the demo model, in a process of its own, and a client of it; killed at the end."""
+    command = [sys.executable, "-m", "jambacli", "serve", str(demo_model_path()), "--port", "0", *options]
+    environment = {**os.environ, "PYTHONPATH": str(REPO)}
+    server = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        assert server.stderr is not None
+        line = next(line for line in server.stderr if line.startswith("serving "))
+        url = next(word for word in line.split() if word.startswith("http"))
+        with httpx.Client(base_url=url, timeout=120, trust_env=False) as client:
+            yield server, client
+    finally:
+        server.kill()
+        server.communicate()
 
 
 def events(response: httpx.Response) -> list[str]:
