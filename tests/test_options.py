@@ -29,7 +29,7 @@ def test_keywords_are_the_fields_and_every_sampling_field_is_an_option() -> None
 
 def test_the_command_line_offers_every_option() -> None:
     offered = {"temperature" if n == "temp" else n for n in names(GenerationArguments)}
-    assert set(names(Sampling)) | {"max_tokens", "stop"} <= offered
+    assert set(names(Sampling)) | {"max_tokens", "stop", "lookup"} <= offered
     assert set(names(DeviceOptions)) <= offered & set(names(DeviceArguments))
 
 
@@ -65,6 +65,8 @@ def test_the_other_options_of_a_reply_are_passed_on() -> None:
     chosen = GenerationArguments(max_tokens=7, stop=["END"]).generation()
     assert (chosen.max_tokens, chosen.stop) == (7, ["END"])
     assert GenerationArguments().generation() == GenerationOptions()
+    for text, value in (("on", True), ("off", False), (None, None)):
+        assert GenerationArguments(lookup=text).generation().lookup is value
 
 
 # The seed has its own limit, and a bias is a number for each token; both are tested in tests/engine/test_sampling.py.

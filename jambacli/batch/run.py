@@ -23,10 +23,13 @@ if TYPE_CHECKING:
 @dataclass
 class BatchResult:
     """What became of a batch: how many items were answered, by an earlier run ``reused``, and the items that ``failed``
-    with their records."""
+    with their records; and the tokens of prompts, those of them read for another prompt, and of replies."""
 
     answered: int = 0
     reused: int = 0
+    prompt_tokens: int = 0
+    shared_tokens: int = 0
+    generated_tokens: int = 0
     failed: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -47,6 +50,10 @@ def run_batch(
     result.reused = len(items) - len(missing)
 
     def ended(item: Item, job: Job | None, error: Exception | None) -> None:
+        if job is not None:
+            result.prompt_tokens += len(job.ids)
+            result.shared_tokens += job.counters.reused
+            result.generated_tokens += len(job.result.ids)
         if error is None:
             try:
                 record = item.record(job, None)

@@ -18,11 +18,12 @@ from jambacli.commands.flags import flag
 from jambacli.commands.reply import write
 from jambacli.errors import JambaError, UsageError, first_line
 from jambacli.startup import importing
-from jambacli.units import counted, format_seconds
+from jambacli.units import counted, format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from jambacli.batch.items import Item
     from jambacli.batch.part_file import PartFile
+    from jambacli.batch.run import BatchResult
     from jambacli.documents.load import Document
 
 # Seconds between progress notes without a terminal; the number of failures that are named one by one.
@@ -118,11 +119,13 @@ def batch(
         part = PartFile(output) if output is not None else None
         try:
             with reader.engine(parallel=min(parallel, len(items)), commit_ends=False) as engine:
-                failed = _run(engine, items, part, output, columns if table else None, fresh)
+                result = _run(engine, items, part, output, columns if table else None, fresh)
         finally:
             if part is not None:
                 part.close()
-    if failed:
+    if arguments.stats:
+        _show_stats(result)
+    if result.failed:
         sys.exit(1)
 
 
@@ -155,8 +158,8 @@ def _worded(error: Exception) -> str:
 
 def _run(
     engine: Any, items: list[Item], part: PartFile | None, output: Path | None, columns: list[str] | None, fresh: bool
-) -> int:
-    """Answer the items and write the output; returns how many failed."""
+) -> BatchResult:
+    """Answer the items and write the output."""
     from jambacli.batch.run import csv_line, csv_row, json_line, run_batch, write_output
 
     if part is not None and fresh:
@@ -199,7 +202,19 @@ def _run(
     if result.failed:
         again = "; the same command tries them again" if part is not None else ""
         ui.warn(f"{len(result.failed):,} of {counted(len(items), 'request')} failed{again}")
-    return len(result.failed)
+    return result
+
+
+def _show_stats(result: BatchResult) -> None:
+    """Print the statistics to stderr."""
+    from jambacli.hardware.peaks import peak_memory
+
+    lines = [
+        f"prompts  {result.prompt_tokens:,} tokens, {result.shared_tokens:,} of them read with another prompt or before",
+        f"replies  {result.generated_tokens:,} tokens",
+        f"memory   {format_bytes(peak_memory())} at its peak",
+    ]
+    print("\n".join(lines), file=sys.stderr)
 
 
 @contextlib.contextmanager

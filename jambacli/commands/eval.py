@@ -1,4 +1,4 @@
-"""``jamba eval``: perplexity, divergence from a reference, recall, as tables."""
+"""``jamba eval``: perplexity, divergence from a reference, recall, the worth of lookup decoding, as tables."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from jambacli.evaluation.needle import Trial
     from jambacli.evaluation.perplexity import Window
 
-app = typer.Typer(help="Measure the quality of a model: perplexity, divergence, recall.", no_args_is_help=True)
+app = typer.Typer(help="Measure a model: perplexity, divergence, recall, lookup decoding.", no_args_is_help=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Text = Annotated[
@@ -165,6 +165,99 @@ def needle(
         for r in rows
     ]
     _table([head, *cells])
+
+
+@app.command()
+@o.quiet_option
+@o.measurement_options
+def lookup(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A text file (- for stdin).")],
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="A name or a .gguf; default: as in run.", show_default=False)
+    ] = None,
+    shape: Annotated[
+        str | None,
+        typer.Option("--shape", help="Instead of a model, random weights: jamba-mini, jamba-3b, jamba-large or moe."),
+    ] = None,
+    quant: Annotated[str, typer.Option("--quant", help="File type of the random weights.")] = "q4_k_m",
+    quoted: Annotated[
+        str | None,
+        typer.Option("--quoted", help="Force replies that quote this much of FILE, in percent, comma-separated: 0,70."),
+    ] = None,
+    questions: Annotated[
+        list[str] | None, typer.Option("--question", "-q", help="Ask this about FILE; repeatable. Default: three.")
+    ] = None,
+    length: Annotated[str, typer.Option("--length", "-n", help="Tokens of a reply.")] = "256",
+    tokens: Annotated[str, typer.Option("--tokens", help="Use at most this many tokens of FILE.")] = "4096",
+    repetitions: Annotated[
+        int, typer.Option("--repetitions", "-r", min=1, help="Runs of each reply; the fastest counts.")
+    ] = 2,
+    *,
+    arguments: o.DeviceArguments,
+    as_json: Json = False,
+) -> None:
+    """Measure lookup decoding: how many drafted tokens are accepted, and how much faster replies about a text are."""
+    from jambacli.evaluation import lookup as evaluation
+
+    shares = [parse_size(part, "--quoted") / 100 for part in (quoted or "").split(",") if part.strip()]
+    if shape is not None and (model is not None or not shares):
+        raise UsageError("--shape, without a --model, needs --quoted: random weights quote nothing by themselves")
+    limit, n_reply, repeat = parse_size(tokens, "--tokens"), parse_size(length, "--length"), repetitions
+    text = o.read_text(file)
+    loaded = arguments.load_model(model, limit + n_reply + 1024) if shape is None else _random(shape, quant, arguments)
+    ids = loaded.tokenizer.encode(text)[:limit]
+    text, kv_type = loaded.tokenizer.decode(ids), arguments.kv_type or "f16"
+    rows: list[evaluation.LookupResult] = []
+    if shares:
+        with ui.progress("Decoding", 2 * repeat * len(shares) * n_reply, "tokens") as done:
+            for share in shares:
+                reply = evaluation.quoting(ids, share, n_reply)
+                name = f"{share:.0%} quoted"
+                rows.append(
+                    evaluation.forced_reply(loaded, ids, reply, name, kv_type=kv_type, repetitions=repeat, done=done)
+                )
+    else:
+        asked = questions or evaluation.QUESTIONS
+        with ui.progress("Asking", 2 * repeat * len(asked), "replies") as done:
+            answers = evaluation.own_replies(
+                loaded, text, asked, max_tokens=n_reply, kv_type=kv_type, repetitions=repeat, done=done
+            )
+            rows += answers
+    if as_json:
+        results = [{**asdict(r), "ratio": r.ratio} for r in rows]
+        print(json.dumps({**_about(loaded), "replies": results}, ensure_ascii=False))
+        return
+    head = ("reply", "prompt", "tokens", "tokens/s", "with lookup", "ratio", "accepted", "tokens a step", "same")
+    cells = [
+        (
+            r.reply if len(r.reply) <= 40 else f"{r.reply[:39]}…",
+            f"{r.prompt_tokens:,}",
+            f"{r.tokens:,}",
+            f"{r.plain_rate:,.1f}",
+            f"{r.lookup_rate:,.1f}",
+            f"{r.ratio:.2f}x",
+            f"{r.accepted:,} of {r.drafted:,}",
+            f"{r.tokens / r.steps:.2f}",
+            "yes" if r.same else "NO",
+        )
+        for r in rows
+    ]
+    _table([head, *cells])
+
+
+def _random(shape: str, quant: str, arguments: o.DeviceArguments) -> Jamba:
+    """Random weights of a shape on the CPU, with the demo model's tokenizer."""
+    from jambacli.api import Jamba
+    from jambacli.evaluation.synthetic import shape_config, synthetic_model
+    from jambacli.gguf.reader import GGUFFile
+    from jambacli.hub.demo import demo_model_path
+    from jambacli.kernels import set_threads
+
+    if arguments.threads is not None:
+        set_threads(arguments.threads)
+    label = f"synthetic {shape} {quant.lower()}"
+    ui.note(f"making {label} in memory ...")
+    return Jamba(synthetic_model(shape_config(shape), quant), GGUFFile.open(demo_model_path()).metadata, label)
 
 
 def _recall(found: list[Trial]) -> dict[str, Any]:

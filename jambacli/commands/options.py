@@ -31,6 +31,13 @@ def _sampling_option(*flags: str, **settings: Any) -> Any:
     return typer.Option(*flags, rich_help_panel="Sampling", **settings)
 
 
+def _on_or_off(text: str | None, field: str) -> str | None:
+    """The text "on" or "off" in lower case, or None. Raises UsageError for another."""
+    if text is not None and text.lower() not in ("on", "off"):
+        raise UsageError("is neither on nor off", field=field, value=text)
+    return text and text.lower()
+
+
 def _runtime_option(*flags: str, **settings: Any) -> Any:
     """An option in the group "Runtime" of the help."""
     return typer.Option(*flags, rich_help_panel="Runtime", **settings)
@@ -99,6 +106,15 @@ CpuKv = Annotated[bool, _runtime_option("--cpu-kv", help="Keep keys and values i
 Precise = Annotated[
     bool, _runtime_option("--precise", help="Round activations less: slower, closer to the exact model.")
 ]
+Lookup = Annotated[
+    str | None,
+    _runtime_option(
+        "--lookup",
+        metavar="[on|off]",
+        help="Draft tokens from earlier text: faster, the same reply; default: on where it is fast.",
+        callback=lambda text: _on_or_off(text, "lookup"),
+    ),
+]
 Stats = Annotated[bool, _runtime_option("--stats", help="Print speed, token counts and memory to stderr.")]
 
 NoStore = Annotated[bool, _runtime_option("--no-store", help="Store no text or state on disk.")]
@@ -135,6 +151,7 @@ class GenerationArguments:
     cpu_experts: CpuExperts = None
     cpu_kv: CpuKv = False
     precise: Precise = False
+    lookup: Lookup = None
     stats: Stats = False
 
     def generation(self) -> GenerationOptions:
@@ -147,6 +164,7 @@ class GenerationArguments:
         chosen: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self) if f.name in options}
         chosen["temperature"] = self.temp
         chosen["logit_bias"] = parse_logit_bias(self.logit_bias) if self.logit_bias else None
+        chosen["lookup"] = None if self.lookup is None else self.lookup == "on"
         chosen["stop"] = self.stop or ()
         return GenerationOptions(**chosen)
 

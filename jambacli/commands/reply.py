@@ -54,6 +54,9 @@ def figures_of_reply(model: LoadedModel, session: Session) -> dict[str, Any]:
         "reused_tokens": s.reused_tokens,
         "prefilled_tokens": s.prefilled_tokens,
         "generated_tokens": s.generated_tokens,
+        "drafted_tokens": s.drafted_tokens,
+        "accepted_tokens": s.accepted_tokens,
+        "tokens_per_step": round(s.decoded_tokens / s.decode_steps, 2) if s.decode_steps else None,
         "load_seconds": round(model.load_seconds, 3),
         "first_token_seconds": round(s.first_token_seconds, 3),
         "prefill_tokens_per_second": round(s.prefilled_tokens / s.prefill_seconds, 2) if s.prefill_seconds else None,
@@ -76,4 +79,8 @@ def show_stats(figures: dict[str, Any]) -> None:
         f"first    {figures['first_token_seconds']:.2f} s to the first token",
         f"memory   {format_bytes(figures['peak_memory_bytes'])} at its peak",
     ]
+    if figures["drafted_tokens"]:
+        share = figures["accepted_tokens"] / figures["drafted_tokens"]
+        drafts = f"lookup   {figures['drafted_tokens']:,} tokens drafted, {figures['accepted_tokens']:,} accepted"
+        lines.insert(3, f"{drafts} ({share:.0%}), {figures['tokens_per_step']:.1f} tokens a step")
     print("\n" + "\n".join(lines), file=sys.stderr)

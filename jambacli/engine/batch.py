@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import numpy as np
 
 from jambacli.engine.batch_job import Job, Request, reading_stops
+from jambacli.engine.batch_slots import Slot, Slots
 from jambacli.engine.generate import Generated, Reply, draw
 from jambacli.engine.sampling import Sampler
-from jambacli.engine.sequence import Counters, TokenSequence, common_prefix
+from jambacli.engine.sequence import Counters, TokenSequence
 from jambacli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -39,30 +40,6 @@ K = TypeVar("K")
 
 # How many waiting requests are compared with the sequences when a place is free.
 _LOOK_AHEAD = 32
-
-
-class _Slot:
-    """A place for one running request: a sequence, which keeps its content when the request has ended."""
-
-    def __init__(self, sequence: TokenSequence, cache: PrefixCache | None) -> None:
-        self.sequence = sequence
-        self.cache = cache
-        self.job: Job | None = None
-        self.boundaries: list[int] = []
-        # The last token drawn, if it is not in the state yet.
-        self.drawn: int | None = None
-        self.last_used = 0
-        # The tokens that the sequence holds or will hold, and where reading them stops.
-        self.array = np.empty(0, dtype=np.int64)
-        self.stops: list[int] = []
-
-    @property
-    def reading(self) -> bool:
-        return self.job is not None and self.job.phase == "reading"
-
-    @property
-    def answering(self) -> bool:
-        return self.job is not None and self.job.phase == "answering"
 
 
 class BatchEngine:
@@ -93,7 +70,7 @@ class BatchEngine:
         self.exact = exact
         self._kv_type, self._precise, self._open_store = kv_type or "f16", precise, open_store
         self._commit_ends = commit_ends
-        self._slots: list[_Slot] = []
+        self._slots = Slots(parallel, exact, self._open_slot)
         self._waiting: deque[Job] = deque()
         self._arrived = threading.Condition()
         self._clock = 0
@@ -305,76 +282,21 @@ class BatchEngine:
         with self._arrived:
             ahead = list(itertools.islice(self._waiting, _LOOK_AHEAD))
         for job in ahead:
-            if len(self._slots) >= self.parallel and all(slot.job is not None for slot in self._slots):
+            if self._slots.all_taken:
                 return
-            source, now = self._longest_prefix(job)
-            awaited = self._awaited_prefix(job, now)
+            source, now = self._slots.longest_prefix(job)
+            awaited = self._slots.awaited_prefix(job, now)
             if awaited is not None:
                 reader, position = awaited
                 if position not in reader.boundaries:
                     reader.boundaries = sorted([*reader.boundaries, position])
                 continue
-            slot = self._choose_slot(job, source, now, ahead)
+            slot = self._slots.choose(job, source, now, ahead)
             with self._arrived:
                 self._waiting.remove(job)
             self._start(job, slot, source, now)
 
-    def _shared(self, slot: _Slot, job: Job) -> int:
-        """The last position in the prompt that reading the slot's stops at; if exact, after the same stops before it."""
-        common, shared = common_prefix(slot.array, job.array), 0
-        for i, stop in enumerate(slot.stops):
-            if stop > common or (self.exact and job.stops[i : i + 1] != [stop]):
-                break
-            # Logits after the whole prompt are only computed where reading ends.
-            if stop < len(job.ids) or stop == slot.stops[-1]:
-                shared = stop
-        return shared
-
-    def _longest_prefix(self, job: Job) -> tuple[_Slot | None, int]:
-        """The sequence with the longest prefix of the prompt to go on from now, and its length."""
-        best: tuple[_Slot | None, int] = (None, 0)
-        for slot in self._slots:
-            sequence, exact = slot.sequence, self._shared(slot, job)
-            most = exact if self.exact else common_prefix(slot.array, job.array)
-            state, here = sequence.state, len(sequence.tokens)
-            usable = [
-                p
-                for p, checkpoint in sequence.checkpoints.items()
-                if p <= most and state.restorable(checkpoint) and (p < len(job.ids) or p in sequence.known_logits)
-            ]
-            # Where the sequence stands now, a checkpoint can still be taken.
-            if here <= most and sequence.consistent and (here < len(job.ids) or sequence.logits is not None):
-                usable.append(here)
-            longest = max(usable, default=0)
-            if longest > best[1]:
-                best = slot, longest
-        return best
-
-    def _awaited_prefix(self, job: Job, now: int) -> tuple[_Slot, int] | None:
-        """A sequence that is reading a longer prefix of the prompt than ``now``, and the position to wait for."""
-        best: tuple[_Slot, int] | None = None
-        for slot in self._slots:
-            shared = self._shared(slot, job) if slot.reading else 0
-            if shared > max(len(slot.sequence.tokens), best[1] if best else now):
-                best = slot, shared
-        return best
-
-    def _choose_slot(self, job: Job, source: _Slot | None, now: int, ahead: Sequence[Job]) -> _Slot:
-        """The free slot whose content is of least use to the requests that wait; the source itself if that costs nothing."""
-        free = [slot for slot in self._slots if slot.job is None]
-        others = [other for other in ahead if other is not job and other.phase == "waiting"]
-
-        def use(slot: _Slot) -> tuple[int, int]:
-            longest = max((self._shared(slot, other) for other in others), default=0)
-            return longest, slot.last_used
-
-        if source in free and source is not None and use(source)[0] <= now:
-            return source
-        if len(self._slots) < self.parallel:
-            return self._open_slot()
-        return min(free, key=use)
-
-    def _open_slot(self) -> _Slot:
+    def _open_slot(self) -> Slot:
         from jambacli.model.config import CHECKPOINT_BYTES
 
         sequence = TokenSequence(self.model.model, self.ctx, self._kv_type, precise=self._precise)
@@ -382,10 +304,9 @@ class BatchEngine:
         sequence.checkpoint_bytes = CHECKPOINT_BYTES // self.parallel
         cache = self._open_store(sequence) if self._open_store is not None else None
         sequence.prefixes = cache
-        self._slots.append(_Slot(sequence, cache))
-        return self._slots[-1]
+        return Slot(sequence, cache)
 
-    def _start(self, job: Job, slot: _Slot, source: _Slot | None, position: int) -> None:
+    def _start(self, job: Job, slot: Slot, source: Slot | None, position: int) -> None:
         """Put the job into the slot, with the first ``position`` tokens of ``source``."""
         sequence = slot.sequence
         slot.job, job.phase = job, "reading"
@@ -434,7 +355,7 @@ class BatchEngine:
                 assert outcome is not None
                 slot.sequence.stepped(token, outcome, began)
 
-    def _draw(self, slot: _Slot) -> int | None:
+    def _draw(self, slot: Slot) -> int | None:
         """The next token of the slot's reply, None when the reply has ended with it or before it."""
         job, sequence = slot.job, slot.sequence
         assert job is not None
@@ -463,7 +384,7 @@ class BatchEngine:
 
         left = chunk = self.model.model.prefill_chunk
         while left > 0:
-            chosen: list[tuple[_Slot, int]] = []
+            chosen: list[tuple[Slot, int]] = []
             for slot in self._reading_order():
                 stop = slot.sequence.next_stop(len(slot.array), slot.boundaries)
                 size = stop - len(slot.sequence.tokens)
@@ -475,7 +396,7 @@ class BatchEngine:
                 return
             self._shortest_first = not self._shortest_first
             began = time.perf_counter()
-            passes: list[tuple[_Slot, torch.Tensor, Literal["last", "none"]]] = [
+            passes: list[tuple[Slot, torch.Tensor, Literal["last", "none"]]] = [
                 (
                     slot,
                     torch.from_numpy(slot.array[len(slot.sequence.tokens) : stop]),
@@ -486,7 +407,7 @@ class BatchEngine:
             for (slot, stop), outcome in zip(chosen, self._forward(passes), strict=True):
                 self._was_read(slot, stop, outcome, began)
 
-    def _was_read(self, slot: _Slot, stop: int, outcome: torch.Tensor | Exception | None, began: float) -> None:
+    def _was_read(self, slot: Slot, stop: int, outcome: torch.Tensor | Exception | None, began: float) -> None:
         """Record that a pass has read the slot's prompt up to ``stop``, or its error."""
         job, sequence = slot.job, slot.sequence
         assert job is not None
@@ -503,7 +424,7 @@ class BatchEngine:
             job.phase = "answering"
         self._call(slot, job.on_read, size)
 
-    def _reading_order(self) -> list[_Slot]:
+    def _reading_order(self) -> list[Slot]:
         """The slots that read, by turns the oldest request first and the one with the least left first, so that neither a
         long prompt nor many short ones keep others waiting."""
         reading = [(slot, slot.job) for slot in self._slots if slot.job is not None and slot.reading]
@@ -514,7 +435,7 @@ class BatchEngine:
         return [slot for slot, _ in reading]
 
     def _forward(
-        self, passes: Sequence[tuple[_Slot, torch.Tensor, Literal["last", "none"]]]
+        self, passes: Sequence[tuple[Slot, torch.Tensor, Literal["last", "none"]]]
     ) -> list[torch.Tensor | Exception | None]:
         """Append tokens to the slots' sequences in one pass: their logits, or the error of each one that failed."""
         from jambacli.model.jamba import Span
@@ -538,7 +459,7 @@ class BatchEngine:
                 outcomes.append(error)
         return outcomes
 
-    def _replay(self, slot: _Slot) -> None:
+    def _replay(self, slot: Slot) -> None:
         """Compute the tokens after the last checkpoint again, in the same passes, after one that failed in the middle."""
         import torch
 
@@ -557,7 +478,7 @@ class BatchEngine:
 
     # Leaving
 
-    def _call(self, slot: _Slot, callback: Callable[[int], None] | None, value: int) -> None:
+    def _call(self, slot: Slot, callback: Callable[[int], None] | None, value: int) -> None:
         """Call a callback; its error ends the request."""
         if callback is None or not value:
             return
@@ -566,7 +487,7 @@ class BatchEngine:
         except Exception as error:
             self._release(slot, error)
 
-    def _release(self, slot: _Slot, error: Exception | None) -> None:
+    def _release(self, slot: Slot, error: Exception | None) -> None:
         """End the slot's request; the sequence keeps what can be used again."""
         job, sequence = slot.job, slot.sequence
         assert job is not None

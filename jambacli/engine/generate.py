@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
+from jambacli.engine.drafted_steps import DraftedSteps
 from jambacli.engine.sampling import Logits, Sampler
 from jambacli.engine.sequence import TokenSequence
 from jambacli.errors import JambaError
@@ -117,6 +119,11 @@ class Reply:
         self.result.text += piece
         return piece
 
+    @property
+    def left(self) -> int:
+        """How many more tokens may be drawn."""
+        return sys.maxsize if self._max_tokens is None else self._max_tokens - len(self.result.ids)
+
     def _end_at_limit(self) -> None:
         if self._max_tokens is not None and len(self.result.ids) >= self._max_tokens:
             self._finish("length")
@@ -148,23 +155,26 @@ def generate(
     stop_ids: frozenset[int] = frozenset(),
     thought_marks: tuple[int | None, int | None] = (None, None),
     result: Generated,
+    lookup: bool = False,
 ) -> Iterator[str]:
     """Yield text as tokens are drawn after ``sequence``, until a stop token, a stop string, ``max_tokens`` or the context.
 
     ``sequence.logits`` must be known. ``result`` is kept up to date, so that a caller that closes the iterator early still
     has the reply so far. The last token drawn may not have been fed to the model yet. The other arguments are those of
-    ``Reply``. Raises JambaError when logits are not finite.
+    ``Reply``. ``lookup``: whether to compute several tokens in a step where earlier text says what probably comes next; the
+    reply is the same. Raises JambaError when logits are not finite.
     """
     reply = Reply(
         tokenizer, max_tokens=max_tokens, stops=stops, stop_ids=stop_ids, thought_marks=thought_marks, result=result
     )
     logits = sequence.logits
     assert logits is not None
+    drafted = DraftedSteps(sequence, sampler, stop_ids) if lookup else None
     while reply.wants(len(sequence.tokens), sequence.ctx):
         token = draw(sampler, logits)
         if piece := reply.push(token):
             yield piece
         if not reply.ended:
-            logits = sequence.step(token)
+            logits = sequence.step(token) if drafted is None else drafted.step(token, reply.left)
     if piece := reply.flush():
         yield piece

@@ -27,6 +27,7 @@ class GenerationKeywords(TypedDict, total=False):
     stop: Sequence[str]
     schema: Mapping[str, Any] | None
     cite: int | None
+    lookup: bool | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,9 @@ class GenerationOptions:
 
     The fields of ``Sampling`` by the same names, None for the session's or the model's own. ``max_tokens``: the longest
     reply. ``stop``: texts before which it ends. ``schema``: a JSON schema that it must follow (see
-    ``engine.constraints``). ``cite``: how many documents it may cite after JSON of the schema. Raises UsageError for a value
+    ``engine.constraints``). ``cite``: how many documents it may cite after JSON of the schema. ``lookup``: whether
+    earlier text, such as documents, provides drafts of the next tokens, several of which a step confirms; the reply is
+    the same. None: where the device has a fast step of several tokens. Raises UsageError for a value
     out of its range.
     """
 
@@ -54,6 +57,7 @@ class GenerationOptions:
     stop: Sequence[str] = ()
     schema: Mapping[str, Any] | None = None
     cite: int | None = None
+    lookup: bool | None = None
 
     def __post_init__(self) -> None:
         self.sampling(Sampling())

@@ -7,7 +7,7 @@ carried over from there mean the same. Temperature 0 is greedy.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol, TypeAlias
 
@@ -133,6 +133,9 @@ class Constraint(Protocol):
     def accept(self, token: int) -> int:
         """Record the chosen token; returns it, or another one to use in its place."""
 
+    def forced(self) -> Sequence[int]:
+        """The tokens that come next whatever the logits are, as far as that is easily said; often none."""
+
 
 class Sampler:
     """Draws tokens one after another; the same seed and the same logits give the same tokens."""
@@ -176,6 +179,10 @@ class Sampler:
             token = self.constraint.accept(token)
         self._seen.append(token)
         return token
+
+    def forced(self) -> Sequence[int]:
+        """The tokens that the constraint forces next, as far as that is easily said; often none."""
+        return self.constraint.forced() if self.constraint is not None else ()
 
     def _adjusted(self, logits: np.ndarray) -> np.ndarray:
         o = self.options

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import bisect
 import time
+from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from jambacli.cache.stored_prefix import DamagedPrefixError
+from jambacli.engine.lookup import MAX_DRAFT, Lookup
 from jambacli.errors import UsageError
 from jambacli.model.config import CHECKPOINT_BYTES
 from jambacli.progress import Progress, no_progress
@@ -36,13 +38,19 @@ CHECKPOINT_STEP = 4096
 
 @dataclass
 class Counters:
-    """What a turn cost. Times in seconds; ``reused`` tokens were in the state already or restored from the store."""
+    """What a turn cost. Times in seconds; ``reused`` tokens were in the state already or restored from the store.
+
+    ``decoded`` tokens were appended in ``steps`` passes. ``drafted`` tokens were computed ahead, ``accepted`` of them drawn.
+    """
 
     reused: int = 0
     prefilled: int = 0
     prefill_seconds: float = 0.0
     decoded: int = 0
     decode_seconds: float = 0.0
+    steps: int = 0
+    drafted: int = 0
+    accepted: int = 0
 
 
 @dataclass(frozen=True)
@@ -108,7 +116,7 @@ class TokenSequence:
         """``ctx``: maximum number of tokens. ``chunk``: tokens of one prefill pass. ``precise``: the mode of decode. By default
         the model's."""
         self.model = model
-        self.state: SequenceState = model.new_state(ctx, kv_type, precise=precise)
+        self._state: SequenceState = model.new_state(ctx, kv_type, precise=precise)
         self.tokens: list[int] = []
         self.chunk = chunk or model.prefill_chunk
         self.counters = Counters()
@@ -122,12 +130,28 @@ class TokenSequence:
         self.logits: Logits | None = None
         #: Bytes of checkpoints to keep, None for ``CHECKPOINT_BYTES``.
         self.checkpoint_bytes: int | None = None
+        #: Finds drafts in the text so far; see ``drafted_steps``.
+        self.lookup = Lookup()
+        # Drafted tokens that the state includes beyond ``tokens``, each with the logits after it.
+        self._ahead: deque[tuple[int, torch.Tensor]] = deque()
         self._committed = 0
+
+    @property
+    def state(self) -> SequenceState:
+        """The state after exactly ``tokens``: drafted tokens that have not been drawn are taken back."""
+        if self._ahead:
+            # Cleared first: interrupted in between, the state has another position than the tokens and is not consistent.
+            drafted = len(self._ahead)
+            self._ahead.clear()
+            start = time.perf_counter()
+            self._state.retract(drafted)
+            self.counters.decode_seconds += time.perf_counter() - start
+        return self._state
 
     @property
     def ctx(self) -> int:
         """Maximum number of tokens in this sequence."""
-        return self.state.ctx
+        return self._state.ctx
 
     @property
     def consistent(self) -> bool:
@@ -243,6 +267,7 @@ class TokenSequence:
         self.checkpoints = {p: c for p, c in self.checkpoints.items() if p <= at}
         self.known_logits = {p: x for p, x in self.known_logits.items() if p <= at}
         self.logits = self.known_logits.get(at)
+        self.lookup.cut(at)
         if self.prefixes is not None:
             self.prefixes.truncate(at)
         return at
@@ -266,6 +291,7 @@ class TokenSequence:
         self.checkpoints = {prefix.position: checkpoint}
         self.known_logits = {} if prefix.logits is None else {prefix.position: prefix.logits}
         self.logits = prefix.logits
+        self.lookup.cut(0)
         if self.prefixes is not None:
             self.prefixes.restored(prefix)
 
@@ -284,6 +310,7 @@ class TokenSequence:
         self.checkpoints = {position: checkpoint}
         self.known_logits = {p: x for p, x in source.known_logits.items() if p == position}
         self.logits = self.known_logits.get(position)
+        self.lookup.cut(0)
         if self.prefixes is not None:
             self.prefixes.truncate(0)
 
@@ -303,6 +330,7 @@ class TokenSequence:
         """Go back to no tokens at all."""
         self.state.reset()
         self.tokens, self.checkpoints, self.known_logits, self.logits = [], {}, {}, None
+        self.lookup.cut(0)
         if self.prefixes is not None:
             self.prefixes.truncate(0)
 
@@ -313,26 +341,62 @@ class TokenSequence:
             self.checkpoints[at] = self.state.snapshot()
             self._thin()
         if at and self.logits is not None:
-            self.known_logits[at] = self.logits
+            # A row of several would keep them all.
+            self.known_logits[at] = self.logits.copy() if isinstance(self.logits, np.ndarray) else self.logits
 
-    def step(self, token: int) -> Logits:
-        """Append one token and return the logits after it, float32 [vocab]; on a GPU as ``DeviceLogits``, without waiting."""
-        import torch
+    @property
+    def fast_steps(self) -> bool:
+        """Whether a step of several tokens takes less time than as many steps, with the same results to the bit."""
+        decoder = self.model.decoder
+        return decoder is not None and decoder.max_tokens > 1
 
-        start = time.perf_counter()
-        self._check_fits(len(self.tokens) + 1)
-        logits = self.model.forward(torch.tensor([token]), self.state, logits="last")
-        assert logits is not None
-        return self.stepped(token, logits, start)
+    @property
+    def max_draft(self) -> int:
+        """The most tokens of a draft."""
+        decoder = self.model.decoder
+        return min(MAX_DRAFT, decoder.max_tokens - 1) if decoder is not None and self.fast_steps else MAX_DRAFT
 
-    def stepped(self, token: int, logits: torch.Tensor, began: float) -> Logits:
-        """Record that a pass, begun at ``time.perf_counter() == began``, has appended one token; ``logits`` float32
-        [1, vocab] are those after it."""
+    def expects(self, token: int) -> bool:
+        """Whether ``token`` is the next token of the last draft, so that a step with it computes nothing."""
+        return bool(self._ahead) and self._ahead[0][0] == token
+
+    def step(self, token: int, draft: Sequence[int] = ()) -> Logits:
+        """Append one token and return the logits after it, float32 [vocab]; on a GPU as ``DeviceLogits``, without waiting.
+
+        ``draft``: at most ``max_draft`` tokens that probably follow, computed in the same pass. Steps that append exactly
+        these then take no time. The others are taken back; a draft changes no token's logits.
+        """
+        if self.expects(token):
+            start, logits = time.perf_counter(), self._ahead.popleft()[1]
+            self.counters.accepted += 1
+            self.counters.steps -= 1
+            return self.stepped(token, logits, start)
+        state, start = self.state, time.perf_counter()
+        self._check_fits(len(self.tokens) + 1 + len(draft))
+        return self.stepped(token, self._forward([token, *draft], state), start, draft)
+
+    def stepped(self, token: int, logits: torch.Tensor, began: float, draft: Sequence[int] = ()) -> Logits:
+        """Record that a pass, begun at ``time.perf_counter() == began``, has appended one token and a draft; ``logits`` float32
+        [1 + len(draft), vocab] are those after each."""
         self.tokens.append(token)
+        self._ahead.extend((t, logits[i : i + 1]) for i, t in enumerate(draft, 1))
         self.logits = self._device_logits(logits[0]) if logits.is_cuda else logits[0].numpy()
         self.counters.decoded += 1
+        self.counters.steps += 1
+        self.counters.drafted += len(draft)
         self.counters.decode_seconds += time.perf_counter() - began
         return self.logits
+
+    def _forward(self, ids: Sequence[int], state: SequenceState) -> torch.Tensor:
+        """Logits float32 [len(ids), vocab] after each of the ``ids``; they can be taken back if they are several."""
+        import torch
+
+        from jambacli.model.spans import Span
+
+        span = Span(state, torch.tensor(ids), logits="all", revocable=len(ids) > 1)
+        (logits,) = self.model.forward_spans([span])
+        assert logits is not None
+        return logits
 
     def _device_logits(self, logits: torch.Tensor) -> Logits:
         """Logits that stay on the GPU; waiting for them counts as decoding."""

@@ -323,6 +323,7 @@ class Session:
                 stop_ids=tokenizer.stop_ids,
                 thought_marks=thought_marks(tokenizer),
                 result=result,
+                lookup=sequence.fast_steps if options.lookup is None else options.lookup,
             )
             for piece in pieces:
                 if not self.stats.first_token_seconds:

@@ -15,6 +15,8 @@ class Stats:
     """The statistics of one reply, in seconds and tokens. ``first_token_seconds`` counts from the call to the first text.
 
     ``document_tokens``: the tokens up to the end of the documents; ``replayed_document_tokens`` of them were prefilled.
+    ``decoded_tokens`` were appended in ``decode_steps``. ``drafted_tokens`` came from earlier text; ``accepted_tokens`` of them
+    were drawn.
     """
 
     prompt_tokens: int = 0
@@ -24,6 +26,9 @@ class Stats:
     generated_tokens: int = 0
     decode_seconds: float = 0.0
     decoded_tokens: int = 0
+    decode_steps: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     first_token_seconds: float = 0.0
     finish: str = ""
     document_tokens: int = 0
@@ -38,4 +43,7 @@ class Stats:
         self.generated_tokens = len(result.ids) - before
         self.decoded_tokens = counters.decoded
         self.decode_seconds = counters.decode_seconds
+        self.decode_steps = counters.steps
+        self.drafted_tokens = counters.drafted
+        self.accepted_tokens = counters.accepted
         self.finish = result.finish

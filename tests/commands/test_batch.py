@@ -60,8 +60,9 @@ def test_requests_are_answered_as_they_are_alone_and_in_order(model: str, tmp_pa
     texts = [f"Count {i * 7} herons " + "at the lake " * (i % 5) for i in range(20)]
     source = written(tmp_path / "in.jsonl", [chat(i, text) for i, text in enumerate(texts)])
     out = tmp_path / "out.jsonl"
-    done = run("batch", source, "-o", str(out), "-m", model)
+    done = run("batch", source, "-o", str(out), "-m", model, "--stats")
     assert done.stdout == b"" and b"20 requests" in done.stderr
+    assert b"replies  " in done.stderr and b"of them read with another prompt" in done.stderr
     loaded = Jamba.load(model)
     for i, text in enumerate(texts):
         with loaded.session(store=False) as session:

@@ -58,6 +58,16 @@ def test_needle_reports_recall_by_length_and_depth(files: list[str]) -> None:
     assert "depth 0-25%" in jamba("eval", "needle", files[0], *options).stdout.decode()
 
 
+def test_lookup_compares_replies_with_and_without(files: list[str], text: str) -> None:
+    options = (text, "--model", files[0], "-n", "30", "-r", "1")
+    rows = json.loads(jamba("eval", "lookup", *options, "--json").stdout)["replies"]
+    assert len(rows) == 3 and all(r["same"] for r in rows)
+    done = jamba("eval", "lookup", *options, "--quoted", "0,70")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.decode().splitlines()
+    assert len(lines) == 4 and "70% quoted" in lines[3] and "yes" in lines[3]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -68,10 +78,13 @@ def test_needle_reports_recall_by_length_and_depth(files: list[str]) -> None:
         (("needle", "{model}", "--kinds", "colour"), "colour"),
         (("needle", "{model}", "--tokens", "20"), "no report fits"),
         (("kl", "{model}", "{model}", "--random", "64", "--text", "x.txt"), "not both"),
+        (("lookup", "nowhere.txt"), "nowhere.txt"),
+        (("lookup", "{text}", "--shape", "moe"), "--quoted"),
+        (("lookup", "{text}", "--model", "{model}", "--quoted", "120"), "--quoted 120 is outside 0 to 100"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(files: list[str], arguments: tuple[str, ...], said: str) -> None:
-    done = jamba("eval", *(a.replace("{model}", files[0]) for a in arguments))
+def test_what_is_wrong_is_said_in_one_line(files: list[str], text: str, arguments: tuple[str, ...], said: str) -> None:
+    done = jamba("eval", *(a.replace("{model}", files[0]).replace("{text}", text) for a in arguments))
     assert done.returncode in (1, 2)
     assert said in done.stderr.decode()
     assert done.stderr.decode().strip().count("\n") == 0 and not done.stdout

@@ -117,18 +117,26 @@ def test_a_request_gives_the_same_tokens_alone_and_among_others(model: Jamba, se
         )
     expected = [alone(model, r) for r in requests]
     jobs: dict[int, Job] = {}
+    leaving: dict[int, Job] = {}
     with engine(model, parallel=8) as several:
         order = rng.sample(range(16), 16)
         while order or not several.idle:
             while order and rng.random() < 0.4:
                 i = order.pop()
                 jobs[i] = several.submit(requests[i])
-            if order and rng.random() < 0.1 and len(jobs) > 4:
-                # One that nobody will look at leaves in the middle.
-                several.submit(prompt(90, 5000 + len(order), max_tokens=100)).cancel()
+            # Others come, perhaps with the same prompt, and leave in the queue, while they are read or in the middle.
+            if order and rng.random() < 0.5:
+                i = rng.randrange(16)
+                leaving[i] = several.submit(dataclasses.replace(requests[i], max_tokens=60))
+            for job in leaving.values():
+                if rng.random() < 0.2:
+                    job.cancel()
             several.step()
     assert [jobs[i].result.ids for i in range(16)] == expected
     assert all(job.error is None and job.result.finish == "length" for job in jobs.values())
+    assert all(job.phase == "done" and job.error is None for job in leaving.values())
+    for i, job in leaving.items():
+        assert job.result.ids[: len(expected[i])] == expected[i][: len(job.result.ids)]
 
 
 def test_text_stops_and_thoughts_are_those_of_the_plain_loop(small: Jamba) -> None:
@@ -302,7 +310,7 @@ def test_a_pass_that_fails_for_one_sequence_goes_on_for_the_others(
         jobs = [several.submit(r) for r in requests]
         while len(jobs[1].result.ids) < 8:
             several.step()
-        begin, victim = SequenceState.begin, several._slots[1].sequence.state
+        begin, victim = SequenceState.begin, list(several._slots)[1].sequence.state
 
         def out_of_memory(state: SequenceState, *arguments: Any, **more: Any) -> None:
             if state is victim:

@@ -126,6 +126,9 @@ class _Scripted:
     def sample(self, _: object) -> int:
         return next(_Scripted.script)
 
+    def forced(self) -> tuple[int, ...]:
+        return ()
+
 
 @pytest.fixture(scope="module")
 def reasoning(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

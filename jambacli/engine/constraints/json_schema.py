@@ -168,6 +168,12 @@ class SchemaConstraint:
             raise JambaError(f"the schema's grammar failed: {_first_line(self._matcher.get_error())}")
         return token
 
+    def forced(self) -> list[int]:
+        """The tokens that come next: the rest of the way to finish, or those of a text that the grammar leaves no choice in."""
+        if self._thinking or self._forced:
+            return list(self._forced)
+        return list(self._matcher.compute_ff_tokens())
+
     def _due(self) -> bool:
         self._checked += 1
         return self._checked % _STEP == 0

@@ -1,0 +1,113 @@
+"""The places of a BatchEngine, and which of their sequences a prompt can go on from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jambacli.engine.batch_job import Job
+from jambacli.engine.sequence import TokenSequence, common_prefix
+
+if TYPE_CHECKING:
+    from jambacli.engine.prefix_cache import PrefixCache
+
+
+class Slot:
+    """A place for one running request: a sequence, which keeps its content when the request has ended."""
+
+    def __init__(self, sequence: TokenSequence, cache: PrefixCache | None) -> None:
+        self.sequence = sequence
+        self.cache = cache
+        self.job: Job | None = None
+        self.boundaries: list[int] = []
+        # The last token drawn, if it is not in the state yet.
+        self.drawn: int | None = None
+        self.last_used = 0
+        # The tokens that the sequence holds or will hold, and where reading them stops.
+        self.array = np.empty(0, dtype=np.int64)
+        self.stops: list[int] = []
+
+    @property
+    def reading(self) -> bool:
+        """Whether its request's prompt is being read."""
+        return self.job is not None and self.job.phase == "reading"
+
+    @property
+    def answering(self) -> bool:
+        """Whether its request's reply is being generated."""
+        return self.job is not None and self.job.phase == "answering"
+
+
+class Slots:
+    """Up to ``most`` slots, opened when they are needed."""
+
+    def __init__(self, most: int, exact: bool, open_slot: Callable[[], Slot]) -> None:
+        """``exact``: see BatchEngine."""
+        self._most, self._exact, self._open = most, exact, open_slot
+        self._slots: list[Slot] = []
+
+    def __iter__(self) -> Iterator[Slot]:
+        return iter(self._slots)
+
+    @property
+    def all_taken(self) -> bool:
+        """Whether no further request can start."""
+        return len(self._slots) >= self._most and all(slot.job is not None for slot in self._slots)
+
+    def shared(self, slot: Slot, job: Job) -> int:
+        """The last position in the prompt that reading the slot's stops at; if exact, after the same stops before it."""
+        common, shared = common_prefix(slot.array, job.array), 0
+        for i, stop in enumerate(slot.stops):
+            if stop > common or (self._exact and job.stops[i : i + 1] != [stop]):
+                break
+            # Logits after the whole prompt are only computed where reading ends.
+            if stop < len(job.ids) or stop == slot.stops[-1]:
+                shared = stop
+        return shared
+
+    def longest_prefix(self, job: Job) -> tuple[Slot | None, int]:
+        """The sequence with the longest prefix of the prompt to go on from now, and its length."""
+        best: tuple[Slot | None, int] = (None, 0)
+        for slot in self:
+            sequence, exact = slot.sequence, self.shared(slot, job)
+            most = exact if self._exact else common_prefix(slot.array, job.array)
+            state, here = sequence.state, len(sequence.tokens)
+            usable = [
+                p
+                for p, checkpoint in sequence.checkpoints.items()
+                if p <= most and state.restorable(checkpoint) and (p < len(job.ids) or p in sequence.known_logits)
+            ]
+            # Where the sequence stands now, a checkpoint can still be taken.
+            if here <= most and sequence.consistent and (here < len(job.ids) or sequence.logits is not None):
+                usable.append(here)
+            longest = max(usable, default=0)
+            if longest > best[1]:
+                best = slot, longest
+        return best
+
+    def awaited_prefix(self, job: Job, now: int) -> tuple[Slot, int] | None:
+        """A sequence that is reading a longer prefix of the prompt than ``now``, and the position to wait for."""
+        best: tuple[Slot, int] | None = None
+        for slot in self:
+            shared = self.shared(slot, job) if slot.reading else 0
+            if shared > max(len(slot.sequence.tokens), best[1] if best else now):
+                best = slot, shared
+        return best
+
+    def choose(self, job: Job, source: Slot | None, now: int, ahead: Sequence[Job]) -> Slot:
+        """The free slot whose content is of least use to the requests that wait; the source itself if that costs nothing."""
+        free = [slot for slot in self if slot.job is None]
+        others = [other for other in ahead if other is not job and other.phase == "waiting"]
+
+        def use(slot: Slot) -> tuple[int, int]:
+            longest = max((self.shared(slot, other) for other in others), default=0)
+            return longest, slot.last_used
+
+        if source in free and source is not None and use(source)[0] <= now:
+            return source
+        if len(self._slots) < self._most:
+            self._slots.append(self._open())
+            return self._slots[-1]
+        return min(free, key=use)
