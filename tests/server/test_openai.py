@@ -276,11 +276,11 @@ def test_a_full_queue_says_when_to_come_back(tiny: Jamba) -> None:
             "logit_bias": {str(t): -1000 for t in tiny.tokenizer.stop_ids},
         }
         with one.client.stream("POST", CHAT, json=endless) as first:
-            for line in first.iter_lines():
-                if "content" in line and "role" not in line:
-                    break
+            lines = first.iter_lines()  # kept: without them the connections are closed
+            next(line for line in lines if "content" in line and "role" not in line)
             with one.client.stream("POST", CHAT, json=endless) as second:
-                next(second.iter_lines())
+                more = second.iter_lines()
+                assert "role" in next(more)
                 assert one.client.get("/health").json()["waiting"] == 1
                 refused = one.client.post(CHAT, json=ASK)
                 assert refused.status_code == 503 and refused.json()["error"]["code"] == "server_busy"
