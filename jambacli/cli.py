@@ -38,6 +38,7 @@ COMMANDS = {
     "summarize": "summarize:summarize",
     "ask": "ask:ask",
     "batch": "batch:batch",
+    "serve": "serve:serve",
     "bench": "bench:bench",
     "eval": "eval:app",
     "sessions": "sessions:app",

@@ -44,6 +44,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("jambacli.gpu_check",),
     ("jambacli.ui",),
     ("jambacli.chat.terminal",),
+    ("jambacli.server",),
     ("jambacli.commands",),
     ("jambacli.cli",),
     ("jambacli.__main__",),

@@ -123,7 +123,7 @@ def request_of_line(model: LoadedModel, line: BatchLine, defaults: GenerationOpt
     known = {*own, *_IGNORED, *_FIXED, *_OPTIONS, "stop", "logit_bias", "response_format"}
     if unknown := sorted(body.keys() - known):
         raise BadRequestError(f"the field {unknown[0]!r} is not supported", unknown[0])
-    options = _options(body, defaults)
+    options = read_options(body, defaults)
     if line.url == COMPLETIONS:
         prompt = body.get("prompt")
         if not isinstance(prompt, str):
@@ -140,7 +140,8 @@ def request_of_line(model: LoadedModel, line: BatchLine, defaults: GenerationOpt
     return chat_request(model, [_message(i, m) for i, m in enumerate(messages)], options, documents=documents)
 
 
-def _options(body: Mapping[str, Any], defaults: GenerationOptions) -> GenerationOptions:
+def read_options(body: Mapping[str, Any], defaults: GenerationOptions) -> GenerationOptions:
+    """The options of a reply in a body, over ``defaults``. Raises BadRequestError."""
     for name, only in _FIXED.items():
         if name in body and body[name] != only:
             raise BadRequestError(f"the field {name!r} is only supported as {json.dumps(only)}", name)

@@ -68,6 +68,11 @@ class Reply:
         self._matcher = StopMatcher(stops)
         self._after_thought, self._visible = False, len(self.result.text)
 
+    @property
+    def stop_text(self) -> str | None:
+        """The stop string that ended the reply, None if it ended otherwise."""
+        return self._matcher.stopped
+
     def wants(self, held: int, ctx: int) -> bool:
         """Whether another token is to be drawn, when the sequence holds ``held`` tokens in a context of ``ctx``.
 

@@ -1,0 +1,194 @@
+"""Anthropic's Messages API."""
+
+from __future__ import annotations
+
+import functools
+import uuid
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from jambacli.server.context import Server
+from jambacli.server.errors import ApiError, as_api_error, bad_request
+from jambacli.server.http import Streaming, compact, error_response, handler, json_response
+from jambacli.server.openai import chat_options
+from jambacli.server.request import (
+    Call,
+    Message,
+    joined_systems,
+    model_name,
+    read_count,
+    read_flag,
+    unsupported,
+    without_nulls,
+)
+from jambacli.server.worker import Answer, Piece, Running, Waiting
+
+_KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 413: "request_too_large"}
+
+
+def anthropic_error(error: ApiError) -> dict[str, Any]:
+    """An error as Anthropic's API has it."""
+    kind = _KINDS.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
+    if error.status == 503:
+        kind = "overloaded_error"
+    return {"type": "error", "error": {"type": kind, "message": error.message}}
+
+
+def _refusal(error: ApiError) -> Response:
+    return error_response(error, anthropic_error)
+
+
+def read_call(body: Mapping[str, Any], server: Server, *, counting: bool = False) -> Call:
+    """A body of /v1/messages, or with ``counting`` of its count_tokens. Raises ApiError."""
+    body = without_nulls(body)
+    unsupported(body, "tools", "mcp_servers", "container")
+    items = body.get("messages")
+    if not isinstance(items, list) or not items:
+        raise bad_request("the field 'messages' must be a list of messages", "messages")
+    system = _text("system", body.get("system", ""), "system")
+    messages = [Message("system", system)] if system else []
+    messages += [_message(i, item) for i, item in enumerate(items)]
+    if messages[-1].role != "user":
+        raise bad_request("the last message must be the user's: a reply cannot be begun for the model", "messages")
+    if not counting and "max_tokens" not in body:
+        raise bad_request("the field 'max_tokens' is required", "max_tokens")
+    given: dict[str, Any] = {k: body[k] for k in ("temperature", "top_p", "top_k") if k in body}
+    if not counting:
+        given["max_tokens"] = read_count(body, "max_tokens", 1, 1 << 31, 1)
+    if "stop_sequences" in body:
+        given["stop"] = body["stop_sequences"]
+    options = chat_options(given, server.defaults)
+    return Call(messages=joined_systems(messages), options=options, model=model_name(body))
+
+
+def _message(index: int, value: Any) -> Message:
+    where = f"messages[{index}]"
+    role = value.get("role") if isinstance(value, dict) else None
+    if role not in ("user", "assistant", "system"):
+        raise bad_request(f"{where} must have the role user or assistant", "messages")
+    content = value.get("content")
+    thoughts = None
+    if isinstance(content, list) and role == "assistant":
+        parts = [p.get("thinking") for p in content if isinstance(p, dict) and p.get("type") == "thinking"]
+        thoughts = "".join(p for p in parts if isinstance(p, str)) or None
+        kept = [p for p in content if not (isinstance(p, dict) and p.get("type") in ("thinking", "redacted_thinking"))]
+        content = kept
+    return Message(role, _text(where, content, "messages"), thoughts)
+
+
+def _text(where: str, content: Any, field: str) -> str:
+    """A text, or the texts of blocks; a document block of plain text is one too."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise bad_request(f"{where} has no text as its content", field)
+    texts: list[str] = []
+    for block in content:
+        kind = block.get("type") if isinstance(block, dict) else None
+        text = block.get("text") if kind == "text" else None
+        if kind == "document":
+            source = block.get("source")
+            if isinstance(source, dict) and source.get("type") == "text":
+                text = source.get("data")
+        if not isinstance(text, str):
+            raise bad_request(f"{where} has content of the type {kind!r}; only text is supported", field)
+        texts.append(text)
+    return "\n".join(texts)
+
+
+class AnthropicRoutes:
+    """The handlers."""
+
+    def __init__(self, server: Server) -> None:
+        self.server, self.worker = server, server.worker
+
+    async def messages(self, request: Request) -> Response:
+        """POST /v1/messages."""
+        body = await self.server.body(request)
+        call, stream = read_call(body, self.server), read_flag(body, "stream")
+        running = await self.server.start(request, call)
+        if stream:
+            return Streaming(self._stream(running), "text/event-stream", error=_refusal)
+        return Streaming(self._whole(running), "application/json", error=_refusal)
+
+    async def count(self, request: Request) -> Response:
+        """POST /v1/messages/count_tokens."""
+        call = read_call(await self.server.body(request), self.server, counting=True)
+        try:
+            requests, _ = await self.worker.prepare(functools.partial(self.worker.requests, call))
+        except Exception as error:
+            raise as_api_error(error, 400) from error
+        return json_response({"input_tokens": len(requests[0].ids)})
+
+    def _head(self, content: Sequence[Any], stop: Answer | None, usage: Mapping[str, int]) -> dict[str, Any]:
+        head = {"id": f"msg_{uuid.uuid4().hex}", "type": "message", "role": "assistant", "model": self.server.name}
+        return {**head, "content": list(content), **_stopped(stop), "usage": dict(usage)}
+
+    async def _whole(self, running: Running) -> AsyncIterator[bytes]:
+        async for event in running.events():
+            if isinstance(event, Waiting):
+                yield b" "
+            elif isinstance(event, Answer):
+                thoughts = [{"type": "thinking", "thinking": event.thoughts, "signature": ""}] if event.thoughts else []
+                content = [*thoughts, {"type": "text", "text": event.text}]
+                yield compact(self._head(content, event, _usage(event)))
+
+    async def _stream(self, running: Running) -> AsyncIterator[bytes]:
+        # The prompt's tokens are counted; what of them is known is only found when they are read.
+        known = {"input_tokens": len(running.jobs[0].ids), "output_tokens": 0}
+        yield _event("message_start", message=self._head([], None, known))
+        block, open_kind = -1, ""
+        try:
+            async for event in running.events():
+                if isinstance(event, Waiting):
+                    yield _event("ping")
+                elif isinstance(event, Piece):
+                    kind = "thinking" if event.thought else "text"
+                    if kind != open_kind:
+                        if open_kind:
+                            yield _event("content_block_stop", index=block)
+                        block, open_kind = block + 1, kind
+                        empty: dict[str, Any] = {"type": kind, kind: ""}
+                        yield _event("content_block_start", index=block, content_block=empty)
+                    yield _event("content_block_delta", index=block, delta={"type": f"{kind}_delta", kind: event.text})
+                else:
+                    if not open_kind:
+                        block = 0
+                        yield _event("content_block_start", index=0, content_block={"type": "text", "text": ""})
+                    yield _event("content_block_stop", index=block)
+                    yield _event("message_delta", delta=_stopped(event), usage=_usage(event))
+                    yield _event("message_stop")
+        except Exception as error:
+            yield _event(**anthropic_error(as_api_error(error)))
+
+
+def _stopped(answer: Answer | None) -> dict[str, Any]:
+    if answer is None:
+        return {"stop_reason": None, "stop_sequence": None}
+    reason = "max_tokens" if answer.finish == "length" else "stop_sequence" if answer.stop_text else "end_turn"
+    return {"stop_reason": reason, "stop_sequence": answer.stop_text}
+
+
+def _usage(answer: Answer) -> dict[str, int]:
+    """``input_tokens`` leaves out those that were known."""
+    return {
+        "input_tokens": answer.prompt_tokens - answer.cached_tokens,
+        "cache_read_input_tokens": answer.cached_tokens,
+        "cache_creation_input_tokens": 0,
+        "output_tokens": answer.generated_tokens,
+    }
+
+
+def _event(type: str, **fields: Any) -> bytes:
+    return f"event: {type}\ndata: ".encode() + compact({"type": type, **fields}) + b"\n\n"
+
+
+def anthropic_routes(context: Server) -> list[Route]:
+    """Anthropic's routes."""
+    server = AnthropicRoutes(context)
+    work = {"/v1/messages": server.messages, "/v1/messages/count_tokens": server.count}
+    return [Route(path, handler(one, _refusal), methods=["POST"]) for path, one in work.items()]

@@ -1,0 +1,239 @@
+"""Ollama's routes: what editors and its clients ask for. Times are nanoseconds; a stream is one JSON object a line."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from jambacli.server import info
+from jambacli.server.context import Server
+from jambacli.server.errors import ApiError, as_api_error, bad_request
+from jambacli.server.http import Streaming, compact, error_response, handler, json_response
+from jambacli.server.openai import chat_options
+from jambacli.server.request import Call, Message, joined_systems, model_name, read_flag, read_messages, unsupported
+from jambacli.server.worker import Answer, Piece, Running, Waiting
+
+#: The version that clients see: VS Code asks for at least 0.6.4.
+VERSION = "0.12.0"
+# Options of a body by the names that OpenAI's body has for them; others (num_ctx, num_gpu ...) are the server's own.
+_OPTIONS = {
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "min_p": "min_p",
+    "typical_p": "typical_p",
+    "repeat_penalty": "repeat_penalty",
+    "presence_penalty": "presence_penalty",
+    "frequency_penalty": "frequency_penalty",
+    "repeat_last_n": "penalty_last_n",
+    "seed": "seed",
+    "stop": "stop",
+    "num_predict": "max_tokens",
+}
+
+
+def ollama_error(error: ApiError) -> dict[str, Any]:
+    """An error as Ollama has it."""
+    return {"error": error.message}
+
+
+def _refusal(error: ApiError) -> Response:
+    return error_response(error, ollama_error)
+
+
+def read_call(body: Mapping[str, Any], server: Server, *, chat: bool) -> Call:
+    """A body of /api/chat or /api/generate. Raises ApiError."""
+    options = body.get("options") or {}
+    if not isinstance(options, dict):
+        raise bad_request("the field 'options' must be an object", "options")
+    unsupported(body, "tools", "images", "suffix", "context", "logprobs")
+    num_ctx = options.get("num_ctx")
+    if isinstance(num_ctx, int) and num_ctx > server.worker.ctx:
+        raise bad_request(f"num_ctx {num_ctx} is more than the {server.worker.ctx} tokens of this server", "num_ctx")
+    given = {new: options[old] for old, new in _OPTIONS.items() if options.get(old) is not None}
+    if type(given.get("max_tokens")) is int and given["max_tokens"] < 0:
+        del given["max_tokens"]
+    form = body.get("format")
+    if form not in (None, ""):
+        if form != "json" and not isinstance(form, dict):
+            raise bad_request("the field 'format' must be \"json\" or a JSON schema", "format")
+        given["response_format"] = (
+            {"type": "json_object"} if form == "json" else {"type": "json_schema", "schema": form}
+        )
+    chosen, model = chat_options(given, server.defaults), model_name(body)
+    if chat:
+        return Call(messages=read_messages(_thoughts_renamed(body.get("messages"))), options=chosen, model=model)
+    prompt, system = body.get("prompt") or "", body.get("system") or ""
+    if not isinstance(prompt, str) or not isinstance(system, str):
+        raise bad_request("the fields 'prompt' and 'system' must be texts", "prompt")
+    if body.get("template") not in (None, ""):
+        raise bad_request("the field 'template' is not supported", "template")
+    if read_flag(body, "raw"):
+        return Call(prompts=[prompt], options=chosen, model=model)
+    messages = [Message("system", system)] if system else []
+    return Call(messages=joined_systems([*messages, Message("user", prompt)]), options=chosen, model=model)
+
+
+def _thoughts_renamed(messages: Any) -> Any:
+    if not isinstance(messages, list):
+        return messages
+    renamed = []
+    for message in messages:
+        if isinstance(message, dict) and message.get("images"):
+            raise bad_request("images are not supported; only text is", "messages")
+        renamed.append(
+            {**message, "reasoning_content": message.get("thinking")} if isinstance(message, dict) else message
+        )
+    return renamed
+
+
+class OllamaRoutes:
+    """The handlers."""
+
+    def __init__(self, server: Server) -> None:
+        self.server, self.worker = server, server.worker
+
+    async def root(self, request: Request) -> Response:
+        """GET and HEAD /."""
+        return PlainTextResponse("Ollama is running")
+
+    async def version(self, request: Request) -> Response:
+        """GET /api/version."""
+        return json_response({"version": VERSION})
+
+    async def tags(self, request: Request) -> Response:
+        """GET /api/tags."""
+        return json_response({"models": [self._entry()]})
+
+    async def running(self, request: Request) -> Response:
+        """GET /api/ps."""
+        size = info.model_bytes(self.server)
+        more = {"expires_at": "9999-12-31T23:59:59Z", "size_vram": 0, "context_length": self.worker.ctx}
+        return json_response({"models": [{**self._entry(), **more, "size": size}]})
+
+    async def show(self, request: Request) -> Response:
+        """POST /api/show."""
+        body = await self.server.body(request)
+        if not isinstance(body.get("model", body.get("name")), str):
+            raise bad_request("the field 'model' must be a name", "model")
+        model = self.worker.model
+        architecture = {
+            "general.architecture": "jamba",
+            "general.basename": self.server.name,
+            "jamba.context_length": self.worker.ctx,
+            "jamba.embedding_length": model.config.hidden,
+        }
+        sampling = self.server.defaults.sampling(model.sampling)
+        entry = self._entry()
+        return json_response(
+            {
+                "modelfile": f"FROM {self.server.name}",
+                "parameters": f"temperature {sampling.temperature}\ntop_p {sampling.top_p}\nnum_ctx {self.worker.ctx}",
+                "template": model.template.source if model.template is not None else "{{ .Prompt }}",
+                "details": entry["details"],
+                "model_info": architecture,
+                "capabilities": entry["capabilities"],
+                "modified_at": entry["modified_at"],
+            }
+        )
+
+    async def chat(self, request: Request) -> Response:
+        """POST /api/chat."""
+        return await self._answered(request, chat=True)
+
+    async def generate(self, request: Request) -> Response:
+        """POST /api/generate."""
+        return await self._answered(request, chat=False)
+
+    async def _answered(self, request: Request, *, chat: bool) -> Response:
+        body = await self.server.body(request)
+        if not body.get("messages" if chat else "prompt"):  # asks that the model be loaded, which it is
+            done = {"done": True, "done_reason": "load"}
+            return json_response({**self._head(), **self._said("", "", chat), **done})
+        call, stream = read_call(body, self.server, chat=chat), read_flag(body, "stream", True)
+        running = await self.server.start(request, call)
+        kind = "application/x-ndjson" if stream else "application/json"
+        return Streaming(self._parts(running, chat, stream), kind, error=_refusal)
+
+    async def _parts(self, running: Running, chat: bool, stream: bool) -> AsyncIterator[bytes]:
+        began = time.perf_counter()
+        try:
+            async for event in running.events():
+                if isinstance(event, Waiting):
+                    # In a stream an empty piece, which every client adds to nothing.
+                    yield self._line(self._said("", "", chat)) if stream else b" "
+                elif isinstance(event, Piece):
+                    if stream:
+                        said = ("", event.text) if event.thought else (event.text, "")
+                        yield self._line(self._said(*said, chat))
+                else:
+                    text, thoughts = ("", "") if stream else (event.text, event.thoughts)
+                    yield self._line({**self._said(text, thoughts, chat), **_done(event, began)}, True)
+        except Exception as error:
+            if not stream:
+                raise
+            yield compact(ollama_error(as_api_error(error))) + b"\n"
+
+    def _line(self, fields: dict[str, Any], done: bool = False) -> bytes:
+        return compact({**self._head(), "done": done, **fields}) + b"\n"
+
+    def _head(self) -> dict[str, Any]:
+        return {"model": self.server.name, "created_at": _rfc3339(time.time())}
+
+    @staticmethod
+    def _said(text: str, thoughts: str, chat: bool) -> dict[str, Any]:
+        more = {"thinking": thoughts} if thoughts else {}
+        return {"message": {"role": "assistant", "content": text, **more}} if chat else {"response": text, **more}
+
+    def _entry(self) -> dict[str, Any]:
+        model = self.worker.model
+        metadata = model.metadata
+        details = {
+            "parent_model": "",
+            "format": "gguf",
+            "family": "jamba",
+            "families": ["jamba"],
+            "parameter_size": str(metadata.get("general.size_label") or "unknown"),
+            "quantization_level": "unknown",
+        }
+        return {
+            "name": self.server.name,
+            "model": self.server.name,
+            "modified_at": _rfc3339(self.worker.started),
+            "size": info.model_bytes(self.server),
+            "digest": model.fingerprint if model.path is not None else "0" * 64,
+            "details": details,
+            "capabilities": ["completion"],
+        }
+
+
+def _done(answer: Answer, began: float) -> dict[str, Any]:
+    return {
+        "done": True,
+        "done_reason": answer.finish,
+        "total_duration": int((time.perf_counter() - began) * 1e9),
+        "load_duration": 0,
+        "prompt_eval_count": answer.prompt_tokens,
+        "prompt_eval_duration": int(answer.prefill_seconds * 1e9),
+        "eval_count": answer.generated_tokens,
+        "eval_duration": int(answer.decode_seconds * 1e9),
+    }
+
+
+def _rfc3339(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat().replace("+00:00", "Z")
+
+
+def ollama_routes(context: Server) -> list[Route]:
+    """Ollama's routes."""
+    server = OllamaRoutes(context)
+    get = {"/": server.root, "/api/version": server.version, "/api/tags": server.tags, "/api/ps": server.running}
+    post = {"/api/show": server.show, "/api/chat": server.chat, "/api/generate": server.generate}
+    found = [Route(path, handler(work, _refusal), methods=["GET"]) for path, work in get.items()]
+    return found + [Route(path, handler(work, _refusal), methods=["POST"]) for path, work in post.items()]

@@ -1,0 +1,243 @@
+"""OpenAI's chat and text completions, and AI21's, which differ in where a stream's usage is."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jambacli.batch.openai_format import read_options
+from jambacli.engine.options import GenerationOptions
+from jambacli.server.errors import ApiError, as_api_error, bad_request
+from jambacli.server.http import compact, openai_error
+from jambacli.server.request import (
+    MAX_CHOICES,
+    Call,
+    model_name,
+    read_count,
+    read_documents,
+    read_flag,
+    read_messages,
+    read_variables,
+    unsupported,
+    without_nulls,
+)
+from jambacli.server.worker import Answer, Piece, Running, Waiting
+
+# Fields that an option's reader would refuse, or that are read here.
+_READ_HERE = ("n", "stream", "best_of", "echo", "logprobs", "suffix")
+_NOT_DONE = (
+    "tools",
+    "functions",
+    "function_call",
+    "logprobs",
+    "top_logprobs",
+    "audio",
+    "web_search_options",
+    "echo",
+    "suffix",
+)
+_DONE_MARK = b"data: [DONE]\n\n"
+# Replies to one request, at most.
+_MOST_REPLIES = 128
+# Reply tokens of a text completion that names no limit, as in OpenAI's API.
+_COMPLETION_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Reply:
+    """How a call is to be answered.
+
+    ``chat``: as a chat's message or as text. ``usage``: a stream's usage: "none", "chunk" (one without choices) or "last" (in
+    the last chunk with a choice, where AI21's clients look for it).
+    """
+
+    chat: bool
+    stream: bool
+    usage: str
+    model: str
+    id: str
+    created: int
+
+
+def read_chat(body: Mapping[str, Any], defaults: GenerationOptions) -> Call:
+    """A body of /v1/chat/completions. Raises ApiError for what is wrong or not supported."""
+    body = without_nulls(body)
+    unsupported(body, *_NOT_DONE)
+    if body.get("tool_choice") not in (None, "none", "auto"):
+        raise ApiError(400, "tools are not supported", code="unsupported_parameter", parameter="tool_choice")
+    if body.get("modalities") not in (None, ["text"]):
+        raise bad_request("only text can be answered", "modalities")
+    messages = read_messages(body.get("messages"))
+    return Call(
+        messages=messages,
+        documents=read_documents(body.get("documents")),
+        options=chat_options(body, defaults),
+        choices=read_count(body, "n", 1, MAX_CHOICES, 1),
+        variables=read_variables(body.get("chat_template_kwargs")),
+        model=model_name(body),
+    )
+
+
+def read_completion(body: Mapping[str, Any], defaults: GenerationOptions) -> Call:
+    """A body of /v1/completions. Raises ApiError."""
+    body = without_nulls(body)
+    unsupported(body, *_NOT_DONE)
+    if body.get("best_of") not in (None, body.get("n", 1)):
+        raise bad_request("the field 'best_of' is only supported as equal to 'n'", "best_of")
+    if not any(name in body for name in ("max_tokens", "max_completion_tokens")):
+        body = {**body, "max_tokens": _COMPLETION_TOKENS}
+    prompts, choices = _prompts(body.get("prompt")), read_count(body, "n", 1, MAX_CHOICES, 1)
+    if len(prompts) * choices > _MOST_REPLIES:
+        raise bad_request(f"the request asks for more than {_MOST_REPLIES} replies", "n")
+    return Call(prompts=prompts, options=chat_options(body, defaults), choices=choices, model=model_name(body))
+
+
+def chat_options(body: Mapping[str, Any], defaults: GenerationOptions) -> GenerationOptions:
+    """The options in a body; -1 stands for a limit, seed or top_k that is not set, as in other servers. Raises ApiError."""
+    given = {k: v for k, v in body.items() if k not in _READ_HERE}
+    for name in ("max_tokens", "max_completion_tokens", "seed", "top_k"):
+        if type(given.get(name)) is int and given[name] == -1:
+            del given[name]
+    stop = given.get("stop")
+    if isinstance(stop, list) and len(stop) > 64:
+        raise bad_request("the field 'stop' has more than 64 texts", "stop")
+    try:
+        return read_options(given, defaults)
+    except Exception as error:
+        raise as_api_error(error, 400) from error
+
+
+def _prompts(value: Any) -> list[str | list[int]]:
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list) and value:
+        if all(_is_token(v) for v in value):
+            return [value]
+        if len(value) <= _MOST_REPLIES and all(isinstance(v, str) for v in value):
+            return value
+        if len(value) <= _MOST_REPLIES and all(
+            isinstance(v, list) and v and all(_is_token(t) for t in v) for v in value
+        ):
+            return value
+    raise bad_request("the field 'prompt' must be a text, a list of tokens, or a list of up to 128 of those", "prompt")
+
+
+def _is_token(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def reply_of(body: Mapping[str, Any], model: str, *, chat: bool, ai21: bool = False) -> Reply:
+    """How a body wants to be answered. Raises ApiError."""
+    options = body.get("stream_options")
+    if options is not None and not isinstance(options, dict):
+        raise bad_request("the field 'stream_options' must be an object", "stream_options")
+    usage = "last" if ai21 else "chunk" if options and options.get("include_usage") else "none"
+    head = "chatcmpl" if chat else "cmpl"
+    return Reply(chat, read_flag(body, "stream"), usage, model, f"{head}-{uuid.uuid4().hex}", int(time.time()))
+
+
+def usage_of(answers: Sequence[Answer], choices: int) -> dict[str, Any]:
+    """The tokens that a call cost. A prompt with several replies counts once."""
+    prompts = [a for a in answers if a.index % choices == 0]
+    prompt, generated = sum(a.prompt_tokens for a in prompts), sum(a.generated_tokens for a in answers)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": generated,
+        "total_tokens": prompt + generated,
+        "prompt_tokens_details": {"cached_tokens": sum(a.cached_tokens for a in prompts)},
+        "completion_tokens_details": {"reasoning_tokens": sum(a.thought_tokens for a in answers)},
+    }
+
+
+def whole(answers: Sequence[Answer], reply: Reply, choices: int) -> dict[str, Any]:
+    """The answer in one piece."""
+    parts = []
+    for answer in answers:
+        choice: dict[str, Any] = {"index": answer.index, "finish_reason": answer.finish, "logprobs": None}
+        if reply.chat:
+            message: dict[str, Any] = {"role": "assistant", "content": answer.text}
+            if answer.thoughts:
+                message["reasoning_content"] = answer.thoughts
+            choice["message"] = message
+        else:
+            choice["text"] = answer.text
+        parts.append(choice)
+    kind = "chat.completion" if reply.chat else "text_completion"
+    head = {"id": reply.id, "object": kind, "created": reply.created, "model": reply.model}
+    return {**head, "choices": parts, "usage": usage_of(answers, choices), "timings": timings(answers)}
+
+
+async def whole_parts(running: Running, reply: Reply, choices: int) -> AsyncIterator[bytes]:
+    """The answer in one piece, after a space for every silence: clients give up on connections that stay silent."""
+    answers = []
+    async for event in running.events():
+        if isinstance(event, Waiting):
+            yield b" "
+        elif isinstance(event, Answer):
+            answers.append(event)
+    yield compact(whole(sorted(answers, key=lambda a: a.index), reply, choices))
+
+
+async def stream_parts(running: Running, reply: Reply, choices: int) -> AsyncIterator[bytes]:
+    """The answer as server-sent events. Every line begins with ``data:``: AI21's clients take no others."""
+
+    def chunk(index: int, delta: dict[str, Any], finish: str | None = None, **more: Any) -> bytes:
+        choice = {"index": index, "delta": delta} if reply.chat else {"index": index, "text": delta.get("content", "")}
+        choice |= {"finish_reason": finish, "logprobs": None}
+        return _event({**head, "choices": [choice], **more})
+
+    kind = "chat.completion.chunk" if reply.chat else "text_completion"
+    head = {"id": reply.id, "object": kind, "created": reply.created, "model": reply.model}
+    if reply.chat:
+        for index in range(len(running.jobs)):
+            yield chunk(index, {"role": "assistant", "content": ""})
+    answers: list[Answer] = []
+    try:
+        async for event in running.events():
+            if isinstance(event, Waiting):
+                # A chunk, not a comment: some clients count only parsed chunks as a sign of life.
+                yield chunk(0, {}, prompt_progress=progress_of(event))
+            elif isinstance(event, Piece):
+                if not event.thought or reply.chat:
+                    yield chunk(event.index, {"reasoning_content" if event.thought else "content": event.text})
+            else:
+                answers.append(event)
+                last = len(answers) == len(running.jobs)
+                more: dict[str, Any] = {"timings": timings(answers)} if last else {}
+                if last and reply.usage == "last":
+                    more["usage"] = usage_of(answers, choices)
+                yield chunk(event.index, {}, event.finish, **more)
+    except Exception as error:
+        yield _event(openai_error(as_api_error(error)))
+        return
+    if reply.usage == "chunk":
+        yield _event({**head, "choices": [], "usage": usage_of(answers, choices)})
+    yield _DONE_MARK
+
+
+def progress_of(event: Waiting) -> dict[str, Any]:
+    """How far a prompt is, as llama-server says it, and its position in the queue."""
+    fields = {"total": event.total, "cache": event.known, "processed": event.read, "time_ms": int(event.seconds * 1000)}
+    return fields if event.position is None else {**fields, "queue_position": event.position}
+
+
+def timings(answers: Sequence[Answer]) -> dict[str, Any]:
+    """Speeds, as llama-server's page reads them."""
+    read, said = sum(a.prefilled_tokens for a in answers), sum(a.generated_tokens for a in answers)
+    reading, saying = sum(a.prefill_seconds for a in answers), sum(a.decode_seconds for a in answers)
+    return {
+        "cache_n": sum(a.cached_tokens for a in answers),
+        "prompt_n": read,
+        "prompt_ms": reading * 1000,
+        "prompt_per_second": read / reading if reading else 0.0,
+        "predicted_n": said,
+        "predicted_ms": saying * 1000,
+        "predicted_per_second": said / saying if saying else 0.0,
+    }
+
+
+def _event(value: Any) -> bytes:
+    return b"data: " + compact(value) + b"\n\n"

@@ -1,0 +1,87 @@
+"""A server on a real socket, in a thread of the test's process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from jambacli.api import Jamba
+from jambacli.engine.options import GenerationOptions
+from jambacli.hub.demo import demo_model_path
+from tests.support.repository import REPO
+
+
+@dataclass
+class Running:
+    """``url``: its address, without a slash at the end. ``client``: asks it. ``worker``: its worker."""
+
+    url: str
+    client: httpx.Client
+    worker: Any
+
+
+@contextlib.contextmanager
+def serving(
+    model: Jamba,
+    *,
+    access: Any = None,
+    name: str = "jamba:tiny",
+    defaults: GenerationOptions | None = None,
+    **options: Any,
+) -> Iterator[Running]:
+    """Serve ``model``; ``options`` are the worker's."""
+    import uvicorn
+
+    from jambacli.server.app import make_app
+    from jambacli.server.context import Server
+    from jambacli.server.worker import Worker
+
+    worker = Worker(model, **{"parallel": 4, "store": False, **options})
+    server = Server(worker, name, defaults or GenerationOptions())
+    app = make_app(server, access)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        config = uvicorn.Config(app, log_level="error", lifespan="off", timeout_graceful_shutdown=1)
+        runner = uvicorn.Server(config)
+        thread = threading.Thread(target=runner.run, kwargs={"sockets": [listener]})
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        try:
+            with httpx.Client(base_url=url, timeout=120, trust_env=False) as client:
+                yield Running(url, client, worker)
+        finally:
+            runner.should_exit = True
+            thread.join()
+            worker.close()
+
+
+@contextlib.contextmanager
+def serve_process(*options: str) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+    """``jamba serve`` with the demo model, in a process of its own, and a client of it; killed at the end."""
+    command = [sys.executable, "-m", "jambacli", "serve", str(demo_model_path()), "--port", "0", *options]
+    environment = {**os.environ, "PYTHONPATH": str(REPO)}
+    server = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        assert server.stderr is not None
+        line = next(line for line in server.stderr if line.startswith("serving "))
+        url = next(word for word in line.split() if word.startswith("http"))
+        with httpx.Client(base_url=url, timeout=120, trust_env=False) as client:
+            yield server, client
+    finally:
+        server.kill()
+        server.communicate()
+
+
+def events(response: httpx.Response) -> list[str]:
+    """The data of a stream of server-sent events, of which every line must begin with ``data: ``."""
+    lines = [line for line in response.text.split("\n") if line]
+    assert all(line.startswith("data: ") for line in lines), lines
+    return [line.removeprefix("data: ") for line in lines]
