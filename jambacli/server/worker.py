@@ -285,13 +285,16 @@ class Running:
         """
         texts: dict[tuple[int, bool], list[str]] = {}
         left = len(self.jobs)
+        # Not asyncio.wait_for: before Python 3.12 it forgets a cancellation that comes at the same time as an event.
+        coming = asyncio.ensure_future(self._events.get())
         try:
             while left:
-                try:
-                    event = await asyncio.wait_for(self._events.get(), self._worker.keep_alive)
-                except TimeoutError:
+                done, _ = await asyncio.wait((coming,), timeout=self._worker.keep_alive)
+                if not done:
                     yield self._waiting()
                     continue
+                event = coming.result()
+                coming = asyncio.ensure_future(self._events.get())
                 if isinstance(event, Piece):
                     texts.setdefault((event.index, event.thought), []).append(event.text)
                     yield event
@@ -301,6 +304,7 @@ class Running:
                 self.finished.append(await self._ended(index, job, texts))
                 yield self.finished[-1]
         finally:
+            coming.cancel()
             if left:
                 self.cancel()
                 self._worker.counts["cancelled"] += 1

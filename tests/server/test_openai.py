@@ -238,7 +238,8 @@ def test_signs_of_life_come_while_nothing_else_does(tiny: Jamba) -> None:
         assert whole.text.startswith(" ") and whole.json()["choices"]
 
 
-def test_a_client_that_goes_away_ends_its_own_request_alone(tiny: Jamba) -> None:
+@pytest.mark.parametrize("_", range(8))  # it depends on what comes first, the end of the connection or the next token
+def test_a_client_that_goes_away_ends_its_own_request_alone(tiny: Jamba, _: int) -> None:
     with serving(tiny, parallel=2) as one:
         endless = {
             **ASK,
