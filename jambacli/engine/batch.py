@@ -23,6 +23,7 @@ import numpy as np
 
 from jambacli.engine.batch_job import Job, Request, reading_stops
 from jambacli.engine.batch_slots import Slot, Slots
+from jambacli.engine.drafted_steps import DraftedSteps
 from jambacli.engine.generate import Generated, Reply, draw
 from jambacli.engine.sampling import Sampler
 from jambacli.engine.sequence import Counters, TokenSequence
@@ -108,16 +109,18 @@ class BatchEngine:
             room = self.ctx - n
             budget = room if request.max_tokens is None else min(room, request.max_tokens)
             request.constraint.begin(budget, request.thinking)
+        stop_ids = tokenizer.stop_ids if request.stop_ids is None else request.stop_ids
         reply = Reply(
             tokenizer,
             max_tokens=request.max_tokens,
             stops=() if request.constraint is not None else request.stops,
-            stop_ids=tokenizer.stop_ids if request.stop_ids is None else request.stop_ids,
+            stop_ids=stop_ids,
             thought_marks=request.thought_marks,
             result=Generated(thinking=request.thinking),
         )
         sampler = Sampler(request.sampling, request.ids, request.constraint)
         job = Job(request, reply, sampler, on_text, on_read, on_end)
+        job.stop_ids = stop_ids
         job.stops = reading_stops(0, n, job.boundaries, self.model.model.prefill_chunk)
         with self._arrived:
             self._waiting.append(job)
@@ -344,16 +347,44 @@ class BatchEngine:
         for slot in self._slots:
             if slot.answering and slot.drawn is None:
                 slot.drawn = self._draw(slot)
+            # What a draft predicted is in the state already.
+            while slot.drawn is not None and slot.sequence.expects(slot.drawn):
+                if slot.drafted is not None:
+                    slot.drafted.draft(slot.drawn, 0)
+                slot.sequence.step(slot.drawn)
+                slot.drawn = self._draw(slot)
         began = time.perf_counter()
         drawn = [(slot, slot.drawn) for slot in self._slots if slot.drawn is not None]
+        if len(drawn) == 1 and self._drafts(drawn[0][0]):
+            self._step_with_draft(*drawn[0])
+            return
         outcomes = self._forward([(slot, torch.tensor([token]), "last") for slot, token in drawn])
         for (slot, token), outcome in zip(drawn, outcomes, strict=True):
-            slot.drawn = None
+            slot.drawn = slot.drafted = None
             if isinstance(outcome, Exception):
                 self._release(slot, outcome)
             else:
                 assert outcome is not None
                 slot.sequence.stepped(token, outcome, began)
+
+    def _drafts(self, slot: Slot) -> bool:
+        """Whether the slot's reply is drafted from earlier text while it is the only one in a step. Several replies already
+        share the weights that a step reads."""
+        assert slot.job is not None
+        chosen = slot.job.request.lookup
+        return slot.sequence.fast_steps if chosen is None else chosen
+
+    def _step_with_draft(self, slot: Slot, token: int) -> None:
+        """Append the only token of this step, and a draft of those that probably follow."""
+        job = slot.job
+        assert job is not None
+        if slot.drafted is None:
+            slot.drafted = DraftedSteps(slot.sequence, job.sampler, job.stop_ids)
+        slot.drawn = None
+        try:
+            slot.drafted.step(token, job.reply.left)
+        except Exception as error:
+            self._release(slot, error)
 
     def _draw(self, slot: Slot) -> int | None:
         """The next token of the slot's reply, None when the reply has ended with it or before it."""
@@ -492,7 +523,7 @@ class BatchEngine:
         job, sequence = slot.job, slot.sequence
         assert job is not None
         ended = job.reply.ended and error is None
-        slot.job, slot.drawn, slot.last_used = None, None, self._clock
+        slot.job, slot.drawn, slot.drafted, slot.last_used = None, None, None, self._clock
         try:
             if not sequence.consistent:
                 sequence.rewind(len(sequence.tokens))

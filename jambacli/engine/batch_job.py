@@ -35,6 +35,7 @@ class Request:
     ``constraint``: of this reply alone, not begun yet. ``reserve``: tokens of a reply that must fit besides the prompt.
     ``drop_space``: leave out a space at the beginning of the text, which chat templates write in history but not in a
     generation prompt. ``documents``: hashes of the documents in the prompt, for the store (see ``PrefixCache.documents``).
+    ``lookup``: whether to draft from earlier text, see GenerationOptions.
     """
 
     ids: Sequence[int]
@@ -49,6 +50,7 @@ class Request:
     reserve: int = 0
     drop_space: bool = False
     documents: Sequence[str] = ()
+    lookup: bool | None = None
 
 
 class Job:
@@ -83,6 +85,7 @@ class Job:
         # Where reading it from the beginning stops, and the same prompt for quick comparisons.
         self.boundaries = sorted(set(request.boundaries) | {len(self.ids)})
         self.stops: list[int] = []
+        self.stop_ids: frozenset[int] = frozenset()
         self.array = np.asarray(self.ids, dtype=np.int64)
 
     @property

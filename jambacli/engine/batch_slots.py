@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jambacli.engine.batch_job import Job
+from jambacli.engine.drafted_steps import DraftedSteps
 from jambacli.engine.sequence import TokenSequence, common_prefix
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ class Slot:
         self.boundaries: list[int] = []
         # The last token drawn, if it is not in the state yet.
         self.drawn: int | None = None
+        # Drafts of its reply while it is the only one.
+        self.drafted: DraftedSteps | None = None
         self.last_used = 0
         # The tokens that the sequence holds or will hold, and where reading them stops.
         self.array = np.empty(0, dtype=np.int64)

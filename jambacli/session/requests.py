@@ -102,4 +102,5 @@ def request_of(
         reserve=reserve,
         drop_space=chat,
         documents=[text_hash(str(d.get("text", ""))) for d in documents or ()],
+        lookup=options.lookup,
     )
