@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +16,7 @@ from jambacli.commands.flags import flag
 from jambacli.commands.reply import write
 from jambacli.errors import JambaError, UsageError, first_line
 from jambacli.startup import importing
-from jambacli.units import counted, format_bytes, format_seconds
+from jambacli.units import counted, format_bytes
 
 if TYPE_CHECKING:
     from jambacli.batch.items import Item
@@ -26,8 +24,8 @@ if TYPE_CHECKING:
     from jambacli.batch.run import BatchResult, Column
     from jambacli.documents.load import Document
 
-# Seconds between progress notes without a terminal; the number of failures that are named one by one.
-_EVERY, _FAULTS = 5.0, 20
+# The number of failures that are named one by one.
+_FAULTS = 20
 _JSON_LINES = (".jsonl", ".ndjson")
 
 
@@ -210,7 +208,10 @@ def _run(
     if part is None and columns is not None:
         write(csv_head(columns).decode())
     try:
-        with answering(len(items) - known) as advance:
+        left = len(items) - known
+        with documents_io.noted(
+            "Answering", left, "requests", verb="answered", summary=left > 1, decimals=2
+        ) as advance:
             result = run_batch(engine, items, part, answered=answered, failed=failed)
     except KeyboardInterrupt:
         if part is not None:
@@ -241,27 +242,3 @@ def _show_stats(result: BatchResult) -> None:
         f"memory   {format_bytes(peak_memory())} at its peak",
     ]
     print("\n".join(lines), file=sys.stderr)
-
-
-@contextlib.contextmanager
-def answering(total: int) -> Iterator[Callable[[int], None]]:
-    """Progress of answers: a bar on a terminal, else a note now and then, with the rate and the time left."""
-    began = last = time.monotonic()
-    done = 0
-
-    def advance(n: int) -> None:
-        nonlocal done, last
-        done += n
-        bar(n)
-        now = time.monotonic()
-        if now - last >= _EVERY and done < total and not sys.stderr.isatty():
-            last = now
-            rate = done / (now - began)
-            left = format_seconds((total - done) / rate)
-            ui.note(f"answered {done:,} of {total:,} requests, {rate:,.2f} requests/s, {left} left")
-
-    with ui.progress("Answering", total, "requests") as bar:
-        yield advance
-    if total > 1:
-        seconds = time.monotonic() - began
-        ui.note(f"{counted(total, 'request')} in {format_seconds(seconds)} ({total / seconds:,.2f} requests/s)")

@@ -121,8 +121,23 @@ def check_output(output: Path, inputs: Sequence[Path]) -> None:
 
 @contextlib.contextmanager
 def reading(title: str, total: int | None, unit: str = "bytes") -> Iterator[Callable[[int], None]]:
-    """A Progress for prompts: a bar on a terminal, else a note now and then, with the rate and the time left."""
+    """A Progress for prompts."""
     assert total is not None
+    long = total >= _WORTH_A_NOTE
+    if long:
+        ui.note(f"reading {total:,} {unit}")
+    with noted(title, total, unit, verb="read", summary=long) as advance:
+        yield advance
+
+
+@contextlib.contextmanager
+def noted(
+    title: str, total: int, unit: str, *, verb: str, summary: bool, decimals: int = 0
+) -> Iterator[Callable[[int], None]]:
+    """Progress with a bar on a terminal, else a note now and then with the rate and the time left, and a ``summary``.
+
+    ``verb``: what was done with the units, in the past tense; ``decimals`` of the rate.
+    """
     began = last = time.monotonic()
     done = 0
 
@@ -135,15 +150,13 @@ def reading(title: str, total: int | None, unit: str = "bytes") -> Iterator[Call
             last = now
             rate = done / (now - began)
             left = format_seconds((total - done) / rate)
-            ui.note(f"read {done:,} of {total:,} {unit}, {rate:,.0f} {unit}/s, {left} left")
+            ui.note(f"{verb} {done:,} of {total:,} {unit}, {rate:,.{decimals}f} {unit}/s, {left} left")
 
-    if total >= _WORTH_A_NOTE:
-        ui.note(f"reading {total:,} {unit}")
     with ui.progress(title, total, unit) as bar:
         yield advance
-    if total >= _WORTH_A_NOTE:
+    if summary:
         seconds = time.monotonic() - began
-        ui.note(f"read {total:,} {unit} in {format_seconds(seconds)} ({total / seconds:,.0f} {unit}/s)")
+        ui.note(f"{verb} {total:,} {unit} in {format_seconds(seconds)} ({total / seconds:,.{decimals}f} {unit}/s)")
 
 
 class Answer:
