@@ -330,6 +330,9 @@ def test_thoughts_come_apart_and_stay_known_though_they_do_not_come_back(
         def sample(self, logits: object) -> int:
             return next(self.tokens)
 
+        def forced(self) -> list[int]:
+            return []
+
     monkeypatch.setattr(batch, "Sampler", Scripted)
     messages = [{"role": "user", "content": "Who?"}]
     with serving(model) as server:
