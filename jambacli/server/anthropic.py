@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
@@ -38,7 +37,7 @@ def anthropic_error(error: ApiError) -> dict[str, Any]:
     return {"type": "error", "error": {"type": kind, "message": error.message}}
 
 
-def _refusal(error: ApiError) -> Response:
+def anthropic_refusal(error: ApiError) -> Response:
     return error_response(error, anthropic_error)
 
 
@@ -104,7 +103,7 @@ class AnthropicRoutes:
     """The handlers."""
 
     def __init__(self, server: Server) -> None:
-        self.server, self.worker = server, server.worker
+        self.server = server
 
     async def messages(self, request: Request) -> Response:
         """POST /v1/messages."""
@@ -112,20 +111,18 @@ class AnthropicRoutes:
         call, stream = read_call(body, self.server), read_flag(body, "stream")
         running = await self.server.start(request, call)
         if stream:
-            return Streaming(self._stream(running), "text/event-stream", error=_refusal)
-        return Streaming(self._whole(running), "application/json", error=_refusal)
+            return Streaming(self._stream(running), "text/event-stream", error=anthropic_refusal)
+        return Streaming(self._whole(running), "application/json", error=anthropic_refusal)
 
     async def count(self, request: Request) -> Response:
         """POST /v1/messages/count_tokens."""
         call = read_call(await self.server.body(request), self.server, counting=True)
-        try:
-            requests, _ = await self.worker.prepare(functools.partial(self.worker.requests, call))
-        except Exception as error:
-            raise as_api_error(error, 400) from error
-        return json_response({"input_tokens": len(requests[0].ids)})
+        return json_response({"input_tokens": await self.server.models.count_tokens(call)})
 
-    def _head(self, content: Sequence[Any], stop: Answer | None, usage: Mapping[str, int]) -> dict[str, Any]:
-        head = {"id": f"msg_{uuid.uuid4().hex}", "type": "message", "role": "assistant", "model": self.server.name}
+    def _head(
+        self, model: str, content: Sequence[Any], stop: Answer | None, usage: Mapping[str, int]
+    ) -> dict[str, Any]:
+        head = {"id": f"msg_{uuid.uuid4().hex}", "type": "message", "role": "assistant", "model": model}
         return {**head, "content": list(content), **_stopped(stop), "usage": dict(usage)}
 
     async def _whole(self, running: Running) -> AsyncIterator[bytes]:
@@ -135,12 +132,12 @@ class AnthropicRoutes:
             elif isinstance(event, Answer):
                 thoughts = [{"type": "thinking", "thinking": event.thoughts, "signature": ""}] if event.thoughts else []
                 content = [*thoughts, {"type": "text", "text": event.text}]
-                yield compact(self._head(content, event, _usage(event)))
+                yield compact(self._head(running.model, content, event, _usage(event)))
 
     async def _stream(self, running: Running) -> AsyncIterator[bytes]:
         # The prompt's tokens are counted; what of them is known is only found when they are read.
-        known = {"input_tokens": len(running.jobs[0].ids), "output_tokens": 0}
-        yield _event("message_start", message=self._head([], None, known))
+        known = {"input_tokens": running.prompt_tokens, "output_tokens": 0}
+        yield _event("message_start", message=self._head(running.model, [], None, known))
         block, open_kind = -1, ""
         try:
             async for event in running.events():
@@ -191,4 +188,4 @@ def anthropic_routes(context: Server) -> list[Route]:
     """Anthropic's routes."""
     server = AnthropicRoutes(context)
     work = {"/v1/messages": server.messages, "/v1/messages/count_tokens": server.count}
-    return [Route(path, handler(one, _refusal), methods=["POST"]) for path, one in work.items()]
+    return [Route(path, handler(one, anthropic_refusal), methods=["POST"]) for path, one in work.items()]

@@ -52,7 +52,7 @@ def bedrock_error(error: ApiError) -> dict[str, Any]:
     return {"message": error.message}
 
 
-def _refusal(error: ApiError) -> Response:
+def bedrock_refusal(error: ApiError) -> Response:
     kind = _ERRORS.get(error.status, "ValidationException" if error.status < 500 else "InternalServerException")
     return error_response(error, bedrock_error, {"x-amzn-errortype": kind})
 
@@ -160,10 +160,9 @@ class BedrockRoutes:
 
     async def handle(self, request: Request) -> Response:
         """POST /model/ID/ACTION; an id may hold slashes."""
-        name, _, action = request.path_params["rest"].rpartition("/")
-        name = name.replace("%3A", ":")
-        if action not in ("invoke", "invoke-with-response-stream", "converse", "converse-stream") or not name:
-            raise ApiError(404, f"there is no {request.url.path[:200]} here")
+        name = request.path_params["id"].replace("%3A", ":")
+        action = request.url.path.rpartition("/")[2]
+        await self.server.models.named(name, bedrock=True)
         body = await self.server.body(request)
         stream = action.endswith("stream")
         if action.startswith("invoke"):
@@ -172,7 +171,7 @@ class BedrockRoutes:
             call, shape = read_converse(body, self.server, name), _as_jamba
         if stream and call.choices > 1:
             raise bad_request("the field 'n' must be 1 in a stream", "n")
-        running = await self.server.start(request, call)
+        running = await self.server.start(request, call, bedrock=True)
         if action == "invoke":
             parts = self._invoked(running, shape, call.choices)
         elif action == "converse":
@@ -182,13 +181,13 @@ class BedrockRoutes:
         else:
             parts = self._invoke_stream(running, shape)
         if not stream:
-            return Streaming(parts, "application/json", error=_refusal)
+            return Streaming(parts, "application/json", error=bedrock_refusal)
         kind = {"x-amzn-bedrock-content-type": "application/json"}
-        return Streaming(parts, "application/vnd.amazon.eventstream", error=_refusal, headers=kind)
+        return Streaming(parts, "application/vnd.amazon.eventstream", error=bedrock_refusal, headers=kind)
 
     async def _invoked(self, running: Running, shape: Shape, choices: int) -> AsyncIterator[bytes]:
         if shape is _as_jamba:
-            reply = openai.reply_of({}, self.server.name, chat=True)
+            reply = openai.reply_of({}, running.model, chat=True)
             async for part in openai.whole_parts(running, reply, choices):
                 yield part
             return
@@ -196,12 +195,12 @@ class BedrockRoutes:
             if isinstance(event, Waiting):
                 yield b" "
             elif isinstance(event, Answer):
-                yield compact(shape(event, self.server.name))
+                yield compact(shape(event, running.model))
 
     async def _invoke_stream(self, running: Running, shape: Shape) -> AsyncIterator[bytes]:
         # One message in each part: AI21's client decodes one of every piece that it receives.
         if shape is _as_jamba:
-            reply = openai.reply_of({"stream": True}, self.server.name, chat=True, ai21=True)
+            reply = openai.reply_of({"stream": True}, running.model, chat=True, ai21=True)
             async for part in openai.stream_parts(running, reply, 1):
                 data = part.removeprefix(b"data: ").strip()
                 if data.startswith(b'{"error"'):
@@ -314,4 +313,6 @@ def _message(headers: Mapping[str, str], payload: bytes) -> bytes:
 
 def bedrock_routes(context: Server) -> list[Route]:
     """Bedrock's routes."""
-    return [Route("/model/{rest:path}", handler(BedrockRoutes(context).handle, _refusal), methods=["POST"])]
+    work = handler(BedrockRoutes(context).handle, bedrock_refusal)
+    actions = ("invoke", "invoke-with-response-stream", "converse", "converse-stream")
+    return [Route(f"/model/{{id:path}}/{action}", work, methods=["POST"]) for action in actions]

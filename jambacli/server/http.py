@@ -74,6 +74,9 @@ class Access:
             raise ApiError(401, "a valid API key is required", kind="authentication_error", code="invalid_api_key")
 
 
+#: Path and headers -> how an error is answered there.
+RefusalFor = Callable[[str, Mapping[str, str]], Callable[[ApiError], Response]]
+
 _HOST = re.compile(r"[A-Za-z0-9.:\[\]_-]+")
 
 
@@ -92,10 +95,10 @@ def is_loopback(host: str) -> bool:
 
 
 class Guard:
-    """The middleware that lets in only what ``Access`` allows, and answers what the app raises."""
+    """The middleware that lets in only what ``Access`` allows. ``refusal`` answers the rest, in the form for a path."""
 
-    def __init__(self, app: ASGIApp, access: Access) -> None:
-        self._app, self._access = app, access
+    def __init__(self, app: ASGIApp, access: Access, refusal: RefusalFor) -> None:
+        self._app, self._access, self._refusal = app, access, refusal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
@@ -107,7 +110,7 @@ class Guard:
             self._access.check(scope["method"], scope["path"], headers)
         except (ApiError, ValueError) as error:
             refusal = error if isinstance(error, ApiError) else bad_request("the request's headers are not valid")
-            await error_response(refusal)(scope, receive, send)
+            await self._refusal(scope["path"], headers)(refusal)(scope, receive, send)
             return
         await self._app(scope, receive, send)
 

@@ -192,7 +192,7 @@ async def stream_parts(running: Running, reply: Reply, choices: int) -> AsyncIte
     kind = "chat.completion.chunk" if reply.chat else "text_completion"
     head = {"id": reply.id, "object": kind, "created": reply.created, "model": reply.model}
     if reply.chat:
-        for index in range(len(running.jobs)):
+        for index in range(running.replies):
             yield chunk(index, {"role": "assistant", "content": ""})
     answers: list[Answer] = []
     try:
@@ -205,7 +205,7 @@ async def stream_parts(running: Running, reply: Reply, choices: int) -> AsyncIte
                     yield chunk(event.index, {"reasoning_content" if event.thought else "content": event.text})
             else:
                 answers.append(event)
-                last = len(answers) == len(running.jobs)
+                last = len(answers) == running.replies
                 more: dict[str, Any] = {"timings": timings(answers)} if last else {}
                 if last and reply.usage == "last":
                     more["usage"] = usage_of(answers, choices)

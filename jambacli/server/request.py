@@ -33,7 +33,7 @@ class Call:
     """What to generate: a reply to ``messages``, or without them what follows each of ``prompts`` (texts or token ids).
 
     ``documents``: mappings with "text" and perhaps "title". ``choices``: replies to each prompt. ``variables``: of the chat
-    template. ``model``: the name that the client gave, None for none.
+    template. ``model``: the name that the client gave, None for none. ``ctx``: tokens that the client wants to fit.
     """
 
     messages: Sequence[Message] = ()
@@ -43,6 +43,7 @@ class Call:
     choices: int = 1
     variables: Mapping[str, Any] = field(default_factory=dict)
     model: str | None = None
+    ctx: int | None = None
 
 
 def without_nulls(body: Mapping[str, Any]) -> dict[str, Any]:

@@ -71,18 +71,18 @@ class ResponsesRoutes:
         body = await self.server.body(request)
         call, stream = read_call(body, self.server), read_flag(body, "stream")
         running = await self.server.start(request, call)
-        shell = self._shell(body)
+        shell = self._shell(body, running.model)
         if stream:
             return Streaming(self._stream(running, shell), "text/event-stream")
         return Streaming(self._whole(running, shell), "application/json")
 
-    def _shell(self, body: Mapping[str, Any]) -> dict[str, Any]:
+    def _shell(self, body: Mapping[str, Any], model: str) -> dict[str, Any]:
         """The response before there is anything in it."""
         return {
             "id": f"resp_{uuid.uuid4().hex}",
             "object": "response",
             "created_at": int(time.time()),
-            "model": self.server.name,
+            "model": model,
             "status": "in_progress",
             "output": [],
             "error": None,

@@ -7,19 +7,19 @@ import functools
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from jambacli.cache.prefix_store import PrefixStore
 from jambacli.engine.batch import BatchEngine
-from jambacli.engine.batch_worker import BatchWorker
+from jambacli.engine.batch_worker import BatchWorker, Turn
 from jambacli.engine.generate import Thought
 from jambacli.engine.parallel import default_parallel
 from jambacli.engine.prefix_cache import PrefixCache, state_spaces
 from jambacli.errors import JambaError, UsageError
-from jambacli.server.errors import ApiError, as_api_error, context_full
+from jambacli.server.errors import ApiError, as_api_error, bad_request, context_full
 from jambacli.server.history import History
 from jambacli.server.prefix_breaks import PrefixBreaks
 from jambacli.session.conversation import Rendered
@@ -98,10 +98,11 @@ class Worker:
         store: bool = True,
         keep_alive: float = 15.0,
         stats: bool = False,
+        turn: Turn | None = None,
     ) -> None:
         """``ctx``: maximum tokens of a request. ``parallel``: how many requests at once; ``queue``: how many more may wait.
         ``store``: keep prefixes and replies on the disk. ``keep_alive``: seconds of silence after which ``Waiting`` is sent.
-        ``stats``: log what each reply cost.
+        ``stats``: log what each reply cost. ``turn``: shared with the workers of other models, which compute by turns.
 
         Raises UsageError for a context larger than the model's.
         """
@@ -125,7 +126,7 @@ class Worker:
         self._breaks = PrefixBreaks(model.tokenizer)
         # Templates and tokenizers are not made for several threads, so one prepares all prompts.
         self._preparing = ThreadPoolExecutor(1, "jamba-prompts")
-        self._batch = BatchWorker(self.engine)
+        self._batch = BatchWorker(self.engine, turn)
 
     def _open_store(self, sequence: TokenSequence) -> PrefixCache | None:
         state = sequence.state
@@ -141,10 +142,10 @@ class Worker:
         """Run something that needs the template or the tokenizer, in the thread for it."""
         return await asyncio.get_running_loop().run_in_executor(self._preparing, work)
 
-    async def start(self, call: Call) -> Running:
+    async def start(self, call: Call) -> EngineCall:
         """Check a call wholly and put it into the queue. Raises ApiError for whatever is wrong with it."""
         self._check_queue()
-        running = Running(self, asyncio.get_running_loop())
+        running = EngineCall(self, asyncio.get_running_loop())
         try:
             await self.prepare(functools.partial(self._submit, call, running))
         except BaseException as error:
@@ -168,6 +169,8 @@ class Worker:
     def requests(self, call: Call) -> tuple[list[Request], str | None]:
         """The requests to the engine that a call becomes, and the hash of its messages. Raises JambaError or ApiError."""
         model = self.model
+        if call.ctx is not None and call.ctx > self.ctx:
+            raise bad_request(f"num_ctx {call.ctx} is more than the {self.ctx} tokens of this server", "num_ctx")
         chain: str | None = None
         if call.messages:
             conversation, chain = self.history.conversation(call)
@@ -199,7 +202,7 @@ class Worker:
         ids = list(prompt)
         return request_of(self.model, Rendered(ids, [len(ids)]), call.options, chat=False)
 
-    def _submit(self, call: Call, running: Running) -> None:
+    def _submit(self, call: Call, running: EngineCall) -> None:
         requests, chain = self.requests(call)
         self._breaks.note(requests[0].ids)
         self._check_queue()
@@ -244,17 +247,39 @@ class Worker:
 
 
 class Running:
-    """A call in the engine: one job for each reply."""
+    """A call that is being answered: by the engine, by a model that is still being loaded, or by another server.
+
+    ``model``: the name of the one that answers; ``replies``: how many there will be; ``prompt_tokens``: of the first prompt, 0
+    if they are not known; ``finished``: the replies that have ended; ``began``: in the time of ``perf_counter``.
+    """
+
+    def __init__(self, model: str = "", replies: int = 1) -> None:
+        self.model, self.replies, self.prompt_tokens = model, replies, 0
+        self.finished: list[Answer] = []
+        self.began = time.perf_counter()
+
+    def cancel(self) -> None:
+        """End what has not ended."""
+        raise NotImplementedError
+
+    def events(self) -> AsyncGenerator[Event, None]:
+        """Pieces of text as they come, ``Waiting`` in silence, and an ``Answer`` at the end of each reply.
+
+        Raises ApiError when a reply fails. Leaving it early cancels the call.
+        """
+        raise NotImplementedError
+
+
+class EngineCall(Running):
+    """A call in the engine: one job for each reply. What was read for it stays usable when it is cancelled."""
 
     def __init__(self, worker: Worker, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(replies=0)
         self._worker, self._loop = worker, loop
         self.jobs: list[Job] = []
-        #: The replies that have ended.
-        self.finished: list[Answer] = []
         self._chain: str | None = None
         self._events: asyncio.Queue[Piece | tuple[int, Job]] = asyncio.Queue()
         self._cancelled = False
-        self.began = time.perf_counter()
 
     def add(self, index: int, request: Request, chain: str | None) -> None:
         """Submit one request. Raises JambaError when the engine refuses it."""
@@ -268,21 +293,19 @@ class Running:
 
         job = self._worker.engine.submit(request, on_text=said, on_end=ended)
         self.jobs.append(job)
+        self.replies, self.prompt_tokens = len(self.jobs), len(self.jobs[0].ids)
         if self._cancelled:
             job.cancel()
 
     def cancel(self) -> None:
-        """End what has not ended; what was read stays usable."""
+        """See ``Running``."""
         self._cancelled = True
         for job in list(self.jobs):
             job.cancel()
         self._worker.engine.wake()
 
-    async def events(self) -> AsyncIterator[Event]:
-        """Pieces of text as they come, ``Waiting`` in silence, and an ``Answer`` at the end of each reply.
-
-        Raises ApiError when a reply fails. Leaving it early cancels the call.
-        """
+    async def events(self) -> AsyncGenerator[Event, None]:
+        """See ``Running``."""
         texts: dict[tuple[int, bool], list[str]] = {}
         left = len(self.jobs)
         # Not asyncio.wait_for: before Python 3.12 it forgets a cancellation that comes at the same time as an event.

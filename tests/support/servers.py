@@ -39,28 +39,48 @@ def serving(
     **options: Any,
 ) -> Iterator[Running]:
     """Serve ``model``; ``options`` are the worker's."""
-    import uvicorn
-
-    from jambacli.server.app import make_app
-    from jambacli.server.context import Server
+    from jambacli.server.models import Models
     from jambacli.server.worker import Worker
 
     worker = Worker(model, **{"parallel": 4, "store": False, **options})
-    server = Server(worker, name, defaults or GenerationOptions())
-    app = make_app(server, access)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(app, log_level="error", lifespan="off", timeout_graceful_shutdown=1)
-        runner = uvicorn.Server(config)
+    with serving_models(Models.of(worker, name), access=access, defaults=defaults) as running:
+        yield Running(running.url, running.client, worker)
+
+
+@contextlib.contextmanager
+def serving_models(
+    models: Any, *, access: Any = None, defaults: GenerationOptions | None = None, most_connections: int | None = None
+) -> Iterator[Running]:
+    """Serve ``Models`` or ``Upstream``; they are closed at the end."""
+    from jambacli.server.app import make_app
+    from jambacli.server.context import Server
+
+    try:
+        app = make_app(Server(models, defaults or GenerationOptions()), access)
+        with serving_app(app, most_connections=most_connections) as running:
+            yield running
+    finally:
+        models.close()
+
+
+@contextlib.contextmanager
+def serving_app(app: Any, *, most_connections: int | None = None) -> Iterator[Running]:
+    """Serve an application."""
+    import uvicorn
+
+    from jambacli.server.connections import server_config
+
+    with socket.create_server(("127.0.0.1", 0), backlog=512) as listener:
+        runner = uvicorn.Server(server_config(app, grace=1, most=most_connections))
         thread = threading.Thread(target=runner.run, kwargs={"sockets": [listener]})
         thread.start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         try:
             with httpx.Client(base_url=url, timeout=120, trust_env=False) as client:
-                yield Running(url, client, worker)
+                yield Running(url, client, None)
         finally:
             runner.should_exit = True
             thread.join()
-            worker.close()
 
 
 @contextlib.contextmanager
