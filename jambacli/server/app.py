@@ -209,9 +209,8 @@ async def _wrong_method(request: Request, error: Exception) -> Response:
     return answer
 
 
-def make_app(server: Server, access: Access | None = None) -> ASGIApp:
-    """The server as an ASGI application."""
-    access = access or Access()
+def app_routes(server: Server) -> list[Route]:
+    """Every route of a server."""
     models = server.models
     own = own_routes(server, models) if isinstance(models, Models) else upstream_routes(server, models)
     routes = [
@@ -222,10 +221,14 @@ def make_app(server: Server, access: Access | None = None) -> ASGIApp:
         *bedrock_routes(server),
         *responses_routes(server),
     ]
-    routes += openapi_routes(routes)
+    return routes + openapi_routes(routes)
 
+
+def make_app(server: Server, access: Access | None = None) -> ASGIApp:
+    """The server as an ASGI application."""
+    access = access or Access()
     handlers: dict[Any, Callable[..., Any]] = {404: _not_found, 405: _wrong_method}
-    app: ASGIApp = Starlette(routes=routes, exception_handlers=handlers)
+    app: ASGIApp = Starlette(routes=app_routes(server), exception_handlers=handlers)
     app = Guard(app, access, refusal_for)
     if access.origins:
         app = CORSMiddleware(app, allow_origins=list(access.origins), allow_methods=["*"], allow_headers=["*"])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hmac
 import ipaddress
 import json
@@ -253,6 +254,7 @@ def handler(
 ) -> Callable[[Any], Awaitable[Response]]:
     """A route whose errors are answered in its API's form."""
 
+    @functools.wraps(work.func if isinstance(work, functools.partial) else work)
     async def handle(request: Any) -> Response:
         try:
             return await work(request)

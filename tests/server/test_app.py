@@ -92,6 +92,53 @@ def test_unknown_paths_and_methods(server: Running) -> None:
     assert server.client.get("/v1/models/gpt-9").status_code == 404
 
 
+PATHS = {
+    "/v1/chat/completions": "OpenAI",
+    "/studio/v1/chat/completions": "OpenAI",
+    "/v1/responses": "OpenAI",
+    "/v1/messages": "Anthropic",
+    "/v1/messages/count_tokens": "Anthropic",
+    "/api/chat": "Ollama",
+    "/api/show": "Ollama",
+    "/model/ai21.jamba/invoke": "Bedrock",
+    "/model/ai21.jamba/converse-stream": "Bedrock",
+}
+
+
+def is_error(answer: Any, form: str) -> bool:
+    body = answer.json()
+    if form == "Anthropic":
+        return set(body) == {"type", "error"} and body["type"] == "error" and set(body["error"]) == {"type", "message"}
+    if form == "Ollama":
+        return set(body) == {"error"} and isinstance(body["error"], str)
+    if form == "Bedrock":
+        return set(body) == {"message"} and answer.headers["x-amzn-errortype"].endswith("Exception")
+    return set(body) == {"error"} and {"message", "type", "param", "code"} <= set(body["error"])
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_every_error_has_the_form_of_its_api(server: Running, path: str) -> None:
+    def refused(status: int, **request: Any) -> None:
+        answer = server.client.request(request.pop("method", "POST"), request.pop("path", path), **request)
+        assert answer.status_code == status and is_error(answer, PATHS[path]), answer.text
+
+    refused(400, content=b"{")
+    refused(400, content=b"[]")
+    refused(400, json={"messages": 1, "model": "x", "max_tokens": 1, "input": 1} if path != "/api/show" else {})
+    refused(403, json=ASK, headers={"Host": "evil.example"})
+    refused(403, json=ASK, headers={"Origin": "https://evil.example"})
+    refused(405, method="DELETE")
+    refused(404, path=f"{path}/nothing/at/all")
+    refused(413, content=b" " * (33 << 20))
+
+
+def test_a_missing_key_is_answered_in_the_form_of_each_api(tiny: Jamba) -> None:
+    with serving(tiny, access=Access(key="secret")) as one:
+        for path, form in PATHS.items():
+            answer = one.client.post(path, json=ASK)
+            assert answer.status_code == 401 and is_error(answer, form)
+
+
 def test_models_and_properties(server: Running, tiny: Jamba) -> None:
     (model,) = server.client.get("/v1/models").json()["data"]
     assert model["id"] == "jamba:tiny" and model["object"] == "model" and model["meta"]["n_ctx"] == 16384

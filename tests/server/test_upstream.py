@@ -5,6 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
+import shutil
+import socket
+import subprocess
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -22,6 +26,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response, Stream
 from starlette.routing import Route
 
 from jambacli.api import Jamba
+from jambacli.hub.demo import demo_model_path
 from jambacli.server.http import Access
 from jambacli.server.upstream import Upstream
 from jambacli.server.upstream_client import UpstreamClient
@@ -335,3 +340,79 @@ def test_many_at_once_and_some_that_vanish(server: Running, front: Running) -> N
         thread.join()
     assert not wrong
     wait_until_idle(server)
+
+
+@pytest.fixture(scope="module")
+def llama_server() -> Iterator[str]:
+    """The address of a llama-server with the demo model; its program is $LLAMA_SERVER or on the path."""
+    program = os.environ.get("LLAMA_SERVER") or shutil.which("llama-server")
+    if not program:
+        pytest.skip("llama-server is neither on the path nor in $LLAMA_SERVER")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [
+        program,
+        "-m",
+        str(demo_model_path()),
+        "--port",
+        str(port),
+        "-np",
+        "2",
+        "-t",
+        "1",
+        "-c",
+        "8192",
+        "--jinja",
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            with contextlib.suppress(httpx.HTTPError):
+                if httpx.get(f"{url}/health", trust_env=False).status_code == 200:
+                    break
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        yield url
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.peer
+def test_llama_server(llama_server: str) -> None:
+    with in_front_of(llama_server) as front:
+        direct = httpx.post(f"{llama_server}{CHAT}", json=BODY, timeout=120, trust_env=False).json()
+        said = direct["choices"][0]["message"]["content"]
+        chat = front.client.post(CHAT, json=BODY).json()
+        assert chat["choices"][0]["message"]["content"] == said and said
+        body = {**BODY, "stream": True, "stream_options": {"include_usage": True}}
+        lines = events(front.client.post(CHAT, json=body))
+        assert "".join(d.get("content") or "" for d in deltas(lines)) == said
+        messages = front.client.post("/v1/messages", json=BODY).json()
+        assert messages["content"][0]["text"] == said and messages["usage"]["output_tokens"] == 12
+        ollama = front.client.post(
+            "/api/chat", json={**BODY, "stream": False, "options": {"temperature": 0, "num_predict": 12}}
+        )
+        assert ollama.json()["message"]["content"] == said and ollama.json()["eval_count"] == 12
+        converse = {"messages": [{"role": "user", "content": [{"text": ASK[0]["content"]}]}]}
+        converse["inferenceConfig"] = {"maxTokens": 12, "temperature": 0}
+        answer = front.client.post("/model/ai21.jamba/converse", json=converse).json()
+        assert answer["output"]["message"]["content"][0]["text"] == said and answer["usage"]["outputTokens"] == 12
+        responses = front.client.post(
+            "/v1/responses", json={"input": ASK, "temperature": 0, "max_output_tokens": 12}
+        ).json()
+        assert responses["output"][0]["content"][0]["text"] == said
+        completion = front.client.post("/v1/completions", json={"prompt": "The herons", "max_tokens": 3}).json()
+        assert completion["choices"][0]["text"]
+        documents = [{"content": "Mira counted 42 herons.", "metadata": {"title": "Report"}}]
+        with_documents = front.client.post("/studio/v1/chat/completions", json={**BODY, "documents": documents}).json()
+        assert with_documents["usage"]["prompt_tokens"] > chat["usage"]["prompt_tokens"]
+        long = {**BODY, "messages": [{"role": "user", "content": "heron " * 20_000}]}
+        for path in (CHAT, "/v1/messages", "/api/chat"):
+            refused = front.client.post(path, json=long)
+            assert refused.status_code == 400 and "exceed" in refused.text, refused.text[:300]
+        assert front.client.post("/v1/messages/count_tokens", json=BODY).status_code in (200, 404)
+        (model,) = front.client.get("/v1/models").json()["data"]
+        assert model["meta"]["n_ctx"] > 0
