@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -97,41 +97,39 @@ def serve(
         if error.name not in ("uvicorn", "starlette"):
             raise
         raise JambaError("the server needs: pip install 'jambacli[serve]'") from error
-    local = unix is not None or is_loopback(host)
-    if not local and not api_key:
-        raise UsageError(f"--host {host} is reached from other machines: set --api-key or {KEY_VARIABLE}")
-    hosts = None if unix is not None or not local else tuple(allowed_host or ())
-    if any(origin == "*" for origin in cors_origin or ()) and not api_key:
+    key, origins = (api_key or "").strip(), tuple(cors_origin or ())  # a file's last line end is no part of a key
+    if "*" in origins and not key:
         raise UsageError("--cors-origin '*' lets every web page ask: set --api-key too")
     names, aliases = models or [], alias or []
     if len(aliases) > max(1, len(names)):
         raise UsageError("there are more of them than models", field="alias")
+    several = len(names) > 1 or pulled
+    if not several and (keep_alive is not None or max_loaded is not None):
+        raise UsageError("needs several models", field="max_loaded" if keep_alive is None else "keep_alive")
+    if upstream is not None and several | bool(names):
+        raise UsageError("another server answers: name no models", field="upstream")
 
-    listener = _listen_unix(unix) if unix is not None else _listen(host, port)
-    workers = _Workers(arguments, parallel, queue)
-    served: Models | Upstream
-    if upstream is not None:
-        if names or pulled:
-            raise UsageError("another server answers: name no models", field="upstream")
-        served, what = _upstream(upstream, upstream_key)
-    elif len(names) > 1 or pulled:
-        seconds = parse_duration(keep_alive or _KEEP_ALIVE, "--keep-alive")
-        served, what = _several(workers, names, aliases, pulled, seconds, max_loaded)
-    else:
-        if keep_alive is not None or max_loaded is not None:
-            raise UsageError("needs several models", field=("keep_alive" if keep_alive is not None else "max_loaded"))
-        served, what = _one(workers, *names[:1], alias=next(iter(aliases), None))
-    access = Access(key=api_key or None, hosts=hosts, origins=tuple(cors_origin or ()))
-    config = server_config(make_app(Server(served, generation), access), grace=_GRACE)
-    try:
-        # Ctrl-C and SIGTERM stop the server, which raises them again when it has stopped: that is the regular end.
-        with contextlib.suppress(KeyboardInterrupt, SystemExit):
-            _server(config, what, listener).run(sockets=[listener])
-    finally:
-        served.close()
-        if unix is not None:
-            with contextlib.suppress(OSError):
-                unix.unlink()
+    with _listening(host, port, unix) as listener:
+        local = unix is not None or (is_loopback(host) and is_loopback(str(listener.getsockname()[0])))
+        if not local and not key:
+            raise UsageError(f"--host {host} is reached from other machines: set --api-key or {KEY_VARIABLE}")
+        hosts = None if unix is not None or not local else tuple(allowed_host or ())
+        workers = _Workers(arguments, parallel, queue)
+        served: Models | Upstream
+        if upstream is not None:
+            served, what = _upstream(upstream, upstream_key)
+        elif several:
+            seconds = parse_duration(keep_alive or _KEEP_ALIVE, "--keep-alive")
+            served, what = _several(workers, names, aliases, pulled, seconds, max_loaded)
+        else:
+            served, what = _one(workers, *names[:1], alias=next(iter(aliases), None))
+        try:
+            app = make_app(Server(served, generation), Access(key=key or None, hosts=hosts, origins=origins))
+            # Ctrl-C and SIGTERM stop the server, which raises them again when it has stopped: that is the regular end.
+            with contextlib.suppress(KeyboardInterrupt, SystemExit):
+                _server(server_config(app, grace=_GRACE), what, listener).run(sockets=[listener])
+        finally:
+            served.close()
     ui.note("stopped")
 
 
@@ -216,7 +214,7 @@ def _several(
         raise JambaError("no models have been pulled; get one with: jamba pull jamba:3b")
     memory = DeviceMemory(o.device_options(arguments), arguments.session().ctx, arguments.kv_type)
     served = list(known.values())
-    models = Models(served, memory=memory, most=most, more=more if pulled else None)
+    models = Models(served, memory=memory, most=most, more=more if pulled else None, queue=workers.queue)
     what = f"serving {', '.join(known)} at {{address}} (each is loaded when it is asked for)"
     return models, what
 
@@ -228,6 +226,18 @@ def _upstream(url: str, key: str | None) -> tuple[Upstream, str]:
 
     client = UpstreamClient(url, key)
     return Upstream(client), f"serving what {client.root} answers at {{address}}"
+
+
+@contextlib.contextmanager
+def _listening(host: str, port: int, unix: Path | None) -> Iterator[socket.socket]:
+    """A bound socket, which is removed at the end. Raises JambaError."""
+    with _listen(host, port) if unix is None else _listen_unix(unix) as listener:
+        try:
+            yield listener
+        finally:
+            if unix is not None:
+                with contextlib.suppress(OSError):
+                    unix.unlink()
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -74,6 +74,7 @@ def server_config(app: ASGIApp, *, grace: int, most: int | None = None) -> uvico
         access_log=False,
         server_header=False,
         lifespan="off",
+        proxy_headers=False,
         h11_max_incomplete_event_size=MAX_HEADERS,
         timeout_graceful_shutdown=grace,
         backlog=512,

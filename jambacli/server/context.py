@@ -11,7 +11,7 @@ from starlette.requests import Request
 
 from jambacli.engine.options import GenerationOptions
 from jambacli.server.errors import ApiError
-from jambacli.server.http import parse_json, read_bytes
+from jambacli.server.http import BodyRoom, parse_json, read_bytes
 
 if TYPE_CHECKING:
     from jambacli.server.models import Models
@@ -23,6 +23,8 @@ T = TypeVar("T")
 
 #: The largest body, in bytes.
 MAX_BODY = 32 << 20
+# How many of those may arrive at once.
+_MOST_BODIES = 16
 
 
 @dataclass
@@ -32,10 +34,11 @@ class Server:
     models: Models | Upstream
     defaults: GenerationOptions = field(default_factory=GenerationOptions)
     max_body: int = MAX_BODY
+    _room: BodyRoom = field(default_factory=lambda: BodyRoom(_MOST_BODIES * MAX_BODY))
 
     async def body(self, request: Request) -> dict[str, Any]:
         """The request's body as a JSON object. Raises ApiError."""
-        data = await read_bytes(request.receive, self.max_body)
+        data = await read_bytes(request.receive, self.max_body, self._room)
         # A large one is parsed beside the loop, which must go on answering others.
         return parse_json(data) if len(data) < 1 << 16 else await asyncio.to_thread(parse_json, data)
 

@@ -55,13 +55,15 @@ class Models:
         most: int | None = None,
         more: Callable[[], Sequence[ServedModel]] | None = None,
         patience: float = 15.0,
+        queue: int = 64,
     ) -> None:
         """The first of ``models`` answers requests that name none; one alone answers to every name. ``memory``: the plan before
         a model is loaded. ``most``: models to keep loaded at once. ``more``: looks for further models, such as those pulled
         since. ``patience``: seconds of loading after which a stream is begun without knowing whether its request is right.
+        ``queue``: requests that may wait for one model to be loaded.
         """
         self._models = {model.name: model for model in models}
-        self._memory, self._most, self._more, self._patience = memory, most, more, patience
+        self._memory, self._most, self._more, self._patience, self._queue = memory, most, more, patience, queue
         self._other_names: set[str] = set()
         self._turn: asyncio.Lock | None = None
         self._idle: asyncio.Task[None] | None = None
@@ -187,6 +189,9 @@ class Models:
     async def loaded(self, model: ServedModel) -> AsyncIterator[Worker]:
         """The model's worker, which stays loaded in the block. Raises ApiError when it cannot be loaded."""
         while (worker := model.worker) is None or model.leaving:
+            if model.wanted >= self._queue:
+                message = f"the server is busy: {model.wanted} requests wait for {model.name}; try again in 10 seconds"
+                raise ApiError(503, message, kind="unavailable_error", code="server_busy", retry_after=10)
             if model.loading is None:
                 model.loading = asyncio.ensure_future(self._load(model))
                 model.loading.add_done_callback(lambda task: task.cancelled() or task.exception())
@@ -262,7 +267,7 @@ class Models:
             model.problem = failure.message
             message = f"{model.name} cannot be loaded: {failure.message}"
             logger.warning("%s", message)
-            raise ApiError(503, message, kind="unavailable_error", code=failure.code) from error
+            raise ApiError(503, message, kind="unavailable_error", code=failure.code, final=True) from error
         finally:
             model.loading = None
         if self._idle is None or self._idle.done():

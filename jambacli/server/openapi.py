@@ -112,9 +112,7 @@ def describe(routes: Sequence[Route]) -> dict[str, Any]:
 
 def _described(operation: Operation, method: str, path: str) -> dict[str, Any]:
     answer = {"$ref": f"#/components/schemas/{operation.answer}"}
-    content = {
-        kind: {"schema": answer} if kind == _JSON else {"schema": {"type": "string"}} for kind in operation.types
-    }
+    content: dict[str, Any] = {kind: {"schema": answer} if kind == _JSON else {} for kind in operation.types}
     form = operation.tag if operation.tag in ERRORS else "OpenAI"
     error = {"application/json": {"schema": {"$ref": f"#/components/schemas/{form}Error"}}}
     described: dict[str, Any] = {

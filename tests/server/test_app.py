@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import Any
 
@@ -11,7 +12,8 @@ pytest.importorskip("starlette", reason="the extra `serve` is not installed")
 pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
 
 from jambacli.api import Jamba
-from jambacli.server.http import Access, is_loopback
+from jambacli.server.errors import ApiError
+from jambacli.server.http import Access, BodyRoom, is_loopback, read_bytes
 from tests.support.servers import Running, serving
 
 ASK = {"messages": [{"role": "user", "content": "Hello."}], "max_tokens": 1}
@@ -52,6 +54,47 @@ def test_an_origin_that_was_allowed_may_ask(tiny: Jamba) -> None:
         answer = one.client.get("/v1/models", headers=origin)
         assert answer.status_code == 200 and answer.headers["access-control-allow-origin"] == "https://page.example"
         assert one.client.get("/v1/models", headers={"Origin": "https://other.example"}).status_code == 403
+
+
+def test_every_page_may_ask_where_that_was_said(tiny: Jamba) -> None:
+    with serving(tiny, access=Access(key="secret", origins=("*",))) as one:
+        headers = {"Origin": "https://other.example", "X-Api-Key": "secret", "Sec-Fetch-Site": "cross-site"}
+        answer = one.client.get("/v1/models", headers=headers)
+        assert answer.status_code == 200 and answer.headers["access-control-allow-origin"] == "*"
+        assert one.client.get("/v1/models", headers={**headers, "X-Api-Key": "other"}).status_code == 401
+
+
+def test_a_key_need_not_be_ascii(tiny: Jamba) -> None:
+    with serving(tiny, access=Access(key="s\u00e9cret \u2713")) as one:
+        key = "s\u00e9cret \u2713".encode()
+        assert one.client.get("/v1/models", headers={b"X-Api-Key": key}).status_code == 200
+        assert one.client.get("/v1/models", headers={b"Authorization": b"Bearer " + key}).status_code == 200
+        assert one.client.get("/v1/models", headers={b"X-Api-Key": "s\u00e9cret".encode("latin-1")}).status_code == 401
+
+
+def test_many_large_bodies_at_once_are_refused_with_a_time() -> None:
+    room = BodyRoom(100)
+
+    def body(parts: int) -> Any:
+        sent = iter([{"body": b"x" * 30, "more_body": i < parts - 1, "type": "http.request"} for i in range(parts)])
+
+        async def receive() -> Any:
+            return next(sent)
+
+        return receive
+
+    async def read() -> None:
+        assert await read_bytes(body(3), 1000, room) == b"x" * 90
+        room.take(50)  # another body
+        with pytest.raises(ApiError) as error:
+            await read_bytes(body(3), 1000, room)
+        assert error.value.status == 503 and error.value.headers()["retry-after"] == "5"
+        assert await read_bytes(body(1), 1000, room) == b"x" * 30
+        with pytest.raises(ApiError) as error:
+            await read_bytes(body(2), 40, BodyRoom(100))
+        assert error.value.status == 413
+
+    asyncio.run(read())
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ def serving(
     access: Any = None,
     name: str = "jamba:tiny",
     defaults: GenerationOptions | None = None,
+    most_connections: int | None = None,
     **options: Any,
 ) -> Iterator[Running]:
     """Serve ``model``; ``options`` are the worker's."""
@@ -43,7 +44,8 @@ def serving(
     from jambacli.server.worker import Worker
 
     worker = Worker(model, **{"parallel": 4, "store": False, **options})
-    with serving_models(Models.of(worker, name), access=access, defaults=defaults) as running:
+    served = Models.of(worker, name)
+    with serving_models(served, access=access, defaults=defaults, most_connections=most_connections) as running:
         yield Running(running.url, running.client, worker)
 
 
