@@ -225,7 +225,7 @@ def _upstream(url: str, key: str | None) -> tuple[Upstream, str]:
     from jambacli.server.upstream_client import UpstreamClient
 
     client = UpstreamClient(url, key)
-    return Upstream(client), f"serving what {client.root} answers at {{address}}"
+    return Upstream(client), f"serving at {{address}} what {client.root} answers"
 
 
 @contextlib.contextmanager

@@ -77,6 +77,21 @@ def test_options_that_do_not_go_together(options: tuple[str, ...], words: bytes)
     assert done.returncode == 2 and words in done.stderr
 
 
+def test_another_server_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAMBA_API_KEY", "secret")
+    with serve_process() as (_, behind):
+        monkeypatch.setenv("JAMBA_API_KEY", "own\n")
+        monkeypatch.setenv("JAMBA_UPSTREAM_KEY", "secret")
+        with serve_process("--upstream", f"{behind.base_url}/v1") as (server, client):
+            client.headers["X-Api-Key"] = "own"
+            body = {"messages": [{"role": "user", "content": "Hello."}], "max_tokens": 2}
+            assert client.post("/v1/chat/completions", json=body).json()["usage"]["completion_tokens"] > 0
+            assert client.post("/v1/messages", json=body).json()["usage"]["output_tokens"] > 0
+            assert client.post("/v1/messages", json=body, headers={"X-Api-Key": "secret"}).status_code == 401
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(60) == 0
+
+
 def test_an_address_that_is_none() -> None:
     for url in ("example.com", "ftp://example.com", "http://", "http://user:pass@example.com", "http://a/?x"):
         done = jamba("serve", "--port", "0", "--upstream", url)

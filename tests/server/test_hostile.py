@@ -55,7 +55,7 @@ def send_all(address: tuple[str, int], requests: Iterable[bytes]) -> Counter[int
     def send(data: bytes) -> None:
         # What waits for more is given up after a while, as its client would be.
         with contextlib.suppress(TimeoutError):
-            statuses = exchange(address, data, 20)
+            statuses = exchange(address, data, 5)
             assert set(statuses) <= {100, 200} | REFUSED, (statuses, data[:2000])
             found.update(statuses)
 

@@ -87,8 +87,10 @@ def serving_app(app: Any, *, most_connections: int | None = None) -> Iterator[Ru
 
 @contextlib.contextmanager
 def serve_process(*options: str) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
-    """``jamba serve`` with the demo model, in a process of its own, and a client of it; killed at the end."""
-    command = [sys.executable, "-m", "jambacli", "serve", str(demo_model_path()), "--port", "0", *options]
+    """``jamba serve`` with the demo model or, with ``--upstream``, none, in a process of its own, and a client of it; killed at
+    the end."""
+    model = [] if "--upstream" in options else [str(demo_model_path())]
+    command = [sys.executable, "-m", "jambacli", "serve", *model, "--port", "0", *options]
     environment = {**os.environ, "PYTHONPATH": str(REPO)}
     server = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     try:
