@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from jambacli.engine.batch_job import Job, Request, reading_stops
+from jambacli.engine.batch_job import Job, OnLogprobs, Request, reading_stops
 from jambacli.engine.batch_slots import Slot, Slots
 from jambacli.engine.batch_steps import BatchSteps
 from jambacli.engine.generate import Generated, Reply
@@ -83,9 +83,11 @@ class BatchEngine:
         on_text: Callable[[str], None] | None = None,
         on_read: Callable[[int], None] | None = None,
         on_end: Callable[[Job], None] | None = None,
+        on_logprobs: OnLogprobs | None = None,
     ) -> Job:
         """Add a request to the queue. The callbacks are called by ``step``: with every piece of text (thoughts as
-        ``Thought``), with the number of prompt tokens that a pass has read, and with the job when it has ended.
+        ``Thought``), with the number of prompt tokens that a pass has read, with the job when it has ended, and with the
+        log-probabilities that the request asks for, before the text.
 
         Raises UsageError for an empty prompt, tokens that the model does not have or an unknown biased token,
         ContextFullError when the prompt and ``reserve`` do not fit, JambaError when no valid reply fits.
@@ -116,7 +118,7 @@ class BatchEngine:
             result=Generated(thinking=request.thinking),
         )
         sampler = Sampler(request.sampling, request.ids, request.constraint)
-        job = Job(request, reply, sampler, on_text, on_read, on_end)
+        job = Job(request, reply, sampler, on_text, on_read, on_end, on_logprobs)
         job.stop_ids = stop_ids
         job.stops = reading_stops(0, n, job.boundaries, self.model.model.prefill_chunk)
         with self._arrived:
@@ -286,6 +288,8 @@ class BatchEngine:
                 return
             source, now = self._slots.longest_prefix(job)
             awaited = self._slots.awaited_prefix(job, now)
+            if job.request.prompt_logprobs:  # the logits after known tokens are not known
+                source, now, awaited = None, 0, None
             if awaited is not None:
                 reader, position = awaited
                 if position not in reader.boundaries:
@@ -319,6 +323,8 @@ class BatchEngine:
                 source.sequence.checkpoint()
             if source is None:
                 sequence.reset()
+                if job.request.prompt_logprobs:
+                    sequence.prefixes = None
             elif source is slot:
                 sequence.rewind(position, allow_end=len(job.ids))
             else:
@@ -344,6 +350,9 @@ class BatchEngine:
         ended = job.reply.ended and error is None
         slot.job, slot.drawn, slot.drafted, slot.last_used = None, None, None, self._clock
         try:
+            if job.request.prompt_logprobs:
+                sequence.reset()
+                sequence.prefixes = slot.cache
             if not sequence.consistent:
                 sequence.rewind(len(sequence.tokens))
             if sequence.tokens and not (ended and self.exact):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from jambacli.engine.batch_slots import Slot, Slots
 from jambacli.engine.drafted_steps import DraftedSteps
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from jambacli.model.jamba import JambaModel
 
 logger = logging.getLogger(__name__)
+
+# Which logits of a pass are computed.
+_Wanted: TypeAlias = Literal["last", "all", "none"]
 
 
 class BatchSteps:
@@ -84,10 +87,10 @@ class BatchSteps:
                 token = draw(job.sampler, sequence.logits)
                 if job.first_token_seconds is None:
                     job.first_token_seconds = time.perf_counter() - job.submitted
-                job.say(reply.push(token))
+                job.push(token, sequence.logits)
                 if not reply.ended:
                     return token
-            job.say(reply.flush())
+            job.finish()
             if job.request.constraint is not None:
                 job.request.constraint.check_finished(len(job.result.ids))
         except Exception as error:
@@ -104,7 +107,7 @@ class BatchSteps:
         while left > 0:
             chosen: list[tuple[Slot, int]] = []
             for slot in self._reading_order():
-                stop = slot.sequence.next_stop(len(slot.array), slot.boundaries)
+                stop = slot.next_stop()
                 size = stop - len(slot.sequence.tokens)
                 if size > left and (left < chunk or chosen):
                     break
@@ -114,12 +117,8 @@ class BatchSteps:
                 return
             self._shortest_first = not self._shortest_first
             began = time.perf_counter()
-            passes: list[tuple[Slot, torch.Tensor, Literal["last", "none"]]] = [
-                (
-                    slot,
-                    torch.from_numpy(slot.array[len(slot.sequence.tokens) : stop]),
-                    "last" if stop == len(slot.array) else "none",
-                )
+            passes = [
+                (slot, torch.from_numpy(slot.array[len(slot.sequence.tokens) : stop]), _wanted(slot, stop))
                 for slot, stop in chosen
             ]
             for (slot, stop), outcome in zip(chosen, self._forward(passes), strict=True):
@@ -133,6 +132,10 @@ class BatchSteps:
         try:
             if isinstance(outcome, Exception):
                 raise outcome
+            if job.request.prompt_logprobs and outcome is not None:
+                job.score_prompt(len(sequence.tokens), outcome)
+                # A copy of the last row alone, which does not keep the others.
+                outcome = outcome[-1:].clone() if stop == len(job.ids) else None
             sequence.prefilled(job.ids, stop, slot.boundaries, outcome, began)
         except Exception as error:
             self._release(slot, error)
@@ -152,9 +155,7 @@ class BatchSteps:
             reading.sort(key=lambda pair: pair[1].submitted)
         return [slot for slot, _ in reading]
 
-    def _forward(
-        self, passes: Sequence[tuple[Slot, torch.Tensor, Literal["last", "none"]]]
-    ) -> list[torch.Tensor | Exception | None]:
+    def _forward(self, passes: Sequence[tuple[Slot, torch.Tensor, _Wanted]]) -> list[torch.Tensor | Exception | None]:
         """Append tokens to the slots' sequences in one pass: their logits, or the error of each one that failed."""
         from jambacli.model.jamba import Span
 
@@ -187,7 +188,7 @@ class BatchSteps:
         sequence.rewind(len(tokens))
         prompt = torch.from_numpy(job.array)
         while (at := len(sequence.tokens)) < min(len(tokens), len(job.ids)):
-            stop, began = sequence.next_stop(len(job.ids), slot.boundaries), time.perf_counter()
+            stop, began = slot.next_stop(), time.perf_counter()
             last = stop == len(job.ids)
             logits = sequence.model.forward(prompt[at:stop], sequence.state, logits="last" if last else "none")
             sequence.prefilled(job.ids, stop, slot.boundaries, logits, began)
@@ -202,3 +203,11 @@ class BatchSteps:
             callback(value)
         except Exception as error:
             self._release(slot, error)
+
+
+def _wanted(slot: Slot, stop: int) -> _Wanted:
+    """The logits that a pass over the slot's prompt up to ``stop`` needs."""
+    assert slot.job is not None
+    if slot.job.request.prompt_logprobs:
+        return "all"
+    return "last" if stop == len(slot.array) else "none"

@@ -113,12 +113,17 @@ class OpenAIRoutes:
         return json_response({"tokens": ids, "count": len(ids)})
 
     async def detokenize(self, request: Request) -> Response:
-        """POST /detokenize: {"tokens"} -> {"content"}."""
+        """POST /detokenize: {"tokens"} -> {"content"}, and vLLM's {"prompt"}."""
         body = await self.server.body(request)
         ids, vocabulary = body.get("tokens"), self.worker.model.config.vocab_size
         if not isinstance(ids, list) or not all(type(t) is int and 0 <= t < vocabulary for t in ids):
             raise bad_request(f"the field 'tokens' must be a list of numbers from 0 to {vocabulary - 1}", "tokens")
-        return json_response({"content": self.worker.model.tokenizer.decode(ids, markers=True)})
+        text = self.worker.model.tokenizer.decode(ids, markers=True)
+        return json_response({"content": text, "prompt": text})
+
+    async def tokenizer_info(self, request: Request) -> Response:
+        """GET /tokenizer_info, as vLLM has it: with /tokenize and /detokenize, lm-eval needs no tokenizer of its own."""
+        return json_response(info.tokenizer_info(self.server))
 
 
 def openai_routes(context: Server) -> list[Route]:
@@ -132,6 +137,7 @@ def openai_routes(context: Server) -> list[Route]:
         "/v1/health": server.health,
         "/props": server.props,
         "/metrics": server.metrics,
+        "/tokenizer_info": server.tokenizer_info,
     }
     post: dict[str, Any] = {
         "/v1/chat/completions": server.chat,

@@ -33,7 +33,9 @@ class Call:
     """What to generate: a reply to ``messages``, or without them what follows each of ``prompts`` (texts or token ids).
 
     ``documents``: mappings with "text" and perhaps "title". ``choices``: replies to each prompt. ``variables``: of the chat
-    template. ``model``: the name that the client gave, None for none.
+    template. ``model``: the name that the client gave, None for none. ``logprobs``: how many alternatives to give beside each
+    token of the reply, None for no log-probabilities; ``prompt_logprobs``: also beside those of the prompt. ``echo``: the
+    prompt comes before its continuation.
     """
 
     messages: Sequence[Message] = ()
@@ -43,6 +45,9 @@ class Call:
     choices: int = 1
     variables: Mapping[str, Any] = field(default_factory=dict)
     model: str | None = None
+    logprobs: int | None = None
+    prompt_logprobs: bool = False
+    echo: bool = False
 
 
 def without_nulls(body: Mapping[str, Any]) -> dict[str, Any]:

@@ -95,7 +95,6 @@ def test_parts_null_content_and_developer_are_read_as_text(server: Running, tiny
         ({"n": 0}, "n"),
         ({"n": True}, "n"),
         ({"n": 1000}, "n"),
-        ({"logprobs": True}, "logprobs"),
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"functions": [{}]}, "functions"),
