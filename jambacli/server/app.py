@@ -19,6 +19,7 @@ from jambacli.server.anthropic import anthropic_routes
 from jambacli.server.bedrock import bedrock_routes
 from jambacli.server.context import Server
 from jambacli.server.errors import ApiError, bad_request
+from jambacli.server.file_routes import file_routes
 from jambacli.server.http import (
     Access,
     Guard,
@@ -97,7 +98,7 @@ class OpenAIRoutes:
         if body.get("messages") is not None:
             messages = joined_systems(read_messages(body["messages"]))
             variables = read_variables(body.get("chat_template_kwargs"))
-            call = Call(messages=messages, variables=variables)
+            call = await self.server.documents.attach(Call(messages=messages, variables=variables))
             requests, _ = await self.worker.prepare(functools.partial(self.worker.requests, call))
             ids = list(requests[0].ids)
         else:
@@ -171,6 +172,7 @@ def make_app(server: Server, access: Access | None = None) -> ASGIApp:
         *anthropic_routes(server),
         *bedrock_routes(server),
         *responses_routes(server),
+        *file_routes(server),
     ]
     app: ASGIApp = Starlette(routes=routes, exception_handlers={404: _not_found, 405: _wrong_method})
     app = Guard(app, access)

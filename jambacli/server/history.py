@@ -60,7 +60,8 @@ class History:
             if message.role == "assistant":
                 self._add_reply(conversation, before, message)
             elif message.role == "user":
-                conversation.add_user(message.content, call.documents if i == where else None)
+                documents = [*message.documents, *(call.documents if i == where else ())]
+                conversation.add_user(message.content, documents or None)
             else:
                 conversation.turns.append(Turn(message.role, message.content))
         return conversation, chain
@@ -116,7 +117,9 @@ class History:
 def _after(chain: str, message: Message) -> str:
     """The hash of the messages up to this one. Clients trim replies, so spaces around them do not count."""
     content = message.content.strip() if message.role == "assistant" else message.content
-    data = json.dumps([chain, message.role, content]).encode("utf-8", "surrogatepass")
+    documents = [[str(d.get("title", "")), text_hash(str(d.get("text", "")))] for d in message.documents]
+    parts = [chain, message.role, content, *([documents] if documents else [])]
+    data = json.dumps(parts).encode("utf-8", "surrogatepass")
     return hashlib.sha256(data).hexdigest()
 
 

@@ -181,10 +181,11 @@ class Worker:
         """The requests to the engine that a call becomes, and the hash of its messages. Raises JambaError or ApiError."""
         model = self.model
         chain: str | None = None
+        documents = [*(d for message in call.messages for d in message.documents), *call.documents]
         if call.messages:
             conversation, chain = self.history.conversation(call)
             rendered = conversation.render()
-            firsts = [request_of(model, rendered, call.options, chat=True, documents=call.documents)]
+            firsts = [request_of(model, rendered, call.options, chat=True, documents=documents)]
             more = [rendered] * (call.choices - 1)
         else:
             firsts = [self._plain(prompt, call) for prompt in call.prompts]
@@ -201,7 +202,7 @@ class Worker:
                     if options.seed is not None:
                         options = replace(options, seed=(options.seed + i) % (1 << 64))
                     whole = more[0] if more else Rendered(list(first.ids), list(first.boundaries))
-                    request = request_of(model, whole, options, chat=bool(call.messages), documents=call.documents)
+                    request = request_of(model, whole, options, chat=bool(call.messages), documents=documents)
                 requests.append(replace(request, logprobs=call.logprobs, prompt_logprobs=call.prompt_logprobs))
         return requests, chain
 
