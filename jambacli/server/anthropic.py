@@ -26,6 +26,7 @@ from jambacli.server.request import (
     unsupported,
     without_nulls,
 )
+from jambacli.server.thinking import read_config
 from jambacli.server.worker import Answer, Piece, Running, Waiting
 
 _KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 413: "request_too_large"}
@@ -63,7 +64,8 @@ def read_call(body: Mapping[str, Any], server: Server, *, counting: bool = False
     if "stop_sequences" in body:
         given["stop"] = body["stop_sequences"]
     options = chat_options(given, server.defaults)
-    return Call(messages=joined_systems(messages), options=options, model=model_name(body))
+    thinking = read_config(body.get("thinking"))
+    return Call(messages=joined_systems(messages), options=options, model=model_name(body), thinking=thinking)
 
 
 def _message(index: int, value: Any) -> Message:

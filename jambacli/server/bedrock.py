@@ -24,6 +24,7 @@ from jambacli.server.file_parts import FilePart, bedrock_file
 from jambacli.server.http import Streaming, compact, error_response, handler
 from jambacli.server.openai import chat_options
 from jambacli.server.request import Call, Message, joined_systems, unsupported, without_nulls
+from jambacli.server.thinking import read_config
 from jambacli.server.worker import Answer, Piece, Running, Waiting
 
 _ERRORS = {
@@ -121,7 +122,8 @@ def read_converse(body: Mapping[str, Any], server: Server, model: str) -> Call:
     if not isinstance(more, dict):
         raise bad_request("additionalModelRequestFields must be an object", "additionalModelRequestFields")
     given |= {k: v for k, v in without_nulls(more).items() if k in ("top_k", "seed", "min_p")}
-    return Call(messages=joined_systems(messages), options=chat_options(given, server.defaults), model=model)
+    options, thinking = chat_options(given, server.defaults), read_config(more.get("thinking"))
+    return Call(messages=joined_systems(messages), options=options, model=model, thinking=thinking)
 
 
 def _texts(where: str, blocks: Any, files: list[FilePart] | None = None) -> list[str]:

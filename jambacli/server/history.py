@@ -18,6 +18,7 @@ from jambacli.cache.prefix_store import PrefixStore, text_hash
 from jambacli.cache.reply_cache import ReplyCache, reply_key
 from jambacli.errors import JambaError
 from jambacli.server.errors import ApiError
+from jambacli.server.thinking import SWITCHES, template_variables
 from jambacli.session.conversation import Conversation, Turn
 
 if TYPE_CHECKING:
@@ -52,8 +53,10 @@ class History:
         if template is None:
             raise ApiError(400, f"{self._model.name} has no chat template; use /v1/completions")
         conversation = Conversation(template, tokenizer)
-        conversation.variables = template.protect(call.variables)
-        chain = reply_key("chat", self._scope, call.variables)
+        conversation.variables = {**template.protect(call.variables), **template_variables(template, call.thinking)}
+        # A reply is found again when the next one is to be with thoughts, or without.
+        lasting = {name: value for name, value in call.variables.items() if name not in SWITCHES}
+        chain = reply_key("chat", self._scope, lasting)
         where = self._documents_at(call, chain)
         for i, message in enumerate(call.messages):
             before, chain = chain, _after(chain, message)

@@ -27,6 +27,7 @@ from jambacli.server.request import (
     unsupported,
     without_nulls,
 )
+from jambacli.server.thinking import can_think, read_think
 from jambacli.server.worker import Answer, Piece, Running, Waiting
 
 #: The version that clients see: VS Code asks for at least 0.6.4.
@@ -78,6 +79,9 @@ def read_call(body: Mapping[str, Any], server: Server, *, chat: bool) -> Call:
         )
     chosen, model = chat_options(given, server.defaults), model_name(body)
     same: dict[str, Any] = {"options": chosen, "model": model, "logprobs": read_chat_logprobs(without_nulls(body))}
+    same["thinking"] = thinking = read_think(body.get("think"))
+    if thinking and not _can_think(server):
+        raise bad_request(f"{server.name} does not support thinking", "think")
     if chat:
         return Call(messages=read_messages(_thoughts_renamed(body.get("messages"))), **same)
     prompt, system = body.get("prompt") or "", body.get("system") or ""
@@ -89,6 +93,10 @@ def read_call(body: Mapping[str, Any], server: Server, *, chat: bool) -> Call:
         return Call(prompts=[prompt], **same)
     messages = [Message("system", system)] if system else []
     return Call(messages=joined_systems([*messages, Message("user", prompt)]), **same)
+
+
+def _can_think(server: Server) -> bool:
+    return can_think(server.worker.model.template, server.worker.model.tokenizer)
 
 
 def _thoughts_renamed(messages: Any) -> Any:
@@ -221,7 +229,7 @@ class OllamaRoutes:
             "size": info.model_bytes(self.server),
             "digest": model.fingerprint if model.path is not None else "0" * 64,
             "details": details,
-            "capabilities": ["completion"],
+            "capabilities": ["completion", *(["thinking"] if _can_think(self.server) else [])],
         }
 
 

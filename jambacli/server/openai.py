@@ -32,6 +32,7 @@ from jambacli.server.request import (
     unsupported,
     without_nulls,
 )
+from jambacli.server.thinking import read_effort
 from jambacli.server.worker import Answer, Piece, Running, Waiting
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ def read_chat(body: Mapping[str, Any], defaults: GenerationOptions) -> Call:
         variables=read_variables(body.get("chat_template_kwargs")),
         model=model_name(body),
         logprobs=read_chat_logprobs(body),
+        thinking=read_effort(body),
     )
 
 

@@ -41,7 +41,7 @@ class Call:
     ``documents``: mappings with "text" and perhaps "title". ``choices``: replies to each prompt. ``variables``: of the chat
     template. ``model``: the name that the client gave, None for none. ``logprobs``: how many alternatives to give beside each
     token of the reply, None for no log-probabilities; ``prompt_logprobs``: also beside those of the prompt. ``echo``: the
-    prompt comes before its continuation.
+    prompt comes before its continuation. ``thinking``: with thoughts or without; None: as the template has it.
     """
 
     messages: Sequence[Message] = ()
@@ -54,6 +54,7 @@ class Call:
     logprobs: int | None = None
     prompt_logprobs: bool = False
     echo: bool = False
+    thinking: bool | None = None
 
 
 def without_nulls(body: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from jambacli.server.request import (
     unsupported,
     without_nulls,
 )
+from jambacli.server.thinking import read_effort
 from jambacli.server.worker import Answer, Piece, Running, Waiting
 
 _SAME_NAMES = ("temperature", "top_p", "top_k", "seed")
@@ -55,7 +56,13 @@ def read_call(body: Mapping[str, Any], server: Server) -> Call:
     if form is not None:
         given["response_format"] = form
     options = chat_options(given, server.defaults)
-    return Call(messages=messages, options=options, model=model_name(body), logprobs=_asked_logprobs(body))
+    return Call(
+        messages=messages,
+        options=options,
+        model=model_name(body),
+        logprobs=_asked_logprobs(body),
+        thinking=read_effort(body),
+    )
 
 
 def _asked_logprobs(body: Mapping[str, Any]) -> int | None:

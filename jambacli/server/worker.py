@@ -22,6 +22,7 @@ from jambacli.errors import JambaError, UsageError
 from jambacli.server.errors import ApiError, as_api_error, context_full
 from jambacli.server.history import History
 from jambacli.server.prefix_breaks import PrefixBreaks
+from jambacli.server.thinking import forbid_thoughts, without_thoughts
 from jambacli.session.conversation import Rendered
 from jambacli.session.requests import request_of, text_request
 
@@ -185,6 +186,8 @@ class Worker:
         if call.messages:
             conversation, chain = self.history.conversation(call)
             rendered = conversation.render()
+            if call.thinking is False:
+                rendered = without_thoughts(model.tokenizer, rendered)
             firsts = [request_of(model, rendered, call.options, chat=True, documents=documents)]
             more = [rendered] * (call.choices - 1)
         else:
@@ -204,7 +207,7 @@ class Worker:
                     whole = more[0] if more else Rendered(list(first.ids), list(first.boundaries))
                     request = request_of(model, whole, options, chat=bool(call.messages), documents=documents)
                 requests.append(replace(request, logprobs=call.logprobs, prompt_logprobs=call.prompt_logprobs))
-        return requests, chain
+        return forbid_thoughts(requests) if call.thinking is False else requests, chain
 
     def _plain(self, prompt: Any, call: Call) -> Request:
         if isinstance(prompt, str):
