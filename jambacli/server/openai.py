@@ -129,6 +129,8 @@ def chat_options(body: Mapping[str, Any], defaults: GenerationOptions) -> Genera
     for name in ("max_tokens", "max_completion_tokens", "seed", "top_k"):
         if type(given.get(name)) is int and given[name] == -1:
             del given[name]
+    if type(given.get("seed")) is int and -(1 << 63) <= given["seed"] < 0:
+        given["seed"] %= 1 << 64  # OpenAI's are signed
     stop = given.get("stop")
     if isinstance(stop, list) and len(stop) > 64:
         raise bad_request("the field 'stop' has more than 64 texts", "stop")
