@@ -56,6 +56,7 @@ def serve(
 
             from jambacli.server.app import make_app
             from jambacli.server.context import Server
+            from jambacli.server.files import FileStore
             from jambacli.server.http import Access, is_loopback
             from jambacli.server.worker import Worker
     except ImportError as error:
@@ -81,7 +82,8 @@ def serve(
         stats=arguments.stats,
     )
     access = Access(key=api_key or None, hosts=hosts, origins=tuple(cors_origin or ()))
-    app = make_app(Server(worker, alias or name or model.name, generation), access)
+    files = FileStore(keep=options.store)
+    app = make_app(Server(worker, alias or name or model.name, generation, files=files), access)
     config = uvicorn.Config(
         app,
         log_level="critical",  # errors of requests are logged where they are answered
@@ -97,6 +99,7 @@ def serve(
             _server(config, model.name, worker, listener).run(sockets=[listener])
     finally:
         worker.close()
+        files.close()
         if unix is not None:
             with contextlib.suppress(OSError):
                 unix.unlink()

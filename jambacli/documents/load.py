@@ -12,7 +12,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from jambacli.documents.extract.pieces import MAX_TEXT, DocumentPart, parts_of_lines
 from jambacli.documents.extract.plain import EmptyFileError, decode
@@ -108,9 +108,12 @@ def read_documents(
     return documents
 
 
-def read_file(path: Path, sandbox: Sandbox | None = None) -> Document:
-    """The document of one file. Raises JambaError with one line that names the file and says what to do."""
-    name = shown(path)
+def read_file(path: Path, sandbox: Sandbox | None = None, *, name: str | None = None) -> Document:
+    """The document of one file. ``name``: what the file is called, by default its path; its ending helps to tell what it is.
+
+    Raises JambaError with one line that names the file and says what to do.
+    """
+    name = shown(path) if name is None else name
     try:
         info = path.stat()
         if stat.S_ISDIR(info.st_mode):
@@ -170,7 +173,7 @@ def _kind(head: bytes, path: Path | None, name: str, data: bytes | None = None) 
     """
     if not head:
         raise EmptyFileError(name)
-    suffix = path.suffix.lower() if path is not None else ""
+    suffix = (PurePath(name).suffix or (path.suffix if path is not None else "")).lower()
     if b"%PDF-" in head[:1024]:
         return "pdf"
     if head.startswith(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"):

@@ -9,6 +9,7 @@ import numpy as np
 
 from jambacli.engine.batch_job import Job
 from jambacli.engine.drafted_steps import DraftedSteps
+from jambacli.engine.logprobs import SCORED_CHUNK
 from jambacli.engine.sequence import TokenSequence, common_prefix
 
 if TYPE_CHECKING:
@@ -41,6 +42,12 @@ class Slot:
     def answering(self) -> bool:
         """Whether its request's reply is being generated."""
         return self.job is not None and self.job.phase == "answering"
+
+    def next_stop(self) -> int:
+        """Where the next pass over its request's prompt stops."""
+        stop = self.sequence.next_stop(len(self.array), self.boundaries)
+        scored = self.job is not None and self.job.request.prompt_logprobs
+        return min(stop, len(self.sequence.tokens) + SCORED_CHUNK) if scored else stop
 
 
 class Slots:

@@ -19,6 +19,7 @@ from jambacli.server.anthropic import anthropic_routes
 from jambacli.server.bedrock import bedrock_routes
 from jambacli.server.context import Server
 from jambacli.server.errors import ApiError, bad_request
+from jambacli.server.file_routes import file_routes
 from jambacli.server.http import (
     Access,
     Guard,
@@ -97,7 +98,7 @@ class OpenAIRoutes:
         if body.get("messages") is not None:
             messages = joined_systems(read_messages(body["messages"]))
             variables = read_variables(body.get("chat_template_kwargs"))
-            call = Call(messages=messages, variables=variables)
+            call = await self.server.documents.attach(Call(messages=messages, variables=variables))
             requests, _ = await self.worker.prepare(functools.partial(self.worker.requests, call))
             ids = list(requests[0].ids)
         else:
@@ -113,12 +114,17 @@ class OpenAIRoutes:
         return json_response({"tokens": ids, "count": len(ids)})
 
     async def detokenize(self, request: Request) -> Response:
-        """POST /detokenize: {"tokens"} -> {"content"}."""
+        """POST /detokenize: {"tokens"} -> {"content"}, and vLLM's {"prompt"}."""
         body = await self.server.body(request)
         ids, vocabulary = body.get("tokens"), self.worker.model.config.vocab_size
         if not isinstance(ids, list) or not all(type(t) is int and 0 <= t < vocabulary for t in ids):
             raise bad_request(f"the field 'tokens' must be a list of numbers from 0 to {vocabulary - 1}", "tokens")
-        return json_response({"content": self.worker.model.tokenizer.decode(ids, markers=True)})
+        text = self.worker.model.tokenizer.decode(ids, markers=True)
+        return json_response({"content": text, "prompt": text})
+
+    async def tokenizer_info(self, request: Request) -> Response:
+        """GET /tokenizer_info, as vLLM has it: with /tokenize and /detokenize, lm-eval needs no tokenizer of its own."""
+        return json_response(info.tokenizer_info(self.server))
 
 
 def openai_routes(context: Server) -> list[Route]:
@@ -132,6 +138,7 @@ def openai_routes(context: Server) -> list[Route]:
         "/v1/health": server.health,
         "/props": server.props,
         "/metrics": server.metrics,
+        "/tokenizer_info": server.tokenizer_info,
     }
     post: dict[str, Any] = {
         "/v1/chat/completions": server.chat,
@@ -165,6 +172,7 @@ def make_app(server: Server, access: Access | None = None) -> ASGIApp:
         *anthropic_routes(server),
         *bedrock_routes(server),
         *responses_routes(server),
+        *file_routes(server),
     ]
     app: ASGIApp = Starlette(routes=routes, exception_handlers={404: _not_found, 405: _wrong_method})
     app = Guard(app, access)

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import Request
 
 from jambacli.engine.options import GenerationOptions
+from jambacli.server.documents import DocumentReader
 from jambacli.server.errors import ApiError
+from jambacli.server.files import FileStore
 from jambacli.server.http import parse_json, read_bytes
 
 if TYPE_CHECKING:
@@ -31,7 +33,11 @@ class Server:
     name: str
     defaults: GenerationOptions = field(default_factory=GenerationOptions)
     max_body: int = MAX_BODY
+    files: FileStore = field(default_factory=FileStore)
     _other_names: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.documents = DocumentReader(self.files)
 
     async def body(self, request: Request) -> dict[str, Any]:
         """The request's body as a JSON object. Raises ApiError."""
@@ -42,7 +48,7 @@ class Server:
     async def start(self, request: Request, call: Call) -> Running:
         """Start a call, unless its client goes away before. Raises ApiError."""
         self.note_name(call.model)
-        starting = asyncio.ensure_future(self.worker.start(call))
+        starting = asyncio.ensure_future(self._started(call))
         gone = asyncio.ensure_future(_gone(request))
         try:
             await asyncio.wait((starting, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -53,6 +59,9 @@ class Server:
             gone.cancel()
             if not starting.done():
                 starting.cancel()
+
+    async def _started(self, call: Call) -> Running:
+        return await self.worker.start(await self.documents.attach(call))
 
     def note_name(self, name: str | None) -> None:
         """Log once for every other name by which the model is called: there is one model, and it answers to any."""

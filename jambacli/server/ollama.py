@@ -15,8 +15,19 @@ from jambacli.server import info
 from jambacli.server.context import Server
 from jambacli.server.errors import ApiError, as_api_error, bad_request
 from jambacli.server.http import Streaming, compact, error_response, handler, json_response
+from jambacli.server.logprobs import content_logprobs, read_chat_logprobs
 from jambacli.server.openai import chat_options
-from jambacli.server.request import Call, Message, joined_systems, model_name, read_flag, read_messages, unsupported
+from jambacli.server.request import (
+    Call,
+    Message,
+    joined_systems,
+    model_name,
+    read_flag,
+    read_messages,
+    unsupported,
+    without_nulls,
+)
+from jambacli.server.thinking import can_think, read_think
 from jambacli.server.worker import Answer, Piece, Running, Waiting
 
 #: The version that clients see: VS Code asks for at least 0.6.4.
@@ -52,7 +63,7 @@ def read_call(body: Mapping[str, Any], server: Server, *, chat: bool) -> Call:
     options = body.get("options") or {}
     if not isinstance(options, dict):
         raise bad_request("the field 'options' must be an object", "options")
-    unsupported(body, "tools", "images", "suffix", "context", "logprobs")
+    unsupported(body, "tools", "images", "suffix", "context")
     num_ctx = options.get("num_ctx")
     if isinstance(num_ctx, int) and num_ctx > server.worker.ctx:
         raise bad_request(f"num_ctx {num_ctx} is more than the {server.worker.ctx} tokens of this server", "num_ctx")
@@ -67,17 +78,25 @@ def read_call(body: Mapping[str, Any], server: Server, *, chat: bool) -> Call:
             {"type": "json_object"} if form == "json" else {"type": "json_schema", "schema": form}
         )
     chosen, model = chat_options(given, server.defaults), model_name(body)
+    same: dict[str, Any] = {"options": chosen, "model": model, "logprobs": read_chat_logprobs(without_nulls(body))}
+    same["thinking"] = thinking = read_think(body.get("think"))
+    if thinking and not _can_think(server):
+        raise bad_request(f"{server.name} does not support thinking", "think")
     if chat:
-        return Call(messages=read_messages(_thoughts_renamed(body.get("messages"))), options=chosen, model=model)
+        return Call(messages=read_messages(_thoughts_renamed(body.get("messages"))), **same)
     prompt, system = body.get("prompt") or "", body.get("system") or ""
     if not isinstance(prompt, str) or not isinstance(system, str):
         raise bad_request("the fields 'prompt' and 'system' must be texts", "prompt")
     if body.get("template") not in (None, ""):
         raise bad_request("the field 'template' is not supported", "template")
     if read_flag(body, "raw"):
-        return Call(prompts=[prompt], options=chosen, model=model)
+        return Call(prompts=[prompt], **same)
     messages = [Message("system", system)] if system else []
-    return Call(messages=joined_systems([*messages, Message("user", prompt)]), options=chosen, model=model)
+    return Call(messages=joined_systems([*messages, Message("user", prompt)]), **same)
+
+
+def _can_think(server: Server) -> bool:
+    return can_think(server.worker.model.template, server.worker.model.tokenizer)
 
 
 def _thoughts_renamed(messages: Any) -> Any:
@@ -171,10 +190,11 @@ class OllamaRoutes:
                 elif isinstance(event, Piece):
                     if stream:
                         said = ("", event.text) if event.thought else (event.text, "")
-                        yield self._line(self._said(*said, chat))
+                        yield self._line({**self._said(*said, chat), **_logprobs(event, running)})
                 else:
                     text, thoughts = ("", "") if stream else (event.text, event.thoughts)
-                    yield self._line({**self._said(text, thoughts, chat), **_done(event, began)}, True)
+                    more = {} if stream else _logprobs(event, running)
+                    yield self._line({**self._said(text, thoughts, chat), **more, **_done(event, began)}, True)
         except Exception as error:
             if not stream:
                 raise
@@ -209,8 +229,13 @@ class OllamaRoutes:
             "size": info.model_bytes(self.server),
             "digest": model.fingerprint if model.path is not None else "0" * 64,
             "details": details,
-            "capabilities": ["completion"],
+            "capabilities": ["completion", *(["thinking"] if _can_think(self.server) else [])],
         }
+
+
+def _logprobs(event: Piece | Answer, running: Running) -> dict[str, Any]:
+    found = content_logprobs(event.logprobs, running.tokenizer)
+    return {"logprobs": found} if found else {}
 
 
 def _done(answer: Answer, began: float) -> dict[str, Any]:

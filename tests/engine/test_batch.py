@@ -15,6 +15,7 @@ import torch
 from jambacli import Jamba
 from jambacli.engine.batch import BatchEngine
 from jambacli.engine.batch_job import Job, Request
+from jambacli.engine.batch_steps import BatchSteps
 from jambacli.engine.batch_worker import BatchWorker
 from jambacli.engine.generate import Generated, generate
 from jambacli.engine.lookup import Lookup
@@ -460,7 +461,7 @@ def test_a_thread_of_its_own_serves_many_threads(small: Jamba) -> None:
 def test_a_worker_survives_a_step_that_fails(small: Jamba, monkeypatch: pytest.MonkeyPatch) -> None:
     with BatchWorker(engine(small)) as worker:
         with monkeypatch.context() as patch:
-            patch.setattr(BatchEngine, "_read", _raise(RuntimeError("a bug")))
+            patch.setattr(BatchSteps, "read", _raise(RuntimeError("a bug")))
             with pytest.raises(JambaError, match="a bug"):
                 list(worker.stream(prompt(50, 1)))
         assert "".join(worker.stream(prompt(50, 1, max_tokens=20)))
