@@ -2,9 +2,9 @@
 
     python -m benchmarks.serve_speed --peer DIR --shape moe --quant q4_k_m
 
-Each client sends one chat request, all at the same time, and reads its reply as a stream. Every prompt is new; in the case
-"shared" the prompts begin with the same text, which one request has read before. Prints the medians over the rounds: seconds to
-the first byte and to the first text (the median client's and the last one's), tokens a second of a client after its first
+Each client sends one chat request, all at the same time, and reads its reply as a stream. Every message is new; in the case
+"shared" a system message is the same for all, and one request has read it before. Prints the medians over the rounds: seconds
+to the first byte and to the first text (the median client's and the last one's), tokens a second of a client after its first
 text, and tokens a second of all clients from the requests to the last text.
 """
 
@@ -61,14 +61,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 8])
     parser.add_argument("--prompt", type=int, default=200, help="tokens of a message (default: 200)")
     parser.add_argument("--generate", type=int, default=48, help="tokens of a reply (default: 48)")
-    parser.add_argument("--shared", type=int, default=1000, help="tokens in common in the case 'shared' (default: 1000)")
+    parser.add_argument(
+        "--shared", type=int, default=1000, help="tokens of the system message in the case 'shared' (default: 1000)"
+    )
     parser.add_argument("--shared-clients", type=int, default=4, help="clients in the case 'shared' (default: 4)")
     parser.add_argument("--rounds", "-r", type=int, default=3)
     options = parser.parse_args(arguments)
     tokens = options.shared + options.prompt + options.generate + _AROUND
+    most = max(*options.clients, options.shared_clients)
     with scratch_model(options) as (path, _), contextlib.ExitStack() as stack:
         peers = [None, options.peer] if options.peer is not None else [None]
-        programs = [Program(path, options.threads, max(options.clients), tokens, peer) for peer in peers]
+        programs = [Program(path, options.threads, most, tokens, peer) for peer in peers]
         ports = {program.name: stack.enter_context(program.running()) for program in programs}
         requests = Requests(path)
         figures: dict[str, dict[str, list[Figures]]] = {}
@@ -98,9 +101,9 @@ def _cases(options: Any) -> list[tuple[str, int, int]]:
 
 
 def _bodies(requests: Requests, common: int, prompt: int, count: int, generate: int) -> list[dict[str, Any]]:
-    """``count`` requests that begin with the same ``common`` tokens, after one that reads these."""
-    start = requests.text(common) + " " if common else ""
-    return [requests.body(_messages(start + requests.text(prompt)), generate) for _ in range(count + 1)]
+    """``count`` requests with a system message of ``common`` tokens in common, after one more that reads it."""
+    first = [{"role": "system", "content": requests.text(common)}] if common else []
+    return [requests.body([*first, *_messages(requests.text(prompt))], generate) for _ in range(count + 1)]
 
 
 def _messages(text: str) -> list[dict[str, str]]:
@@ -131,7 +134,9 @@ def _median(runs: Sequence[Figures]) -> Figures:
 
 
 def _shown(f: Figures) -> str:
-    first = f"first byte {f.first_byte:.3f} s, first text {f.first_text:.2f} s, the last client's {f.last_first_text:.2f} s"
+    first = (
+        f"first byte {f.first_byte:.3f} s, first text {f.first_text:.2f} s, the last client's {f.last_first_text:.2f} s"
+    )
     return f"{first}, {f.client_speed:.1f} tokens/s a client, {f.throughput:.1f} in all, {f.read:.0f} read"
 
 
