@@ -73,8 +73,9 @@ class Program:
         environment = dict(os.environ)
         if self.peer is not None:
             environment["LD_LIBRARY_PATH"] = str(self.peer)
-        with open(os.devnull, "wb") as nothing:
-            process = subprocess.Popen(self.command(port), env=environment, stdout=nothing, stderr=nothing)
+        process = subprocess.Popen(
+            self.command(port), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         try:
             deadline = time.monotonic() + _STARTING
             while not _healthy(port):
@@ -125,7 +126,8 @@ def ask(port: int, body: dict[str, Any], began: float) -> Answer:
         while line := response.readline():
             lines.append((time.perf_counter() - began, line))
     times: list[float] = []
-    text, usage = "", {}
+    text = ""
+    usage: dict[str, Any] = {}
     for at, line in lines:
         if line.startswith(b"data: {"):
             chunk = json.loads(line[6:])

