@@ -360,6 +360,7 @@ class BatchEngine:
                 sequence.checkpoint()
             if slot.cache is not None and sequence.checkpoints and (self._commit_ends or not ended):
                 slot.cache.commit(sequence.content, durable=False)
+                job.wait_stored = slot.cache.flush
         except Exception as failure:
             logger.warning("the state of a request could not be kept: %s", failure)
             sequence.reset()

@@ -70,7 +70,7 @@ class Job:
 
     ``phase``; ``result``: the reply so far; ``counters``: what it cost; ``error``: why it failed, None if it did not;
     ``tokens_read`` of the prompt's tokens are in the state; ``first_token_seconds``: from ``submit`` to the first token, None
-    before.
+    before. ``wait_stored``: once the job has ended, waits until what it left is in the store; None without one.
     """
 
     def __init__(
@@ -90,6 +90,7 @@ class Job:
         self.counters = Counters()
         self.first_token_seconds: float | None = None
         self.cancelled = False
+        self.wait_stored: Callable[[], None] | None = None
         self._space = request.drop_space
         self.ids = list(request.ids)
         self.reply, self.sampler = reply, sampler

@@ -107,7 +107,8 @@ class Slots:
         return best
 
     def choose(self, job: Job, source: Slot | None, now: int, ahead: Sequence[Job]) -> Slot:
-        """The free slot whose content is of least use to the requests that wait; the source itself if that costs nothing."""
+        """The free slot whose content is of least use to the requests that wait; the source itself if that costs nothing: if
+        nobody waits for more of it, and most of it is kept."""
         free = [slot for slot in self if slot.job is None]
         others = [other for other in ahead if other is not job and other.phase == "waiting"]
 
@@ -115,7 +116,8 @@ class Slots:
             longest = max((self.shared(slot, other) for other in others), default=0)
             return longest, slot.last_used
 
-        if source in free and source is not None and use(source)[0] <= now:
+        # Otherwise a short request that begins like a long conversation would overwrite it.
+        if source in free and source is not None and use(source)[0] <= now and len(source.array) <= 2 * now:
             return source
         if len(self._slots) < self._most:
             self._slots.append(self._open())

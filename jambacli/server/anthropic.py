@@ -37,7 +37,12 @@ def anthropic_error(error: ApiError) -> dict[str, Any]:
     kind = _KINDS.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
     if error.status == 503:
         kind = "overloaded_error"
-    return {"type": "error", "error": {"type": kind, "message": error.message}}
+    message = error.message
+    if error.code == "context_length_exceeded":  # the words by which Claude Code and litellm know it
+        message = (
+            f"prompt is too long: {error.more['n_prompt_tokens']} tokens > {error.more['n_ctx']} maximum. {message}"
+        )
+    return {"type": "error", "error": {"type": kind, "message": message}}
 
 
 def _refusal(error: ApiError) -> Response:

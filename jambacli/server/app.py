@@ -66,7 +66,9 @@ class OpenAIRoutes:
     async def models(self, request: Request) -> Response:
         """GET /v1/models."""
         model = info.model_entry(self.server)
-        return json_response({"object": "list", "data": [model]})
+        # Codex reads a catalogue of its own kind under this name, which may be empty but must be there.
+        codex: dict[str, Any] = {"models": []} if "client_version" in request.query_params else {}
+        return json_response({"object": "list", "data": [model], **codex})
 
     async def model(self, request: Request) -> Response:
         """GET /v1/models/ID."""

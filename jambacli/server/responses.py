@@ -43,8 +43,10 @@ def read_call(body: Mapping[str, Any], server: Server) -> Call:
     items: list[Any] = [{"role": "system", "content": instructions}] if instructions else []
     if isinstance(given_input, str):
         items.append({"role": "user", "content": given_input})
-    elif isinstance(given_input, list) and given_input:
+    elif isinstance(given_input, list):
         items += [_item(i, item) for i, item in enumerate(given_input) if _is_message(i, item)]
+        if not given_input:  # Codex asks so whether the server answers
+            items.append({"role": "user", "content": ""})
     else:
         raise bad_request("the field 'input' must be a text or a list of items", "input")
     messages: list[Message] = read_messages(items, "input")

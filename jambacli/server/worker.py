@@ -235,7 +235,10 @@ class Worker:
         return Echo(prompt, int(added))
 
     def keep(self, job: Job, chain: str) -> None:
-        """Keep a chat's reply, so that the next message of the conversation finds its tokens."""
+        """Keep a chat's reply, so that the next message of the conversation finds its tokens, and wait until its state is
+        written: a client that has the whole answer may go on even if the server is killed."""
+        if job.wait_stored is not None:
+            job.wait_stored()
         request = job.request
         self.history.keep(chain, job.text, job.result.ids, request.thinking, request.documents)
 
