@@ -14,8 +14,6 @@ import numpy as np
 
 #: Most tokens of text that an index holds, 12 bytes each.
 MAX_INDEXED = 1 << 19
-#: Most tokens of a draft; a backend's step may hold fewer.
-MAX_DRAFT = 15
 
 # Runs of this many last tokens are looked up, the longest first. A run's later occurrences are tried first, and no more than
 # this many of them; a match is measured up to this length.

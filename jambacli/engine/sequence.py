@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from jambacli.cache.stored_prefix import DamagedPrefixError
-from jambacli.engine.lookup import MAX_DRAFT, Lookup
+from jambacli.engine.lookup import Lookup
 from jambacli.errors import UsageError
-from jambacli.model.config import CHECKPOINT_BYTES
+from jambacli.model.config import CHECKPOINT_BYTES, MAX_DRAFT
 from jambacli.progress import Progress, no_progress
 
 if TYPE_CHECKING:
