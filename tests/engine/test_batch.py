@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import random
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,16 +14,19 @@ import pytest
 import torch
 
 from jambacli import Jamba
+from jambacli.engine import parallel as parallel_module
 from jambacli.engine.batch import BatchEngine
 from jambacli.engine.batch_job import Job, Request
 from jambacli.engine.batch_steps import MOST_DRAFTED, BatchSteps
 from jambacli.engine.batch_worker import BatchWorker
 from jambacli.engine.generate import Generated, generate
 from jambacli.engine.lookup import Lookup, Prediction, StepCosts
+from jambacli.engine.parallel import default_parallel, sequence_bytes
 from jambacli.engine.prefix_cache import PrefixCache, state_spaces
 from jambacli.engine.sampling import Sampler, Sampling
 from jambacli.engine.sequence import TokenSequence
 from jambacli.errors import JambaError, UsageError
+from jambacli.model.config import CHECKPOINT_BYTES
 from jambacli.model.state import ContextFullError
 from tests.support.drafts import certain, draft_all
 from tests.support.sequences import ids
@@ -510,3 +514,31 @@ def test_the_engine_checks_its_options(small: Jamba) -> None:
     with pytest.raises(UsageError, match="parallel"):
         engine(small, parallel=0)
     assert np.array_equal(engine(small).submit(prompt(5)).array, np.array(ids(5)))
+
+
+@pytest.mark.parametrize("parallel", [1, 32])
+def test_many_sequences_take_the_memory_that_was_planned(
+    tmp_path: Any, parallel: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jambacli.model.config.CHECKPOINT_BYTES", 0)  # as few as are kept in any case
+    model, ctx = chunked(Jamba.load(small_file(tmp_path, "q8_0"), device="cpu")), 300
+    draft_all(monkeypatch, lambda _, most, __=(): certain(ids(max(0, min(most, 15)))))
+    with engine(model, parallel=parallel, ctx=ctx) as many:
+        for i in range(parallel):
+            many.submit(prompt(270, i, max_tokens=30, boundaries=range(20, 270, 20), lookup=True))
+        taken = 0
+        while many.step():
+            sequences = [slot.sequence for slot in many._slots]
+            copies = sum(c.nbytes for sequence in sequences for c in sequence.checkpoints.values())
+            taken = max(taken, copies + sum(sequence.state.nbytes for sequence in sequences))
+    planned = parallel * sequence_bytes(model.config, ctx, drafts=True)
+    assert 0.9 * planned < taken <= planned
+
+
+@pytest.mark.parametrize(("free", "expected"), [(0.1, 1), (2.5, 2), (5.5, 5), (100.0, 8)])
+def test_as_many_run_at_once_as_fit(free: float, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_model().model
+    one = sequence_bytes(model.config, 1000, drafts=model.decoder is not None)
+    available = int(2 * (CHECKPOINT_BYTES + free * one)) + 2
+    monkeypatch.setattr(parallel_module, "devices", lambda: [SimpleNamespace(available=available)])
+    assert default_parallel(model, 1000) == expected
