@@ -48,7 +48,7 @@ class Acceptance:
         return self._drawn[kind] / self._seen[kind]
 
 
-# The cost of a further token in a step before any was measured, as a share of a step of one token: low, so that it is tried.
+# The least cost of a further token in a larger step than any measured, as a share of the smallest: low, so that it is tried.
 _FURTHER = 0.1
 # A measurement is dropped after this many steps, in case it was an outlier or the context has grown.
 _VALID = 256
@@ -83,7 +83,9 @@ class StepCosts:
         below = max(fewer)
         above = min((n for n in known if n > tokens), default=None)
         if above is None:
-            return known[below] + (tokens - below) * _FURTHER * known[min(fewer)]
+            least = min(fewer)
+            slope = (known[below] - known[least]) / (below - least) if below > least else 0.0
+            return known[below] + (tokens - below) * max(slope, _FURTHER * known[least])
         share = (tokens - below) / (above - below)
         return known[below] + share * (known[above] - known[below])
 
@@ -123,6 +125,10 @@ def draft_lengths(chances: Sequence[Sequence[float]], costs: StepCosts) -> list[
         if total < size:
             break
     return chosen
+
+
+# A token that is less probable is not worth a place in any step.
+_LEAST = 0.03
 
 
 class Prediction(NamedTuple):
@@ -174,8 +180,10 @@ class Lookup:
         chances, likely = [], 1.0
         for kind, _ in zip(kinds, tokens, strict=False):
             likely *= self.acceptance.share(kind)
+            if likely < _LEAST:
+                break
             chances.append(likely)
-        return Prediction(tokens, chances)
+        return Prediction(tokens[: len(chances)], chances)
 
     @property
     def _kind(self) -> int:

@@ -118,7 +118,8 @@ class TokenIndex:
         """Empty tables, with room for ``tokens``."""
         self._text = np.empty(tokens, dtype=np.int32)
         self._earlier = [np.empty(tokens, dtype=np.int32) for _ in _RUNS]  # the place before with the same hash, or -1
-        self._last = [np.full(1 << _BITS, -1, dtype=np.int32) for _ in _RUNS]  # the last place of each hash, or -1
+        # The place after the last one of each hash, or 0: zeros take no time and memory until they are used.
+        self._last = [np.zeros(1 << _BITS, dtype=np.int32) for _ in _RUNS]
         self._see()
 
     def _see(self) -> None:
@@ -165,8 +166,8 @@ class TokenIndex:
             for token, factor in zip(text[at - run + 1 : at + 1], factors, strict=True):
                 value += (token + 2) * factor
             bucket = (value & _MASK) >> 32 - _BITS
-            earlier[at] = last[bucket]
-            last[bucket] = at
+            earlier[at] = last[bucket] - 1
+            last[bucket] = at + 1
 
     def _link(self, i: int, run: int, start: int, end: int) -> None:
         """Enter the runs that end at the tokens ``start:end``."""
@@ -181,9 +182,10 @@ class TokenIndex:
         buckets, places = ordered >> 32, (ordered & _MASK).astype(np.int32)
         first = np.r_[True, buckets[1:] != buckets[:-1]]
         before = np.r_[np.int32(-1), places[:-1]]
-        before[first] = self._last[i][buckets[first]]
+        before[first] = self._last[i][buckets[first]] - 1
         self._earlier[i][places] = before
-        self._last[i][buckets[np.r_[first[1:], True]]] = places[np.r_[first[1:], True]]
+        last = np.r_[first[1:], True]
+        self._last[i][buckets[last]] = places[last] + 1
 
     def _search(self) -> None:
         """Find the longest earlier occurrence of the last tokens; the latest of equal ones."""
