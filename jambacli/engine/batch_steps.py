@@ -65,8 +65,11 @@ class BatchSteps:
             Pass(slot, torch.tensor([token, *draft]), "all", revocable=bool(draft))
             for (slot, token), draft in zip(drawn, drafts, strict=True)
         ]
+        states = [slot.sequence.state for slot, _ in drawn]
+        moves = [state.moves for state in states]
         outcomes = self._forward(passes)
-        self._costs.record(len(drawn) + sum(lengths), time.perf_counter() - began)
+        if moves == [state.moves for state in states]:  # else memory was allocated
+            self._costs.record(len(drawn) + sum(lengths), time.perf_counter() - began)
         for (slot, token), draft, outcome in zip(drawn, drafts, outcomes, strict=True):
             if isinstance(outcome, Exception):
                 self._release(slot, outcome)

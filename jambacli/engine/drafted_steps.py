@@ -28,9 +28,11 @@ class DraftedSteps:
         if sequence.expects(token):
             return sequence.step(token)
         (length,) = draft_lengths([predicted.chances], costs)
-        start = time.perf_counter()
+        start, state = time.perf_counter(), sequence.state
+        moves = state.moves
         logits = sequence.step(token, predicted.tokens[:length])
-        costs.record(1 + length, time.perf_counter() - start)
+        if state.moves == moves:  # else memory was allocated
+            costs.record(1 + length, time.perf_counter() - start)
         return logits
 
     def push(self, token: int, left: int, most: int = MAX_DRAFT) -> Prediction:

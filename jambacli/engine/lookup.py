@@ -50,8 +50,8 @@ class Acceptance:
 
 # The least cost of a further token in a larger step than any measured, as a share of the smallest: low, so that it is tried.
 _FURTHER = 0.1
-# A measurement is dropped after this many steps, in case it was an outlier or the context has grown.
-_VALID = 256
+# Measurements are dropped after this many steps, in case they were outliers or the context has grown; few of them earlier.
+_VALID, _VALID_ONE = 256, 32
 
 
 class StepCosts:
@@ -59,7 +59,8 @@ class StepCosts:
 
     def __init__(self) -> None:
         self._seconds: dict[int, float] = {}
-        self._when: dict[int, int] = {}
+        self._until: dict[int, int] = {}
+        self._counts: dict[int, int] = {}
         self._steps = 0
 
     def record(self, tokens: int, seconds: float) -> None:
@@ -68,9 +69,15 @@ class StepCosts:
         known = self._seconds.get(tokens, seconds)
         # Others use the machine too: a step that took very long counts no more than twice.
         self._seconds[tokens] = known + 0.25 * (min(seconds, 2 * known) - known)
-        self._when[tokens] = self._steps
-        for n in [n for n, when in self._when.items() if n > 1 and self._steps - when > _VALID]:
-            del self._seconds[n], self._when[n]
+        self._counts[tokens] = self._counts.get(tokens, 0) + 1
+        self._until[tokens] = self._steps + min(_VALID, _VALID_ONE * self._counts[tokens])
+        for n in [n for n, until in self._until.items() if n > 1 and self._steps > until]:
+            del self._seconds[n], self._until[n]
+
+    @property
+    def largest_tried(self) -> int:
+        """The largest step to try next: larger ones would be judged by a guess."""
+        return 2 * max(self._seconds, default=1 << 30)
 
     def seconds(self, tokens: int) -> float | None:
         """The expected time of a step of ``tokens``; None if none of so many or fewer was measured."""
@@ -112,6 +119,8 @@ def draft_lengths(chances: Sequence[Sequence[float]], costs: StepCosts) -> list[
     heapq.heapify(heads)
     best = _GAIN * expected / seconds
     for size in _SIZES:
+        if size > costs.largest_tried:
+            break
         while total < size and heads:
             chance, _, i = heapq.heappop(heads)
             expected -= chance
