@@ -99,8 +99,8 @@ class StepCosts:
 
 # Step sizes that are tried: kernels take tokens in twos, fours and eights.
 _SIZES = (2, 4, 8, 12, 16, 24, 32)
-# A gain below the noise is none.
-_GAIN = 1.02
+# A gain below the noise is none; in a step of several sequences it is smaller, and their drafts take memory.
+_GAIN, _GAIN_SHARED = 1.02, 1.1
 
 
 def draft_lengths(chances: Sequence[Sequence[float]], costs: StepCosts) -> list[int]:
@@ -117,7 +117,7 @@ def draft_lengths(chances: Sequence[Sequence[float]], costs: StepCosts) -> list[
     if not heads or seconds is None:
         return chosen
     heapq.heapify(heads)
-    best = _GAIN * expected / seconds
+    best = (_GAIN if len(chances) == 1 else _GAIN_SHARED) * expected / seconds
     for size in _SIZES:
         if size > costs.largest_tried:
             break
