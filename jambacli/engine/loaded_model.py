@@ -42,7 +42,11 @@ class LoadedModel:
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer in the file."""
-        return Tokenizer(self.metadata, self.name, jamba_home() / "tokenizers")
+        try:
+            cache = jamba_home() / "tokenizers"
+        except JambaError:  # a user without a home directory: merge rules are computed at every start
+            cache = None
+        return Tokenizer(self.metadata, self.name, cache)
 
     @functools.cached_property
     def template(self) -> ChatTemplate | None:
