@@ -72,12 +72,14 @@ def read_documents(
     *,
     done: Callable[[int], None] = lambda n: None,
     problem: Callable[[str], None] = lambda line: None,
+    failed: Callable[[Path | None, JambaError], None] | None = None,
 ) -> list[Document]:
     """The documents of ``sources`` (or of the arguments of ``expand``), in order.
 
     ``done(1)`` is called after each file. A file from a directory or a glob that cannot be read is skipped, and ``problem``
     is called at the end with one line about it (one line for several empty files). Raises JambaError when a file that was
-    named individually cannot be read, after all the others have been tried, and when no document is left.
+    named individually cannot be read, after all the others have been tried, and when no document is left. With ``failed``
+    none of that: it is called for every file that cannot be read (None: standard input).
     """
     chosen = sources if isinstance(sources, Sources) else expand(sources)
     documents: list[Document] = []
@@ -88,7 +90,9 @@ def read_documents(
             try:
                 documents.append(read_stdin(sandbox) if path is None else read_file(path, sandbox))
             except JambaError as error:
-                if path is None or path in chosen.named:
+                if failed is not None:
+                    failed(path, error)
+                elif path is None or path in chosen.named:
                     errors.append(error)
                 else:
                     skipped.append(error)
@@ -103,7 +107,7 @@ def read_documents(
         problem(str(fault))
     if errors:
         raise errors[-1]
-    if not documents:
+    if not documents and failed is None:
         raise JambaError(f"none of the {len(skipped):,} files could be read; the lines above say why")
     return documents
 

@@ -348,7 +348,7 @@ class BatchEngine:
         job, sequence = slot.job, slot.sequence
         assert job is not None
         ended = job.reply.ended and error is None
-        slot.job, slot.drawn, slot.drafted, slot.last_used = None, None, None, self._clock
+        slot.job, slot.drafted, slot.last_used = None, None, self._clock
         try:
             if job.request.prompt_logprobs:
                 sequence.reset()

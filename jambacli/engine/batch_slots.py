@@ -24,9 +24,7 @@ class Slot:
         self.cache = cache
         self.job: Job | None = None
         self.boundaries: list[int] = []
-        # The last token drawn, if it is not in the state yet.
-        self.drawn: int | None = None
-        # Drafts of its reply while it is the only one.
+        # Drafts of its reply, from its first token on.
         self.drafted: DraftedSteps | None = None
         self.last_used = 0
         # The tokens that the sequence holds or will hold, and where reading them stops.

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from jambacli.engine.batch_slots import Slot, Slots
 from jambacli.engine.drafted_steps import DraftedSteps
 from jambacli.engine.generate import draw
+from jambacli.engine.lookup import Prediction, StepCosts, draft_lengths
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +24,20 @@ logger = logging.getLogger(__name__)
 _Wanted: TypeAlias = Literal["last", "all", "none"]
 
 
+#: Most tokens of a draft: a sequence keeps a copy of its Mamba state for each token of a step with one.
+MOST_DRAFTED = 7
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Tokens to append to a slot's sequence; see ``Span``."""
+
+    slot: Slot
+    ids: torch.Tensor
+    logits: _Wanted
+    revocable: bool = False
+
+
 class BatchSteps:
     """Computes what the requests in the slots need next. An error of one request ends that request alone."""
 
@@ -29,52 +45,62 @@ class BatchSteps:
         """``release``: ends a slot's request, with its error or None."""
         self._model, self._slots, self._release = model, slots, release
         self._shortest_first = False
+        # All sequences are of one model, so they share what steps cost.
+        self._costs = StepCosts()
 
     def decode(self) -> None:
-        """Draw a token for every reply in progress and append them all in one pass."""
+        """Draw tokens for every reply in progress, and append the last of each in one pass, with drafts of what may follow."""
         import torch
 
+        drawn: list[tuple[Slot, int]] = []
+        predicted: list[Prediction] = []
         for slot in self._slots:
-            if slot.answering and slot.drawn is None:
-                slot.drawn = self._draw(slot)
-            # What a draft predicted is in the state already.
-            while slot.drawn is not None and slot.sequence.expects(slot.drawn):
-                if slot.drafted is not None:
-                    slot.drafted.draft(slot.drawn, 0)
-                slot.sequence.step(slot.drawn)
-                slot.drawn = self._draw(slot)
-        began = time.perf_counter()
-        drawn = [(slot, slot.drawn) for slot in self._slots if slot.drawn is not None]
-        if len(drawn) == 1 and self._drafts(drawn[0][0]):
-            self._step_with_draft(*drawn[0])
+            token, prediction = self._draw_new(slot)
+            if token is not None:
+                drawn.append((slot, token))
+                predicted.append(prediction)
+        if not drawn:
             return
-        outcomes = self._forward([(slot, torch.tensor([token]), "last") for slot, token in drawn])
-        for (slot, token), outcome in zip(drawn, outcomes, strict=True):
-            slot.drawn = slot.drafted = None
+        began = time.perf_counter()
+        lengths = draft_lengths([p.chances for p in predicted], self._costs)
+        drafts = [p.tokens[:n] for p, n in zip(predicted, lengths, strict=True)]
+        passes = [
+            Pass(slot, torch.tensor([token, *draft]), "all", revocable=bool(draft))
+            for (slot, token), draft in zip(drawn, drafts, strict=True)
+        ]
+        states = [slot.sequence.state for slot, _ in drawn]
+        moves = [state.moves for state in states]
+        outcomes = self._forward(passes)
+        if moves == [state.moves for state in states]:  # else memory was allocated
+            self._costs.record(len(drawn) + sum(lengths), time.perf_counter() - began)
+        for (slot, token), draft, outcome in zip(drawn, drafts, outcomes, strict=True):
             if isinstance(outcome, Exception):
                 self._release(slot, outcome)
             else:
                 assert outcome is not None
-                slot.sequence.stepped(token, outcome, began)
+                slot.sequence.stepped(token, outcome, began, draft)
+
+    def _draw_new(self, slot: Slot) -> tuple[int | None, Prediction]:
+        """Draw tokens until one is not in the state yet, and what may follow it; None when there is no further token."""
+        nothing = Prediction([], [])
+        if not slot.answering:
+            return None, nothing
+        job, sequence = slot.job, slot.sequence
+        assert job is not None
+        while (token := self._draw(slot)) is not None:
+            if slot.drafted is None and self._drafts(slot):
+                slot.drafted = DraftedSteps(sequence, job.sampler, job.stop_ids)
+            prediction = nothing if slot.drafted is None else slot.drafted.push(token, job.reply.left, MOST_DRAFTED)
+            if not sequence.expects(token):
+                return token, prediction
+            sequence.step(token)  # a draft predicted it: it is in the state already
+        return None, nothing
 
     def _drafts(self, slot: Slot) -> bool:
-        """Whether the slot's reply is drafted from earlier text while it is the only one in a step. Several replies already
-        share the weights that a step reads."""
+        """Whether the slot's reply is drafted from earlier text."""
         assert slot.job is not None
         chosen = slot.job.request.lookup
         return slot.sequence.fast_steps if chosen is None else chosen
-
-    def _step_with_draft(self, slot: Slot, token: int) -> None:
-        """Append the only token of this step, and a draft of those that probably follow."""
-        job = slot.job
-        assert job is not None
-        if slot.drafted is None:
-            slot.drafted = DraftedSteps(slot.sequence, job.sampler, job.stop_ids)
-        slot.drawn = None
-        try:
-            slot.drafted.step(token, job.reply.left)
-        except Exception as error:
-            self._release(slot, error)
 
     def _draw(self, slot: Slot) -> int | None:
         """The next token of the slot's reply, None when the reply has ended with it or before it."""
@@ -118,7 +144,11 @@ class BatchSteps:
             self._shortest_first = not self._shortest_first
             began = time.perf_counter()
             passes = [
-                (slot, torch.from_numpy(slot.array[len(slot.sequence.tokens) : stop]), _wanted(slot, stop))
+                Pass(
+                    slot,
+                    torch.from_numpy(slot.array[len(slot.sequence.tokens) : stop]),
+                    _wanted(slot, stop),
+                )
                 for slot, stop in chosen
             ]
             for (slot, stop), outcome in zip(chosen, self._forward(passes), strict=True):
@@ -155,13 +185,13 @@ class BatchSteps:
             reading.sort(key=lambda pair: pair[1].submitted)
         return [slot for slot, _ in reading]
 
-    def _forward(self, passes: Sequence[tuple[Slot, torch.Tensor, _Wanted]]) -> list[torch.Tensor | Exception | None]:
+    def _forward(self, passes: Sequence[Pass]) -> list[torch.Tensor | Exception | None]:
         """Append tokens to the slots' sequences in one pass: their logits, or the error of each one that failed."""
-        from jambacli.model.jamba import Span
+        from jambacli.model.spans import Span
 
         if not passes:
             return []
-        spans = [Span(slot.sequence.state, ids, logits) for slot, ids, logits in passes]
+        spans = [Span(p.slot.sequence.state, p.ids, p.logits, p.revocable) for p in passes]
         try:
             return list(self._model.forward_spans(spans))
         except Exception as error:
@@ -171,8 +201,8 @@ class BatchSteps:
         outcomes: list[torch.Tensor | Exception | None] = []
         for one in passes:
             try:
-                if not one[0].sequence.consistent:
-                    self._replay(one[0])
+                if not one.slot.sequence.consistent:
+                    self._replay(one.slot)
                 outcomes += self._forward([one])
             except Exception as error:
                 outcomes.append(error)
