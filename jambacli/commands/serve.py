@@ -92,6 +92,7 @@ def serve(
             from jambacli.server.app import make_app
             from jambacli.server.connections import server_config
             from jambacli.server.context import Server
+            from jambacli.server.files import FileStore
             from jambacli.server.http import Access, is_loopback
     except ImportError as error:
         if error.name not in ("uvicorn", "starlette"):
@@ -123,13 +124,17 @@ def serve(
             served, what = _several(workers, names, aliases, pulled, seconds, max_loaded)
         else:
             served, what = _one(workers, *names[:1], alias=next(iter(aliases), None))
+        files = FileStore(keep=not arguments.no_store)
         try:
-            app = make_app(Server(served, generation), Access(key=key or None, hosts=hosts, origins=origins))
+            app = make_app(
+                Server(served, generation, files=files), Access(key=key or None, hosts=hosts, origins=origins)
+            )
             # Ctrl-C and SIGTERM stop the server, which raises them again when it has stopped: that is the regular end.
             with contextlib.suppress(KeyboardInterrupt, SystemExit):
                 _server(server_config(app, grace=_GRACE), what, listener).run(sockets=[listener])
         finally:
             served.close()
+            files.close()
     ui.note("stopped")
 
 

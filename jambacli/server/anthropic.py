@@ -12,6 +12,7 @@ from starlette.routing import Route
 
 from jambacli.server.context import Server
 from jambacli.server.errors import ApiError, as_api_error, bad_request
+from jambacli.server.file_parts import FilePart, anthropic_file
 from jambacli.server.http import Streaming, compact, error_response, handler, json_response
 from jambacli.server.openai import chat_options
 from jambacli.server.request import (
@@ -24,6 +25,7 @@ from jambacli.server.request import (
     unsupported,
     without_nulls,
 )
+from jambacli.server.thinking import read_config
 from jambacli.server.worker import Answer, Piece, Running, Waiting
 
 _KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 413: "request_too_large"}
@@ -34,7 +36,12 @@ def anthropic_error(error: ApiError) -> dict[str, Any]:
     kind = _KINDS.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
     if error.status == 503:
         kind = "overloaded_error"
-    return {"type": "error", "error": {"type": kind, "message": error.message}}
+    message = error.message
+    if error.code == "context_length_exceeded":  # the words by which Claude Code and litellm know it
+        message = (
+            f"prompt is too long: {error.more['n_prompt_tokens']} tokens > {error.more['n_ctx']} maximum. {message}"
+        )
+    return {"type": "error", "error": {"type": kind, "message": message}}
 
 
 def anthropic_refusal(error: ApiError) -> Response:
@@ -61,7 +68,8 @@ def read_call(body: Mapping[str, Any], server: Server, *, counting: bool = False
     if "stop_sequences" in body:
         given["stop"] = body["stop_sequences"]
     options = chat_options(given, server.defaults)
-    return Call(messages=joined_systems(messages), options=options, model=model_name(body))
+    thinking = read_config(body.get("thinking"))
+    return Call(messages=joined_systems(messages), options=options, model=model_name(body), thinking=thinking)
 
 
 def _message(index: int, value: Any) -> Message:
@@ -76,11 +84,13 @@ def _message(index: int, value: Any) -> Message:
         thoughts = "".join(p for p in parts if isinstance(p, str)) or None
         kept = [p for p in content if not (isinstance(p, dict) and p.get("type") in ("thinking", "redacted_thinking"))]
         content = kept
-    return Message(role, _text(where, content, "messages"), thoughts)
+    files: list[FilePart] = []
+    text = _text(where, content, "messages", files if role == "user" else None)
+    return Message(role, text, thoughts, files)
 
 
-def _text(where: str, content: Any, field: str) -> str:
-    """A text, or the texts of blocks; a document block of plain text is one too."""
+def _text(where: str, content: Any, field: str, files: list[FilePart] | None = None) -> str:
+    """A text, or the texts of blocks; blocks with documents go to ``files``."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
@@ -89,12 +99,11 @@ def _text(where: str, content: Any, field: str) -> str:
     for block in content:
         kind = block.get("type") if isinstance(block, dict) else None
         text = block.get("text") if kind == "text" else None
-        if kind == "document":
-            source = block.get("source")
-            if isinstance(source, dict) and source.get("type") == "text":
-                text = source.get("data")
+        if kind == "document" and files is not None:
+            files.append(anthropic_file(where, block, field))
+            continue
         if not isinstance(text, str):
-            raise bad_request(f"{where} has content of the type {kind!r}; only text is supported", field)
+            raise bad_request(f"{where} has content of the type {kind!r}; only text and documents are supported", field)
         texts.append(text)
     return "\n".join(texts)
 
@@ -117,6 +126,7 @@ class AnthropicRoutes:
     async def count(self, request: Request) -> Response:
         """POST /v1/messages/count_tokens."""
         call = read_call(await self.server.body(request), self.server, counting=True)
+        call = await self.server.documents.attach(call)
         return json_response({"input_tokens": await self.server.models.count_tokens(call)})
 
     def _head(

@@ -21,6 +21,7 @@ from jambacli.server.bedrock import bedrock_routes
 from jambacli.server.context import Server
 from jambacli.server.error_forms import refusal_for
 from jambacli.server.errors import ApiError, bad_request
+from jambacli.server.file_routes import file_routes
 from jambacli.server.http import Access, Guard, Streaming, handler, json_response
 from jambacli.server.models import Models
 from jambacli.server.ollama import ollama_routes
@@ -61,7 +62,9 @@ class OpenAIRoutes:
         """GET /v1/models."""
         models = self.server.models
         entries = [info.model_entry(model, several=models.several) for model in await models.infos()]
-        return json_response({"object": "list", "data": entries})
+        # Codex reads a catalogue of its own kind under this name, which may be empty but must be there.
+        codex: dict[str, Any] = {"models": []} if "client_version" in request.query_params else {}
+        return json_response({"object": "list", "data": entries, **codex})
 
     async def model(self, request: Request) -> Response:
         """GET /v1/models/ID."""
@@ -123,7 +126,7 @@ class OwnRoutes:
             if body.get("messages") is not None:
                 messages = joined_systems(read_messages(body["messages"]))
                 variables = read_variables(body.get("chat_template_kwargs"))
-                call = Call(messages=messages, variables=variables)
+                call = await self.server.documents.attach(Call(messages=messages, variables=variables))
                 requests, _ = await worker.prepare(functools.partial(worker.requests, call))
                 ids = list(requests[0].ids)
             else:
@@ -139,13 +142,19 @@ class OwnRoutes:
         return json_response({"tokens": ids, "count": len(ids)})
 
     async def detokenize(self, request: Request) -> Response:
-        """POST /detokenize: {"tokens"} -> {"content"}."""
+        """POST /detokenize: {"tokens"} -> {"content"}, and vLLM's {"prompt"}."""
         body = await self.server.body(request)
         async with self.models.using(model_name(body)) as worker:
             ids, vocabulary = body.get("tokens"), worker.model.config.vocab_size
             if not isinstance(ids, list) or not all(type(t) is int and 0 <= t < vocabulary for t in ids):
                 raise bad_request(f"the field 'tokens' must be a list of numbers from 0 to {vocabulary - 1}", "tokens")
-            return json_response({"content": worker.model.tokenizer.decode(ids, markers=True)})
+            text = worker.model.tokenizer.decode(ids, markers=True)
+            return json_response({"content": text, "prompt": text})
+
+    async def tokenizer_info(self, request: Request) -> Response:
+        """GET /tokenizer_info, as vLLM has it: with /tokenize and /detokenize, lm-eval needs no tokenizer of its own."""
+        async with self.models.using(request.query_params.get("model")) as worker:
+            return json_response(info.tokenizer_info(worker))
 
 
 def openai_routes(context: Server, upstream: UpstreamRoutes | None = None) -> list[Route]:
@@ -179,6 +188,7 @@ def own_routes(context: Server, models: Models) -> list[Route]:
         "/v1/health": server.health,
         "/props": server.props,
         "/metrics": server.metrics,
+        "/tokenizer_info": server.tokenizer_info,
     }
     post = {"/tokenize": server.tokenize, "/detokenize": server.detokenize}
     post |= {"/models/load": server.load, "/models/unload": server.unload}
@@ -220,6 +230,7 @@ def app_routes(server: Server) -> list[Route]:
         *anthropic_routes(server),
         *bedrock_routes(server),
         *responses_routes(server),
+        *file_routes(server),
     ]
     return routes + openapi_routes(routes)
 

@@ -20,9 +20,11 @@ from starlette.routing import Route
 from jambacli.server import openai
 from jambacli.server.context import Server
 from jambacli.server.errors import ApiError, as_api_error, bad_request
+from jambacli.server.file_parts import FilePart, bedrock_file
 from jambacli.server.http import Streaming, compact, error_response, handler
 from jambacli.server.openai import chat_options
 from jambacli.server.request import Call, Message, joined_systems, unsupported, without_nulls
+from jambacli.server.thinking import read_config
 from jambacli.server.worker import Answer, Piece, Running, Waiting
 
 _ERRORS = {
@@ -112,16 +114,20 @@ def read_converse(body: Mapping[str, Any], server: Server, model: str) -> Call:
         role = item.get("role") if isinstance(item, dict) else None
         if role not in ("user", "assistant"):
             raise bad_request(f"messages[{i}] must have the role user or assistant", "messages")
-        messages.append(Message(role, "\n".join(_texts(f"messages[{i}]", item.get("content")))))
+        files: list[FilePart] = []
+        texts = _texts(f"messages[{i}]", item.get("content"), files if role == "user" else None)
+        messages.append(Message(role, "\n".join(texts), files=files))
     more = body.get("additionalModelRequestFields") or {}
     given = {**_options(body.get("inferenceConfig") or {}, "inferenceConfig")}
     if not isinstance(more, dict):
         raise bad_request("additionalModelRequestFields must be an object", "additionalModelRequestFields")
     given |= {k: v for k, v in without_nulls(more).items() if k in ("top_k", "seed", "min_p")}
-    return Call(messages=joined_systems(messages), options=chat_options(given, server.defaults), model=model)
+    options, thinking = chat_options(given, server.defaults), read_config(more.get("thinking"))
+    return Call(messages=joined_systems(messages), options=options, model=model, thinking=thinking)
 
 
-def _texts(where: str, blocks: Any) -> list[str]:
+def _texts(where: str, blocks: Any, files: list[FilePart] | None = None) -> list[str]:
+    """The texts of blocks; blocks with documents go to ``files``."""
     if not isinstance(blocks, list):
         raise bad_request(f"{where} has no list of blocks as its content", where)
     texts: list[str] = []
@@ -131,25 +137,16 @@ def _texts(where: str, blocks: Any) -> list[str]:
         if "cachePoint" in block:  # every position is one here
             continue
         text = block.get("text")
-        document = block.get("document")
-        if isinstance(document, dict) and isinstance(document.get("source"), dict):
-            text = document["source"].get("text")
-            if text is None and document.get("format") in ("txt", "md", "csv", "html"):
-                text = _decoded(document["source"].get("bytes"))
+        if "document" in block and files is not None:
+            files.append(bedrock_file(where, block["document"], where))
+            continue
         if "reasoningContent" in block:
             continue
         if not isinstance(text, str):
             kind = next(iter(block), "nothing")
-            raise bad_request(f"{where} has content of the type {kind!r}; only text is supported", where)
+            raise bad_request(f"{where} has content of the type {kind!r}; only text and documents are supported", where)
         texts.append(text)
     return texts
-
-
-def _decoded(data: Any) -> str | None:
-    try:
-        return base64.b64decode(data, validate=True).decode("utf-8-sig")
-    except (ValueError, TypeError):
-        return None
 
 
 class BedrockRoutes:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from starlette.requests import Request
 
 from jambacli.engine.options import GenerationOptions
+from jambacli.server.documents import DocumentReader
 from jambacli.server.errors import ApiError
+from jambacli.server.files import FileStore
 from jambacli.server.http import BodyRoom, parse_json, read_bytes
 
 if TYPE_CHECKING:
@@ -34,7 +36,11 @@ class Server:
     models: Models | Upstream
     defaults: GenerationOptions = field(default_factory=GenerationOptions)
     max_body: int = MAX_BODY
+    files: FileStore = field(default_factory=FileStore)
     _room: BodyRoom = field(default_factory=lambda: BodyRoom(_MOST_BODIES * MAX_BODY))
+
+    def __post_init__(self) -> None:
+        self.documents = DocumentReader(self.files)
 
     async def body(self, request: Request) -> dict[str, Any]:
         """The request's body as a JSON object. Raises ApiError."""
@@ -44,7 +50,7 @@ class Server:
 
     async def start(self, request: Request, call: Call, *, bedrock: bool = False) -> Running:
         """Start a call, unless its client goes away before. Raises ApiError. ``bedrock``: see ``Models.find``."""
-        return await self.unless_gone(request, self.models.start(call, bedrock=bedrock))
+        return await self.unless_gone(request, self._started(call, bedrock))
 
     async def unless_gone(self, request: Request, work: Coroutine[Any, Any, T]) -> T:
         """The result of ``work``, which is cancelled when the request's client goes away. Raises ApiError then."""
@@ -59,6 +65,9 @@ class Server:
             gone.cancel()
             if not starting.done():
                 starting.cancel()
+
+    async def _started(self, call: Call, bedrock: bool) -> Running:
+        return await self.models.start(await self.documents.attach(call), bedrock=bedrock)
 
 
 async def _gone(request: Request) -> None:

@@ -59,6 +59,21 @@ def props(worker: Worker, name: str, defaults: GenerationOptions) -> dict[str, A
     }
 
 
+def tokenizer_info(worker: Worker) -> dict[str, Any]:
+    """The markers and the template, by the names that transformers' tokenizers have for them."""
+    model = worker.model
+    tokenizer = model.tokenizer
+    eos = next(iter(sorted(tokenizer.stop_ids)), None)
+    return {
+        "tokenizer_class": type(tokenizer).__name__,
+        "bos_token": tokenizer.pieces[tokenizer.bos_id] if tokenizer.bos_id is not None else None,
+        "eos_token": tokenizer.pieces[eos] if eos is not None else None,
+        "add_bos_token": tokenizer.add_bos,
+        "model_max_length": worker.ctx,
+        "chat_template": model.template.source if model.template is not None else None,
+    }
+
+
 #: The counters of /metrics: the worker's name of each, and what it counts.
 _COUNTERS = {
     "calls": "Requests accepted.",

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator
+from typing import Any
 
 from jambacli.server.worker import Event, Running, Waiting
 
@@ -17,6 +18,12 @@ class Later(Running):
         """``starting``: the call. ``replies``: how many there will be. ``silence``: seconds between signs of life."""
         super().__init__(model, replies)
         self._starting, self._silence = starting, silence
+        self._tokenizer: Any = None
+
+    @property
+    def tokenizer(self) -> Any:
+        """See ``Running``."""
+        return self._tokenizer
 
     def cancel(self) -> None:
         """See ``Running``."""
@@ -35,7 +42,7 @@ class Later(Running):
         except BaseException:
             self.cancel()
             raise
-        self.finished = running.finished
+        self.finished, self.unseen, self._tokenizer = running.finished, running.unseen, running.tokenizer
         async with contextlib.aclosing(running.events()) as events:
             async for event in events:
                 yield event

@@ -17,7 +17,8 @@ class ModelInfo:
 
     ``created``: seconds since 1970. ``size``: bytes of its files. ``context``: tokens that a request may have; ``trained``:
     tokens that the model was made for. ``status``: "loaded", "loading", "unloaded" or "failed". ``expires``: when an idle one
-    will be unloaded, None for never. ``problem``: why it could not be loaded.
+    will be unloaded, None for never. ``thinks``: it can be asked for thoughts. ``problem``: why it
+    could not be loaded.
     """
 
     name: str
@@ -35,6 +36,7 @@ class ModelInfo:
     status: str = "loaded"
     expires: float | None = None
     on_gpu: bool = False
+    thinks: bool = False
     problem: str | None = None
 
 
@@ -64,6 +66,7 @@ def file_info(name: str, path: Path) -> ModelInfo:
             template=template if isinstance(template, str) else "",
             sampling=model_defaults(metadata),
             status="unloaded",
+            thinks=isinstance(template, str) and "think" in template,
         )
     except (JambaError, OSError) as error:
         return ModelInfo(name=name, status="failed", problem=str(error))

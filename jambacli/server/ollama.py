@@ -17,9 +17,20 @@ from jambacli.errors import UsageError
 from jambacli.server.context import Server
 from jambacli.server.errors import ApiError, as_api_error, bad_request
 from jambacli.server.http import Streaming, compact, error_response, handler, json_response
+from jambacli.server.logprobs import content_logprobs, read_chat_logprobs
 from jambacli.server.model_info import ModelInfo
 from jambacli.server.openai import chat_options
-from jambacli.server.request import Call, Message, joined_systems, model_name, read_flag, read_messages, unsupported
+from jambacli.server.request import (
+    Call,
+    Message,
+    joined_systems,
+    model_name,
+    read_flag,
+    read_messages,
+    unsupported,
+    without_nulls,
+)
+from jambacli.server.thinking import read_think
 from jambacli.server.worker import Answer, Piece, Running, Waiting
 from jambacli.units import format_count, parse_duration
 
@@ -56,7 +67,7 @@ def read_call(body: Mapping[str, Any], server: Server, *, chat: bool) -> Call:
     options = body.get("options") or {}
     if not isinstance(options, dict):
         raise bad_request("the field 'options' must be an object", "options")
-    unsupported(body, "tools", "images", "suffix", "context", "logprobs")
+    unsupported(body, "tools", "images", "suffix", "context")
     num_ctx = options.get("num_ctx")
     ctx = num_ctx if isinstance(num_ctx, int) else None
     given = {new: options[old] for old, new in _OPTIONS.items() if options.get(old) is not None}
@@ -70,18 +81,19 @@ def read_call(body: Mapping[str, Any], server: Server, *, chat: bool) -> Call:
             {"type": "json_object"} if form == "json" else {"type": "json_schema", "schema": form}
         )
     chosen, model = chat_options(given, server.defaults), model_name(body)
+    same: dict[str, Any] = {"options": chosen, "model": model, "logprobs": read_chat_logprobs(without_nulls(body))}
+    same |= {"thinking": read_think(body.get("think")), "ctx": ctx}
     if chat:
-        messages = read_messages(_thoughts_renamed(body.get("messages")))
-        return Call(messages=messages, options=chosen, model=model, ctx=ctx)
+        return Call(messages=read_messages(_thoughts_renamed(body.get("messages"))), **same)
     prompt, system = body.get("prompt") or "", body.get("system") or ""
     if not isinstance(prompt, str) or not isinstance(system, str):
         raise bad_request("the fields 'prompt' and 'system' must be texts", "prompt")
     if body.get("template") not in (None, ""):
         raise bad_request("the field 'template' is not supported", "template")
     if read_flag(body, "raw"):
-        return Call(prompts=[prompt], options=chosen, model=model, ctx=ctx)
+        return Call(prompts=[prompt], **same)
     messages = [Message("system", system)] if system else []
-    return Call(messages=joined_systems([*messages, Message("user", prompt)]), options=chosen, model=model, ctx=ctx)
+    return Call(messages=joined_systems([*messages, Message("user", prompt)]), **same)
 
 
 def _thoughts_renamed(messages: Any) -> Any:
@@ -164,6 +176,10 @@ class OllamaRoutes:
             done = {"done": True, "done_reason": "unload" if seconds == 0 else "load"}
             return json_response({**_head(name), **self._said("", "", chat), **done})
         call, stream = read_call(body, self.server, chat=chat), read_flag(body, "stream", True)
+        if call.thinking:
+            name = await self.server.models.named(call.model)
+            if not any(m.thinks for m in await self.server.models.infos() if m.name == name):
+                raise bad_request(f"{name} does not support thinking", "think")
         running = await self.server.start(request, call)
         kind = "application/x-ndjson" if stream else "application/json"
         return Streaming(self._parts(running, chat, stream), kind, error=ollama_refusal)
@@ -179,10 +195,11 @@ class OllamaRoutes:
                 elif isinstance(event, Piece):
                     if stream:
                         said = ("", event.text) if event.thought else (event.text, "")
-                        yield line(self._said(*said, chat))
+                        yield line({**self._said(*said, chat), **_logprobs(event, running)})
                 else:
                     text, thoughts = ("", "") if stream else (event.text, event.thoughts)
-                    yield line({**self._said(text, thoughts, chat), **_done(event, began)}, True)
+                    more = {} if stream else _logprobs(event, running)
+                    yield line({**self._said(text, thoughts, chat), **more, **_done(event, began)}, True)
         except Exception as error:
             if not stream:
                 raise
@@ -237,7 +254,7 @@ def _entry(model: ModelInfo) -> dict[str, Any]:
         "size": model.size,
         "digest": model.digest,
         "details": details,
-        "capabilities": ["completion"],
+        "capabilities": ["completion", *(["thinking"] if model.thinks else [])],
     }
 
 
@@ -245,6 +262,11 @@ def _loaded(model: ModelInfo) -> dict[str, Any]:
     """What /api/ps adds."""
     until = _rfc3339(model.expires) if model.expires is not None else "9999-12-31T23:59:59Z"
     return {"expires_at": until, "size_vram": model.size if model.on_gpu else 0, "context_length": model.context}
+
+
+def _logprobs(event: Piece | Answer, running: Running) -> dict[str, Any]:
+    found = content_logprobs(event.logprobs, running.tokenizer)
+    return {"logprobs": found} if found else {}
 
 
 def _done(answer: Answer, began: float) -> dict[str, Any]:

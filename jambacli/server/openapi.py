@@ -79,6 +79,13 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("POST", "/detokenize"): Operation("Server", "Tokens as text.", "Detokenize", "Content"),
     ("POST", "/models/load"): Operation("Server", "Load a model.", "ModelName", "Success"),
     ("POST", "/models/unload"): Operation("Server", "Unload a model when it is idle.", "ModelName", "Success"),
+    ("POST", "/v1/files"): Operation("Files", "Upload a file, as a form."),
+    ("GET", "/v1/files"): Operation("Files", "List the uploads."),
+    ("PUT", "/v1/files/{name}"): Operation("Files", "Upload a file, as the body."),
+    ("GET", "/v1/files/{name}"): Operation("Files", "Describe an upload."),
+    ("DELETE", "/v1/files/{name}"): Operation("Files", "Remove an upload."),
+    ("GET", "/v1/files/{name}/content"): Operation("Files", "The bytes of an upload.", types=("*/*",)),
+    ("GET", "/tokenizer_info"): Operation("Server", "The tokenizer's markers, as vLLM has them.", query=("model",)),
     ("GET", "/openapi.json"): Operation("Server", "This description."),
 }  # fmt: skip
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jambacli.server.model_info import ModelInfo, file_info
+from jambacli.server.thinking import can_think
 
 if TYPE_CHECKING:
     from jambacli.server.worker import Worker
@@ -85,5 +86,6 @@ class ServedModel:
             template=model.template.source if model.template is not None else "",
             sampling=model.sampling,
             expires=expires,
+            thinks=can_think(model.template, model.tokenizer),
             on_gpu=model.model.device.type != "cpu",
         )

@@ -54,6 +54,7 @@ class Upstream:
             found.append(
                 ModelInfo(
                     name=entry["id"],
+                    thinks=True,  # or not: it decides
                     created=_number(entry.get("created")),
                     size=_number(meta.get("size")),
                     context=_number(entry.get("max_model_len")) or _number(meta.get("n_ctx")),

@@ -8,7 +8,9 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from jambacli.server.errors import bad_request
 from jambacli.server.request import Call
+from jambacli.server.thinking import SWITCHES
 from jambacli.server.upstream_client import UpstreamClient, UpstreamStream, sse_chunks
 from jambacli.server.worker import Answer, Event, Piece, Running, Waiting
 
@@ -18,7 +20,12 @@ _SAMPLING = (
 
 
 def body_of(call: Call, model: str, *, documents: bool) -> dict[str, Any]:
-    """A call as the body of a streamed chat or text completion. ``documents``: the server takes that field."""
+    """A call as the body of a streamed chat or text completion. ``documents``: the server takes that field.
+
+    Raises ApiError for log-probabilities, which are passed on in OpenAI's own API alone.
+    """
+    if call.logprobs is not None:
+        raise bad_request("log-probabilities of another server are only to be had at /v1/chat/completions", "logprobs")
     options = call.options
     body: dict[str, Any] = {"model": model, "stream": True, "stream_options": {"include_usage": True}}
     body |= {name: value for name in _SAMPLING if (value := getattr(options, name)) is not None}
@@ -35,10 +42,11 @@ def body_of(call: Call, model: str, *, documents: bool) -> dict[str, Any]:
         body["n"] = call.choices
     if not call.messages:
         return {**body, "prompt": call.prompts[0] if len(call.prompts) == 1 else list(call.prompts)}
-    if call.variables:
-        body["chat_template_kwargs"] = dict(call.variables)
-    if call.documents and documents:
-        body["documents"] = [dict(d) for d in call.documents]
+    switches = {} if call.thinking is None else dict.fromkeys(SWITCHES, call.thinking)
+    if variables := {**switches, **call.variables}:
+        body["chat_template_kwargs"] = variables
+    if documents and (given := _documents(call)):
+        body["documents"] = given
     return {**body, "messages": messages_of(call, with_documents=not documents)}
 
 
@@ -50,7 +58,12 @@ def messages_of(call: Call, *, with_documents: bool) -> list[dict[str, Any]]:
         if message.thoughts is not None:
             value["reasoning_content"] = message.thoughts
         messages.append(value)
-    return with_document_text(messages, call.documents) if with_documents else messages
+    return with_document_text(messages, _documents(call)) if with_documents else messages
+
+
+def _documents(call: Call) -> list[dict[str, Any]]:
+    """The documents of a call, those in its messages first."""
+    return [dict(d) for d in (*(d for message in call.messages for d in message.documents), *call.documents)]
 
 
 def with_document_text(

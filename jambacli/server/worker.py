@@ -7,7 +7,7 @@ import functools
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -22,14 +22,17 @@ from jambacli.errors import JambaError, UsageError
 from jambacli.server.errors import ApiError, as_api_error, bad_request, context_full
 from jambacli.server.history import History
 from jambacli.server.prefix_breaks import PrefixBreaks
+from jambacli.server.thinking import forbid_thoughts, without_thoughts
 from jambacli.session.conversation import Rendered
 from jambacli.session.requests import request_of, text_request
 
 if TYPE_CHECKING:
     from jambacli.api import Jamba
     from jambacli.engine.batch_job import Job, Request
+    from jambacli.engine.logprobs import TokenLogprob
     from jambacli.engine.sequence import TokenSequence
     from jambacli.server.request import Call
+    from jambacli.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -39,11 +42,17 @@ _SOONEST, _LATEST = 1, 120
 
 @dataclass(frozen=True)
 class Piece:
-    """Text of the reply ``index``, to be shown or, if a ``thought``, apart from it."""
+    """Text of the reply ``index``, to be shown or, if a ``thought``, apart from it.
+
+    ``logprobs``: the tokens up to the end of this text that no piece before had, if the call asks for them. ``prompt``: this
+    is the prompt, which is repeated.
+    """
 
     index: int
     text: str
     thought: bool
+    logprobs: Sequence[TokenLogprob] = ()
+    prompt: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,6 +73,7 @@ class Answer:
 
     ``finish``: "stop" or "length". ``stop_text``: the stop string that ended it. Numbers of tokens: of the prompt, those of it
     that were not read again, those generated, and those of them that are thoughts. ``first_token``: seconds until it.
+    ``logprobs``, ``prompt_logprobs``: see Call; the first ``unseen`` tokens of the prompt are not in the text.
     """
 
     index: int
@@ -79,6 +89,9 @@ class Answer:
     decode_seconds: float
     prefilled_tokens: int
     first_token: float
+    logprobs: Sequence[TokenLogprob] = ()
+    prompt_logprobs: Sequence[TokenLogprob] = ()
+    unseen: int = 0
 
 
 Event = Piece | Waiting | Answer
@@ -172,17 +185,20 @@ class Worker:
         if call.ctx is not None and call.ctx > self.ctx:
             raise bad_request(f"num_ctx {call.ctx} is more than the {self.ctx} tokens of this server", "num_ctx")
         chain: str | None = None
+        documents = [*(d for message in call.messages for d in message.documents), *call.documents]
         if call.messages:
             conversation, chain = self.history.conversation(call)
             rendered = conversation.render()
-            firsts = [request_of(model, rendered, call.options, chat=True, documents=call.documents)]
+            if call.thinking is False:
+                rendered = without_thoughts(model.tokenizer, rendered)
+            firsts = [request_of(model, rendered, call.options, chat=True, documents=documents)]
             more = [rendered] * (call.choices - 1)
         else:
             firsts = [self._plain(prompt, call) for prompt in call.prompts]
             more = []
         requests = []
         for first in firsts:
-            if len(first.ids) + 1 > self.ctx:
+            if len(first.ids) + (call.options.max_tokens != 0) > self.ctx:
                 raise context_full(len(first.ids), self.ctx)
             for i in range(call.choices):
                 request = first
@@ -192,9 +208,9 @@ class Worker:
                     if options.seed is not None:
                         options = replace(options, seed=(options.seed + i) % (1 << 64))
                     whole = more[0] if more else Rendered(list(first.ids), list(first.boundaries))
-                    request = request_of(model, whole, options, chat=bool(call.messages), documents=call.documents)
-                requests.append(request)
-        return requests, chain
+                    request = request_of(model, whole, options, chat=bool(call.messages), documents=documents)
+                requests.append(replace(request, logprobs=call.logprobs, prompt_logprobs=call.prompt_logprobs))
+        return forbid_thoughts(requests) if call.thinking is False else requests, chain
 
     def _plain(self, prompt: Any, call: Call) -> Request:
         if isinstance(prompt, str):
@@ -207,11 +223,25 @@ class Worker:
         self._breaks.note(requests[0].ids)
         self._check_queue()
         for index, request in enumerate(requests):
-            running.add(index, request, chain)
+            running.add(index, request, chain, self._echo(call, index, request))
         self.counts["calls"] += 1
 
+    def _echo(self, call: Call, index: int, request: Request) -> Echo | None:
+        """What is repeated before the reply ``index``."""
+        if not call.echo:
+            return None
+        prompt, tokenizer = call.prompts[index // call.choices], self.model.tokenizer
+        if not isinstance(prompt, str):
+            return Echo(tokenizer.decode(request.ids, markers=True), 0)
+        bos = tokenizer.bos_id
+        added = bos is not None and request.ids[0] == bos and not prompt.startswith(tokenizer.pieces[bos])
+        return Echo(prompt, int(added))
+
     def keep(self, job: Job, chain: str) -> None:
-        """Keep a chat's reply, so that the next message of the conversation finds its tokens."""
+        """Keep a chat's reply, so that the next message of the conversation finds its tokens, and wait until its state is
+        written: a client that has the whole answer may go on even if the server is killed."""
+        if job.wait_stored is not None:
+            job.wait_stored()
         request = job.request
         self.history.keep(chain, job.text, job.result.ids, request.thinking, request.documents)
 
@@ -246,6 +276,50 @@ class Worker:
         self._batch.close()
 
 
+@dataclass(frozen=True)
+class Echo:
+    """A prompt to repeat, of which the first ``unseen`` tokens, the bos that was added, are not in its ``text``."""
+
+    text: str
+    unseen: int
+
+
+class _Collector:
+    """Turns what the engine reports of one job into events. Called by the engine's thread."""
+
+    def __init__(self, index: int, echo: Echo | None, put: Callable[[Piece | tuple[int, Job]], None]) -> None:
+        self._index, self._echo, self._put = index, echo, put
+        self._prompt: list[TokenLogprob] = []
+        self._pending: list[TokenLogprob] = []
+
+    def scored(self, logprobs: Sequence[TokenLogprob], prompt: bool) -> None:
+        """Tokens with their log-probabilities, before their text."""
+        (self._prompt if prompt else self._pending).extend(logprobs)
+
+    def said(self, text: str) -> None:
+        """A piece of text."""
+        self._repeat_prompt()
+        self._put(Piece(self._index, str(text), isinstance(text, Thought), self._take()))
+
+    def ended(self, job: Job) -> None:
+        """The end of the job."""
+        if job.error is None and not job.cancelled:
+            self._repeat_prompt()
+            if self._pending:
+                self._put(Piece(self._index, "", False, self._take()))
+        self._put((self._index, job))
+
+    def _repeat_prompt(self) -> None:
+        if self._echo is not None:
+            self._put(Piece(self._index, self._echo.text, False, tuple(self._prompt), prompt=True))
+            self._echo = None
+
+    def _take(self) -> tuple[TokenLogprob, ...]:
+        taken = tuple(self._pending)
+        self._pending.clear()
+        return taken
+
+
 class Running:
     """A call that is being answered: by the engine, by a model that is still being loaded, or by another server.
 
@@ -256,7 +330,14 @@ class Running:
     def __init__(self, model: str = "", replies: int = 1) -> None:
         self.model, self.replies, self.prompt_tokens = model, replies, 0
         self.finished: list[Answer] = []
+        #: By reply, how many tokens of a prompt that is repeated are not in its text.
+        self.unseen: dict[int, int] = {}
         self.began = time.perf_counter()
+
+    @property
+    def tokenizer(self) -> Any:
+        """The Tokenizer of the model, None where it is not known."""
+        return None
 
     def cancel(self) -> None:
         """End what has not ended."""
@@ -281,17 +362,17 @@ class EngineCall(Running):
         self._events: asyncio.Queue[Piece | tuple[int, Job]] = asyncio.Queue()
         self._cancelled = False
 
-    def add(self, index: int, request: Request, chain: str | None) -> None:
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's."""
+        return self._worker.model.tokenizer
+
+    def add(self, index: int, request: Request, chain: str | None, echo: Echo | None = None) -> None:
         """Submit one request. Raises JambaError when the engine refuses it."""
         self._chain = chain
-
-        def said(text: str) -> None:
-            self._put(Piece(index, str(text), isinstance(text, Thought)))
-
-        def ended(job: Job) -> None:
-            self._put((index, job))
-
-        job = self._worker.engine.submit(request, on_text=said, on_end=ended)
+        self.unseen[index] = echo.unseen if echo is not None else 0
+        seen = _Collector(index, echo, self._put)
+        job = self._worker.engine.submit(request, on_text=seen.said, on_end=seen.ended, on_logprobs=seen.scored)
         self.jobs.append(job)
         self.replies, self.prompt_tokens = len(self.jobs), len(self.jobs[0].ids)
         if self._cancelled:
@@ -306,7 +387,7 @@ class EngineCall(Running):
 
     async def events(self) -> AsyncGenerator[Event, None]:
         """See ``Running``."""
-        texts: dict[tuple[int, bool], list[str]] = {}
+        pieces: dict[int, list[Piece]] = {}
         left = len(self.jobs)
         # Not asyncio.wait_for: before Python 3.12 it forgets a cancellation that comes at the same time as an event.
         coming = asyncio.ensure_future(self._events.get())
@@ -319,12 +400,12 @@ class EngineCall(Running):
                 event = coming.result()
                 coming = asyncio.ensure_future(self._events.get())
                 if isinstance(event, Piece):
-                    texts.setdefault((event.index, event.thought), []).append(event.text)
+                    pieces.setdefault(event.index, []).append(event)
                     yield event
                     continue
                 index, job = event
                 left -= 1
-                self.finished.append(await self._ended(index, job, texts))
+                self.finished.append(await self._ended(index, job, pieces.pop(index, [])))
                 yield self.finished[-1]
         finally:
             coming.cancel()
@@ -345,7 +426,7 @@ class EngineCall(Running):
         read = sum(job.tokens_read for job in self.jobs)
         return Waiting(total, known, read, position, time.perf_counter() - self.began)
 
-    async def _ended(self, index: int, job: Job, texts: dict[tuple[int, bool], list[str]]) -> Answer:
+    async def _ended(self, index: int, job: Job, pieces: Sequence[Piece]) -> Answer:
         worker, counters, result = self._worker, job.counters, job.result
         if self._chain is not None and job.text.strip():
             await asyncio.to_thread(worker.keep, job, self._chain)
@@ -366,8 +447,8 @@ class EngineCall(Running):
         complete = result.finish == "stop" or job.request.constraint is not None
         return Answer(
             index=index,
-            text="".join(texts.get((index, False), ())),
-            thoughts="".join(texts.get((index, True), ())).strip("\n"),
+            text="".join(piece.text for piece in pieces if not piece.thought),
+            thoughts="".join(piece.text for piece in pieces if piece.thought).strip("\n"),
             finish="stop" if complete else "length",
             stop_text=job.reply.stop_text,
             prompt_tokens=len(job.ids),
@@ -378,6 +459,9 @@ class EngineCall(Running):
             decode_seconds=counters.decode_seconds,
             prefilled_tokens=counters.prefilled,
             first_token=job.first_token_seconds or 0.0,
+            logprobs=[one for piece in pieces if not piece.prompt for one in piece.logprobs],
+            prompt_logprobs=[one for piece in pieces if piece.prompt for one in piece.logprobs],
+            unseen=self.unseen[index],
         )
 
 

@@ -196,7 +196,7 @@ def test_text_becomes_tokens_and_text_again(server: Running, tiny: Jamba) -> Non
     text = "Mira counted <|bom|> herons"
     tokens = server.client.post("/tokenize", json={"content": text}).json()["tokens"]
     assert tokens == tiny.tokenizer.encode(text, markers="all")
-    assert server.client.post("/detokenize", json={"tokens": tokens}).json() == {"content": text}
+    assert server.client.post("/detokenize", json={"tokens": tokens}).json() == {"content": text, "prompt": text}
     plain = server.client.post("/tokenize", json={"content": text, "parse_special": False}).json()["tokens"]
     assert plain == tiny.tokenizer.encode(text)
     chat = server.client.post("/tokenize", json={"messages": ASK["messages"]}).json()["tokens"]

@@ -82,7 +82,7 @@ EXAMPLES: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("operation", OPERATIONS, ids=" ".join)
+@pytest.mark.parametrize("operation", [o for o in OPERATIONS if "/files" not in o[1]], ids=" ".join)
 def test_answers_and_errors_are_as_described(
     server: Running, description: dict[str, Any], operation: tuple[str, str]
 ) -> None:

@@ -19,6 +19,9 @@ from jambacli.engine.options import GenerationOptions
 from jambacli.hub.demo import demo_model_path
 from tests.support.repository import REPO
 
+#: What the tests of clients ask; the fixture ``said`` is the answer.
+QUESTION = "How many herons were counted?"
+
 
 @dataclass
 class Running:
