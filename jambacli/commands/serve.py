@@ -129,6 +129,7 @@ def serve(
             app = make_app(
                 Server(served, generation, files=files), Access(key=key or None, hosts=hosts, origins=origins)
             )
+            _reuse_later(listener)
             # Ctrl-C and SIGTERM stop the server, which raises them again when it has stopped: that is the regular end.
             with contextlib.suppress(KeyboardInterrupt, SystemExit):
                 _server(server_config(app, grace=_GRACE), what, listener).run(sockets=[listener])
@@ -253,9 +254,17 @@ def _listen(host: str, port: int) -> socket.socket:
         if os.name == "posix":  # elsewhere it would let two servers share a port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        if os.name == "posix":  # while the model is loaded, Linux would let another server take the port too
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
     except OSError as error:
         raise JambaError(f"cannot listen on {host}, port {port}: {error.strerror or error}") from error
     return listener
+
+
+def _reuse_later(listener: socket.socket) -> None:
+    """Let the next server have the port at once: the connections inherit that from the socket when it listens."""
+    if os.name == "posix" and listener.family != getattr(socket, "AF_UNIX", None):
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 
 
 def _listen_unix(path: Path) -> socket.socket:

@@ -43,7 +43,8 @@ class Generated:
 class Reply:
     """One reply as its tokens are drawn: its text, its thoughts, and what ends it. Knows nothing of models and states.
 
-    ``ended``: whether no more tokens are to be drawn; ``result.finish`` then says why.
+    ``ended``: whether no more tokens are to be drawn; ``result.finish`` then says why. ``partial``: whether a stop string began
+    within a token, so that the end of the text is in none of the result's ids.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Reply:
         """``result`` is kept up to date; it may hold the beginning of the reply. Text between the ``thought_marks`` (begin,
         end) comes as ``Thought`` and is not searched for stop strings."""
         self.result = result if result is not None else Generated()
-        self.ended = False
+        self.ended = self.partial = False
         self._tokenizer, self._max_tokens, self._stop_ids = tokenizer, max_tokens, stop_ids
         self._begin, self._end = thought_marks
         # The markup of citations is part of the text; all other markup is left out.
@@ -105,7 +106,9 @@ class Reply:
             piece = self._matcher.push(said)
             result.text += piece
         if self._matcher.stopped is not None:
-            del result.ids[self.settled :]  # a stop string was not shown
+            settled, unsaid = self._settled()
+            del result.ids[settled:]  # a stop string was not shown
+            self.partial = unsaid < 0
             self._finish("stop")
         else:
             self._end_at_limit()
@@ -122,11 +125,15 @@ class Reply:
     @property
     def settled(self) -> int:
         """How many of the reply's tokens are there to stay: a stop string can remove the others."""
+        return self._settled()[0]
+
+    def _settled(self) -> tuple[int, int]:
+        """``settled``, and how many characters less than all the other tokens have are not shown, at most 0."""
         at, unsaid = len(self.result.ids), 0 if self.ended else self._visible - len(self.result.text)
         while at and unsaid > 0:
             at -= 1
             unsaid -= len(self._tokenizer.decode([self.result.ids[at]]))
-        return at
+        return at, unsaid
 
     @property
     def left(self) -> int:

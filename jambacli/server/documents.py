@@ -17,8 +17,8 @@ from jambacli.server.file_parts import FilePart
 from jambacli.server.files import FileStore
 from jambacli.server.request import Call, Message
 
-# Characters of documents that are kept in memory, and files that are read at once.
-_IN_MEMORY, _AT_ONCE = 64 << 20, 2
+# Characters of documents that are kept in memory, what a file counts for besides its text, and files that are read at once.
+_IN_MEMORY, _EACH, _AT_ONCE = 64 << 20, 1024, 2
 
 
 class DocumentReader:
@@ -84,7 +84,7 @@ class DocumentReader:
 
 
 def _characters(documents: Sequence[Mapping[str, str]]) -> int:
-    return sum(len(document["text"]) for document in documents)
+    return _EACH + sum(len(document["text"]) for document in documents)
 
 
 def _extracted(source: Path | bytes, name: str) -> list[dict[str, str]]:

@@ -52,7 +52,8 @@ def openai_file(where: str, part: Mapping[str, Any], field: str) -> FilePart | N
         return FilePart(clean_name(name, ""), file_id=file_id)
     if value.get("file_url"):
         raise bad_request(f"{where} has a file at an address; addresses are not opened: send its data", field)
-    raise bad_request(f"{where} has a file without file_data or file_id", field)
+    problem = "an empty file" if data == "" else "a file without file_data or file_id"
+    raise bad_request(f"{where} has {problem}", field)
 
 
 def anthropic_file(where: str, block: Mapping[str, Any], field: str) -> FilePart:

@@ -22,8 +22,8 @@ from jambacli.server.errors import ApiError
 
 logger = logging.getLogger(__name__)
 
-#: The largest file, and all of them together, in bytes.
-MAX_FILE, FILES_BUDGET = 512 << 20, 4 << 30
+#: The largest file, and all of them together, in bytes; how many there may be.
+MAX_FILE, FILES_BUDGET, MOST_FILES = 512 << 20, 4 << 30, 4096
 # The longest name that is kept; a partial upload is removed after so many seconds.
 _NAME, _STALE = 120, 86_400
 _ID = re.compile(r"file-[0-9a-f]{32}")
@@ -59,11 +59,17 @@ class FileStore:
     """Files in one directory: for each its content and a JSON object about it, found again after a restart."""
 
     def __init__(
-        self, *, keep: bool = True, root: Path | None = None, budget: int = FILES_BUDGET, largest: int = MAX_FILE
+        self,
+        *,
+        keep: bool = True,
+        root: Path | None = None,
+        budget: int = FILES_BUDGET,
+        largest: int = MAX_FILE,
+        most: int = MOST_FILES,
     ) -> None:
         """``keep``: on the disk beyond the end of this process. ``root``: by default below ``jamba_home``. ``budget``: bytes of
-        all files, of which the oldest go first; ``largest``: bytes of one."""
-        self._keep, self._root, self._budget, self.largest = keep, root, budget, largest
+        all files, of which the oldest go first; ``largest``: bytes of one; ``most``: how many there may be."""
+        self._keep, self._root, self._budget, self.largest, self._most = keep, root, budget, largest, most
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._lock = threading.Lock()
 
@@ -124,13 +130,14 @@ class FileStore:
             self.delete(file)
             raise not_stored(error) from error
         files = self.all()
-        total = sum(one.size for one in files)
+        total, count = sum(one.size for one in files), len(files)
         for oldest in reversed(files):
-            if total <= self._budget or oldest.id == file.id:
+            if (total <= self._budget and count <= self._most) or oldest.id == file.id:
                 break
-            logger.info("the file %s was removed: files may take %s MB", oldest.id, f"{self._budget >> 20:,}")
+            why = f"{self._budget >> 20:,} MB" if total > self._budget else f"{self._most:,} of them"
+            logger.info("the file %s was removed: there is room for %s", oldest.id, why)
             self.delete(oldest)
-            total -= oldest.size
+            total, count = total - oldest.size, count - 1
         return file
 
     def _remove_stale(self, root: Path) -> None:

@@ -242,6 +242,8 @@ class Worker:
         written: a client that has the whole answer may go on even if the server is killed."""
         if job.wait_stored is not None:
             job.wait_stored()
+        if job.reply.partial:  # its tokens are not all of the text that the client has: that is read as it is
+            return
         request = job.request
         self.history.keep(chain, job.text, job.result.ids, request.thinking, request.documents)
 

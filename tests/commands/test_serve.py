@@ -17,6 +17,8 @@ import pytest
 pytest.importorskip("starlette", reason="the extra `serve` is not installed")
 pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
 
+from jambacli.commands.serve import _listen, _reuse_later
+from jambacli.errors import JambaError
 from jambacli.hub.demo import demo_model_path
 from tests.support.cli_runner import jamba
 from tests.support.repository import REPO
@@ -123,3 +125,19 @@ def test_a_unix_socket_is_its_users_own(tmp_path: Path) -> None:
     finally:
         server.kill()
         server.communicate()
+
+
+def test_a_port_is_taken_from_the_beginning_and_free_at_once_at_the_end() -> None:
+    with _listen("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+        with pytest.raises(JambaError, match="cannot listen"):  # the model is being loaded
+            _listen("127.0.0.1", port)
+        _reuse_later(listener)
+        listener.listen()
+        with pytest.raises(JambaError, match="cannot listen"):
+            _listen("127.0.0.1", port)
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            connection, _ = listener.accept()
+            connection.close()  # the side that closes first keeps the address for a while
+            assert client.recv(1) == b""
+    _listen("127.0.0.1", port).close()

@@ -138,6 +138,7 @@ BAD = pdf_bytes(["", ""])
         ({"type": "file", "file": {"filename": "a.txt", "file_data": "***"}}, "base64"),
         ({"type": "file", "file": {"filename": "a.txt", "file_data": "data:text/plain,hello"}}, "base64"),
         ({"type": "file", "file": {"filename": "a.txt"}}, "file_data"),
+        ({"type": "file", "file": {"filename": "a.txt", "file_data": ""}}, "empty"),
         ({"type": "file", "file": {"file_data": 3}}, "not texts"),
         ({"type": "file", "file": "a.txt"}, "without a file"),
         ({"type": "file"}, "without a file"),

@@ -146,6 +146,12 @@ def test_the_oldest_go_when_there_is_no_room(tmp_path: Path) -> None:
     assert error.value.status == 413 and not list(tmp_path.glob("*.part"))
 
 
+def test_the_oldest_go_when_there_are_too_many(tmp_path: Path) -> None:
+    files = store(tmp_path, most=2)
+    names = [kept(files, b"") for _ in range(4)]
+    assert [file.id for file in files.all()] == names[:1:-1]
+
+
 def test_files_that_are_not_to_be_kept_go_at_the_end(own_home: Path) -> None:
     files = FileStore(keep=False)
     folder = files.folder()

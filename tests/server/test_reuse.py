@@ -57,6 +57,24 @@ def test_a_client_that_trims_replies_keeps_its_prefix(server: Running, tiny: Jam
     assert read(turn(server.client, messages)) <= len(tiny.tokenizer.encode("And the storks?")) + AROUND
 
 
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_reply_that_a_stop_string_cut_is_read_as_the_client_has_it(
+    server: Running, tiny: Jamba, inside: bool
+) -> None:
+    question = [{"role": "user", "content": "Tell me of the herons, at length."}]
+    answer = server.client.post(CHAT, json={"messages": question, "temperature": 0, "max_tokens": 24, "logprobs": True})
+    (choice,) = answer.raise_for_status().json()["choices"]
+    tokens = [entry["token"] for entry in choice["logprobs"]["content"]]
+    before = next(i for i, token in enumerate(tokens) if i and len(token) > 2 and token.isascii())
+    stop = tokens[before][2 if inside else 0 :] + "".join(tokens[before + 1 : before + 3])
+    messages = list(question)
+    turn(server.client, messages, stop=[stop], max_tokens=24)
+    shown = "".join(tokens[:before]) + (tokens[before][:2] if inside else "")
+    assert messages[-1]["content"] == shown.removeprefix(" ")
+    ids = server.client.post("/tokenize", json={"messages": [*messages, question[0]]}).json()["tokens"]
+    assert f"{shown}<|eom|>" in tiny.tokenizer.decode(ids, markers=True)
+
+
 def test_an_edited_reply_is_read_as_it_is_now(server: Running, tiny: Jamba) -> None:
     messages = [{"role": "user", "content": "Who saw the cranes?"}]
     turn(server.client, messages)
