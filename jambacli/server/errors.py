@@ -44,6 +44,11 @@ def bad_request(message: str, parameter: str | None = None) -> ApiError:
     return ApiError(400, message, parameter=parameter)
 
 
+def stopping() -> ApiError:
+    """The error of a request that the server has no time left for."""
+    return ApiError(503, "the server is stopping", kind="unavailable_error", retry_after=1)
+
+
 def context_full(needed: int, ctx: int) -> ApiError:
     """The error of a prompt that does not fit. Clients look for these words: openai's and langchain's for the code,
     litellm's for the sentence."""

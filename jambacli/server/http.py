@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from jambacli.server.errors import ApiError, as_api_error, bad_request
+from jambacli.server.errors import ApiError, as_api_error, bad_request, stopping
 
 logger = logging.getLogger(__name__)
 
@@ -210,7 +210,7 @@ def _no_constant(name: str) -> float:
 
 class Streaming(Response):
     """A body in parts. Its first part is awaited before the status is sent, so that an error until then has a status of its
-    own; when the client goes away, the parts' iterator is closed."""
+    own, also that the server is stopping; when the client goes away, the parts' iterator is closed."""
 
     def __init__(
         self,
@@ -223,9 +223,18 @@ class Streaming(Response):
         super().__init__(None, 200, {"cache-control": "no-store", **(headers or {})}, media_type)
         del self.headers["content-length"]
         self._parts, self._error = parts, error
+        self._begun = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the parts until they or the client end."""
+        try:
+            await self._send_until_gone(scope, receive, send)
+        except asyncio.CancelledError:  # there is no time left for replies
+            if not self._begun:
+                await self._error(stopping())(scope, receive, send)
+            raise
+
+    async def _send_until_gone(self, scope: Scope, receive: Receive, send: Send) -> None:
         sending = asyncio.ensure_future(self._send(scope, receive, send))
         watching = asyncio.ensure_future(_until_gone(receive))
         try:
@@ -248,8 +257,10 @@ class Streaming(Response):
         try:
             first = await anext(self._parts, b"")
         except Exception as error:
+            self._begun = True
             await self._error(_logged(error))(scope, receive, send)
             return
+        self._begun = True
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         await send({"type": "http.response.body", "body": first, "more_body": True})
         try:
@@ -279,12 +290,14 @@ def _logged(error: Exception) -> ApiError:
 def handler(
     work: Callable[[Any], Awaitable[Response]], error: Callable[[ApiError], Response] = error_response
 ) -> Callable[[Any], Awaitable[Response]]:
-    """A route whose errors are answered in its API's form."""
+    """A route whose errors are answered in its API's form, also that the server is stopping."""
 
     @functools.wraps(work.func if isinstance(work, functools.partial) else work)
     async def handle(request: Any) -> Response:
         try:
             return await work(request)
+        except asyncio.CancelledError:
+            return error(stopping())
         except Exception as failure:
             return error(_logged(failure))
 

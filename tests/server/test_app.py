@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -11,9 +13,12 @@ import pytest
 pytest.importorskip("starlette", reason="the extra `serve` is not installed")
 pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
 
+from starlette.responses import Response
+
 from jambacli.api import Jamba
+from jambacli.server.anthropic import anthropic_refusal
 from jambacli.server.errors import ApiError
-from jambacli.server.http import Access, BodyRoom, is_loopback, read_bytes
+from jambacli.server.http import Access, BodyRoom, Streaming, handler, is_loopback, read_bytes
 from tests.support.servers import Running, serving
 
 ASK = {"messages": [{"role": "user", "content": "Hello."}], "max_tokens": 1}
@@ -117,6 +122,54 @@ def test_a_key_is_required_in_one_of_its_places(tiny: Jamba, headers: dict[str, 
     with serving(tiny, access=Access(key="secret")) as one:
         assert one.client.get("/v1/models", headers=headers).status_code == status
         assert one.client.get("/health", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_reply_for_which_the_server_has_no_time_is_refused_or_cut(begun: bool) -> None:
+    sent: list[Any] = []
+
+    async def never() -> Any:
+        await asyncio.Event().wait()
+
+    async def parts() -> AsyncIterator[bytes]:
+        if begun:
+            yield b"a"
+        await never()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def answer() -> None:
+        streaming = Streaming(parts(), "application/json", error=anthropic_refusal)
+        task = asyncio.ensure_future(streaming({"type": "http"}, never, send))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(answer())
+    assert sent[0]["status"] == (200 if begun else 503)
+    if begun:  # the client notices that the end is missing
+        assert sent[-1] == {"type": "http.response.body", "body": b"a", "more_body": True}
+    else:
+        assert json.loads(sent[-1]["body"])["error"]["message"] == "the server is stopping"
+
+
+def test_a_request_that_is_not_answered_when_the_server_stops_is_refused() -> None:
+    async def never(request: Any) -> Response:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def answer() -> Response:
+        task = asyncio.ensure_future(handler(never, anthropic_refusal)(None))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        task.cancel()
+        return await task
+
+    refused = asyncio.run(answer())
+    assert refused.status_code == 503 and refused.headers["retry-after"]
 
 
 def test_loopback_addresses() -> None:
