@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -17,7 +17,10 @@ Phase = Literal["waiting", "reading", "answering", "done"]
 
 
 class ReplyConstraint(Constraint, Protocol):
-    """A constraint of one whole reply; see ``constraints.json_schema``."""
+    """A constraint of one reply; see ``constraints.grammar``. ``whole``: it decides all of the reply, so that stop strings do
+    not apply."""
+
+    whole: bool
 
     def begin(self, budget: int, thinking: bool = False, said: Sequence[int] = ()) -> None:
         """Start a reply of at most ``budget`` tokens. Raises JambaError when nothing valid fits into them."""
@@ -35,7 +38,7 @@ class Request:
     ``constraint``: of this reply alone, not begun yet. ``reserve``: tokens of a reply that must fit besides the prompt.
     ``drop_space``: leave out a space at the beginning of the text, which chat templates write in history but not in a
     generation prompt. ``documents``: hashes of the documents in the prompt, for the store (see ``PrefixCache.documents``).
-    ``lookup``: whether to draft from earlier text, see GenerationOptions.
+    ``lookup``: whether to draft from earlier text, see GenerationOptions. ``markup``: tokens that are shown as these texts.
     """
 
     ids: Sequence[int]
@@ -51,6 +54,12 @@ class Request:
     drop_space: bool = False
     documents: Sequence[str] = ()
     lookup: bool | None = None
+    markup: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def constrained(self) -> bool:
+        """Whether a constraint decides all of the reply."""
+        return self.constraint is not None and self.constraint.whole
 
 
 class Job:

@@ -340,7 +340,7 @@ class Running:
         worker.counts["answered"] += 1
         worker.log(job)
         # A reply that follows a schema is complete, however many tokens it took.
-        complete = result.finish == "stop" or job.request.constraint is not None
+        complete = result.finish == "stop" or job.request.constrained
         return Answer(
             index=index,
             text="".join(texts.get((index, False), ())),

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import copy
 import functools
-import json
 import re
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,8 +49,8 @@ class GrammarConstraint:
         n_vocab: int,
         marks: tuple[int | None, int | None],
     ):
-        """``grammar``: in llguidance's form of Lark. ``n_vocab``: the number of logits. ``marks``: the tokens that begin and end
-        thoughts.
+        """``grammar``: in llguidance's form of Lark. ``n_vocab``: the number of logits. ``marks``: the tokens that begin and
+        end thoughts.
 
         Raises UsageError for a grammar that is invalid, unsupported by llguidance or satisfied by nothing; JambaError
         without llguidance, or for a model without a stop token.
@@ -88,6 +87,12 @@ class GrammarConstraint:
                 remedy="raise {max_tokens}",
             )
         self._guard = len(self._closing) + _NEAR
+
+    def join(self, left: int) -> bool:
+        """Begin here, where ``left`` tokens may still come, after ``begin`` with a larger budget; returns whether a document
+        fits."""
+        self._left = left
+        return self._closing is not None and len(self._closing) <= left
 
     @property
     def finished(self) -> bool:
@@ -273,6 +278,8 @@ class Vocabulary:
             raise JambaError("the model's file defines no stop token, which replies that follow a schema need")
         source = _Source(tokenizer, self.pieces, stops[0], sorted({*markers, *stops}))
         self._matchers: dict[str, Any] = {}
+        #: Schemas of tools and what is left of them; see ``relaxed``.
+        self.relaxed: dict[str, tuple[Mapping[str, Any], list[str]]] = {}
         self.backend: Any = llguidance.LLTokenizer(
             llguidance.TokenizerWrapper(source),
             n_vocab=n_vocab,
@@ -287,7 +294,6 @@ class Vocabulary:
         #: Tokens that continue a number, and those of more than one character: bool [n_vocab].
         self.numeric = np.array([p[:1] in _NUMERIC for p in self.pieces])
         self.long_numeric = self.numeric & np.array([len(p) > 1 for p in self.pieces])
-
 
     def refusal(self, grammar: str) -> str:
         """Why llguidance refuses a grammar, "" if it does not."""
