@@ -28,8 +28,9 @@ from jambacli.server.http import (
     json_response,
 )
 from jambacli.server.ollama import ollama_routes
-from jambacli.server.request import Call, joined_systems, read_flag, read_messages, read_variables
+from jambacli.server.request import Call, read_flag, read_messages, read_variables
 from jambacli.server.responses import responses_routes
+from jambacli.server.tools import read_tools
 from jambacli.text.tokenizer import Markers
 
 
@@ -95,9 +96,9 @@ class OpenAIRoutes:
         body = await self.server.body(request)
         tokenizer = self.worker.model.tokenizer
         if body.get("messages") is not None:
-            messages = joined_systems(read_messages(body["messages"]))
+            messages = read_messages(body["messages"])
             variables = read_variables(body.get("chat_template_kwargs"))
-            call = Call(messages=messages, variables=variables)
+            call = Call(messages=messages, variables=variables, tools=read_tools(body))
             requests, _ = await self.worker.prepare(functools.partial(self.worker.requests, call))
             ids = list(requests[0].ids)
         else:

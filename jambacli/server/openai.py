@@ -10,7 +10,8 @@ from typing import Any
 
 from jambacli.batch.openai_format import read_options
 from jambacli.engine.options import GenerationOptions
-from jambacli.server.errors import ApiError, as_api_error, bad_request
+from jambacli.server.errors import as_api_error, bad_request
+from jambacli.server.found_calls import CallDelta
 from jambacli.server.http import compact, openai_error
 from jambacli.server.request import (
     MAX_CHOICES,
@@ -24,12 +25,12 @@ from jambacli.server.request import (
     unsupported,
     without_nulls,
 )
+from jambacli.server.tools import call_object, read_tools
 from jambacli.server.worker import Answer, Piece, Running, Waiting
 
 # Fields that an option's reader would refuse, or that are read here.
 _READ_HERE = ("n", "stream", "best_of", "echo", "logprobs", "suffix")
 _NOT_DONE = (
-    "tools",
     "functions",
     "function_call",
     "logprobs",
@@ -66,8 +67,6 @@ def read_chat(body: Mapping[str, Any], defaults: GenerationOptions) -> Call:
     """A body of /v1/chat/completions. Raises ApiError for what is wrong or not supported."""
     body = without_nulls(body)
     unsupported(body, *_NOT_DONE)
-    if body.get("tool_choice") not in (None, "none", "auto"):
-        raise ApiError(400, "tools are not supported", code="unsupported_parameter", parameter="tool_choice")
     if body.get("modalities") not in (None, ["text"]):
         raise bad_request("only text can be answered", "modalities")
     messages = read_messages(body.get("messages"))
@@ -78,6 +77,7 @@ def read_chat(body: Mapping[str, Any], defaults: GenerationOptions) -> Call:
         choices=read_count(body, "n", 1, MAX_CHOICES, 1),
         variables=read_variables(body.get("chat_template_kwargs")),
         model=model_name(body),
+        tools=read_tools(body),
     )
 
 
@@ -159,6 +159,8 @@ def whole(answers: Sequence[Answer], reply: Reply, choices: int) -> dict[str, An
         choice: dict[str, Any] = {"index": answer.index, "finish_reason": answer.finish, "logprobs": None}
         if reply.chat:
             message: dict[str, Any] = {"role": "assistant", "content": answer.text}
+            if answer.calls:
+                message |= {"content": answer.text or None, "tool_calls": [call_object(c) for c in answer.calls]}
             if answer.thoughts:
                 message["reasoning_content"] = answer.thoughts
             choice["message"] = message
@@ -203,6 +205,8 @@ async def stream_parts(running: Running, reply: Reply, choices: int) -> AsyncIte
             elif isinstance(event, Piece):
                 if not event.thought or reply.chat:
                     yield chunk(event.index, {"reasoning_content" if event.thought else "content": event.text})
+            elif isinstance(event, CallDelta):
+                yield chunk(event.index, {"tool_calls": [call_delta(event)]})
             else:
                 answers.append(event)
                 last = len(answers) == len(running.jobs)
@@ -216,6 +220,14 @@ async def stream_parts(running: Running, reply: Reply, choices: int) -> AsyncIte
     if reply.usage == "chunk":
         yield _event({**head, "choices": [], "usage": usage_of(answers, choices)})
     yield _DONE_MARK
+
+
+def call_delta(event: CallDelta) -> dict[str, Any]:
+    """A piece of a call in a chunk: id and name once, then more of the arguments."""
+    if event.name is None:
+        return {"index": event.call, "function": {"arguments": event.arguments}}
+    function = {"name": event.name, "arguments": event.arguments}
+    return {"index": event.call, "id": event.id, "type": "function", "function": function}
 
 
 def progress_of(event: Waiting) -> dict[str, Any]:

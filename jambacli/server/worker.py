@@ -7,7 +7,7 @@ import functools
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -20,10 +20,13 @@ from jambacli.engine.parallel import default_parallel
 from jambacli.engine.prefix_cache import PrefixCache, state_spaces
 from jambacli.errors import JambaError, UsageError
 from jambacli.server.errors import ApiError, as_api_error, context_full
+from jambacli.server.found_calls import CallDelta, FoundCalls
 from jambacli.server.history import History
 from jambacli.server.prefix_breaks import PrefixBreaks
 from jambacli.session.conversation import Rendered
+from jambacli.session.reply_tools import reply_tools
 from jambacli.session.requests import request_of, text_request
+from jambacli.text.tool_calls import ToolCall, ToolCallScanner
 
 if TYPE_CHECKING:
     from jambacli.api import Jamba
@@ -62,7 +65,8 @@ class Waiting:
 class Answer:
     """The whole reply ``index``.
 
-    ``finish``: "stop" or "length". ``stop_text``: the stop string that ended it. Numbers of tokens: of the prompt, those of it
+    ``finish``: "stop", "length" or "tool_calls"; ``calls``: the complete calls. ``stop_text``: the stop string that ended
+    it. Numbers of tokens: of the prompt, those of it
     that were not read again, those generated, and those of them that are thoughts. ``first_token``: seconds until it.
     """
 
@@ -79,9 +83,10 @@ class Answer:
     decode_seconds: float
     prefilled_tokens: int
     first_token: float
+    calls: Sequence[ToolCall] = ()
 
 
-Event = Piece | Waiting | Answer
+Event = Piece | CallDelta | Waiting | Answer
 
 
 class Worker:
@@ -172,7 +177,7 @@ class Worker:
         if call.messages:
             conversation, chain = self.history.conversation(call)
             rendered = conversation.render()
-            firsts = [request_of(model, rendered, call.options, chat=True, documents=call.documents)]
+            firsts = [request_of(model, rendered, call.options, chat=True, documents=call.documents, tools=call.tools)]
             more = [rendered] * (call.choices - 1)
         else:
             firsts = [self._plain(prompt, call) for prompt in call.prompts]
@@ -189,7 +194,10 @@ class Worker:
                     if options.seed is not None:
                         options = replace(options, seed=(options.seed + i) % (1 << 64))
                     whole = more[0] if more else Rendered(list(first.ids), list(first.boundaries))
-                    request = request_of(model, whole, options, chat=bool(call.messages), documents=call.documents)
+                    chat = bool(call.messages)
+                    request = request_of(
+                        model, whole, options, chat=chat, documents=call.documents, tools=call.tools if chat else None
+                    )
                 requests.append(request)
         return requests, chain
 
@@ -201,16 +209,18 @@ class Worker:
 
     def _submit(self, call: Call, running: Running) -> None:
         requests, chain = self.requests(call)
+        tools = reply_tools(self.model, call.tools)
         self._breaks.note(requests[0].ids)
         self._check_queue()
         for index, request in enumerate(requests):
-            running.add(index, request, chain)
+            scanner = tools.scanner(request.thinking) if tools is not None else None
+            running.add(index, request, chain, scanner)
         self.counts["calls"] += 1
 
-    def keep(self, job: Job, chain: str) -> None:
+    def keep(self, job: Job, chain: str, text: str, calls: Sequence[ToolCall]) -> None:
         """Keep a chat's reply, so that the next message of the conversation finds its tokens."""
         request = job.request
-        self.history.keep(chain, job.text, job.result.ids, request.thinking, request.documents)
+        self.history.keep(chain, text, job.result.ids, request.thinking, request.documents, calls)
 
     def log(self, job: Job) -> None:
         """Log what a reply cost, if that is wanted."""
@@ -252,13 +262,16 @@ class Running:
         #: The replies that have ended.
         self.finished: list[Answer] = []
         self._chain: str | None = None
+        self._calls: dict[int, FoundCalls] = {}
         self._events: asyncio.Queue[Piece | tuple[int, Job]] = asyncio.Queue()
         self._cancelled = False
         self.began = time.perf_counter()
 
-    def add(self, index: int, request: Request, chain: str | None) -> None:
-        """Submit one request. Raises JambaError when the engine refuses it."""
+    def add(self, index: int, request: Request, chain: str | None, scanner: ToolCallScanner | None = None) -> None:
+        """Submit one request; ``scanner`` finds its calls of tools. Raises JambaError when the engine refuses it."""
         self._chain = chain
+        if scanner is not None:
+            self._calls[index] = FoundCalls(index, scanner)
 
         def said(text: str) -> None:
             self._put(Piece(index, str(text), isinstance(text, Thought)))
@@ -296,10 +309,17 @@ class Running:
                 event = coming.result()
                 coming = asyncio.ensure_future(self._events.get())
                 if isinstance(event, Piece):
-                    texts.setdefault((event.index, event.thought), []).append(event.text)
-                    yield event
+                    for part in self._parts(event):
+                        if isinstance(part, Piece):
+                            texts.setdefault((part.index, part.thought), []).append(part.text)
+                        yield part
                     continue
                 index, job = event
+                if index in self._calls:
+                    for rest in self._calls[index].end(job):
+                        if isinstance(rest, str):
+                            texts.setdefault((index, False), []).append(rest)
+                        yield Piece(index, rest, False) if isinstance(rest, str) else rest
                 left -= 1
                 self.finished.append(await self._ended(index, job, texts))
                 yield self.finished[-1]
@@ -308,6 +328,16 @@ class Running:
             if left:
                 self.cancel()
                 self._worker.counts["cancelled"] += 1
+
+    def _parts(self, piece: Piece) -> Sequence[Piece | CallDelta]:
+        """A piece of text as it is shown: without calls of tools, which are apart."""
+        calls = self._calls.get(piece.index)
+        if calls is None or piece.thought:
+            return [piece]
+        parts = calls.push(piece.text)
+        if calls.enough:
+            self.jobs[piece.index].cancel()
+        return [Piece(piece.index, part, False) if isinstance(part, str) else part for part in parts]
 
     def _put(self, event: Piece | tuple[int, Job]) -> None:
         # The loop is closed when the server has stopped: nobody waits for the event.
@@ -324,8 +354,13 @@ class Running:
 
     async def _ended(self, index: int, job: Job, texts: dict[tuple[int, bool], list[str]]) -> Answer:
         worker, counters, result = self._worker, job.counters, job.result
-        if self._chain is not None and job.text.strip():
-            await asyncio.to_thread(worker.keep, job, self._chain)
+        found = self._calls.get(index)
+        calls = found.calls if found is not None else ()
+        text = "".join(texts.get((index, False), ())) if found is not None else job.text
+        # The tokens after a first call that was enough are not part of what the client sees.
+        enough = found is not None and found.enough and job.cancelled
+        if self._chain is not None and (text.strip() or calls) and not enough:
+            await asyncio.to_thread(worker.keep, job, self._chain, text, calls)
         worker.counts["prompt_tokens"] += len(job.ids)
         worker.counts["cached_tokens"] += min(counters.reused, len(job.ids))
         worker.counts["generated_tokens"] += len(result.ids)
@@ -335,17 +370,18 @@ class Running:
         if job.error is not None:
             worker.counts["failed"] += 1
             raise as_api_error(job.error)
-        if job.cancelled:
+        if job.cancelled and not enough:
             raise ApiError(503, "the server is stopping", kind="unavailable_error", retry_after=_SOONEST)
         worker.counts["answered"] += 1
         worker.log(job)
         # A reply that follows a schema is complete, however many tokens it took.
-        complete = result.finish == "stop" or job.request.constrained
+        complete = result.finish == "stop" or job.request.constrained or enough
+        finish = ("tool_calls" if found is not None and found.whole else "stop") if complete else "length"
         return Answer(
             index=index,
             text="".join(texts.get((index, False), ())),
             thoughts="".join(texts.get((index, True), ())).strip("\n"),
-            finish="stop" if complete else "length",
+            finish=finish,
             stop_text=job.reply.stop_text,
             prompt_tokens=len(job.ids),
             cached_tokens=min(counters.reused, len(job.ids)),
@@ -355,6 +391,7 @@ class Running:
             decode_seconds=counters.decode_seconds,
             prefilled_tokens=counters.prefilled,
             first_token=job.first_token_seconds or 0.0,
+            calls=calls,
         )
 
 

@@ -96,13 +96,14 @@ class CallPiece:
 class ToolCallScanner:
     """Separates the text of a reply from its calls: ``push`` every piece of text, then ``end``.
 
-    ``calls``: the complete calls so far. ``broken``: whether a call began whose text is not complete or not JSON. ``enough``:
-    with ``one``, whether the first call is complete, after which everything is ignored.
+    ``calls``: the complete calls so far, ``places``: their ``CallPiece.index``. ``broken``: whether a call began whose text is
+    not complete or not JSON. ``enough``: with ``one``, whether the first call is complete; everything after it is ignored.
     """
 
     def __init__(self, markup: ToolMarkup, *, one: bool = False, thinking: bool = False) -> None:
         """``one``: only the first call counts. ``thinking``: the prompt has opened thoughts, which plain text ends."""
         self.calls: list[ToolCall] = []
+        self.places: list[int] = []
         self.broken = self.enough = False
         self._markup, self._one = markup, one
         self._out: list[str | CallPiece] = []
@@ -237,6 +238,7 @@ class ToolCallScanner:
         self._pass_on()
         assert call.name is not None
         self.calls.append(ToolCall(call.name, call.arguments))
+        self.places.append(self._begun - 1)
         self._call, self._named = None, False
         self.enough = self._one
 

@@ -134,6 +134,8 @@ class GrammarConstraint:
             self._forced.pop(0)
         elif self._left < 1 << 61 and (self._left <= self._guard or (self._left < 1024 and self._due())):
             token = self._within_reach(token)
+            if token in self._stop_ids:
+                return token
         self._text.push(self._vocabulary.pieces[token])
         if not self._matcher.consume_token(token):
             raise JambaError(f"the schema's grammar failed: {_first_line(self._matcher.get_error())}")
@@ -165,7 +167,7 @@ class GrammarConstraint:
                 self._forced = way[1:]
                 self._closing = None
                 return way[0]
-            return token
+            return token if way is None else min(self._stop_ids)  # complete already
         self._closing = way
         self._guard = max(self._guard, len(way) + _NEAR)
         return token
@@ -218,7 +220,15 @@ class GrammarConstraint:
         if matcher.is_error():
             raise JambaError(f"the schema's grammar failed: {_first_line(matcher.get_error())}")
         bits = np.unpackbits(self._mask.view(np.uint8), bitorder="little")
-        return bits[: self._n_vocab].view(np.bool_)
+        allowed = bits[: self._n_vocab].view(np.bool_)
+        # llguidance writes marker N as the bytes "\xff[N]". Where one may follow, its mask also has tokens that are such a
+        # beginning, other markers among them; its parser then refuses them.
+        markers = self._vocabulary.markers
+        for token in markers[allowed[markers]].tolist():
+            valid = matcher.is_accepting() if token in self._stop_ids else matcher.validate_tokens([token]) == 1
+            allowed[token] = valid
+        allowed[self._vocabulary.no_text] = False
+        return allowed
 
     def _only(self, tokens: Sequence[int]) -> np.ndarray:
         allowed = np.zeros(self._n_vocab, dtype=np.bool_)
@@ -277,6 +287,10 @@ class Vocabulary:
         if not stops:
             raise JambaError("the model's file defines no stop token, which replies that follow a schema need")
         source = _Source(tokenizer, self.pieces, stops[0], sorted({*markers, *stops}))
+        #: The tokens that are markup, and those with a byte that no text has: int64 [number of them].
+        self.markers = np.array(markers, dtype=np.int64)
+        no_text = [i for i, piece in enumerate(self.pieces) if piece.startswith(b"\xff") and i not in markers]
+        self.no_text = np.array(no_text, dtype=np.int64)
         self._matchers: dict[str, Any] = {}
         #: Schemas of tools and what is left of them; see ``relaxed``.
         self.relaxed: dict[str, tuple[Mapping[str, Any], list[str]]] = {}
