@@ -17,7 +17,9 @@ from jambacli.server.errors import ApiError, as_api_error, bad_request
 from jambacli.server.http import Streaming, compact, error_response, handler, json_response
 from jambacli.server.openai import chat_options
 from jambacli.server.request import Call, Message, joined_systems, model_name, read_flag, read_messages, unsupported
+from jambacli.server.tools import call_input, read_tools
 from jambacli.server.worker import Answer, Piece, Running, Waiting
+from jambacli.text.tool_calls import call_form
 
 #: The version that clients see: VS Code asks for at least 0.6.4.
 VERSION = "0.12.0"
@@ -52,7 +54,7 @@ def read_call(body: Mapping[str, Any], server: Server, *, chat: bool) -> Call:
     options = body.get("options") or {}
     if not isinstance(options, dict):
         raise bad_request("the field 'options' must be an object", "options")
-    unsupported(body, "tools", "images", "suffix", "context", "logprobs")
+    unsupported(body, "images", "suffix", "context", "logprobs")
     num_ctx = options.get("num_ctx")
     if isinstance(num_ctx, int) and num_ctx > server.worker.ctx:
         raise bad_request(f"num_ctx {num_ctx} is more than the {server.worker.ctx} tokens of this server", "num_ctx")
@@ -68,7 +70,9 @@ def read_call(body: Mapping[str, Any], server: Server, *, chat: bool) -> Call:
         )
     chosen, model = chat_options(given, server.defaults), model_name(body)
     if chat:
-        return Call(messages=read_messages(_thoughts_renamed(body.get("messages"))), options=chosen, model=model)
+        messages = read_messages(_thoughts_renamed(body.get("messages")))
+        return Call(messages=messages, options=chosen, model=model, tools=read_tools(body))
+    unsupported(body, "tools")
     prompt, system = body.get("prompt") or "", body.get("system") or ""
     if not isinstance(prompt, str) or not isinstance(system, str):
         raise bad_request("the fields 'prompt' and 'system' must be texts", "prompt")
@@ -172,9 +176,15 @@ class OllamaRoutes:
                     if stream:
                         said = ("", event.text) if event.thought else (event.text, "")
                         yield self._line(self._said(*said, chat))
-                else:
+                elif isinstance(event, Answer):
+                    calls = self._called(event)
+                    if stream and calls:  # whole, as Ollama sends them
+                        yield self._line({"message": {**self._said("", "", chat)["message"], **calls}})
                     text, thoughts = ("", "") if stream else (event.text, event.thoughts)
-                    yield self._line({**self._said(text, thoughts, chat), **_done(event, began)}, True)
+                    said_last = self._said(text, thoughts, chat)
+                    if calls and not stream:
+                        said_last["message"] |= calls
+                    yield self._line({**said_last, **_done(event, began)}, True)
         except Exception as error:
             if not stream:
                 raise
@@ -191,9 +201,19 @@ class OllamaRoutes:
         more = {"thinking": thoughts} if thoughts else {}
         return {"message": {"role": "assistant", "content": text, **more}} if chat else {"response": text, **more}
 
+    @staticmethod
+    def _called(answer: Answer) -> dict[str, Any]:
+        """The calls of a reply, as fields of its message."""
+        functions = [
+            {"index": i, "name": call.name, "arguments": call_input(call)} for i, call in enumerate(answer.calls)
+        ]
+        pairs = zip(answer.calls, functions, strict=True)
+        return {"tool_calls": [{"id": call.id, "function": f} for call, f in pairs]} if functions else {}
+
     def _entry(self) -> dict[str, Any]:
         model = self.worker.model
         metadata = model.metadata
+        source = model.template.source if model.template is not None else ""
         details = {
             "parent_model": "",
             "format": "gguf",
@@ -209,14 +229,14 @@ class OllamaRoutes:
             "size": info.model_bytes(self.server),
             "digest": model.fingerprint if model.path is not None else "0" * 64,
             "details": details,
-            "capabilities": ["completion"],
+            "capabilities": ["completion", *(["tools"] if call_form(source) else [])],
         }
 
 
 def _done(answer: Answer, began: float) -> dict[str, Any]:
     return {
         "done": True,
-        "done_reason": answer.finish,
+        "done_reason": "length" if answer.finish == "length" else "stop",
         "total_duration": int((time.perf_counter() - began) * 1e9),
         "load_duration": 0,
         "prompt_eval_count": answer.prompt_tokens,

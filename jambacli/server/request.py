@@ -111,7 +111,7 @@ def _message(where: str, value: Any, name: str) -> Message:
         )
     content = read_content(where, value.get("content"), name)
     if role == "tool":
-        call_id, called = value.get("tool_call_id"), value.get("name", value.get("tool_name"))
+        call_id, called = value.get("tool_call_id"), value.get("name")
         texts = (call_id if isinstance(call_id, str) else None, called if isinstance(called, str) and called else None)
         return Message("tool", content, None, (), *texts)
     calls = read_calls(where, value.get("tool_calls") or [], name) if role == "assistant" else ()

@@ -147,7 +147,11 @@ def test_the_prompt_is_the_templates_with_tools_calls_and_results_in_order(serve
 def test_any_arguments_of_a_history_are_rendered_as_json(served: Served, arguments: Any) -> None:
     _, model, running = served
     call = {"id": "a", "type": "function", "function": {"name": "weather", "arguments": arguments}}
-    messages = [*ASK, {"role": "assistant", "tool_calls": [call]}, {"role": "tool", "tool_call_id": "a", "content": "1"}]
+    messages = [
+        *ASK,
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "a", "content": "1"},
+    ]
     tokens = running.client.post("/tokenize", json={"messages": messages, "tools": [WEATHER]}).json()["tokens"]
     text = model.tokenizer.decode(tokens, markers=True)
     start = text.index('{"name": "weather", "arguments": ') if '{"name": "weather", "arguments"' in text else 0
