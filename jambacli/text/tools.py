@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from jambacli.errors import UsageError
 
@@ -62,6 +62,13 @@ class ToolUse:
     def as_messages(self) -> list[dict[str, Any]]:
         """All definitions as chat templates take them, whatever may be called: another choice leaves the prompt as it is."""
         return [d.as_message() for d in self.definitions]
+
+
+def tool_choice_of(choice: str) -> tuple[Choice, frozenset[str] | None, bool]:
+    """A choice by name, or a function's name, as ``ToolUse`` takes it: (choice, names, one)."""
+    if choice in ("auto", "none", "required"):
+        return cast(Choice, choice), None, False
+    return "required", frozenset([choice]), True
 
 
 def arguments_text(value: Any) -> str:
