@@ -74,12 +74,20 @@ def path_of(text: str) -> Path:
 
 
 def jamba_home() -> Path:
-    """The directory of models, sessions and prefixes: ``JAMBA_HOME``, or ``jamba`` in the platform's user cache directory."""
+    """The directory of models, sessions and prefixes: ``JAMBA_HOME``, or ``jamba`` in the platform's user cache directory.
+
+    Raises JambaError for a user without a home directory.
+    """
     if home := os.environ.get("JAMBA_HOME"):
         return path_of(home)
     import platformdirs
 
-    return Path(platformdirs.user_cache_dir("jamba", appauthor=False))
+    try:
+        return Path(platformdirs.user_cache_dir("jamba", appauthor=False))
+    except RuntimeError as error:
+        raise JambaError(
+            "this user has no home directory; set JAMBA_HOME to a folder that can be written to"
+        ) from error
 
 
 def private_folder(folder: Path, purpose: str, inside: Iterable[str] = ()) -> Path:

@@ -1,58 +1,189 @@
-"""Identify a model file, so that a stored state is only used with the weights it was computed with.
+"""Give every set of weights a name of its own, the fingerprint, so that a stored state is only used with the weights it was
+computed with.
 
-The fingerprint hashes every part's header (metadata, tensor names, shapes, formats) and samples of each tensor's bytes,
-not 31 GB; it is remembered by inode, size and modification time.
+The name stands for every byte of the model's files. Reading all of them takes seconds to minutes, so it is done at once for
+small files only. A large file goes by its identity (device, inode, size, times of change) at first, while a background
+thread reads it; what that hash brings is that a copy, or the same file moved, gets the same name. A file is never known by a
+part of its bytes alone: one that looks like a known file is read in full before it gets that file's name.
+
+    JAMBA_HOME/weights.json      {"version", "files": {IDENTITY: {"name", "sample", "hash", "chunks"}}, newest last}
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import hashlib
 import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jambacli.cache.file_hash import FileHash
 from jambacli.errors import JambaError
 from jambacli.files import atomic_write, jamba_home
 
 if TYPE_CHECKING:
     from jambacli.gguf.reader import GGUFFile
 
+logger = logging.getLogger(__name__)
+
+#: Files up to this size are read in full when they are first seen, 0.1 s.
+READ_AT_ONCE = 128 << 20
+#: Copies up to this size are read in full when they are first seen; larger ones while they are in use.
+READ_COPY_AT_ONCE = 8 << 30
 _SAMPLE = 4096
 _SAMPLES = 8
+_KEPT = 200
+_VERSION = 1
+# How long the end of a process may wait for the hash: a share of the time it ran, and seconds.
+_WAIT_SHARE, _WAIT_SECONDS = 0.1, 3.0
 
 
-def fingerprint(file: GGUFFile) -> str:
-    """24 hexadecimal digits that identify the model and its format."""
-    path = jamba_home() / "fingerprints.json"
-    known = _read(path)
-    key = "|".join(_identity(part) for part in file.paths)
-    if key in known:
-        return known[key]
-    value = _compute(file)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path, durable=False) as out:
-            out.write(json.dumps(dict([*list(known.items())[-200:], (key, value)]), indent=0).encode())
-    except (JambaError, OSError):
-        pass  # then the next start computes it again
-    return value
+@dataclass
+class _Known:
+    """What is known of a file: its name, the hash of samples of its bytes, that of all of them or the chunks read so far."""
+
+    name: str
+    sample: str
+    hash: str | None = None
+    chunks: list[str] = field(default_factory=list)
 
 
-def _identity(part: Path) -> str:
-    info = part.stat()
-    return f"{part.resolve()}:{info.st_dev}:{info.st_ino}:{info.st_size}:{info.st_mtime_ns}"
+class Weights:
+    """The weights in a model's files, and the name under which their states are stored."""
+
+    def __init__(self, file: GGUFFile) -> None:
+        self._paths: list[Path] = list(file.paths)
+        self._started = time.monotonic()
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        _let_clock_advance(self._paths)
+        self._identity = _identity(self._paths)
+        known = _read_known()
+        if (entry := known.get(self._identity)) is None:
+            entry = self._first_seen(file, known)
+            _remember(self._identity, entry)
+        self._entry = entry
+        if entry.hash is None:
+            self._read_in_background()
+
+    @property
+    def name(self) -> str:
+        """The fingerprint. It stays the same for these weights as long as ``weights.json`` is kept."""
+        return self._entry.name
+
+    def are(self, name: str) -> bool:
+        """Whether ``name`` stands for these weights. Reads all of the files if only that can tell."""
+        if name == self.name:
+            return True
+        known = [e for e in _read_known().values() if e.name == name and e.hash is not None]
+        # A hash is 40 digits long: the name of weights on another machine. Those of earlier versions are 24 long.
+        if not known and len(name) != 40:
+            return False
+        full = self.full_hash()
+        return full is not None and (full == name or any(e.hash == full for e in known))
+
+    def were(self, name: str, path: str, when: float) -> bool:
+        """Whether versions before 0.2, which read samples of a file, named these weights so at a time (seconds since 1970)
+        since when the file at ``path`` has not changed."""
+        if name != self._entry.sample or Path(path).absolute() != self._paths[0].absolute():
+            return False
+        stats = [p.stat() for p in self._paths]
+        return all(max(s.st_mtime, s.st_ctime) < when for s in stats)
+
+    def full_hash(self) -> str | None:
+        """The hash of every byte, read now if it is not known; None for files that cannot be read or have changed."""
+        self._stop.set()
+        with self._lock, contextlib.suppress(OSError):
+            if self._entry.hash is None:
+                hashed = FileHash(self._paths, self._entry.chunks)
+                hashed.run_parallel()
+                self._finish(hashed)
+        return self._entry.hash
+
+    def _first_seen(self, file: GGUFFile, known: dict[str, _Known]) -> _Known:
+        sample = _sample(file)
+        hashed = FileHash(self._paths)
+        alike = [e for e in known.values() if e.sample == sample and e.hash is not None]
+        earlier = _earlier_name(self._paths, sample)
+        at_once = hashed.bytes <= READ_AT_ONCE or (alike and hashed.bytes <= READ_COPY_AT_ONCE)
+        full = None
+        if at_once:
+            hashed.run_parallel()
+            full = hashed.hexdigest()
+            for entry in alike:
+                if entry.hash == full:
+                    return _Known(entry.name, sample, full)
+        if earlier is not None and all(e.name != earlier for e in known.values()):
+            return _Known(earlier, sample, full)
+        return _Known(full or hashlib.sha256(f"{sample}|{self._identity}".encode()).hexdigest()[:32], sample, full)
+
+    def _read_in_background(self) -> None:
+        """Read all of the files at the lowest priority; at the end of the process keep what is read."""
+        with contextlib.suppress(OSError):
+            if FileHash(self._paths).bytes > _memory() * 0.6:
+                return  # reading it all would push the weights in use out of memory
+            self._thread = threading.Thread(target=self._hash_slowly, name="jamba-weights", daemon=True)
+            self._thread.start()
+            atexit.register(self._end)
+
+    def _hash_slowly(self) -> None:
+        with contextlib.suppress(OSError, AttributeError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+        with self._lock, contextlib.suppress(OSError):
+            hashed = FileHash(self._paths, self._entry.chunks)
+            if hashed.run(self._stop):
+                self._finish(hashed)
+            elif len(hashed.chunks) > len(self._entry.chunks) and _identity(self._paths) == self._identity:
+                self._entry.chunks = hashed.chunks
+                _remember(self._identity, self._entry)
+
+    def _finish(self, hashed: FileHash) -> None:
+        if _identity(self._paths) != self._identity:
+            return  # changed meanwhile
+        self._entry.hash, self._entry.chunks = hashed.hexdigest(), []
+        _remember(self._identity, self._entry)
+
+    def _end(self) -> None:
+        if self._thread is not None and self._thread.is_alive():
+            self._thread.join(min(_WAIT_SECONDS, _WAIT_SHARE * (time.monotonic() - self._started)))
+            self._stop.set()
+            self._thread.join(1)
 
 
-def _read(path: Path) -> dict[str, str]:
-    try:
-        values: Any = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    valid = isinstance(values, dict) and all(isinstance(v, str) and len(v) == 24 for v in values.values())
-    return values if valid else {}
+def portable_name(name: str) -> str:
+    """The name of the same weights on every machine, the hash of all their bytes; ``name`` itself where it is not known."""
+    return next((e.hash for e in _read_known().values() if e.name == name and e.hash is not None), name)
 
 
-def _compute(file: GGUFFile) -> str:
+def _identity(paths: Sequence[Path]) -> str:
+    """What changes when a file's bytes change. Not its path: a file can be moved."""
+    parts = []
+    for path in paths:
+        info = path.stat()
+        parts.append(f"{info.st_dev}:{info.st_ino}:{info.st_size}:{info.st_mtime_ns}:{info.st_ctime_ns}")
+    return "|".join(parts)
+
+
+def _let_clock_advance(paths: Sequence[Path]) -> None:
+    """Wait until another change of these files would get another time: some file systems count 10 ms, some 2 s."""
+    for path in paths:
+        info = path.stat()
+        grain = 0.02 if info.st_mtime_ns % 10**9 else 2.0
+        age = time.time() - max(info.st_mtime, info.st_ctime)
+        if 0 <= age < grain:
+            time.sleep(grain - age)
+
+
+def _sample(file: GGUFFile) -> str:
+    """24 hexadecimal digits of the header's sizes and of samples of each tensor: files that differ here are different."""
     hasher = hashlib.blake2b(digest_size=12)
     for name, info in file.tensors.items():
         hasher.update(f"{name}|{info.shape}|{info.format.name}|{info.nbytes}\n".encode())
@@ -64,3 +195,72 @@ def _compute(file: GGUFFile) -> str:
         if key.startswith("jamba.") or key in ("general.architecture", "general.file_type"):
             hasher.update(f"{key}={file.metadata[key]}\n".encode())
     return hasher.hexdigest()
+
+
+def _earlier_name(paths: Sequence[Path], sample: str) -> str | None:
+    """The name that versions before 0.2 gave these very files, if they gave it to no other file: ``sample``, or None."""
+    try:
+        values: Any = json.loads((jamba_home() / "fingerprints.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    if not isinstance(values, dict):
+        return None
+
+    def unnamed(key: str) -> str:
+        return "|".join(":".join(part.rsplit(":", 4)[1:]) for part in key.split("|"))
+
+    stats = [path.stat() for path in paths]
+    mine = "|".join(f"{s.st_dev}:{s.st_ino}:{s.st_size}:{s.st_mtime_ns}" for s in stats)
+    files = {unnamed(key) for key, value in values.items() if value == sample}
+    return sample if files == {mine} else None
+
+
+def _read_known() -> dict[str, _Known]:
+    """What is known of each file, by identity; nothing where the record is missing or damaged."""
+    try:
+        value: Any = json.loads(_record().read_bytes())
+        if not isinstance(value, dict) or value.get("version") != _VERSION:
+            return {}
+        return {key: entry for key, found in value["files"].items() if (entry := _valid(found)) is not None}
+    except (OSError, ValueError, KeyError, AttributeError):
+        return {}
+
+
+def _valid(value: Any) -> _Known | None:
+    try:
+        entry = _Known(**value)
+    except TypeError:
+        return None
+    texts = [entry.name, entry.sample, *([] if entry.hash is None else [entry.hash])]
+    if not isinstance(entry.chunks, list) or not all(
+        isinstance(t, str) and t.isalnum() for t in [*texts, *entry.chunks]
+    ):
+        return None
+    return entry
+
+
+def _remember(identity: str, entry: _Known) -> None:
+    """Record a file. Where nothing can be written, the next process finds the same name or reads the file again."""
+    path = _record()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        known = {key: e for key, e in _read_known().items() if key != identity}
+        files = [*list(known.items())[1 - _KEPT :], (identity, entry)]
+        with atomic_write(path, durable=False) as out:
+            if hasattr(os, "fchmod"):
+                os.fchmod(out.fileno(), 0o600)
+            out.write(json.dumps({"version": _VERSION, "files": {k: asdict(e) for k, e in files}}).encode())
+    except (JambaError, OSError) as error:
+        logger.debug("cannot record the fingerprint: %s", error)
+
+
+def _record() -> Path:
+    return jamba_home() / "weights.json"
+
+
+def _memory() -> int:
+    """The machine's memory in bytes; a large number where it cannot be told."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 1 << 62

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from jambacli.chat.attachments import Attachments
 from jambacli.documents.load import read_documents
 from jambacli.documents.pages import entries_of
+from jambacli.documents.paths import typed_paths
 from jambacli.engine.options import GenerationOptions
 from jambacli.engine.sequence import common_prefix
 from jambacli.errors import JambaError, UsageError
@@ -42,7 +43,7 @@ HELP = {
     "/branch NAME": "continue under another name; the current chat is unchanged",
     "/branches": "list the branches of this chat",
     "/system TEXT": "set the system message",
-    "/file PATH": "attach a file or directory to the next message",
+    "/file PATH ...": "attach files or directories to the next message",
     "/save NAME": "save this chat as NAME",
     "/load NAME": "resume another chat",
     "/think": "show or hide the model's thoughts",
@@ -338,11 +339,12 @@ class Chat:
         if not path:
             raise UsageError("/file needs a path")
         lines: list[str] = []
-        documents = read_documents([path], problem=lines.append)
+        paths = typed_paths(path)
+        documents = read_documents(paths, problem=lines.append)
         entries = entries_of(documents)
         self.attachments.waiting += entries
         count = sum(len(self.model.tokenizer.encode(e.text)) for e in entries)
-        what = Path(path).name if len(documents) == 1 else f"{len(documents):,} files"
+        what = Path(paths[0]).name if len(documents) == 1 else f"{len(documents):,} files"
         lines += [r for d in documents for r in d.remarks]
         return Outcome(lines=[*lines, f"{what} ({count:,} tokens) goes with the next message"])
 

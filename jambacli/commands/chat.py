@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -114,7 +115,7 @@ def _piped(chat: Chat, stats: bool, first: str | None) -> None:
     from jambacli.engine.generate import Thought
 
     failed: JambaError | None = None
-    for text in itertools.chain([] if first is None else [None], (line.rstrip("\n") for line in sys.stdin)):
+    for text in itertools.chain([] if first is None else [None], _piped_lines()):
         try:
             outcome = chat.handle(text) if text is not None else chat.say(first or "")
             for shown in outcome.lines:
@@ -142,3 +143,15 @@ def _piped(chat: Chat, stats: bool, first: str | None) -> None:
             print(f"error: {' '.join(error.worded(flag).split())}", file=sys.stderr, flush=True)
     if failed is not None:
         raise typer.Exit(failed.exit_code)
+
+
+def _piped_lines() -> Iterator[str]:
+    """The lines of standard input, as they come. Raises JambaError at the first one that is not UTF-8 text."""
+    for number, data in enumerate(sys.stdin.buffer, 1):
+        try:
+            line = data.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise JambaError(f"standard input is not UTF-8 text (line {number}); convert it first") from error
+        if "\0" in line:
+            raise JambaError(f"standard input is not text (line {number} holds NUL characters); convert it first")
+        yield line.rstrip("\r\n")

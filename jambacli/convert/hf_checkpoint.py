@@ -8,6 +8,7 @@ buffer instead of being mapped, so that resident memory stays at that buffer's s
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -20,6 +21,7 @@ from typing import Any
 from jambacli.errors import BadFileError, JambaError, UnsupportedError
 from jambacli.gguf.values import shown
 
+SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 # A hostile JSON text can take 20 times its size once parsed; real headers and indexes are under 2 MiB.
 MAX_JSON_BYTES = 16 << 20
@@ -30,6 +32,7 @@ DTYPE_BYTES = {
     "I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8, "C64": 8,
 }  # fmt: skip
 _PART_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
+logger = logging.getLogger(__name__)
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -86,6 +89,19 @@ class Checkpoint:
             raise JambaError(f"cannot read {tensor.path}: {error.strerror or error}") from error
         if done < view.nbytes:
             raise BadFileError(tensor.path, f"the file ends inside tensor {tensor.name}; download it again")
+
+    def same_bytes(self, one: StoredTensor, other: StoredTensor) -> bool:
+        """Whether two tensors hold the same bytes."""
+        if (one.dtype, one.nbytes) != (other.dtype, other.nbytes):
+            return False
+        for start in range(0, one.nbytes, 1 << 22):
+            size = min(1 << 22, one.nbytes - start)
+            parts = bytearray(size), bytearray(size)
+            for tensor, part in zip((one, other), parts, strict=True):
+                self.read_into(tensor, start, part)
+            if parts[0] != parts[1]:
+                return False
+        return True
 
     def close(self) -> None:
         """Close every file."""
@@ -161,31 +177,44 @@ def _parse_json(path: Path, text: str, what: str) -> dict[str, Any]:
 
 
 def _all_tensors(folder: Path) -> dict[str, StoredTensor]:
-    if (folder / INDEX).is_file():
-        return _indexed_tensors(folder)
+    """Every tensor of the files that transformers would load: model.safetensors, else those that the index names."""
     files = sorted(folder.glob("*.safetensors"))
-    own = [path for path in files if path.name.startswith("model")]
-    if not files:
+    own = [path for path in files if path.name.startswith("model")] or files
+    places: dict[str, str] = {}
+    if (folder / SINGLE).is_file():
+        used = [folder / SINGLE]
+    elif (folder / INDEX).is_file():
+        places = _indexed_places(folder)
+        used = [folder / name for name in dict.fromkeys(places.values())]
+    elif not files:
         raise no_weights(folder, sorted(path.name for path in folder.iterdir()))
+    else:
+        used = own
+        _require_all_parts(used)
+    if left_out := [path.name for path in own if path not in used]:
+        logger.warning("%s: using %s; left out: %s", folder, _listed([path.name for path in used]), _listed(left_out))
     tensors: dict[str, StoredTensor] = {}
-    _require_all_parts(own or files)
-    for path in own or files:
+    for path in used:
         for name, tensor in read_header(path).items():
-            if name in tensors:
+            if name not in tensors or places.get(name) == path.name:
+                tensors[name] = tensor
+            elif places.get(name) != tensors[name].path.name:
                 raise BadFileError(path, f"tensor {_shown(name)} is also in {tensors[name].path.name}")
-            tensors[name] = tensor
     return tensors
 
 
-def _indexed_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """The tensors that the index lists, from the files it names, which must lie inside the directory."""
+def _indexed_places(folder: Path) -> dict[str, str]:
+    """The file of each tensor that the index lists; the files must lie inside the directory.
+
+    An index may list a tensor that is in none of them (a tied head), and lack one that is.
+    """
     index = folder / INDEX
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise BadFileError(index, "weight_map is missing or empty")
-    headers: dict[str, dict[str, StoredTensor]] = {}
+    checked: set[str] = set()
     for file in places.values():
-        if isinstance(file, str) and file in headers:
+        if isinstance(file, str) and file in checked:
             continue
         if not isinstance(file, str) or not _is_inside(file):
             raise BadFileError(index, f"weight_map names the file {_shown(file)}, which is not inside the directory")
@@ -193,11 +222,12 @@ def _indexed_tensors(folder: Path) -> dict[str, StoredTensor]:
             raise UnsupportedError(f"{index}: weight_map names {_shown(file)}, which is not a safetensors file")
         if not (folder / file).is_file():
             raise JambaError(f"{folder}: {file} is missing, although {INDEX} names it; download the rest of the model")
-        headers[file] = read_header(folder / file)
-    for name, file in places.items():
-        if name not in headers[file]:
-            raise BadFileError(index, f"tensor {_shown(name)} should be in {file}, but is not")
-    return {name: headers[file][name] for name, file in places.items()}
+        checked.add(file)
+    return places
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _is_inside(name: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from jambacli.convert.chat_templates import chat_templates
 from jambacli.convert.hf_checkpoint import Checkpoint
 from jambacli.convert.model_card import general_metadata
-from jambacli.convert.tensor_names import plan
+from jambacli.convert.tensor_names import plan, with_own_head
 from jambacli.convert.to_gguf import check_config
 from jambacli.gguf import jamba_metadata as keys
 from jambacli.gguf.summary import (
@@ -33,7 +33,7 @@ def summarize_checkpoint(folder: Path) -> Summary:
     """The summary of the HF checkpoint in ``folder``; JambaError where it is not a valid Jamba checkpoint."""
     source = folder / "config.json"
     with Checkpoint.open(folder, lambda values: check_config(values, source)) as checkpoint:
-        config = JambaConfig.from_hf(checkpoint.config, source)
+        config = with_own_head(JambaConfig.from_hf(checkpoint.config, source), checkpoint, folder)
         rows = []
         for planned in plan(config, checkpoint.tensors, folder):
             kinds = {piece.tensor.dtype.lower() for piece in planned.pieces}

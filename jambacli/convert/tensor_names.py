@@ -5,23 +5,22 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from jambacli.convert.hf_checkpoint import StoredTensor
+from jambacli.convert.hf_checkpoint import Checkpoint, StoredTensor
 from jambacli.errors import BadFileError, UnsupportedError
 from jambacli.gguf.jamba_metadata import expected_tensors
 from jambacli.model.config import JambaConfig
 
+logger = logging.getLogger(__name__)
 MAX_LISTED_MISSING = 1000
 READABLE_DTYPES = ("BF16", "F16", "F32", "F64")
 
-_TOP = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.final_layernorm.weight",
-    "output.weight": "lm_head.weight",
-}
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_TOP = {"token_embd.weight": EMBEDDING, "output_norm.weight": "model.final_layernorm.weight", "output.weight": HEAD}
 _LAYER = {
     "attn_norm.weight": "input_layernorm.weight",
     "ffn_norm.weight": "pre_ff_layernorm.weight",
@@ -109,8 +108,10 @@ def plan(config: JambaConfig, tensors: Mapping[str, StoredTensor], source: objec
 def _current_names(config: JambaConfig, tensors: Mapping[str, StoredTensor], source: object) -> dict[str, StoredTensor]:
     """The tensors by their current names; the only expert of a dense layer becomes its MLP."""
     current: dict[str, StoredTensor] = {}
+    # Saved from the model without its head, JambaModel.
+    prefix = "" if any(name.startswith("model.") for name in tensors) else "model."
     for name, tensor in tensors.items():
-        new = name
+        new = name if name == HEAD else prefix + name
         for old, current_part in _OLDER:
             new = new.replace(old, current_part)
         match = _LAYER_NAME.fullmatch(new)
@@ -119,7 +120,21 @@ def _current_names(config: JambaConfig, tensors: Mapping[str, StoredTensor], sou
         if new in current:
             raise BadFileError(source, f"tensors {current[new].name} and {name} are the same tensor")
         current[new] = tensor
+    if config.tied_embeddings and EMBEDDING not in current and HEAD in current:
+        current[EMBEDDING] = current.pop(HEAD)
     return current
+
+
+def with_own_head(config: JambaConfig, checkpoint: Checkpoint, source: object) -> JambaConfig:
+    """``config``, not tied where the checkpoint holds a head that differs from the embedding: transformers keeps it."""
+    if not config.tied_embeddings:
+        return config
+    current = _current_names(config, checkpoint.tensors, source)
+    head, embedding = current.get(HEAD), current.get(EMBEDDING)
+    if head is None or embedding is None or head.shape != embedding.shape or checkpoint.same_bytes(head, embedding):
+        return config
+    logger.warning("%s: tie_word_embeddings is true, but lm_head.weight is another matrix; it is kept", source)
+    return replace(config, tied_embeddings=False)
 
 
 @dataclass
@@ -200,7 +215,7 @@ def _whole(tensor: StoredTensor | None) -> list[SourcePiece]:
 
 def _is_redundant(config: JambaConfig, name: str) -> bool:
     """Whether a tensor is redundant: the copy of a tied embedding, or the router of a layer with one expert."""
-    if name == "lm_head.weight":
+    if name == HEAD:
         return config.tied_embeddings
     match = _LAYER_NAME.fullmatch(name)
     if match is None or not name.endswith(".feed_forward.router.weight"):

@@ -9,10 +9,12 @@ import glob
 import itertools
 import os
 import re
+import shlex
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.request import url2pathname
 
 from jambacli.documents.gitignore import Ignored
 from jambacli.errors import JambaError, UsageError
@@ -100,6 +102,30 @@ def names_files(argument: str) -> bool:
         return False
     matches = glob.iglob(str(path), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
     return next(matches, None) is not None
+
+
+def typed_paths(text: str) -> list[str]:
+    """The paths in a line as people type it, or as a terminal pastes a dropped file: quoted, with escaped spaces, several, or
+    file:// URLs. A line that is one existing path as it stands is that path."""
+    if _exists(path_of(text)):
+        return [text]
+    try:
+        parts = shlex.split(text, posix=os.name != "nt") or [text]
+    except ValueError:  # a quote that does not end
+        parts = [text]
+    parts = [_from_url(part.strip("\"'") if os.name == "nt" else part) for part in parts]
+    if len(parts) > 1 and not any(_exists(path_of(part)) or any(c in part for c in "*?[") for part in parts):
+        return [_from_url(text)]  # a name with spaces, mistyped
+    return parts
+
+
+def _from_url(text: str) -> str:
+    if not text.lower().startswith("file://"):
+        return text
+    host, slash, rest = text[7:].partition("/")
+    if host.lower() not in ("", "localhost"):
+        return text
+    return url2pathname(slash + rest)
 
 
 def natural(path: Path) -> tuple[object, ...]:

@@ -16,6 +16,7 @@ from jambacli.text.tokenizer import Tokenizer
 if TYPE_CHECKING:
     import torch
 
+    from jambacli.cache.fingerprint import Weights
     from jambacli.model.config import JambaConfig
     from jambacli.model.jamba import JambaModel
 
@@ -41,7 +42,11 @@ class LoadedModel:
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer in the file."""
-        return Tokenizer(self.metadata, self.name, jamba_home() / "tokenizers")
+        try:
+            cache = jamba_home() / "tokenizers"
+        except JambaError:  # a user without a home directory: merge rules are computed at every start
+            cache = None
+        return Tokenizer(self.metadata, self.name, cache)
 
     @functools.cached_property
     def template(self) -> ChatTemplate | None:
@@ -50,15 +55,20 @@ class LoadedModel:
         return ChatTemplate(source, self.tokenizer, self.name) if source else None
 
     @functools.cached_property
-    def fingerprint(self) -> str:
+    def weights(self) -> Weights:
         """The identity of the weights, to which stored states belong. Raises JambaError for a model without a file."""
-        from jambacli.cache.fingerprint import fingerprint
+        from jambacli.cache.fingerprint import Weights
         from jambacli.gguf.reader import GGUFFile
 
         source = self.model.source
         if not isinstance(source, GGUFFile):
             raise JambaError(f"{self.name} was not loaded from a file, so its state cannot be stored")
-        return fingerprint(source)
+        return Weights(source)
+
+    @property
+    def fingerprint(self) -> str:
+        """The name of the weights (see ``cache.fingerprint``). Raises JambaError for a model without a file."""
+        return self.weights.name
 
     def logits(self, token_ids: Sequence[int], *, chunk: int = 512, kv_type: str = "f32") -> torch.Tensor:
         """The logits after each token of a new sequence, float32 [len(token_ids), n_vocab] on the CPU.

@@ -16,6 +16,7 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
+from jambacli.errors import JambaError
 from jambacli.files import atomic_write, jamba_home
 from jambacli.hardware import nvml
 
@@ -87,7 +88,7 @@ def remembered_speeds() -> dict[str, float]:
             for key, value in stored.items()
             if isinstance(value, (int, float)) and math.isfinite(value) and value > 0
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, JambaError):
         return {}
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jambacli.errors import BadFileError
+from jambacli.errors import BadFileError, JambaError
 from jambacli.files import jamba_home
 
 FILE = "aliases.json"
@@ -55,7 +55,10 @@ class Table:
 def load_table() -> Table:
     """Both tables merged. Raises BadFileError, naming the entry, when the user's table is not valid."""
     models, aliases = _parse(Path(__file__).with_name(FILE).read_text(encoding="utf-8"), FILE)
-    own = jamba_home() / FILE
+    try:
+        own = jamba_home() / FILE
+    except JambaError:  # a user without a home directory has no table of their own
+        return Table(models, aliases)
     if own.is_file():
         try:
             with own.open("rb") as file:

@@ -17,6 +17,7 @@ from jambacli.convert.to_gguf import check_config
 from jambacli.errors import JambaError, UsageError
 from jambacli.files import path_of
 from jambacli.gguf.values import shown
+from jambacli.hub.environment import check_environment
 
 _REPO = re.compile(r"(?:(?:https?://)?(?:huggingface\.co|hf\.co)/)?(?P<id>[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96})/?")
 logger = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ def fetch_checkpoint(repo: str) -> Path:
     The config is downloaded first, so that another architecture is refused before gigabytes are transferred. The token is
     the one that huggingface_hub has stored.
     """
+    check_environment()
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
     from huggingface_hub.utils import disable_progress_bars
 
@@ -102,7 +104,7 @@ def _one_line_errors(repo: str) -> Iterator[None]:
         if isinstance(error.__cause__, errors.HfHubHTTPError):
             raise _hub_error(repo, error.__cause__) from error
         raise JambaError(
-            f"{repo}: not in the hub's cache, and the hub cannot be reached (offline?); "
+            f"{repo}: not in the hub's cache, and the hub gives no valid answer (offline, or a network's login page?); "
             "name a directory, or try again when online"
         ) from error
     except errors.EntryNotFoundError as error:

@@ -16,6 +16,8 @@ from jambacli.files import jamba_home, private_folder
 from jambacli.progress import Progress, no_progress
 
 logger = logging.getLogger(__name__)
+# Changes when the same checkpoint becomes another file.
+_RULES = "2"
 
 
 def converted_gguf(folder: Path, progress: Progress = no_progress) -> Path:
@@ -25,9 +27,10 @@ def converted_gguf(folder: Path, progress: Progress = no_progress) -> Path:
     """
     from jambacli.convert.to_gguf import convert
 
-    files = [folder / "config.json", *sorted(folder.glob("*.safetensors")), *sorted(folder.glob("tokenizer*"))]
+    patterns = ("*.json", "*.safetensors", "*.jinja", "tokenizer*")
+    files = sorted({path for pattern in patterns for path in folder.glob(pattern)})
     facts = [f"{p.resolve()}:{p.stat().st_size}:{p.stat().st_mtime_ns}" for p in files if p.is_file()]
-    name = hashlib.sha256("\n".join(facts).encode("utf-8", "surrogateescape")).hexdigest()[:24]
+    name = hashlib.sha256("\n".join([_RULES, *facts]).encode("utf-8", "surrogateescape")).hexdigest()[:24]
     path = _folder() / f"{name}.gguf"
     if not path.exists():
         if facts:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from jambacli.errors import JambaError
 from jambacli.files import sync_directory
+from jambacli.hub.environment import check_environment, seconds
 from jambacli.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -65,10 +66,7 @@ class RemoteFile:
 
 def stall_seconds() -> float:
     """Seconds without a byte after which a connection counts as dead: HF_HUB_DOWNLOAD_TIMEOUT, or 20."""
-    try:
-        return max(0.1, float(os.environ["HF_HUB_DOWNLOAD_TIMEOUT"]))
-    except (KeyError, ValueError):
-        return 20.0
+    return max(0.1, seconds("HF_HUB_DOWNLOAD_TIMEOUT", 20.0))
 
 
 def open_client() -> httpx.Client:
@@ -76,6 +74,8 @@ def open_client() -> httpx.Client:
     import httpx
 
     from jambacli import __version__
+
+    check_environment()
 
     limits = httpx.Timeout(stall_seconds(), pool=None)
     agent = {"User-Agent": f"jamba/{__version__}", "Accept-Encoding": "identity"}

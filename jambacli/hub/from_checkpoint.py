@@ -96,7 +96,8 @@ def _files_to_download(listing: Listing) -> list[ListedFile]:
     any)."""
     files = [f for f in listing.files if is_safe_path(f.path)]
     weights: list[ListedFile] = []
-    for pattern in ("model*.safetensors", "*.safetensors"):
+    # The first that exists, as transformers chooses.
+    for pattern in ("model.safetensors", "model*.safetensors", "*.safetensors"):
         weights = weights or [f for f in files if "/" not in f.path and fnmatch.fnmatch(f.path, pattern)]
     if not weights:
         raise no_weights(listing.repo, [f.path for f in listing.files])

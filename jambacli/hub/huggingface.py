@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import re
@@ -18,6 +19,7 @@ from typing import Any, TypeVar
 from jambacli.errors import JambaError
 from jambacli.hub import download
 from jambacli.hub.download import RemoteFile, Unreachable
+from jambacli.hub.environment import check_environment
 from jambacli.hub.paths import is_safe_path
 
 logger = logging.getLogger(__name__)
@@ -54,6 +56,7 @@ def list_repo(repo: str, revision: str | None) -> Listing:
 
     Raises JambaError without access, NotOnHub when there is no such repository, Unreachable when the hub does not answer.
     """
+    check_environment()
     from huggingface_hub import HfApi, constants
 
     if constants.HF_HUB_OFFLINE:
@@ -87,6 +90,7 @@ def list_repo(repo: str, revision: str | None) -> Listing:
 
 def cached_listing(repo: str, revision: str | None) -> Listing | None:
     """The files of ``repo`` in the hub library's cache; None when it has none. Uses no network."""
+    check_environment()
     from huggingface_hub import constants
 
     home = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
@@ -170,7 +174,11 @@ def _ask(repo: str, revision: str | None, path: str | None, call: Callable[[], T
             wait = download.wait_before(attempt, headers)
         except PermissionError as error:
             raise JambaError(f"{repo}: the hub library cannot read its own files: {error}") from error
-        except ValueError as error:  # the library's own check of names, or an answer that is not JSON
+        except json.JSONDecodeError as error:
+            raise JambaError(
+                f"{repo}: {_page()} answers, but not as a hub does (a network's login page, or a wrong HF_ENDPOINT?)"
+            ) from error
+        except ValueError as error:  # the library's own check of names
             raise JambaError(f"{repo}: {' '.join(str(error).split())[:200]}") from error
         except Exception as error:  # the library does not wrap its HTTP client's exceptions
             stalled = "Timeout" in type(error).__name__

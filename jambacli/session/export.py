@@ -10,6 +10,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from jambacli.cache.fingerprint import portable_name
 from jambacli.cache.prefix_store import PrefixStore, blob_name
 from jambacli.errors import BadFileError, JambaError
 from jambacli.files import atomic_write, refuse_existing
@@ -37,6 +38,7 @@ def export_session(name: str, path: Path, *, force: bool = False, with_state: bo
                     assert data is not None
                     archive.writestr(f"blobs/{blob}", bytes(data))
             session.prefixes = kept
+            session.fingerprint = portable_name(session.fingerprint)
             archive.writestr("session.json", session_file.to_json(session))
     return path.stat().st_size
 

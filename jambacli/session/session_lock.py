@@ -87,7 +87,7 @@ class SessionLock:
 
 def _check_model(found: files.SavedSession, model: LoadedModel) -> None:
     """Raise JambaError when the session was made with another model, or another version of the file."""
-    if found.fingerprint == model.fingerprint:
+    if model.weights.are(found.fingerprint) or model.weights.were(found.fingerprint, found.model_path, found.updated):
         return
     if found.model_path == str(model.path):
         raise JambaError(

@@ -125,11 +125,10 @@ class ChatTemplate:
         import jinja2
 
         tokenizer = self._tokenizer
-        eos = next(iter(sorted(tokenizer.stop_ids)), None)
-        names = {
-            "bos_token": tokenizer.pieces[tokenizer.bos_id] if tokenizer.bos_id is not None else None,
-            "eos_token": tokenizer.pieces[eos] if eos is not None else None,
-        }
+        eos = tokenizer.eos_id if tokenizer.eos_id is not None else min(tokenizer.stop_ids, default=None)
+        ids = {"bos": tokenizer.bos_id, "eos": eos, "unk": tokenizer.unk_id, "pad": tokenizer.pad_id}
+        # One that the model does not have is undefined, as in transformers.
+        names = {f"{name}_token": tokenizer.pieces[i] for name, i in ids.items() if i is not None}
         self._environment.begin()
         # Absent documents and tools are None, as transformers passes them: templates test "is not none".
         try:

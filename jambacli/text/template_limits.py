@@ -110,6 +110,9 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             self._check_format(left, [right])
         elif operator == "+" and isinstance(left, Sized) and isinstance(right, Sized):
             self._check_size(len(left) + len(right), left)
+        elif operator == "*" and (repeated := _repeated(left, right)) is not None:
+            self._check_size(len(repeated[0]) * max(0, repeated[1]), repeated[0])
+            self.charge(len(repeated[0]) * max(0, repeated[1]) // _TEXT_PER_STEP + 1)
         elif operator in ("*", "**"):
             small = all(isinstance(v, int | float) and abs(v) < 1e6 for v in (left, right))
             if not small or (operator == "**" and abs(right) > 64):
@@ -288,6 +291,14 @@ class _Counting(NodeTransformer):
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         self.generic_visit(node)
         return _call("joined", nodes.List(node.nodes, lineno=node.lineno))
+
+
+def _repeated(left: Any, right: Any) -> tuple[str | list[Any] | tuple[Any, ...], int] | None:
+    """The text or list, and how often it is repeated; None for another product."""
+    for value, count in ((left, right), (right, left)):
+        if isinstance(value, str | list | tuple) and isinstance(count, int):
+            return value, count
+    return None
 
 
 def _call(name: str, argument: nodes.Node) -> nodes.Call:

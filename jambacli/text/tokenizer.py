@@ -53,7 +53,7 @@ def _looks_like_markup(piece: str) -> bool:
 class Tokenizer:
     """A model's tokenizer.
 
-    Attributes: ``pieces`` (list of str), ``types`` (list of int, GGUF token types), ``bos_id``,
+    Attributes: ``pieces`` (list of str), ``types`` (list of int, GGUF token types), ``bos_id``, ``eos_id``, ``unk_id``,
     ``pad_id`` (int or None), ``stop_ids`` (frozenset: the file's eos, eot and eom), ``add_bos``, ``template`` (str or None).
     """
 
@@ -89,7 +89,9 @@ class Tokenizer:
         self.vocab_size = n
         self.bos_id = self._special(metadata, "bos")
         self.pad_id = self._special(metadata, "padding")
-        stops = (self._special(metadata, k) for k in ("eos", "eot", "eom"))
+        self.unk_id = self._special(metadata, "unknown")
+        self.eos_id = self._special(metadata, "eos")
+        stops = (self.eos_id, *(self._special(metadata, k) for k in ("eot", "eom")))
         self.stop_ids = frozenset(i for i in stops if i is not None)
         self.add_bos = bool(metadata.get("tokenizer.ggml.add_bos_token", self.kind == "llama"))
         self.add_space_prefix = bool(metadata.get("tokenizer.ggml.add_space_prefix", False))

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.support.cli_runner import jamba
+from tests.support.repository import REPO
 from tests.support.small_models import small_file
 
 
@@ -226,3 +230,44 @@ def test_no_store_leaves_nothing(model: str, own_home: Path) -> None:
 def test_a_chat_without_a_turn_leaves_no_trace(model: str, own_home: Path) -> None:
     chat(model, "/help", session="")
     assert list((own_home / "sessions").iterdir()) == []
+
+
+@pytest.mark.parametrize("data", ["café\n".encode("latin-1"), "hello\n".encode("utf-16"), b"a\0b\n"])
+def test_what_is_not_text_is_refused_as_run_refuses_it(model: str, data: bytes) -> None:
+    done = jamba("chat", model, "--session", "t", "-n", "2", stdin=b"Hello.\n" + data)
+    assert done.returncode == 1
+    assert b"error: standard input is not" in done.stderr and b"line 2" in done.stderr
+
+
+def test_a_file_with_spaces_as_a_terminal_pastes_it(model: str, tmp_path: Path) -> None:
+    path = tmp_path / "a b.txt"
+    path.write_text("Mira counted 42 herons.")
+    done = jamba("chat", model, "-n", "2", stdin=f'/file "{path}"\n/file {path.as_uri()}\n'.encode())
+    assert done.returncode == 0
+    assert done.stderr.count(b"a b.txt (") == 2
+
+
+def test_a_user_without_a_home_directory(tmp_path: Path) -> None:
+    code = (
+        "import os, pwd, sys\ndef none(uid): raise KeyError(uid)\npwd.getpwuid = none\n"
+        "from jambacli.__main__ import main\nmain()\n"
+    )
+    left = {k: v for k, v in os.environ.items() if k not in ("HOME", "JAMBA_HOME", "XDG_CACHE_HOME")}
+    environment = {**left, "PYTHONPATH": str(REPO)}
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", code, *arguments]
+        return subprocess.run(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            check=False,
+        )
+
+    listed = run("list")
+    assert listed.returncode == 1 and listed.stderr.count("\n") == 1
+    assert "set JAMBA_HOME" in listed.stderr and "internal" not in listed.stderr
+    assert run("show", str(small_file(tmp_path, "q8_0"))).returncode == 0

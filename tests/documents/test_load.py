@@ -18,7 +18,7 @@ from jambacli.documents.extract import sandbox as extract
 from jambacli.documents.extract.pieces import PART_CHARS, parts_of_lines
 from jambacli.documents.extract.sandbox import Sandbox
 from jambacli.documents.load import read_documents, read_file
-from jambacli.documents.paths import expand, names_files
+from jambacli.documents.paths import expand, names_files, typed_paths
 from jambacli.errors import JambaError, UsageError
 from tests.support.document_files import docx_bytes, lying_zip_bomb, paragraph, pdf_bytes, zip_bomb
 
@@ -395,3 +395,24 @@ def test_what_gitignore_leaves_out_is_what_git_leaves_out(tmp_path: Path) -> Non
             else set()
         )
         assert within == {p for p in expected if p.startswith("src/a/")}, rule_text
+
+
+def test_paths_as_people_type_and_terminals_paste_them(tmp_path: Path) -> None:
+    names = ["plain.txt", "a b.txt", "c'd.txt", "été 50%.txt"]
+    for name in names:
+        (tmp_path / name).write_text("x")
+    plain, spaced, quoted, accented = (str(tmp_path / name) for name in names)
+    assert typed_paths(plain) == [plain]
+    assert typed_paths(spaced) == [spaced]
+    assert typed_paths(f'"{spaced}"') == [spaced]
+    assert typed_paths(spaced.replace(" ", "\\ ")) == [spaced]
+    assert typed_paths(f"'{spaced}' {plain}") == [spaced, plain]
+    assert typed_paths(quoted) == [quoted]
+    assert typed_paths(quoted.replace("'", "\\'")) == [quoted]
+    for path in (plain, spaced, accented):
+        assert typed_paths(Path(path).as_uri()) == [path]
+        assert typed_paths(Path(path).as_uri().replace("file://", "file://localhost")) == [path]
+    assert typed_paths(f"{Path(spaced).as_uri()} {Path(plain).as_uri()}") == [spaced, plain]
+    assert typed_paths("no such file.txt") == ["no such file.txt"]
+    assert typed_paths('"open quote') == ['"open quote']
+    assert typed_paths("https://example.org/a") == ["https://example.org/a"]

