@@ -13,6 +13,7 @@ pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
 
 from jambacli.api import Jamba
 from jambacli.text.tool_calls import Form
+from tests.support.repository import SHARED_DATA
 from tests.support.servers import Running, events, serving
 from tests.support.tool_models import CLOCK, WEATHER, of_openai, script, tool_model, written
 
@@ -141,6 +142,40 @@ def test_the_prompt_is_the_templates_with_tools_calls_and_results_in_order(serve
     assert model.template is not None
     tools = [{**CLOCK, "function": {**CLOCK["function"]}}]
     assert tokens == model.template.encode(plain, tools=[WEATHER, *tools])
+
+
+@pytest.mark.parametrize("name", ["jamba-mini-1.7-chat-template.jinja", "jamba-reasoning-3b-chat-template.jinja"])
+@pytest.mark.parametrize("arguments", ["", None, {}, PARIS[1], json.loads(PARIS[1])])
+def test_the_real_templates_take_what_clients_send(name: str, arguments: Any) -> None:
+    path = SHARED_DATA / name
+    if not path.is_file():
+        pytest.skip("../shared/data (the models' own templates) is missing")
+    model = tool_model("list" if "mini" in name else "single", template=path.read_text())
+    called = of_openai([("weather", arguments), NOW])
+    odd = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "developer", "content": [{"type": "text", "text": "Be kind."}]},
+        {"role": "user", "content": [{"type": "text", "text": "How is"}, {"type": "text", "text": "it?"}]},
+        {"role": "assistant", "tool_calls": called, "refusal": None},
+        {"role": "tool", "tool_call_id": "id1", "content": "noon"},
+        {"role": "tool", "tool_call_id": "id0", "content": None},
+        {"role": "assistant", "content": "Well.", "tool_calls": []},
+        {"role": "user", "content": "And now?"},
+    ]
+    text = PARIS[1] if arguments else "{}"
+    plain = [
+        {"role": "system", "content": "Be brief.\n\nBe kind."},
+        {"role": "user", "content": "How is\nit?"},
+        {"role": "assistant", "content": "", "tool_calls": of_openai([("weather", text), NOW])},
+        {"role": "tool", "content": ""},
+        {"role": "tool", "content": "noon"},
+        {"role": "assistant", "content": "Well."},
+        {"role": "user", "content": "And now?"},
+    ]
+    with serving(model, name="small") as running:
+        tokens = running.client.post("/tokenize", json={"messages": odd, "tools": [WEATHER]}).json()["tokens"]
+    assert model.template is not None
+    assert tokens == model.template.encode(plain, tools=[WEATHER])
 
 
 @pytest.mark.parametrize("arguments", ["", None, {}, "{}", "no json", {"place": "x"}, "[1, 2"])

@@ -87,9 +87,9 @@ CLOCK: dict[str, Any] = {"type": "function", "function": {"name": "clock", "para
 
 
 @functools.cache
-def tool_model(form: Form, marks: bool = True, thinks: bool = False) -> Jamba:
+def tool_model(form: Form, marks: bool = True, thinks: bool = False, template: str | None = None) -> Jamba:
     """A random model whose template has calls of this form. ``marks``: the marks of calls are tokens. ``thinks``: the prompt
-    opens thoughts."""
+    opens thoughts. ``template``: another one."""
     from jambacli.evaluation.synthetic import synthetic_model
     from jambacli.model.config import JambaConfig
 
@@ -100,7 +100,7 @@ def tool_model(form: Form, marks: bool = True, thinks: bool = False) -> Jamba:
     metadata |= {
         "tokenizer.ggml.tokens": names + more,
         "tokenizer.ggml.token_type": types + [4] * len(more),
-        "tokenizer.chat_template": source,
+        "tokenizer.chat_template": template or source,
         "general.name": "small",
     }
     config = JambaConfig.from_hf({**SHAPE, "vocab_size": len(names) + len(more)}, "small")
