@@ -152,8 +152,9 @@ def _our_product(w: QTensor, x: torch.Tensor, y: torch.Tensor) -> Callable[[], o
     from jambacli.kernels.cpu.structs import address, matrix
 
     library, struct = built_library(), matrix(w)
-    where = (ctypes.byref(struct), address(x), x.shape[1], address(y), y.shape[1], x.shape[0], False, 1)
     function = library.functions.decode_linear
+    values = (address(x), x.shape[1], address(y), y.shape[1], x.shape[0], 0, 1)
+    where = (ctypes.byref(struct), *(kind(value) for kind, value in zip(function.argtypes[1:], values, strict=True)))
     library.check(function(*where))
     return lambda: function(*where)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
@@ -14,6 +13,8 @@ from starlette.routing import Route
 
 from jambacli.server.context import Server
 from jambacli.server.errors import ApiError, as_api_error, bad_request
+from jambacli.server.events import Answer, Piece, Running, Waiting
+from jambacli.server.file_parts import FilePart, anthropic_file
 from jambacli.server.found_calls import CallDelta
 from jambacli.server.http import Streaming, compact, error_response, handler, json_response
 from jambacli.server.openai import chat_options
@@ -28,8 +29,8 @@ from jambacli.server.request import (
     unsupported,
     without_nulls,
 )
+from jambacli.server.thinking import read_config
 from jambacli.server.tools import call_input, definition, given_call, tool_use
-from jambacli.server.worker import Answer, Piece, Running, Waiting
 from jambacli.text.tool_calls import ToolCall
 from jambacli.text.tools import ToolUse
 
@@ -43,10 +44,15 @@ def anthropic_error(error: ApiError) -> dict[str, Any]:
     kind = _KINDS.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
     if error.status == 503:
         kind = "overloaded_error"
-    return {"type": "error", "error": {"type": kind, "message": error.message}}
+    message = error.message
+    if error.code == "context_length_exceeded":  # the words by which Claude Code and litellm know it
+        message = (
+            f"prompt is too long: {error.more['n_prompt_tokens']} tokens > {error.more['n_ctx']} maximum. {message}"
+        )
+    return {"type": "error", "error": {"type": kind, "message": message}}
 
 
-def _refusal(error: ApiError) -> Response:
+def anthropic_refusal(error: ApiError) -> Response:
     return error_response(error, anthropic_error)
 
 
@@ -71,7 +77,8 @@ def read_call(body: Mapping[str, Any], server: Server, *, counting: bool = False
         given["stop"] = body["stop_sequences"]
     options = chat_options(given, server.defaults)
     messages = joined_systems(in_call_order(messages))
-    return Call(messages=messages, options=options, model=model_name(body), tools=_tools(body))
+    thinking = read_config(body.get("thinking"))
+    return Call(messages=messages, options=options, model=model_name(body), thinking=thinking, tools=_tools(body))
 
 
 def _tools(body: Mapping[str, Any]) -> ToolUse | None:
@@ -103,7 +110,7 @@ def _messages(index: int, value: Any) -> list[Message]:
         return [_message(index, value)]
     where = f"messages[{index}]"
     results = [
-        Message("tool", _text(where, b.get("content") or "", "messages"), call_id=str(b.get("tool_use_id")))
+        Message("tool", _text(where, _result(b.get("content")), "messages"), call_id=str(b.get("tool_use_id")))
         for b in kinds["tool_result"]
     ]
     if not all(isinstance(b.get("name"), str) for b in kinds["tool_use"]):
@@ -113,6 +120,18 @@ def _messages(index: int, value: Any) -> list[Message]:
     if not rest and not calls:
         return results
     return [*results, replace(_message(index, {**value, "content": rest}), calls=calls)]
+
+
+def _result(content: Any) -> Any:
+    """The content of a call's result, with documents of plain text as texts."""
+    if not isinstance(content, list):
+        return content or ""
+    blocks = []
+    for block in content:
+        source = block.get("source") if isinstance(block, dict) and block.get("type") == "document" else None
+        plain = isinstance(source, dict) and source.get("type") == "text"
+        blocks.append({"type": "text", "text": source.get("data")} if plain and source is not None else block)
+    return blocks
 
 
 def _message(index: int, value: Any) -> Message:
@@ -127,11 +146,13 @@ def _message(index: int, value: Any) -> Message:
         thoughts = "".join(p for p in parts if isinstance(p, str)) or None
         kept = [p for p in content if not (isinstance(p, dict) and p.get("type") in ("thinking", "redacted_thinking"))]
         content = kept
-    return Message(role, _text(where, content, "messages"), thoughts)
+    files: list[FilePart] = []
+    text = _text(where, content, "messages", files if role == "user" else None)
+    return Message(role, text, thoughts, files=files)
 
 
-def _text(where: str, content: Any, field: str) -> str:
-    """A text, or the texts of blocks; a document block of plain text is one too."""
+def _text(where: str, content: Any, field: str, files: list[FilePart] | None = None) -> str:
+    """A text, or the texts of blocks; blocks with documents go to ``files``."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
@@ -140,12 +161,11 @@ def _text(where: str, content: Any, field: str) -> str:
     for block in content:
         kind = block.get("type") if isinstance(block, dict) else None
         text = block.get("text") if kind == "text" else None
-        if kind == "document":
-            source = block.get("source")
-            if isinstance(source, dict) and source.get("type") == "text":
-                text = source.get("data")
+        if kind == "document" and files is not None:
+            files.append(anthropic_file(where, block, field))
+            continue
         if not isinstance(text, str):
-            raise bad_request(f"{where} has content of the type {kind!r}; only text is supported", field)
+            raise bad_request(f"{where} has content of the type {kind!r}; only text and documents are supported", field)
         texts.append(text)
     return "\n".join(texts)
 
@@ -154,7 +174,7 @@ class AnthropicRoutes:
     """The handlers."""
 
     def __init__(self, server: Server) -> None:
-        self.server, self.worker = server, server.worker
+        self.server = server
 
     async def messages(self, request: Request) -> Response:
         """POST /v1/messages."""
@@ -162,20 +182,19 @@ class AnthropicRoutes:
         call, stream = read_call(body, self.server), read_flag(body, "stream")
         running = await self.server.start(request, call)
         if stream:
-            return Streaming(self._stream(running), "text/event-stream", error=_refusal)
-        return Streaming(self._whole(running), "application/json", error=_refusal)
+            return Streaming(self._stream(running), "text/event-stream", error=anthropic_refusal)
+        return Streaming(self._whole(running), "application/json", error=anthropic_refusal)
 
     async def count(self, request: Request) -> Response:
         """POST /v1/messages/count_tokens."""
         call = read_call(await self.server.body(request), self.server, counting=True)
-        try:
-            requests, _ = await self.worker.prepare(functools.partial(self.worker.requests, call))
-        except Exception as error:
-            raise as_api_error(error, 400) from error
-        return json_response({"input_tokens": len(requests[0].ids)})
+        call = await self.server.documents.attach(call)
+        return json_response({"input_tokens": await self.server.models.count_tokens(call)})
 
-    def _head(self, content: Sequence[Any], stop: Answer | None, usage: Mapping[str, int]) -> dict[str, Any]:
-        head = {"id": f"msg_{uuid.uuid4().hex}", "type": "message", "role": "assistant", "model": self.server.name}
+    def _head(
+        self, model: str, content: Sequence[Any], stop: Answer | None, usage: Mapping[str, int]
+    ) -> dict[str, Any]:
+        head = {"id": f"msg_{uuid.uuid4().hex}", "type": "message", "role": "assistant", "model": model}
         return {**head, "content": list(content), **_stopped(stop), "usage": dict(usage)}
 
     async def _whole(self, running: Running) -> AsyncIterator[bytes]:
@@ -186,12 +205,12 @@ class AnthropicRoutes:
                 thoughts = [{"type": "thinking", "thinking": event.thoughts, "signature": ""}] if event.thoughts else []
                 texts = [{"type": "text", "text": event.text}] if event.text or not event.calls else []
                 content = [*thoughts, *texts, *(tool_use_block(call) for call in event.calls)]
-                yield compact(self._head(content, event, _usage(event)))
+                yield compact(self._head(running.model, content, event, _usage(event)))
 
     async def _stream(self, running: Running) -> AsyncIterator[bytes]:
         # The prompt's tokens are counted; what of them is known is only found when they are read.
-        known = {"input_tokens": len(running.jobs[0].ids), "output_tokens": 0}
-        yield _event("message_start", message=self._head([], None, known))
+        known = {"input_tokens": running.prompt_tokens, "output_tokens": 0}
+        yield _event("message_start", message=self._head(running.model, [], None, known))
         block, open_kind = -1, ""
         try:
             async for event in running.events():
@@ -257,4 +276,4 @@ def anthropic_routes(context: Server) -> list[Route]:
     """Anthropic's routes."""
     server = AnthropicRoutes(context)
     work = {"/v1/messages": server.messages, "/v1/messages/count_tokens": server.count}
-    return [Route(path, handler(one, _refusal), methods=["POST"]) for path, one in work.items()]
+    return [Route(path, handler(one, anthropic_refusal), methods=["POST"]) for path, one in work.items()]

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 from jambacli.server.errors import bad_request
+from jambacli.server.file_parts import FilePart
 from jambacli.server.request import Message
 from jambacli.server.tools import call_input, definition, given_call, tool_use
 from jambacli.text.tool_calls import ToolCall
 from jambacli.text.tools import ToolUse
+
+#: Reads the texts of blocks, and puts files into a list if there is one.
+ReadTexts: TypeAlias = Callable[[str, Any, list[FilePart] | None], list[str]]
 
 
 def converse_tools(value: Any) -> ToolUse | None:
@@ -42,8 +46,9 @@ def converse_tools(value: Any) -> ToolUse | None:
     return tool_use(definitions, wanted)
 
 
-def converse_messages(where: str, role: str, blocks: Any, texts: Callable[[str, Any], list[str]]) -> list[Message]:
-    """A message as messages of a chat: results of calls come before its texts. ``texts`` reads blocks of other kinds.
+def converse_messages(where: str, role: str, blocks: Any, texts: ReadTexts) -> list[Message]:
+    """A message as messages of a chat: results of calls come before its texts. ``texts`` reads blocks of other kinds, and
+    puts a user's documents into a list.
 
     Raises ApiError.
     """
@@ -56,14 +61,16 @@ def converse_messages(where: str, role: str, blocks: Any, texts: Callable[[str, 
         elif isinstance(result, dict):
             parts = result.get("content")
             parts = [{"text": _json(p)} if isinstance(p, dict) and "json" in p else p for p in parts or []]
-            content = "\n".join(texts(where, parts))
+            content = "\n".join(texts(where, parts, None))
             results.append(Message("tool", content, call_id=str(result.get("toolUseId"))))
         else:
             rest.append(block)
     if results and not rest and not calls:
         return results
-    said = "\n".join(texts(where, rest if isinstance(blocks, list) else blocks))
-    return [*results, Message(role, said, calls=tuple(calls))]
+    files: list[FilePart] = []
+    kept = files if role == "user" else None
+    said = "\n".join(texts(where, rest if isinstance(blocks, list) else blocks, kept))
+    return [*results, Message(role, said, calls=tuple(calls), files=files)]
 
 
 def _json(part: dict[str, Any]) -> str:

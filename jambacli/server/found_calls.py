@@ -52,6 +52,11 @@ class FoundCalls:
         return tuple(replace(call, id=self._ids[place]) for call, place in found)
 
     @property
+    def begun(self) -> bool:
+        """Whether a call has begun, complete or not."""
+        return bool(self._ids)
+
+    @property
     def whole(self) -> bool:
         """Whether there are calls, all of them complete."""
         return bool(self._scanner.calls) and not self._scanner.broken

@@ -18,6 +18,7 @@ from jambacli.cache.prefix_store import PrefixStore, text_hash
 from jambacli.cache.reply_cache import ReplyCache, reply_key
 from jambacli.errors import JambaError, UsageError
 from jambacli.server.errors import ApiError, bad_request
+from jambacli.server.thinking import SWITCHES, template_variables
 from jambacli.server.tools import call_object
 from jambacli.session.conversation import Conversation, Turn
 from jambacli.session.reply_tools import model_markup
@@ -61,8 +62,10 @@ class History:
             except UsageError as error:  # the template would leave them out
                 raise bad_request(error.problem, "tools" if call.tools is not None else "messages") from error
         conversation = Conversation(template, tokenizer)
-        conversation.variables = template.protect(call.variables)
-        chain = reply_key("chat", self._scope, call.variables)
+        conversation.variables = {**template.protect(call.variables), **template_variables(template, call.thinking)}
+        # A reply is found again when the next one is to be with thoughts, or without.
+        lasting = {name: value for name, value in call.variables.items() if name not in SWITCHES}
+        chain = reply_key("chat", self._scope, lasting)
         if call.tools is not None:
             definitions = call.tools.as_messages()
             conversation.variables["tools"] = template.protect(definitions)
@@ -73,7 +76,8 @@ class History:
             if message.role == "assistant":
                 self._add_reply(conversation, before, message)
             elif message.role == "user":
-                conversation.add_user(message.content, call.documents if i == where else None)
+                documents = [*message.documents, *(call.documents if i == where else ())]
+                conversation.add_user(message.content, documents or None)
             else:
                 named = {"tool_call_id": message.call_id, "name": message.name}
                 extra = {k: v for k, v in named.items() if v is not None}
@@ -141,7 +145,9 @@ class History:
 def _after(chain: str, message: Message) -> str:
     """The hash of the messages up to this one. Clients trim replies, so spaces around them do not count."""
     content = message.content.strip() if message.role == "assistant" else message.content
-    more: list[object] = [_same_calls(message.calls)] if message.calls else []
+    documents = [[str(d.get("title", "")), text_hash(str(d.get("text", "")))] for d in message.documents]
+    more: list[object] = [documents] if documents else []
+    more += [_same_calls(message.calls)] if message.calls else []
     more += [message.name] if message.name is not None else []
     data = json.dumps([chain, message.role, content, *more]).encode("utf-8", "surrogatepass")
     return hashlib.sha256(data).hexdigest()

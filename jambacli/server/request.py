@@ -8,6 +8,7 @@ from typing import Any
 
 from jambacli.engine.options import GenerationOptions
 from jambacli.server.errors import ApiError, bad_request
+from jambacli.server.file_parts import FilePart, openai_file
 from jambacli.server.tools import read_calls
 from jambacli.text.tool_calls import ToolCall
 from jambacli.text.tools import ToolUse
@@ -25,7 +26,10 @@ _OWN_VARIABLES = frozenset(
 @dataclass(frozen=True)
 class Message:
     """A message with a role that templates know. ``thoughts``: an assistant's, before its ``content``; ``calls``: its calls of
-    tools, after it. A result of a call has the role "tool", the call's id and perhaps the function's ``name``."""
+    tools, after it. A result of a call has the role "tool", the call's id and perhaps the function's ``name``.
+
+    ``files``: of a user's message, not read yet; ``documents``: read ones, as for Call.
+    """
 
     role: str
     content: str
@@ -33,6 +37,8 @@ class Message:
     calls: Sequence[ToolCall] = ()
     call_id: str | None = None
     name: str | None = None
+    files: Sequence[FilePart] = ()
+    documents: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +47,9 @@ class Call:
 
     ``documents``: mappings with "text" and perhaps "title". ``choices``: replies to each prompt. ``variables``: of the chat
     template. ``model``: the name that the client gave, None for none. ``tools``: those that the reply may call.
+    ``ctx``: tokens that the client wants to fit. ``logprobs``: how many alternatives to give beside each token of the reply,
+    None for no log-probabilities; ``prompt_logprobs``: also beside those of the prompt. ``echo``: the prompt comes before its
+    continuation. ``thinking``: with thoughts or without; None: as the template has it.
     """
 
     messages: Sequence[Message] = ()
@@ -51,6 +60,11 @@ class Call:
     variables: Mapping[str, Any] = field(default_factory=dict)
     model: str | None = None
     tools: ToolUse | None = None
+    ctx: int | None = None
+    logprobs: int | None = None
+    prompt_logprobs: bool = False
+    echo: bool = False
+    thinking: bool | None = None
 
 
 def without_nulls(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,26 +123,37 @@ def _message(where: str, value: Any, name: str) -> Message:
         thoughts = next(
             (t for k in ("reasoning_content", "reasoning") if isinstance(t := value.get(k), str) and t), None
         )
-    content = read_content(where, value.get("content"), name)
+    files: list[FilePart] = []
+    content = read_content(where, value.get("content"), name, files if role == "user" else None)
     if role == "tool":
         call_id, called = value.get("tool_call_id"), value.get("name")
-        texts = (call_id if isinstance(call_id, str) else None, called if isinstance(called, str) and called else None)
-        return Message("tool", content, None, (), *texts)
+        return Message(
+            "tool",
+            content,
+            call_id=call_id if isinstance(call_id, str) else None,
+            name=called if isinstance(called, str) and called else None,
+        )
     calls = read_calls(where, value.get("tool_calls") or [], name) if role == "assistant" else ()
-    return Message("system" if role == "developer" else role, content, thoughts, calls)
+    return Message("system" if role == "developer" else role, content, thoughts, calls=calls, files=files)
 
 
-def read_content(where: str, content: Any, name: str) -> str:
-    """The text of a message's content: a text, parts with texts, or null. Raises ApiError."""
+def read_content(where: str, content: Any, name: str, files: list[FilePart] | None = None) -> str:
+    """The text of a message's content: a text, parts with texts, or null; parts with files go to ``files``. Raises ApiError."""
     if content is None:
         return ""
     if isinstance(content, list):
         texts = []
         for part in content:
+            file = openai_file(where, part, name) if isinstance(part, dict) else None
+            if file is not None:
+                if files is None:
+                    raise bad_request(f"{where} has a file; files are only supported in messages of the user", name)
+                files.append(file)
+                continue
             kind = part.get("type") if isinstance(part, dict) else None
             text = part.get("text") if kind in _TEXT_PARTS else part.get("refusal") if kind == "refusal" else None
             if not isinstance(text, str):
-                raise bad_request(f"{where} has content of the type {kind!r}; only text is supported", name)
+                raise bad_request(f"{where} has content of the type {kind!r}; only text and files are supported", name)
             texts.append(text)
         content = "\n".join(texts)
     if not isinstance(content, str):

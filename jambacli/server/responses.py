@@ -15,12 +15,23 @@ from starlette.routing import Route
 
 from jambacli.server.context import Server
 from jambacli.server.errors import ApiError, as_api_error, bad_request
+from jambacli.server.events import Answer, Piece, Running, Waiting
 from jambacli.server.found_calls import CallDelta
 from jambacli.server.http import Streaming, compact, handler, openai_error
+from jambacli.server.logprobs import MAX_TOP, content_logprobs
 from jambacli.server.openai import chat_options
-from jambacli.server.request import Call, Message, model_name, read_flag, read_messages, unsupported, without_nulls
+from jambacli.server.request import (
+    Call,
+    Message,
+    model_name,
+    read_count,
+    read_flag,
+    read_messages,
+    unsupported,
+    without_nulls,
+)
+from jambacli.server.thinking import read_effort
 from jambacli.server.tools import joined_calls, read_tools
-from jambacli.server.worker import Answer, Piece, Running, Waiting
 from jambacli.text.tool_calls import ToolCall
 
 logger = logging.getLogger(__name__)
@@ -31,15 +42,17 @@ _SAME_NAMES = ("temperature", "top_p", "top_k", "seed")
 def read_call(body: Mapping[str, Any], server: Server) -> Call:
     """A body of /v1/responses. Raises ApiError."""
     body = without_nulls(body)
-    unsupported(body, "previous_response_id", "conversation", "background", "prompt", "top_logprobs")
+    unsupported(body, "previous_response_id", "conversation", "background", "prompt")
     instructions, given_input = body.get("instructions", ""), body.get("input")
     if not isinstance(instructions, str):
         raise bad_request("the field 'instructions' must be a text", "instructions")
     items: list[Any] = [{"role": "system", "content": instructions}] if instructions else []
     if isinstance(given_input, str):
         items.append({"role": "user", "content": given_input})
-    elif isinstance(given_input, list) and given_input:
+    elif isinstance(given_input, list):
         items += [_item(i, item) for i, item in enumerate(given_input) if _is_kept(i, item)]
+        if not given_input:  # Codex asks so whether the server answers
+            items.append({"role": "user", "content": ""})
     else:
         raise bad_request("the field 'input' must be a text or a list of items", "input")
     messages: list[Message] = read_messages(joined_calls(items), "input")
@@ -51,7 +64,22 @@ def read_call(body: Mapping[str, Any], server: Server) -> Call:
     if form is not None:
         given["response_format"] = form
     options = chat_options(given, server.defaults)
-    return Call(messages=messages, options=options, model=model_name(body), tools=read_tools(_functions(body)))
+    return Call(
+        messages=messages,
+        options=options,
+        model=model_name(body),
+        logprobs=_asked_logprobs(body),
+        thinking=read_effort(body),
+        tools=read_tools(_functions(body)),
+    )
+
+
+def _asked_logprobs(body: Mapping[str, Any]) -> int | None:
+    include = body.get("include", [])
+    if not isinstance(include, list):
+        raise bad_request("the field 'include' must be a list", "include")
+    asked = "message.output_text.logprobs" in include or "top_logprobs" in body
+    return read_count(body, "top_logprobs", 0, MAX_TOP, 0) if asked else None
 
 
 def _functions(body: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -95,18 +123,18 @@ class ResponsesRoutes:
         body = await self.server.body(request)
         call, stream = read_call(body, self.server), read_flag(body, "stream")
         running = await self.server.start(request, call)
-        shell = self._shell(body)
+        shell = self._shell(body, running.model)
         if stream:
             return Streaming(self._stream(running, shell), "text/event-stream")
         return Streaming(self._whole(running, shell), "application/json")
 
-    def _shell(self, body: Mapping[str, Any]) -> dict[str, Any]:
+    def _shell(self, body: Mapping[str, Any], model: str) -> dict[str, Any]:
         """The response before there is anything in it."""
         return {
             "id": f"resp_{uuid.uuid4().hex}",
             "object": "response",
             "created_at": int(time.time()),
-            "model": self.server.name,
+            "model": model,
             "status": "in_progress",
             "output": [],
             "error": None,
@@ -125,7 +153,7 @@ class ResponsesRoutes:
             if isinstance(event, Waiting):
                 yield b" "
             elif isinstance(event, Answer):
-                yield compact(_finished(shell, event, f"msg_{uuid.uuid4().hex}"))
+                yield compact(_finished(shell, event, f"msg_{uuid.uuid4().hex}", running))
 
     async def _stream(self, running: Running, shell: dict[str, Any]) -> AsyncIterator[bytes]:
         numbers = itertools.count()
@@ -150,9 +178,12 @@ class ResponsesRoutes:
                             yield sent(kind, **fields)
                         for kind, fields in _begun(output, _message(name if not output else _item_id("msg"), "")):
                             yield sent(kind, **fields)
-                    output[-1]["content"][0]["text"] += event.text
-                    place = _place(output)
-                    yield sent("response.output_text.delta", **place, content_index=0, delta=event.text, logprobs=[])
+                    logprobs = content_logprobs(event.logprobs, running.tokenizer)
+                    part = output[-1]["content"][0]
+                    part["text"] += event.text
+                    part["logprobs"] += logprobs
+                    place = {**_place(output), "content_index": 0}
+                    yield sent("response.output_text.delta", **place, delta=event.text, logprobs=logprobs)
                 elif isinstance(event, CallDelta):
                     if event.name is not None:
                         for kind, fields in _closed(output):
@@ -171,7 +202,7 @@ class ResponsesRoutes:
                     for kind, fields in _closed(output, "completed" if whole else "incomplete"):
                         yield sent(kind, **fields)
                     ended = "response.completed" if whole else "response.incomplete"
-                    yield sent(ended, response={**_finished(shell, event, name), "output": output})
+                    yield sent(ended, response={**_finished(shell, event, name, running), "output": output})
         except Exception as error:
             failure: ApiError = as_api_error(error)
             fields = openai_error(failure)["error"]
@@ -187,8 +218,10 @@ def _item_id(kind: str) -> str:
     return f"{kind}_{uuid.uuid4().hex}"
 
 
-def _message(name: str, text: str, status: str = "in_progress") -> dict[str, Any]:
-    content = [{"type": "output_text", "text": text, "annotations": []}]
+def _message(
+    name: str, text: str, status: str = "in_progress", logprobs: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
+    content = [{"type": "output_text", "text": text, "annotations": [], "logprobs": list(logprobs)}]
     return {"id": name, "type": "message", "role": "assistant", "status": status, "content": content}
 
 
@@ -223,7 +256,7 @@ def _closed(output: Sequence[dict[str, Any]], status: str = "completed") -> _Eve
     if item["type"] == "message":
         part = item["content"][0]
         inner = {**place, "content_index": 0}
-        events.append(("response.output_text.done", {**inner, "text": part["text"], "logprobs": []}))
+        events.append(("response.output_text.done", {**inner, "text": part["text"], "logprobs": part["logprobs"]}))
         events.append(("response.content_part.done", {**inner, "part": part}))
     else:
         fields = {**place, "name": item["name"], "arguments": item["arguments"]}
@@ -232,10 +265,11 @@ def _closed(output: Sequence[dict[str, Any]], status: str = "completed") -> _Eve
     return events
 
 
-def _finished(shell: Mapping[str, Any], answer: Answer, name: str) -> dict[str, Any]:
+def _finished(shell: Mapping[str, Any], answer: Answer, name: str, running: Running) -> dict[str, Any]:
     whole = answer.finish != "length"
+    logprobs = content_logprobs(answer.logprobs, running.tokenizer)
     status = "completed" if whole else "incomplete"
-    items = [_message(name, answer.text, status)] if answer.text or not answer.calls else []
+    items = [_message(name, answer.text, status, logprobs)] if answer.text or not answer.calls else []
     items += [_call(call, "completed") for call in answer.calls]
     usage = {
         "input_tokens": answer.prompt_tokens,

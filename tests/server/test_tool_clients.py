@@ -114,7 +114,7 @@ def test_anthropic(calling: str, stream: bool) -> None:
 def test_ollama(calling: str, stream: bool) -> None:
     ollama = pytest.importorskip("ollama", reason=REASON)
     client = ollama.Client(host=calling)
-    assert client.show("small").capabilities == ["completion", "tools"]
+    assert client.show("small").capabilities[:2] == ["completion", "tools"]
     messages: list[Any] = [{"role": "user", "content": QUESTION}]
     answer = client.chat(model="x", messages=messages, tools=[WEATHER], stream=stream)
     parts = list(answer) if stream else [answer]

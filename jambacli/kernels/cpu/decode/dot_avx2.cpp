@@ -77,6 +77,10 @@ struct FloatProducts {
             d = (kGroup == 32 ? act.d : act.d16) + token * (act.padded / kGroup);
             sums = (kGroup == 32 ? act.sum32 : act.sum16) + token * (act.padded / kGroup);
         }
+        INLINE void next() {
+            q += 256, d += 256 / Fmt::kGroup, sums += 256 / Fmt::kGroup;
+            if (kPrecise) fine += 256;
+        }
     };
 
     // kPart: the factors behind the row are cleared since they may not be finite.
@@ -98,18 +102,19 @@ struct FloatProducts {
         INLINE void clear() { even = odd = offset = _mm256_setzero_ps(); }
 
         INLINE void add(const Unpacked& u, const Token& a, int64_t b) {
-            add_block(u, [&](auto k) { return u.w[k.value]; }, a.q + 256 * b, a, b);
+            add_block(u, [&](auto k) { return u.w[k.value]; }, a, b);
         }
-        INLINE void add(const typename Fmt::Block* block, const int8_t* q, const Token& a, int64_t b) {
+        INLINE void add(const typename Fmt::Block* block, const Token& a) {
             Unpacked u;
             Fmt::factors(block, u);
-            add_block(u, [&](auto k) { return Fmt::template weight<k.value>(block); }, q, a, b);
+            add_block(u, [&](auto k) { return Fmt::template weight<k.value>(block); }, a, 0);
         }
         INLINE float total() const { return sum_lanes(_mm256_add_ps(_mm256_add_ps(even, odd), offset)); }
 
        private:
         template <class Weight>
-        INLINE void add_block(const Unpacked& u, Weight weight, const int8_t* q, const Token& a, int64_t b) {
+        INLINE void add_block(const Unpacked& u, Weight weight, const Token& a, int64_t b) {
+            const int8_t* q = a.q + 256 * b;
             const int8_t* fine = kPrecise ? a.fine + 256 * b : nullptr;
             constexpr int kVectors = 256 / Fmt::kGroup / 8;  // of factors
             __m256 scale;
@@ -130,8 +135,8 @@ struct FloatProducts {
 };
 
 // Products scaled as integers: formats of 256 values, whose scales are integers below 128, with int8 activations, whose
-// factors are multiples of up to 127 of one per 256 values. A lane of int32 holds a block's sum: IQ4_XS comes closest to
-// 2^31 with 32 products of 127 * 127 * 32 * 127; the scales of Q6_K are larger, so each half of its block has its own sum.
+// factors are multiples of up to 128 of one per 256 values. A lane of int32 holds a block's sum: IQ4_XS comes closest to
+// 2^31 with 32 products of 127 * 127 * 32 * 127 (where a multiple is 128, activations are below 127); the scales of Q6_K are larger, so each half of its block has its own sum.
 template <class Fmt>
 struct IntegerProducts {
     static constexpr bool kHalves = std::is_same_v<Fmt, Q6_K>;
@@ -140,16 +145,17 @@ struct IntegerProducts {
 
     struct Token {
         const int8_t* q = nullptr;
-        const int16_t *multiple = nullptr, *sums = nullptr;  // of groups of 16
+        const int16_t *multiple = nullptr, *sums = nullptr;
         const float *step = nullptr, *sum32 = nullptr;
         Token() = default;
         Token(const Act& act, int64_t token) {
             q = act.q + token * act.padded;
-            multiple = act.multiple16 + token * (act.padded / 16);
+            multiple = Fmt::kGroup == 32 ? act.multiple16 + token * (act.padded / 16) : act.multiple128 + token * (act.padded / 32);
             sums = act.integer_sum16 + token * (act.padded / 16);
             step = act.step + token * (act.padded / 256);
             sum32 = act.sum32 + token * (act.padded / 32);
         }
+        INLINE void next() { q += 256, multiple += Fmt::kGroup == 32 ? 16 : 8, sums += 16, ++step, sum32 += 8; }
     };
 
     template <bool kPart>
@@ -165,22 +171,22 @@ struct IntegerProducts {
         INLINE void clear() { sum = offset = _mm256_setzero_ps(); }
 
         INLINE void add(const UnpackedIntegers& u, const Token& a, int64_t b) {
-            add_block<false>(u, [&](auto k) { return u.w[k.value]; }, a.q + 256 * b, a, b);
+            add_block<false>(u, [&](auto k) { return u.w[k.value]; }, a, b);
         }
         // The same for a single token: nothing goes by way of memory.
-        INLINE void add(const typename Fmt::Block* block, const int8_t* q, const Token& a, int64_t b) {
+        INLINE void add(const typename Fmt::Block* block, const Token& a) {
             UnpackedIntegers u;
             Fmt::integers(block, u);
-            add_block<true>(u, [&](auto k) { return Fmt::template weight<k.value>(block); }, q, a, b);
+            add_block<true>(u, [&](auto k) { return Fmt::template weight<k.value>(block); }, a, 0);
         }
         INLINE float total() const { return sum_lanes(_mm256_add_ps(sum, offset)); }
 
        private:
         // kByLoads: where weights do not come from memory, loads take the place of shuffles.
         template <bool kByLoads, class Weight>
-        INLINE void add_block(const UnpackedIntegers& u, Weight weight, const int8_t* q, const Token& a, int64_t b) {
-            const __m256i multiple = load32(a.multiple + 16 * b);
-            const __m256i scale = _mm256_mullo_epi16(u.scale, multiple);
+        INLINE void add_block(const UnpackedIntegers& u, Weight weight, const Token& a, int64_t b) {
+            const int8_t* q = a.q + 256 * b;
+            const __m256i scale = multiplied(u.scale, a, b);
             __m256i total = _mm256_setzero_si256(), first_half;
             if constexpr (Fmt::kGroup == 32) {  // each scale twice
                 alignas(32) int32_t twice[8];
@@ -200,15 +206,12 @@ struct IntegerProducts {
                     else
                         total = add_products(total, pairs, _mm256_shuffle_epi32(four[k / 4], k % 4 * 0x55));
                 });
-            } else {  // those of even groups in the low lane, of odd groups in the high lane
-                const __m256i order = _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15,  //
-                                                       0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
-                const __m256i lanes = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(scale, order), 0xD8);
+            } else {
                 alignas(32) float twice[4][8];  // of vectors 2 j and 2 j + 1 in turn: each scale in two int16, two of each
                 if constexpr (kByLoads) {
                     for (int j = 0; j < 4; ++j) {
                         const __m256i pick = _mm256_set1_epi64x(0x0302030201000100 + 0x0404040404040404 * j);
-                        _mm256_store_ps(twice[j], _mm256_castsi256_ps(_mm256_shuffle_epi8(lanes, pick)));
+                        _mm256_store_ps(twice[j], _mm256_castsi256_ps(_mm256_shuffle_epi8(scale, pick)));
                     }
                     __asm__("" : "+m"(twice));
                 }
@@ -224,7 +227,7 @@ struct IntegerProducts {
                         const __m256 both = _mm256_load_ps(twice[k / 2]);
                         by = _mm256_castps_si256(k % 2 ? _mm256_movehdup_ps(both) : _mm256_moveldup_ps(both));
                     } else {
-                        by = _mm256_shuffle_epi8(lanes, _mm256_set1_epi16(static_cast<short>(0x0100 + 0x0202 * k)));
+                        by = _mm256_shuffle_epi8(scale, _mm256_set1_epi16(static_cast<short>(0x0100 + 0x0202 * k)));
                     }
                     total = add_products(total, pairs, by);
                 });
@@ -238,11 +241,17 @@ struct IntegerProducts {
             } else if constexpr (Fmt::kOffset && Fmt::kGroup == 32) {
                 offset = _mm256_fnmadd_ps(u.offset, _mm256_loadu_ps(a.sum32 + 8 * b), offset);
             } else if constexpr (Fmt::kOffset) {
-                const __m256i minimum = _mm256_mullo_epi16(u.minimum, multiple);
-                const __m256i products = _mm256_madd_epi16(minimum, load32(a.sums + 16 * b));
+                const __m256i products = _mm256_madd_epi16(multiplied(u.minimum, a, b), load32(a.sums + 16 * b));
                 offset = _mm256_fnmadd_ps(_mm256_cvtepi32_ps(products), _mm256_mul_ps(u.offset, step), offset);
             }
             sum = _mm256_fmadd_ps(value, _mm256_mul_ps(u.factor, step), sum);
+        }
+        // A block's scales times the integers of the activations' factors.
+        static INLINE __m256i multiplied(__m256i scale, const Token& a, int64_t b) {
+            if constexpr (Fmt::kGroup == 32) return _mm256_mullo_epi16(scale, load32(a.multiple + 16 * b));
+            // 256 times the one by 128 times the other, over 2^15: exact.
+            const __m128i eight = _mm_loadu_si128(reinterpret_cast<const __m128i*>(a.multiple + 8 * b));
+            return _mm256_mulhrs_epi16(scale, _mm256_broadcastsi128_si256(eight));
         }
         static INLINE __m256i add_products(__m256i total, __m256i pairs, __m256i scale) {
 #if defined(DOT_WORDS)
@@ -253,6 +262,8 @@ struct IntegerProducts {
         }
     };
 };
+
+void prepare() { fill_half_values(); }
 
 template <class Fmt, bool kPrecise>
 using Products =

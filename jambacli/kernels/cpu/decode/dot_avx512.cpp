@@ -75,6 +75,10 @@ struct Products {
             factors = (Fmt::kGroup == 32 ? act.pairs : act.d16) + token * (act.padded / 16);
             sums = act.sum16 + token * (act.padded / 16);
         }
+        void next() {
+            q += 256, factors += 16, sums += 16;
+            if (kPrecise) fine += 256;
+        }
     };
 
     // kPart: the factors behind the row are cleared since they may not be finite.
@@ -95,11 +99,9 @@ struct Products {
         __m512 even, odd, offset;
         void clear() { even = odd = offset = _mm512_setzero_ps(); }
 
-        inline void add(const Unpacked& u, const Token& a, int64_t b) { add(u, a.q + 256 * b, a, b); }
-        inline void add(const typename Fmt::Block* block, const int8_t* q, const Token& a, int64_t b) {
-            add(unpack<false>(block, 8), q, a, b);
-        }
-        inline void add(const Unpacked& u, const int8_t* q, const Token& a, int64_t b) {
+        inline void add(const typename Fmt::Block* block, const Token& a) { add(unpack<false>(block, 8), a, 0); }
+        inline void add(const Unpacked& u, const Token& a, int64_t b) {
+            const int8_t* q = a.q + 256 * b;
             const __m512 factors = _mm512_loadu_ps(a.factors + 16 * b);
             const __m512 scale = _mm512_mul_ps(u.scale, factors);
             for (int k = 0; k < 4; ++k) {
@@ -129,6 +131,8 @@ struct Products {
         }
     };
 };
+
+void prepare() {}
 
 }  // namespace
 }  // namespace jamba

@@ -1,9 +1,11 @@
 // The loops over rows and tokens that the SIMD block products share, and their table. Included at the end of a file whose
-// anonymous namespace has kPrefetch and, for each format and precision, a kernel: Products<Format, kPrecise> with
+// anonymous namespace has kPrefetch, prepare(), which is called before the first product, and, for each format and precision, a
+// kernel: Products<Format, kPrecise> with
 //   Format::Block, kBytes   256 values
 //   Weights                 an unpacked block, from unpack(block, blocks): only the first `blocks` groups of 32 are the row's
-//   Token                   where a token's activations are
-//   Sums                    of one row and token: clear(), add(weights, token, b) for block b of the activations, total()
+//   Token                   where a token's activations are; next(): those of its next 256 values
+//   Sums                    of one row and token: clear(), add(weights, token, b) for block b of the activations,
+//                           add(block, token) for the first one, unpacked as it is multiplied; total()
 #pragma once
 
 namespace jamba {
@@ -54,19 +56,20 @@ void some_tokens(const Rows& w, const typename P::Token* a, int64_t r0, int64_t 
 
 // The same for one token: a block is unpacked as it is multiplied.
 template <class P>
-void one_token(const Rows& w, const typename P::Token& a, int64_t r0, int64_t r1, float* y) {
+__attribute__((noinline)) void one_token(const Rows& w, const typename P::Token& a, int64_t r0, int64_t r1, float* y) {
     using Block = typename P::Format::Block;
     constexpr int kBytes = P::Format::kBytes;
     const int64_t full = w.n / 256, rest = w.row_bytes - full * kBytes;
     const int rest_groups = static_cast<int>((w.n % 256 + 31) / 32);
     for (int64_t r = r0; r < r1; ++r) {
         const uint8_t* p = w.data + r * w.row_bytes;
-        const int8_t* q = a.q;
+        typename P::Token at = a;
         typename P::Sums sums;
         sums.clear();
-        for (int64_t b = 0; b < full; ++b, p += kBytes, q += 256) {
+        for (int64_t b = 0; b < full; ++b, p += kBytes) {
             prefetch(p, kBytes);
-            sums.add(reinterpret_cast<const Block*>(p), q, a, b);
+            sums.add(reinterpret_cast<const Block*>(p), at);
+            at.next();
         }
         if (rest) {
             uint8_t copy[kBytes];
@@ -111,6 +114,7 @@ void gemv(const Rows& w, const Act& act, const int32_t* tokens, int m, int64_t r
 namespace JAMBA_VARIANT {
 
 void fill_dot(InnerKernels& ops) {
+    prepare();
 #define FORMAT(name, block, id) ops.gemv[k##name] = gemv<name>;
     BLOCK_FORMATS(FORMAT)
 #undef FORMAT

@@ -27,7 +27,7 @@ SIMD_FN void quantize_group(const float* x, float factor, float inverse, int64_t
     out.sum32[b] = out.pairs[at + 4] = factor * (sums[0] + sums[1]);
     for (int h = 0; h < 2; ++h) {
         out.sum16[2 * b + h] = factor * sums[h];
-        if constexpr (!kPrecise) out.integer_sum16[2 * b + h] = static_cast<int16_t>(sums[h]);
+        if constexpr (!kPrecise) out.integer_sum16[b / 8 * 16 + 8 * h + b % 8] = static_cast<int16_t>(sums[h]);
     }
 }
 
@@ -48,7 +48,7 @@ void quantize_precise(const float* row, int64_t begin, int64_t end, const Quanti
 // Each group's factor is the least multiple of its 256 values' step with which the integers fit 8 bits.
 void quantize_int8(const float* row, int64_t begin, int64_t end, const Quantized& out) {
 #if defined(__AVX2__)
-    for (int64_t block = begin / 256; block < end / 256; ++block) quantize_256(row + 256 * block, block, kLeastValue, out);
+    quantize_blocks(row, begin / 256, end / 256, kLeastValue, out);
 #else
     constexpr float kMultiples = 127.0f;
     for (int64_t block = begin / 256; block < end / 256; ++block) {
@@ -67,6 +67,7 @@ void quantize_int8(const float* row, int64_t begin, int64_t end, const Quantized
             const int multiple = whole + (static_cast<float>(whole) < exact);
             const float count = static_cast<float>(multiple);
             out.multiple16[2 * b] = out.multiple16[2 * b + 1] = static_cast<int16_t>(multiple);
+            out.multiple128[b] = static_cast<int16_t>(128 * multiple);
             quantize_group<false>(row + 32 * b, step * count, multiple ? 127.0f * by_top / count : 0.0f, b, out);
         }
     }

@@ -31,10 +31,11 @@ struct Act {
     const float* d16;    // [tokens, padded / 16]: each factor twice
     const float* sum16;  // [tokens, padded / 16]
     const float* pairs;  // [tokens, padded / 256, 16]: factors 0-3, sums 0-3, factors 4-7, sums 4-7 of groups of 32
-    // Unless precise: the factors of 256 values as integers (0 to 127) times a step, and the sums of q.
+    // Unless precise: the factors of 256 values as integers (0 to 128) times a step, and the sums of q.
     const float* step;             // [tokens, padded / 256]
     const int16_t* multiple16;     // [tokens, padded / 16]: the integer of each group of 32 twice
-    const int16_t* integer_sum16;  // [tokens, padded / 16]
+    const int16_t* multiple128;    // [tokens, padded / 32]: 128 times the integer
+    const int16_t* integer_sum16;  // [tokens, padded / 256, 16]: of the first halves of the eight groups, then of the second
     int64_t padded;
 };
 
@@ -42,7 +43,7 @@ struct Act {
 struct Quantized {
     int8_t *q, *fine;  // fine null: not precise
     float *d, *sum32, *d16, *sum16, *pairs, *step;
-    int16_t *multiple16, *integer_sum16;
+    int16_t *multiple16, *multiple128, *integer_sum16;
 };
 
 constexpr int64_t kPad = 256;

@@ -47,8 +47,14 @@ inline void store_words(int16_t* p, const __m256i* x) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), packed);
 }
 
-// Block `block` of a row: 256 floats at `x`.
-inline void quantize_256(const float* x, int64_t block, float least, const Quantized& out) {
+// Of 256 values: the factors of the eight groups as integers times `step`, as floats, and their reciprocals.
+struct Factors {
+    float step;
+    __m256i multiple;
+    __m256 factor, inverse;
+};
+
+inline Factors factors_of_256(const float* x, float least) {
     constexpr float kMultiples = 127.0f;
     const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
     __m256 most[8];
@@ -60,8 +66,6 @@ inline void quantize_256(const float* x, int64_t block, float least, const Quant
     const float top = largest(tops);
     const float step = top > least ? top / (kMultiples * 127.0f) : 0.0f;
     const float by_top = top > least ? kMultiples / top : 0.0f;
-    out.step[block] = step;
-
     // The least integer that is not below `exact`; 0 where that is no number of the range.
     const __m256 exact = _mm256_mul_ps(tops, _mm256_set1_ps(by_top)), zero = _mm256_setzero_ps();
     const __m256 in_range =
@@ -73,9 +77,16 @@ inline void quantize_256(const float* x, int64_t block, float least, const Quant
     const __m256 factor = _mm256_mul_ps(_mm256_set1_ps(step), count);
     const __m256 inverse =
         _mm256_and_ps(_mm256_div_ps(_mm256_set1_ps(127.0f * by_top), count), _mm256_cmp_ps(count, zero, _CMP_GT_OQ));
+    return {step, multiple, factor, inverse};
+}
 
+// Stores the integers of block `block` of a row, 256 floats at `x`, and their factors and sums in all layouts.
+inline void round_256(const float* x, int64_t block, const Factors& f, const Quantized& out) {
+    const __m256i multiple = f.multiple;
+    const __m256 factor = f.factor;
+    out.step[block] = f.step;
     float inverses[8];
-    _mm256_storeu_ps(inverses, inverse);
+    _mm256_storeu_ps(inverses, f.inverse);
     __m256i sums[8];
     for (int g = 0; g < 8; ++g) {
         const __m256 by = _mm256_broadcast_ss(inverses + g);
@@ -88,8 +99,9 @@ inline void quantize_256(const float* x, int64_t block, float least, const Quant
     }
     __m256i first, second, words[2];
     half_sums(sums, first, second);
+    const __m256i halves[2] = {first, second};
+    store_words(out.integer_sum16 + 16 * block, halves);
     interleave(first, second, words);
-    store_words(out.integer_sum16 + 16 * block, words);
     __m256i factors[2];
     interleave(_mm256_castps_si256(factor), _mm256_castps_si256(factor), factors);
     for (int h = 0; h < 2; ++h) {
@@ -99,11 +111,25 @@ inline void quantize_256(const float* x, int64_t block, float least, const Quant
     }
     interleave(multiple, multiple, words);
     store_words(out.multiple16 + 16 * block, words);
+    const __m256i by_128 = _mm256_slli_epi32(multiple, 7);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out.multiple128 + 8 * block),
+                     _mm_packs_epi32(_mm256_castsi256_si128(by_128), _mm256_extracti128_si256(by_128, 1)));
     const __m256 sum32 = _mm256_mul_ps(factor, _mm256_cvtepi32_ps(_mm256_add_epi32(first, second)));
     _mm256_storeu_ps(out.d + 8 * block, factor);
     _mm256_storeu_ps(out.sum32 + 8 * block, sum32);
     _mm256_storeu_ps(out.pairs + 16 * block, _mm256_permute2f128_ps(factor, sum32, 0x20));
     _mm256_storeu_ps(out.pairs + 16 * block + 8, _mm256_permute2f128_ps(factor, sum32, 0x31));
+}
+
+// Blocks [begin, end) of a row. Each of the two steps waits for itself: some blocks at a time take it side by side.
+inline void quantize_blocks(const float* row, int64_t begin, int64_t end, float least, const Quantized& out) {
+    constexpr int64_t kSome = 4;
+    Factors f[kSome];
+    for (int64_t block = begin; block < end; block += kSome) {
+        const int64_t count = end - block < kSome ? end - block : kSome;
+        for (int64_t i = 0; i < count; ++i) f[i] = factors_of_256(row + 256 * (block + i), least);
+        for (int64_t i = 0; i < count; ++i) round_256(row + 256 * (block + i), block + i, f[i], out);
+    }
 }
 
 }  // namespace

@@ -33,6 +33,7 @@ ActBuffer take_act(Scratch& scratch, int64_t m, int64_t n, bool quantized) {
         a.q.pairs = scratch.take<float>(m * a.padded / 16);
         a.q.step = scratch.take<float>(m * a.padded / 256);
         a.q.multiple16 = scratch.take<int16_t>(m * a.padded / 16);
+        a.q.multiple128 = scratch.take<int16_t>(m * a.padded / 32);
         a.q.integer_sum16 = scratch.take<int16_t>(m * a.padded / 16);
     }
     return a;

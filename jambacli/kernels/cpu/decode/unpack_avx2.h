@@ -20,8 +20,8 @@ struct Unpacked {
 // A block whose scales are integers. The value is factor * scale * (w - kBias), less offset.
 struct UnpackedIntegers {
     __m256i w[8];
-    __m256i scale;    // int16, of groups of 16; of groups of 32 each twice
-    __m256i minimum;  // Q2_K: int16, of groups of 16
+    __m256i scale;    // int16: of groups of 32 each twice; of groups of 16 as even_and_odd() has them
+    __m256i minimum;  // Q2_K: as even_and_odd() has them
     __m256 factor;    // in all lanes
     __m256 offset;    // of groups of 32: float; Q2_K: the factor of minimums, in all lanes
 };
@@ -29,7 +29,17 @@ struct UnpackedIntegers {
 INLINE __m256i bytes(int x) { return _mm256_set1_epi8(static_cast<char>(x)); }
 INLINE __m256i load32(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 INLINE float to_float(const Half& half) { return _cvtsh_ss(read_u16(&half)); }
-INLINE __m256 repeated(const Half& half) { return _mm256_cvtph_ps(_mm_set1_epi16(static_cast<short>(read_u16(&half)))); }
+
+// The values of all f16. Loads have ports of their own; a conversion takes three operations on those that multiply.
+alignas(64) float half_values[1 << 16];
+
+inline void fill_half_values() {
+    const __m128i eight = _mm_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7);
+    for (int i = 0; i < 1 << 16; i += 8)
+        _mm256_store_ps(half_values + i, _mm256_cvtph_ps(_mm_add_epi16(eight, _mm_set1_epi16(static_cast<short>(i)))));
+}
+
+INLINE __m256 repeated(const Half& half) { return _mm256_broadcast_ss(half_values + read_u16(&half)); }
 INLINE __m256i low_bits(__m256i x, int shift, int mask) {
     return _mm256_and_si256(shift ? _mm256_srli_epi16(x, shift) : x, bytes(mask));
 }
@@ -54,6 +64,13 @@ INLINE __m256i spread_bits(uint32_t bits, int value) {
     const __m256i each = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201u));
     const __m256i spread = _mm256_shuffle_epi8(_mm256_set1_epi32(static_cast<int>(bits)), order);
     return _mm256_and_si256(_mm256_cmpeq_epi8(_mm256_and_si256(spread, each), each), bytes(value));
+}
+
+// Sixteen signed bytes as int16, times 256: the even ones in the low lane, the odd ones in the high lane.
+INLINE __m256i even_and_odd(__m128i bytes) {
+    const __m256i order = _mm256_setr_epi8(-1, 0, -1, 2, -1, 4, -1, 6, -1, 8, -1, 10, -1, 12, -1, 14,  //
+                                           -1, 1, -1, 3, -1, 5, -1, 7, -1, 9, -1, 11, -1, 13, -1, 15);
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(bytes), order);
 }
 
 // One f16 field of each of eight blocks.
@@ -181,12 +198,6 @@ struct IQ4_XS : Of256<block_iq4_xs> {
     }
 };
 
-// Eight bytes in every quarter, by way of memory: loads have ports of their own, and shuffles share the multipliers'.
-INLINE __m256i in_quarters(uint64_t x) {
-    __asm__("" : "+m"(x));
-    return _mm256_set1_epi64x(static_cast<int64_t>(x));
-}
-
 INLINE __m256 byte_floats(uint64_t eight) {
     return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<int64_t>(eight))));
 }
@@ -212,17 +223,22 @@ INLINE void k_factors(const Block& block, Unpacked& u) {
 
 template <class Block>
 INLINE void k_integers(const Block& block, UnpackedIntegers& u) {
-    const SixBits six = six_bits(block.scales);
+    // In each lane: scales 0-3, minimums 0-3, scales 4-7, minimums 4-7.
+    constexpr int kSix = 0x3f3f3f3f, kFour = 0x0f0f0f0f, kTop = 0x30303030;
+    const __m256i first = _mm256_set1_epi64x(static_cast<int64_t>(read_u64(block.scales)));
+    const __m256i last = _mm256_set1_epi32(static_cast<int>(read_u32(block.scales + 8)));
+    const __m256i bytes = _mm256_or_si256(
+        _mm256_and_si256(_mm256_srlv_epi32(first, _mm256_setr_epi32(0, 0, 2, 2, 0, 0, 2, 2)),
+                         _mm256_setr_epi32(kSix, kSix, kTop, kTop, kSix, kSix, kTop, kTop)),
+        _mm256_and_si256(_mm256_srlv_epi32(last, _mm256_setr_epi32(0, 0, 0, 4, 0, 0, 0, 4)),
+                         _mm256_setr_epi32(0, 0, kFour, kFour, 0, 0, kFour, kFour)));
     const __m256i twice = _mm256_setr_epi8(0, -1, 0, -1, 1, -1, 1, -1, 2, -1, 2, -1, 3, -1, 3, -1,  //
-                                           4, -1, 4, -1, 5, -1, 5, -1, 6, -1, 6, -1, 7, -1, 7, -1);
-    u.scale = _mm256_shuffle_epi8(in_quarters(six.scales), twice);
-    uint64_t minimums = six.minimums;
-    __asm__("" : "+m"(minimums));
-    const __m128i eight = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(&minimums));
-    // d and dmin in turn
-    const __m256 factors = _mm256_cvtph_ps(_mm_castps_si128(_mm_broadcast_ss(reinterpret_cast<const float*>(&block.d))));
-    u.factor = _mm256_moveldup_ps(factors);
-    u.offset = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(eight)), _mm256_movehdup_ps(factors));
+                                           8, -1, 8, -1, 9, -1, 9, -1, 10, -1, 10, -1, 11, -1, 11, -1);
+    const __m256i minimums = _mm256_setr_epi8(4, -1, -1, -1, 5, -1, -1, -1, 6, -1, -1, -1, 7, -1, -1, -1,  //
+                                              12, -1, -1, -1, 13, -1, -1, -1, 14, -1, -1, -1, 15, -1, -1, -1);
+    u.scale = _mm256_shuffle_epi8(bytes, twice);
+    u.factor = repeated(block.d);
+    u.offset = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_shuffle_epi8(bytes, minimums)), repeated(block.dmin));
 }
 
 struct Q4_K : Of256<block_q4_k> {
@@ -265,7 +281,7 @@ struct Q6_K : Of256<block_q6_k> {
         }
     }
     static INLINE void integers(const Block* b, UnpackedIntegers& u) {
-        u.scale = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(b->scales)));
+        u.scale = even_and_odd(_mm_loadu_si128(reinterpret_cast<const __m128i*>(b->scales)));
         u.factor = repeated(b->d);
     }
 };
@@ -297,7 +313,7 @@ struct Q3_K : Of256<block_q3_k> {
         }
     }
     static INLINE void integers(const Block* b, UnpackedIntegers& u) {
-        u.scale = _mm256_sub_epi16(_mm256_cvtepu8_epi16(scales(b)), _mm256_set1_epi16(32));
+        u.scale = even_and_odd(_mm_sub_epi8(scales(b), _mm_set1_epi8(32)));
         u.factor = repeated(b->d);
     }
 };
@@ -318,8 +334,8 @@ struct Q2_K : Of256<block_q2_k> {
     }
     static INLINE void integers(const Block* b, UnpackedIntegers& u) {
         const __m128i packed = _mm_loadu_si128(reinterpret_cast<const __m128i*>(b->scales)), low = _mm_set1_epi8(15);
-        u.scale = _mm256_cvtepu8_epi16(_mm_and_si128(packed, low));
-        u.minimum = _mm256_cvtepu8_epi16(_mm_and_si128(_mm_srli_epi16(packed, 4), low));
+        u.scale = even_and_odd(_mm_and_si128(packed, low));
+        u.minimum = even_and_odd(_mm_and_si128(_mm_srli_epi16(packed, 4), low));
         u.factor = repeated(b->d);
         u.offset = repeated(b->dmin);
     }

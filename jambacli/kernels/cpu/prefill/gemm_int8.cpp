@@ -298,6 +298,8 @@ struct I8 {
     using Block = block_i8;
     static constexpr int kGroup = 32, kBias = 0, kMost = 255;
     static constexpr bool kMinimum = false;
+    static inline __m256i levels(const Block& b, int) { return load32(&b); }
+    static inline Planes planes(const Block& b, int) { return planes_of(load32(&b)); }
 };
 
 // 16 rows of 256 levels, two chunks to a line.
@@ -306,29 +308,29 @@ using Levels = uint8_t[4][kGroup][64];
 // Levels and scales of up to 256 values of row r, from `p` on.
 template <class Fmt>
 inline void unpack_row(const uint8_t* p, int64_t n, const float* row_scale, int r, Levels* levels, float* scales, float* offsets) {
-    const auto put = [levels, r](int64_t c, __m256i x) {
-        if constexpr (planes<Fmt>() == 2) {  // 16 * high + low, from -8 to 8 and from -8 to 7
-            const __m256i eight = _mm256_set1_epi8(8);
-            const __m256i high = _mm256_sub_epi8(_mm256_xor_si256(bits(x, 4, 15), eight), eight);
-            store32(levels[1][c / 2][r] + c % 2 * kChunk, _mm256_add_epi8(high, bits(x, 3, 1)));
-            x = _mm256_sub_epi8(_mm256_xor_si256(bits(x, 0, 15), eight), eight);
+    const auto store_row = [levels, r](int plane, int64_t c, __m256i x) { store32(levels[plane][c / 2][r] + c % 2 * kChunk, x); };
+    const auto put = [&](int64_t c, const typename Fmt::Block* block, int i) {
+        if constexpr (planes<Fmt>() == 2) {
+            const Planes both = Fmt::planes(*block, i);
+            store_row(0, c, both.low);
+            store_row(1, c, both.high);
+        } else {
+            store_row(0, c, _mm256_sub_epi8(Fmt::levels(*block, i), _mm256_set1_epi8(static_cast<char>(middle<Fmt>()))));
         }
-        if constexpr (middle<Fmt>() > 0) x = _mm256_sub_epi8(x, _mm256_set1_epi8(static_cast<char>(middle<Fmt>())));
-        store32(levels[0][c / 2][r] + c % 2 * kChunk, x);
     };
     if constexpr (Fmt::Block::kValues == 1) {
         for (int64_t c = 0; c * kChunk < n; ++c) {
             alignas(32) uint8_t last[kChunk] = {};
             const int64_t left = n - c * kChunk;
             if (left < kChunk) std::memcpy(last, p + c * kChunk, static_cast<size_t>(left));
-            put(c, load32(left < kChunk ? last : p + c * kChunk));
+            put(c, reinterpret_cast<const block_i8*>(left < kChunk ? last : p + c * kChunk), 0);
             scales[c] = short_scale(*row_scale);
         }
     } else {
         constexpr int kChunks = Fmt::Block::kValues / kChunk;
         const auto* block = reinterpret_cast<const typename Fmt::Block*>(p);
         for (int64_t c = 0; c * kChunk < n; c += kChunks, ++block) {
-            for (int i = 0; i < kChunks; ++i) put(c + i, Fmt::levels(*block, i));
+            for (int i = 0; i < kChunks; ++i) put(c + i, block, i);
             const int64_t g = c * 32 / Fmt::kGroup;
             if constexpr (integer_scales<Fmt>()) {
                 scale_sixteen(1.0f, Fmt::units(*block), scales + g);
@@ -473,6 +475,40 @@ inline void integer_sums(const uint8_t* w, const int64_t* w_at, const uint8_t (*
 #endif
 }
 
+// Adds the same for levels in two planes, 16 * high + low, `plane` bytes apart: two rows of inputs at a time, whose bytes meet both
+// planes while they are in a register, and whose sums all stay in registers.
+template <int kSteps, int T>
+inline void plane_sums(const uint8_t* w, int64_t plane, const int64_t* w_at, const uint8_t (*u)[kChunk], vbytes (&acc)[kVectors][T]) {
+#if !defined(DOT_BYTES)
+    constexpr int kRows = T < 2 ? T : 2;
+#pragma GCC unroll 2
+    for (int first = 0; first < T; first += kRows) {
+        vbytes words[2][kVectors][kRows];
+#pragma GCC unroll 8
+        for (int k = 0; k < kSteps; ++k) {
+            vbytes b[kRows];
+            for (int t = 0; t < kRows; ++t) b[t] = four_inputs(u[first + t < T ? first + t : first] + 4 * k);
+            for (int p = 0; p < 2; ++p) {
+                for (int v = 0; v < kVectors; ++v) {
+                    const vbytes a = load_bytes(w + p * plane + w_at[v] + k * kGroup * 4);
+                    for (int t = 0; t < kRows; ++t) {
+                        const vbytes products = pairs(b[t], a);
+                        words[p][v][t] = k ? add_pairs(words[p][v][t], products) : products;
+                        settle(words[p][v][t]);
+                    }
+                }
+            }
+        }
+        for (int v = 0; v < kVectors; ++v) {
+            for (int t = 0; t < kRows && first + t < T; ++t) {
+                const vbytes low = widen_pairs(words[0][v][t], set_words(1)), high = widen_pairs(words[1][v][t], set_words(16));
+                acc[v][first + t] = add_ints(acc[v][first + t], add_ints(low, high));
+            }
+        }
+    }
+#endif
+}
+
 // One microkernel: kVectors vectors of rows of weights times the first T rows of a part of inputs.
 template <class Fmt, int T>
 inline void micro(const uint8_t* w, const int64_t* w_at, const uint8_t* scales, const int64_t* scales_at, const InputPart* x,
@@ -504,9 +540,10 @@ inline void micro(const uint8_t* w, const int64_t* w_at, const uint8_t* scales, 
                 for (int t = 0; t < T; ++t)
                     acc[v][t] = ranged<Fmt>() ? set_ints(kMagicBits) : load_bytes(scales_of(v)->third.start);
             const auto* u = reinterpret_cast<const uint8_t(*)[kChunk]>(x->u[0] + half * 16);
-            integer_sums<kSteps, kTerms, false, T>(w + half * kSteps * kGroup * 4, w_at, u, nullptr, nullptr, 1, acc);
             if constexpr (planes<Fmt>() == 2)
-                integer_sums<kSteps, kTerms, false, T>(w + chunks * kChunkSize, w_at, u, nullptr, nullptr, 16, acc);
+                plane_sums<kSteps, T>(w, chunks * kChunkSize, w_at, u, acc);
+            else
+                integer_sums<kSteps, kTerms, false, T>(w + half * kSteps * kGroup * 4, w_at, u, nullptr, nullptr, 1, acc);
             for (int v = 0; v < kVectors; ++v) {
                 const GroupScales* s = scales_of(v);
                 const vf scale = load(s->scale), minus_magic = load(s->minus_magic);

@@ -3,7 +3,7 @@
 //
 // Each format has: kGroup, the values that share a scale (32 or 16); kMinimum, whether the value is scale * level - offset
 // (else it is scale * (level - kBias)); kMost, the largest level, or 255 where levels are signed bytes; levels(), chunk c of a
-// block; scales(), the scales and offsets of a block's groups; units(), where 16 groups have no offsets, their scales over the
+// block; planes(), where levels are signed bytes, the same in two parts; scales(), the scales and offsets of a block's groups; units(), where 16 groups have no offsets, their scales over the
 // block's factor d.
 #pragma once
 
@@ -48,8 +48,38 @@ inline __m256i fifth_bits(const uint8_t* p) {
     return _mm256_and_si256(_mm256_cmpeq_epi8(_mm256_and_si256(spread, each), each), _mm256_set1_epi8(16));
 }
 
-inline __m256i iq4_values(const uint8_t* p) {
-    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(load16(kIq4Values)), nibbles(p));
+inline __m256i from_table(const int8_t* table, __m256i codes) {
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(load16(table)), codes);
+}
+
+inline __m256i iq4_values(const uint8_t* p) { return from_table(kIq4Values, nibbles(p)); }
+
+// Bytes as 16 * high + low, both from -8 to 8.
+struct Planes {
+    __m256i low, high;
+};
+
+inline Planes planes_of(__m256i x) {
+    const __m256i eight = _mm256_set1_epi8(8);
+    const __m256i high = _mm256_sub_epi8(_mm256_xor_si256(bits(x, 4, 15), eight), eight);
+    return {_mm256_sub_epi8(_mm256_xor_si256(bits(x, 0, 15), eight), eight), _mm256_add_epi8(high, bits(x, 3, 1))};
+}
+
+// The same of the sixteen values of IQ4_NL and IQ4_XS.
+struct Iq4Planes {
+    int8_t low[16], high[16];
+    constexpr Iq4Planes() : low{}, high{} {
+        for (int i = 0; i < 16; ++i) {
+            low[i] = static_cast<int8_t>((kIq4Values[i] + 136) % 16 - 8);
+            high[i] = static_cast<int8_t>((kIq4Values[i] - low[i]) / 16);
+        }
+    }
+};
+constexpr Iq4Planes kIq4Planes;
+
+inline Planes iq4_planes(const uint8_t* p) {
+    const __m256i codes = nibbles(p);
+    return {from_table(kIq4Planes.low, codes), from_table(kIq4Planes.high, codes)};
 }
 
 // The eight six-bit scales and minimums of Q4_K and Q5_K.
@@ -107,6 +137,7 @@ struct Q8_0 {
     static constexpr int kGroup = 32, kBias = 0, kMost = 255;
     static constexpr bool kMinimum = false;
     static inline __m256i levels(const Block& b, int) { return load32(b.qs); }
+    static inline Planes planes(const Block& b, int) { return planes_of(load32(b.qs)); }
     static inline void scales(const Block& b, float* scale, float*) { *scale = to_float(b.d); }
 };
 
@@ -181,6 +212,7 @@ struct IQ4_NL {
     static constexpr int kGroup = 32, kBias = 0, kMost = 255;
     static constexpr bool kMinimum = false;
     static inline __m256i levels(const Block& b, int) { return iq4_values(b.qs); }
+    static inline Planes planes(const Block& b, int) { return iq4_planes(b.qs); }
     static inline void scales(const Block& b, float* scale, float*) { *scale = to_float(b.d); }
 };
 
@@ -189,9 +221,15 @@ struct IQ4_XS {
     static constexpr int kGroup = 32, kBias = 0, kMost = 255;
     static constexpr bool kMinimum = false;
     static inline __m256i levels(const Block& b, int c) { return iq4_values(b.qs + 16 * c); }
+    static inline Planes planes(const Block& b, int c) { return iq4_planes(b.qs + 16 * c); }
     static inline void scales(const Block& b, float* scale, float*) {
-        const float d = to_float(b.d);
-        for (int c = 0; c < 8; ++c) scale[c] = d * static_cast<float>(iq4_xs_scale(b, c));
+        const __m256i low = _mm256_srlv_epi32(_mm256_set1_epi32(static_cast<int>(read_u32(b.scales_l))),
+                                              _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
+        const __m256i high =
+            _mm256_srlv_epi32(_mm256_set1_epi32(read_u16(b.scales_h) << 4), _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14));
+        const __m256i units = _mm256_or_si256(_mm256_and_si256(low, _mm256_set1_epi32(15)), _mm256_and_si256(high, _mm256_set1_epi32(48)));
+        const __m256 whole = _mm256_cvtepi32_ps(_mm256_sub_epi32(units, _mm256_set1_epi32(32)));
+        _mm256_storeu_ps(scale, _mm256_mul_ps(_mm256_set1_ps(to_float(b.d)), whole));
     }
 };
 
