@@ -350,3 +350,20 @@ def test_a_template_without_tools_is_refused_in_one_line(server: Running) -> Non
     ):
         answer = server.client.post(CHAT, json=body)
         assert answer.status_code == 400 and "has no tools" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("before", ["", "Let me see.\n"])
+def test_log_probabilities_are_those_of_the_text(served: Served, monkeypatch: pytest.MonkeyPatch, before: str) -> None:
+    form, model, running = served
+    tokens: list[str] = []
+    for calls in ([PARIS], []):
+        text = written(form, *calls, before=before) if calls else "See <tool"
+        script(monkeypatch, model, text, text)
+        choice = ask(running, logprobs=True, top_logprobs=1)
+        content = choice["message"]["content"] or ""
+        tokens = [entry["token"] for entry in choice["logprobs"]["content"]]
+        assert "".join(tokens) == content == (before.strip() if calls else text)
+        body = {"messages": ASK, "tools": [WEATHER], "stream": True, "logprobs": True, "top_logprobs": 1}
+        chunks = [json.loads(chunk) for chunk in events(running.client.post(CHAT, json=body))[:-1]]
+        scored = [c["choices"][0]["logprobs"] for c in chunks]
+        assert [entry["token"] for one in scored if one for entry in one["content"]] == tokens
