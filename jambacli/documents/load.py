@@ -211,7 +211,7 @@ def _extracted(kind: str, path: str, name: str, sandbox: Sandbox | None) -> Docu
     parts = tuple(p for p in found.pieces if p.text.strip())
     if not parts:
         raise BadFileError(name, "contains no text")
-    remarks = [found.remark] if found.remark else []
+    remarks = list(found.remarks)
     if len(parts) < len(found.pieces):
         blank = [p.first for p in found.pieces if not p.text.strip()]
         what = "page has no text (a scan?) and was" if len(blank) == 1 else "pages have no text (scans?) and were"

@@ -25,11 +25,12 @@ _ROOT = str(Path(__file__).resolve().parents[3])
 
 @dataclass
 class Extracted:
-    """The text of a file: ``pieces`` in order, numbered by ``unit`` ("page", "line" or "paragraph"), and a remark on it."""
+    """The text of a file: ``pieces`` in order, numbered by ``unit`` ("page", "line" or "paragraph"), and remarks on it: what
+    was guessed, and what was left out."""
 
     unit: str
     pieces: list[DocumentPart]
-    remark: str | None = None
+    remarks: tuple[str, ...] = ()
 
 
 class Sandbox:
@@ -65,7 +66,7 @@ class Sandbox:
             if "error" in answer:
                 raise JambaError(answer["error"])
             if "done" in answer:
-                return Extracted(unit, pieces, remark)
+                return Extracted(unit, pieces, (*([remark] if remark else []), *answer["remarks"]))
             if "unit" in answer:
                 unit, remark = answer["unit"], answer["remark"]
             else:

@@ -30,11 +30,12 @@ def _bound() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _pieces(kind: str, path: str, name: str) -> tuple[str, Iterator[DocumentPart], str | None]:
+def _pieces(kind: str, path: str, name: str, remarks: list[str]) -> tuple[str, Iterator[DocumentPart], str | None]:
+    """The unit, the pieces, and a remark; more are added to ``remarks`` while the pieces are read."""
     if kind == "pdf":
         from jambacli.documents.extract.pdf import pdf_pages
 
-        return "page", pdf_pages(path, name), None
+        return "page", pdf_pages(path, name, remarks), None
     if kind == "docx":
         from jambacli.documents.extract.docx import docx_pieces
 
@@ -52,7 +53,8 @@ def _serve(request: dict[str, str], out: IO[str]) -> None:
 
     name = request["name"]
     try:
-        unit, pieces, remark = _pieces(request["kind"], request["path"], name)
+        remarks: list[str] = []
+        unit, pieces, remark = _pieces(request["kind"], request["path"], name, remarks)
         say(unit=unit, remark=remark)
         total = 0
         for piece in pieces:
@@ -60,7 +62,7 @@ def _serve(request: dict[str, str], out: IO[str]) -> None:
             if total > MAX_TEXT:
                 raise BadFileError(name, f"contains more than {MAX_TEXT >> 20} MB of text; split it")
             say(text=piece.text, first=piece.first, last=piece.last)
-        say(done=True)
+        say(done=True, remarks=remarks)
     except JambaError as error:
         say(error=str(error))
     except (MemoryError, RecursionError):
