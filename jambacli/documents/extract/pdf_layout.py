@@ -19,17 +19,20 @@ _GUTTER = 1.0
 # A wider gap within a line separates cells.
 _CELL_GAP = 1.4
 _DEPTH = 12
+# A table's cell has at most this many lines.
+_CELL_LINES = 10
 
 
 @dataclass(frozen=True)
 class Run:
-    """Text in one piece of a line, and its box in points; y grows upwards."""
+    """Text in one piece of a line, and its box in points; y grows upwards. ``order``: its place in the file, if known."""
 
     text: str
     left: float
     bottom: float
     right: float
     top: float
+    order: int = -1
 
     @property
     def height(self) -> float:
@@ -68,6 +71,13 @@ def _region(runs: Sequence[Run], height: float, depth: int) -> list[Line]:
     lines: list[Line] = []
     for group in _groups(_bands(runs), height):
         members = [run for band in group for run in band]
+        if rows := _rows_of_cells(group, members, height):
+            for row in rows:
+                if isinstance(row, Line):
+                    lines.append(row)
+                else:
+                    lines += _region(row, height, depth - 1)
+            continue
         cut = _column_cut(members, height)
         if cut is None:
             lines += _rows(members, height)
@@ -143,6 +153,40 @@ def _without_tail(group: list[list[Run]], height: float) -> list[list[list[Run]]
         if above - max(run.top for run in group[i]) > 0.9 * height:
             return [group[:i], group[i:]]
     return [group]
+
+
+def _rows_of_cells(group: list[list[Run]], members: list[Run], height: float) -> list[Line | list[Run]] | None:
+    """The rows of a table that has cells of several lines; None if it is none.
+
+    The file writes such a table row by row: all of a row precedes all of the next, both on the page and in the file, which is
+    true of no columns of text. A row is a line; one too long for a table is left as its runs.
+    """
+    columns = _intervals(members, height)
+    if len(columns) < 2:
+        return None
+    rows: list[list[Run]] = []
+    last = -1
+    following = [min((run.order for run in band if run.order >= 0), default=1 << 60) for band in group] + [1 << 60]
+    for i in range(len(group) - 1, -1, -1):
+        following[i] = min(following[i], following[i + 1])
+    for i, band in enumerate(group):
+        if rows and following[i] <= last:
+            rows[-1] += band
+        else:
+            rows.append(list(band))
+        last = max(last, *(run.order for run in band))
+    cells = [[_rows([r for r in row if a <= (r.left + r.right) / 2 <= b], height) for a, b in columns] for row in rows]
+    tall = sum(max(map(len, row)) > 1 and sum(map(bool, row)) > 1 for row in cells)
+    if len(rows) < 2 or tall == 0 or (tall == 1 and len(rows) < 3):
+        return None
+    out: list[Line | list[Run]] = []
+    for row, columns_of in zip(rows, cells, strict=True):
+        if max(map(len, columns_of)) > _CELL_LINES:
+            out.append(row)
+        else:
+            texts = [joined(lines).replace("\n", " ") for lines in columns_of if lines]
+            out.append(Line("  ".join(texts), min(r.bottom for r in row), max(r.top for r in row)))
+    return out
 
 
 def _column_cut(runs: Sequence[Run], height: float) -> float | None:

@@ -86,9 +86,10 @@ def _runs(text_page: Any, count: int) -> dict[int, list[Run]]:
     def end(mark: str = "") -> None:
         nonlocal text
         if text.strip():
-            found.setdefault(turn, []).append(Run(text.strip() + mark, left, bottom, right, top))
+            found.setdefault(turn, []).append(Run(text.strip() + mark, left, bottom, right, top, i))
         text = ""
 
+    i = 0
     for i in range(count):
         code = char(page, i)
         if code in (10, 13):
