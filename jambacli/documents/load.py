@@ -17,6 +17,7 @@ from pathlib import Path
 from jambacli.documents.extract.pieces import MAX_TEXT, DocumentPart, parts_of_lines
 from jambacli.documents.extract.plain import EmptyFileError, decode
 from jambacli.documents.extract.sandbox import Sandbox
+from jambacli.documents.extract.table_header import with_header
 from jambacli.documents.paths import STDIN, Sources, expand, shown
 from jambacli.errors import BadFileError, JambaError
 from jambacli.units import counted
@@ -223,10 +224,9 @@ def _plain(data: bytes, name: str) -> Document:
     text, remark = decode(data, name)
     del data
     parts = list(parts_of_lines(enumerate(text.split("\n"), 1)))
-    if name.lower().endswith((".csv", ".tsv")) and len(parts) > 1:
-        header = text.split("\n", 1)[0]
-        if len(header) < 1000:  # every part of a table begins with its header line
-            parts[1:] = [DocumentPart(f"{header}\n{p.text}", p.first, p.last) for p in parts[1:]]
+    is_table = name.lower().endswith((".csv", ".tsv", ".tab"))
+    if is_table or "." not in name:  # a file without a suffix and standard input may be a table too
+        parts = with_header(parts, text, is_table)
     remarks = (f"{name}: {remark}",) if remark else ()
     return Document(name, "line", tuple(parts), remarks, whole=len(parts) == 1)
 
