@@ -84,7 +84,7 @@ def _apart(a: Line, b: Line) -> float:
 
 
 def _keys(text: str, number: int) -> list[str]:
-    """The text, with each of its numbers as it is or as its distance from the page's: "Page 7" of page 5 is also "Page <+2>"."""
+    """The text, with each number as it is or as its distance from the page's: "Page 7" of page 5 is also "Page <+2>"."""
     parts = re.split(r"(\d{1,6})", " ".join(text.split()))
     if len(parts) > 9:
         return ["".join(parts)]

@@ -40,8 +40,24 @@ _WESTERN = frozenset(
     "àáâãäåæçèéêëìíîïñòóôõöøùúûüýÿœßÀÁÂÃÄÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÕÖØÙÚÛÜÝŸŒ“”‘’‚„–—…€£¥¢«»‹›°§·•©®™¿¡ºª½¼¾±×÷²³¹µ¶†‡‰\xa0\xad"
 )
 # Encodings that documents without Unicode are found in; a longer list makes short texts ambiguous.
-_LIKELY = """cp1250 cp1251 cp1252 cp1253 cp1254 cp1255 cp1256 cp1257 cp1258 cp874 koi8_r koi8_u iso8859_2 iso8859_5 iso8859_7
-    cp850 cp866 mac_roman mac_cyrillic gb18030 big5 cp932 euc_jp cp949""".split()
+_LIKELY = [
+    *(
+        "cp1250",
+        "cp1251",
+        "cp1252",
+        "cp1253",
+        "cp1254",
+        "cp1255",
+        "cp1256",
+        "cp1257",
+        "cp1258",
+        "cp874",
+        "cp850",
+        "cp866",
+    ),
+    *("koi8_r", "koi8_u", "iso8859_2", "iso8859_5", "iso8859_7", "mac_roman", "mac_cyrillic"),
+    *("gb18030", "big5", "cp932", "euc_jp", "cp949"),
+]
 # What Windows-1252 makes of Polish, Czech and Hungarian text: signs within words, and an õ beside accents of other languages.
 _NOT_WESTERN = re.compile("[a-zß-ÿ][¹²³¼½¾¿¡£¥¢¶§±¦¨¸¬¯×÷][a-zß-ÿ]")
 _CONTROL_BYTES = re.compile(rb"[\x01-\x08\x0e-\x1a\x1c-\x1f\x7f]")
