@@ -72,12 +72,15 @@ def read_documents(
     ``done(1)`` is called after each file. A file from a directory or a glob that cannot be read is skipped, and ``problem``
     is called at the end with one line about it (one line for several empty files). Raises JambaError when a file that was
     named individually cannot be read, after all the others have been tried, and when no document is left. With ``failed``
-    none of that: it is called for every file that cannot be read (None: standard input).
+    none of that: it is called for every file that cannot be read (None: standard input). ``problem`` is also called for every
+    folder that cannot be read.
     """
     chosen = sources if isinstance(sources, Sources) else expand(sources)
     documents: list[Document] = []
     errors: list[JambaError] = []
     skipped: list[JambaError] = []
+    for line in chosen.problems:
+        problem(line)
     with Sandbox() as sandbox:
         for path in chosen.paths:
             try:
