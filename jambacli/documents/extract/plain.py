@@ -164,8 +164,14 @@ def _western(data: bytes) -> str | None:
 
 
 def _eastern(text: str) -> bool:
-    """Whether a text read as Windows-1252 is more likely one of Eastern Europe."""
-    return bool(_NOT_WESTERN.search(text) or (re.search("õ(?!e)", text) and re.search("[áéíóú]", text)))
+    """Whether a text read as Windows-1252 is more likely one of Eastern Europe, or Turkish."""
+    hungarian = re.search("õ(?!e)", text) and re.search("[áéíóú]", text)
+    return bool(_NOT_WESTERN.search(text) or hungarian or _turkish(text))
+
+
+def _turkish(text: str) -> bool:
+    """Whether a text read as Windows-1252 has letters of Icelandic without its accents: Turkish is written with those bytes."""
+    return bool(re.search("[þðý]", text) and re.search("[çöü]", text) and not re.search("[áéíóúæ]", text))
 
 
 def _guessed(data: bytes, name: str) -> tuple[str, str]:
@@ -179,7 +185,10 @@ def _guessed(data: bytes, name: str) -> tuple[str, str]:
             "pip install 'jambacli[docs]'"
         ) from error
     likely = list(from_bytes(data[:_SAMPLE], cp_isolation=_LIKELY))
-    if _eastern(data[:_SAMPLE].decode("cp1252", "replace")):
+    western_text = data[:_SAMPLE].decode("cp1252", "replace")
+    if _turkish(western_text):
+        likely = [m for m in likely if m.encoding == "cp1254"] or likely
+    elif _eastern(western_text):
         likely = [m for m in likely if m.encoding not in ("cp1252", "cp850", "mac_roman")]
     best = likely[0] if likely else None
     # Of encodings that fit equally well, prefer the most common one of files without Unicode.

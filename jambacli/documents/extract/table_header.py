@@ -50,6 +50,9 @@ def _header(text: str, is_table: bool) -> tuple[str, int] | None:
     if not (is_table or stated):
         names = [value.strip() for value in values]
         plain = len(set(names)) == len(names) and all(0 < len(n) <= 60 and not n[0].isdigit() for n in names)
+        sentences = sum(any(value.startswith(" ") for value in record[1:]) for record, _, _ in records)
+        if 2 * sentences > len(records):  # a comma and a space: prose, or a log
+            return None
         if fields < 3 or len(records) < 5 or score < 0.95 * len(records) or not plain:
             return None
     header = "\n".join(lines[skipped + first : skipped + last])
