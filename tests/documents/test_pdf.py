@@ -27,8 +27,8 @@ def read(folder: Path, sandbox: Sandbox, data: bytes) -> Document:
 
 
 LINES = [f"Line {i} of the page says that it is number {i}." for i in range(1, 21)]
-LEFT = [f"the left column goes on in line {word}" for word in "one two three four five six seven eight nine".split()]
-RIGHT = [f"and what the right column says of {word}" for word in "owls herons geese ducks swans cranes rails".split()]
+LEFT = [f"the left column goes on in line {word}" for word in ("one", "two", "three", "four", "five", "six", "seven")]
+RIGHT = [f"and what the right column says of {word}" for word in ("owls", "herons", "geese", "ducks", "swans")]
 
 
 def down(lines: list[str], x: float, top: float = 780, step: float = 14) -> list[Placed]:
@@ -113,7 +113,8 @@ def text_field(name: str, value: str, box: str, more: str = "") -> str:
 
 
 def button(name: str, box: str, state: str, on: str = "Yes", flags: int = 0) -> str:
-    return f"/FT /Btn /Ff {flags} /T ({name}) /V /{state} /AS /{state} /Rect [{box}] /F 4 /AP << /N << /{on} 3 0 R /Off 3 0 R >> >>"
+    looks = f"/AP << /N << /{on} 3 0 R /Off 3 0 R >> >>"
+    return f"/FT /Btn /Ff {flags} /T ({name}) /V /{state} /AS /{state} /Rect [{box}] /F 4 {looks}"
 
 
 FORM: list[Placed] = [
@@ -244,7 +245,7 @@ HOSTILE = {
     "far": pdf_of([[("far", 1e30, -1e30), ("near", 50, 700), ("huge", 50, 600, 1e9)]]),
     "same": pdf_of([[("word", 50, 700) for _ in range(5_000)]]),
     "stairs": pdf_of([[("step", 5 * i % 580, 830 - 0.1 * i) for i in range(8_000)]]),
-    "fields": pdf_of([[("x", 50, 700)]], fields=[text_field("n" * 5000, "v" * 9000, "0 0 1e9 1e9")] * 3_000),
+    "fields": pdf_of([[("x", 50, 700)]], fields=[text_field("n" * 5000, "v" * 9000, "0 0 1e9 1e9")] * 500),
     "box": pdf_of([[("x", 50, 700)]], fields=[text_field("n", "v", "nan 5 [] 7"), "/FT /Tx", "/FT /Btn /AP 3 0 R"]),
     "self": pdf_of([[("x", 50, 700)]], annotations=["/Subtype /FreeText /Contents 4 0 R /Parent 4 0 R /Rect 4 0 R"]),
 }

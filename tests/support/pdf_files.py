@@ -21,8 +21,8 @@ def pdf_of(
 ) -> bytes:
     """A PDF with the text of each page, in Helvetica at the places and in the order given.
 
-    ``annotations``, ``fields``: dictionaries' insides, on the first page. ``page``: more of every page's dictionary. ``turned``:
-    a matrix for every page's content. ``catalog``, ``form``: more of the catalog and of the form's dictionary.
+    ``annotations``, ``fields``: dictionaries' insides, on the first page. ``page``: more of every page's dictionary.
+    ``turned``: a matrix for every page's content. ``catalog``, ``form``: more of the catalog and of the form's dictionary.
     """
     objects: list[bytes] = [
         b"",

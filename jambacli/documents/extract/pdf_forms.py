@@ -14,6 +14,8 @@ from jambacli.documents.extract.pdf_page import string_of
 
 # Annotations read on one page.
 _MAX_ANNOTATIONS = 5_000
+# Bytes of text fields drawn on one page.
+_MAX_DRAWN = 1_000_000
 # Annotation flags: not shown on a screen. Field flags: a password, a radio button.
 _HIDDEN, _NO_VIEW, _PASSWORD, _RADIO = 1 << 1, 1 << 5, 1 << 13, 1 << 15
 # A line of a value that fills a larger box.
@@ -60,15 +62,31 @@ class Forms:
 
         found = Besides()
         count = min(raw.FPDFPage_GetAnnotCount(page.raw), _MAX_ANNOTATIONS)
-        if count and self._handle:
-            raw.FORM_OnAfterLoadPage(page.raw, self._handle)  # without it check boxes have no state
+        loaded = self._needs_state(page, count)
+        if loaded:
+            raw.FORM_OnAfterLoadPage(page.raw, self._handle)
         for i in range(count):
             if annotation := raw.FPDFPage_GetAnnot(page.raw, i):
                 self._read(annotation, found, words)
                 raw.FPDFPage_CloseAnnot(annotation)
-        if count and self._handle:
+        if loaded:
             raw.FORM_OnBeforeClosePage(page.raw, self._handle)
         return found
+
+    def _needs_state(self, page: Any, count: int) -> bool:
+        """Whether the page must be loaded into the form: check boxes have no state before. It also draws every text field,
+        which takes long for long texts; with too many of them the fields' values tell the state."""
+        from pypdfium2 import raw
+
+        buttons = drawn = 0
+        for i in range(count if self._handle else 0):
+            if annotation := raw.FPDFPage_GetAnnot(page.raw, i):
+                if raw.FPDFAnnot_GetSubtype(annotation) == raw.FPDF_ANNOT_WIDGET:
+                    kind = raw.FPDFAnnot_GetFormFieldType(self._handle, annotation)
+                    buttons += kind in (raw.FPDF_FORMFIELD_CHECKBOX, raw.FPDF_FORMFIELD_RADIOBUTTON)
+                    drawn += 100 + raw.FPDFAnnot_GetFormFieldValue(self._handle, annotation, None, 0)
+                raw.FPDFPage_CloseAnnot(annotation)
+        return bool(buttons) and drawn < _MAX_DRAWN
 
     def _read(self, annotation: Any, found: Besides, words: str) -> None:
         from pypdfium2 import raw
@@ -112,8 +130,10 @@ class Forms:
         name = name or string_of(raw.FPDFAnnot_GetFormFieldName, handle, annotation).strip()
         if kind in (raw.FPDF_FORMFIELD_CHECKBOX, raw.FPDF_FORMFIELD_RADIOBUTTON):
             on = raw.FPDFAnnot_IsChecked(handle, annotation)
-            box = ("(x)" if on else "( )") if kind == raw.FPDF_FORMFIELD_RADIOBUTTON else "[x]" if on else "[ ]"
             export = string_of(raw.FPDFAnnot_GetFormFieldExportValue, handle, annotation).strip()
+            value = string_of(raw.FPDFAnnot_GetFormFieldValue, handle, annotation).strip()
+            on = on or value == export != "Off"
+            box = ("(x)" if on else "( )") if kind == raw.FPDF_FORMFIELD_RADIOBUTTON else "[x]" if on else "[ ]"
             told = export.lower() in ("", "yes", "on", "off", "true", "ja", "x") or export.isdigit()
             box += f" {export}" if on and not told and export.lower() not in words.lower() else ""
             return f"{_NAME}{name}{_NAME}{box}"

@@ -56,13 +56,14 @@ def lines_of(runs: Sequence[Run]) -> list[Line]:
 
 def joined(lines: Sequence[Line]) -> str:
     """The lines as text; words that a hyphen divides at a line's end are whole again."""
-    text = ""
+    parts: list[str] = []
     for line in lines:
-        if text.endswith(HYPHEN):
-            text = text[:-1] + line.text.lstrip()
+        if parts and parts[-1].endswith(HYPHEN):
+            parts[-1] = parts[-1].rstrip(HYPHEN)
+            parts.append(line.text.lstrip())
         else:
-            text += ("\n" if text else "") + line.text
-    return text.rstrip(HYPHEN).replace(HYPHEN, "").replace("\u00ad", "")
+            parts += ["\n", line.text] if parts else [line.text]
+    return "".join(parts).replace(HYPHEN, "").replace("\u00ad", "")
 
 
 def _region(runs: Sequence[Run], height: float, depth: int) -> list[Line]:
@@ -235,18 +236,17 @@ def _rows(runs: Sequence[Run], height: float) -> list[Line]:
 
 def _line(row: list[Run], height: float) -> Line:
     row.sort(key=lambda r: r.left)
-    letters = "".join(run.text for run in row)
+    letters = "".join(run.text[:100] for run in row[:40])
     if sum(unicodedata.bidirectional(c) in ("R", "AL") for c in letters) > len(letters) / 3:
         row.reverse()
-    text, last = "", None
-    for run in row:
-        if last is not None:
-            gap = max(run.left - last.right, last.left - run.right)
-            # The gap before it ends a word's hyphen only if the word goes on in the next line.
-            text = text.rstrip(HYPHEN) + ("-" if text.endswith(HYPHEN) else "")
-            text = text.rstrip() + ("  " if gap > _CELL_GAP * height else " " if gap > 0.12 * height else "")
-            if not text.endswith(" ") and (run.text.startswith(" ") or last.text.endswith(" ")):
-                text += " "
-        text += run.text.strip()
-        last = run
+    parts: list[str] = []
+    for before, run in zip([None, *row], row, strict=False):
+        text = run.text.strip()
+        if before is not None:
+            gap = max(run.left - before.right, before.left - run.right)
+            parts.append("  " if gap > _CELL_GAP * height else " " if gap > 0.12 * height else "")
+            if parts[-2].endswith(HYPHEN):  # within a line the hyphen stays
+                parts[-2] = parts[-2].rstrip(HYPHEN) + "-"
+        parts.append(text)
+    text = "".join(parts)
     return Line(text, min(r.bottom for r in row), max(r.top for r in row))
