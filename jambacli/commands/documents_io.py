@@ -130,13 +130,10 @@ def open_documents(
         for remark in document.remarks:
             ui.warn(remark)
     if sources.walked:
-        read = (
-            f"read {len(documents):,} of {counted(count, 'file')}"
-            if len(documents) < count
-            else f"read {counted(count, 'file')}"
-        )
+        of = f"{len(documents):,} of " if len(documents) < count else ""
+        opened_text = f"opened {of}{counted(count, 'file')}"
         left_out = sources.left_out_text()
-        ui.note(f"{read}; left out: {left_out}" if left_out else read)
+        ui.note(f"{opened_text}; left out: {left_out}" if left_out else opened_text)
     return documents
 
 

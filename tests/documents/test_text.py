@@ -191,7 +191,9 @@ def test_a_notebook_is_its_cells_and_text_outputs(tmp_path: Path, sandbox: Sandb
 
 
 def test_long_notebooks_keep_the_numbers_of_cells(tmp_path: Path, sandbox: Sandbox) -> None:
-    cells = [{"cell_type": "markdown", "source": f"cell {i} " + "x" * (9000 if i == 20 else 300)} for i in range(1, 41)]
+    cells: list[dict[str, object]] = [
+        {"cell_type": "markdown", "source": f"cell {i} " + "x" * (9000 if i == 20 else 300)} for i in range(1, 41)
+    ]
     document = read(tmp_path, notebook(*cells), "n.ipynb", sandbox)
     assert document.parts[0].first == 1 and document.parts[-1].last == 40
     for part in document.parts:
