@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from jambacli.chat.attachments import Attachments
 from jambacli.documents.load import read_documents
 from jambacli.documents.pages import entries_of
-from jambacli.documents.paths import typed_paths
+from jambacli.documents.paths import expand, typed_paths
 from jambacli.engine.options import GenerationOptions
 from jambacli.engine.sequence import common_prefix
 from jambacli.errors import JambaError, UsageError
@@ -340,12 +340,14 @@ class Chat:
             raise UsageError("/file needs a path")
         lines: list[str] = []
         paths = typed_paths(path)
-        documents = read_documents(paths, problem=lines.append)
+        sources = expand(paths)
+        documents = read_documents(sources, problem=lines.append)
         entries = entries_of(documents)
         self.attachments.waiting += entries
         count = sum(len(self.model.tokenizer.encode(e.text)) for e in entries)
         what = Path(paths[0]).name if len(documents) == 1 else f"{len(documents):,} files"
         lines += [r for d in documents for r in d.remarks]
+        lines += [f"left out: {left_out}"] if (left_out := sources.left_out_text()) else []
         return Outcome(lines=[*lines, f"{what} ({count:,} tokens) goes with the next message"])
 
     def _save(self, name: str) -> Outcome:
