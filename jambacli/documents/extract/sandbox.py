@@ -25,11 +25,11 @@ _ROOT = str(Path(__file__).resolve().parents[3])
 
 @dataclass
 class Extracted:
-    """The text of a file: ``pieces`` in order, numbered by ``unit`` ("page", "line" or "paragraph"), and a remark on it."""
+    """The text of a file: ``pieces`` in order, numbered by ``unit`` ("page", "line" or "paragraph"), and remarks on it."""
 
     unit: str
     pieces: list[DocumentPart]
-    remark: str | None = None
+    remarks: tuple[str, ...] = ()
 
 
 class Sandbox:
@@ -58,16 +58,16 @@ class Sandbox:
             process.stdin.write(json.dumps({"kind": kind, "path": path, "name": name}) + "\n")
             process.stdin.flush()
         self._served += 1
-        unit, remark = "page", None
+        unit = "page"
         pieces: list[DocumentPart] = []
         while True:
             answer = self._next(name, pieces)
             if "error" in answer:
                 raise JambaError(answer["error"])
             if "done" in answer:
-                return Extracted(unit, pieces, remark)
+                return Extracted(unit, pieces, tuple(answer["remarks"]))
             if "unit" in answer:
-                unit, remark = answer["unit"], answer["remark"]
+                unit = answer["unit"]
             else:
                 pieces.append(DocumentPart(answer["text"], answer["first"], answer["last"]))
 

@@ -1,7 +1,7 @@
 """The process that opens PDFs, Word documents and web pages with limited memory, so that a file can crash only this process.
 
 It is started by ``sandbox``. A request is one line of JSON on standard input, ``{"kind", "path", "name"}``. Answers are lines
-of JSON on standard output: the unit, the pieces, then "done" or "error".
+of JSON on standard output: the unit, the pieces, then "done" with remarks, or "error".
 """
 
 from __future__ import annotations
@@ -30,19 +30,20 @@ def _bound() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _pieces(kind: str, path: str, name: str) -> tuple[str, Iterator[DocumentPart], str | None]:
+def _pieces(kind: str, path: str, name: str) -> tuple[str, Iterator[DocumentPart], list[str]]:
+    """The unit, the pieces, and remarks, which are complete after the last piece."""
     if kind == "pdf":
         from jambacli.documents.extract.pdf import pdf_pages
 
-        return "page", pdf_pages(path, name), None
+        return "page", pdf_pages(path, name), []
     if kind == "docx":
         from jambacli.documents.extract.docx import docx_pieces
 
-        return *docx_pieces(path, name), None
+        return docx_pieces(path, name)
     from jambacli.documents.extract.html import html_lines
 
-    lines, remark = html_lines(Path(path).read_bytes(), name)
-    return "line", parts_of_lines(lines), remark
+    lines, remarks = html_lines(Path(path).read_bytes(), name)
+    return "line", parts_of_lines(lines), remarks
 
 
 def _serve(request: dict[str, str], out: IO[str]) -> None:
@@ -52,15 +53,15 @@ def _serve(request: dict[str, str], out: IO[str]) -> None:
 
     name = request["name"]
     try:
-        unit, pieces, remark = _pieces(request["kind"], request["path"], name)
-        say(unit=unit, remark=remark)
+        unit, pieces, remarks = _pieces(request["kind"], request["path"], name)
+        say(unit=unit)
         total = 0
         for piece in pieces:
             total += len(piece.text)
             if total > MAX_TEXT:
                 raise BadFileError(name, f"contains more than {MAX_TEXT >> 20} MB of text; split it")
             say(text=piece.text, first=piece.first, last=piece.last)
-        say(done=True)
+        say(done=True, remarks=remarks)
     except JambaError as error:
         say(error=str(error))
     except (MemoryError, RecursionError):
