@@ -42,8 +42,8 @@ lint: $(VENV)/.test
 docs: $(VENV)/.test
 	$(BIN)/python -m tools.cli_docs
 
-# Rebuild the C++ libraries in place after editing them. TRAIN=1: the training kernels too. SAN=address|thread|undefined: with
-# that sanitizer, for debugging (the runtime has to be preloaded: LD_PRELOAD=$$(g++ -print-file-name=libasan.so)).
+# Rebuild the C++ libraries in place after editing them. TRAIN=1: the training kernels too. SAN=address|thread|undefined (or
+# address,undefined): with that sanitizer in build/sanitized, for debugging; prints the environment that loads them.
 native: $(VENV)/.base
 	$(BIN)/python -m quant.native.build $(if $(TRAIN),--train) $(if $(SAN),--sanitize $(SAN))
 

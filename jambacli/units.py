@@ -20,6 +20,23 @@ def parse_size(text: str, what: str = "size") -> int:
     return int(float(match[1].replace("_", "").replace(",", "")) * _SUFFIX[match[2]])
 
 
+_SECONDS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def parse_duration(text: str, what: str = "duration") -> float | None:
+    """Parse a duration in seconds: ``300``, ``5m``, ``1h30m``; None for ``forever`` and negative ones.
+
+    Raises UsageError for anything else; ``what`` is what the error calls the duration.
+    """
+    plain = text.strip().lower()
+    if plain == "forever" or re.fullmatch(r"-\d{1,9}(?:\.\d{1,6})?(?:ms|[smhd])?", plain):
+        return None
+    part = r"(\d{1,9}(?:\.\d{1,6})?)(ms|[smhd]?)"
+    if not re.fullmatch(rf"(?:{part}){{1,4}}", plain):
+        raise UsageError(f"{what} {text[:40]!r} is not a duration; write it like 300, 5m, 1h30m or forever")
+    return sum(float(number) * _SECONDS[unit] for number, unit in re.findall(part, plain))
+
+
 def format_bytes(n: float) -> str:
     """Bytes in decimal units, three significant digits: ``31.2 GB``."""
     for unit in ("B", "kB", "MB", "GB", "TB"):

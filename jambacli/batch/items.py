@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from jambacli.engine.batch_job import Job, Request
     from jambacli.engine.loaded_model import LoadedModel
 
-#: Words an error as a front end shows it.
+#: An error as one line, with a front end's names of options.
 Worded = Callable[[Exception], str]
 
 
@@ -66,15 +66,13 @@ def common_parts(model: LoadedModel, options: GenerationOptions, ctx: int, kv_ty
     return [model.fingerprint, model.model.precise, kv_type, ctx, chosen]
 
 
-def request_items(
-    lines: Iterable[str], model: LoadedModel, options: GenerationOptions, keys: Keys, worded: Worded
-) -> list[Item]:
+def request_items(lines: Iterable[str], model: LoadedModel, options: GenerationOptions, keys: Keys) -> list[Item]:
     """An item for each line in OpenAI's batch format. A line that is wrong is an item whose request raises why."""
     items: list[Item] = []
     seen: dict[str, int] = {}
     for number, text in enumerate(lines, 1):
         if text.strip():
-            items.append(_request_item(number, text, seen, model, options, keys, worded))
+            items.append(_request_item(number, text, seen, model, options, keys))
     return items
 
 
@@ -85,7 +83,6 @@ def _request_item(
     model: LoadedModel,
     options: GenerationOptions,
     keys: Keys,
-    worded: Worded,
 ) -> Item:
     line: openai.BatchLine | None = None
     wrong: Exception | None = None
@@ -106,7 +103,7 @@ def _request_item(
         return openai.request_of_line(model, line, options)
 
     def record(job: Job | None, error: Exception | None) -> dict[str, Any]:
-        said = f"{name}: {worded(error)}" if error is not None else None
+        said = f"{name}: {openai.error_text(error)}" if error is not None else None
         return openai.output_of(line, key, model.name, job, error, said)
 
     return Item(name, key, _texts(line.body) if line is not None else (), len(text), request, record)
@@ -172,6 +169,18 @@ def document_items(documents: Sequence[Document], reader: Reader, task: Task, ke
         return Item(document.name, key, texts, sum(map(len, texts)), request, record)
 
     return [item(document) for document in documents]
+
+
+def unread_item(name: str, error: JambaError, keys: Keys, worded: Worded) -> Item:
+    """An item for a file that could not be read: its request raises why."""
+
+    def request() -> Request:
+        raise error
+
+    def record(_: Job | None, why: Exception | None) -> dict[str, Any]:
+        return {"file": name, "error": worded(why or error)}
+
+    return Item(name, keys.key(name, str(error)), (name,), 0, request, record)
 
 
 def _answer(

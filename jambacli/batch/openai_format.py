@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from jambacli.engine.options import GenerationOptions
-from jambacli.errors import JambaError, UsageError
+from jambacli.errors import JambaError, UsageError, first_line
 
 if TYPE_CHECKING:
     from jambacli.engine.batch_job import Job, Request
@@ -34,10 +34,24 @@ _IGNORED = frozenset(
         "prompt_cache_key",
         "prompt_cache_retention",
         "stream_options",
+        "parallel_tool_calls",
     )
 )
-# Fields of a body that only one value is supported for.
-_FIXED: dict[str, Any] = {"n": 1, "best_of": 1, "stream": False, "echo": False, "logprobs": False, "suffix": ""}
+# Fields of a body that only some values are supported for, those that ask for nothing.
+_FIXED: dict[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "stream": (False,),
+    "echo": (False,),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "suffix": ("",),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "modalities": (["text"],),
+}
 # Fields of a body by the option that they set, with the kind of their values.
 _OPTIONS: dict[str, tuple[str, type]] = {
     "temperature": ("temperature", float),
@@ -54,6 +68,8 @@ _OPTIONS: dict[str, tuple[str, type]] = {
     "max_tokens": ("max_tokens", int),
     "max_completion_tokens": ("max_tokens", int),
 }
+# The names of options that are no fields of a body, or others.
+_FIELDS = {"ctx": "context length", "schema": "response_format"}
 _TEXT_PARTS = ("text", "input_text")
 
 
@@ -142,9 +158,10 @@ def request_of_line(model: LoadedModel, line: BatchLine, defaults: GenerationOpt
 
 def read_options(body: Mapping[str, Any], defaults: GenerationOptions) -> GenerationOptions:
     """The options of a reply in a body, over ``defaults``. Raises BadRequestError."""
-    for name, only in _FIXED.items():
-        if name in body and body[name] != only:
-            raise BadRequestError(f"the field {name!r} is only supported as {json.dumps(only)}", name)
+    for name, values in _FIXED.items():
+        if name in body and body[name] not in values:
+            only = " or ".join(map(json.dumps, values))
+            raise BadRequestError(f"the field {name!r} is only supported as {only}", name)
     chosen: dict[str, Any] = {}
     for name, (option, kind) in _OPTIONS.items():
         if name in body:
@@ -166,7 +183,14 @@ def read_options(body: Mapping[str, Any], defaults: GenerationOptions) -> Genera
     try:
         return replace(defaults, **chosen)
     except UsageError as error:
-        raise BadRequestError(str(error), error.field) from error
+        raise BadRequestError(error_text(error), error.field) from error
+
+
+def error_text(error: Exception) -> str:
+    """An error as one line, with the names that options have in a request."""
+    if isinstance(error, JambaError):
+        return error.worded(lambda option: _FIELDS.get(option, option))
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _number(name: str, value: Any, kind: type) -> int | float:
@@ -223,7 +247,7 @@ def output_of(
 ) -> dict[str, Any]:
     """The line of output for a request that has ended. ``line`` is None for one that is not in the batch format; ``said``:
     the error as text."""
-    message = str(error) if said is None else said
+    message = said if said is not None else "" if error is None else error_text(error)
     custom_id = line.custom_id if line is not None else getattr(error, "custom_id", None)
     head = {"id": f"batch_req_{key[:24]}", "custom_id": custom_id}
     if line is None:
@@ -232,6 +256,7 @@ def output_of(
         bad = isinstance(error, JambaError) and job is None  # refused before it ran
         kind = "invalid_request_error" if bad else "server_error"
         parameter = error.parameter if isinstance(error, BadRequestError) else getattr(error, "field", None)
+        parameter = _FIELDS.get(parameter, parameter) if parameter is not None else None
         body: dict[str, Any] = {"error": {"message": message, "type": kind, "param": parameter, "code": None}}
         response = {"status_code": 400 if bad else 500, "request_id": key[:24], "body": body}
         return {**head, "response": response, "error": None}

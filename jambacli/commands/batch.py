@@ -53,6 +53,10 @@ def batch(
         int | None,
         typer.Option("--parallel", min=1, help="Requests to run at once; default: up to 8, as memory allows."),
     ] = None,
+    skip_unreadable: Annotated[
+        bool,
+        typer.Option("--skip-unreadable", help="Leave out files that cannot be read; default: they count as failed."),
+    ] = False,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start over: discard earlier answers and replace the output.")
     ] = False,
@@ -71,11 +75,17 @@ def batch(
     generation, options = arguments.generation(), arguments.session()
     lines: list[str] = []
     documents: list[Document] = []
+    unread: list[tuple[int, str, JambaError]] = []  # with the number of documents before
     requests = False
     if question is not None:
         if system is not None:
             raise UsageError("--system goes with prompts; write it into --question")
-        documents = documents_io.open_documents(inputs, output)
+        documents = documents_io.open_documents(inputs, output, lambda *fault: unread.append(fault))
+        if skip_unreadable:
+            _report_skipped(unread)
+            unread.clear()
+        if not documents and not unread:
+            raise JambaError("there is no file that can be read")
     else:
         requests, lines = _lines(inputs)
         if citations or (requests and (schema is not None or system is not None or table)):
@@ -100,9 +110,11 @@ def batch(
 
         if question is not None:
             items = made.document_items(documents, reader, task, keys, _worded)
+            for before, name, error in reversed(unread):
+                items.insert(before, made.unread_item(name, error, keys, _worded))
             columns = csv_columns(["file"], task.schema, citations=citations)
         elif requests:
-            items = made.request_items(lines, loaded, generation, keys, _worded)
+            items = made.request_items(lines, loaded, generation, keys)
         else:
             from dataclasses import replace
 
@@ -160,6 +172,14 @@ def _check_earlier(part: PartFile, items: Sequence[Item], output: Path | None) -
     ui.note(f"the {others}; starting over")
 
 
+def _report_skipped(unread: Sequence[tuple[int, str, JambaError]]) -> None:
+    """Warn of the files that are left out."""
+    for _, _, error in unread[:_FAULTS]:
+        ui.warn(f"{_worded(error)}; skipped")
+    if len(unread) > _FAULTS:
+        ui.warn(f"{counted(len(unread) - _FAULTS, 'more file')} could not be read; skipped")
+
+
 def _lines(inputs: Sequence[str]) -> tuple[bool, list[str]]:
     """Whether the file holds requests, and its lines."""
     if len(inputs) > 1:
@@ -197,7 +217,8 @@ def _run(
         nonlocal faults
         faults += 1
         if faults <= _FAULTS:
-            ui.warn(f"{item.name}: {_worded(error)}")
+            said = _worded(error)
+            ui.warn(said if said.startswith(item.name) else f"{item.name}: {said}")
         advance(1)
 
     def answered(item: Item, record: dict[str, Any]) -> None:

@@ -64,10 +64,15 @@ def read_entries(files: Sequence[str], output: Path | None) -> list[DocumentEntr
     return entries_of(open_documents(files, output))
 
 
-def open_documents(files: Sequence[str], output: Path | None) -> list[Document]:
-    """The documents that the arguments name, with a warning for each problem."""
+def open_documents(
+    files: Sequence[str], output: Path | None, failed: Callable[[int, str, JambaError], None] | None = None
+) -> list[Document]:
+    """The documents that the arguments name, with a warning for each problem.
+
+    ``failed``: called instead for each file that cannot be read, with the number of documents before it and its name.
+    """
     from jambacli.documents.load import read_documents
-    from jambacli.documents.paths import expand
+    from jambacli.documents.paths import STDIN, expand, shown
 
     sources = expand(files)
     if output is not None:
@@ -81,8 +86,23 @@ def open_documents(files: Sequence[str], output: Path | None) -> list[Document]:
         if faults <= _FAULTS:
             ui.warn(line)
 
+    opened = faulty = 0
+
+    def counting(n: int) -> None:
+        nonlocal opened
+        opened += n
+        done(n)
+
+    def unread(path: Path | None, error: JambaError) -> None:
+        nonlocal faulty
+        assert failed is not None
+        failed(opened - faulty, STDIN if path is None else shown(path), error)
+        faulty += 1
+
     with ui.progress("Opening", count, "files") as done:
-        documents = read_documents(sources, done=done, problem=problem)
+        documents = read_documents(
+            sources, done=counting, problem=problem, failed=unread if failed is not None else None
+        )
     if faults > _FAULTS:
         ui.warn(f"{counted(faults - _FAULTS, 'more file')} could not be read; skipped")
     for document in documents:

@@ -205,6 +205,8 @@ def lookup(
     limit, n_reply, repeat = parse_size(tokens, "--tokens"), parse_size(length, "--length"), repetitions
     text = o.read_text(file)
     loaded = arguments.load_model(model, limit + n_reply + 1024) if shape is None else _random(shape, quant, arguments)
+    if shares and not loaded.metadata.get("tokenizer.ggml.tokens"):  # random weights in a file: any tokens will do
+        loaded = _with_demo_tokenizer(loaded)
     ids = loaded.tokenizer.encode(text)[:limit]
     text, kv_type = loaded.tokenizer.decode(ids), arguments.kv_type or "f16"
     rows: list[evaluation.LookupResult] = []
@@ -249,15 +251,22 @@ def _random(shape: str, quant: str, arguments: o.DeviceArguments) -> Jamba:
     """Random weights of a shape on the CPU, with the demo model's tokenizer."""
     from jambacli.api import Jamba
     from jambacli.evaluation.synthetic import shape_config, synthetic_model
-    from jambacli.gguf.reader import GGUFFile
-    from jambacli.hub.demo import demo_model_path
     from jambacli.kernels import set_threads
 
     if arguments.threads is not None:
         set_threads(arguments.threads)
     label = f"synthetic {shape} {quant.lower()}"
     ui.note(f"making {label} in memory ...")
-    return Jamba(synthetic_model(shape_config(shape), quant), GGUFFile.open(demo_model_path()).metadata, label)
+    return _with_demo_tokenizer(Jamba(synthetic_model(shape_config(shape), quant), {}, label))
+
+
+def _with_demo_tokenizer(model: Jamba) -> Jamba:
+    """The same weights with the demo model's tokenizer."""
+    from jambacli.api import Jamba
+    from jambacli.gguf.reader import GGUFFile
+    from jambacli.hub.demo import demo_model_path
+
+    return Jamba(model.model, GGUFFile.open(demo_model_path()).metadata, model.name, model.path)
 
 
 def _recall(found: list[Trial]) -> dict[str, Any]:

@@ -269,6 +269,16 @@ def model_path(name: str | None) -> Path:
     return _default_model() if name is None else resolve_model(name)
 
 
+def is_path(name: str) -> bool:
+    """Whether ``name`` is the path of a file or directory rather than a model's name."""
+    from jambacli.files import path_of
+
+    try:
+        return path_of(name).exists()
+    except (OSError, ValueError):
+        return False
+
+
 def _default_model() -> Path:
     from jambacli.hub.demo import demo_model_path
     from jambacli.hub.resolve import last_used

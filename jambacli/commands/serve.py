@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,18 +16,31 @@ from jambacli import ui
 from jambacli.commands import options as o
 from jambacli.errors import JambaError, UsageError
 from jambacli.startup import importing
+from jambacli.units import parse_duration
 
-#: Where the key is looked for besides ``--api-key``: other users of the machine see command lines.
-KEY_VARIABLE = "JAMBA_API_KEY"
+if TYPE_CHECKING:
+    from jambacli.engine.batch_worker import Turn
+    from jambacli.server.models import Models
+    from jambacli.server.served_model import ServedModel
+    from jambacli.server.upstream import Upstream
+    from jambacli.server.worker import Worker
+
+#: Where the keys are looked for besides the options: other users of the machine see command lines.
+KEY_VARIABLE, UPSTREAM_KEY_VARIABLE = "JAMBA_API_KEY", "JAMBA_UPSTREAM_KEY"
 # Seconds that replies have to finish after the first Ctrl-C; a second one ends them.
 _GRACE = 10
+# How long a model of several stays loaded without requests, as in Ollama.
+_KEEP_ALIVE = "5m"
 
 
 @o.quiet_option
 @o.generation_options
 def serve(
-    name: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="A name or a .gguf; default: the last used.")
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL]...", help="Names or .gguf files; default: the last used. Several load on demand."
+        ),
     ] = None,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", "-p", min=0, max=65535, help="Port; 0: any free one.")] = 8080,
@@ -38,7 +53,29 @@ def serve(
         int | None, typer.Option("--parallel", min=1, help="Requests at once; default: as many as fit, at most 8.")
     ] = None,
     queue: Annotated[int, typer.Option("--queue", min=1, help="Requests that may wait.")] = 64,
-    alias: Annotated[str | None, typer.Option("--alias", help="The model's name in answers.")] = None,
+    alias: Annotated[
+        list[str] | None,
+        typer.Option("--alias", help="A model's name in requests and answers; repeatable, in the models' order."),
+    ] = None,
+    pulled: Annotated[bool, typer.Option("--pulled", help="Serve every pulled model too, loaded on demand.")] = False,
+    keep_alive: Annotated[
+        str | None,
+        typer.Option(
+            "--keep-alive",
+            help=f"Unload a model of several after this time without requests; default: {_KEEP_ALIVE}; or: forever.",
+        ),
+    ] = None,
+    max_loaded: Annotated[
+        int | None,
+        typer.Option("--max-loaded", min=1, help="Models loaded at once; default: as many as fit into memory."),
+    ] = None,
+    upstream: Annotated[
+        str | None,
+        typer.Option("--upstream", metavar="URL", help="Let this OpenAI-compatible server answer; no model is loaded."),
+    ] = None,
+    upstream_key: Annotated[
+        str | None, typer.Option("--upstream-key", envvar=UPSTREAM_KEY_VARIABLE, help="Key for that server.")
+    ] = None,
     allowed_host: Annotated[
         list[str] | None, typer.Option("--allowed-host", help="Another name of this machine in requests; repeatable.")
     ] = None,
@@ -49,58 +86,163 @@ def serve(
     arguments: o.GenerationArguments,
 ) -> None:
     """Answer programs over HTTP. Text that is known from any client, chat or ask is not computed again."""
-    generation, options = arguments.generation(), arguments.session()
+    generation = arguments.generation()
     try:
         with importing():
-            import uvicorn
-
             from jambacli.server.app import make_app
+            from jambacli.server.connections import server_config
             from jambacli.server.context import Server
+            from jambacli.server.files import FileStore
             from jambacli.server.http import Access, is_loopback
-            from jambacli.server.worker import Worker
     except ImportError as error:
         if error.name not in ("uvicorn", "starlette"):
             raise
         raise JambaError("the server needs: pip install 'jambacli[serve]'") from error
-    local = unix is not None or is_loopback(host)
-    if not local and not api_key:
-        raise UsageError(f"--host {host} is reached from other machines: set --api-key or {KEY_VARIABLE}")
-    hosts = None if unix is not None or not local else tuple(allowed_host or ())
-    if any(origin == "*" for origin in cors_origin or ()) and not api_key:
+    key, origins = (api_key or "").strip(), tuple(cors_origin or ())  # a file's last line end is no part of a key
+    if "*" in origins and not key:
         raise UsageError("--cors-origin '*' lets every web page ask: set --api-key too")
+    names, aliases = models or [], alias or []
+    if len(aliases) > max(1, len(names)):
+        raise UsageError("there are more of them than models", field="alias")
+    several = len(names) > 1 or pulled
+    if not several and (keep_alive is not None or max_loaded is not None):
+        raise UsageError("needs several models", field="max_loaded" if keep_alive is None else "keep_alive")
+    if upstream is not None and several | bool(names):
+        raise UsageError("another server answers: name no models", field="upstream")
 
-    listener = _listen_unix(unix) if unix is not None else _listen(host, port)
-    model = arguments.load_model(name)
-    worker = Worker(
-        model,
-        ctx=options.ctx,
-        kv_type=options.kv_type,
-        parallel=parallel,
-        queue=queue,
-        store=options.store,
-        stats=arguments.stats,
-    )
-    access = Access(key=api_key or None, hosts=hosts, origins=tuple(cors_origin or ()))
-    app = make_app(Server(worker, alias or name or model.name, generation), access)
-    config = uvicorn.Config(
-        app,
-        log_level="critical",  # errors of requests are logged where they are answered
-        access_log=False,
-        server_header=False,
-        lifespan="off",
-        timeout_graceful_shutdown=_GRACE,
-        backlog=256,
-    )
-    try:
-        # Ctrl-C and SIGTERM stop the server, which raises them again when it has stopped: that is the regular end.
-        with contextlib.suppress(KeyboardInterrupt, SystemExit):
-            _server(config, model.name, worker, listener).run(sockets=[listener])
-    finally:
-        worker.close()
-        if unix is not None:
-            with contextlib.suppress(OSError):
-                unix.unlink()
+    with _listening(host, port, unix) as listener:
+        local = unix is not None or (is_loopback(host) and is_loopback(str(listener.getsockname()[0])))
+        if not local and not key:
+            raise UsageError(f"--host {host} is reached from other machines: set --api-key or {KEY_VARIABLE}")
+        hosts = None if unix is not None or not local else tuple(allowed_host or ())
+        workers = _Workers(arguments, parallel, queue)
+        served: Models | Upstream
+        if upstream is not None:
+            served, what = _upstream(upstream, upstream_key)
+        elif several:
+            seconds = parse_duration(keep_alive or _KEEP_ALIVE, "--keep-alive")
+            served, what = _several(workers, names, aliases, pulled, seconds, max_loaded)
+        else:
+            served, what = _one(workers, *names[:1], alias=next(iter(aliases), None))
+        files = FileStore(keep=not arguments.no_store)
+        try:
+            app = make_app(
+                Server(served, generation, files=files), Access(key=key or None, hosts=hosts, origins=origins)
+            )
+            # Ctrl-C and SIGTERM stop the server, which raises them again when it has stopped: that is the regular end.
+            with contextlib.suppress(KeyboardInterrupt, SystemExit):
+                _server(server_config(app, grace=_GRACE), what, listener).run(sockets=[listener])
+        finally:
+            served.close()
+            files.close()
     ui.note("stopped")
+
+
+@dataclass(frozen=True)
+class _Workers:
+    """Loads models with the options of the command line."""
+
+    arguments: o.GenerationArguments
+    parallel: int | None
+    queue: int
+
+    def load(self, name: str | None, turn: Turn | None = None) -> Worker:
+        """The worker of a model. With a ``turn`` there are several, and those with a shorter context than asked for have
+        their own."""
+        from jambacli.server.worker import Worker
+
+        options = self.arguments.session()
+        model = self.arguments.load_model(name)
+        ctx = options.ctx
+        if turn is not None and ctx is not None:
+            ctx = min(ctx, model.config.context_length)
+        return Worker(
+            model,
+            ctx=ctx,
+            kv_type=options.kv_type,
+            parallel=self.parallel,
+            queue=self.queue,
+            store=options.store,
+            stats=self.arguments.stats,
+            turn=turn,
+        )
+
+
+def _one(workers: _Workers, name: str | None = None, *, alias: str | None) -> tuple[Models, str]:
+    """The one model, loaded now, and what is served in words."""
+    from jambacli.server.models import Models
+
+    worker = workers.load(name)
+    model = worker.model.name
+    at_once = f"{worker.engine.parallel} at once" if worker.engine.parallel > 1 else "one at a time"
+    what = f"serving {model} at {{address}} (up to {worker.ctx:,} tokens, {at_once})"
+    return Models.of(worker, alias or name or model), what
+
+
+def _several(
+    workers: _Workers,
+    names: Sequence[str],
+    aliases: Sequence[str],
+    pulled: bool,
+    keep_alive: float | None,
+    most: int | None,
+) -> tuple[Models, str]:
+    """Models that are loaded on demand, and what is served in words. Raises JambaError for names that mean none."""
+    from jambacli.engine.batch_worker import Turn
+    from jambacli.hub.resolve import resolve_model
+    from jambacli.hub.store import Store
+    from jambacli.server.memory import DeviceMemory
+    from jambacli.server.models import Models
+    from jambacli.server.served_model import ServedModel
+
+    turn, arguments = Turn(), workers.arguments
+    known: dict[str, ServedModel] = {}
+
+    def add(shown: str, name: str, path: Path) -> None:
+        if shown in known:
+            raise UsageError(f"two models are called {shown}; give each an --alias")
+        known[shown] = ServedModel(shown, lambda: workers.load(name, turn), path, keep_alive)
+
+    for index, name in enumerate(names):
+        path = resolve_model(name)
+        plain = path.stem if o.is_path(name) else name
+        add(aliases[index] if index < len(aliases) else plain, name, path)
+
+    def more() -> list[ServedModel]:
+        store = Store()
+        for entry in store.entries():
+            if entry.name not in known and store.is_complete(entry):
+                add(entry.name, entry.name, store.paths(entry)[0])
+        return list(known.values())
+
+    if pulled and not more():
+        raise JambaError("no models have been pulled; get one with: jamba pull jamba:3b")
+    memory = DeviceMemory(o.device_options(arguments), arguments.session().ctx, arguments.kv_type)
+    served = list(known.values())
+    models = Models(served, memory=memory, most=most, more=more if pulled else None, queue=workers.queue)
+    what = f"serving {', '.join(known)} at {{address}} (each is loaded when it is asked for)"
+    return models, what
+
+
+def _upstream(url: str, key: str | None) -> tuple[Upstream, str]:
+    """Another server, and what is served in words."""
+    from jambacli.server.upstream import Upstream
+    from jambacli.server.upstream_client import UpstreamClient
+
+    client = UpstreamClient(url, key)
+    return Upstream(client), f"serving at {{address}} what {client.root} answers"
+
+
+@contextlib.contextmanager
+def _listening(host: str, port: int, unix: Path | None) -> Iterator[socket.socket]:
+    """A bound socket, which is removed at the end. Raises JambaError."""
+    with _listen(host, port) if unix is None else _listen_unix(unix) as listener:
+        try:
+            yield listener
+        finally:
+            if unix is not None:
+                with contextlib.suppress(OSError):
+                    unix.unlink()
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -136,18 +278,14 @@ def _listen_unix(path: Path) -> socket.socket:
     return listener
 
 
-def _server(config: Any, model: str, worker: Any, listener: socket.socket) -> Any:
-    """A uvicorn server that says where it listens once it does."""
+def _server(config: Any, what: str, listener: socket.socket) -> Any:
+    """A uvicorn server that says what it serves and where once it listens."""
     import uvicorn
 
     class Announced(uvicorn.Server):
         async def startup(self, sockets: Any = None) -> None:
             await super().startup(sockets)
-            at_once = f"{worker.engine.parallel} at once" if worker.engine.parallel > 1 else "one at a time"
-            ui.note(
-                f"serving {model} at {_address(listener.getsockname())} (up to {worker.ctx:,} tokens, {at_once}); "
-                "Ctrl-C stops it"
-            )
+            ui.note(f"{what.replace('{address}', _address(listener.getsockname()))}; Ctrl-C stops it")
 
     return Announced(config)
 

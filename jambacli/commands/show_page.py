@@ -211,6 +211,7 @@ def _memory(page: _Page, s: Summary, plan: MemoryPlan) -> None:
         ("weights", plan.weights, "mapped from the file"),
         (f"KV {plan.kv_type}", used, f"{_per_token(per_token)} per token · {others}"),
         ("Mamba", plan.state, "the same for any context"),
+        ("drafts", plan.drafts, "copies of the Mamba state, once a reply repeats earlier text"),
         ("scratch", plan.scratch, "estimated" if len(plan.fits) == 1 else "estimated, on the CPU"),
     )
     title = f"memory at {format_context(plan.ctx)} tokens of context"

@@ -12,7 +12,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from jambacli.documents.extract.pieces import MAX_TEXT, DocumentPart, parts_of_lines
 from jambacli.documents.extract.plain import EmptyFileError, decode
@@ -72,12 +72,14 @@ def read_documents(
     *,
     done: Callable[[int], None] = lambda n: None,
     problem: Callable[[str], None] = lambda line: None,
+    failed: Callable[[Path | None, JambaError], None] | None = None,
 ) -> list[Document]:
     """The documents of ``sources`` (or of the arguments of ``expand``), in order.
 
     ``done(1)`` is called after each file. A file from a directory or a glob that cannot be read is skipped, and ``problem``
     is called at the end with one line about it (one line for several empty files). Raises JambaError when a file that was
-    named individually cannot be read, after all the others have been tried, and when no document is left.
+    named individually cannot be read, after all the others have been tried, and when no document is left. With ``failed``
+    none of that: it is called for every file that cannot be read (None: standard input).
     """
     chosen = sources if isinstance(sources, Sources) else expand(sources)
     documents: list[Document] = []
@@ -88,7 +90,9 @@ def read_documents(
             try:
                 documents.append(read_stdin(sandbox) if path is None else read_file(path, sandbox))
             except JambaError as error:
-                if path is None or path in chosen.named:
+                if failed is not None:
+                    failed(path, error)
+                elif path is None or path in chosen.named:
                     errors.append(error)
                 else:
                     skipped.append(error)
@@ -103,14 +107,17 @@ def read_documents(
         problem(str(fault))
     if errors:
         raise errors[-1]
-    if not documents:
+    if not documents and failed is None:
         raise JambaError(f"none of the {len(skipped):,} files could be read; the lines above say why")
     return documents
 
 
-def read_file(path: Path, sandbox: Sandbox | None = None) -> Document:
-    """The document of one file. Raises JambaError with one line that names the file and says what to do."""
-    name = shown(path)
+def read_file(path: Path, sandbox: Sandbox | None = None, *, name: str | None = None) -> Document:
+    """The document of one file. ``name``: what the file is called, by default its path; its ending helps to tell what it is.
+
+    Raises JambaError with one line that names the file and says what to do.
+    """
+    name = shown(path) if name is None else name
     try:
         info = path.stat()
         if stat.S_ISDIR(info.st_mode):
@@ -170,7 +177,7 @@ def _kind(head: bytes, path: Path | None, name: str, data: bytes | None = None) 
     """
     if not head:
         raise EmptyFileError(name)
-    suffix = path.suffix.lower() if path is not None else ""
+    suffix = (PurePath(name).suffix or (path.suffix if path is not None else "")).lower()
     if b"%PDF-" in head[:1024]:
         return "pdf"
     if head.startswith(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"):

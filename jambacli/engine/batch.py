@@ -14,24 +14,21 @@ import functools
 import itertools
 import logging
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from jambacli.engine.batch_job import Job, Request, reading_stops
+from jambacli.engine.batch_job import Job, OnLogprobs, Request, reading_stops
 from jambacli.engine.batch_slots import Slot, Slots
-from jambacli.engine.drafted_steps import DraftedSteps
-from jambacli.engine.generate import Generated, Reply, draw
+from jambacli.engine.batch_steps import BatchSteps
+from jambacli.engine.generate import Generated, Reply
 from jambacli.engine.sampling import Sampler
 from jambacli.engine.sequence import Counters, TokenSequence
 from jambacli.errors import UsageError
 
 if TYPE_CHECKING:
-    import torch
-
     from jambacli.engine.loaded_model import LoadedModel
     from jambacli.engine.prefix_cache import PrefixCache
 
@@ -75,7 +72,7 @@ class BatchEngine:
         self._waiting: deque[Job] = deque()
         self._arrived = threading.Condition()
         self._clock = 0
-        self._shortest_first = False
+        self._steps = BatchSteps(model.model, self._slots, self._release)
 
     # Called from any thread
 
@@ -86,9 +83,11 @@ class BatchEngine:
         on_text: Callable[[str], None] | None = None,
         on_read: Callable[[int], None] | None = None,
         on_end: Callable[[Job], None] | None = None,
+        on_logprobs: OnLogprobs | None = None,
     ) -> Job:
         """Add a request to the queue. The callbacks are called by ``step``: with every piece of text (thoughts as
-        ``Thought``), with the number of prompt tokens that a pass has read, and with the job when it has ended.
+        ``Thought``), with the number of prompt tokens that a pass has read, with the job when it has ended, and with the
+        log-probabilities that the request asks for, before the text.
 
         Raises UsageError for an empty prompt, tokens that the model does not have or an unknown biased token,
         ContextFullError when the prompt and ``reserve`` do not fit, JambaError when no valid reply fits.
@@ -119,7 +118,7 @@ class BatchEngine:
             result=Generated(thinking=request.thinking),
         )
         sampler = Sampler(request.sampling, request.ids, request.constraint)
-        job = Job(request, reply, sampler, on_text, on_read, on_end)
+        job = Job(request, reply, sampler, on_text, on_read, on_end, on_logprobs)
         job.stop_ids = stop_ids
         job.stops = reading_stops(0, n, job.boundaries, self.model.model.prefill_chunk)
         with self._arrived:
@@ -156,8 +155,8 @@ class BatchEngine:
         self._clock += 1
         self._remove_cancelled()
         self._admit()
-        self._decode()
-        self._read()
+        self._steps.decode()
+        self._steps.read()
         return not self.idle
 
     def run(self) -> None:
@@ -289,6 +288,8 @@ class BatchEngine:
                 return
             source, now = self._slots.longest_prefix(job)
             awaited = self._slots.awaited_prefix(job, now)
+            if job.request.prompt_logprobs:  # the logits after known tokens are not known
+                source, now, awaited = None, 0, None
             if awaited is not None:
                 reader, position = awaited
                 if position not in reader.boundaries:
@@ -322,6 +323,8 @@ class BatchEngine:
                 source.sequence.checkpoint()
             if source is None:
                 sequence.reset()
+                if job.request.prompt_logprobs:
+                    sequence.prefixes = None
             elif source is slot:
                 sequence.rewind(position, allow_end=len(job.ids))
             else:
@@ -336,195 +339,20 @@ class BatchEngine:
             job.phase = "answering"
         elif not self.exact:  # the chunks may begin elsewhere
             slot.stops = reading_stops(start, len(job.ids), job.boundaries, sequence.chunk)
-        self._call(slot, job.on_read, start)
-
-    # Stepping
-
-    def _decode(self) -> None:
-        """Draw a token for every reply in progress and append them all in one pass."""
-        import torch
-
-        for slot in self._slots:
-            if slot.answering and slot.drawn is None:
-                slot.drawn = self._draw(slot)
-            # What a draft predicted is in the state already.
-            while slot.drawn is not None and slot.sequence.expects(slot.drawn):
-                if slot.drafted is not None:
-                    slot.drafted.draft(slot.drawn, 0)
-                slot.sequence.step(slot.drawn)
-                slot.drawn = self._draw(slot)
-        began = time.perf_counter()
-        drawn = [(slot, slot.drawn) for slot in self._slots if slot.drawn is not None]
-        if len(drawn) == 1 and self._drafts(drawn[0][0]):
-            self._step_with_draft(*drawn[0])
-            return
-        outcomes = self._forward([(slot, torch.tensor([token]), "last") for slot, token in drawn])
-        for (slot, token), outcome in zip(drawn, outcomes, strict=True):
-            slot.drawn = slot.drafted = None
-            if isinstance(outcome, Exception):
-                self._release(slot, outcome)
-            else:
-                assert outcome is not None
-                slot.sequence.stepped(token, outcome, began)
-
-    def _drafts(self, slot: Slot) -> bool:
-        """Whether the slot's reply is drafted from earlier text while it is the only one in a step. Several replies already
-        share the weights that a step reads."""
-        assert slot.job is not None
-        chosen = slot.job.request.lookup
-        return slot.sequence.fast_steps if chosen is None else chosen
-
-    def _step_with_draft(self, slot: Slot, token: int) -> None:
-        """Append the only token of this step, and a draft of those that probably follow."""
-        job = slot.job
-        assert job is not None
-        if slot.drafted is None:
-            slot.drafted = DraftedSteps(slot.sequence, job.sampler, job.stop_ids)
-        slot.drawn = None
-        try:
-            slot.drafted.step(token, job.reply.left)
-        except Exception as error:
-            self._release(slot, error)
-
-    def _draw(self, slot: Slot) -> int | None:
-        """The next token of the slot's reply, None when the reply has ended with it or before it."""
-        job, sequence = slot.job, slot.sequence
-        assert job is not None
-        reply = job.reply
-        try:
-            if reply.wants(len(sequence.tokens), sequence.ctx):
-                assert sequence.logits is not None
-                token = draw(job.sampler, sequence.logits)
-                if job.first_token_seconds is None:
-                    job.first_token_seconds = time.perf_counter() - job.submitted
-                job.say(reply.push(token))
-                if not reply.ended:
-                    return token
-            job.say(reply.flush())
-            if job.request.constraint is not None:
-                job.request.constraint.check_finished(len(job.result.ids))
-        except Exception as error:
-            self._release(slot, error)
-        else:
-            self._release(slot, None)
-        return None
-
-    def _read(self) -> None:
-        """Read prompts, as many passes as fit into one chunk, at least one; short ones of several prompts run together."""
-        import torch
-
-        left = chunk = self.model.model.prefill_chunk
-        while left > 0:
-            chosen: list[tuple[Slot, int]] = []
-            for slot in self._reading_order():
-                stop = slot.sequence.next_stop(len(slot.array), slot.boundaries)
-                size = stop - len(slot.sequence.tokens)
-                if size > left and (left < chunk or chosen):
-                    break
-                left -= size
-                chosen.append((slot, stop))
-            if not chosen:
-                return
-            self._shortest_first = not self._shortest_first
-            began = time.perf_counter()
-            passes: list[tuple[Slot, torch.Tensor, Literal["last", "none"]]] = [
-                (
-                    slot,
-                    torch.from_numpy(slot.array[len(slot.sequence.tokens) : stop]),
-                    "last" if stop == len(slot.array) else "none",
-                )
-                for slot, stop in chosen
-            ]
-            for (slot, stop), outcome in zip(chosen, self._forward(passes), strict=True):
-                self._was_read(slot, stop, outcome, began)
-
-    def _was_read(self, slot: Slot, stop: int, outcome: torch.Tensor | Exception | None, began: float) -> None:
-        """Record that a pass has read the slot's prompt up to ``stop``, or its error."""
-        job, sequence = slot.job, slot.sequence
-        assert job is not None
-        size = stop - len(sequence.tokens)
-        try:
-            if isinstance(outcome, Exception):
-                raise outcome
-            sequence.prefilled(job.ids, stop, slot.boundaries, outcome, began)
-        except Exception as error:
-            self._release(slot, error)
-            return
-        job.tokens_read = stop
-        if stop == len(job.ids):
-            job.phase = "answering"
-        self._call(slot, job.on_read, size)
-
-    def _reading_order(self) -> list[Slot]:
-        """The slots that read, by turns the oldest request first and the one with the least left first, so that neither a
-        long prompt nor many short ones keep others waiting."""
-        reading = [(slot, slot.job) for slot in self._slots if slot.job is not None and slot.reading]
-        if self._shortest_first:
-            reading.sort(key=lambda pair: len(pair[1].ids) - pair[1].tokens_read)
-        else:
-            reading.sort(key=lambda pair: pair[1].submitted)
-        return [slot for slot, _ in reading]
-
-    def _forward(
-        self, passes: Sequence[tuple[Slot, torch.Tensor, Literal["last", "none"]]]
-    ) -> list[torch.Tensor | Exception | None]:
-        """Append tokens to the slots' sequences in one pass: their logits, or the error of each one that failed."""
-        from jambacli.model.jamba import Span
-
-        if not passes:
-            return []
-        spans = [Span(slot.sequence.state, ids, logits) for slot, ids, logits in passes]
-        try:
-            return list(self.model.model.forward_spans(spans))
-        except Exception as error:
-            if len(passes) == 1:
-                return [error]
-            logger.debug("a pass over several sequences failed, so each goes on by itself: %s", error)
-        outcomes: list[torch.Tensor | Exception | None] = []
-        for one in passes:
-            try:
-                if not one[0].sequence.consistent:
-                    self._replay(one[0])
-                outcomes += self._forward([one])
-            except Exception as error:
-                outcomes.append(error)
-        return outcomes
-
-    def _replay(self, slot: Slot) -> None:
-        """Compute the tokens after the last checkpoint again, in the same passes, after one that failed in the middle."""
-        import torch
-
-        job, sequence = slot.job, slot.sequence
-        assert job is not None
-        tokens = list(sequence.tokens)
-        sequence.rewind(len(tokens))
-        prompt = torch.from_numpy(job.array)
-        while (at := len(sequence.tokens)) < min(len(tokens), len(job.ids)):
-            stop, began = sequence.next_stop(len(job.ids), slot.boundaries), time.perf_counter()
-            last = stop == len(job.ids)
-            logits = sequence.model.forward(prompt[at:stop], sequence.state, logits="last" if last else "none")
-            sequence.prefilled(job.ids, stop, slot.boundaries, logits, began)
-        for token in tokens[len(sequence.tokens) :]:
-            sequence.step(token)
+        self._steps.report(slot, job.on_read, start)
 
     # Leaving
-
-    def _call(self, slot: Slot, callback: Callable[[int], None] | None, value: int) -> None:
-        """Call a callback; its error ends the request."""
-        if callback is None or not value:
-            return
-        try:
-            callback(value)
-        except Exception as error:
-            self._release(slot, error)
 
     def _release(self, slot: Slot, error: Exception | None) -> None:
         """End the slot's request; the sequence keeps what can be used again."""
         job, sequence = slot.job, slot.sequence
         assert job is not None
         ended = job.reply.ended and error is None
-        slot.job, slot.drawn, slot.drafted, slot.last_used = None, None, None, self._clock
+        slot.job, slot.drafted, slot.last_used = None, None, self._clock
         try:
+            if job.request.prompt_logprobs:
+                sequence.reset()
+                sequence.prefixes = slot.cache
             if not sequence.consistent:
                 sequence.rewind(len(sequence.tokens))
             if sequence.tokens and not (ended and self.exact):
@@ -532,6 +360,7 @@ class BatchEngine:
                 sequence.checkpoint()
             if slot.cache is not None and sequence.checkpoints and (self._commit_ends or not ended):
                 slot.cache.commit(sequence.content, durable=False)
+                job.wait_stored = slot.cache.flush
         except Exception as failure:
             logger.warning("the state of a request could not be kept: %s", failure)
             sequence.reset()

@@ -9,6 +9,7 @@ import numpy as np
 
 from jambacli.engine.batch_job import Job
 from jambacli.engine.drafted_steps import DraftedSteps
+from jambacli.engine.logprobs import SCORED_CHUNK
 from jambacli.engine.sequence import TokenSequence, common_prefix
 
 if TYPE_CHECKING:
@@ -23,9 +24,7 @@ class Slot:
         self.cache = cache
         self.job: Job | None = None
         self.boundaries: list[int] = []
-        # The last token drawn, if it is not in the state yet.
-        self.drawn: int | None = None
-        # Drafts of its reply while it is the only one.
+        # Drafts of its reply, from its first token on.
         self.drafted: DraftedSteps | None = None
         self.last_used = 0
         # The tokens that the sequence holds or will hold, and where reading them stops.
@@ -41,6 +40,12 @@ class Slot:
     def answering(self) -> bool:
         """Whether its request's reply is being generated."""
         return self.job is not None and self.job.phase == "answering"
+
+    def next_stop(self) -> int:
+        """Where the next pass over its request's prompt stops."""
+        stop = self.sequence.next_stop(len(self.array), self.boundaries)
+        scored = self.job is not None and self.job.request.prompt_logprobs
+        return min(stop, len(self.sequence.tokens) + SCORED_CHUNK) if scored else stop
 
 
 class Slots:
@@ -100,7 +105,8 @@ class Slots:
         return best
 
     def choose(self, job: Job, source: Slot | None, now: int, ahead: Sequence[Job]) -> Slot:
-        """The free slot whose content is of least use to the requests that wait; the source itself if that costs nothing."""
+        """The free slot whose content is of least use to the requests that wait; the source itself if that costs nothing: if
+        nobody waits for more of it, and most of it is kept."""
         free = [slot for slot in self if slot.job is None]
         others = [other for other in ahead if other is not job and other.phase == "waiting"]
 
@@ -108,7 +114,8 @@ class Slots:
             longest = max((self.shared(slot, other) for other in others), default=0)
             return longest, slot.last_used
 
-        if source in free and source is not None and use(source)[0] <= now:
+        # Otherwise a short request that begins like a long conversation would overwrite it.
+        if source in free and source is not None and use(source)[0] <= now and len(source.array) <= 2 * now:
             return source
         if len(self._slots) < self._most:
             self._slots.append(self._open())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
@@ -17,11 +18,32 @@ logger = logging.getLogger(__name__)
 _LOOK = 1.0
 
 
+class Turn:
+    """A lock that is given to threads in the order in which they ask: engines that share it step by turns."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._next = self._serving = 0
+
+    def __enter__(self) -> None:
+        with self._changed:
+            number = self._next
+            self._next += 1
+            self._changed.wait_for(lambda: self._serving == number)
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._serving += 1
+            self._changed.notify_all()
+
+
 class BatchWorker:
     """Steps an engine in a thread of its own, the only one that computes with the model."""
 
-    def __init__(self, engine: BatchEngine) -> None:
+    def __init__(self, engine: BatchEngine, turn: Turn | None = None) -> None:
+        """``turn``: taken for every step, so that the engines of several models do not slow each other down."""
         self.engine = engine
+        self._turn = turn or contextlib.nullcontext()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="jamba-batch", daemon=True)
         self._thread.start()
@@ -58,7 +80,8 @@ class BatchWorker:
                 continue
             jobs = self.engine.jobs
             try:
-                self.engine.step()
+                with self._turn:
+                    self.engine.step()
             except Exception as error:
                 logger.exception("a step failed; its requests end")
                 self.engine.fail(jobs, error if isinstance(error, JambaError) else JambaError(f"internal: {error}"))

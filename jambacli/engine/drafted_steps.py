@@ -6,6 +6,8 @@ import time
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
+from jambacli.engine.lookup import MAX_DRAFT, Prediction, draft_lengths
+
 if TYPE_CHECKING:
     from jambacli.engine.sampling import Logits, Sampler
     from jambacli.engine.sequence import TokenSequence
@@ -21,26 +23,30 @@ class DraftedSteps:
 
     def step(self, token: int, left: int) -> Logits:
         """Append ``token`` and return the logits after it. ``left``: how many tokens may still be drawn."""
-        sequence = self._sequence
-        draft = self.draft(token, left)
+        sequence, costs = self._sequence, self._sequence.lookup.costs
+        predicted = self.push(token, left)
         if sequence.expects(token):
             return sequence.step(token)
-        start = time.perf_counter()
-        logits = sequence.step(token, draft)
-        sequence.lookup.costs.record(1 + len(draft), time.perf_counter() - start)
+        (length,) = draft_lengths([predicted.chances], costs)
+        start, state = time.perf_counter(), sequence.state
+        moves = state.moves
+        logits = sequence.step(token, predicted.tokens[:length])
+        if state.moves == moves:  # else memory was allocated
+            costs.record(1 + length, time.perf_counter() - start)
         return logits
 
-    def draft(self, token: int, left: int) -> list[int]:
-        """The draft to append after ``token``, which was drawn; none if the sequence expects it. Call it once a token."""
+    def push(self, token: int, left: int, most: int = MAX_DRAFT) -> Prediction:
+        """What may follow ``token``, which was drawn and not appended yet, at most ``most`` tokens; nothing if the sequence
+        expects it. Call it once a token. ``left``: as for ``step``."""
         sequence, lookup = self._sequence, self._sequence.lookup
         if not self._begun:  # at the first token, which is shown by then
             lookup.index.follow(sequence.tokens)
             self._begun = True
         lookup.push(token)
         if sequence.expects(token):
-            return []
-        forced = self._sampler.forced()
+            return Prediction([], [])
         # The last token that is drawn need not be computed.
-        draft = lookup.draft(min(sequence.max_draft, left - 1, sequence.ctx - len(sequence.tokens) - 1), forced)
-        end = next((i for i, t in enumerate(draft) if t in self._stop_ids), len(draft))
-        return draft[:end]
+        most = min(most, sequence.max_draft, left - 1, sequence.ctx - len(sequence.tokens) - 1)
+        tokens, chances = lookup.predict(most, self._sampler.forced())
+        end = next((i for i, t in enumerate(tokens) if t in self._stop_ids), len(tokens))
+        return Prediction(tokens[:end], chances[:end])

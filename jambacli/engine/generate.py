@@ -105,8 +105,8 @@ class Reply:
             piece = self._matcher.push(said)
             result.text += piece
         if self._matcher.stopped is not None:
+            del result.ids[self.settled :]  # a stop string was not shown
             self._finish("stop")
-            self._drop_unsaid(self._visible - len(result.text))
         else:
             self._end_at_limit()
         return piece
@@ -120,6 +120,15 @@ class Reply:
         return piece
 
     @property
+    def settled(self) -> int:
+        """How many of the reply's tokens are there to stay: a stop string can remove the others."""
+        at, unsaid = len(self.result.ids), 0 if self.ended else self._visible - len(self.result.text)
+        while at and unsaid > 0:
+            at -= 1
+            unsaid -= len(self._tokenizer.decode([self.result.ids[at]]))
+        return at
+
+    @property
     def left(self) -> int:
         """How many more tokens may be drawn."""
         return sys.maxsize if self._max_tokens is None else self._max_tokens - len(self.result.ids)
@@ -130,11 +139,6 @@ class Reply:
 
     def _finish(self, why: Finish) -> None:
         self.ended, self.result.finish = True, why
-
-    def _drop_unsaid(self, unsaid: int) -> None:
-        """Remove the last tokens of the reply, ``unsaid`` characters of a stop string, which were not shown."""
-        while self.result.ids and unsaid > 0:
-            unsaid -= len(self._tokenizer.decode([self.result.ids.pop()]))
 
 
 def draw(sampler: Sampler, logits: Logits) -> int:

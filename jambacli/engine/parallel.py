@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from jambacli.engine.batch_steps import MOST_DRAFTED
+from jambacli.engine.sequence import KEPT_CHECKPOINTS
 from jambacli.hardware.devices import devices
 from jambacli.model.config import CHECKPOINT_BYTES
 
@@ -27,9 +29,15 @@ def default_parallel(model: JambaModel, tokens: int, kv_type: str | None = None)
     else:
         free = cpu.available
     room = int(free * _SHARE) - CHECKPOINT_BYTES
-    return max(1, min(MOST_PARALLEL, room // sequence_bytes(model.config, tokens, kv_type)))
+    drafts = model.decoder is not None and model.decoder.max_tokens > 1
+    return max(1, min(MOST_PARALLEL, room // sequence_bytes(model.config, tokens, kv_type, drafts=drafts)))
 
 
-def sequence_bytes(config: JambaConfig, tokens: int, kv_type: str | None = None) -> int:
-    """Bytes of a sequence of up to ``tokens`` tokens: its state, and its keys and values."""
-    return config.state_bytes() + min(tokens, config.context_length) * config.kv_bytes_per_token(kv_type or "f16")
+def sequence_bytes(config: JambaConfig, tokens: int, kv_type: str | None = None, *, drafts: bool = False) -> int:
+    """Bytes of a sequence of up to ``tokens`` tokens in a BatchEngine: its state, checkpoints, and keys and values.
+
+    ``drafts``: with copies of the state for each token of a step with a draft.
+    """
+    kv = min(tokens, config.context_length) * config.kv_bytes_per_token(kv_type or "f16")
+    copies = 1 + KEPT_CHECKPOINTS + (1 + MOST_DRAFTED if drafts else 0)
+    return config.state_bytes() * copies + kv

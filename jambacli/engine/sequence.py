@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from jambacli.cache.stored_prefix import DamagedPrefixError
-from jambacli.engine.lookup import MAX_DRAFT, Lookup
+from jambacli.engine.lookup import Lookup
 from jambacli.errors import UsageError
-from jambacli.model.config import CHECKPOINT_BYTES
+from jambacli.model.config import CHECKPOINT_BYTES, MAX_DRAFT
 from jambacli.progress import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 # Tokens of a long prefill between two checkpoints, where no boundary falls.
 CHECKPOINT_STEP = 4096
+#: Checkpoints that are kept whatever the budget: the newest two and one to go back to.
+KEPT_CHECKPOINTS = 3
 
 
 @dataclass
@@ -436,7 +438,7 @@ class TokenSequence:
         The newest two are always kept: a regeneration and an edit of the last message go back to them.
         """
         budget = CHECKPOINT_BYTES if self.checkpoint_bytes is None else self.checkpoint_bytes
-        while len(self.checkpoints) > 3 and sum(c.nbytes for c in self.checkpoints.values()) > budget:
+        while len(self.checkpoints) > KEPT_CHECKPOINTS and sum(c.nbytes for c in self.checkpoints.values()) > budget:
             at = self.positions
             gaps = {at[i]: at[i + 1] - (at[i - 1] if i else 0) for i in range(len(at) - 2)}
             least = min(gaps, key=lambda p: gaps[p])

@@ -28,6 +28,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     _log_to_stderr()
     options = _options(parsed)
+    if options.also and not parsed.worker:  # it has its own packages, but this copy of the program
+        root = str(Path(__file__).parents[2])
+        os.environ["PYTHONPATH"] = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
     out = Path(parsed.out) if parsed.out else Path(os.environ.get("OUT", ".")) / "gpu_check.json"
     if parsed.worker:
         return run_parts(options, out, parsed.failure)
@@ -60,6 +63,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--limits", default="24,48", help="GB of GPU memory to simulate, comma-separated")
     parser.add_argument("--formats", default="all", help="formats of the matrix-vector product alone, comma-separated")
     parser.add_argument("--tune", action="store_true", help="try other tiles for the matrix-vector product too")
+    parser.add_argument(
+        "--also", metavar="PYTHON", help="another Python, with another torch and Triton, that repeats some parts"
+    )
+    parser.add_argument("--wrong", default="", help=argparse.SUPPRESS)  # kernels found wrong by earlier workers
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--shard", default=default.shard, help=argparse.SUPPRESS)
     parser.add_argument("--failure", help=argparse.SUPPRESS)  # how the previous worker ended
@@ -68,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _options(parsed: argparse.Namespace) -> CheckOptions:
     """The parsed options; SystemExit for an unknown part or format."""
-    from jambacli.gpu_check.speed import GEMV_FORMATS
+    from jambacli.gpu_check.products import FORMATS
 
     # A worker runs one part at a time, "warm" among them.
     parts = tuple(parsed.parts.split(",")) if parsed.worker else _known("parts", parsed.parts, PARTS)
@@ -77,11 +84,13 @@ def _options(parsed: argparse.Namespace) -> CheckOptions:
         shapes=tuple(parsed.shapes.split(",")),
         quants=tuple(parsed.quants.split(",")),
         limits=tuple(float(x) for x in parsed.limits.split(",") if x),
-        formats=_known("formats", parsed.formats, GEMV_FORMATS),
+        formats=_known("formats", parsed.formats, FORMATS),
         tune=parsed.tune,
         tiny=parsed.tiny,
         budget=parsed.budget,
         shard=parsed.shard,
+        wrong=tuple(name for name in parsed.wrong.split(",") if name),
+        also=parsed.also,
     )
 
 
@@ -95,7 +104,8 @@ def _known(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
 def _worker_command(options: CheckOptions, out: Path, failure: str | None) -> list[str]:
     """The command line of a worker with these options."""
     return [
-        *(sys.executable, "-m", "jambacli.gpu_check", "--worker", "--out", str(out), "--shard", options.shard),
+        *(options.also or sys.executable, "-m", "jambacli.gpu_check", "--worker", "--out", str(out)),
+        *("--shard", options.shard, "--wrong", ",".join(options.wrong)),
         *("--parts", ",".join(options.parts), "--shapes", ",".join(options.shapes)),
         *("--quants", ",".join(options.quants), "--limits", ",".join(f"{x:g}" for x in options.limits)),
         *("--formats", ",".join(options.formats), "--budget", str(options.budget)),

@@ -4,7 +4,7 @@
 ``runtime.cuda.decoder``; bytes are those of weights in planes. A kernel takes 2 microseconds to start and end, plus the longest
 of four times: its bytes over the memory bandwidth, its operations over the multiprocessors' float32 rate, the latency of the
 turns in which a warp loads and waits (the first turn is part of the 2 microseconds), and the cycles in which the L1 caches
-deliver activations. The last are known within a factor of four only, see ``L1_CYCLES``.
+deliver weights and activations. The activations' are known within a factor of four only, see ``L1_CYCLES``.
 """
 
 from __future__ import annotations
@@ -45,10 +45,11 @@ INSTRUCTIONS = {
 _SIMILAR = {"q4_1": "q4_k", "iq4_nl": "iq4_xs"}
 
 
-#: L1 cycles of a warp's load of four activations per thread. Eight neighbouring threads read the same chunk of eight groups,
-#: from the same banks, and four such quarters of a warp read the same addresses: 8 cycles if the quarters are served at once,
-#: else 32.
-L1_CYCLES = (8, 32)
+#: L1 cycles of a warp's load of four activations per thread. Eight neighbouring threads read one line of 128 bytes, and four
+#: such quarters of a warp read the same addresses: 1 cycle if the quarters are served at once, else 4.
+L1_CYCLES = (1, 4)
+#: Bytes that an L1 cache delivers per cycle.
+L1_LINE = 128
 #: Seconds of a step that the host adds: two fills, the graph's launch, reading the token back.
 HOST = 0.12e-3
 
@@ -92,7 +93,7 @@ class Kernel:
     def seconds(self, gpu: Gpu, l1_cycles: int = L1_CYCLES[0]) -> float:
         """Predicted time of one run."""
         waiting = (self.turns - 1) * TURN
-        delivering = self.loads * l1_cycles / (gpu.multiprocessors * gpu.clock)
+        delivering = (self.nbytes / L1_LINE + self.loads * l1_cycles) / (gpu.multiprocessors * gpu.clock)
         return max(self.nbytes / gpu.bandwidth, self.instructions / gpu.instructions, waiting, delivering) + OVERHEAD
 
 

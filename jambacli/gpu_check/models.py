@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from jambacli.gpu_check.needs import DECODE, DECODE_EXPERTS, PREFILL, PREFILL_EXPERTS, blocked_by
 from jambacli.kernels import reference_ops
 from jambacli.model.config import JambaConfig
 from jambacli.model.jamba import JambaModel
@@ -26,6 +27,7 @@ SHARE_WITHIN = 0.75
 #: exceed the first capacity of the KV cache (256 tokens), so that graphs are recorded again.
 PROMPT = (200, 40)
 _CTX = 512
+_KERNELS = DECODE + DECODE_EXPERTS + PREFILL + PREFILL_EXPERTS + ("gemm",)
 SHAPE = {
     "hidden_size": 256,
     "intermediate_size": 512,
@@ -41,10 +43,10 @@ SHAPE = {
 }
 
 
-def models(suite: Suite, device: torch.device, shard: str = "0/1") -> None:
+def models(suite: Suite, device: torch.device, shard: str = "0/1", wrong: Sequence[str] = ()) -> None:
     """Compare models of several file types, with all weights on the GPU and with some experts in host memory.
 
-    ``shard``: "i/n", every n-th of them from the i-th on.
+    ``shard``: "i/n", every n-th of them from the i-th on. Models that use a kernel of ``wrong`` are skipped.
     """
     rows = suite.results.setdefault("models", [])
     config = JambaConfig.from_hf(SHAPE if not suite.tiny else SHAPE | {"intermediate_size": 256, "vocab_size": 320})
@@ -60,10 +62,20 @@ def models(suite: Suite, device: torch.device, shard: str = "0/1") -> None:
         runs += [("q4_k_m, experts, keys and values in RAM", run), ("demo model", partial(demo_model, device))]
     first, step = (int(x) for x in shard.split("/"))
     for name, compared in runs[first::step]:
+        if kernel := blocked_by(_KERNELS, _formats(config, name.split(",")[0]), wrong):
+            suite.skip_for_kernel(f"model {name}", kernel)
+            continue
         found = suite.attempt(f"model {name}", 20, compared)
         if found is not None:
             rows.append({"model": name, **found})
             suite.save()
+
+
+def _formats(config: JambaConfig, quant: str) -> set[str]:
+    """The formats of the weights of a random model; those of Q4_K_M for the demo model."""
+    from jambacli.evaluation.synthetic import choices
+
+    return {choice.format for choice in choices(config, "q4_k_m" if quant == "demo model" else quant).values()}
 
 
 def demo_model(device: torch.device) -> dict[str, Any]:

@@ -42,8 +42,8 @@ def cases() -> Iterator[Case]:
     for tokens, d_inner, d_state, chunk in ((1, 6, 16, 8), (5, 70, 8, 8), (37, 4, 3, 8), (40, 130, 16, 16)):
         run = functools.partial(_scan, tokens, d_inner, d_state, chunk)
         yield Case(f"scan {tokens}x{d_inner} state {d_state} in chunks of {chunk}", EXACT, run)
-    for fmt in ("f32", "q5_0", "q8_0"):
-        yield Case(f"scan step, dt in {fmt}", EXACT, functools.partial(_scan_step, fmt))
+    for fmt, rank in (("f32", 96), ("q5_0", 96), ("q8_0", 96), ("q8_0", 288)):
+        yield Case(f"scan step, {rank} of dt in {fmt}", EXACT, functools.partial(_scan_step, fmt, rank))
     for kv_type in ("f32", "f16", "bf16", "q8_0"):
         for past, heads, kv_heads, dim in ((0, 4, 2, 32), (300, 6, 1, 64), (513, 3, 3, 96)):
             run = functools.partial(_attention, kv_type, past, heads, kv_heads, dim)
@@ -114,20 +114,22 @@ def _large(fmt: str, n: int, k: int, device: torch.device, seed: int = 0) -> tup
 
 def tiled_product(fmt: str, kind: str, rows: int, warps: int, n: int, k: int, device: torch.device) -> float:
     """A product in an explicit tile against float64 on the device. ``kind``: plain; norm (and a residual); gated (and a norm);
-    conv (half of the rows go through a convolution step)."""
+    conv (half of the rows go through a convolution step). All but the plain one read and write interleaved activations."""
     from jambacli.kernels.triton.gemv import ConvStep, gemv
+    from jambacli.kernels.triton.interleave import interleaved, natural, padded
     from jambacli.kernels.triton.launch import Tile
 
     w, values = _large(fmt, n, k, device)
     x, norm, residual = (_randn(1, size, seed=seed).to(device) for size, seed in ((k, 1), (k, 2), (n, 3)))
     tile = Tile(rows, warps)
-    options: dict[str, Any] = {} if kind in ("plain", "conv") else {"norm": norm[0], "eps": 1e-5}
+    placed = {"plain": 0, "conv": n // 2}.get(kind, n)
+    options: dict[str, Any] = {} if kind in ("plain", "conv") else {"norm": interleaved(norm[0]), "eps": 1e-5}
     wide = x.double()
     if options:
         wide = wide / (wide.square().mean() + 1e-5).sqrt() * norm.double()
     expected = wide @ values.T
     if kind == "norm":
-        options["residual"], expected = residual, expected + residual.double()
+        options["residual"], expected = interleaved(residual), expected + residual.double()
     if kind == "gated":
         up, up_values = _large(fmt, n, k, device, 1)
         options["up"], expected = up, torch.nn.functional.silu(expected) * (wide @ up_values.T)
@@ -140,7 +142,11 @@ def tiled_product(fmt: str, kind: str, rows: int, warps: int, n: int, k: int, de
         convolved = torch.nn.functional.silu((taken * weight.double()).sum(1) + bias.double())
         expected = torch.cat([convolved[None], expected[:, channels:]], 1)
         options["conv"] = ConvStep(weight, bias, state)
-    return error(gemv(x, w, tile=tile, **options), expected.float().cpu())
+    if kind != "plain":
+        x = interleaved(x)
+    got = gemv(x, w, tile=tile, interleaved=kind != "plain", placed=placed, **options)
+    got = torch.cat([natural(got[:, : padded(placed)], placed), got[:, padded(placed) :]], 1)
+    return error(got, expected.float().cpu())
 
 
 def many_rows(fmt: str, m: int, n: int, k: int, gated: bool, device: torch.device) -> float:
@@ -270,25 +276,27 @@ def _scan(tokens: int, d_inner: int, d_state: int, chunk: int, device: torch.dev
     return max(error(got, expected), error(moved[-1], state))
 
 
-def _scan_step(fmt: str, device: torch.device) -> float:
+def _scan_step(fmt: str, rank: int, device: torch.device) -> float:
+    from jambacli.kernels.triton.interleave import interleaved, natural, padded
     from jambacli.kernels.triton.scan import scan_step
 
-    d_inner, d_state, rank = 70, 6, 96
+    d_inner, d_state = 70, 6
     w = random_weight(fmt, (d_inner, rank))
     x, z, dtbc = _randn(1, d_inner), _randn(1, d_inner, seed=2), _randn(rank + 2 * d_state)
     norms = _randn(rank), _randn(d_state), _randn(d_state, seed=2)
     bias, D, A = _randn(d_inner, seed=4), _randn(d_inner, seed=5), -3 * _randn(d_inner, d_state).abs()
     state = _randn(d_inner, d_state, seed=8)
-    moved, out = state.to(device, copy=True), torch.empty(d_inner, device=device)
+    moved, out = state.to(device, copy=True), torch.empty(padded(d_inner), device=device)
     dt_norm, b_norm, c_norm = (t.to(device) for t in norms)
+    dt_and_rest = torch.cat([interleaved(dtbc[:rank]), dtbc[rank:]]).to(device)
     scan_step(
-        x[0].to(device), dtbc.to(device), (dt_norm, b_norm, c_norm), 1e-6, packed_on(w, device), bias.to(device),
-        A.to(device), D.to(device), z[0].to(device), moved, out,
+        interleaved(x[0].to(device)), dt_and_rest, (interleaved(dt_norm), b_norm, c_norm), 1e-6, packed_on(w, device),
+        bias.to(device), A.to(device), D.to(device), z[0].to(device), moved, out,
     )  # fmt: skip
     parts = dtbc[None].split([rank, d_state, d_state], 1)
     dt, B, C = (reference.rms_norm(part, weight, 1e-6) for part, weight in zip(parts, norms, strict=True))
     expected = reference.selective_scan(x, reference.linear(dt, w), bias, A, B, C, D, z, state)
-    return max(error(out[None], expected), error(moved, state))
+    return max(error(natural(out, d_inner)[None], expected), error(moved, state))
 
 
 def _caches(kv_type: str, capacity: int, kv_heads: int, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -302,6 +310,7 @@ def _attention(
     kv_type: str, past: int, heads: int, kv_heads: int, dim: int, device: torch.device, *, half: bool = False
 ) -> float:
     from jambacli.kernels.triton.attention import DecodeScratch, append, decode
+    from jambacli.kernels.triton.interleave import natural, padded
     from jambacli.kernels.triton.ops import attention_dtype, compute_dtype
 
     k, v = _caches(kv_type, past + 9, kv_heads, dim)
@@ -320,12 +329,14 @@ def _attention(
     )
     # The interpreter truncates to bf16, GPUs round: a difference of one in the last place.
     allowed = 2.0**-7 if kv_type == "bf16" else 0.0
-    q, out = _randn(1, heads, dim, seed=3), torch.empty(heads, dim, device=device)
+    q, out = _randn(1, heads, dim, seed=3), torch.empty(padded(heads * dim), device=device)
     k, v = on_device[0].cpu(), on_device[1].cpu()
     # In float32 only the order of sums differs; ``half`` is what decode uses.
     dtype = attention_dtype(k, compute_dtype(device)) if half else torch.float32
     scratch = DecodeScratch(heads, dim, past + 9, device)
-    decode(q[0].to(device), on_device[0], on_device[1], position, scratch, out, dtype)
+    # A decode step's product reads the result in its own order.
+    decode(q[0].to(device), on_device[0], on_device[1], position, scratch, out, dtype, interleaved=half)
+    out = natural(out, heads * dim) if half else out[: heads * dim]
     return max(error(out.view(1, -1), reference.attention(q, k, v, past)), stored - allowed)
 
 
@@ -355,9 +366,12 @@ def _dequantize(fmt: str, device: torch.device) -> float:
 
 def _embed(fmt: str, device: torch.device) -> float:
     from jambacli.kernels.triton.dequant import embed
+    from jambacli.kernels.triton.interleave import natural
 
     w, ids = random_weight(fmt, (11, 256)), torch.tensor([10, 0, 3, 3])
-    return error(embed(ids.to(device), packed_on(w, device)), reference.embed(ids, w))
+    packed, expected = packed_on(w, device), reference.embed(ids, w)
+    got = natural(embed(ids.to(device), packed, interleaved=True), 256)
+    return max(error(embed(ids.to(device), packed), expected), error(got, expected))
 
 
 def _gemv(fmt: str, n: int, k: int, device: torch.device) -> float:
@@ -394,6 +408,7 @@ def _mixture(fmt: str) -> tuple[torch.Tensor, torch.Tensor, QTensor, QTensor, QT
 
 def _experts_one(fmt: str, device: torch.device) -> float:
     from jambacli.kernels.triton.experts import one_token
+    from jambacli.kernels.triton.interleave import interleaved, natural
 
     x, router, gate, up, down = _mixture(fmt)
     norm = _randn(x.shape[1], seed=9)
@@ -401,8 +416,11 @@ def _experts_one(fmt: str, device: torch.device) -> float:
     x0 = x[0].to(device)
     logits = (h @ router.T)[0].to(device)
     packed = packed_on(gate, device), packed_on(up, device), packed_on(down, device)
-    got = one_token(x0, logits, packed[0], packed[1], packed[2], 2, norm=norm.to(device), eps=1e-5, residual=x0)
-    return error(got[None], x[:1] + reference.experts(h, router, gate, up, down, 2))
+    weight, expected = norm.to(device), x[:1] + reference.experts(h, router, gate, up, down, 2)
+    got = one_token(x0, logits, *packed, 2, norm=weight, eps=1e-5, residual=x0)
+    x1 = interleaved(x0)
+    placed = one_token(x1, logits, *packed, 2, norm=interleaved(weight), eps=1e-5, residual=x1, interleaved=True)
+    return max(error(got[None], expected), error(natural(placed, len(x0))[None], expected))
 
 
 def _experts_many(fmt: str, device: torch.device) -> float:

@@ -15,15 +15,45 @@ def markdown(results: dict[str, Any]) -> str:
     if rates := results.get("rates"):
         lines += ["", f"Copies {rates['copy_bytes_per_second'] / 1e9:,.0f} GB/s (read and written), multiplies "
                   f"{rates['matrix_flops'] / 1e12:,.1f} TFLOP/s."]  # fmt: skip
-    lines += _kernels(results) + _models(results) + _gemv(results)
+    lines += _kernels(results) + _products(results) + _models(results) + _growth(results) + _gemv(results)
     for part, title in (("bench", "Speeds"), ("limits", "With less memory")):
         lines += _speeds(results.get(part, []), title)
     for item in results["failed"]:
         lines.append(f"- FAILED {item['step']}: {item['error']}")
     lines += [f"- skipped for lack of time: {name}" for name in results["skipped"]]
     lines += [f"- skipped {item['step']}: {item['reason']}" for item in results.get("no_room", [])]
-    lines.append(f"\n{results.get('seconds', 0)} s in total.")
+    if also := results.get("also"):
+        lines += ["", "The same with another Python:", "", *markdown(also).splitlines()]
+    if "seconds" in results:
+        lines.append(f"\n{results['seconds']} s in total.")
     return "\n".join(lines) + "\n"
+
+
+def _products(results: dict[str, Any]) -> list[str]:
+    rows = results.get("products", [])
+    if not rows:
+        return []
+    lines = ["", "| product, GB/s | 1 row a thread | 2 | 4 |", "| --- | ---: | ---: | ---: |"]
+    for name in dict.fromkeys(f"{r['format']}, {r['kind']}, {r['way']} order" for r in rows):
+        found = {r["rows"]: r["rate"] for r in rows if name == f"{r['format']}, {r['kind']}, {r['way']} order"}
+        cells = [f"{found[n] / 1e9:,.1f}" if n in found else "" for n in (1, 2, 4)]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def _growth(results: dict[str, Any]) -> list[str]:
+    lines = []
+    for r in results.get("growth", []):
+        found = f"error {r['error']:.1e}, {r['old_caches_held']} old caches held" if "error" in r else (
+            f"peak {format_bytes(r['peak_memory'] or 0)} of {format_bytes(r['planned'])} planned"
+        )  # fmt: skip
+        lines.append(f"- {r['test']}: {'holds' if r['ok'] else 'FAILED'} ({found})")
+    for r in results.get("steps", []):
+        count = sum(n for n, _ in r["kernels"].values())
+        lines.append(
+            f"- one step of {r['model']}: {count} kernels, {r['span']:,.0f} us, {r['gaps']:,.0f} of them in gaps"
+        )
+    return ["", *lines] if lines else []
 
 
 def _kernels(results: dict[str, Any]) -> list[str]:

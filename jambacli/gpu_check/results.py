@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 import traceback
 from collections.abc import Callable
@@ -26,6 +27,7 @@ class Suite:
     def __init__(self, out: Path, budget: float, tiny: bool) -> None:
         self.out, self.budget, self.tiny = out, budget, tiny
         self.began = time.monotonic()
+        self._part_until = math.inf
         self.results: dict[str, Any] = {"failed": [], "skipped": [], "done": [], "running": None}
 
     def resume(self, failure: str) -> None:
@@ -37,8 +39,14 @@ class Suite:
 
     @property
     def left(self) -> float:
-        """Seconds of the budget left."""
-        return self.budget - (time.monotonic() - self.began)
+        """Seconds of the budget left, or of the current part's share if that is less."""
+        now = time.monotonic()
+        return min(self.budget - (now - self.began), self._part_until - now)
+
+    def begin_part(self, share: float) -> None:
+        """A part begins that may take this share of the seconds that are left."""
+        self._part_until = math.inf
+        self._part_until = time.monotonic() + share * self.left
 
     def begin(self, name: str, seconds: float) -> bool:
         """Record that a step of about ``seconds`` begins; False if an earlier process has done it."""
@@ -88,6 +96,12 @@ class Suite:
         """Record that a step is skipped because GPU or host memory is too small."""
         self.results.setdefault("no_room", []).append({"step": name, "reason": reason})
         self.log(f"skipped {name}: {reason}")
+
+    def skip_for_kernel(self, name: str, kernel: str) -> None:
+        """Record that a step is skipped because a kernel that it needs is wrong."""
+        self.results.setdefault("no_room", []).append({"step": name, "reason": f"the kernel {kernel!r} is wrong"})
+        self.log(f"skipped {name}: the kernel {kernel!r} is wrong")
+        self.save()
 
     def log(self, line: str) -> None:
         """Log a line of progress with the seconds so far."""

@@ -7,7 +7,6 @@ keys, values and states instead of being computed, which takes as long to read; 
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -18,13 +17,14 @@ import torch
 from jambacli.errors import JambaError, first_line
 from jambacli.evaluation.bench import fill_randomly, weight_bytes_per_token
 from jambacli.evaluation.bench_gpu import gpu_rates
-from jambacli.evaluation.synthetic import choices, random_weight, shape_config
+from jambacli.evaluation.synthetic import choices, shape_config
 from jambacli.evaluation.synthetic_gpu import GpuTensors
-from jambacli.evaluation.timing import recorded, seconds, wait_for
+from jambacli.evaluation.timing import seconds, wait_for
+from jambacli.gpu_check.needs import DECODE, DECODE_EXPERTS, PREFILL, PREFILL_EXPERTS, blocked_by
 from jambacli.hardware.devices import devices
 from jambacli.model.config import JambaConfig
 from jambacli.model.jamba import JambaModel
-from jambacli.runtime.cuda.load import free_memory, put_on_gpu, upload
+from jambacli.runtime.cuda.load import free_memory, put_on_gpu
 from jambacli.runtime.cuda.memory import CONTEXT_BYTES, gpu_sizes, working_memory
 from jambacli.runtime.cuda.placement import PREFILL_CHUNK, Placement, place
 from jambacli.runtime.memory_plan import prefill_flops
@@ -69,64 +69,46 @@ def rates(suite: Suite, device: torch.device) -> None:
         suite.log(", ".join(f"{k} {v:.4g}" for k, v in found.items()))
 
 
-#: The formats in which the matrix-vector product is timed.
-GEMV_FORMATS = ("q4_k", "q6_k", "q8_0", "i8", "q5_k", "q4_0", "q3_k", "iq4_xs", "bf16")
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What to measure of a model: decode after ``depths`` tokens, prefill of ``prefills``, with keys and values in ``kv_type``,
+    as if the GPU had ``limit`` bytes (None: all)."""
+
+    depths: tuple[int, ...]
+    prefills: tuple[int, ...]
+    kv_type: str = "f16"
+    limit: int | None = None
 
 
-def gemv_sweep(suite: Suite, device: torch.device, formats: Sequence[str], *, tune: bool) -> None:
-    """Measure the matrix-vector product on matrices of Mini and 3B, in bytes per second; ``tune``: other tiles too.
-
-    A tile takes about a second to compile, so ``tune`` fits into the time with one or two formats. The product cycles through
-    enough matrices to exceed the GPU's caches.
-    """
-    from jambacli.kernels.triton.gemv import gemv
-    from jambacli.kernels.triton.launch import Tile, gemv_tile
-
-    rows = suite.results.setdefault("gemv", [])
-    shapes = [(16384, 4096), (4096, 8192), (10240, 2560), (2560, 8192)] if not suite.tiny else [(64, 256)]
-    formats = formats if not suite.tiny else ("q4_k",)
-    best: dict[str, str] = {}
-
-    def measure(fmt: str, n: int, k: int) -> None:
-        count = max(1, math.ceil((256 << 20) / (n * k))) if device.type == "cuda" else 1
-        one = random_weight(fmt, (n, k))
-        weights = [upload(one, device) for _ in range(count)]
-        x, out = torch.randn(1, k, device=device), torch.empty(1, n, device=device)
-        usual = gemv_tile(weights[0], n)
-        tiles = [usual]
-        if tune:
-            tiles += [Tile(rows, warps) for rows in (1, 2, 4, 8) for warps in (1, 2, 4, 8)]
-        for tile in dict.fromkeys(tiles):
-
-            def run(tile: Tile = tile) -> None:
-                for w in weights:
-                    gemv(x, w, out=out, tile=tile)
-
-            rate = sum(w.nbytes for w in weights) / seconds(device, recorded(device, run), 5)
-            rows.append({"format": fmt, "shape": [n, k], "tile": [tile.rows, tile.warps], "rate": rate,
-                         "usual": tile == usual})  # fmt: skip
-        mine = [r for r in rows if r["format"] == fmt and r["shape"] == [n, k]]
-        top = max(mine, key=lambda r: r["rate"])
-        best[f"{fmt} {n}x{k}"] = f"{top['tile']} {top['rate'] / 1e9:.0f} GB/s"
-
-    for fmt in formats:
-        for n, k in shapes:
-            suite.attempt(f"gemv {fmt} {n}x{k}", 25 if tune else 4, partial(measure, fmt, n, k))
-    if tune:
-        suite.log("\n".join(["best tiles", *(f"  {key}: {value}" for key, value in best.items())]))
+#: What matters most of the first file type, and the rest.
+MOST, REST = Plan((DEPTHS[0], DEPTHS[-1]), PREFILLS[:2]), Plan(DEPTHS[1:2], PREFILLS[2:])
 
 
-def bench(suite: Suite, device: torch.device, shapes: list[str], quants: list[str]) -> None:
-    """Measure prefill and decode of every shape in every file type, with all weights on the GPU if they fit."""
-    rows = suite.results.setdefault("bench", [])
+def bench(suite: Suite, device: torch.device, shapes: list[str], quants: list[str], wrong: Sequence[str] = ()) -> None:
+    """Measure decode and prefill of every shape in the first file type, with all weights on the GPU if they fit."""
+    for shape in shapes if not suite.tiny else ["tiny"]:
+        _bench(suite, device, shape, quants[0] if not suite.tiny else "q8_0", MOST, wrong)
+
+
+def rest(suite: Suite, device: torch.device, shapes: list[str], quants: list[str], wrong: Sequence[str] = ()) -> None:
+    """Measure what ``bench`` leaves out: other file types, depths and prompts, and keys and values in q8_0."""
     if suite.tiny:
-        shapes, quants = ["tiny"], ["q8_0"]
+        return
     for shape in shapes:
-        config = JambaConfig.from_hf(_TINY) if shape == "tiny" else shape_config(shape)
-        for quant in quants:
-            if quant == "experts_int8" and not config.n_moe_layers:
-                continue
-            suite.attempt(f"bench {shape} {quant}", 12, partial(_model, suite, rows, device, shape, config, quant))
+        _bench(suite, device, shape, quants[0], REST, wrong)
+        _bench(suite, device, shape, quants[0], Plan(DEPTHS[-1:], (), "q8_0"), wrong)
+        for quant in quants[1:]:
+            _bench(suite, device, shape, quant, Plan(DEPTHS, PREFILLS[:2]), wrong)
+
+
+def _bench(suite: Suite, device: torch.device, shape: str, quant: str, plan: Plan, wrong: Sequence[str]) -> None:
+    config = JambaConfig.from_hf(_TINY) if shape == "tiny" else shape_config(shape)
+    if quant == "experts_int8" and not config.n_moe_layers:
+        return
+    rows = suite.results.setdefault("bench", [])
+    kind = "" if plan in (MOST, Plan(DEPTHS, PREFILLS[:2])) else ", more" if plan == REST else f", KV in {plan.kv_type}"
+    name = f"bench {shape} {quant}{kind}"
+    suite.attempt(name, 12, partial(_model, suite, rows, device, shape, config, quant, plan, wrong))
 
 
 def warm(suite: Suite, device: torch.device, shapes: list[str], quants: list[str], shard: str) -> None:
@@ -201,26 +183,57 @@ def _plan_or_skip(
     return plan
 
 
-def limits(suite: Suite, device: torch.device, sizes: list[float]) -> None:
+def limits(suite: Suite, device: torch.device, sizes: list[float], wrong: Sequence[str] = ()) -> None:
     """Measure Mini in Q4_K_M with a context of 256K as if the GPU had less memory."""
     rows = suite.results.setdefault("limits", [])
     shape = "tiny" if suite.tiny else "jamba-mini"
     config = JambaConfig.from_hf(_TINY) if suite.tiny else shape_config(shape)
+    quant = "q8_0" if suite.tiny else "q4_k_m"
     for size in sizes:
-        limit = int(size * 1e9)
+        plan = Plan(DEPTHS[-1:], PREFILLS[1:2], limit=int(size * 1e9))
         suite.attempt(
             f"limit {size:g} GB", 60 if not suite.tiny else 5,
-            partial(_model, suite, rows, device, shape, config, "q8_0" if suite.tiny else "q4_k_m", limit),
+            partial(_model, suite, rows, device, shape, config, quant, plan, wrong),
         )  # fmt: skip
+
+
+def full_size_growth(suite: Suite, device: torch.device) -> dict[str, Any] | None:
+    """Memory of Mini in Q4_K_M while its cache grows, on a GPU as if of 48 GB; None if it does not fit."""
+    from jambacli.gpu_check.growth import peak_of_growth
+
+    config, quant, limit = shape_config("jamba-mini"), "q4_k_m", int(48e9)
+    make = GpuTensors(config, quant, device)
+    plan = _plan_or_skip(suite, "growth at full size", config, make, config.context_length, "f16", device, limit)
+    if plan is None:
+        return None
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), device)
+    try:
+        model = put_on_gpu(config, GpuTensors(config, quant, device, plan.host_layers), device, plan)
+        suite.save()  # restarts the worker's patience before kernels are compiled
+        return peak_of_growth(model, device, config.context_length, 130_000, 4096, plan.weights + plan.working)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
 
 
 def _model(
     suite: Suite, rows: list[dict[str, Any]], device: torch.device, shape: str, config: JambaConfig, quant: str,
-    limit: int | None = None,
+    what: Plan, wrong: Sequence[str] = (),
 ) -> None:  # fmt: skip
     ctx = 512 if suite.tiny else config.context_length
-    kv_type = "f16"
+    limit, kv_type = what.limit, what.kv_type
     name = f"{shape} {quant}" + (f" in {format_bytes(limit)}" if limit is not None else "")
+    formats = {choice.format for choice in choices(config, quant).values()}
+    experts = bool(config.n_moe_layers)
+    no_decode = blocked_by(DECODE + (DECODE_EXPERTS if experts else ()), formats, wrong)
+    no_prefill = blocked_by(PREFILL + (PREFILL_EXPERTS if experts else ()), formats, wrong)
+    for part, reason in (("decode", no_decode), ("prefill", no_prefill)):
+        if reason is not None:
+            suite.skip_for_kernel(f"{name} {part}", reason)
+    if no_decode and no_prefill:
+        return
     plan = _plan_or_skip(suite, name, config, GpuTensors(config, quant, device), ctx, kv_type, device, limit)
     if plan is None:
         return
@@ -240,22 +253,28 @@ def _model(
         model = put_on_gpu(config, make, device, plan)
         made = time.monotonic() - start
         suite.save()  # restarts the worker's patience before kernels are compiled
-        common = {"shape": shape, "quant": quant, "limit": limit, "plan": plan.describe(), "made_seconds": made}
+        common = {
+            "shape": shape,
+            "quant": quant,
+            "limit": limit,
+            "kv": kv_type,
+            "plan": plan.describe(),
+            "made_seconds": made,
+        }
         rate = suite.results.get("rates", {})
         # Decode first: it takes less time and its figures matter most.
-        depths: tuple[int, ...] = DEPTHS if not suite.tiny else (0, 64)
-        if limit is not None:
-            depths = depths[-1:]
-        for depth in depths:
+        depths: tuple[int, ...] = what.depths if not suite.tiny else (0, 64)
+        for depth in depths if no_decode is None else ():
             if suite.left < 8:
                 suite.results["skipped"].append(f"{shape} {quant} decode at {depth}")
                 continue
             rows.append(common | _decode(model, device, ctx, kv_type, depth, rate, 4 if suite.tiny else 48))
             suite.save()
-        prefills: tuple[int, ...] = PREFILLS if not suite.tiny else (5, 70)
-        if limit is not None:
-            prefills = prefills[1:2]
-        for tokens in prefills:
+            if depth == 0 and what is MOST:
+                suite.results.setdefault("steps", []).append({"model": name} | step_kernels(model, device, kv_type))
+                suite.save()
+        prefills: tuple[int, ...] = what.prefills if not suite.tiny else (5, 70)
+        for tokens in prefills if no_prefill is None else ():
             if suite.left < 3 + tokens / 2000:
                 suite.results["skipped"].append(f"{shape} {quant} prefill of {tokens}")
                 continue
@@ -264,6 +283,40 @@ def _model(
     finally:
         if cuda and limit is not None:
             torch.cuda.set_per_process_memory_fraction(1.0, device)
+
+
+def step_kernels(model: JambaModel, device: torch.device, kv_type: str) -> dict[str, Any]:
+    """One decode step under torch's profiler: microseconds by kernel, and of the gaps between kernels."""
+    from torch.profiler import ProfilerActivity, profile
+
+    cuda = device.type == "cuda"
+    state = model.new_state(256, kv_type)
+    for _ in range(3):
+        model.forward(torch.tensor([1]), state)
+    wait_for(device)
+    with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as profiled:
+        model.forward(torch.tensor([1]), state)
+        wait_for(device)
+    on_gpu = torch.autograd.DeviceType.CUDA if cuda else torch.autograd.DeviceType.CPU
+    events = [e for e in profiled.events() if e.device_type == on_gpu]
+    return kernel_times([(e.name, float(e.time_range.start), float(e.time_range.end)) for e in events])
+
+
+def kernel_times(events: list[tuple[str, float, float]]) -> dict[str, Any]:
+    """Totals of events (name, start, end in microseconds): by kernel, their span, and the gaps in which none runs."""
+    by_kernel: dict[str, list[float]] = {}
+    busy_until, gaps = None, 0.0
+    for name, start, end in sorted(events, key=lambda event: event[1]):
+        by_kernel.setdefault(name, []).append(end - start)
+        if busy_until is not None:
+            gaps += max(0.0, start - busy_until)
+        busy_until = end if busy_until is None else max(busy_until, end)
+    first = min((start for _, start, _ in events), default=0.0)
+    return {
+        "kernels": {name: [len(times), sum(times)] for name, times in by_kernel.items()},
+        "span": (busy_until or first) - first,
+        "gaps": gaps,
+    }
 
 
 def _decode(

@@ -21,6 +21,9 @@ KV_TYPES: dict[str, Fraction] = {
 CHECKPOINT_BYTES = 256 << 20
 #: Prompt tokens that the CPU takes through the layers at a time.
 CPU_PREFILL_CHUNK = 512
+#: Most tokens of a draft; a backend's step may hold fewer. A state keeps a copy of its Mamba part before each and before the
+#: token that they follow.
+MAX_DRAFT = 15
 
 
 def check_kv_type(kv_type: str) -> None:
@@ -74,6 +77,10 @@ class JambaConfig:
     def state_bytes(self) -> int:
         """Bytes of one sequence's Mamba state: ssm [d_inner, d_state] and conv [d_inner, d_conv - 1] per layer, f32."""
         return self.n_mamba_layers * self.d_inner * (self.d_state + self.d_conv - 1) * 4
+
+    def draft_bytes(self) -> int:
+        """Bytes of the copies of one sequence's Mamba state that drafted tokens are taken back with, once there were drafts."""
+        return (1 + MAX_DRAFT) * self.state_bytes()
 
     @property
     def kv_types(self) -> list[str]:

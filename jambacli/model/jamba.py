@@ -50,6 +50,26 @@ class Layer:
             x = x + self.mixer.forward(ops.rms_norm(x, self.mixer_norm, self.eps), state, n_past, ops)
         return x + self.ffn.forward(ops.rms_norm(x, self.ffn_norm, self.eps), ops)
 
+    def forward_parts(
+        self, x: torch.Tensor, sizes: list[int], parts: Sequence[tuple[MambaState | KVCache, int]], ops: Ops
+    ) -> torch.Tensor:
+        """As ``forward`` for several sequences: x float32 [sum(sizes), hidden]; each part has its state and its past tokens.
+
+        The mixer takes each part by itself, the feed-forward network all tokens at once: each expert's weights are read once.
+        Each part has the bits of a ``forward`` of its own.
+        """
+        mixed = []
+        for u, (state, n_past) in zip(ops.rms_norm(x, self.mixer_norm, self.eps).split(sizes), parts, strict=True):
+            if isinstance(self.mixer, Mamba):
+                assert isinstance(state, MambaState)
+                mixed.append(self.mixer.forward(u, state, ops))
+            else:
+                assert isinstance(state, KVCache)
+                mixed.append(self.mixer.forward(u, state, n_past, ops))
+        x = x + torch.cat(mixed)
+        h = ops.rms_norm(x, self.ffn_norm, self.eps)
+        return x + (self.ffn.forward(h, ops, sizes) if isinstance(self.ffn, MoE) else self.ffn.forward(h, ops))
+
 
 @dataclass(frozen=True)
 class JambaModel:
@@ -109,9 +129,10 @@ class JambaModel:
 
         A token's results do not depend on the other spans. Where the decoder takes several sequences (on the CPU), spans of
         up to ``decoder.max_tokens`` tokens, and revocable ones of any length, share the products of a step, and each token's
-        results are to the bit those of ``forward`` with this token alone. Longer ones, such as a piece of a prompt, then
-        follow by themselves as in ``forward``. Elsewhere each span is a ``forward`` of its own, token by token if it is
-        revocable: so the tokens of a revocable span always get the results of decode.
+        results are to the bit those of ``forward`` with this token alone. Longer ones, such as pieces of prompts, then follow
+        and share the products of feed-forward networks, up to ``prefill_chunk`` tokens at a time; each has the bits of a
+        ``forward`` of its own. Elsewhere each span is a ``forward``, token by token if it is revocable: so the tokens of a
+        revocable span always get the results of decode.
 
         Raises as ``forward`` does, and JambaError for a state in two spans; all states are unchanged then.
         """
@@ -125,9 +146,47 @@ class JambaModel:
                 rest = [i for i in rest if i not in set(shared)]
                 for i, logits in zip(shared, run_in_steps(self.decoder, [spans[i] for i in shared]), strict=True):
                     out[i] = logits if len(logits) else None
+                for group in self._joined(spans, rest):
+                    for i, joined in zip(group, self._forward_joined([spans[i] for i in group]), strict=True):
+                        out[i] = joined
+                return out
             for i in rest:
                 span = spans[i]
                 out[i] = self._revocable(span) if span.revocable else self._forward(span.ids, span.state, span.logits)
+        return out
+
+    def _joined(self, spans: Sequence[Span], indices: Sequence[int]) -> list[list[int]]:
+        """The spans of these indices in groups of one mode and up to ``prefill_chunk`` tokens."""
+        groups: list[list[int]] = []
+        tokens = 0
+        for i in sorted(indices, key=lambda i: spans[i].state.precise):
+            tokens += len(spans[i].ids)
+            if groups and tokens <= self.prefill_chunk and spans[i].state.precise == spans[groups[-1][0]].state.precise:
+                groups[-1].append(i)
+            else:
+                groups.append([i])
+                tokens = len(spans[i].ids)
+        return groups
+
+    def _forward_joined(self, spans: Sequence[Span]) -> list[torch.Tensor | None]:
+        """``forward`` for several checked spans of one mode."""
+        if len(spans) == 1:
+            return [self._forward(spans[0].ids, spans[0].state, spans[0].logits)]
+        sizes = [len(span.ids) for span in spans]
+        for span in spans:
+            span.state.begin(len(span.ids))
+        ops = self.ops.precise if spans[0].state.precise and self.ops.precise is not None else self.ops
+        x = ops.embed(torch.cat([span.ids for span in spans]), self.embedding)
+        for i, layer in enumerate(self.layers):
+            x = layer.forward_parts(x, sizes, [(span.state.layers[i], span.state.position) for span in spans], ops)
+        out: list[torch.Tensor | None] = []
+        for span, rows in zip(spans, x.split(sizes), strict=True):
+            span.state.commit(len(span.ids))
+            if span.n_logits:
+                last = ops.rms_norm(rows[len(rows) - span.n_logits :], self.output_norm, self.config.rms_eps)
+                out.append(ops.linear(last, self.output))
+            else:
+                out.append(None)
         return out
 
     def _on_device(self) -> contextlib.AbstractContextManager[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +37,8 @@ class MoE:
     down: QTensor
     top_k: int
 
-    def forward(self, x: torch.Tensor, ops: Ops) -> torch.Tensor:
-        """Normed x float32 [T, hidden] to float32 [T, hidden]."""
-        return ops.experts(x, self.router, self.gate, self.up, self.down, self.top_k)
+    def forward(self, x: torch.Tensor, ops: Ops, sizes: Sequence[int] | None = None) -> torch.Tensor:
+        """Normed x float32 [T, hidden] to float32 [T, hidden]. ``sizes``: of the parts of x that are to have the bits of a
+        ``forward`` of their own; only for the operations of the CPU."""
+        more = {} if sizes is None else {"sizes": sizes}
+        return ops.experts(x, self.router, self.gate, self.up, self.down, self.top_k, **more)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 import torch
 
 from jambacli.errors import JambaError, UsageError
+from jambacli.hardware.huge_pages import prefer_huge_pages
 from jambacli.model.config import JambaConfig, check_kv_type
 
 KV_DTYPES: dict[str, torch.dtype] = {
@@ -91,6 +92,8 @@ class KVCache:
             if tokens <= old.shape[0]:
                 continue
             new = old.new_empty(capacity, *old.shape[1:])
+            if new.device.type == "cpu":
+                prefer_huge_pages(new.data_ptr(), new.nbytes)
             new[:used] = old[:used]
             setattr(self, name, new)
         return True

@@ -48,7 +48,8 @@ class DeviceFit:
 class MemoryPlan:
     """Bytes that a context of ``ctx`` tokens takes, and the fit on each device.
 
-    ``kv`` is by KV type; ``total`` counts the one of ``kv_type``. ``scratch`` and ``total`` are for the CPU.
+    ``kv`` is by KV type; ``total`` counts the one of ``kv_type``. ``drafts``: copies of the state before drafted tokens, which
+    a reply takes once it repeats earlier text. ``drafts``, ``scratch`` and ``total`` are for the CPU.
     """
 
     ctx: int
@@ -56,6 +57,7 @@ class MemoryPlan:
     weights: int
     kv: dict[str, int]
     state: int
+    drafts: int
     scratch: int
     total: int
     fits: list[DeviceFit]
@@ -78,8 +80,8 @@ def memory_plan(
     """
     config.check_kv_type(kv_type)
     kv = {name: ctx * config.kv_bytes_per_token(name) for name in config.kv_types}
-    state, scratch = config.state_bytes(), scratch_bytes(config)
-    total = weights + kv[kv_type] + state + scratch
+    state, drafts, scratch = config.state_bytes(), config.draft_bytes(), scratch_bytes(config)
+    total = weights + kv[kv_type] + state + drafts + scratch
     ram = devices[0].available if devices else 0
     sizes = gpu_sizes(tensors) if tensors else estimated_sizes(config, weights, expert_weights)
     fits = [
@@ -88,11 +90,11 @@ def memory_plan(
         else _on_cpu(config, weights, ctx, kv_type, device)
         for device in devices
     ]
-    return MemoryPlan(ctx, kv_type, weights, kv, state, scratch, total, fits)
+    return MemoryPlan(ctx, kv_type, weights, kv, state, drafts, scratch, total, fits)
 
 
 def scratch_bytes(config: JambaConfig) -> int:
-    """Estimated bytes on the CPU besides weights, KV and state: the runtime, float32 activations of a chunk, the logits."""
+    """Estimated bytes on the CPU besides weights, KV, state and drafts: runtime, float32 activations of a chunk, logits."""
     c = config
     used = c.n_experts_used if c.n_moe_layers else 1
     values = 3 * c.hidden + 6 * c.d_inner + 3 * c.ffn * used
@@ -111,7 +113,7 @@ def prefill_flops(config: JambaConfig, tokens: int, start: int = 0) -> float:
 
 
 def _on_cpu(config: JambaConfig, weights: int, ctx: int, kv_type: str, device: Device) -> DeviceFit:
-    fixed = config.state_bytes() + scratch_bytes(config)
+    fixed = config.state_bytes() + config.draft_bytes() + scratch_bytes(config)
     working = fixed + ctx * config.kv_bytes_per_token(kv_type)
     need = weights + working
     spare = device.available - need

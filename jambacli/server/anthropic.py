@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
@@ -13,6 +12,7 @@ from starlette.routing import Route
 
 from jambacli.server.context import Server
 from jambacli.server.errors import ApiError, as_api_error, bad_request
+from jambacli.server.file_parts import FilePart, anthropic_file
 from jambacli.server.http import Streaming, compact, error_response, handler, json_response
 from jambacli.server.openai import chat_options
 from jambacli.server.request import (
@@ -25,6 +25,7 @@ from jambacli.server.request import (
     unsupported,
     without_nulls,
 )
+from jambacli.server.thinking import read_config
 from jambacli.server.worker import Answer, Piece, Running, Waiting
 
 _KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 413: "request_too_large"}
@@ -35,10 +36,15 @@ def anthropic_error(error: ApiError) -> dict[str, Any]:
     kind = _KINDS.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
     if error.status == 503:
         kind = "overloaded_error"
-    return {"type": "error", "error": {"type": kind, "message": error.message}}
+    message = error.message
+    if error.code == "context_length_exceeded":  # the words by which Claude Code and litellm know it
+        message = (
+            f"prompt is too long: {error.more['n_prompt_tokens']} tokens > {error.more['n_ctx']} maximum. {message}"
+        )
+    return {"type": "error", "error": {"type": kind, "message": message}}
 
 
-def _refusal(error: ApiError) -> Response:
+def anthropic_refusal(error: ApiError) -> Response:
     return error_response(error, anthropic_error)
 
 
@@ -62,7 +68,8 @@ def read_call(body: Mapping[str, Any], server: Server, *, counting: bool = False
     if "stop_sequences" in body:
         given["stop"] = body["stop_sequences"]
     options = chat_options(given, server.defaults)
-    return Call(messages=joined_systems(messages), options=options, model=model_name(body))
+    thinking = read_config(body.get("thinking"))
+    return Call(messages=joined_systems(messages), options=options, model=model_name(body), thinking=thinking)
 
 
 def _message(index: int, value: Any) -> Message:
@@ -77,11 +84,13 @@ def _message(index: int, value: Any) -> Message:
         thoughts = "".join(p for p in parts if isinstance(p, str)) or None
         kept = [p for p in content if not (isinstance(p, dict) and p.get("type") in ("thinking", "redacted_thinking"))]
         content = kept
-    return Message(role, _text(where, content, "messages"), thoughts)
+    files: list[FilePart] = []
+    text = _text(where, content, "messages", files if role == "user" else None)
+    return Message(role, text, thoughts, files)
 
 
-def _text(where: str, content: Any, field: str) -> str:
-    """A text, or the texts of blocks; a document block of plain text is one too."""
+def _text(where: str, content: Any, field: str, files: list[FilePart] | None = None) -> str:
+    """A text, or the texts of blocks; blocks with documents go to ``files``."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
@@ -90,12 +99,11 @@ def _text(where: str, content: Any, field: str) -> str:
     for block in content:
         kind = block.get("type") if isinstance(block, dict) else None
         text = block.get("text") if kind == "text" else None
-        if kind == "document":
-            source = block.get("source")
-            if isinstance(source, dict) and source.get("type") == "text":
-                text = source.get("data")
+        if kind == "document" and files is not None:
+            files.append(anthropic_file(where, block, field))
+            continue
         if not isinstance(text, str):
-            raise bad_request(f"{where} has content of the type {kind!r}; only text is supported", field)
+            raise bad_request(f"{where} has content of the type {kind!r}; only text and documents are supported", field)
         texts.append(text)
     return "\n".join(texts)
 
@@ -104,7 +112,7 @@ class AnthropicRoutes:
     """The handlers."""
 
     def __init__(self, server: Server) -> None:
-        self.server, self.worker = server, server.worker
+        self.server = server
 
     async def messages(self, request: Request) -> Response:
         """POST /v1/messages."""
@@ -112,20 +120,19 @@ class AnthropicRoutes:
         call, stream = read_call(body, self.server), read_flag(body, "stream")
         running = await self.server.start(request, call)
         if stream:
-            return Streaming(self._stream(running), "text/event-stream", error=_refusal)
-        return Streaming(self._whole(running), "application/json", error=_refusal)
+            return Streaming(self._stream(running), "text/event-stream", error=anthropic_refusal)
+        return Streaming(self._whole(running), "application/json", error=anthropic_refusal)
 
     async def count(self, request: Request) -> Response:
         """POST /v1/messages/count_tokens."""
         call = read_call(await self.server.body(request), self.server, counting=True)
-        try:
-            requests, _ = await self.worker.prepare(functools.partial(self.worker.requests, call))
-        except Exception as error:
-            raise as_api_error(error, 400) from error
-        return json_response({"input_tokens": len(requests[0].ids)})
+        call = await self.server.documents.attach(call)
+        return json_response({"input_tokens": await self.server.models.count_tokens(call)})
 
-    def _head(self, content: Sequence[Any], stop: Answer | None, usage: Mapping[str, int]) -> dict[str, Any]:
-        head = {"id": f"msg_{uuid.uuid4().hex}", "type": "message", "role": "assistant", "model": self.server.name}
+    def _head(
+        self, model: str, content: Sequence[Any], stop: Answer | None, usage: Mapping[str, int]
+    ) -> dict[str, Any]:
+        head = {"id": f"msg_{uuid.uuid4().hex}", "type": "message", "role": "assistant", "model": model}
         return {**head, "content": list(content), **_stopped(stop), "usage": dict(usage)}
 
     async def _whole(self, running: Running) -> AsyncIterator[bytes]:
@@ -135,12 +142,12 @@ class AnthropicRoutes:
             elif isinstance(event, Answer):
                 thoughts = [{"type": "thinking", "thinking": event.thoughts, "signature": ""}] if event.thoughts else []
                 content = [*thoughts, {"type": "text", "text": event.text}]
-                yield compact(self._head(content, event, _usage(event)))
+                yield compact(self._head(running.model, content, event, _usage(event)))
 
     async def _stream(self, running: Running) -> AsyncIterator[bytes]:
         # The prompt's tokens are counted; what of them is known is only found when they are read.
-        known = {"input_tokens": len(running.jobs[0].ids), "output_tokens": 0}
-        yield _event("message_start", message=self._head([], None, known))
+        known = {"input_tokens": running.prompt_tokens, "output_tokens": 0}
+        yield _event("message_start", message=self._head(running.model, [], None, known))
         block, open_kind = -1, ""
         try:
             async for event in running.events():
@@ -191,4 +198,4 @@ def anthropic_routes(context: Server) -> list[Route]:
     """Anthropic's routes."""
     server = AnthropicRoutes(context)
     work = {"/v1/messages": server.messages, "/v1/messages/count_tokens": server.count}
-    return [Route(path, handler(one, _refusal), methods=["POST"]) for path, one in work.items()]
+    return [Route(path, handler(one, anthropic_refusal), methods=["POST"]) for path, one in work.items()]

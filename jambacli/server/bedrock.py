@@ -20,9 +20,11 @@ from starlette.routing import Route
 from jambacli.server import openai
 from jambacli.server.context import Server
 from jambacli.server.errors import ApiError, as_api_error, bad_request
+from jambacli.server.file_parts import FilePart, bedrock_file
 from jambacli.server.http import Streaming, compact, error_response, handler
 from jambacli.server.openai import chat_options
 from jambacli.server.request import Call, Message, joined_systems, unsupported, without_nulls
+from jambacli.server.thinking import read_config
 from jambacli.server.worker import Answer, Piece, Running, Waiting
 
 _ERRORS = {
@@ -52,7 +54,7 @@ def bedrock_error(error: ApiError) -> dict[str, Any]:
     return {"message": error.message}
 
 
-def _refusal(error: ApiError) -> Response:
+def bedrock_refusal(error: ApiError) -> Response:
     kind = _ERRORS.get(error.status, "ValidationException" if error.status < 500 else "InternalServerException")
     return error_response(error, bedrock_error, {"x-amzn-errortype": kind})
 
@@ -112,16 +114,20 @@ def read_converse(body: Mapping[str, Any], server: Server, model: str) -> Call:
         role = item.get("role") if isinstance(item, dict) else None
         if role not in ("user", "assistant"):
             raise bad_request(f"messages[{i}] must have the role user or assistant", "messages")
-        messages.append(Message(role, "\n".join(_texts(f"messages[{i}]", item.get("content")))))
+        files: list[FilePart] = []
+        texts = _texts(f"messages[{i}]", item.get("content"), files if role == "user" else None)
+        messages.append(Message(role, "\n".join(texts), files=files))
     more = body.get("additionalModelRequestFields") or {}
     given = {**_options(body.get("inferenceConfig") or {}, "inferenceConfig")}
     if not isinstance(more, dict):
         raise bad_request("additionalModelRequestFields must be an object", "additionalModelRequestFields")
     given |= {k: v for k, v in without_nulls(more).items() if k in ("top_k", "seed", "min_p")}
-    return Call(messages=joined_systems(messages), options=chat_options(given, server.defaults), model=model)
+    options, thinking = chat_options(given, server.defaults), read_config(more.get("thinking"))
+    return Call(messages=joined_systems(messages), options=options, model=model, thinking=thinking)
 
 
-def _texts(where: str, blocks: Any) -> list[str]:
+def _texts(where: str, blocks: Any, files: list[FilePart] | None = None) -> list[str]:
+    """The texts of blocks; blocks with documents go to ``files``."""
     if not isinstance(blocks, list):
         raise bad_request(f"{where} has no list of blocks as its content", where)
     texts: list[str] = []
@@ -131,25 +137,16 @@ def _texts(where: str, blocks: Any) -> list[str]:
         if "cachePoint" in block:  # every position is one here
             continue
         text = block.get("text")
-        document = block.get("document")
-        if isinstance(document, dict) and isinstance(document.get("source"), dict):
-            text = document["source"].get("text")
-            if text is None and document.get("format") in ("txt", "md", "csv", "html"):
-                text = _decoded(document["source"].get("bytes"))
+        if "document" in block and files is not None:
+            files.append(bedrock_file(where, block["document"], where))
+            continue
         if "reasoningContent" in block:
             continue
         if not isinstance(text, str):
             kind = next(iter(block), "nothing")
-            raise bad_request(f"{where} has content of the type {kind!r}; only text is supported", where)
+            raise bad_request(f"{where} has content of the type {kind!r}; only text and documents are supported", where)
         texts.append(text)
     return texts
-
-
-def _decoded(data: Any) -> str | None:
-    try:
-        return base64.b64decode(data, validate=True).decode("utf-8-sig")
-    except (ValueError, TypeError):
-        return None
 
 
 class BedrockRoutes:
@@ -160,10 +157,9 @@ class BedrockRoutes:
 
     async def handle(self, request: Request) -> Response:
         """POST /model/ID/ACTION; an id may hold slashes."""
-        name, _, action = request.path_params["rest"].rpartition("/")
-        name = name.replace("%3A", ":")
-        if action not in ("invoke", "invoke-with-response-stream", "converse", "converse-stream") or not name:
-            raise ApiError(404, f"there is no {request.url.path[:200]} here")
+        name = request.path_params["id"].replace("%3A", ":")
+        action = request.url.path.rpartition("/")[2]
+        await self.server.models.named(name, bedrock=True)
         body = await self.server.body(request)
         stream = action.endswith("stream")
         if action.startswith("invoke"):
@@ -172,7 +168,7 @@ class BedrockRoutes:
             call, shape = read_converse(body, self.server, name), _as_jamba
         if stream and call.choices > 1:
             raise bad_request("the field 'n' must be 1 in a stream", "n")
-        running = await self.server.start(request, call)
+        running = await self.server.start(request, call, bedrock=True)
         if action == "invoke":
             parts = self._invoked(running, shape, call.choices)
         elif action == "converse":
@@ -182,13 +178,13 @@ class BedrockRoutes:
         else:
             parts = self._invoke_stream(running, shape)
         if not stream:
-            return Streaming(parts, "application/json", error=_refusal)
+            return Streaming(parts, "application/json", error=bedrock_refusal)
         kind = {"x-amzn-bedrock-content-type": "application/json"}
-        return Streaming(parts, "application/vnd.amazon.eventstream", error=_refusal, headers=kind)
+        return Streaming(parts, "application/vnd.amazon.eventstream", error=bedrock_refusal, headers=kind)
 
     async def _invoked(self, running: Running, shape: Shape, choices: int) -> AsyncIterator[bytes]:
         if shape is _as_jamba:
-            reply = openai.reply_of({}, self.server.name, chat=True)
+            reply = openai.reply_of({}, running.model, chat=True)
             async for part in openai.whole_parts(running, reply, choices):
                 yield part
             return
@@ -196,12 +192,12 @@ class BedrockRoutes:
             if isinstance(event, Waiting):
                 yield b" "
             elif isinstance(event, Answer):
-                yield compact(shape(event, self.server.name))
+                yield compact(shape(event, running.model))
 
     async def _invoke_stream(self, running: Running, shape: Shape) -> AsyncIterator[bytes]:
         # One message in each part: AI21's client decodes one of every piece that it receives.
         if shape is _as_jamba:
-            reply = openai.reply_of({"stream": True}, self.server.name, chat=True, ai21=True)
+            reply = openai.reply_of({"stream": True}, running.model, chat=True, ai21=True)
             async for part in openai.stream_parts(running, reply, 1):
                 data = part.removeprefix(b"data: ").strip()
                 if data.startswith(b'{"error"'):
@@ -314,4 +310,6 @@ def _message(headers: Mapping[str, str], payload: bytes) -> bytes:
 
 def bedrock_routes(context: Server) -> list[Route]:
     """Bedrock's routes."""
-    return [Route("/model/{rest:path}", handler(BedrockRoutes(context).handle, _refusal), methods=["POST"])]
+    work = handler(BedrockRoutes(context).handle, bedrock_refusal)
+    actions = ("invoke", "invoke-with-response-stream", "converse", "converse-stream")
+    return [Route(f"/model/{{id:path}}/{action}", work, methods=["POST"]) for action in actions]

@@ -13,7 +13,7 @@ class ApiError(Exception):
     """An answer with a status of 400 or more.
 
     ``kind`` and ``code`` are OpenAI's "type" and "code", ``parameter`` the field of the body at fault; ``more`` is added to
-    the error's object. ``retry_after``: seconds after which the same request may succeed.
+    the error's object. ``retry_after``: seconds after which the same request may succeed; ``final``: it never will.
     """
 
     def __init__(
@@ -26,15 +26,16 @@ class ApiError(Exception):
         parameter: str | None = None,
         retry_after: int | None = None,
         more: Mapping[str, Any] | None = None,
+        final: bool = False,
     ) -> None:
         super().__init__(message)
         self.status, self.message, self.kind, self.code, self.parameter = status, message, kind, code, parameter
-        self.retry_after, self.more = retry_after, dict(more or {})
+        self.retry_after, self.more, self.final = retry_after, dict(more or {}), final
 
     def headers(self) -> dict[str, str]:
         """The headers of its answer."""
         if self.retry_after is None:
-            return {}
+            return {"x-should-retry": "false"} if self.final else {}
         return {"retry-after": str(self.retry_after), "x-should-retry": "true"}
 
 

@@ -18,6 +18,7 @@ from jambacli.cache.prefix_store import PrefixStore, text_hash
 from jambacli.cache.reply_cache import ReplyCache, reply_key
 from jambacli.errors import JambaError
 from jambacli.server.errors import ApiError
+from jambacli.server.thinking import SWITCHES, template_variables
 from jambacli.session.conversation import Conversation, Turn
 
 if TYPE_CHECKING:
@@ -52,15 +53,18 @@ class History:
         if template is None:
             raise ApiError(400, f"{self._model.name} has no chat template; use /v1/completions")
         conversation = Conversation(template, tokenizer)
-        conversation.variables = template.protect(call.variables)
-        chain = reply_key("chat", self._scope, call.variables)
+        conversation.variables = {**template.protect(call.variables), **template_variables(template, call.thinking)}
+        # A reply is found again when the next one is to be with thoughts, or without.
+        lasting = {name: value for name, value in call.variables.items() if name not in SWITCHES}
+        chain = reply_key("chat", self._scope, lasting)
         where = self._documents_at(call, chain)
         for i, message in enumerate(call.messages):
             before, chain = chain, _after(chain, message)
             if message.role == "assistant":
                 self._add_reply(conversation, before, message)
             elif message.role == "user":
-                conversation.add_user(message.content, call.documents if i == where else None)
+                documents = [*message.documents, *(call.documents if i == where else ())]
+                conversation.add_user(message.content, documents or None)
             else:
                 conversation.turns.append(Turn(message.role, message.content))
         return conversation, chain
@@ -116,7 +120,9 @@ class History:
 def _after(chain: str, message: Message) -> str:
     """The hash of the messages up to this one. Clients trim replies, so spaces around them do not count."""
     content = message.content.strip() if message.role == "assistant" else message.content
-    data = json.dumps([chain, message.role, content]).encode("utf-8", "surrogatepass")
+    documents = [[str(d.get("title", "")), text_hash(str(d.get("text", "")))] for d in message.documents]
+    parts = [chain, message.role, content, *([documents] if documents else [])]
+    data = json.dumps(parts).encode("utf-8", "surrogatepass")
     return hashlib.sha256(data).hexdigest()
 
 

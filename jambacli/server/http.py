@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hmac
 import ipaddress
 import json
@@ -50,9 +51,10 @@ class Access:
             # Otherwise any web page could ask through a name of its own that points to this machine.
             raise ApiError(403, f"the host {host[:80]!r} is not allowed", kind="permission_error")
         origin = headers.get("origin")
-        if origin is not None and origin not in self.origins and not _same(origin, host):
+        allowed = "*" in self.origins or origin in self.origins
+        if origin is not None and not allowed and not _same(origin, host):
             raise ApiError(403, f"the origin {origin[:80]!r} is not allowed", kind="permission_error")
-        if origin is None and headers.get("sec-fetch-site") in ("cross-site", "same-site"):
+        if origin is None and not allowed and headers.get("sec-fetch-site") in ("cross-site", "same-site"):
             raise ApiError(403, "requests from other web pages are not allowed", kind="permission_error")
         if self.key is not None and method != "OPTIONS" and path not in _PUBLIC:
             self._check_key(headers)
@@ -70,9 +72,13 @@ class Access:
         # AWS clients send their key's id, and a signature that only the secret could check.
         given += re.findall(r"Credential=([^/,\s]+)/", value) if kind.startswith("AWS4") else []
         assert self.key is not None
-        if not any(hmac.compare_digest(g.encode("utf-8", "replace"), self.key.encode()) for g in given if g):
+        # Headers are bytes, which were decoded one by one: encoded so again, a key that is not ASCII is its UTF-8.
+        if not any(hmac.compare_digest(g.encode("latin-1", "replace"), self.key.encode()) for g in given if g):
             raise ApiError(401, "a valid API key is required", kind="authentication_error", code="invalid_api_key")
 
+
+#: Path and headers -> how an error is answered there.
+RefusalFor = Callable[[str, Mapping[str, str]], Callable[[ApiError], Response]]
 
 _HOST = re.compile(r"[A-Za-z0-9.:\[\]_-]+")
 
@@ -92,10 +98,10 @@ def is_loopback(host: str) -> bool:
 
 
 class Guard:
-    """The middleware that lets in only what ``Access`` allows, and answers what the app raises."""
+    """The middleware that lets in only what ``Access`` allows. ``refusal`` answers the rest, in the form for a path."""
 
-    def __init__(self, app: ASGIApp, access: Access) -> None:
-        self._app, self._access = app, access
+    def __init__(self, app: ASGIApp, access: Access, refusal: RefusalFor) -> None:
+        self._app, self._access, self._refusal = app, access, refusal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
@@ -107,7 +113,7 @@ class Guard:
             self._access.check(scope["method"], scope["path"], headers)
         except (ApiError, ValueError) as error:
             refusal = error if isinstance(error, ApiError) else bad_request("the request's headers are not valid")
-            await error_response(refusal)(scope, receive, send)
+            await self._refusal(scope["path"], headers)(refusal)(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
@@ -139,10 +145,29 @@ def error_response(
     return json_response(body(error), error.status, {**error.headers(), **(headers or {})})
 
 
-async def read_bytes(receive: Receive, limit: int) -> bytes:
-    """The body of a request. Raises ApiError when it is larger than ``limit``, too slow or not finished."""
+class BodyRoom:
+    """The bytes of all bodies that are being read: many large ones at once must not fill the memory."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._used = most, 0
+
+    def take(self, size: int) -> None:
+        """Take room. Raises ApiError when there is none."""
+        if self._used + size > self._most:
+            message = "the server is busy: too many large bodies are arriving; try again in 5 seconds"
+            raise ApiError(503, message, kind="unavailable_error", code="server_busy", retry_after=5)
+        self._used += size
+
+    def give_back(self, size: int) -> None:
+        """Give back what was taken."""
+        self._used -= size
+
+
+async def read_bytes(receive: Receive, limit: int, room: BodyRoom | None = None) -> bytes:
+    """The body of a request. Raises ApiError when it is larger than ``limit``, too slow, not finished, or when there is no
+    ``room`` for it."""
     parts: list[bytes] = []
-    size = 0
+    size = taken = 0
     try:
         async with asyncio.timeout(BODY_SECONDS):
             while True:
@@ -151,12 +176,18 @@ async def read_bytes(receive: Receive, limit: int) -> bytes:
                     raise ApiError(400, "the client went away")
                 parts.append(message.get("body", b""))
                 size += len(parts[-1])
+                if room is not None:
+                    room.take(len(parts[-1]))
+                    taken = size
                 if size > limit:
                     raise ApiError(413, f"the body is larger than {limit:,} bytes", code="body_too_large")
                 if not message.get("more_body", False):
                     return b"".join(parts)
     except TimeoutError:
         raise ApiError(408, f"the body did not arrive within {BODY_SECONDS:.0f} seconds") from None
+    finally:
+        if room is not None:
+            room.give_back(taken)
 
 
 def parse_json(data: bytes) -> dict[str, Any]:
@@ -250,6 +281,7 @@ def handler(
 ) -> Callable[[Any], Awaitable[Response]]:
     """A route whose errors are answered in its API's form."""
 
+    @functools.wraps(work.func if isinstance(work, functools.partial) else work)
     async def handle(request: Any) -> Response:
         try:
             return await work(request)

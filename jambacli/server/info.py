@@ -1,4 +1,4 @@
-"""What the server says of itself and its model."""
+"""What the server says of itself and its models."""
 
 from __future__ import annotations
 
@@ -7,36 +7,37 @@ from typing import TYPE_CHECKING, Any
 
 from jambacli import __version__
 from jambacli.cache.prefix_store import PrefixStore
+from jambacli.engine.options import GenerationOptions
 from jambacli.errors import JambaError
 
 if TYPE_CHECKING:
-    from jambacli.server.context import Server
+    from jambacli.server.model_info import ModelInfo
+    from jambacli.server.models import Models
+    from jambacli.server.worker import Worker
 
 
-def model_entry(server: Server) -> dict[str, Any]:
-    """The model in a list of models."""
-    worker = server.worker
-    config = worker.model.config
-    meta = {"n_ctx": worker.ctx, "n_ctx_train": config.context_length, "n_vocab": config.vocab_size}
-    entry: dict[str, Any] = {"id": server.name, "object": "model", "created": int(worker.started), "owned_by": "jamba"}
-    size = model_bytes(server)
-    return {**entry, "max_model_len": worker.ctx, "meta": {**meta, **({"size": size} if size else {})}}
+def model_entry(model: ModelInfo, *, several: bool = False) -> dict[str, Any]:
+    """A model in OpenAI's list of models. ``several``: say whether it is loaded too, as llama-server's router does."""
+    known = {"n_ctx": model.context, "n_ctx_train": model.trained, "n_vocab": model.vocabulary, "size": model.size}
+    entry: dict[str, Any] = {
+        "id": model.name,
+        "object": "model",
+        "created": int(model.created),
+        "owned_by": "jamba",
+    }
+    if model.context:
+        entry["max_model_len"] = model.context
+    if meta := {k: v for k, v in known.items() if v}:
+        entry["meta"] = meta
+    if several:
+        entry["status"] = {"value": model.status, **({"error": model.problem} if model.problem else {})}
+    return entry
 
 
-def model_bytes(server: Server) -> int:
-    """The size of the model's file, of a split one of its first part."""
-    path = server.worker.model.path
-    try:
-        return path.stat().st_size if path is not None else 0
-    except OSError:
-        return 0
-
-
-def props(server: Server) -> dict[str, Any]:
+def props(worker: Worker, name: str, defaults: GenerationOptions) -> dict[str, Any]:
     """The properties that llama-server's clients ask for."""
-    worker = server.worker
     model, tokenizer = worker.model, worker.model.tokenizer
-    sampling = server.defaults.sampling(model.sampling)
+    sampling = defaults.sampling(model.sampling)
     params = {
         "temperature": sampling.temperature,
         "top_k": sampling.top_k,
@@ -48,13 +49,28 @@ def props(server: Server) -> dict[str, Any]:
     return {
         "default_generation_settings": {"n_ctx": worker.ctx, "params": params},
         "total_slots": worker.engine.parallel,
-        "model_alias": server.name,
+        "model_alias": name,
         "model_path": model.path.name if model.path is not None else "",
         "chat_template": model.template.source if model.template is not None else "",
         "modalities": {"vision": False, "audio": False},
         "bos_token": tokenizer.pieces[tokenizer.bos_id] if tokenizer.bos_id is not None else "",
         "eos_token": tokenizer.pieces[eos] if eos is not None else "",
         "build_info": f"jamba {__version__}",
+    }
+
+
+def tokenizer_info(worker: Worker) -> dict[str, Any]:
+    """The markers and the template, by the names that transformers' tokenizers have for them."""
+    model = worker.model
+    tokenizer = model.tokenizer
+    eos = next(iter(sorted(tokenizer.stop_ids)), None)
+    return {
+        "tokenizer_class": type(tokenizer).__name__,
+        "bos_token": tokenizer.pieces[tokenizer.bos_id] if tokenizer.bos_id is not None else None,
+        "eos_token": tokenizer.pieces[eos] if eos is not None else None,
+        "add_bos_token": tokenizer.add_bos,
+        "model_max_length": worker.ctx,
+        "chat_template": model.template.source if model.template is not None else None,
     }
 
 
@@ -71,22 +87,25 @@ _COUNTERS = {
 }
 
 
-def metrics(server: Server) -> str:
-    """The counters and gauges, in Prometheus' text format."""
-    worker = server.worker
+def metrics(models: Models, started: float) -> str:
+    """The counters and gauges of all models together, in Prometheus' text format. ``started``: the server, since 1970."""
     lines: list[str] = []
+    found = models.known()
+    workers = [m.worker for m in found if m.worker is not None]
 
     def add(name: str, kind: str, text: str, value: float) -> None:
         lines.extend((f"# HELP jamba_{name} {text}", f"# TYPE jamba_{name} {kind}", f"jamba_{name} {value:g}"))
 
     for name, text in _COUNTERS.items():
-        add(f"{name}_total", "counter", text, worker.counts[name])
-    add("prefill_seconds_total", "counter", "Seconds of reading prompts.", worker.seconds["prefill"])
-    add("decode_seconds_total", "counter", "Seconds of generating.", worker.seconds["decode"])
-    add("requests_active", "gauge", "Requests being read or answered.", worker.active)
-    add("requests_waiting", "gauge", "Requests in the queue.", worker.waiting)
-    add("parallel", "gauge", "Requests at once, at most.", worker.engine.parallel)
-    add("uptime_seconds", "gauge", "Seconds since the start.", time.time() - worker.started)
+        add(f"{name}_total", "counter", text, sum(m.total(name) for m in found))
+    add("prefill_seconds_total", "counter", "Seconds of reading prompts.", sum(m.total("prefill") for m in found))
+    add("decode_seconds_total", "counter", "Seconds of generating.", sum(m.total("decode") for m in found))
+    add("requests_active", "gauge", "Requests being read or answered.", sum(w.active for w in workers))
+    add("requests_waiting", "gauge", "Requests in the queue.", sum(w.waiting for w in workers) + models.wanted)
+    add("parallel", "gauge", "Requests at once, at most.", sum(w.engine.parallel for w in workers))
+    add("models_loaded", "gauge", "Models that are loaded.", len(workers))
+    add("model_loads_total", "counter", "How often a model was loaded.", sum(m.loads for m in found))
+    add("uptime_seconds", "gauge", "Seconds since the start.", time.time() - started)
     try:
         store = PrefixStore()
         add("store_bytes", "gauge", "Bytes of stored prefixes.", store.stats()["bytes"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import functools
+import math
 import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
@@ -11,13 +13,26 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from jambacli.server import info
+from jambacli.errors import UsageError
 from jambacli.server.context import Server
 from jambacli.server.errors import ApiError, as_api_error, bad_request
 from jambacli.server.http import Streaming, compact, error_response, handler, json_response
+from jambacli.server.logprobs import content_logprobs, read_chat_logprobs
+from jambacli.server.model_info import ModelInfo
 from jambacli.server.openai import chat_options
-from jambacli.server.request import Call, Message, joined_systems, model_name, read_flag, read_messages, unsupported
+from jambacli.server.request import (
+    Call,
+    Message,
+    joined_systems,
+    model_name,
+    read_flag,
+    read_messages,
+    unsupported,
+    without_nulls,
+)
+from jambacli.server.thinking import read_think
 from jambacli.server.worker import Answer, Piece, Running, Waiting
+from jambacli.units import format_count, parse_duration
 
 #: The version that clients see: VS Code asks for at least 0.6.4.
 VERSION = "0.12.0"
@@ -43,7 +58,7 @@ def ollama_error(error: ApiError) -> dict[str, Any]:
     return {"error": error.message}
 
 
-def _refusal(error: ApiError) -> Response:
+def ollama_refusal(error: ApiError) -> Response:
     return error_response(error, ollama_error)
 
 
@@ -52,10 +67,9 @@ def read_call(body: Mapping[str, Any], server: Server, *, chat: bool) -> Call:
     options = body.get("options") or {}
     if not isinstance(options, dict):
         raise bad_request("the field 'options' must be an object", "options")
-    unsupported(body, "tools", "images", "suffix", "context", "logprobs")
+    unsupported(body, "tools", "images", "suffix", "context")
     num_ctx = options.get("num_ctx")
-    if isinstance(num_ctx, int) and num_ctx > server.worker.ctx:
-        raise bad_request(f"num_ctx {num_ctx} is more than the {server.worker.ctx} tokens of this server", "num_ctx")
+    ctx = num_ctx if isinstance(num_ctx, int) else None
     given = {new: options[old] for old, new in _OPTIONS.items() if options.get(old) is not None}
     if type(given.get("max_tokens")) is int and given["max_tokens"] < 0:
         del given["max_tokens"]
@@ -67,17 +81,19 @@ def read_call(body: Mapping[str, Any], server: Server, *, chat: bool) -> Call:
             {"type": "json_object"} if form == "json" else {"type": "json_schema", "schema": form}
         )
     chosen, model = chat_options(given, server.defaults), model_name(body)
+    same: dict[str, Any] = {"options": chosen, "model": model, "logprobs": read_chat_logprobs(without_nulls(body))}
+    same |= {"thinking": read_think(body.get("think")), "ctx": ctx}
     if chat:
-        return Call(messages=read_messages(_thoughts_renamed(body.get("messages"))), options=chosen, model=model)
+        return Call(messages=read_messages(_thoughts_renamed(body.get("messages"))), **same)
     prompt, system = body.get("prompt") or "", body.get("system") or ""
     if not isinstance(prompt, str) or not isinstance(system, str):
         raise bad_request("the fields 'prompt' and 'system' must be texts", "prompt")
     if body.get("template") not in (None, ""):
         raise bad_request("the field 'template' is not supported", "template")
     if read_flag(body, "raw"):
-        return Call(prompts=[prompt], options=chosen, model=model)
+        return Call(prompts=[prompt], **same)
     messages = [Message("system", system)] if system else []
-    return Call(messages=joined_systems([*messages, Message("user", prompt)]), options=chosen, model=model)
+    return Call(messages=joined_systems([*messages, Message("user", prompt)]), **same)
 
 
 def _thoughts_renamed(messages: Any) -> Any:
@@ -97,7 +113,7 @@ class OllamaRoutes:
     """The handlers."""
 
     def __init__(self, server: Server) -> None:
-        self.server, self.worker = server, server.worker
+        self.server = server
 
     async def root(self, request: Request) -> Response:
         """GET and HEAD /."""
@@ -109,33 +125,34 @@ class OllamaRoutes:
 
     async def tags(self, request: Request) -> Response:
         """GET /api/tags."""
-        return json_response({"models": [self._entry()]})
+        return json_response({"models": [_entry(m) for m in await self.server.models.infos()]})
 
     async def running(self, request: Request) -> Response:
         """GET /api/ps."""
-        size = info.model_bytes(self.server)
-        more = {"expires_at": "9999-12-31T23:59:59Z", "size_vram": 0, "context_length": self.worker.ctx}
-        return json_response({"models": [{**self._entry(), **more, "size": size}]})
+        found = [m for m in await self.server.models.infos() if m.status == "loaded"]
+        return json_response({"models": [{**_entry(m), **_loaded(m)} for m in found]})
 
     async def show(self, request: Request) -> Response:
         """POST /api/show."""
         body = await self.server.body(request)
-        if not isinstance(body.get("model", body.get("name")), str):
+        asked = body.get("model", body.get("name"))
+        if not isinstance(asked, str):
             raise bad_request("the field 'model' must be a name", "model")
-        model = self.worker.model
+        name = await self.server.models.named(asked)
+        model = next(m for m in await self.server.models.infos() if m.name == name)
         architecture = {
             "general.architecture": "jamba",
-            "general.basename": self.server.name,
-            "jamba.context_length": self.worker.ctx,
-            "jamba.embedding_length": model.config.hidden,
+            "general.basename": model.name,
+            "jamba.context_length": model.context,
+            "jamba.embedding_length": model.hidden,
         }
         sampling = self.server.defaults.sampling(model.sampling)
-        entry = self._entry()
+        entry = _entry(model)
         return json_response(
             {
-                "modelfile": f"FROM {self.server.name}",
-                "parameters": f"temperature {sampling.temperature}\ntop_p {sampling.top_p}\nnum_ctx {self.worker.ctx}",
-                "template": model.template.source if model.template is not None else "{{ .Prompt }}",
+                "modelfile": f"FROM {model.name}",
+                "parameters": f"temperature {sampling.temperature}\ntop_p {sampling.top_p}\nnum_ctx {model.context}",
+                "template": model.template or "{{ .Prompt }}",
                 "details": entry["details"],
                 "model_info": architecture,
                 "capabilities": entry["capabilities"],
@@ -153,64 +170,103 @@ class OllamaRoutes:
 
     async def _answered(self, request: Request, *, chat: bool) -> Response:
         body = await self.server.body(request)
-        if not body.get("messages" if chat else "prompt"):  # asks that the model be loaded, which it is
-            done = {"done": True, "done_reason": "load"}
-            return json_response({**self._head(), **self._said("", "", chat), **done})
+        await self.server.models.keep(model_name(body), seconds := _keep_alive(body))
+        if not body.get("messages" if chat else "prompt"):  # asks that the model be loaded or, for no time, unloaded
+            name = await self.server.models.load(model_name(body), seconds)
+            done = {"done": True, "done_reason": "unload" if seconds == 0 else "load"}
+            return json_response({**_head(name), **self._said("", "", chat), **done})
         call, stream = read_call(body, self.server, chat=chat), read_flag(body, "stream", True)
+        if call.thinking:
+            name = await self.server.models.named(call.model)
+            if not any(m.thinks for m in await self.server.models.infos() if m.name == name):
+                raise bad_request(f"{name} does not support thinking", "think")
         running = await self.server.start(request, call)
         kind = "application/x-ndjson" if stream else "application/json"
-        return Streaming(self._parts(running, chat, stream), kind, error=_refusal)
+        return Streaming(self._parts(running, chat, stream), kind, error=ollama_refusal)
 
     async def _parts(self, running: Running, chat: bool, stream: bool) -> AsyncIterator[bytes]:
         began = time.perf_counter()
+        line = functools.partial(_line, running.model)
         try:
             async for event in running.events():
                 if isinstance(event, Waiting):
                     # In a stream an empty piece, which every client adds to nothing.
-                    yield self._line(self._said("", "", chat)) if stream else b" "
+                    yield line(self._said("", "", chat)) if stream else b" "
                 elif isinstance(event, Piece):
                     if stream:
                         said = ("", event.text) if event.thought else (event.text, "")
-                        yield self._line(self._said(*said, chat))
+                        yield line({**self._said(*said, chat), **_logprobs(event, running)})
                 else:
                     text, thoughts = ("", "") if stream else (event.text, event.thoughts)
-                    yield self._line({**self._said(text, thoughts, chat), **_done(event, began)}, True)
+                    more = {} if stream else _logprobs(event, running)
+                    yield line({**self._said(text, thoughts, chat), **more, **_done(event, began)}, True)
         except Exception as error:
             if not stream:
                 raise
             yield compact(ollama_error(as_api_error(error))) + b"\n"
-
-    def _line(self, fields: dict[str, Any], done: bool = False) -> bytes:
-        return compact({**self._head(), "done": done, **fields}) + b"\n"
-
-    def _head(self) -> dict[str, Any]:
-        return {"model": self.server.name, "created_at": _rfc3339(time.time())}
 
     @staticmethod
     def _said(text: str, thoughts: str, chat: bool) -> dict[str, Any]:
         more = {"thinking": thoughts} if thoughts else {}
         return {"message": {"role": "assistant", "content": text, **more}} if chat else {"response": text, **more}
 
-    def _entry(self) -> dict[str, Any]:
-        model = self.worker.model
-        metadata = model.metadata
-        details = {
-            "parent_model": "",
-            "format": "gguf",
-            "family": "jamba",
-            "families": ["jamba"],
-            "parameter_size": str(metadata.get("general.size_label") or "unknown"),
-            "quantization_level": "unknown",
-        }
-        return {
-            "name": self.server.name,
-            "model": self.server.name,
-            "modified_at": _rfc3339(self.worker.started),
-            "size": info.model_bytes(self.server),
-            "digest": model.fingerprint if model.path is not None else "0" * 64,
-            "details": details,
-            "capabilities": ["completion"],
-        }
+
+def _keep_alive(body: Mapping[str, Any]) -> float | None:
+    """How long a request wants its model to stay loaded: seconds, infinity, or None for the server's default."""
+    value = body.get("keep_alive")
+    if value is None:
+        return None
+    try:
+        text = value if isinstance(value, str) else f"{value:.6f}" if _is_number(value) else ""
+        seconds = parse_duration(text)
+    except UsageError:
+        raise bad_request(
+            "the field 'keep_alive' must be a duration such as \"5m\", or seconds", "keep_alive"
+        ) from None
+    return math.inf if seconds is None else seconds
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
+
+
+def _line(model: str, fields: dict[str, Any], done: bool = False) -> bytes:
+    return compact({**_head(model), "done": done, **fields}) + b"\n"
+
+
+def _head(model: str) -> dict[str, Any]:
+    return {"model": model, "created_at": _rfc3339(time.time())}
+
+
+def _entry(model: ModelInfo) -> dict[str, Any]:
+    details = {
+        "parent_model": "",
+        "format": "gguf",
+        "family": "jamba",
+        "families": ["jamba"],
+        "parameter_size": format_count(model.parameters) if model.parameters else "unknown",
+        "quantization_level": model.quantization,
+    }
+    return {
+        "name": model.name,
+        "model": model.name,
+        "modified_at": _rfc3339(model.created),
+        "size": model.size,
+        "digest": model.digest,
+        "details": details,
+        "capabilities": ["completion", *(["thinking"] if model.thinks else [])],
+    }
+
+
+def _loaded(model: ModelInfo) -> dict[str, Any]:
+    """What /api/ps adds."""
+    until = _rfc3339(model.expires) if model.expires is not None else "9999-12-31T23:59:59Z"
+    return {"expires_at": until, "size_vram": model.size if model.on_gpu else 0, "context_length": model.context}
+
+
+def _logprobs(event: Piece | Answer, running: Running) -> dict[str, Any]:
+    found = content_logprobs(event.logprobs, running.tokenizer)
+    return {"logprobs": found} if found else {}
 
 
 def _done(answer: Answer, began: float) -> dict[str, Any]:
@@ -235,5 +291,5 @@ def ollama_routes(context: Server) -> list[Route]:
     server = OllamaRoutes(context)
     get = {"/": server.root, "/api/version": server.version, "/api/tags": server.tags, "/api/ps": server.running}
     post = {"/api/show": server.show, "/api/chat": server.chat, "/api/generate": server.generate}
-    found = [Route(path, handler(work, _refusal), methods=["GET"]) for path, work in get.items()]
-    return found + [Route(path, handler(work, _refusal), methods=["POST"]) for path, work in post.items()]
+    found = [Route(path, handler(work, ollama_refusal), methods=["GET"]) for path, work in get.items()]
+    return found + [Route(path, handler(work, ollama_refusal), methods=["POST"]) for path, work in post.items()]

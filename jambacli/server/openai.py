@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from jambacli.batch.openai_format import read_options
 from jambacli.engine.options import GenerationOptions
 from jambacli.server.errors import ApiError, as_api_error, bad_request
 from jambacli.server.http import compact, openai_error
+from jambacli.server.logprobs import (
+    TextLogprobs,
+    content_logprobs,
+    mean_logprob,
+    read_chat_logprobs,
+    read_text_logprobs,
+)
 from jambacli.server.request import (
     MAX_CHOICES,
     Call,
@@ -24,21 +32,15 @@ from jambacli.server.request import (
     unsupported,
     without_nulls,
 )
+from jambacli.server.thinking import read_effort
 from jambacli.server.worker import Answer, Piece, Running, Waiting
 
+if TYPE_CHECKING:
+    from jambacli.text.tokenizer import Tokenizer
+
 # Fields that an option's reader would refuse, or that are read here.
-_READ_HERE = ("n", "stream", "best_of", "echo", "logprobs", "suffix")
-_NOT_DONE = (
-    "tools",
-    "functions",
-    "function_call",
-    "logprobs",
-    "top_logprobs",
-    "audio",
-    "web_search_options",
-    "echo",
-    "suffix",
-)
+_READ_HERE = ("n", "stream", "best_of", "echo", "logprobs", "top_logprobs", "suffix")
+_NOT_DONE = ("tools", "functions", "function_call", "audio", "web_search_options", "suffix")
 _DONE_MARK = b"data: [DONE]\n\n"
 # Replies to one request, at most.
 _MOST_REPLIES = 128
@@ -51,7 +53,8 @@ class Reply:
     """How a call is to be answered.
 
     ``chat``: as a chat's message or as text. ``usage``: a stream's usage: "none", "chunk" (one without choices) or "last" (in
-    the last chunk with a choice, where AI21's clients look for it).
+    the last chunk with a choice, where AI21's clients look for it). ``logprobs``: whether log-probabilities are shown.
+    ``kept``: how many of the replies to each prompt, the most probable ones; None for all.
     """
 
     chat: bool
@@ -60,6 +63,8 @@ class Reply:
     model: str
     id: str
     created: int
+    logprobs: bool = False
+    kept: int | None = None
 
 
 def read_chat(body: Mapping[str, Any], defaults: GenerationOptions) -> Call:
@@ -70,6 +75,7 @@ def read_chat(body: Mapping[str, Any], defaults: GenerationOptions) -> Call:
         raise ApiError(400, "tools are not supported", code="unsupported_parameter", parameter="tool_choice")
     if body.get("modalities") not in (None, ["text"]):
         raise bad_request("only text can be answered", "modalities")
+    unsupported(body, "echo")
     messages = read_messages(body.get("messages"))
     return Call(
         messages=messages,
@@ -78,6 +84,8 @@ def read_chat(body: Mapping[str, Any], defaults: GenerationOptions) -> Call:
         choices=read_count(body, "n", 1, MAX_CHOICES, 1),
         variables=read_variables(body.get("chat_template_kwargs")),
         model=model_name(body),
+        logprobs=read_chat_logprobs(body),
+        thinking=read_effort(body),
     )
 
 
@@ -85,14 +93,34 @@ def read_completion(body: Mapping[str, Any], defaults: GenerationOptions) -> Cal
     """A body of /v1/completions. Raises ApiError."""
     body = without_nulls(body)
     unsupported(body, *_NOT_DONE)
-    if body.get("best_of") not in (None, body.get("n", 1)):
-        raise bad_request("the field 'best_of' is only supported as equal to 'n'", "best_of")
     if not any(name in body for name in ("max_tokens", "max_completion_tokens")):
         body = {**body, "max_tokens": _COMPLETION_TOKENS}
     prompts, choices = _prompts(body.get("prompt")), read_count(body, "n", 1, MAX_CHOICES, 1)
-    if len(prompts) * choices > _MOST_REPLIES:
+    logprobs, echo = read_text_logprobs(body), read_flag(body, "echo")
+    prompt_logprobs = echo and logprobs is not None
+    best_of = read_count(body, "best_of", choices, MAX_CHOICES, choices)
+    if best_of > choices:
+        if read_flag(body, "stream"):
+            raise bad_request(
+                "the best of several replies are known at their end: 'best_of' needs 'stream': false", "best_of"
+            )
+        logprobs = logprobs or 0
+    if len(prompts) * best_of > _MOST_REPLIES:
         raise bad_request(f"the request asks for more than {_MOST_REPLIES} replies", "n")
-    return Call(prompts=prompts, options=chat_options(body, defaults), choices=choices, model=model_name(body))
+    if body.get("max_tokens") == 0 and type(body["max_tokens"]) is int:  # the prompt is only read
+        del body["max_tokens"]
+        options = replace(chat_options(body, defaults), max_tokens=0)
+    else:
+        options = chat_options(body, defaults)
+    return Call(
+        prompts=prompts,
+        options=options,
+        choices=best_of,
+        model=model_name(body),
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+        echo=echo,
+    )
 
 
 def chat_options(body: Mapping[str, Any], defaults: GenerationOptions) -> GenerationOptions:
@@ -101,6 +129,8 @@ def chat_options(body: Mapping[str, Any], defaults: GenerationOptions) -> Genera
     for name in ("max_tokens", "max_completion_tokens", "seed", "top_k"):
         if type(given.get(name)) is int and given[name] == -1:
             del given[name]
+    if type(given.get("seed")) is int and -(1 << 63) <= given["seed"] < 0:
+        given["seed"] %= 1 << 64  # OpenAI's are signed
     stop = given.get("stop")
     if isinstance(stop, list) and len(stop) > 64:
         raise bad_request("the field 'stop' has more than 64 texts", "stop")
@@ -136,7 +166,17 @@ def reply_of(body: Mapping[str, Any], model: str, *, chat: bool, ai21: bool = Fa
         raise bad_request("the field 'stream_options' must be an object", "stream_options")
     usage = "last" if ai21 else "chunk" if options and options.get("include_usage") else "none"
     head = "chatcmpl" if chat else "cmpl"
-    return Reply(chat, read_flag(body, "stream"), usage, model, f"{head}-{uuid.uuid4().hex}", int(time.time()))
+    n, best_of = (read_count(body, name, 1, MAX_CHOICES, 1) for name in ("n", "best_of"))
+    return Reply(
+        chat,
+        read_flag(body, "stream"),
+        usage,
+        model,
+        f"{head}-{uuid.uuid4().hex}",
+        int(time.time()),
+        logprobs=(read_chat_logprobs(body) if chat else read_text_logprobs(body)) is not None,
+        kept=n if not chat and best_of > n else None,
+    )
 
 
 def usage_of(answers: Sequence[Answer], choices: int) -> dict[str, Any]:
@@ -152,10 +192,10 @@ def usage_of(answers: Sequence[Answer], choices: int) -> dict[str, Any]:
     }
 
 
-def whole(answers: Sequence[Answer], reply: Reply, choices: int) -> dict[str, Any]:
-    """The answer in one piece."""
+def whole(answers: Sequence[Answer], reply: Reply, choices: int, tokenizer: Tokenizer | None = None) -> dict[str, Any]:
+    """The answer in one piece. ``tokenizer``: for log-probabilities, if the reply has some."""
     parts = []
-    for answer in answers:
+    for answer in _kept(answers, reply, choices):
         choice: dict[str, Any] = {"index": answer.index, "finish_reason": answer.finish, "logprobs": None}
         if reply.chat:
             message: dict[str, Any] = {"role": "assistant", "content": answer.text}
@@ -164,10 +204,32 @@ def whole(answers: Sequence[Answer], reply: Reply, choices: int) -> dict[str, An
             choice["message"] = message
         else:
             choice["text"] = answer.text
+        if reply.logprobs and tokenizer is not None:
+            choice["logprobs"] = _answer_logprobs(answer, reply, tokenizer)
         parts.append(choice)
     kind = "chat.completion" if reply.chat else "text_completion"
     head = {"id": reply.id, "object": kind, "created": reply.created, "model": reply.model}
     return {**head, "choices": parts, "usage": usage_of(answers, choices), "timings": timings(answers)}
+
+
+def _answer_logprobs(answer: Answer, reply: Reply, tokenizer: Tokenizer) -> dict[str, Any]:
+    if reply.chat:
+        return {"content": content_logprobs(answer.logprobs, tokenizer), "refusal": None}
+    texts = TextLogprobs(tokenizer, answer.unseen)
+    echoed = texts.add(answer.prompt_logprobs, prompt=True)
+    said = texts.add(answer.logprobs)
+    return {name: [*echoed[name], *said[name]] for name in echoed}
+
+
+def _kept(answers: Sequence[Answer], reply: Reply, choices: int) -> list[Answer]:
+    """The replies that are shown, in order: all of them, or of each prompt's the ``kept`` most probable ones."""
+    if reply.kept is None:
+        return list(answers)
+    kept: list[Answer] = []
+    for at in range(0, len(answers), choices):
+        best = sorted(answers[at : at + choices], key=lambda a: -mean_logprob(a.logprobs))[: reply.kept]
+        kept += [replace(answer, index=len(kept) + i) for i, answer in enumerate(best)]
+    return kept
 
 
 async def whole_parts(running: Running, reply: Reply, choices: int) -> AsyncIterator[bytes]:
@@ -178,21 +240,35 @@ async def whole_parts(running: Running, reply: Reply, choices: int) -> AsyncIter
             yield b" "
         elif isinstance(event, Answer):
             answers.append(event)
-    yield compact(whole(sorted(answers, key=lambda a: a.index), reply, choices))
+    ordered = sorted(answers, key=lambda a: a.index)
+    # Many log-probabilities are turned into JSON beside the loop, which must go on answering others.
+    yield await asyncio.to_thread(lambda: compact(whole(ordered, reply, choices, running.tokenizer)))
 
 
 async def stream_parts(running: Running, reply: Reply, choices: int) -> AsyncIterator[bytes]:
     """The answer as server-sent events. Every line begins with ``data:``: AI21's clients take no others."""
 
-    def chunk(index: int, delta: dict[str, Any], finish: str | None = None, **more: Any) -> bytes:
+    def chunk(index: int, delta: dict[str, Any], finish: str | None = None, logprobs: Any = None, **more: Any) -> bytes:
         choice = {"index": index, "delta": delta} if reply.chat else {"index": index, "text": delta.get("content", "")}
-        choice |= {"finish_reason": finish, "logprobs": None}
+        choice |= {"finish_reason": finish, "logprobs": logprobs}
         return _event({**head, "choices": [choice], **more})
+
+    def scored(piece: Piece) -> dict[str, Any] | None:
+        if not reply.logprobs:
+            return None
+        if reply.chat:
+            content = content_logprobs(piece.logprobs, running.tokenizer)
+            return {"content": content, "refusal": None} if content else None
+        if piece.index not in texts:
+            texts[piece.index] = TextLogprobs(running.tokenizer, running.unseen[piece.index])
+        return texts[piece.index].add(piece.logprobs, prompt=piece.prompt)
+
+    texts: dict[int, TextLogprobs] = {}
 
     kind = "chat.completion.chunk" if reply.chat else "text_completion"
     head = {"id": reply.id, "object": kind, "created": reply.created, "model": reply.model}
     if reply.chat:
-        for index in range(len(running.jobs)):
+        for index in range(running.replies):
             yield chunk(index, {"role": "assistant", "content": ""})
     answers: list[Answer] = []
     try:
@@ -202,10 +278,11 @@ async def stream_parts(running: Running, reply: Reply, choices: int) -> AsyncIte
                 yield chunk(0, {}, prompt_progress=progress_of(event))
             elif isinstance(event, Piece):
                 if not event.thought or reply.chat:
-                    yield chunk(event.index, {"reasoning_content" if event.thought else "content": event.text})
+                    delta = {"reasoning_content" if event.thought else "content": event.text}
+                    yield chunk(event.index, delta, logprobs=scored(event))
             else:
                 answers.append(event)
-                last = len(answers) == len(running.jobs)
+                last = len(answers) == running.replies
                 more: dict[str, Any] = {"timings": timings(answers)} if last else {}
                 if last and reply.usage == "last":
                     more["usage"] = usage_of(answers, choices)

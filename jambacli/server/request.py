@@ -8,6 +8,7 @@ from typing import Any
 
 from jambacli.engine.options import GenerationOptions
 from jambacli.server.errors import ApiError, bad_request
+from jambacli.server.file_parts import FilePart, openai_file
 
 #: The most replies to one request.
 MAX_CHOICES = 16
@@ -21,11 +22,16 @@ _OWN_VARIABLES = frozenset(
 
 @dataclass(frozen=True)
 class Message:
-    """A message with a role that templates know. ``thoughts``: an assistant's, before its ``content``."""
+    """A message with a role that templates know. ``thoughts``: an assistant's, before its ``content``.
+
+    ``files``: of a user's message, not read yet; ``documents``: read ones, as for Call.
+    """
 
     role: str
     content: str
     thoughts: str | None = None
+    files: Sequence[FilePart] = ()
+    documents: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +39,10 @@ class Call:
     """What to generate: a reply to ``messages``, or without them what follows each of ``prompts`` (texts or token ids).
 
     ``documents``: mappings with "text" and perhaps "title". ``choices``: replies to each prompt. ``variables``: of the chat
-    template. ``model``: the name that the client gave, None for none.
+    template. ``model``: the name that the client gave, None for none. ``ctx``: tokens that the client wants to fit.
+    ``logprobs``: how many alternatives to give beside each token of the reply, None for no log-probabilities;
+    ``prompt_logprobs``: also beside those of the prompt. ``echo``: the prompt comes before its continuation. ``thinking``:
+    with thoughts or without; None: as the template has it.
     """
 
     messages: Sequence[Message] = ()
@@ -43,6 +52,11 @@ class Call:
     choices: int = 1
     variables: Mapping[str, Any] = field(default_factory=dict)
     model: str | None = None
+    ctx: int | None = None
+    logprobs: int | None = None
+    prompt_logprobs: bool = False
+    echo: bool = False
+    thinking: bool | None = None
 
 
 def without_nulls(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,21 +96,28 @@ def _message(where: str, value: Any, name: str) -> Message:
         thoughts = next(
             (t for k in ("reasoning_content", "reasoning") if isinstance(t := value.get(k), str) and t), None
         )
-    content = read_content(where, value.get("content"), name)
-    return Message("system" if role == "developer" else role, content, thoughts)
+    files: list[FilePart] = []
+    content = read_content(where, value.get("content"), name, files if role == "user" else None)
+    return Message("system" if role == "developer" else role, content, thoughts, files)
 
 
-def read_content(where: str, content: Any, name: str) -> str:
-    """The text of a message's content: a text, parts with texts, or null. Raises ApiError."""
+def read_content(where: str, content: Any, name: str, files: list[FilePart] | None = None) -> str:
+    """The text of a message's content: a text, parts with texts, or null; parts with files go to ``files``. Raises ApiError."""
     if content is None:
         return ""
     if isinstance(content, list):
         texts = []
         for part in content:
+            file = openai_file(where, part, name) if isinstance(part, dict) else None
+            if file is not None:
+                if files is None:
+                    raise bad_request(f"{where} has a file; files are only supported in messages of the user", name)
+                files.append(file)
+                continue
             kind = part.get("type") if isinstance(part, dict) else None
             text = part.get("text") if kind in _TEXT_PARTS else part.get("refusal") if kind == "refusal" else None
             if not isinstance(text, str):
-                raise bad_request(f"{where} has content of the type {kind!r}; only text is supported", name)
+                raise bad_request(f"{where} has content of the type {kind!r}; only text and files are supported", name)
             texts.append(text)
         content = "\n".join(texts)
     if not isinstance(content, str):

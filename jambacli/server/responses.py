@@ -15,8 +15,19 @@ from starlette.routing import Route
 from jambacli.server.context import Server
 from jambacli.server.errors import ApiError, as_api_error, bad_request
 from jambacli.server.http import Streaming, compact, handler, openai_error
+from jambacli.server.logprobs import MAX_TOP, content_logprobs
 from jambacli.server.openai import chat_options
-from jambacli.server.request import Call, Message, model_name, read_flag, read_messages, unsupported, without_nulls
+from jambacli.server.request import (
+    Call,
+    Message,
+    model_name,
+    read_count,
+    read_flag,
+    read_messages,
+    unsupported,
+    without_nulls,
+)
+from jambacli.server.thinking import read_effort
 from jambacli.server.worker import Answer, Piece, Running, Waiting
 
 _SAME_NAMES = ("temperature", "top_p", "top_k", "seed")
@@ -25,15 +36,17 @@ _SAME_NAMES = ("temperature", "top_p", "top_k", "seed")
 def read_call(body: Mapping[str, Any], server: Server) -> Call:
     """A body of /v1/responses. Raises ApiError."""
     body = without_nulls(body)
-    unsupported(body, "previous_response_id", "conversation", "background", "tools", "prompt", "top_logprobs")
+    unsupported(body, "previous_response_id", "conversation", "background", "tools", "prompt")
     instructions, given_input = body.get("instructions", ""), body.get("input")
     if not isinstance(instructions, str):
         raise bad_request("the field 'instructions' must be a text", "instructions")
     items: list[Any] = [{"role": "system", "content": instructions}] if instructions else []
     if isinstance(given_input, str):
         items.append({"role": "user", "content": given_input})
-    elif isinstance(given_input, list) and given_input:
+    elif isinstance(given_input, list):
         items += [_item(i, item) for i, item in enumerate(given_input) if _is_message(i, item)]
+        if not given_input:  # Codex asks so whether the server answers
+            items.append({"role": "user", "content": ""})
     else:
         raise bad_request("the field 'input' must be a text or a list of items", "input")
     messages: list[Message] = read_messages(items, "input")
@@ -45,7 +58,21 @@ def read_call(body: Mapping[str, Any], server: Server) -> Call:
     if form is not None:
         given["response_format"] = form
     options = chat_options(given, server.defaults)
-    return Call(messages=messages, options=options, model=model_name(body))
+    return Call(
+        messages=messages,
+        options=options,
+        model=model_name(body),
+        logprobs=_asked_logprobs(body),
+        thinking=read_effort(body),
+    )
+
+
+def _asked_logprobs(body: Mapping[str, Any]) -> int | None:
+    include = body.get("include", [])
+    if not isinstance(include, list):
+        raise bad_request("the field 'include' must be a list", "include")
+    asked = "message.output_text.logprobs" in include or "top_logprobs" in body
+    return read_count(body, "top_logprobs", 0, MAX_TOP, 0) if asked else None
 
 
 def _is_message(index: int, item: Any) -> bool:
@@ -71,18 +98,18 @@ class ResponsesRoutes:
         body = await self.server.body(request)
         call, stream = read_call(body, self.server), read_flag(body, "stream")
         running = await self.server.start(request, call)
-        shell = self._shell(body)
+        shell = self._shell(body, running.model)
         if stream:
             return Streaming(self._stream(running, shell), "text/event-stream")
         return Streaming(self._whole(running, shell), "application/json")
 
-    def _shell(self, body: Mapping[str, Any]) -> dict[str, Any]:
+    def _shell(self, body: Mapping[str, Any], model: str) -> dict[str, Any]:
         """The response before there is anything in it."""
         return {
             "id": f"resp_{uuid.uuid4().hex}",
             "object": "response",
             "created_at": int(time.time()),
-            "model": self.server.name,
+            "model": model,
             "status": "in_progress",
             "output": [],
             "error": None,
@@ -101,7 +128,7 @@ class ResponsesRoutes:
             if isinstance(event, Waiting):
                 yield b" "
             elif isinstance(event, Answer):
-                yield compact(_finished(shell, event, f"msg_{uuid.uuid4().hex}"))
+                yield compact(_finished(shell, event, f"msg_{uuid.uuid4().hex}", running))
 
     async def _stream(self, running: Running, shell: dict[str, Any]) -> AsyncIterator[bytes]:
         numbers = itertools.count()
@@ -124,11 +151,13 @@ class ResponsesRoutes:
                     yield sent("response.in_progress", response=shell)
                 elif isinstance(event, Piece):
                     if not event.thought:
-                        yield sent("response.output_text.delta", **place, delta=event.text, logprobs=[])
+                        logprobs = content_logprobs(event.logprobs, running.tokenizer)
+                        yield sent("response.output_text.delta", **place, delta=event.text, logprobs=logprobs)
                 else:
-                    whole = _finished(shell, event, name)
+                    whole = _finished(shell, event, name, running)
                     item = whole["output"][0]
-                    yield sent("response.output_text.done", **place, text=event.text, logprobs=[])
+                    logprobs = item["content"][0]["logprobs"]
+                    yield sent("response.output_text.done", **place, text=event.text, logprobs=logprobs)
                     yield sent("response.content_part.done", **place, part=item["content"][0])
                     yield sent("response.output_item.done", output_index=0, item=item)
                     ended = "response.completed" if event.finish == "stop" else "response.incomplete"
@@ -141,9 +170,10 @@ class ResponsesRoutes:
             yield sent("error", code=fields["code"], message=failure.message, param=failure.parameter)
 
 
-def _finished(shell: Mapping[str, Any], answer: Answer, name: str) -> dict[str, Any]:
+def _finished(shell: Mapping[str, Any], answer: Answer, name: str, running: Running) -> dict[str, Any]:
     whole = answer.finish == "stop"
-    content = [{"type": "output_text", "text": answer.text, "annotations": []}]
+    logprobs = content_logprobs(answer.logprobs, running.tokenizer)
+    content = [{"type": "output_text", "text": answer.text, "annotations": [], "logprobs": logprobs}]
     status = "completed" if whole else "incomplete"
     item = {"id": name, "type": "message", "role": "assistant", "status": status, "content": content}
     usage = {

@@ -7,29 +7,32 @@ import functools
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from jambacli.cache.prefix_store import PrefixStore
 from jambacli.engine.batch import BatchEngine
-from jambacli.engine.batch_worker import BatchWorker
+from jambacli.engine.batch_worker import BatchWorker, Turn
 from jambacli.engine.generate import Thought
 from jambacli.engine.parallel import default_parallel
 from jambacli.engine.prefix_cache import PrefixCache, state_spaces
 from jambacli.errors import JambaError, UsageError
-from jambacli.server.errors import ApiError, as_api_error, context_full
+from jambacli.server.errors import ApiError, as_api_error, bad_request, context_full
 from jambacli.server.history import History
 from jambacli.server.prefix_breaks import PrefixBreaks
+from jambacli.server.thinking import forbid_thoughts, without_thoughts
 from jambacli.session.conversation import Rendered
 from jambacli.session.requests import request_of, text_request
 
 if TYPE_CHECKING:
     from jambacli.api import Jamba
     from jambacli.engine.batch_job import Job, Request
+    from jambacli.engine.logprobs import TokenLogprob
     from jambacli.engine.sequence import TokenSequence
     from jambacli.server.request import Call
+    from jambacli.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -39,11 +42,17 @@ _SOONEST, _LATEST = 1, 120
 
 @dataclass(frozen=True)
 class Piece:
-    """Text of the reply ``index``, to be shown or, if a ``thought``, apart from it."""
+    """Text of the reply ``index``, to be shown or, if a ``thought``, apart from it.
+
+    ``logprobs``: the tokens up to the end of this text that no piece before had, if the call asks for them. ``prompt``: this
+    is the prompt, which is repeated.
+    """
 
     index: int
     text: str
     thought: bool
+    logprobs: Sequence[TokenLogprob] = ()
+    prompt: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,6 +73,7 @@ class Answer:
 
     ``finish``: "stop" or "length". ``stop_text``: the stop string that ended it. Numbers of tokens: of the prompt, those of it
     that were not read again, those generated, and those of them that are thoughts. ``first_token``: seconds until it.
+    ``logprobs``, ``prompt_logprobs``: see Call; the first ``unseen`` tokens of the prompt are not in the text.
     """
 
     index: int
@@ -79,6 +89,9 @@ class Answer:
     decode_seconds: float
     prefilled_tokens: int
     first_token: float
+    logprobs: Sequence[TokenLogprob] = ()
+    prompt_logprobs: Sequence[TokenLogprob] = ()
+    unseen: int = 0
 
 
 Event = Piece | Waiting | Answer
@@ -98,10 +111,11 @@ class Worker:
         store: bool = True,
         keep_alive: float = 15.0,
         stats: bool = False,
+        turn: Turn | None = None,
     ) -> None:
         """``ctx``: maximum tokens of a request. ``parallel``: how many requests at once; ``queue``: how many more may wait.
         ``store``: keep prefixes and replies on the disk. ``keep_alive``: seconds of silence after which ``Waiting`` is sent.
-        ``stats``: log what each reply cost.
+        ``stats``: log what each reply cost. ``turn``: shared with the workers of other models, which compute by turns.
 
         Raises UsageError for a context larger than the model's.
         """
@@ -125,7 +139,7 @@ class Worker:
         self._breaks = PrefixBreaks(model.tokenizer)
         # Templates and tokenizers are not made for several threads, so one prepares all prompts.
         self._preparing = ThreadPoolExecutor(1, "jamba-prompts")
-        self._batch = BatchWorker(self.engine)
+        self._batch = BatchWorker(self.engine, turn)
 
     def _open_store(self, sequence: TokenSequence) -> PrefixCache | None:
         state = sequence.state
@@ -141,10 +155,10 @@ class Worker:
         """Run something that needs the template or the tokenizer, in the thread for it."""
         return await asyncio.get_running_loop().run_in_executor(self._preparing, work)
 
-    async def start(self, call: Call) -> Running:
+    async def start(self, call: Call) -> EngineCall:
         """Check a call wholly and put it into the queue. Raises ApiError for whatever is wrong with it."""
         self._check_queue()
-        running = Running(self, asyncio.get_running_loop())
+        running = EngineCall(self, asyncio.get_running_loop())
         try:
             await self.prepare(functools.partial(self._submit, call, running))
         except BaseException as error:
@@ -168,18 +182,23 @@ class Worker:
     def requests(self, call: Call) -> tuple[list[Request], str | None]:
         """The requests to the engine that a call becomes, and the hash of its messages. Raises JambaError or ApiError."""
         model = self.model
+        if call.ctx is not None and call.ctx > self.ctx:
+            raise bad_request(f"num_ctx {call.ctx} is more than the {self.ctx} tokens of this server", "num_ctx")
         chain: str | None = None
+        documents = [*(d for message in call.messages for d in message.documents), *call.documents]
         if call.messages:
             conversation, chain = self.history.conversation(call)
             rendered = conversation.render()
-            firsts = [request_of(model, rendered, call.options, chat=True, documents=call.documents)]
+            if call.thinking is False:
+                rendered = without_thoughts(model.tokenizer, rendered)
+            firsts = [request_of(model, rendered, call.options, chat=True, documents=documents)]
             more = [rendered] * (call.choices - 1)
         else:
             firsts = [self._plain(prompt, call) for prompt in call.prompts]
             more = []
         requests = []
         for first in firsts:
-            if len(first.ids) + 1 > self.ctx:
+            if len(first.ids) + (call.options.max_tokens != 0) > self.ctx:
                 raise context_full(len(first.ids), self.ctx)
             for i in range(call.choices):
                 request = first
@@ -189,9 +208,9 @@ class Worker:
                     if options.seed is not None:
                         options = replace(options, seed=(options.seed + i) % (1 << 64))
                     whole = more[0] if more else Rendered(list(first.ids), list(first.boundaries))
-                    request = request_of(model, whole, options, chat=bool(call.messages), documents=call.documents)
-                requests.append(request)
-        return requests, chain
+                    request = request_of(model, whole, options, chat=bool(call.messages), documents=documents)
+                requests.append(replace(request, logprobs=call.logprobs, prompt_logprobs=call.prompt_logprobs))
+        return forbid_thoughts(requests) if call.thinking is False else requests, chain
 
     def _plain(self, prompt: Any, call: Call) -> Request:
         if isinstance(prompt, str):
@@ -199,16 +218,30 @@ class Worker:
         ids = list(prompt)
         return request_of(self.model, Rendered(ids, [len(ids)]), call.options, chat=False)
 
-    def _submit(self, call: Call, running: Running) -> None:
+    def _submit(self, call: Call, running: EngineCall) -> None:
         requests, chain = self.requests(call)
         self._breaks.note(requests[0].ids)
         self._check_queue()
         for index, request in enumerate(requests):
-            running.add(index, request, chain)
+            running.add(index, request, chain, self._echo(call, index, request))
         self.counts["calls"] += 1
 
+    def _echo(self, call: Call, index: int, request: Request) -> Echo | None:
+        """What is repeated before the reply ``index``."""
+        if not call.echo:
+            return None
+        prompt, tokenizer = call.prompts[index // call.choices], self.model.tokenizer
+        if not isinstance(prompt, str):
+            return Echo(tokenizer.decode(request.ids, markers=True), 0)
+        bos = tokenizer.bos_id
+        added = bos is not None and request.ids[0] == bos and not prompt.startswith(tokenizer.pieces[bos])
+        return Echo(prompt, int(added))
+
     def keep(self, job: Job, chain: str) -> None:
-        """Keep a chat's reply, so that the next message of the conversation finds its tokens."""
+        """Keep a chat's reply, so that the next message of the conversation finds its tokens, and wait until its state is
+        written: a client that has the whole answer may go on even if the server is killed."""
+        if job.wait_stored is not None:
+            job.wait_stored()
         request = job.request
         self.history.keep(chain, job.text, job.result.ids, request.thinking, request.documents)
 
@@ -243,47 +276,118 @@ class Worker:
         self._batch.close()
 
 
+@dataclass(frozen=True)
+class Echo:
+    """A prompt to repeat, of which the first ``unseen`` tokens, the bos that was added, are not in its ``text``."""
+
+    text: str
+    unseen: int
+
+
+class _Collector:
+    """Turns what the engine reports of one job into events. Called by the engine's thread."""
+
+    def __init__(self, index: int, echo: Echo | None, put: Callable[[Piece | tuple[int, Job]], None]) -> None:
+        self._index, self._echo, self._put = index, echo, put
+        self._prompt: list[TokenLogprob] = []
+        self._pending: list[TokenLogprob] = []
+
+    def scored(self, logprobs: Sequence[TokenLogprob], prompt: bool) -> None:
+        """Tokens with their log-probabilities, before their text."""
+        (self._prompt if prompt else self._pending).extend(logprobs)
+
+    def said(self, text: str) -> None:
+        """A piece of text."""
+        self._repeat_prompt()
+        self._put(Piece(self._index, str(text), isinstance(text, Thought), self._take()))
+
+    def ended(self, job: Job) -> None:
+        """The end of the job."""
+        if job.error is None and not job.cancelled:
+            self._repeat_prompt()
+            if self._pending:
+                self._put(Piece(self._index, "", False, self._take()))
+        self._put((self._index, job))
+
+    def _repeat_prompt(self) -> None:
+        if self._echo is not None:
+            self._put(Piece(self._index, self._echo.text, False, tuple(self._prompt), prompt=True))
+            self._echo = None
+
+    def _take(self) -> tuple[TokenLogprob, ...]:
+        taken = tuple(self._pending)
+        self._pending.clear()
+        return taken
+
+
 class Running:
-    """A call in the engine: one job for each reply."""
+    """A call that is being answered: by the engine, by a model that is still being loaded, or by another server.
+
+    ``model``: the name of the one that answers; ``replies``: how many there will be; ``prompt_tokens``: of the first prompt, 0
+    if they are not known; ``finished``: the replies that have ended; ``began``: in the time of ``perf_counter``.
+    """
+
+    def __init__(self, model: str = "", replies: int = 1) -> None:
+        self.model, self.replies, self.prompt_tokens = model, replies, 0
+        self.finished: list[Answer] = []
+        #: By reply, how many tokens of a prompt that is repeated are not in its text.
+        self.unseen: dict[int, int] = {}
+        self.began = time.perf_counter()
+
+    @property
+    def tokenizer(self) -> Any:
+        """The Tokenizer of the model, None where it is not known."""
+        return None
+
+    def cancel(self) -> None:
+        """End what has not ended."""
+        raise NotImplementedError
+
+    def events(self) -> AsyncGenerator[Event, None]:
+        """Pieces of text as they come, ``Waiting`` in silence, and an ``Answer`` at the end of each reply.
+
+        Raises ApiError when a reply fails. Leaving it early cancels the call.
+        """
+        raise NotImplementedError
+
+
+class EngineCall(Running):
+    """A call in the engine: one job for each reply. What was read for it stays usable when it is cancelled."""
 
     def __init__(self, worker: Worker, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(replies=0)
         self._worker, self._loop = worker, loop
         self.jobs: list[Job] = []
-        #: The replies that have ended.
-        self.finished: list[Answer] = []
         self._chain: str | None = None
         self._events: asyncio.Queue[Piece | tuple[int, Job]] = asyncio.Queue()
         self._cancelled = False
-        self.began = time.perf_counter()
 
-    def add(self, index: int, request: Request, chain: str | None) -> None:
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's."""
+        return self._worker.model.tokenizer
+
+    def add(self, index: int, request: Request, chain: str | None, echo: Echo | None = None) -> None:
         """Submit one request. Raises JambaError when the engine refuses it."""
         self._chain = chain
-
-        def said(text: str) -> None:
-            self._put(Piece(index, str(text), isinstance(text, Thought)))
-
-        def ended(job: Job) -> None:
-            self._put((index, job))
-
-        job = self._worker.engine.submit(request, on_text=said, on_end=ended)
+        self.unseen[index] = echo.unseen if echo is not None else 0
+        seen = _Collector(index, echo, self._put)
+        job = self._worker.engine.submit(request, on_text=seen.said, on_end=seen.ended, on_logprobs=seen.scored)
         self.jobs.append(job)
+        self.replies, self.prompt_tokens = len(self.jobs), len(self.jobs[0].ids)
         if self._cancelled:
             job.cancel()
 
     def cancel(self) -> None:
-        """End what has not ended; what was read stays usable."""
+        """See ``Running``."""
         self._cancelled = True
         for job in list(self.jobs):
             job.cancel()
         self._worker.engine.wake()
 
-    async def events(self) -> AsyncIterator[Event]:
-        """Pieces of text as they come, ``Waiting`` in silence, and an ``Answer`` at the end of each reply.
-
-        Raises ApiError when a reply fails. Leaving it early cancels the call.
-        """
-        texts: dict[tuple[int, bool], list[str]] = {}
+    async def events(self) -> AsyncGenerator[Event, None]:
+        """See ``Running``."""
+        pieces: dict[int, list[Piece]] = {}
         left = len(self.jobs)
         # Not asyncio.wait_for: before Python 3.12 it forgets a cancellation that comes at the same time as an event.
         coming = asyncio.ensure_future(self._events.get())
@@ -296,12 +400,12 @@ class Running:
                 event = coming.result()
                 coming = asyncio.ensure_future(self._events.get())
                 if isinstance(event, Piece):
-                    texts.setdefault((event.index, event.thought), []).append(event.text)
+                    pieces.setdefault(event.index, []).append(event)
                     yield event
                     continue
                 index, job = event
                 left -= 1
-                self.finished.append(await self._ended(index, job, texts))
+                self.finished.append(await self._ended(index, job, pieces.pop(index, [])))
                 yield self.finished[-1]
         finally:
             coming.cancel()
@@ -322,7 +426,7 @@ class Running:
         read = sum(job.tokens_read for job in self.jobs)
         return Waiting(total, known, read, position, time.perf_counter() - self.began)
 
-    async def _ended(self, index: int, job: Job, texts: dict[tuple[int, bool], list[str]]) -> Answer:
+    async def _ended(self, index: int, job: Job, pieces: Sequence[Piece]) -> Answer:
         worker, counters, result = self._worker, job.counters, job.result
         if self._chain is not None and job.text.strip():
             await asyncio.to_thread(worker.keep, job, self._chain)
@@ -343,8 +447,8 @@ class Running:
         complete = result.finish == "stop" or job.request.constraint is not None
         return Answer(
             index=index,
-            text="".join(texts.get((index, False), ())),
-            thoughts="".join(texts.get((index, True), ())).strip("\n"),
+            text="".join(piece.text for piece in pieces if not piece.thought),
+            thoughts="".join(piece.text for piece in pieces if piece.thought).strip("\n"),
             finish="stop" if complete else "length",
             stop_text=job.reply.stop_text,
             prompt_tokens=len(job.ids),
@@ -355,6 +459,9 @@ class Running:
             decode_seconds=counters.decode_seconds,
             prefilled_tokens=counters.prefilled,
             first_token=job.first_token_seconds or 0.0,
+            logprobs=[one for piece in pieces if not piece.prompt for one in piece.logprobs],
+            prompt_logprobs=[one for piece in pieces if piece.prompt for one in piece.logprobs],
+            unseen=self.unseen[index],
         )
 
 

@@ -137,15 +137,18 @@ def target_processor(compile_with: tuple[str, ...]) -> str:
 def build(name: str, output: Path | None = None, *, sanitize: str = "", work: Path | None = None) -> Path:
     """Build library ``name`` ("_quant", "_kernels" or "_train") and return its path.
 
-    ``output``: the library's file, by default next to its sources. ``sanitize``: the value of -fsanitize. ``work``: where
-    objects are kept between builds. Raises BuildError.
+    ``output``: the library's file, by default next to its sources, or in ``sanitized_folder`` for ``sanitize``, the value of
+    -fsanitize. ``work``: where objects are kept between builds. Raises BuildError.
     """
     if work is None and not (ROOT / "pyproject.toml").exists():  # an installed package
         with tempfile.TemporaryDirectory(prefix="jamba-build-") as temporary:
             return build(name, output, sanitize=sanitize, work=Path(temporary))
     folder = ROOT / FOLDERS[name]
-    output = output or folder / f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}"
-    objects = (work or ROOT / "build" / "native") / (name + (f"-{sanitize}" if sanitize else ""))
+    output = (
+        output
+        or (sanitized_folder(sanitize) if sanitize else folder) / f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}"
+    )
+    objects = (work or ROOT / "build" / "native") / (name + (f"-{sanitize.replace(',', '-')}" if sanitize else ""))
     objects.mkdir(parents=True, exist_ok=True)
     cxx = (compiler(), *shlex.split(os.environ.get("CXX", ""))[1:])
     # -O1: with -O3 the unrolled searches take many minutes to compile under a sanitizer.
@@ -167,6 +170,36 @@ def build(name: str, output: Path | None = None, *, sanitize: str = "", work: Pa
     _run((*cxx, "-shared", *link_flags, "-o", str(part)), f"{output.name} does not link")
     part.replace(output)
     return output
+
+
+def sanitized_folder(sanitize: str) -> Path:
+    """Where libraries with these sanitizers are built: JAMBA_NATIVE_DIR names it to load them."""
+    return ROOT / "build" / "sanitized" / sanitize.replace(",", "-")
+
+
+def sanitizer_environment(sanitize: str) -> dict[str, str]:
+    """What to set for a program that loads these libraries: their folder, the sanitizers' runtimes, what stops at an error.
+
+    Leaks are not looked for: the interpreter never frees all it has. Teams are the library's own threads, since a sanitizer
+    of threads does not understand torch's OpenMP runtime.
+    """
+    parts = sanitize.split(",")
+    names = [{"address": "libasan.so", "thread": "libtsan.so", "undefined": "libubsan.so"}[part] for part in parts]
+    command = (compiler(), *shlex.split(os.environ.get("CXX", ""))[1:])
+    runtimes = [
+        subprocess.run(
+            (*command, f"-print-file-name={name}"), capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for name in names
+    ]
+    return {
+        "JAMBA_NATIVE_DIR": str(sanitized_folder(sanitize)),
+        "LD_PRELOAD": " ".join(runtimes),
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
+        "TSAN_OPTIONS": "halt_on_error=1",
+        "JAMBA_CPU_POOL": "own",
+    }
 
 
 def _system() -> System:
@@ -226,16 +259,26 @@ class NativeWheel(bdist_wheel):
 
 
 def main() -> None:
-    """Build the libraries in place, after their sources were edited."""
+    """Build the libraries in place, after their sources were edited; with a sanitizer, in a folder beside the normal ones."""
     parser = argparse.ArgumentParser(prog="python -m quant.native.build", description=main.__doc__)
     parser.add_argument("--train", action="store_true", help="the training kernels too")
-    parser.add_argument("--sanitize", default="", metavar="address|thread|undefined", help="for debugging")
+    parser.add_argument(
+        "--sanitize",
+        default="",
+        metavar="address|thread|undefined",
+        help="for debugging, in a folder of their own; by commas",
+    )
     options = parser.parse_args()
-    for name in (*DEFAULT, *(("_train",) if options.train else ())):
-        try:
+    try:
+        for name in (*DEFAULT, *(("_train",) if options.train else ())):
             print(build(name, sanitize=options.sanitize).relative_to(ROOT))
-        except BuildError as error:
-            sys.exit(f"error: {error}")
+        if options.sanitize:
+            set_first = (
+                f"{key}={shlex.quote(value)}" for key, value in sanitizer_environment(options.sanitize).items()
+            )
+            print("to load them:", *set_first)
+    except BuildError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

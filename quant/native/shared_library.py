@@ -1,8 +1,12 @@
-"""Loads a C++ library and calls the functions that all of them have: instruction sets, the meaning of status codes."""
+"""Loads a C++ library and calls the functions that all of them have: instruction sets, the meaning of status codes.
+
+Environment: ``JAMBA_NATIVE_DIR`` is a folder with other builds of the libraries, such as those with a sanitizer.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import warnings
 from pathlib import Path
 
@@ -55,10 +59,12 @@ class SharedLibrary:
 
 
 def load(folder: Path, stem: str, abi_function: str, abi_version: int) -> SharedLibrary | None:
-    """The library ``stem`` next to its sources in ``folder``, or None where it was not built.
+    """The library ``stem`` next to its sources in ``folder`` or in JAMBA_NATIVE_DIR, or None where it was not built.
 
     A library whose ``abi_function`` returns another number than ``abi_version`` is not loaded, with a warning.
     """
+    if named := os.environ.get("JAMBA_NATIVE_DIR"):
+        folder = Path(named)
     for path in sorted(p for p in folder.glob(f"{stem}.*") if p.suffix in (".so", ".pyd", ".dylib", ".dll")):
         try:
             functions = ctypes.CDLL(str(path))

@@ -10,7 +10,8 @@ import pytest
 from jambacli.batch.openai_format import BadRequestError, completion_of, output_of, read_line, request_of_line
 from jambacli.engine.batch import BatchEngine
 from jambacli.engine.options import GenerationOptions
-from jambacli.errors import JambaError
+from jambacli.errors import JambaError, UsageError
+from jambacli.model.state import ContextFullError
 from tests.support.small_models import small_model
 
 ASK = {"messages": [{"role": "user", "content": "Who counted the herons?"}]}
@@ -46,6 +47,10 @@ def test_a_line_that_is_no_request_says_why(text: str, problem: str) -> None:
     ("more", "parameter"),
     [
         ({"tools": [{}]}, "tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": {"type": "function"}}, "tool_choice"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"modalities": ["audio"]}, "modalities"),
         ({"n": 2}, "n"),
         ({"stream": True}, "stream"),
         ({"logprobs": True}, "logprobs"),
@@ -96,6 +101,37 @@ def test_fields_become_options_and_the_rest_keep_their_defaults() -> None:
     assert made.max_tokens == 7 and made.stops == ("x",)
     s = made.sampling
     assert (s.temperature, s.seed, s.top_k, dict(s.logit_bias), s.repeat_penalty) == (0, 3, 9, {5: -2.0}, 1.5)
+
+
+def test_fields_that_ask_for_nothing_are_accepted() -> None:
+    nothing = {
+        "tools": [],
+        "tool_choice": "none",
+        "parallel_tool_calls": True,
+        "functions": [],
+        "logprobs": False,
+        "top_logprobs": 0,
+        "modalities": ["text"],
+    }
+    nulls = dict.fromkeys([*nothing, "temperature", "stop", "documents", "response_format", "logit_bias", "made_up"])
+    plain = request(ASK)
+    for more in (nothing, nulls):
+        assert request({**ASK, **more}) == plain
+    message = {"role": "user", "content": "Who counted the herons?", "name": None, "tool_calls": []}
+    assert request({"messages": [message]}) == plain
+
+
+def test_errors_in_a_response_name_fields_of_the_request() -> None:
+    read = read_line(1, line({**ASK, "repetition_penalty": 0}))
+    for error, parameter in (
+        (ContextFullError("2,000 tokens do not fit in the context of 1,024", remedy="use a larger {ctx}"), None),
+        (UsageError("has no place for it", field="schema"), "response_format"),
+        (JambaError("no valid reply fits", remedy="raise {max_tokens}"), None),
+    ):
+        body = output_of(read, "k", "small", None, error)["response"]["body"]["error"]
+        assert "--" not in body["message"] and "{" not in body["message"] and body["param"] == parameter
+    with pytest.raises(BadRequestError, match=r"repeat_penalty 0\.0 is outside"):
+        request_of_line(small_model(), read, GenerationOptions())
 
 
 def test_the_prompt_is_that_of_a_session() -> None:

@@ -101,7 +101,8 @@ def test_each_wrong_line_is_named_and_the_others_are_answered(model: str, tmp_pa
         "line 5: the field 'frobnicate'",
     ):
         assert expected in err
-    assert "line 7:" in err and "--ctx" in err
+    assert "line 7:" in err and "--ctx" in err and "--ctx" not in out.read_text(encoding="utf-8")
+    assert "larger context length" in out.read_text(encoding="utf-8")
     values = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert [v["custom_id"] for v in values] == ["r1", None, "r1", "r2", "r3", "r4", "r5", "r6"]
     assert [v["response"] and v["response"]["status_code"] for v in values] == [200, None, 400, 400, 400, 400, 400, 200]
@@ -202,13 +203,21 @@ def test_a_question_about_files_gives_a_row_for_each(model: str, tmp_path: Path)
         (folder / f"r{i}.txt").write_text(f"On day {i} Mira counted {40 + i} herons.\n" * (i + 1), encoding="utf-8")
     (folder / "empty.txt").touch()
     out = tmp_path / "answers.jsonl"
-    done = run("batch", str(folder), "--question", "Who?", "-m", model, *GREEDY, "-o", str(out), "--citations")
-    assert b"empty.txt" in done.stderr
+    ask = ("batch", str(folder), "--question", "Who?", "-m", model, *GREEDY)
+    done = run(*ask, "-o", str(out), "--citations", "--skip-unreadable")
+    assert b"empty.txt" in done.stderr and b"skipped" in done.stderr
     values = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert [Path(v["file"]).name for v in values] == [f"r{i}.txt" for i in range(6)]
     for value in values[:3]:
         alone = json.loads(run("ask", value["file"], "Who?", "-m", model, *GREEDY, "--json", "--citations").stdout)
         assert value["answer"] == alone["answer"]
+    unread = jamba(*ask)
+    assert unread.returncode == 1 and b"1 of 7 requests failed" in unread.stderr
+    assert [json.loads(line) for line in unread.stdout.splitlines()][-1] == {
+        "file": str(folder / "empty.txt"),
+        "error": f"{folder / 'empty.txt'}: is empty",
+    }
+    (folder / "empty.txt").unlink()
     long = folder / "long.txt"
     long.write_text("herons at the lake\n" * 900, encoding="utf-8")
     table = tmp_path / "answers.csv"
@@ -216,6 +225,34 @@ def test_a_question_about_files_gives_a_row_for_each(model: str, tmp_path: Path)
     assert failed.returncode == 1 and b"long.txt" in failed.stderr and b"--ctx" in failed.stderr
     rows = list(csv.DictReader(table.open(encoding="utf-8", newline="")))
     assert [bool(r["error"]) for r in rows] == [True] + [False] * 6 and list(rows[0]) == ["file", "answer", "error"]
+
+
+def test_files_that_cannot_be_read_fail_in_their_places(model: str, tmp_path: Path) -> None:
+    for i in range(3):
+        (tmp_path / f"{i}.txt").write_text(f"Mira counted {i} herons.", encoding="utf-8")
+    (tmp_path / "1.pdf").write_bytes(b"no PDF")
+    (tmp_path / "2.docx").write_bytes(b"PK\x03\x04 no archive")
+    table, files = tmp_path / "out.csv", [str(p) for p in sorted(tmp_path.iterdir())]
+    ask = ("batch", *files, "--question", "Who?", "-m", model, *GREEDY, "-o", str(table))
+    done = jamba(*ask)
+    assert done.returncode == 1 and b"2 of 5 requests failed" in done.stderr and b"1.pdf: is not a PDF" in done.stderr
+    rows = list(csv.DictReader(table.open(encoding="utf-8", newline="")))
+    assert [(Path(r["file"]).name, bool(r["error"]), bool(r["answer"])) for r in rows] == [
+        ("0.txt", False, True),
+        ("1.pdf", True, False),
+        ("1.txt", False, True),
+        ("2.docx", True, False),
+        ("2.txt", False, True),
+    ]
+    # Read again, with a file that is there now, and without the other.
+    (tmp_path / "1.pdf").write_text("%PDF- no PDF either", encoding="utf-8")
+    assert jamba(*ask).returncode == 1
+    skipped = run(*ask, "--skip-unreadable")
+    assert b"3 of 3 requests were answered before" in skipped.stderr and b"2.docx" in skipped.stderr
+    assert len(list(csv.DictReader(table.open(encoding="utf-8", newline="")))) == 3
+    (tmp_path / "only.txt").touch()
+    nothing = jamba("batch", str(tmp_path / "only.txt"), "--question", "Who?", "-m", model, "--skip-unreadable")
+    assert nothing.returncode == 1 and b"no file that can be read" in nothing.stderr
 
 
 def test_a_schema_gives_columns(model: str, tmp_path: Path) -> None:

@@ -105,7 +105,9 @@ def test_what_does_not_fit(
     jamba("pull", f"{REPO}:F32", "--yes")
     config = summarize(resolve_model(f"{REPO}:F32")).config
     jamba("rm", f"{REPO}:F32")
-    fixed = scratch_bytes(config) + config.state_bytes() + 4096 * config.kv_bytes_per_token("f16")
+    fixed = (
+        scratch_bytes(config) + config.state_bytes() + config.draft_bytes() + 4096 * config.kv_bytes_per_token("f16")
+    )
     small_machine(fixed + (size["F32"] + size["Q8_0"]) // 2)
     capsys.readouterr()
     assert jamba("pull", "jamba:3b-f32", "--ctx", "4k") == 1

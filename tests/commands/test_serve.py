@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -45,6 +46,56 @@ def test_a_key_is_required_beyond_loopback() -> None:
     done = jamba("serve", "jamba:tiny", "--host", "0.0.0.0")
     assert done.returncode == 2 and b"--api-key" in done.stderr
     assert jamba("serve", "jamba:tiny", "--cors-origin", "*").returncode == 2
+
+
+def test_several_models_are_loaded_on_demand(tmp_path: Path) -> None:
+    other = shutil.copy(demo_model_path(), tmp_path / "other.gguf")
+    with serve_process(str(other), "--alias", "demo", "--keep-alive", "1h", "--max-loaded", "1") as (_, client):
+        assert [(m["id"], m["status"]["value"]) for m in client.get("/v1/models").json()["data"]] == [
+            ("demo", "unloaded"),
+            ("other", "unloaded"),
+        ]
+        body = {"messages": [{"role": "user", "content": "Hello."}], "max_tokens": 1}
+        for name in ("other", "demo"):
+            assert client.post("/v1/chat/completions", json={**body, "model": name}).json()["model"] == name
+        assert client.post("/v1/chat/completions", json={**body, "model": "gpt"}).status_code == 404
+        assert [m["name"] for m in client.get("/api/ps").json()["models"]] == ["demo"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--keep-alive", "1h"), b"several models"),
+        (("jamba:tiny", "--keep-alive", "soon"), b"not a duration"),
+        (("--alias", "a", "--alias", "b"), b"--alias"),
+        (("jamba:tiny",), b"two models are called jamba:tiny"),
+        (("--upstream", "http://127.0.0.1:1"), b"--upstream"),
+    ],
+)
+def test_options_that_do_not_go_together(options: tuple[str, ...], words: bytes) -> None:
+    done = jamba("serve", "jamba:tiny", "--port", "0", *options)
+    assert done.returncode == 2 and words in done.stderr
+
+
+def test_another_server_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAMBA_API_KEY", "secret")
+    with serve_process() as (_, behind):
+        monkeypatch.setenv("JAMBA_API_KEY", "own\n")
+        monkeypatch.setenv("JAMBA_UPSTREAM_KEY", "secret")
+        with serve_process("--upstream", f"{behind.base_url}/v1") as (server, client):
+            client.headers["X-Api-Key"] = "own"
+            body = {"messages": [{"role": "user", "content": "Hello."}], "max_tokens": 2}
+            assert client.post("/v1/chat/completions", json=body).json()["usage"]["completion_tokens"] > 0
+            assert client.post("/v1/messages", json=body).json()["usage"]["output_tokens"] > 0
+            assert client.post("/v1/messages", json=body, headers={"X-Api-Key": "secret"}).status_code == 401
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(60) == 0
+
+
+def test_an_address_that_is_none() -> None:
+    for url in ("example.com", "ftp://example.com", "http://", "http://user:pass@example.com", "http://a/?x"):
+        done = jamba("serve", "--port", "0", "--upstream", url)
+        assert done.returncode == 2 and b"--upstream" in done.stderr, url
 
 
 def test_a_port_that_is_taken_is_an_error() -> None:

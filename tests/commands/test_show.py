@@ -126,10 +126,12 @@ def test_the_plan_follows_context_and_kv_type(tmp_path: Path, capsys: pytest.Cap
     # Two attention layers, keys and values, two heads of 16, two bytes each.
     assert [plan["kv"]["f16"] for plan in (at_model, longer, small)] == [n * 256 for n in (4096, 8192, 1000)]
     assert small["state"] == 7 * 128 * (16 + 3) * 4
+    assert small["drafts"] == 16 * small["state"]
+    assert "copies of the Mamba state" in page(capsys, path)
     assert "more than the model's 4k" in page(capsys, path, "8k")
     wide = model(tmp_path / "w.gguf", dataclasses.replace(SHAPE, heads=2, kv_heads=1))
     plan = described(capsys, wide, "8k", "q8_0")["plan"]
-    assert plan["total"] == plan["weights"] + plan["kv"]["q8_0"] + plan["state"] + plan["scratch"]
+    assert plan["total"] == plan["weights"] + plan["kv"]["q8_0"] + plan["state"] + plan["drafts"] + plan["scratch"]
     assert plan["fits"][0]["device"]["kind"] == "cpu"
     assert plan["fits"][0]["prefill_seconds"] > 0
     # Heads of 16 values cannot be q8_0, so it is neither planned nor offered.

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import random
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,16 +14,21 @@ import pytest
 import torch
 
 from jambacli import Jamba
+from jambacli.engine import parallel as parallel_module
 from jambacli.engine.batch import BatchEngine
 from jambacli.engine.batch_job import Job, Request
+from jambacli.engine.batch_steps import MOST_DRAFTED, BatchSteps
 from jambacli.engine.batch_worker import BatchWorker
 from jambacli.engine.generate import Generated, generate
-from jambacli.engine.lookup import Lookup
+from jambacli.engine.lookup import Lookup, Prediction, StepCosts
+from jambacli.engine.parallel import default_parallel, sequence_bytes
 from jambacli.engine.prefix_cache import PrefixCache, state_spaces
 from jambacli.engine.sampling import Sampler, Sampling
 from jambacli.engine.sequence import TokenSequence
 from jambacli.errors import JambaError, UsageError
+from jambacli.model.config import CHECKPOINT_BYTES
 from jambacli.model.state import ContextFullError
+from tests.support.drafts import certain, draft_all
 from tests.support.sequences import ids
 from tests.support.small_models import small_file, small_model
 
@@ -141,9 +147,7 @@ def test_a_request_gives_the_same_tokens_alone_and_among_others(model: Jamba, se
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_drafts_of_a_reply_that_is_alone_change_nothing(
-    model: Jamba, seed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_drafts_change_nothing(model: Jamba, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(seed)
     requests = [
         prompt(30 + 10 * i, i, max_tokens=60, sampling=Sampling(temperature=0.3 * i, seed=i), lookup=True)
@@ -152,12 +156,12 @@ def test_drafts_of_a_reply_that_is_alone_change_nothing(
     expected = [alone(model, r) for r in requests]
     right = [reply[n:] for reply in expected for n in range(60)]
 
-    def drafts(lookup: Lookup, most: int, forced: object = ()) -> list[int]:
+    def predict(lookup: Lookup, most: int, forced: object = ()) -> Prediction:
         """The tokens that follow in one of the replies, perhaps with a wrong one among them."""
-        found = rng.choice(right)[: min(most, rng.randrange(6))]
-        return [rng.randrange(300) if rng.random() < 0.2 else token for token in found]
+        found = rng.choice(right)[: max(0, min(most, rng.randrange(6)))]
+        return certain([rng.randrange(300) if rng.random() < 0.2 else token for token in found])
 
-    monkeypatch.setattr(Lookup, "draft", drafts)
+    draft_all(monkeypatch, predict)
     with engine(model, parallel=3) as several:
         waiting = list(requests)
         jobs: list[Job] = []
@@ -178,7 +182,7 @@ def test_right_drafts_take_fewer_steps_and_can_be_switched_off(model: Jamba, mon
     request = prompt(40, 3, max_tokens=120, lookup=True)
     expected = alone(model, request)
     jobs: list[Job] = []
-    monkeypatch.setattr(Lookup, "draft", lambda _, most, __=(): expected[len(jobs[-1].result.ids) :][: min(most, 5)])
+    draft_all(monkeypatch, lambda _, most, __=(): certain(expected[len(jobs[-1].result.ids) :][: min(most, 5)]))
     with engine(model, parallel=4) as several:
         for lookup in (True, False):
             jobs.append(several.submit(dataclasses.replace(request, lookup=lookup)))
@@ -187,6 +191,39 @@ def test_right_drafts_take_fewer_steps_and_can_be_switched_off(model: Jamba, mon
     assert drafted.result.ids == without.result.ids == expected
     assert drafted.counters.accepted > 90 and drafted.counters.steps < 30
     assert without.counters.drafted == 0
+
+
+def test_several_replies_that_repeat_themselves_are_drafted_in_the_same_steps(
+    model: Jamba, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StepCosts, "seconds", lambda self, tokens: 1 + 0.1 * (tokens - 1))  # not this machine's
+    # A bias makes each reply one token, again and again.
+    requests = [
+        prompt(
+            60,
+            seed,
+            max_tokens=80,
+            lookup=seed < 3,
+            sampling=Sampling(temperature=0, logit_bias={20 + seed: 1000.0}),
+        )
+        for seed in range(4)
+    ]
+    expected = [alone(model, r) for r in requests]
+    passes: list[int] = []
+    forward = BatchSteps._forward
+
+    def counted(steps: BatchSteps, spans: Any) -> Any:
+        passes.append(sum(len(p.ids) for p in spans))
+        return forward(steps, spans)
+
+    monkeypatch.setattr(BatchSteps, "_forward", counted)
+    with engine(model, parallel=4) as several:
+        jobs = [several.submit(r) for r in requests]
+        several.run()
+    assert [job.result.ids for job in jobs] == expected
+    *drafted, plain = (job.counters for job in jobs)
+    assert all(c.accepted > 40 and c.steps < 40 for c in drafted) and plain.drafted == 0
+    assert max(passes[-75:]) <= 4 + 3 * MOST_DRAFTED
 
 
 def test_text_stops_and_thoughts_are_those_of_the_plain_loop(small: Jamba) -> None:
@@ -460,7 +497,7 @@ def test_a_thread_of_its_own_serves_many_threads(small: Jamba) -> None:
 def test_a_worker_survives_a_step_that_fails(small: Jamba, monkeypatch: pytest.MonkeyPatch) -> None:
     with BatchWorker(engine(small)) as worker:
         with monkeypatch.context() as patch:
-            patch.setattr(BatchEngine, "_read", _raise(RuntimeError("a bug")))
+            patch.setattr(BatchSteps, "read", _raise(RuntimeError("a bug")))
             with pytest.raises(JambaError, match="a bug"):
                 list(worker.stream(prompt(50, 1)))
         assert "".join(worker.stream(prompt(50, 1, max_tokens=20)))
@@ -477,3 +514,31 @@ def test_the_engine_checks_its_options(small: Jamba) -> None:
     with pytest.raises(UsageError, match="parallel"):
         engine(small, parallel=0)
     assert np.array_equal(engine(small).submit(prompt(5)).array, np.array(ids(5)))
+
+
+@pytest.mark.parametrize("parallel", [1, 32])
+def test_many_sequences_take_the_memory_that_was_planned(
+    tmp_path: Any, parallel: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jambacli.model.config.CHECKPOINT_BYTES", 0)  # as few as are kept in any case
+    model, ctx = chunked(Jamba.load(small_file(tmp_path, "q8_0"), device="cpu")), 300
+    draft_all(monkeypatch, lambda _, most, __=(): certain(ids(max(0, min(most, 15)))))
+    with engine(model, parallel=parallel, ctx=ctx) as many:
+        for i in range(parallel):
+            many.submit(prompt(270, i, max_tokens=30, boundaries=range(20, 270, 20), lookup=True))
+        taken = 0
+        while many.step():
+            sequences = [slot.sequence for slot in many._slots]
+            copies = sum(c.nbytes for sequence in sequences for c in sequence.checkpoints.values())
+            taken = max(taken, copies + sum(sequence.state.nbytes for sequence in sequences))
+    planned = parallel * sequence_bytes(model.config, ctx, drafts=True)
+    assert 0.9 * planned < taken <= planned
+
+
+@pytest.mark.parametrize(("free", "expected"), [(0.1, 1), (2.5, 2), (5.5, 5), (100.0, 8)])
+def test_as_many_run_at_once_as_fit(free: float, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_model().model
+    one = sequence_bytes(model.config, 1000, drafts=model.decoder is not None)
+    available = int(2 * (CHECKPOINT_BYTES + free * one)) + 2
+    monkeypatch.setattr(parallel_module, "devices", lambda: [SimpleNamespace(available=available)])
+    assert default_parallel(model, 1000) == expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,15 @@ import torch
 
 from jambacli.api import Jamba
 from jambacli.data import reports
-from jambacli.engine import lookup as lookup_module
-from jambacli.engine.lookup import Lookup, StepCosts, TokenIndex
+from jambacli.engine import token_index
+from jambacli.engine.drafted_steps import DraftedSteps
+from jambacli.engine.lookup import Lookup, StepCosts, draft_lengths
+from jambacli.engine.sampling import Sampler, Sampling
 from jambacli.engine.sequence import TokenSequence
+from jambacli.engine.token_index import Rival, TokenIndex
 from jambacli.errors import JambaError
 from jambacli.model.state import ContextFullError
-from tests.support.drafts import drafts_of
+from tests.support.drafts import certain, draft_all, drafts_of
 from tests.support.schemas import random_schema
 from tests.support.sequences import ids
 from tests.support.small_models import small_file, small_model
@@ -62,7 +66,7 @@ def test_text_read_at_once_is_found_as_token_by_token() -> None:
         many.follow(text[:end])
         assert len(many) == end > start
     for view, other in zip([*one._earlier, *one._last], [*many._earlier, *many._last], strict=True):
-        n = len(text) if len(view) != 1 << lookup_module._BITS else len(view)
+        n = len(text) if len(view) != 1 << token_index._BITS else len(view)
         assert np.array_equal(view[3:n], other[3:n])
     assert many.matched > 2 and many.draft(8)
 
@@ -90,7 +94,7 @@ def test_replaced_text_is_still_found_but_not_across_the_break() -> None:
 
 
 def test_an_index_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lookup_module, "MAX_INDEXED", 256)
+    monkeypatch.setattr(token_index, "MAX_INDEXED", 256)
     rng, index, text = random.Random(3), TokenIndex(), list[int]()
     for _ in range(2000):
         if rng.random() < 0.02:
@@ -109,6 +113,21 @@ def test_an_index_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
             assert match == text[len(text) - index.matched :]
 
 
+def test_other_continuations_of_the_last_tokens_are_rivals() -> None:
+    def rival(*text: int) -> Rival:
+        index = TokenIndex()
+        index.follow(text)
+        return index.rival
+
+    assert rival(1, 2, 3, 9, 1, 2) == Rival.NONE
+    assert rival(1, 2, 3, 9, 1, 2, 3, 8, 1, 2) == Rival.NONE  # both continue with 3
+    assert rival(1, 2, 3, 9, 1, 2, 4, 8, 1, 2) == Rival.EQUAL
+    assert rival(1, 2, 3, 9, 7, 1, 2, 4, 8, 7, 1, 2) == Rival.SHORTER
+    index = TokenIndex()
+    index.follow([1, 2, 3, 9, 1, 2, 4, 9, 1, 2])
+    assert index.push(4) and index.rival == Rival.NONE  # the other continuation was not drawn
+
+
 def test_the_memory_of_an_index_is_a_few_bytes_a_token() -> None:
     index = TokenIndex()
     index.follow(np.random.default_rng(0).integers(0, 65536, 262_144).tolist())
@@ -118,12 +137,19 @@ def test_the_memory_of_an_index_is_a_few_bytes_a_token() -> None:
 # How much is drafted ---------------------------------------------------------------------------------------------------
 
 
+def drafted(lookup: Lookup, most: int, forced: Sequence[int] = ()) -> list[int]:
+    """The draft of a sequence that is alone."""
+    tokens, chances = lookup.predict(most, forced)
+    (length,) = draft_lengths([chances], lookup.costs)
+    return tokens[:length]
+
+
 def repeated(lookup: Lookup, text: list[int], times: int, cost: float) -> list[int]:
     """Lengths of the drafts while ``text`` is drawn over and over, with a step of n tokens at 1 + cost (n - 1) seconds."""
     lengths = []
     for token in text * times:
         lookup.push(token)
-        lengths.append(len(lookup.draft(15)))
+        lengths.append(len(drafted(lookup, 15)))
         lookup.costs.record(1 + lengths[-1], 1 + cost * lengths[-1])
     return lengths
 
@@ -132,11 +158,11 @@ def test_drafts_grow_where_text_repeats_and_stop_where_it_does_not() -> None:
     text = ids(100)
     lengths = repeated(Lookup(), text, 3, 0.1)
     assert max(lengths[:100]) <= 3 and np.mean(lengths[-50:]) > 10
-    assert max(repeated(Lookup(), text, 3, 1.5)[-100:]) == 0  # where a token more costs more than a step
+    # Where a token more costs more than a step, one is tried now and then.
+    assert np.mean(repeated(Lookup(), text, 3, 1.5)[-100:]) < 0.05
     lookup, rng = Lookup(), random.Random(0)
     prose = [rng.choice([5, 6]) for _ in range(400)]  # short matches everywhere, at random
-    drafted = repeated(lookup, prose, 1, 0.6)
-    assert np.mean(drafted[200:]) < 0.3
+    assert np.mean(repeated(lookup, prose, 1, 0.6)[200:]) < 0.3
 
 
 def test_forced_tokens_are_drafted_without_a_match() -> None:
@@ -144,9 +170,9 @@ def test_forced_tokens_are_drafted_without_a_match() -> None:
     for n in range(1, 17):
         lookup.costs.record(n, 1 + 0.1 * n)
     lookup.push(1)
-    assert lookup.draft(15, [4, 5, 6]) == [4, 5, 6]
-    assert lookup.draft(2, [4, 5, 6]) == [4, 5]
-    assert lookup.draft(0, [4, 5, 6]) == []
+    assert drafted(lookup, 15, [4, 5, 6]) == [4, 5, 6]
+    assert drafted(lookup, 2, [4, 5, 6]) == [4, 5]
+    assert drafted(lookup, 0, [4, 5, 6]) == []
 
 
 def test_costs_are_measured_estimated_and_forgotten() -> None:
@@ -158,9 +184,45 @@ def test_costs_are_measured_estimated_and_forgotten() -> None:
     assert costs.seconds(4) == pytest.approx(1 + 2 * 3 / 7)
     costs.record(8, 1000.0)  # an outlier
     assert (costs.seconds(8) or 0) < 4
+    costs.record(4, 9.0)
+    for _ in range(33):
+        costs.record(1, 1.0)
+    assert (costs.seconds(4) or 9) < 4 and (costs.seconds(8) or 0) > 2  # one measurement is trusted less than two
     for _ in range(300):
         costs.record(1, 1.0)
     assert (costs.seconds(8) or 0) < 2
+
+
+def test_ambiguous_matches_are_told_from_clear_ones() -> None:
+    lookup, rng = Lookup(), random.Random(0)
+    for n in range(1, 17):
+        lookup.costs.record(n, 1 + 0.2 * (n - 1))
+    # After 1, 2 comes any of eight tokens; after 3, 4 always 5.
+    for _ in range(60):
+        for token in [*([1, 2, rng.randrange(10, 18)] if rng.random() < 0.5 else [3, 4, 5]), rng.randrange(100, 9999)]:
+            lookup.push(token)
+    for token in (3, 4):
+        lookup.push(token)
+    assert lookup.index.rival == Rival.NONE and lookup.predict(1).chances[0] > 0.6 and drafted(lookup, 3)[0] == 5
+    for token in (9, 1, 2):
+        lookup.push(token)
+    assert lookup.index.rival == Rival.EQUAL and lookup.predict(1).chances[0] < 0.4
+
+
+def test_a_step_of_several_sequences_takes_the_most_probable_tokens() -> None:
+    costs = StepCosts()
+    assert draft_lengths([[0.9]], costs) == [0]  # nothing measured yet
+    for n in range(1, 33):
+        costs.record(n, 1 + 0.1 * (n - 1))
+    sure, good, bad = [0.99] * 3, [0.8, 0.6, 0.4, 0.3], [0.1, 0.01]
+    assert draft_lengths([sure, [], good, bad], costs) == [3, 0, 1, 0]
+    assert draft_lengths([[0.99] * 7] * 8, costs) == [3] * 8  # no step has more than 32 tokens
+    assert draft_lengths([[0.05], [0.02]], costs) == [0, 0]
+    assert draft_lengths([], costs) == []
+    steep = StepCosts()
+    for n in range(1, 33):
+        steep.record(n, float(n))
+    assert draft_lengths([sure, good], steep) == [0, 0]
 
 
 # Steps with drafts -------------------------------------------------------------------------------------------------------
@@ -209,6 +271,17 @@ def test_a_draft_that_does_not_fit_is_refused_and_changes_nothing() -> None:
         sequence.step(5, [1, 2, 3, 4, 5])
     assert state_bits(sequence) == before and len(sequence.tokens) == 15
     sequence.step(5, [1, 2, 3, 4])
+
+
+def test_a_step_that_allocates_memory_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    draft_all(monkeypatch, lambda _, most, __=(): certain([305][:most]))
+    sequence = TokenSequence(small_model().model, 1024, "f32")
+    sequence.advance(ids(40))
+    steps, costs = DraftedSteps(sequence, Sampler(Sampling(temperature=0))), sequence.lookup.costs
+    steps.step(304, 9)  # allocates the copies of the state
+    assert costs.seconds(2) is None
+    steps.step(304, 9)
+    assert costs.seconds(2) is not None
 
 
 # Whole replies -----------------------------------------------------------------------------------------------------------

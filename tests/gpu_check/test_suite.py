@@ -63,13 +63,13 @@ def test_models_that_do_not_fit_are_skipped_with_the_reason(tmp_path: Path, monk
     monkeypatch.setattr(speed, "put_on_gpu", lambda *args, **options: pytest.fail("the model was made"))
     rows: list[dict[str, object]] = []
     mini, small = shape_config("jamba-mini"), shape_config("jamba-3b")
-    speed._model(suite, rows, gpu, "jamba-mini", mini, "q4_k_m")
-    speed._model(suite, rows, gpu, "jamba-mini", mini, "q4_k_m", 24 * 10**9)
+    speed._model(suite, rows, gpu, "jamba-mini", mini, "q4_k_m", speed.MOST)
+    speed._model(suite, rows, gpu, "jamba-mini", mini, "q4_k_m", speed.Plan((0,), (), limit=24 * 10**9))
     reasons = {item["step"]: item["reason"] for item in suite.results["no_room"]}
     assert "on the GPU even with all experts in RAM" in reasons["jamba-mini q4_k_m"]
     assert reasons["jamba-mini q4_k_m in 24 GB"] == "the GPU has 8 GB free"
     monkeypatch.setattr(speed, "free_memory", lambda device: 24 * 10**9)
-    speed._model(suite, rows, gpu, "jamba-mini", mini, "q8_0")
+    speed._model(suite, rows, gpu, "jamba-mini", mini, "q8_0", speed.MOST)
     assert "of experts would stay in RAM, of which 16 GB is free" in suite.results["no_room"][-1]["reason"]
     make = GpuTensors(small, "q4_k_m", _CPU)
     assert speed._plan_or_skip(suite, "small", small, make, 262144, "f16", gpu, None) is not None
@@ -184,10 +184,10 @@ def test_the_estimate_reads_every_weight_once(quant: str) -> None:
     times = [sum(k.count * k.seconds(gpu) for k in listed) for gpu in GPUS]
     assert times == sorted(times, reverse=True)
     assert times[0] > read / GPUS[0].bandwidth
-    # A cache that serves the quarters of a warp one after another can only be slower.
-    slow = [sum(k.count * k.seconds(gpu, estimate.L1_CYCLES[1]) for k in listed) for gpu in GPUS]
-    assert all(a >= b for a, b in zip(slow, times, strict=True))
-    assert slow[-1] > times[-1]
+    # A cache that serves the quarters of a warp one after another does not limit these GPUs; bank conflicts would.
+    slow, conflicts = ([sum(k.count * k.seconds(gpu, n) for k in listed) for gpu in GPUS] for n in (4, 32))
+    assert slow[-1] == times[-1]
+    assert conflicts[-1] > 1.5 * times[-1]
 
 
 def test_the_estimate_knows_formats_that_were_not_counted_or_have_no_planes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -233,3 +233,54 @@ def test_keys_and_experts_in_ram(order: Order, cpu: JambaModel, monkeypatch: pyt
         for part in (IDS[:3], IDS[3:6], IDS[6:7], IDS[7:8], IDS[8:9]):
             assert same(logits(model, on_gpu, part), logits(cpu, on_host, part), 2e-2)
         assert model.decoder.recorded  # type: ignore[union-attr]
+
+
+def test_a_cache_that_grows_under_a_graph() -> None:
+    from jambacli.gpu_check.growth import around_a_growth
+    from jambacli.runtime.cuda.load import put_on_gpu
+
+    with simulated_gpu("late") as gpu:
+        plan = Placement(0, 0, 0, 0, frozenset(), CONFIG.n_moe_layers)
+        model = put_on_gpu(CONFIG, TENSORS.__getitem__, gpu.device, plan)
+        found = around_a_growth(model, 3)
+        assert found["ok"]
+        assert found["recorded"]
+        assert found["capacity"] == [256, 512]
+
+
+class _Unchanged(int):
+    """Equal to every number of moves."""
+
+    __hash__ = int.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __ne__(self, other: object) -> bool:
+        return False
+
+
+@pytest.mark.filterwarnings("ignore:All-NaN slice")
+def test_a_graph_that_still_reads_the_cache_from_before_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from triton.runtime.errors import InterpreterError
+
+    from jambacli.gpu_check.growth import around_a_growth
+    from jambacli.runtime.cuda.decoder import CudaDecoder
+    from jambacli.runtime.cuda.load import put_on_gpu
+
+    bind = CudaDecoder._bind
+
+    def bind_for_good(self: Any, state: Any) -> Any:
+        bound = bind(self, state)
+        bound.moves = _Unchanged()
+        return bound
+
+    monkeypatch.setattr(CudaDecoder, "_bind", bind_for_good)
+    plan = Placement(0, 0, 0, 0, frozenset(), CONFIG.n_moe_layers)
+    try:
+        with simulated_gpu("late") as gpu:
+            model = put_on_gpu(CONFIG, TENSORS.__getitem__, gpu.device, plan)
+            noticed = not around_a_growth(model, 3)["ok"]
+    except InterpreterError:  # the interpreter finds no largest of values that are not numbers
+        noticed = True
+    assert noticed

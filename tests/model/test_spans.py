@@ -184,6 +184,50 @@ def test_a_piece_of_a_prompt_beside_decode_tokens() -> None:
     assert same(state, alone.state)
 
 
+@needs_cpu
+@pytest.mark.parametrize("quant", LEGACY_TYPES + K_TYPES)
+def test_pieces_of_several_prompts_have_the_bits_of_each_alone(quant: str) -> None:
+    pieces_of_prompts(small(quant, num_experts=4))
+
+
+@needs_cpu
+def test_pieces_of_several_prompts_on_every_instruction_set() -> None:
+    model = small("q4_k_m", num_experts=4)
+    try:
+        for isa in cpu.runnable_isas():
+            cpu.set_isa(isa)
+            pieces_of_prompts(model)
+    finally:
+        cpu.set_isa(None)
+
+
+def pieces_of_prompts(model: JambaModel) -> None:
+    """Pieces longer than decode takes, of several modes and lengths, in one step and each by itself."""
+    kinds = [
+        ("f16", False),
+        ("f16", False),
+        ("q8_0", False),
+        ("f16", True),
+        ("f32", False),
+        ("f16", True),
+        ("f16", False),
+    ]
+    sizes, starts = (17, 200, 33, 64, 129, 18, 190), (0, 5, 0, 40, 1, 0, 3)
+    joined = [model.new_state(300, kv_type, precise=precise) for kv_type, precise in kinds]
+    alone = [model.new_state(300, kv_type, precise=precise) for kv_type, precise in kinds]
+    for i, start in enumerate(starts):
+        if start:
+            model.forward(ids(start, i), joined[i])
+            model.forward(ids(start, i), alone[i])
+    pieces = [ids(size, 100 + i) for i, size in enumerate(sizes)]
+    spans = [Span(s, p, "none" if i == 4 else "last") for i, (s, p) in enumerate(zip(joined, pieces, strict=True))]
+    for i, (piece, logits) in enumerate(zip(pieces, model.forward_spans(spans), strict=True)):
+        expected = model.forward(piece, alone[i])
+        assert same(joined[i], alone[i])
+        assert (logits is None) == (i == 4)
+        assert logits is None or (expected is not None and torch.equal(logits, expected))
+
+
 def test_taking_back_works_with_any_operations(ops: Ops) -> None:
     model = small("f32", ops)
     alone, state, other = Alone(model, "f32", False, ids(6, 0)), model.new_state(64, "f32"), model.new_state(64, "f32")

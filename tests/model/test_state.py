@@ -9,7 +9,7 @@ import torch
 
 from jambacli.errors import JambaError, UnsupportedError, UsageError
 from jambacli.kernels import Ops
-from jambacli.model.config import JambaConfig
+from jambacli.model.config import MAX_DRAFT, JambaConfig
 from jambacli.model.jamba import JambaModel
 from jambacli.model.state import ContextFullError, SequenceState
 from tests.support.checkpoints import BASE, random_model
@@ -165,6 +165,9 @@ def test_memory_is_what_the_config_computes(model: JambaModel) -> None:
     run(model, state, ids(1), [1])
     assert state.nbytes == c.state_bytes() + 600 * c.kv_bytes_per_token("f16")  # doubled
     assert state.snapshot().nbytes == c.state_bytes()
+    before = state.nbytes
+    state.reserve_history(1 + MAX_DRAFT)  # what the longest draft takes: the memory plan counts it
+    assert state.nbytes == before + c.draft_bytes()
     small = model.new_state(310)
     run(model, small, ids(305), [300, 5])
     assert small.nbytes == c.state_bytes() + 310 * c.kv_bytes_per_token("f16")  # never beyond the context

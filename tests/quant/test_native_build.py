@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from quant import native
-from quant.native import build
+from quant.native import build, shared_library
 
 
 @pytest.fixture
@@ -96,3 +96,27 @@ def test_levels_are_those_of_the_library() -> None:
     assert tuple(known) == lib.isa_names
     assert set(known["avx2"].flags) < set(known["amx"].flags)
     assert lib.best_isa in lib.isa_names
+
+
+def test_a_sanitized_library_lies_beside_the_normal_one_and_is_loaded_by_its_folder(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (checkout / "first.cpp").write_text(
+        '#include "number.h"\n#include "quant/native/c_interface.h"\n'
+        "EXPORT int number() { return kNumber; }\n"
+        "EXPORT const char* native_isa_name(int) { return nullptr; }\n"
+        'EXPORT const char* native_status_text(long long) { return ""; }\n',
+        encoding="utf-8",
+    )
+    normal = build.build("_sums")
+    stamp = normal.stat().st_mtime_ns
+    sanitized = build.build("_sums", sanitize="undefined")
+    assert sanitized == checkout / "build/sanitized/undefined" / normal.name
+    assert normal.stat().st_mtime_ns == stamp
+    # The sanitizer's runtime is not loaded here, so another library stands in for the sanitized one.
+    sanitized.write_bytes(normal.read_bytes())
+    monkeypatch.setenv("JAMBA_NATIVE_DIR", build.sanitizer_environment("undefined")["JAMBA_NATIVE_DIR"])
+    normal.unlink()
+    assert shared_library.load(checkout, "_sums", "number", 1) is not None
+    monkeypatch.setenv("JAMBA_NATIVE_DIR", str(checkout / "empty"))
+    assert shared_library.load(checkout, "_sums", "number", 1) is None

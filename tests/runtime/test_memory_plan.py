@@ -39,7 +39,7 @@ def test_mini_at_256k_fits_an_a6000_as_published() -> None:
 def test_the_total_is_the_sum_and_follows_the_kv_type() -> None:
     for kv_type in ("f32", "f16", "bf16", "q8_0"):
         found = plan(kv_type=kv_type)
-        assert found.total == MINI_Q4_K_M + found.kv[kv_type] + found.state + found.scratch
+        assert found.total == MINI_Q4_K_M + found.kv[kv_type] + found.state + found.drafts + found.scratch
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from jambacli.api import Jamba
-from tests.support.servers import Running, serving
+from tests.support.servers import QUESTION, Running, serving
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +21,10 @@ def server(tiny: Jamba) -> Iterator[Running]:
     """A server of it that stores nothing."""
     with serving(tiny) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def said(tiny: Jamba) -> str:
+    """What a session answers to the question."""
+    with tiny.session(store=False) as session:
+        return "".join(session.send(QUESTION, temperature=0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import Any
 
@@ -11,7 +12,8 @@ pytest.importorskip("starlette", reason="the extra `serve` is not installed")
 pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
 
 from jambacli.api import Jamba
-from jambacli.server.http import Access, is_loopback
+from jambacli.server.errors import ApiError
+from jambacli.server.http import Access, BodyRoom, is_loopback, read_bytes
 from tests.support.servers import Running, serving
 
 ASK = {"messages": [{"role": "user", "content": "Hello."}], "max_tokens": 1}
@@ -54,6 +56,47 @@ def test_an_origin_that_was_allowed_may_ask(tiny: Jamba) -> None:
         assert one.client.get("/v1/models", headers={"Origin": "https://other.example"}).status_code == 403
 
 
+def test_every_page_may_ask_where_that_was_said(tiny: Jamba) -> None:
+    with serving(tiny, access=Access(key="secret", origins=("*",))) as one:
+        headers = {"Origin": "https://other.example", "X-Api-Key": "secret", "Sec-Fetch-Site": "cross-site"}
+        answer = one.client.get("/v1/models", headers=headers)
+        assert answer.status_code == 200 and answer.headers["access-control-allow-origin"] == "*"
+        assert one.client.get("/v1/models", headers={**headers, "X-Api-Key": "other"}).status_code == 401
+
+
+def test_a_key_need_not_be_ascii(tiny: Jamba) -> None:
+    with serving(tiny, access=Access(key="s\u00e9cret \u2713")) as one:
+        key = "s\u00e9cret \u2713".encode()
+        assert one.client.get("/v1/models", headers={b"X-Api-Key": key}).status_code == 200
+        assert one.client.get("/v1/models", headers={b"Authorization": b"Bearer " + key}).status_code == 200
+        assert one.client.get("/v1/models", headers={b"X-Api-Key": "s\u00e9cret".encode("latin-1")}).status_code == 401
+
+
+def test_many_large_bodies_at_once_are_refused_with_a_time() -> None:
+    room = BodyRoom(100)
+
+    def body(parts: int) -> Any:
+        sent = iter([{"body": b"x" * 30, "more_body": i < parts - 1, "type": "http.request"} for i in range(parts)])
+
+        async def receive() -> Any:
+            return next(sent)
+
+        return receive
+
+    async def read() -> None:
+        assert await read_bytes(body(3), 1000, room) == b"x" * 90
+        room.take(50)  # another body
+        with pytest.raises(ApiError) as error:
+            await read_bytes(body(3), 1000, room)
+        assert error.value.status == 503 and error.value.headers()["retry-after"] == "5"
+        assert await read_bytes(body(1), 1000, room) == b"x" * 30
+        with pytest.raises(ApiError) as error:
+            await read_bytes(body(2), 40, BodyRoom(100))
+        assert error.value.status == 413
+
+    asyncio.run(read())
+
+
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
@@ -92,6 +135,53 @@ def test_unknown_paths_and_methods(server: Running) -> None:
     assert server.client.get("/v1/models/gpt-9").status_code == 404
 
 
+PATHS = {
+    "/v1/chat/completions": "OpenAI",
+    "/studio/v1/chat/completions": "OpenAI",
+    "/v1/responses": "OpenAI",
+    "/v1/messages": "Anthropic",
+    "/v1/messages/count_tokens": "Anthropic",
+    "/api/chat": "Ollama",
+    "/api/show": "Ollama",
+    "/model/ai21.jamba/invoke": "Bedrock",
+    "/model/ai21.jamba/converse-stream": "Bedrock",
+}
+
+
+def is_error(answer: Any, form: str) -> bool:
+    body = answer.json()
+    if form == "Anthropic":
+        return set(body) == {"type", "error"} and body["type"] == "error" and set(body["error"]) == {"type", "message"}
+    if form == "Ollama":
+        return set(body) == {"error"} and isinstance(body["error"], str)
+    if form == "Bedrock":
+        return set(body) == {"message"} and answer.headers["x-amzn-errortype"].endswith("Exception")
+    return set(body) == {"error"} and {"message", "type", "param", "code"} <= set(body["error"])
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_every_error_has_the_form_of_its_api(server: Running, path: str) -> None:
+    def refused(status: int, **request: Any) -> None:
+        answer = server.client.request(request.pop("method", "POST"), request.pop("path", path), **request)
+        assert answer.status_code == status and is_error(answer, PATHS[path]), answer.text
+
+    refused(400, content=b"{")
+    refused(400, content=b"[]")
+    refused(400, json={"messages": 1, "model": "x", "max_tokens": 1, "input": 1} if path != "/api/show" else {})
+    refused(403, json=ASK, headers={"Host": "evil.example"})
+    refused(403, json=ASK, headers={"Origin": "https://evil.example"})
+    refused(405, method="DELETE")
+    refused(404, path=f"{path}/nothing/at/all")
+    refused(413, content=b" " * (33 << 20))
+
+
+def test_a_missing_key_is_answered_in_the_form_of_each_api(tiny: Jamba) -> None:
+    with serving(tiny, access=Access(key="secret")) as one:
+        for path, form in PATHS.items():
+            answer = one.client.post(path, json=ASK)
+            assert answer.status_code == 401 and is_error(answer, form)
+
+
 def test_models_and_properties(server: Running, tiny: Jamba) -> None:
     (model,) = server.client.get("/v1/models").json()["data"]
     assert model["id"] == "jamba:tiny" and model["object"] == "model" and model["meta"]["n_ctx"] == 16384
@@ -106,7 +196,7 @@ def test_text_becomes_tokens_and_text_again(server: Running, tiny: Jamba) -> Non
     text = "Mira counted <|bom|> herons"
     tokens = server.client.post("/tokenize", json={"content": text}).json()["tokens"]
     assert tokens == tiny.tokenizer.encode(text, markers="all")
-    assert server.client.post("/detokenize", json={"tokens": tokens}).json() == {"content": text}
+    assert server.client.post("/detokenize", json={"tokens": tokens}).json() == {"content": text, "prompt": text}
     plain = server.client.post("/tokenize", json={"content": text, "parse_special": False}).json()["tokens"]
     assert plain == tiny.tokenizer.encode(text)
     chat = server.client.post("/tokenize", json={"messages": ASK["messages"]}).json()["tokens"]

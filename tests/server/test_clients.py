@@ -17,17 +17,9 @@ pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
 
 from jambacli.api import Jamba
 from tests.support.repository import SHARED_DATA
-from tests.support.servers import Running, serving
+from tests.support.servers import QUESTION, Running, serving
 
-QUESTION = "How many herons were counted?"
 ASK: list[Any] = [{"role": "user", "content": QUESTION}]
-
-
-@pytest.fixture(scope="module")
-def said(tiny: Jamba) -> str:
-    """What a session answers to the question."""
-    with tiny.session(store=False) as session:
-        return "".join(session.send(QUESTION, temperature=0))
 
 
 @pytest.fixture(scope="module")

@@ -95,7 +95,6 @@ def test_parts_null_content_and_developer_are_read_as_text(server: Running, tiny
         ({"n": 0}, "n"),
         ({"n": True}, "n"),
         ({"n": 1000}, "n"),
-        ({"logprobs": True}, "logprobs"),
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"functions": [{}]}, "functions"),
@@ -291,13 +290,13 @@ def test_a_full_queue_says_when_to_come_back(tiny: Jamba) -> None:
 
 
 def test_an_error_in_a_stream_is_an_event(tiny: Jamba, monkeypatch: pytest.MonkeyPatch) -> None:
-    from jambacli.engine import batch
+    from jambacli.engine import batch_steps
 
     def fail(*_: Any) -> int:
         raise RuntimeError("broken")
 
     with serving(tiny) as one:
-        monkeypatch.setattr(batch, "draw", fail)
+        monkeypatch.setattr(batch_steps, "draw", fail)
         *_, last = events(one.client.post(CHAT, json={**ASK, "stream": True}))
         assert json.loads(last)["error"]["type"] == "server_error"
         whole = one.client.post(CHAT, json=ASK)

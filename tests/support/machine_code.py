@@ -93,8 +93,8 @@ def compiled(capability: int) -> dict[str, tuple[Compiled, int]]:
             options["up"] = w
         if name.startswith(("out", "down")):
             options["residual"] = torch.zeros(1, n)
-        with compile_for(capability) as done:
-            gemv(torch.zeros(1, k), w, out=torch.zeros(1, n), **options)
+        with compile_for(capability) as done:  # as decode launches it; all sizes are multiples of 256 but x_proj's
+            gemv(torch.zeros(1, k), w, out=torch.zeros(1, n), interleaved=True, placed=0 if n % 256 else n, **options)
         found[name] = done[0], 32 * gemv_tile(w, n, gated=gated).rows * (2 if gated else 1)
     x, bc = torch.zeros(300, 5120), torch.zeros(300, 16)
     with compile_for(capability) as done:

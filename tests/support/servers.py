@@ -19,6 +19,9 @@ from jambacli.engine.options import GenerationOptions
 from jambacli.hub.demo import demo_model_path
 from tests.support.repository import REPO
 
+#: What the tests of clients ask; the fixture ``said`` is the answer.
+QUESTION = "How many herons were counted?"
+
 
 @dataclass
 class Running:
@@ -36,37 +39,61 @@ def serving(
     access: Any = None,
     name: str = "jamba:tiny",
     defaults: GenerationOptions | None = None,
+    most_connections: int | None = None,
     **options: Any,
 ) -> Iterator[Running]:
     """Serve ``model``; ``options`` are the worker's."""
-    import uvicorn
-
-    from jambacli.server.app import make_app
-    from jambacli.server.context import Server
+    from jambacli.server.models import Models
     from jambacli.server.worker import Worker
 
     worker = Worker(model, **{"parallel": 4, "store": False, **options})
-    server = Server(worker, name, defaults or GenerationOptions())
-    app = make_app(server, access)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(app, log_level="error", lifespan="off", timeout_graceful_shutdown=1)
-        runner = uvicorn.Server(config)
+    served = Models.of(worker, name)
+    with serving_models(served, access=access, defaults=defaults, most_connections=most_connections) as running:
+        yield Running(running.url, running.client, worker)
+
+
+@contextlib.contextmanager
+def serving_models(
+    models: Any, *, access: Any = None, defaults: GenerationOptions | None = None, most_connections: int | None = None
+) -> Iterator[Running]:
+    """Serve ``Models`` or ``Upstream``; they are closed at the end."""
+    from jambacli.server.app import make_app
+    from jambacli.server.context import Server
+
+    try:
+        app = make_app(Server(models, defaults or GenerationOptions()), access)
+        with serving_app(app, most_connections=most_connections) as running:
+            yield running
+    finally:
+        models.close()
+
+
+@contextlib.contextmanager
+def serving_app(app: Any, *, most_connections: int | None = None) -> Iterator[Running]:
+    """Serve an application."""
+    import uvicorn
+
+    from jambacli.server.connections import server_config
+
+    with socket.create_server(("127.0.0.1", 0), backlog=512) as listener:
+        runner = uvicorn.Server(server_config(app, grace=1, most=most_connections))
         thread = threading.Thread(target=runner.run, kwargs={"sockets": [listener]})
         thread.start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         try:
             with httpx.Client(base_url=url, timeout=120, trust_env=False) as client:
-                yield Running(url, client, worker)
+                yield Running(url, client, None)
         finally:
             runner.should_exit = True
             thread.join()
-            worker.close()
 
 
 @contextlib.contextmanager
 def serve_process(*options: str) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
-    """``jamba serve`` with the demo model, in a process of its own, and a client of it; killed at the end."""
-    command = [sys.executable, "-m", "jambacli", "serve", str(demo_model_path()), "--port", "0", *options]
+    """``jamba serve`` with the demo model or, with ``--upstream``, none, in a process of its own, and a client of it; killed at
+    the end."""
+    model = [] if "--upstream" in options else [str(demo_model_path())]
+    command = [sys.executable, "-m", "jambacli", "serve", *model, "--port", "0", *options]
     environment = {**os.environ, "PYTHONPATH": str(REPO)}
     server = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     try:

@@ -155,6 +155,8 @@ class SchemaConstraint:
         """Record ``token``; returns it, or another one when no document could be finished in time after it."""
         self._left -= 1
         if self._thinking:
+            if token in self._stop_ids and self._end is not None:
+                token = self._end  # the document is still due
             self._thinking = token != self._end
             return token
         if token in self._stop_ids:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+from collections.abc import Sequence
 from ctypes import c_int64
 
 import torch
@@ -117,17 +118,22 @@ def experts(
     top_k: int,
     *,
     precise: bool = False,
+    sizes: Sequence[int] | None = None,
 ) -> torch.Tensor:
     """The mixture of experts: each token's ``top_k`` most probable experts, summed with their probabilities.
 
     x float32 [T, hidden]; router float32 [experts, hidden]; gate and up [experts, ffn, hidden], down [experts, hidden,
     ffn]. Tokens are sorted by expert, so each chosen expert's weights are decoded once, and none of the others'.
+    ``sizes``: of the parts of x of which each is to have the bits of a call of its own.
     """
     matrices = (gate, up, down)
+    parts = [x] if sizes is None else x.split(list(sizes))
     if any(not w.format.native and w.scale is None for w in matrices):
-        return reference.experts(x, router, gate, up, down, top_k)
+        return torch.cat([reference.experts(part, router, gate, up, down, top_k) for part in parts])
     x = x.float()
-    weights, chosen = torch.softmax(x @ router.T, dim=-1).topk(top_k, dim=-1)
+    # The bits of torch's product depend on the number of rows; those of the library's do not.
+    scores = torch.cat([part.float() @ router.T for part in parts])
+    weights, chosen = torch.softmax(scores, dim=-1).topk(top_k, dim=-1)
     by_expert = torch.argsort(chosen.flatten(), stable=True)
     counts = torch.bincount(chosen.flatten(), minlength=router.shape[0])
     offsets = [0, *torch.cumsum(counts, 0).tolist()]

@@ -16,6 +16,7 @@ import triton.language as tl
 from jambacli.kernels import reference
 from jambacli.kernels.triton import launch
 from jambacli.kernels.triton.gemv import dot
+from jambacli.kernels.triton.interleave import place
 from jambacli.kernels.triton.launch import cdiv, power_of_two
 from jambacli.kernels.triton.limits import CONVERT_VALUES, MASK_VALUES, SPLIT
 
@@ -126,9 +127,9 @@ def _split_vector_kernel(
 @triton.jit(do_not_specialize=["n_splits"])
 def _join_kernel(
     part, top, total, position, out, n_splits,
-    DIM: tl.constexpr, BD: tl.constexpr, SPLIT: tl.constexpr, BS: tl.constexpr,
+    DIM: tl.constexpr, BD: tl.constexpr, SPLIT: tl.constexpr, BS: tl.constexpr, PLACED: tl.constexpr,
 ):  # fmt: skip
-    """Join all runs up to the position, in order, into out [heads, DIM]."""
+    """Join all runs up to the position, in order, into out [heads * DIM]; PLACED: interleaved."""
     head = tl.program_id(0)
     j = tl.program_id(1) * BD + tl.arange(0, BD)
     runs = tl.load(position).to(tl.int32) // SPLIT + 1
@@ -147,7 +148,10 @@ def _join_kernel(
         values = tl.load(at, mask=(s < runs)[:, None] & (j < DIM)[None, :], other=0)
         sums = sums * shrink + tl.sum(values * weight[:, None], 0)
         running_max = new
-    tl.store(out + head * DIM + j, sums / mass, mask=j < DIM)
+    at = head * DIM + j
+    if PLACED:
+        at = place(at)
+    tl.store(out + at, sums / mass, mask=j < DIM)
 
 
 @triton.jit(do_not_specialize=["CAPACITY"])
@@ -219,8 +223,11 @@ def decode(
     scratch: DecodeScratch,
     out: torch.Tensor,
     dtype: torch.dtype,
+    *,
+    interleaved: bool = False,
 ) -> None:
-    """One token's attention: q float32 [n_heads, head_dim] over keys 0 .. position, into ``out`` of q's shape.
+    """One token's attention: q float32 [n_heads, head_dim] over keys 0 .. position, into ``out`` of q's shape, or
+    [padded(n_heads * head_dim)] if ``interleaved``.
 
     k, v as in ``reference.attention``; position int32 [1] on the device; products in ``dtype``, sums in float32. Runs
     without keys end immediately, so ``scratch`` can be made for the whole cache.
@@ -249,7 +256,7 @@ def decode(
     bd = min(32, dp)
     _join_kernel[n_heads, cdiv(head_dim, bd)](
         scratch.part, scratch.top, scratch.total, position, out, scratch.n_splits,
-        DIM=head_dim, BD=bd, SPLIT=SPLIT, BS=64, num_warps=2,
+        DIM=head_dim, BD=bd, SPLIT=SPLIT, BS=64, PLACED=interleaved, num_warps=2,
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
+from jambacli.kernels.triton.interleave import padded, place
 from jambacli.kernels.triton.interpret import interpreted
 from jambacli.kernels.triton.launch import cdiv, constants, power_of_two
 from jambacli.kernels.triton.repack import Packed
@@ -16,9 +17,9 @@ from jambacli.kernels.triton.tiles import values
 def _dequant_kernel(
     q, h, s, d, ids, out, n_rows, first, R, K,
     G: tl.constexpr, LEVELS: tl.constexpr, HIGH: tl.constexpr, ZERO: tl.constexpr, SCALES: tl.constexpr,
-    PICK: tl.constexpr, BN: tl.constexpr, BG: tl.constexpr,
+    PICK: tl.constexpr, PLACED: tl.constexpr, BN: tl.constexpr, BG: tl.constexpr,
 ):  # fmt: skip
-    """Rows ``first + r`` (or ``ids[r]``) for r below n_rows, into out [n_rows, K]."""
+    """Rows ``first + r`` (or ``ids[r]``) for r below n_rows, into out [n_rows, K]; PLACED: interleaved [n_rows, padded K]."""
     r = tl.program_id(0) * BN + tl.arange(0, BN)
     g = tl.program_id(1) * BG + tl.arange(0, BG)
     rows = first + r.to(tl.int64)
@@ -27,13 +28,20 @@ def _dequant_kernel(
     inside = (g < G)[:, None] & (r < n_rows)[None, :]
     lo, hi = values(q, h, s, d, rows, g, inside, R, G, LEVELS, HIGH, ZERO, SCALES)
     column = g[:, None, None] * 32 + tl.arange(0, 16)[None, None, :]
-    at = out + r.to(tl.int64)[None, :, None] * K + column
-    tl.store(at, lo.to(out.dtype.element_ty), mask=inside[:, :, None] & (column < K))
-    tl.store(at + 16, hi.to(out.dtype.element_ty), mask=inside[:, :, None] & (column + 16 < K))
+    if PLACED:
+        start = out + r.to(tl.int64)[None, :, None] * ((K + 255) // 256 * 256)
+        first_half, second_half = start + place(column), start + place(column + 16)
+    else:
+        first_half = out + r.to(tl.int64)[None, :, None] * K + column
+        second_half = first_half + 16
+    tl.store(first_half, lo.to(out.dtype.element_ty), mask=inside[:, :, None] & (column < K))
+    tl.store(second_half, hi.to(out.dtype.element_ty), mask=inside[:, :, None] & (column + 16 < K))
 
 
-def _launch(w: Packed, out: torch.Tensor, ids: torch.Tensor | None, first: int) -> torch.Tensor:
-    n_rows, k = out.shape
+def _launch(
+    w: Packed, out: torch.Tensor, ids: torch.Tensor | None, first: int, *, interleaved: bool = False
+) -> torch.Tensor:
+    n_rows, k = out.shape[0], w.shape[-1]
     bg = min(64, power_of_two(w.groups))
     # Independent of the number of rows, which would each compile another kernel.
     bn = min(64, power_of_two(n_rows)) if interpreted() else 256 // bg
@@ -48,6 +56,7 @@ def _launch(w: Packed, out: torch.Tensor, ids: torch.Tensor | None, first: int) 
         k,
         **constants(w),
         PICK=ids is not None,
+        PLACED=interleaved,
         BN=bn,
         BG=bg,
     )
@@ -65,9 +74,14 @@ def dequantize(
     return _launch(w, out, None, first)
 
 
-def embed(ids: torch.Tensor, w: Packed, out: torch.Tensor | None = None) -> torch.Tensor:
-    """Rows ``ids`` (int64 [T], on the weight's device) as float32 [T, row], into ``out`` if given."""
+def embed(ids: torch.Tensor, w: Packed, out: torch.Tensor | None = None, *, interleaved: bool = False) -> torch.Tensor:
+    """Rows ``ids`` (int64 [T], on the weight's device) as float32 [T, row], into ``out`` if given.
+
+    ``interleaved``: in the order of ``interleave``, [T, padded(row)]; the padding keeps its values.
+    """
     assert w.q is not None
     if out is None:
-        out = torch.empty(len(ids), w.shape[-1], device=w.q.device)
-    return _launch(w, out, ids, 0)
+        n = w.shape[-1]
+        new, width = (torch.zeros, padded(n)) if interleaved else (torch.empty, n)
+        out = new(len(ids), width, device=w.q.device)
+    return _launch(w, out, ids, 0, interleaved=interleaved)

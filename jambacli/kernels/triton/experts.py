@@ -13,6 +13,7 @@ import triton.language as tl
 
 from jambacli.kernels.triton.gemm import gemm, group_rows
 from jambacli.kernels.triton.gemv import silu
+from jambacli.kernels.triton.interleave import padded, place
 from jambacli.kernels.triton.launch import cdiv, constants, gemv_tile, power_of_two
 from jambacli.kernels.triton.repack import Packed
 from jambacli.kernels.triton.stream import add_products, load_groups, mean_square, over_the_row, rows_of, threads
@@ -37,10 +38,10 @@ def _chosen(logits, rank, E: tl.constexpr, EP: tl.constexpr):
 def _up_kernel(
     x, norm, eps, logits, out, q, h, s, d, q2, h2, s2, d2, N, R, K: tl.constexpr,
     G: tl.constexpr, LEVELS: tl.constexpr, HIGH: tl.constexpr, ZERO: tl.constexpr, SCALES: tl.constexpr,
-    E: tl.constexpr, EP: tl.constexpr, NORM: tl.constexpr,
+    E: tl.constexpr, EP: tl.constexpr, NORM: tl.constexpr, INTERLEAVED: tl.constexpr,
     GL: tl.constexpr, RL: tl.constexpr, KW: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
-    """out[rank] = silu(gate x) * (up x) for the expert of each rank, with normed x."""
+    """out[rank] = silu(gate x) * (up x), interleaved, for the expert of each rank, with normed x."""
     rank = tl.program_id(1)
     expert, _ = _chosen(logits, rank, E, EP)
     offset = expert.to(tl.int64) * N
@@ -50,7 +51,9 @@ def _up_kernel(
     t0, t1, t2, t3 = squares, squares, squares, squares
     u0, u1, u2, u3 = squares, squares, squares, squares
     for start in range(0, G, GL * KW):
-        x0, x1, x2, x3, x4, x5, x6, x7, first, second, more = load_groups(x, norm, start + own, K, G, GL, KW, NORM)
+        x0, x1, x2, x3, x4, x5, x6, x7, first, second, more = load_groups(
+            x, norm, start, own, K, G, GL, KW, NORM, INTERLEAVED
+        )
         squares += more
         t0, t1, t2, t3 = add_products(
             t0, t1, t2, t3, x0, x1, x2, x3, x4, x5, x6, x7, first, second, q, h, s, d, row, last, offset, start + own, R,
@@ -68,17 +71,17 @@ def _up_kernel(
         scale = 1.0 / tl.sqrt(mean_square(squares, K, GL, RL, KW) + eps)
         gate *= scale
         up *= scale
-    tl.store(out + rank * N + row, silu(gate) * up, mask=row_in)
+    tl.store(out + rank * ((N + 255) // 256 * 256) + place(row), silu(gate) * up, mask=row_in)
 
 
 @triton.jit
 def _down_kernel(
     x, logits, residual, out, q, h, s, d, N, R, K: tl.constexpr,
     G: tl.constexpr, LEVELS: tl.constexpr, HIGH: tl.constexpr, ZERO: tl.constexpr, SCALES: tl.constexpr,
-    E: tl.constexpr, EP: tl.constexpr, TOP: tl.constexpr, RESIDUAL: tl.constexpr,
+    E: tl.constexpr, EP: tl.constexpr, TOP: tl.constexpr, RESIDUAL: tl.constexpr, PLACED: tl.constexpr,
     GL: tl.constexpr, RL: tl.constexpr, KW: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
-    """out = (residual +) sum over ranks of probability * down x[rank]."""
+    """out = (residual +) sum over ranks of probability * down x[rank]. x is interleaved; out and residual if PLACED."""
     own, lane = threads(GL, RL, KW)
     row, last = tl.program_id(0) * (RL * BR) + lane, N - 1
     out_row = rows_of(tl.program_id(0), RL, BR)
@@ -91,7 +94,7 @@ def _down_kernel(
         t1, t2, t3 = t0, t0, t0
         for start in range(0, G, GL * KW):
             x0, x1, x2, x3, x4, x5, x6, x7, first, second, _ = load_groups(
-                x + rank * K, x, start + own, K, G, GL, KW, False
+                x + rank * ((K + 255) // 256 * 256), x, start, own, K, G, GL, KW, False, True
             )
             t0, t1, t2, t3 = add_products(
                 t0, t1, t2, t3, x0, x1, x2, x3, x4, x5, x6, x7, first, second, q, h, s, d, row, last, offset, start + own, R,
@@ -101,6 +104,8 @@ def _down_kernel(
         rows = tl.minimum(out_row, last).to(tl.int64) + offset
         y += probability * total * row_factor(d, rows, row_in, SCALES)
     row = out_row
+    if PLACED:
+        row = place(row)
     if RESIDUAL:
         y += tl.load(residual + row, mask=row_in, other=0)
         tl.debug_barrier()  # threads may share a row: all read it before one writes
@@ -120,27 +125,29 @@ def one_token(
     residual: torch.Tensor | None = None,
     hidden: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
+    interleaved: bool = False,
 ) -> torch.Tensor:
     """One token's experts after the router: x float32 [hidden], logits float32 [experts], to float32 [hidden].
 
     ``norm``: weight of an RMS norm of x. ``residual`` is added. gate and up must have the same format.
-    ``hidden`` float32 [top_k, ffn] is scratch.
+    ``hidden`` float32 [top_k, padded(ffn)] is scratch, whose padding is zero. ``interleaved``: x, ``norm``, ``residual`` and
+    the result are in the order of ``interleave``.
     """
     n_experts, ffn, width = gate.shape
     if hidden is None:
-        hidden = torch.empty(top_k, ffn, device=x.device)
+        hidden = torch.zeros(top_k, padded(ffn), device=x.device)
     if out is None:
         out = torch.empty_like(x)
     choice = {"E": n_experts, "EP": power_of_two(n_experts)}
     tile = gemv_tile(gate, ffn, gated=True)
     _up_kernel[cdiv(ffn, tile.height), top_k](
         x, x if norm is None else norm, eps, logits, hidden, *gate.planes(), *up.planes(), ffn, gate.rows, width,
-        **constants(gate), **choice, NORM=norm is not None, **tile.constants(),
+        **constants(gate), **choice, NORM=norm is not None, INTERLEAVED=interleaved, **tile.constants(),
     )  # fmt: skip
     tile = gemv_tile(down, width)
     _down_kernel[(cdiv(width, tile.height),)](
         hidden, logits, out if residual is None else residual, out, *down.planes(), width, down.rows, ffn,
-        **constants(down), **choice, TOP=top_k, RESIDUAL=residual is not None, **tile.constants(),
+        **constants(down), **choice, TOP=top_k, RESIDUAL=residual is not None, PLACED=interleaved, **tile.constants(),
     )  # fmt: skip
     return out
 

@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
+from jambacli.kernels.triton.interleave import padded, place
 from jambacli.kernels.triton.interpret import WIDEN
 from jambacli.kernels.triton.launch import Tile, cdiv, constants, gemv_tile, power_of_two
 from jambacli.kernels.triton.repack import Packed
@@ -58,11 +59,13 @@ def _gemv_kernel(
     K: tl.constexpr, x_stride,
     G: tl.constexpr, LEVELS: tl.constexpr, HIGH: tl.constexpr, ZERO: tl.constexpr, SCALES: tl.constexpr,
     NORM: tl.constexpr, RESIDUAL: tl.constexpr, GATED: tl.constexpr, CHANNELS: tl.constexpr, TAPS: tl.constexpr,
-    TP: tl.constexpr, GL: tl.constexpr, RL: tl.constexpr, KW: tl.constexpr, BR: tl.constexpr,
+    TP: tl.constexpr, INTERLEAVED: tl.constexpr, PLACED: tl.constexpr,
+    GL: tl.constexpr, RL: tl.constexpr, KW: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
     """out[t, n] = (residual[t, n] +) w[n] . norm(x[t]); gated: silu(w[n] . x) * (w2[n] . x).
 
-    The first CHANNELS rows go through a convolution step with TAPS taps (0: none).
+    The first CHANNELS rows go through a convolution step with TAPS taps (0: none). INTERLEAVED: x and the norm's weight are.
+    The first PLACED values of out, and of the residual, are interleaved; the others follow after the padding.
     """
     own, lane = threads(GL, RL, KW)
     row, last = tl.program_id(0) * (RL * BR) + lane, N - 1
@@ -72,7 +75,9 @@ def _gemv_kernel(
     t0, t1, t2, t3 = squares, squares, squares, squares
     u0, u1, u2, u3 = squares, squares, squares, squares
     for start in range(0, G, GL * KW):
-        x0, x1, x2, x3, x4, x5, x6, x7, first, second, more = load_groups(x, norm, start + own, K, G, GL, KW, NORM)
+        x0, x1, x2, x3, x4, x5, x6, x7, first, second, more = load_groups(
+            x, norm, start, own, K, G, GL, KW, NORM, INTERLEAVED
+        )
         squares += more
         t0, t1, t2, t3 = add_products(
             t0, t1, t2, t3, x0, x1, x2, x3, x4, x5, x6, x7, first, second, q, h, s, d, row, last, 0, start + own, R,
@@ -96,10 +101,15 @@ def _gemv_kernel(
     if TAPS > 0:
         first = row < CHANNELS
         y = tl.where(first, _convolved(y, conv_weight, conv_bias, conv_state, row, first, TAPS, TP), y)
+    at, width = row, N
+    if PLACED > 0:
+        padding: tl.constexpr = (PLACED + 255) // 256 * 256 - PLACED
+        at = tl.where(row < PLACED, place(row), row + padding)
+        width = N + padding
     if RESIDUAL:
-        y += tl.load(residual + token * N + row, mask=row_in, other=0)
+        y += tl.load(residual + token * width + at, mask=row_in, other=0)
         tl.debug_barrier()  # out may be the residual, see _convolved
-    tl.store(out + token * N + row, y, mask=row_in)
+    tl.store(out + token * width + at, y, mask=row_in)
 
 
 @dataclass(frozen=True)
@@ -123,17 +133,24 @@ def gemv(
     conv: ConvStep | None = None,
     out: torch.Tensor | None = None,
     tile: Tile | None = None,
+    interleaved: bool = False,
+    placed: int = 0,
 ) -> torch.Tensor:
     """x [T, in] times w [out, in], with one pass over the weights per row: float32 [T, out]. Built for T = 1.
 
     ``norm`` float32 [in]: weight of an RMS norm of x. ``up``, of w's shape and format: returns silu(w x) * (up x). ``residual``
     float32 [T, out] is added; it may be ``out``. ``conv``: the first channels of the result go through this convolution
     (T = 1). Rows of x are contiguous.
+
+    ``interleaved``: x [T, padded(in)] and ``norm`` are in the order of ``interleave``. ``placed``: so many values of the result
+    and of ``residual`` are in that order, and the others follow after their padding: float32
+    [T, padded(placed) + out - placed]. The padding keeps its values.
     """
     n, k = w.shape
     t = x.shape[0]
     if out is None:
-        out = torch.empty(t, n, device=x.device)
+        new = torch.zeros if placed else torch.empty
+        out = new(t, padded(placed) + n - placed, device=x.device)
     tile = tile or gemv_tile(w, n, gated=up is not None)
     _gemv_kernel[cdiv(n, tile.height), t](
         x,
@@ -155,6 +172,8 @@ def gemv(
         CHANNELS=0 if conv is None else conv.weight.shape[0],
         TAPS=0 if conv is None else conv.weight.shape[1],
         TP=1 if conv is None else power_of_two(conv.weight.shape[1] - 1),
+        INTERLEAVED=interleaved,
+        PLACED=placed,
         **tile.constants(),
     )
     return out

@@ -18,6 +18,7 @@ import triton.language as tl
 
 from jambacli.kernels import reference
 from jambacli.kernels.triton.gemv import silu
+from jambacli.kernels.triton.interleave import place
 from jambacli.kernels.triton.interpret import interpreted
 from jambacli.kernels.triton.launch import cdiv, constants, gemv_tile, power_of_two
 from jambacli.kernels.triton.limits import SCAN_CHUNK
@@ -216,14 +217,15 @@ def _step_kernel(
     SCALES: tl.constexpr, N: tl.constexpr, NP: tl.constexpr,
     GL: tl.constexpr, RL: tl.constexpr, KW: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
-    """One token for RL * BR channels: the three norms, dt_proj, the recurrence and the gate."""
+    """One token for RL * BR channels: the three norms, dt_proj, the recurrence and the gate. x, out, the values of dt and their
+    norm's weight are interleaved."""
     own, lane = threads(GL, RL, KW)
     row, last = tl.program_id(0) * (RL * BR) + lane, CH - 1
     squares = tl.zeros((GL * RL * KW,), tl.float32)
     t0, t1, t2, t3 = squares, squares, squares, squares
     for start in range(0, G, GL * KW):
         x0, x1, x2, x3, x4, x5, x6, x7, first, second, more = load_groups(
-            dtbc, dt_norm, start + own, K, G, GL, KW, True
+            dtbc, dt_norm, start, own, K, G, GL, KW, True, True
         )
         squares += more
         t0, t1, t2, t3 = add_products(
@@ -238,17 +240,18 @@ def _step_kernel(
     c_in = c < CH
     dt = softplus(dt + tl.load(dt_bias + c, mask=c_in, other=0))
     n = tl.arange(0, NP)
-    b = _norm_of(dtbc + K, b_norm, n, eps, N)
-    c_values = _norm_of(dtbc + K + N, c_norm, n, eps, N)
+    bc = dtbc + (K + 255) // 256 * 256
+    b = _norm_of(bc, b_norm, n, eps, N)
+    c_values = _norm_of(bc + N, c_norm, n, eps, N)
     both = c_in[:, None] & (n < N)[None, :]
     cell = c[:, None] * N + n[None, :]
-    xt = tl.load(x + c, mask=c_in, other=0)
+    xt = tl.load(x + place(c), mask=c_in, other=0)
     decay = tl.exp(dt[:, None] * tl.load(A + cell, mask=both, other=0))
     new = decay * tl.load(state + cell, mask=both, other=0) + (dt * xt)[:, None] * b[None, :]
     tl.debug_barrier()  # threads may share a state: all read it before one writes
     tl.store(state + cell, new, mask=both)
     y = tl.sum(new * c_values[None, :], 1) + tl.load(D + c, mask=c_in, other=0) * xt
-    tl.store(out + c, y * silu(tl.load(z + c, mask=c_in, other=0)), mask=c_in)
+    tl.store(out + place(c), y * silu(tl.load(z + c, mask=c_in, other=0)), mask=c_in)
 
 
 def scan_step(
@@ -266,8 +269,9 @@ def scan_step(
 ) -> None:
     """One token from the convolution's output to out_proj's input, in one kernel.
 
-    x, z, out float32 [d_inner]; dtbc float32 [dt_rank + 2 * d_state], x_proj's output; ``norms``: weights of the norms of
-    dt, B and C; dt_proj [d_inner, dt_rank]; the rest as in ``reference.selective_scan``.
+    x, out float32 [padded(d_inner)], interleaved; z float32 [d_inner]; dtbc float32 [padded(dt_rank) + 2 * d_state], x_proj's
+    output with dt_rank values interleaved; ``norms``: weights of the norms of dt (interleaved), B and C; dt_proj
+    [d_inner, dt_rank]; the rest as in ``reference.selective_scan``.
     """
     d_inner, d_state = A.shape
     tile = gemv_tile(dt_proj, d_inner)

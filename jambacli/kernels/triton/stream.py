@@ -51,41 +51,52 @@ def threads(GL: tl.constexpr, RL: tl.constexpr, KW: tl.constexpr):
 
 
 @triton.jit
-def _chunk(x, norm, at, c: tl.constexpr, K: tl.constexpr, WHOLE: tl.constexpr, NORM: tl.constexpr):
-    """Four values of each group, those from 4 c on, float32 [T, 4]; their sum, and the sum of their squares before the norm's
-    weight, [T]. ``at``: each group's first value, int32 [T]."""
-    at = at[:, None] + (4 * c + tl.arange(0, 4)[None, :])
+def _chunk(
+    x, norm, at, c: tl.constexpr, STEP: tl.constexpr, END: tl.constexpr, WHOLE: tl.constexpr, NORM: tl.constexpr
+):
+    """Chunk c of each group, float32 [T, 4]; the sum of its values, and of their squares before the norm's weight, [T].
+    ``at``: each group's first value, int32 [T]; its chunks are STEP apart. Beyond END all is zero."""
+    at = at[:, None] + (STEP * c + tl.arange(0, 4)[None, :])
     # If no thread is ever beyond the row's end, no masks are needed.
     if WHOLE:
         value = tl.load(x + at).to(tl.float32)
     else:
-        value = tl.load(x + at, mask=at < K, other=0).to(tl.float32)
+        value = tl.load(x + at, mask=at < END, other=0).to(tl.float32)
     squares = 0.0
     if NORM:
         squares = tl.sum(value * value, 1)
         if WHOLE:
             value *= tl.load(norm + at)
         else:
-            value *= tl.load(norm + at, mask=at < K, other=0)
+            value *= tl.load(norm + at, mask=at < END, other=0)
     return value, tl.sum(value, 1), squares
 
 
 @triton.jit
 def load_groups(
-    x, norm, g, K: tl.constexpr, G: tl.constexpr, GL: tl.constexpr, KW: tl.constexpr, NORM: tl.constexpr
+    x, norm, start, own, K: tl.constexpr, G: tl.constexpr, GL: tl.constexpr, KW: tl.constexpr, NORM: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
 ):  # fmt: skip
-    """The values of each group in g int32 [T] as eight float32 [T, 4]; then the sums of the first and the second sixteen, and
-    the sum of all squares before the norm's weight, [T]."""
-    WHOLE: tl.constexpr = G % (GL * KW) == 0 and K == G * 32
-    at = g * 32
-    x0, sum0, squares0 = _chunk(x, norm, at, 0, K, WHOLE, NORM)
-    x1, sum1, squares1 = _chunk(x, norm, at, 1, K, WHOLE, NORM)
-    x2, sum2, squares2 = _chunk(x, norm, at, 2, K, WHOLE, NORM)
-    x3, sum3, squares3 = _chunk(x, norm, at, 3, K, WHOLE, NORM)
-    x4, sum4, squares4 = _chunk(x, norm, at, 4, K, WHOLE, NORM)
-    x5, sum5, squares5 = _chunk(x, norm, at, 5, K, WHOLE, NORM)
-    x6, sum6, squares6 = _chunk(x, norm, at, 6, K, WHOLE, NORM)
-    x7, sum7, squares7 = _chunk(x, norm, at, 7, K, WHOLE, NORM)
+    """The values of each group in start + own, int32 [T], as eight float32 [T, 4]; then the sums of the first and the second
+    sixteen, and the sum of all squares before the norm's weight, [T].
+
+    INTERLEAVED: x and the norm's weight are in the order of ``interleave``, padded with zeros.
+    """
+    END: tl.constexpr = (G + 7) // 8 * 256 if INTERLEAVED else K
+    WHOLE: tl.constexpr = (G + GL * KW - 1) // (GL * KW) * GL * KW * 32 <= END
+    STEP: tl.constexpr = 32 if INTERLEAVED else 4
+    if INTERLEAVED:  # start is a multiple of eight groups, or zero
+        at = start * 32 + (own // 8 * 256 + own % 8 * 4)
+    else:
+        at = (start + own) * 32
+    x0, sum0, squares0 = _chunk(x, norm, at, 0, STEP, END, WHOLE, NORM)
+    x1, sum1, squares1 = _chunk(x, norm, at, 1, STEP, END, WHOLE, NORM)
+    x2, sum2, squares2 = _chunk(x, norm, at, 2, STEP, END, WHOLE, NORM)
+    x3, sum3, squares3 = _chunk(x, norm, at, 3, STEP, END, WHOLE, NORM)
+    x4, sum4, squares4 = _chunk(x, norm, at, 4, STEP, END, WHOLE, NORM)
+    x5, sum5, squares5 = _chunk(x, norm, at, 5, STEP, END, WHOLE, NORM)
+    x6, sum6, squares6 = _chunk(x, norm, at, 6, STEP, END, WHOLE, NORM)
+    x7, sum7, squares7 = _chunk(x, norm, at, 7, STEP, END, WHOLE, NORM)
     squares = ((squares0 + squares1) + (squares2 + squares3)) + ((squares4 + squares5) + (squares6 + squares7))
     first = (sum0 + sum1) + (sum2 + sum3)
     return x0, x1, x2, x3, x4, x5, x6, x7, first, (sum4 + sum5) + (sum6 + sum7), squares

@@ -19,6 +19,7 @@ import torch
 from jambacli.errors import first_line
 from jambacli.kernels.triton import attention, dequant, experts, norm, scan
 from jambacli.kernels.triton.gemv import ConvStep, gemv
+from jambacli.kernels.triton.interleave import interleaved, natural, padded
 from jambacli.kernels.triton.launch import as_packed
 from jambacli.kernels.triton.ops import attention_dtype
 from jambacli.kernels.triton.repack import Packed, repack
@@ -43,7 +44,11 @@ LAUNCH_MS = 0.04
 
 
 class Buffers:
-    """The tensors of a step, float32 on the GPU. Allocated once, because recorded graphs keep their addresses."""
+    """The tensors of a step, float32 on the GPU. Allocated once, because recorded graphs keep their addresses.
+
+    What a product reads is in the order of ``interleave``, with padding that stays zero: x, the first half of xz, dt, y, heads
+    and wide.
+    """
 
     def __init__(self, config: JambaConfig, device: torch.device) -> None:
         c = config
@@ -51,17 +56,17 @@ class Buffers:
         def new(*shape: int) -> torch.Tensor:
             return torch.zeros(*shape, device=device)
 
-        self.x = new(1, c.hidden)
-        self.xz = new(1, 2 * c.d_inner)
-        self.dtbc = new(1, c.dt_rank + 2 * c.d_state)
-        self.y = new(1, c.d_inner)
+        self.x = new(1, padded(c.hidden))
+        self.xz = new(1, padded(c.d_inner) + c.d_inner)
+        self.dtbc = new(1, padded(c.dt_rank) + 2 * c.d_state)
+        self.y = new(1, padded(c.d_inner))
         self.q = new(1, c.n_heads * c.head_dim)
         self.k = new(1, c.n_kv_heads * c.head_dim)
         self.v = new(1, c.n_kv_heads * c.head_dim)
-        self.heads = new(c.n_heads, c.head_dim)
-        self.wide = new(1, c.ffn)
-        self.wide2 = new(1, c.ffn)
-        self.wide_experts = new(max(1, c.n_experts_used), c.ffn)
+        self.heads = new(1, padded(c.n_heads * c.head_dim))
+        self.wide = new(1, padded(c.ffn))
+        self.wide2 = new(1, padded(c.ffn))
+        self.wide_experts = new(max(1, c.n_experts_used), padded(c.ffn))
         self.scores = new(1, max(1, c.n_experts))
         self.logits = new(1, c.vocab_size)
         self.token = torch.zeros(1, dtype=torch.int64, device=device)
@@ -106,10 +111,11 @@ class CudaDecoder:
         self._device = self._output.data.device
         self._buffers = Buffers(config, self._device)
         self._host_attention, self._position = host_attention or {}, 0
-        self._host_x = staging((1, config.hidden), torch.float32, self._device)
+        self._host_x = staging((1, padded(config.hidden)), torch.float32, self._device)
         self._graphs = graphs and self._device.type == "cuda"
         self._side: Any = None
         self._routers = {i: _router(layer) for i, layer in enumerate(layers) if isinstance(layer.ffn, MoE)}
+        self._norms: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._bound: weakref.WeakKeyDictionary[SequenceState, _Bound] = weakref.WeakKeyDictionary()
 
     def run(self, ids: torch.Tensor, state: SequenceState, n_logits: int) -> torch.Tensor:
@@ -160,7 +166,9 @@ class CudaDecoder:
 
     def _on_host(self, compute: HostFfn) -> None:
         self._host_x.copy_(self._buffers.x)  # waits for the GPU
-        compute(self._host_x)
+        x = natural(self._host_x, self._config.hidden)
+        compute(x)
+        self._host_x.copy_(interleaved(x))
         self._buffers.x.copy_(self._host_x, non_blocking=True)
 
     def _record(self, bound: _Bound) -> None:
@@ -213,7 +221,7 @@ class CudaDecoder:
             last.extend(steps)
 
         b = self._buffers
-        add(lambda: _discard(dequant.embed(b.token, self._embedding, out=b.x)))
+        add(lambda: _discard(dequant.embed(b.token, self._embedding, out=b.x, interleaved=True)))
         for i, (layer, part) in enumerate(zip(self._layers, state.layers, strict=True)):
             if isinstance(layer.mixer, Mamba):
                 assert isinstance(part, MambaState)
@@ -230,29 +238,38 @@ class CudaDecoder:
                 add(*self._mlp(layer, layer.ffn))
             else:
                 add(*self._experts(layer, layer.ffn, self._routers[i]))
-        add(lambda: _discard(gemv(b.x, self._output, norm=self._output_norm, eps=self._config.rms_eps, out=b.logits)))
+        last = self._normed(self._output_norm, self._config.rms_eps)
+        add(lambda: _discard(gemv(b.x, self._output, out=b.logits, **last)))
         return bound
 
+    def _normed(self, weight: torch.Tensor, eps: float) -> dict[str, Any]:
+        """The arguments of a product of interleaved activations after a norm. Copies of the norms' weights are kept."""
+        if id(weight) not in self._norms:
+            self._norms[id(weight)] = weight, interleaved(weight)
+        return {"norm": self._norms[id(weight)][1], "eps": eps, "interleaved": True}
+
     def _mamba(self, layer: Layer, m: Mamba, part: MambaState) -> list[Step]:
-        b, d_inner = self._buffers, m.A.shape[0]
+        b, d_inner, hidden = self._buffers, m.A.shape[0], self._config.hidden
         w_in, w_x, w_dt, w_out = (as_packed(w) for w in (m.in_proj, m.x_proj, m.dt_proj, m.out_proj))
-        x, z = b.xz[:, :d_inner], b.xz[0, d_inner:]
-        norms = m.dt_norm, m.b_norm, m.c_norm
+        x, z = b.xz.split([padded(d_inner), d_inner], 1)
+        norms = interleaved(m.dt_norm), m.b_norm, m.c_norm
+        normed = self._normed(layer.mixer_norm, layer.eps)
+        rank = m.dt_norm.shape[0]
         conv = ConvStep(m.conv_weight, m.conv_bias, part.conv)
         return [
-            lambda: _discard(gemv(b.x, w_in, norm=layer.mixer_norm, eps=layer.eps, conv=conv, out=b.xz)),
-            lambda: _discard(gemv(x, w_x, out=b.dtbc)),
-            lambda: scan.scan_step(x[0], b.dtbc[0], norms, m.eps, w_dt, m.dt_bias, m.A, m.D, z, part.ssm, b.y[0]),
-            lambda: _discard(gemv(b.y, w_out, residual=b.x, out=b.x)),
+            lambda: _discard(gemv(b.x, w_in, conv=conv, out=b.xz, placed=d_inner, **normed)),
+            lambda: _discard(gemv(x, w_x, out=b.dtbc, interleaved=True, placed=rank)),
+            lambda: scan.scan_step(x[0], b.dtbc[0], norms, m.eps, w_dt, m.dt_bias, m.A, m.D, z[0], part.ssm, b.y[0]),
+            lambda: _discard(gemv(b.y, w_out, residual=b.x, out=b.x, interleaved=True, placed=hidden)),
         ]
 
     def _attention_on_host(self, attention: HostAttention, part: KVCache) -> HostFfn:
         return lambda x: attention(x, part, self._position)
 
     def _attention(self, layer: Layer, m: Attention, part: KVCache, bound: _Bound) -> list[Step]:
-        b, dim = self._buffers, self._config.head_dim
+        b, dim, hidden = self._buffers, self._config.head_dim, self._config.hidden
         w_q, w_k, w_v, w_out = (as_packed(w) for w in (m.q_proj, m.k_proj, m.v_proj, m.out_proj))
-        normed: dict[str, Any] = {"norm": layer.mixer_norm, "eps": layer.eps}
+        normed = self._normed(layer.mixer_norm, layer.eps)
         scratch = attention.DecodeScratch(m.n_heads, dim, part.k.shape[0], self._device)
         bound.scratch.append(scratch)
         dtype = attention_dtype(part.k, self._dtype)
@@ -262,15 +279,19 @@ class CudaDecoder:
             lambda: _discard(gemv(b.x, w_v, out=b.v, **normed)),
             # The cache's tensors are read when a step runs: kept here, they would stay in memory after the cache has grown.
             lambda: attention.append(b.k, b.v, part.k, part.v, b.position, dim),
-            lambda: attention.decode(b.q.view(-1, dim), part.k, part.v, b.position, scratch, b.heads, dtype),
-            lambda: _discard(gemv(b.heads.view(1, -1), w_out, residual=b.x, out=b.x)),
+            lambda: attention.decode(
+                b.q.view(-1, dim), part.k, part.v, b.position, scratch, b.heads, dtype, interleaved=True
+            ),
+            lambda: _discard(gemv(b.heads, w_out, residual=b.x, out=b.x, interleaved=True, placed=hidden)),
         ]
 
     def _mlp(self, layer: Layer, f: MLP) -> list[Step]:
-        b = self._buffers
+        b, hidden = self._buffers, self._config.hidden
         gate, up, down = (as_packed(w) for w in (f.gate, f.up, f.down))
-        normed: dict[str, Any] = {"norm": layer.ffn_norm, "eps": layer.eps}
-        last: Step = lambda: _discard(gemv(b.wide, down, residual=b.x, out=b.x))  # noqa: E731
+        normed = self._normed(layer.ffn_norm, layer.eps) | {"placed": gate.shape[0]}
+        last: Step = lambda: _discard(  # noqa: E731
+            gemv(b.wide, down, residual=b.x, out=b.x, interleaved=True, placed=hidden)
+        )
         if gate.format == up.format:
             return [lambda: _discard(gemv(b.x, gate, up=up, out=b.wide, **normed)), last]
         return [
@@ -285,12 +306,13 @@ class CudaDecoder:
         gate, up, down = (as_packed(w) for w in (f.gate, f.up, f.down))
         if gate.format != up.format:
             raise ValueError("experts whose gate and up have different formats have no decode kernel")
+        normed = self._normed(layer.ffn_norm, layer.eps)
         return [
-            lambda: _discard(gemv(b.x, router, norm=layer.ffn_norm, eps=layer.eps, out=b.scores)),
+            lambda: _discard(gemv(b.x, router, out=b.scores, **normed)),
             lambda: _discard(
                 experts.one_token(
                     b.x[0], b.scores[0], gate, up, down, f.top_k,
-                    norm=layer.ffn_norm, eps=layer.eps, residual=b.x[0], hidden=b.wide_experts, out=b.x[0],
+                    residual=b.x[0], hidden=b.wide_experts, out=b.x[0], **normed,
                 )
             ),
         ]  # fmt: skip

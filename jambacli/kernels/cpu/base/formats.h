@@ -9,11 +9,20 @@ namespace jamba {
 // Float weights multiply float activations; all others multiply activations quantized to int8.
 static inline bool is_float_type(int32_t type) { return type == kF32 || type == kF16 || type == kBF16; }
 
+// The middle level of blocks of 32 values with a minimum, whose values may have a mean far from zero; else 0.
+template <class B>
+constexpr float kMiddleLevel = 0.0f;
+template <>
+inline constexpr float kMiddleLevel<block_q4_1> = 8.0f;
+template <>
+inline constexpr float kMiddleLevel<block_q5_1> = 16.0f;
+
 // What kernels handle at a time: 256 values, one super-block or eight blocks of 32. A base of the formats' descriptions.
 template <class B>
 struct Of256 {
     using Block = B;
     static constexpr int kBytes = 256 / Block::kValues * static_cast<int>(sizeof(Block));
+    static constexpr float kMiddle = kMiddleLevel<B>;
 };
 
 // kOk, or why the kernels cannot multiply this matrix.

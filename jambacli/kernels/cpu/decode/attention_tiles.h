@@ -81,8 +81,9 @@ struct Source {
     int64_t ahead_bytes;   // of each row
 
     const uint8_t* row(int64_t j) const { return rows + j * stride; }
+    // Into the second-level cache: the first-level one has too few misses in flight for this many.
     void prefetch(int64_t j, int64_t begin, int64_t end) const {
-        for (int64_t at = begin; at < end; at += 64) __builtin_prefetch(ahead + j * stride + at);
+        for (int64_t at = begin; at < end; at += 64) __builtin_prefetch(ahead + j * stride + at, 0, 2);
     }
 };
 
@@ -144,26 +145,39 @@ void score_rows(const float* q, const Source& from, int64_t count, int64_t depth
     }
 }
 
-// One row's scores of `seen` keys become weights, and its softmax moves on.
-void softmax_row(float* s, int64_t seen, float* best, float* sum, float* values, int64_t depth) {
+// The largest of a row's `seen` scores; later ones become those of keys that are not seen.
+float top_score(float* s, int64_t seen) {
     for (int64_t j = seen; j < kBlockKeys; ++j) s[j] = -1e30f;
     vf most = load(s);
     for (int64_t j = kLanes; j < kBlockKeys; j += kLanes) most = vmax(most, load(s + j));
-    const float top = hmax(most);
-    if (top > *best) {
-        const vf factor = exp2v(set1(*best - top));
-        for (int64_t i = 0; i < depth; i += kLanes) store(values + i, load(values + i) * factor);
-        *sum *= factor[0];
-        *best = top;
-    }
+    return hmax(most);
+}
+
+// A row's softmax is scaled to a larger best score.
+void raise_best(float top, float* best, float* sum, float* values, int64_t depth) {
+    if (!(top > *best)) return;
+    const vf factor = exp2v(set1(*best - top));
+    for (int64_t i = 0; i < depth; i += kLanes) store(values + i, load(values + i) * factor);
+    *sum *= factor[0];
+    *best = top;
+}
+
+// A row's scores become weights 2^(score - from). Returns their sum.
+float weights_of_scores(float* s, float from) {
     vf total{};
-    const vf shift = set1(*best);
+    const vf shift = set1(from);
     for (int64_t j = 0; j < kBlockKeys; j += kLanes) {
         const vf weight = exp2v(load(s + j) - shift);
         store(s + j, weight);
         total = total + weight;
     }
-    *sum += hsum(total);
+    return hsum(total);
+}
+
+// One row's scores of `seen` keys become weights, and its softmax moves on.
+void softmax_row(float* s, int64_t seen, float* best, float* sum, float* values, int64_t depth) {
+    raise_best(top_score(s, seen), best, sum, values, depth);
+    *sum += weights_of_scores(s, *best);
 }
 
 // V vectors of the head's dimension, from value i on, for R rows stay in registers while the keys go by.

@@ -1,6 +1,10 @@
-// Decode attention over q8_0 keys: scores by products of bytes, with a key in each lane.
+// Decode attention over q8_0 keys and values by integer products.
 //
-// Queries are integers 128 * coarse + fine, as activations are (inner_kernels.h). Values are weighted as at other levels.
+// Scores: products of bytes with a key in each lane; queries are integers 128 * coarse + fine, as activations are
+// (inner_kernels.h). Values: bytes widened to 16 bits, in pairs of keys; the weights of a block of keys, times the values'
+// factors, are integers of 15 bits. A row's weights are relative to its best key of the block, so that small ones stay exact.
+#include <algorithm>
+
 #include "decode/attention_tiles.h"
 
 namespace jamba {
@@ -8,6 +12,20 @@ namespace {
 
 constexpr int64_t kGroupKeys = 16;
 constexpr int64_t kGroups = kBlockKeys / kGroupKeys;
+
+// The next block's rows, prefetched evenly over `steps` steps of work: only so many misses can wait at a time.
+struct Ahead {
+    const Source& from;
+    int64_t steps, step = 0;
+
+    void next() {
+        const int64_t begin = kBlockKeys * step / steps, end = kBlockKeys * (step + 1) / steps;
+        for (int64_t j = begin; j < end; ++j) from.prefetch(j, 0, from.ahead_bytes);
+        ++step;
+    }
+};
+
+int64_t row_groups(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
 
 void pack_query(const float* q, int64_t n, uint8_t* out) {
     vf most{};
@@ -31,6 +49,16 @@ void pack_query(const float* q, int64_t n, uint8_t* out) {
     memcpy(out + 2 * n + n / 8, &factor, 4);
 }
 
+// The factors of stored block `b` of 16 rows from `first` on; rows from `count` on repeat the last.
+SIMD_FN vf row_factors(const Source& from, int64_t first, int64_t count, int64_t b) {
+    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i last = _mm512_set1_epi32(static_cast<int>(count - 1)), start = _mm512_set1_epi32(static_cast<int>(first));
+    const __m512i row = _mm512_min_epi32(_mm512_add_epi32(lanes, start), last);
+    const __m512i at = _mm512_mullo_epi32(row, _mm512_set1_epi32(static_cast<int>(from.stride)));
+    const __m512i words = _mm512_i32gather_epi32(at, from.rows + b * static_cast<int64_t>(sizeof(block_q8_0)), 1);
+    return (vf)_mm512_cvtph_ps(_mm512_cvtepi32_epi16(words));
+}
+
 // Keys of a block: fours of their bytes as 128 + byte, [groups, n / 4, 16 keys], and their factors [groups, n / 32, 16 keys].
 struct ByteKeys {
     uint8_t* bytes;
@@ -44,9 +72,7 @@ void arrange_keys(const Source& from, int64_t count, int64_t n, const ByteKeys& 
         for (int64_t j = 0; j < kGroupKeys; ++j) row[j] = from.row(g * kGroupKeys + j < count ? g * kGroupKeys + j : count - 1);
         for (int64_t b = 0; b < n / 32; ++b) {
             const int64_t at = b * static_cast<int64_t>(sizeof(block_q8_0));
-            alignas(32) uint16_t halves[kGroupKeys];
-            for (int64_t j = 0; j < kGroupKeys; ++j) halves[j] = read_u16(row[j] + at);
-            store(out.factors + (g * n / 32 + b) * kGroupKeys, load_f16(halves));
+            store(out.factors + (g * n / 32 + b) * kGroupKeys, row_factors(from, g * kGroupKeys, count, b));
             // Of keys 0-7, then 8-15: fours 0-7 of two keys, four keys apart, become four i of keys 0-3, four 4 + i of keys
             // 0-3, then the same of keys 4-7.
             __m512i part[2][4];
@@ -76,7 +102,7 @@ void arrange_keys(const Source& from, int64_t count, int64_t n, const ByteKeys& 
 
 // Scores of R rows and the block's keys.
 template <int R>
-void score_bytes(const uint8_t* packed, int64_t n, const ByteKeys& keys, float* s, const Source* ahead) {
+void score_bytes(const uint8_t* packed, int64_t n, const ByteKeys& keys, float* s, Ahead& ahead) {
     const int64_t row_bytes = packed_query_bytes(n), blocks = n / 32;
     const auto word = [&](int r, int64_t at) {
         int32_t x;
@@ -109,15 +135,137 @@ void score_bytes(const uint8_t* packed, int64_t n, const ByteKeys& keys, float* 
                 sums[r][g] = fma((vf)_mm512_cvtepi32_ps(sum), factor, sums[r][g]);
             }
         }
-        if (ahead)
-            for (int64_t j = kBlockKeys * b / blocks; j < kBlockKeys * (b + 1) / blocks; ++j)
-                ahead->prefetch(j, 0, ahead->ahead_bytes);
+        ahead.next();
     }
     for (int r = 0; r < R; ++r) {
         float factor;
         memcpy(&factor, packed + r * row_bytes + 2 * n + n / 8, 4);
         for (int g = 0; g < kGroups; ++g) store(s + r * kBlockKeys + g * kGroupKeys, sums[r][g] * factor);
     }
+}
+
+// Values of a block: pairs of two keys' values, int16 [n / 32, key pairs, 2 vectors], and their factors [n / 32, keys]; room
+// for the weights of kTileRows rows, int16 [n / 32, rows, keys], and what one level of them is worth, [n / 32].
+struct PairedValues {
+    int16_t* pairs;
+    float* factors;
+    int16_t* levels;
+    float* steps;
+};
+
+constexpr int64_t kPairs = kBlockKeys / 2;
+constexpr int64_t kBlockLevels = kTileRows * kBlockKeys;
+
+void pair_values(const Source& from, int64_t count, int64_t n, const PairedValues& out) {
+    const int64_t block_bytes = static_cast<int64_t>(sizeof(block_q8_0));
+    for (int64_t p = 0; p < kPairs; ++p) {
+        const auto widened = [&](int64_t key, int64_t b) {
+            const uint8_t* block = from.row(std::min(key, count - 1)) + b * block_bytes;
+            return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(block + 2)));
+        };
+        for (int64_t b = 0; b < n / 32; ++b) {
+            const __m512i even = widened(2 * p, b), odd = widened(2 * p + 1, b);
+            int16_t* to = out.pairs + (b * kPairs + p) * 64;
+            _mm512_store_si512(to, _mm512_unpacklo_epi16(even, odd));
+            _mm512_store_si512(to + 32, _mm512_unpackhi_epi16(even, odd));
+        }
+    }
+    for (int64_t b = 0; b < n / 32; ++b)
+        for (int64_t g = 0; g < kGroups; ++g)
+            store(out.factors + b * kBlockKeys + g * kGroupKeys, row_factors(from, g * kGroupKeys, count, b));
+}
+
+// The weights of R rows times the factors of the first `seen` keys as integers. Factors of other keys do not count: results
+// are those of a shorter block.
+template <int R>
+void weight_levels(const float* s, int64_t seen, int64_t n, const PairedValues& out) {
+    constexpr float kLevels = 32767.0f;
+    for (int64_t b = 0; b < n / 32; ++b) {
+        vf factor[kGroups];
+        for (int64_t g = 0; g < kGroups; ++g) {
+            const auto counted = static_cast<__mmask16>((1u << std::clamp<int64_t>(seen - g * kGroupKeys, 0, kGroupKeys)) - 1);
+            factor[g] = (vf)_mm512_maskz_load_ps(counted, out.factors + b * kBlockKeys + g * kGroupKeys);
+        }
+        const float most = std::max(hmax(vmax(factor[0], factor[1])), 1e-30f);
+        out.steps[b] = most / kLevels;
+        for (int g = 0; g < kGroups; ++g) factor[g] = factor[g] * set1(kLevels / most);
+        for (int r = 0; r < R; ++r)
+            for (int g = 0; g < kGroups; ++g) {
+                const vf level = load(s + r * kBlockKeys + g * kGroupKeys) * factor[g];
+                _mm256_store_si256(reinterpret_cast<__m256i*>(out.levels + b * kBlockLevels + r * kBlockKeys + g * kGroupKeys),
+                                   _mm512_cvtepi32_epi16(_mm512_cvtps_epi32((__m512)level)));
+            }
+    }
+}
+
+// B blocks of 32 values from block `b` on, weighted, added to R rows. `scale` of each row: what its weights were divided by.
+template <int R, int B>
+void weigh_blocks(const PairedValues& from, int64_t b, const float* scale, int64_t depth, float* values) {
+    __m512i low[B][R], high[B][R];
+    for (int i = 0; i < B; ++i)
+        for (int r = 0; r < R; ++r) low[i][r] = high[i][r] = _mm512_setzero_si512();
+#pragma GCC unroll 16
+    for (int64_t p = 0; p < kPairs; ++p)
+        for (int i = 0; i < B; ++i) {
+            const int16_t* pair = from.pairs + ((b + i) * kPairs + p) * 64;
+            const __m512i x = _mm512_load_si512(pair), y = _mm512_load_si512(pair + 32);
+            for (int r = 0; r < R; ++r) {
+                int32_t two;
+                memcpy(&two, from.levels + (b + i) * kBlockLevels + r * kBlockKeys + 2 * p, 4);
+                low[i][r] = _mm512_dpwssd_epi32(low[i][r], x, _mm512_set1_epi32(two));
+                high[i][r] = _mm512_dpwssd_epi32(high[i][r], y, _mm512_set1_epi32(two));
+            }
+        }
+    // Each quarter of `low` has values 8 q to 8 q + 3 of the block, each of `high` the next four.
+    const __m512i first = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+    const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
+    for (int i = 0; i < B; ++i)
+        for (int r = 0; r < R; ++r) {
+            float* to = values + r * depth + 32 * (b + i);
+            const vf step = set1(scale[r] * from.steps[b + i]);
+            const auto add = [&](__m512i order, float* at) {
+                const __m512i sums = _mm512_permutex2var_epi32(low[i][r], order, high[i][r]);
+                store(at, fma((vf)_mm512_cvtepi32_ps(sums), step, load(at)));
+            };
+            add(first, to);
+            add(second, to + kLanes);
+        }
+}
+
+void weigh_bytes(const KeyBlock& b, const Source& values, const QueryRows& r, uint8_t* tile, float* s) {
+    const int64_t n = r.head_dim, rows = r.tokens * r.group;
+    const int64_t pair_bytes = 2 * kBlockKeys * n, factor_bytes = 4 * kBlockKeys * (n / 32);
+    const PairedValues paired{reinterpret_cast<int16_t*>(tile), reinterpret_cast<float*>(tile + pair_bytes),
+                              reinterpret_cast<int16_t*>(tile + pair_bytes + factor_bytes),
+                              reinterpret_cast<float*>(tile + pair_bytes + factor_bytes + 2 * kBlockLevels * (n / 32))};
+    pair_values(values, b.count, n, paired);
+    Ahead ahead{values, row_groups(rows) * (n / 32)};
+    const auto seen_by = [&](int64_t row) { return std::min(b.visible + row / r.group, b.count); };
+    const auto weigh = [&](int64_t begin, int64_t end) {
+        by_rows(begin, end, [&](auto count, int64_t first) {
+            constexpr int R = decltype(count)::value;
+            float scale[R];
+            for (int i = 0; i < R; ++i) {
+                const int64_t row = first + i;
+                float *own = s + row * kBlockKeys, *at = r.values + row * r.depth;
+                const float top = top_score(own, seen_by(row));
+                raise_best(top, r.best + row, r.sum + row, at, r.depth);
+                scale[i] = exp2v(set1(top - r.best[row]))[0];
+                r.sum[row] += weights_of_scores(own, top) * scale[i];
+            }
+            weight_levels<R>(s + first * kBlockKeys, seen_by(first), n, paired);
+            float* to = r.values + first * r.depth;
+            int64_t b32 = 0;
+            for (; b32 + 2 <= n / 32; b32 += 2) {
+                ahead.next(), ahead.next();
+                weigh_blocks<R, 2>(paired, b32, scale, r.depth, to);
+            }
+            if (b32 < n / 32) weigh_blocks<R, 1>(paired, b32, scale, r.depth, to);
+        });
+    };
+    if (b.visible >= b.count) return weigh(0, rows);
+    for (int64_t t = 0; t < r.tokens; ++t)  // each token sees one more key
+        if (b.visible + t > 0) weigh(t * r.group, (t + 1) * r.group);
 }
 
 void attend_bytes(const KeyBlock& b, const QueryRows& r, float* work) {
@@ -127,11 +275,11 @@ void attend_bytes(const KeyBlock& b, const QueryRows& r, float* work) {
     const ByteKeys arranged{reinterpret_cast<uint8_t*>(tile), tile + kBlockKeys * n / 4};
     const Source keys{b.k, b.stride, b.k + next, bytes}, values{b.v, b.stride, b.v + next, bytes};
     arrange_keys(keys, b.count, n, arranged);
+    Ahead ahead{keys, row_groups(r.tokens * r.group) * (n / 32)};
     by_rows(0, r.tokens * r.group, [&](auto rows, int64_t i) {
-        score_bytes<decltype(rows)::value>(r.packed + i * packed_query_bytes(n), n, arranged, s + i * kBlockKeys,
-                                           i ? nullptr : &keys);
+        score_bytes<decltype(rows)::value>(r.packed + i * packed_query_bytes(n), n, arranged, s + i * kBlockKeys, ahead);
     });
-    weigh_scores<ByteValues>(b, values, r, tile, s);
+    weigh_bytes(b, values, r, reinterpret_cast<uint8_t*>(tile), s);
 }
 
 }  // namespace

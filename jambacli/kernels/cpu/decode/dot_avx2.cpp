@@ -68,7 +68,7 @@ struct FloatProducts {
 
     struct Token {
         const int8_t *q = nullptr, *fine = nullptr;
-        const float *d = nullptr, *sums = nullptr;  // of groups
+        const float *d = nullptr, *sums = nullptr, *lost = nullptr;  // of groups
         Token() = default;
         Token(const Act& act, int64_t token) {
             constexpr int kGroup = Fmt::kGroup;
@@ -76,9 +76,10 @@ struct FloatProducts {
             if (kPrecise) fine = act.fine + token * act.padded;
             d = (kGroup == 32 ? act.d : act.d16) + token * (act.padded / kGroup);
             sums = (kGroup == 32 ? act.sum32 : act.sum16) + token * (act.padded / kGroup);
+            lost = act.lost32 + token * (act.padded / 32);
         }
         INLINE void next() {
-            q += 256, d += 256 / Fmt::kGroup, sums += 256 / Fmt::kGroup;
+            q += 256, d += 256 / Fmt::kGroup, sums += 256 / Fmt::kGroup, lost += 8;
             if (kPrecise) fine += 256;
         }
     };
@@ -130,6 +131,10 @@ struct FloatProducts {
                     offset = _mm256_fnmadd_ps(u.offset[h], _mm256_loadu_ps(a.sums + 8 * (kVectors * b + h)), offset);
             };
             each_of_8(add);
+            if constexpr (Fmt::kMiddle != 0.0f) {
+                const __m256 middle = _mm256_fmsub_ps(u.scale[0], _mm256_set1_ps(Fmt::kMiddle), u.offset[0]);
+                offset = _mm256_fmadd_ps(middle, _mm256_loadu_ps(a.lost + 8 * b), offset);
+            }
         }
     };
 };

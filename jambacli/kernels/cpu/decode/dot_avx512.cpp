@@ -68,15 +68,17 @@ struct Products {
         const int8_t *q = nullptr, *fine = nullptr;
         const float* factors = nullptr;  // groups of 32: Act::pairs; of 16: Act::d16
         const float* sums = nullptr;     // groups of 16: Act::sum16
+        const float* lost = nullptr;
         Token() = default;
         Token(const Act& act, int64_t token) {
             q = act.q + token * act.padded;
             if (kPrecise) fine = act.fine + token * act.padded;
             factors = (Fmt::kGroup == 32 ? act.pairs : act.d16) + token * (act.padded / 16);
             sums = act.sum16 + token * (act.padded / 16);
+            lost = act.lost32 + token * (act.padded / 32);
         }
         void next() {
-            q += 256, factors += 16, sums += 16;
+            q += 256, factors += 16, sums += 16, lost += 8;
             if (kPrecise) fine += 256;
         }
     };
@@ -114,6 +116,13 @@ struct Products {
                 offset = _mm512_fmadd_ps(u.scale, factors, offset);
             else if constexpr (kOffset)
                 offset = _mm512_fmadd_ps(u.offset16, _mm512_loadu_ps(a.sums + 16 * b), offset);
+            if constexpr (Fmt::kMiddle != 0.0f) {  // the values of middle levels, where minimums are
+                const __m512 scales = _mm512_shuffle_f32x4(u.scale, u.scale, 0xB1);
+                const __m512 middle = _mm512_fmadd_ps(scales, _mm512_set1_ps(Fmt::kMiddle), u.scale);
+                const __m512i order = _mm512_setr_epi32(0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 6, 7, 4, 5, 6, 7);
+                const __m512 lost = _mm512_castps256_ps512(_mm256_loadu_ps(a.lost + 8 * b));
+                offset = _mm512_fmadd_ps(middle, _mm512_permutexvar_ps(order, lost), offset);
+            }
         }
 
         inline float total() const {

@@ -15,7 +15,7 @@ constexpr int kMost = 8;  // tokens for which a block is unpacked once
 template <class Fmt>
 struct Token {
     const int8_t *q = nullptr, *fine = nullptr;
-    const float *d = nullptr, *sums = nullptr;  // of groups
+    const float *d = nullptr, *sums = nullptr, *lost = nullptr;  // of groups
     Token() = default;
     Token(const Act& act, int64_t token, bool precise) {
         constexpr int kGroup = Fmt::kGroup;
@@ -23,6 +23,7 @@ struct Token {
         if (precise) fine = act.fine + token * act.padded;
         d = (kGroup == 32 ? act.d : act.d16) + token * (act.padded / kGroup);
         sums = (kGroup == 32 ? act.sum32 : act.sum16) + token * (act.padded / kGroup);
+        lost = act.lost32 + token * (act.padded / 32);
     }
 };
 
@@ -35,6 +36,10 @@ struct Sum {
         const int64_t at = 256 / Fmt::kGroup * b + first;
         value = vfmaq_f32(value, vcvtq_f32_s32(groups), vmulq_f32(vld1q_f32(f.scale + first), vld1q_f32(a.d + at)));
         if constexpr (Fmt::kOffset) value = vfmsq_f32(value, vld1q_f32(f.offset + first), vld1q_f32(a.sums + at));
+        if constexpr (Fmt::kMiddle != 0.0f) {
+            const float32x4_t middle = vmulq_n_f32(vld1q_f32(f.scale + first), Fmt::kMiddle);
+            value = vfmaq_f32(value, vsubq_f32(middle, vld1q_f32(f.offset + first)), vld1q_f32(a.lost + at));
+        }
     }
     inline float total() const { return vaddvq_f32(value); }
 };

@@ -34,10 +34,13 @@ void gemv(const Rows& w, const Act& act, const int32_t* tokens, int m, int64_t r
                     const int8_t *q = act.q + at, *fine = act.fine ? act.fine + at : nullptr;
                     const float* d = act.d + token * (act.padded / 32) + 8 * b;
                     const float* sums = act.sum16 + token * (act.padded / 16) + 16 * b;
+                    const float* lost = act.lost32 + token * (act.padded / 32) + 8 * b;
                     for (int g = 0; g < 16; ++g) {
                         int32_t sum = dot16(v.w + 16 * g, q + 16 * g);
                         if (fine) sum = 128 * sum + dot16(v.w + 16 * g, fine + 16 * g);
                         acc[t] += v.scale[g] * d[g / 2] * static_cast<float>(sum) - v.offset[g] * sums[g];
+                        if constexpr (Format::kMiddle != 0.0f)
+                            if (g % 2 == 0) acc[t] += (v.scale[g] * Format::kMiddle - v.offset[g]) * lost[g / 2];
                     }
                 }
             }

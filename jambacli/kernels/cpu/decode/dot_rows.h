@@ -11,7 +11,7 @@
 namespace jamba {
 namespace {
 
-constexpr int kMostTokens = 8;  // for which a block is unpacked once
+constexpr int kMostTokens = 8;  // for which a block is unpacked once, the most of 1, 2, 4, 6 and 8
 
 inline void prefetch(const uint8_t* p, int bytes) {
     for (int line = 0; line < bytes; line += 64)
@@ -28,9 +28,9 @@ inline const uint8_t* last_blocks(const Rows& w, const uint8_t* p, int64_t rest,
     return copy;
 }
 
-// Rows [r0, r1) with M tokens: a block of the weights is unpacked once for all of them.
+// Rows [r0, r1) with M tokens, of which the first `used` are written: a block of the weights is unpacked once for all of them.
 template <class P, int M>
-void some_tokens(const Rows& w, const typename P::Token* a, int64_t r0, int64_t r1, float* y, int64_t ldy) {
+void some_tokens(const Rows& w, const typename P::Token* a, int used, int64_t r0, int64_t r1, float* y, int64_t ldy) {
     using Block = typename P::Format::Block;
     constexpr int kBytes = P::Format::kBytes;
     const int64_t full = w.n / 256, rest = w.row_bytes - full * kBytes;
@@ -50,7 +50,7 @@ void some_tokens(const Rows& w, const typename P::Token* a, int64_t r0, int64_t 
             const typename P::Weights u = P::template unpack<true>(reinterpret_cast<const Block*>(p), rest_groups);
             for (int t = 0; t < M; ++t) sums[t].add(u, a[t], full);
         }
-        for (int t = 0; t < M; ++t) y[t * ldy + r] = w.scale ? sums[t].total() * w.scale[r] : sums[t].total();
+        for (int t = 0; t < used; ++t) y[t * ldy + r] = w.scale ? sums[t].total() * w.scale[r] : sums[t].total();
     }
 }
 
@@ -82,25 +82,36 @@ __attribute__((noinline)) void one_token(const Rows& w, const typename P::Token&
 
 template <class P>
 void products(const Rows& w, const Act& act, const int32_t* tokens, int m, int64_t r0, int64_t r1, float* y, int64_t ldy) {
-    const auto run = [&](auto count, int first, int64_t from, int64_t to) {
+    // The tokens first to first + used - 1. An odd number is made even by the last one again, which costs less than a second
+    // pass over the weights.
+    const auto run = [&](auto count, int first, int used, int64_t from, int64_t to) {
         constexpr int M = decltype(count)::value;
         typename P::Token a[M];
-        for (int i = 0; i < M; ++i) a[i] = typename P::Token(act, tokens ? tokens[first + i] : first + i);
+        for (int i = 0; i < M; ++i) {
+            const int t = first + (i < used ? i : used - 1);
+            a[i] = typename P::Token(act, tokens ? tokens[t] : t);
+        }
         if constexpr (M == 1)
             one_token<P>(w, a[0], from, to, y + first * ldy);
         else
-            some_tokens<P, M>(w, a, from, to, y + first * ldy, ldy);
+            some_tokens<P, M>(w, a, used, from, to, y + first * ldy, ldy);
     };
     // A panel of rows is used for all tokens while it is in the nearest cache.
     const int64_t panel = m > kMostTokens ? (w.row_bytes < 16384 ? 16384 / w.row_bytes : 1) : r1 - r0;
     for (int64_t from = r0; from < r1; from += panel) {
         const int64_t to = from + panel < r1 ? from + panel : r1;
         int t = 0;
-        for (; t + kMostTokens <= m; t += kMostTokens) run(Constant<kMostTokens>{}, t, from, to);
-        if constexpr (kMostTokens > 4)
-            if (t + 4 <= m) run(Constant<4>{}, t, from, to), t += 4;
-        if (t + 2 <= m) run(Constant<2>{}, t, from, to), t += 2;
-        if (t < m) run(Constant<1>{}, t, from, to);
+        for (; t + kMostTokens <= m; t += kMostTokens) run(Constant<kMostTokens>{}, t, kMostTokens, from, to);
+        switch (const int left = m - t) {
+            case 0: break;
+            case 1: run(Constant<1>{}, t, 1, from, to); break;
+            case 2: run(Constant<2>{}, t, 2, from, to); break;
+            case 3:
+            case 4: run(Constant<4>{}, t, left, from, to); break;
+            case 5:
+            case 6: run(Constant<6>{}, t, left, from, to); break;
+            default: run(Constant<8>{}, t, left, from, to); break;
+        }
     }
 }
 

@@ -15,8 +15,9 @@ constexpr float kLeastValue = 1e-34f;  // less is rounded to zero: its reciproca
 // Stores the integers of 32 values, x / factor, and the factor and sums in their layouts. Sums of integers are exact in any order.
 template <bool kPrecise>
 SIMD_FN void quantize_group(const float* x, float factor, float inverse, int64_t b, const Quantized& out) {
-    float sums[2] = {0.0f, 0.0f};
+    float sums[2] = {0.0f, 0.0f}, all = 0.0f;
     for (int i = 0; i < 32; i += kLanes) {
+        all += hsum(load(x + i));
         const vf exact = load(x + i) * set1(inverse);
         vf whole = store_i8(out.q + 32 * b + i, exact);
         if constexpr (kPrecise) whole = whole * 128.0f + store_i8(out.fine + 32 * b + i, (exact - whole) * 128.0f);
@@ -25,6 +26,7 @@ SIMD_FN void quantize_group(const float* x, float factor, float inverse, int64_t
     const int64_t at = b / 4 * 8 + b % 4;
     out.d[b] = out.d16[2 * b] = out.d16[2 * b + 1] = out.pairs[at] = factor;
     out.sum32[b] = out.pairs[at + 4] = factor * (sums[0] + sums[1]);
+    out.lost32[b] = all - out.sum32[b];
     for (int h = 0; h < 2; ++h) {
         out.sum16[2 * b + h] = factor * sums[h];
         if constexpr (!kPrecise) out.integer_sum16[b / 8 * 16 + 8 * h + b % 8] = static_cast<int16_t>(sums[h]);

@@ -28,6 +28,7 @@ struct Act {
     const int8_t* fine;  // [tokens, padded], -64 to 64
     const float* d;      // [tokens, padded / 32]: the factors
     const float* sum32;  // [tokens, padded / 32]
+    const float* lost32; // [tokens, padded / 32]: the sum of the floats less sum32, which products take times kMiddleLevel's value
     const float* d16;    // [tokens, padded / 16]: each factor twice
     const float* sum16;  // [tokens, padded / 16]
     const float* pairs;  // [tokens, padded / 256, 16]: factors 0-3, sums 0-3, factors 4-7, sums 4-7 of groups of 32
@@ -42,7 +43,7 @@ struct Act {
 // Where quantized activations are written: the arrays of Act of one token.
 struct Quantized {
     int8_t *q, *fine;  // fine null: not precise
-    float *d, *sum32, *d16, *sum16, *pairs, *step;
+    float *d, *sum32, *lost32, *d16, *sum16, *pairs, *step;
     int16_t *multiple16, *multiple128, *integer_sum16;
 };
 

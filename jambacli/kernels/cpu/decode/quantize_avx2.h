@@ -1,5 +1,6 @@
 // Activations to int8 with a factor per 32, 256 values at a time, for AVX2: the reductions of the eight groups run side by
-// side. Equal bit by bit to quantize_int8() of elementwise.cpp in plain operations. Include only from files compiled for AVX2.
+// side. Equal bit by bit to quantize_int8() of elementwise.cpp in plain operations, but for the order of sums of floats. Include
+// only from files compiled for AVX2.
 #pragma once
 
 #include <immintrin.h>
@@ -33,6 +34,13 @@ inline void half_sums(const __m256i* v, __m256i& first, __m256i& second) {
     const __m256i b = _mm256_hadd_epi32(_mm256_hadd_epi32(v[4], v[5]), _mm256_hadd_epi32(v[6], v[7]));
     first = _mm256_permute2x128_si256(a, b, 0x20);
     second = _mm256_permute2x128_si256(a, b, 0x31);
+}
+
+// The sum of each of eight vectors.
+inline __m256 sums_of_each(const __m256* v) {
+    const __m256 a = _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
+    const __m256 b = _mm256_hadd_ps(_mm256_hadd_ps(v[4], v[5]), _mm256_hadd_ps(v[6], v[7]));
+    return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
 }
 
 // a[0] b[0] a[1] b[1] ... as two vectors.
@@ -88,10 +96,16 @@ inline void round_256(const float* x, int64_t block, const Factors& f, const Qua
     float inverses[8];
     _mm256_storeu_ps(inverses, f.inverse);
     __m256i sums[8];
+    __m256 exact[8];
     for (int g = 0; g < 8; ++g) {
         const __m256 by = _mm256_broadcast_ss(inverses + g);
         __m256i q[4];
-        for (int i = 0; i < 4; ++i) q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 32 * g + 8 * i), by));
+        __m256 v[4];
+        for (int i = 0; i < 4; ++i) {
+            v[i] = _mm256_loadu_ps(x + 32 * g + 8 * i);
+            q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], by));
+        }
+        exact[g] = _mm256_add_ps(_mm256_add_ps(v[0], v[1]), _mm256_add_ps(v[2], v[3]));
         const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
         const __m256i values = _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(out.q + 256 * block + 32 * g), values);
@@ -117,6 +131,7 @@ inline void round_256(const float* x, int64_t block, const Factors& f, const Qua
     const __m256 sum32 = _mm256_mul_ps(factor, _mm256_cvtepi32_ps(_mm256_add_epi32(first, second)));
     _mm256_storeu_ps(out.d + 8 * block, factor);
     _mm256_storeu_ps(out.sum32 + 8 * block, sum32);
+    _mm256_storeu_ps(out.lost32 + 8 * block, _mm256_sub_ps(sums_of_each(exact), sum32));
     _mm256_storeu_ps(out.pairs + 16 * block, _mm256_permute2f128_ps(factor, sum32, 0x20));
     _mm256_storeu_ps(out.pairs + 16 * block + 8, _mm256_permute2f128_ps(factor, sum32, 0x31));
 }

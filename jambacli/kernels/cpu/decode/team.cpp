@@ -28,6 +28,7 @@ ActBuffer take_act(Scratch& scratch, int64_t m, int64_t n, bool quantized) {
         if (scratch.precise()) a.q.fine = scratch.take<int8_t>(m * a.padded);
         a.q.d = scratch.take<float>(m * a.padded / 32);
         a.q.sum32 = scratch.take<float>(m * a.padded / 32);
+        a.q.lost32 = scratch.take<float>(m * a.padded / 32);
         a.q.d16 = scratch.take<float>(m * a.padded / 16);
         a.q.sum16 = scratch.take<float>(m * a.padded / 16);
         a.q.pairs = scratch.take<float>(m * a.padded / 16);

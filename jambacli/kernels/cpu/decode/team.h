@@ -39,14 +39,14 @@ struct ActBuffer {
     int64_t padded = 0;
 
     Act view() const {
-        return {f, f_stride, q.q, q.fine, q.d, q.sum32, q.d16, q.sum16, q.pairs, q.step, q.multiple16, q.multiple128,
-                q.integer_sum16, padded};
+        return {f, f_stride, q.q, q.fine, q.d, q.sum32, q.lost32, q.d16, q.sum16, q.pairs, q.step, q.multiple16,
+                q.multiple128, q.integer_sum16, padded};
     }
     // The arrays of one token.
     Quantized row(int64_t token) const {
         const int64_t by32 = token * (padded / 32), by16 = token * (padded / 16);
         int8_t* fine = q.fine ? q.fine + token * padded : nullptr;
-        return {q.q + token * padded, fine, q.d + by32, q.sum32 + by32, q.d16 + by16, q.sum16 + by16, q.pairs + by16,
+        return {q.q + token * padded, fine, q.d + by32, q.sum32 + by32, q.lost32 + by32, q.d16 + by16, q.sum16 + by16, q.pairs + by16,
                 q.step + token * (padded / 256), q.multiple16 + by16, q.multiple128 + by32, q.integer_sum16 + by16};
     }
 };

@@ -44,22 +44,19 @@ inline void transpose_tile(const float* src, float* dst, int64_t stride) {
 #elif defined(__AVX2__)
 inline void transpose_tile(const float* src, float* dst, int64_t stride) {
     for (int a = 0; a < 16; a += 8) {
-        for (int b = 0; b < 16; b += 8) {
-            __m256 r[8], t[8];
-            for (int i = 0; i < 8; ++i) r[i] = _mm256_loadu_ps(src + 16 * (a + i) + b);
-            for (int i = 0; i < 8; i += 2) {
+        for (int c = 0; c < 16; c += 4) {  // four columns of eight rows; halves are joined as they are loaded
+            __m256 r[4], t[4];
+            for (int i = 0; i < 4; ++i) {
+                const float* p = src + 16 * (a + i) + c;
+                r[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(p + 64), 1);
+            }
+            for (int i = 0; i < 4; i += 2) {
                 t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
                 t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
             }
-            for (int i = 0; i < 8; i += 4) {
-                r[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
-                r[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
-                r[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
-                r[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
-            }
-            for (int i = 0; i < 4; ++i) {
-                _mm256_storeu_ps(dst + stride * (b + i) + a, _mm256_permute2f128_ps(r[i], r[i + 4], 0x20));
-                _mm256_storeu_ps(dst + stride * (b + i + 4) + a, _mm256_permute2f128_ps(r[i], r[i + 4], 0x31));
+            for (int i = 0; i < 2; ++i) {
+                _mm256_storeu_ps(dst + stride * (c + 2 * i) + a, _mm256_shuffle_ps(t[i], t[i + 2], 0x44));
+                _mm256_storeu_ps(dst + stride * (c + 2 * i + 1) + a, _mm256_shuffle_ps(t[i], t[i + 2], 0xee));
             }
         }
     }

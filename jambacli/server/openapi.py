@@ -1,0 +1,158 @@
+"""GET /openapi.json: an OpenAPI 3.1 description of the routes that the server offers.
+
+Bodies may have more fields than are described: those that are not known are ignored.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from jambacli import __version__
+from jambacli.server.http import compact, handler
+from jambacli.server.openapi_schemas import BODIES, ERRORS, SCHEMAS
+
+_JSON, _SSE, _LINES, _TEXT = "application/json", "text/event-stream", "application/x-ndjson", "text/plain"
+_EVENTS = "application/vnd.amazon.eventstream"
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One method of one path. ``body``: a name of BODIES; ``answer``: a name of SCHEMAS; ``types``: the content types of
+    answers; ``tag``: the API, which has a form of errors."""
+
+    tag: str
+    summary: str
+    body: str | None = None
+    answer: str = "Object"
+    types: Sequence[str] = (_JSON,)
+    query: Sequence[str] = ()
+
+
+def _chat(tag: str) -> Operation:
+    return Operation(tag, "Answer a conversation.", "Chat", "ChatCompletion", (_JSON, _SSE))
+
+
+def _models(tag: str) -> Operation:
+    return Operation(tag, "List the models.", answer="Models")
+
+
+#: Method and path, as the application's routes have it -> what it does.
+OPERATIONS: Mapping[tuple[str, str], Operation] = {
+    ("GET", "/v1/models"): _models("OpenAI"),
+    ("GET", "/models"): _models("OpenAI"),
+    ("GET", "/studio/v1/models"): _models("AI21"),
+    ("GET", "/v1/models/{name}"): Operation("OpenAI", "Describe a model.", answer="Model"),
+    ("GET", "/studio/v1/models/{name}"): Operation("AI21", "Describe a model.", answer="Model"),
+    ("POST", "/v1/chat/completions"): _chat("OpenAI"),
+    ("POST", "/chat/completions"): _chat("OpenAI"),
+    ("POST", "/studio/v1/chat/completions"): _chat("AI21"),
+    ("POST", "/studio/v1//chat/completions"): _chat("AI21"),
+    ("POST", "/v1/completions"): Operation("OpenAI", "Continue a text.", "Completion", "TextCompletion", (_JSON, _SSE)),
+    ("POST", "/v1/responses"): Operation("OpenAI", "Answer, without state.", "Responses", "Response", (_JSON, _SSE)),
+    ("POST", "/v1/messages"): Operation("Anthropic", "Answer a conversation.", "Messages", "Message", (_JSON, _SSE)),
+    ("POST", "/v1/messages/count_tokens"): Operation("Anthropic", "Count a prompt's tokens.", "CountTokens", "InputTokens"),
+    ("GET", "/"): Operation("Ollama", "Say that the server runs.", types=(_TEXT,)),
+    ("GET", "/api/version"): Operation("Ollama", "The version of the API.", answer="Version"),
+    ("GET", "/api/tags"): Operation("Ollama", "List the models.", answer="Tags"),
+    ("GET", "/api/ps"): Operation("Ollama", "List the models that are loaded.", answer="Tags"),
+    ("POST", "/api/show"): Operation("Ollama", "Describe a model.", "Show", "Shown"),
+    ("POST", "/api/chat"): Operation("Ollama", "Answer a conversation.", "OllamaChat", "OllamaLine", (_JSON, _LINES)),
+    ("POST", "/api/generate"): Operation("Ollama", "Answer a prompt.", "OllamaGenerate", "OllamaLine", (_JSON, _LINES)),
+    ("POST", "/model/{id}/invoke"): Operation("Bedrock", "Answer a body of Jamba, Titan or J2.", "Invoke"),
+    ("POST", "/model/{id}/invoke-with-response-stream"): Operation(
+        "Bedrock", "The same, as events.", "Invoke", types=(_EVENTS,)
+    ),
+    ("POST", "/model/{id}/converse"): Operation("Bedrock", "Answer a conversation.", "Converse", "Conversed"),
+    ("POST", "/model/{id}/converse-stream"): Operation("Bedrock", "The same, as events.", "Converse", types=(_EVENTS,)),
+    ("GET", "/health"): Operation("Server", "Whether it works, and on how many requests.", answer="Health"),
+    ("GET", "/v1/health"): Operation("Server", "Whether it works, and on how many requests.", answer="Health"),
+    ("GET", "/props"): Operation("Server", "Properties, as llama-server has them.", query=("model",)),
+    ("GET", "/metrics"): Operation("Server", "Counters for Prometheus.", types=(_TEXT,)),
+    ("POST", "/tokenize"): Operation("Server", "Text or messages as tokens.", "Tokenize", "Tokens"),
+    ("POST", "/detokenize"): Operation("Server", "Tokens as text.", "Detokenize", "Content"),
+    ("POST", "/models/load"): Operation("Server", "Load a model.", "ModelName", "Success"),
+    ("POST", "/models/unload"): Operation("Server", "Unload a model when it is idle.", "ModelName", "Success"),
+    ("POST", "/v1/files"): Operation("Files", "Upload a file, as a form."),
+    ("GET", "/v1/files"): Operation("Files", "List the uploads."),
+    ("PUT", "/v1/files/{name}"): Operation("Files", "Upload a file, as the body."),
+    ("GET", "/v1/files/{name}"): Operation("Files", "Describe an upload."),
+    ("DELETE", "/v1/files/{name}"): Operation("Files", "Remove an upload."),
+    ("GET", "/v1/files/{name}/content"): Operation("Files", "The bytes of an upload.", types=("*/*",)),
+    ("GET", "/tokenizer_info"): Operation("Server", "The tokenizer's markers, as vLLM has them.", query=("model",)),
+    ("GET", "/openapi.json"): Operation("Server", "This description."),
+}  # fmt: skip
+
+
+def operations_of(routes: Sequence[Route]) -> list[tuple[str, str, str]]:
+    """The method, the path as OpenAPI writes it, and the work's description, of every route."""
+    found = []
+    for route in routes:
+        path = re.sub(r"\{(\w+):path\}", r"{\1}", route.path)
+        for method in sorted(set(route.methods or ()) - {"HEAD"}):
+            found.append((method, path, (route.endpoint.__doc__ or "").strip()))
+    return found
+
+
+def describe(routes: Sequence[Route]) -> dict[str, Any]:
+    """The description of these routes."""
+    paths: dict[str, dict[str, Any]] = {}
+    for method, path, text in operations_of(routes):
+        operation = OPERATIONS.get((method, path)) or Operation("Server", text or path)
+        paths.setdefault(path, {})[method.lower()] = _described(operation, method, path)
+    schemas = {**SCHEMAS, **BODIES, **{f"{name}Error": value for name, value in ERRORS.items()}}
+    key = {"type": "http", "scheme": "bearer", "description": "Only where the server has a key."}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "jamba serve", "version": __version__},
+        "paths": paths,
+        "components": {"schemas": schemas, "securitySchemes": {"key": key}},
+        "security": [{}, {"key": []}],
+    }
+
+
+def _described(operation: Operation, method: str, path: str) -> dict[str, Any]:
+    answer = {"$ref": f"#/components/schemas/{operation.answer}"}
+    content: dict[str, Any] = {kind: {"schema": answer} if kind == _JSON else {} for kind in operation.types}
+    form = operation.tag if operation.tag in ERRORS else "OpenAI"
+    error = {"application/json": {"schema": {"$ref": f"#/components/schemas/{form}Error"}}}
+    described: dict[str, Any] = {
+        "operationId": re.sub(r"\W", "_", f"{method.lower()}{path}"),
+        "tags": [operation.tag],
+        "summary": operation.summary,
+        "responses": {
+            "200": {"description": "The answer.", "content": content},
+            "default": {"description": "Why there is none.", "content": error},
+        },
+    }
+    parameters = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+        for name in re.findall(r"\{(\w+)\}", path)
+    ]
+    parameters += [{"name": name, "in": "query", "schema": {"type": "string"}} for name in operation.query]
+    if parameters:
+        described["parameters"] = parameters
+    if operation.body is not None:
+        schema = {"$ref": f"#/components/schemas/{operation.body}"}
+        described["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+    return described
+
+
+def openapi_routes(routes: Sequence[Route]) -> list[Route]:
+    """The route of the description of ``routes`` and itself."""
+    made: list[bytes] = []
+
+    async def description(request: Request) -> Response:
+        """GET /openapi.json."""
+        if not made:
+            made.append(compact(describe([*routes, own])))
+        return Response(made[0], media_type="application/json")
+
+    own = Route("/openapi.json", handler(description), methods=["GET"])
+    return [own]

@@ -1,0 +1,418 @@
+"""Every API in front of another server: this program's own, one of a few canned answers, and llama-server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+pytest.importorskip("starlette", reason="the extra `serve` is not installed")
+pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from jambacli.api import Jamba
+from jambacli.hub.demo import demo_model_path
+from jambacli.server.http import Access
+from jambacli.server.upstream import Upstream
+from jambacli.server.upstream_client import UpstreamClient
+from tests.support.servers import Running, events, serving, serving_app, serving_models
+
+CHAT = "/v1/chat/completions"
+ASK: list[Any] = [{"role": "user", "content": "How many herons were counted?"}]
+BODY = {"model": "x", "messages": ASK, "temperature": 0, "max_tokens": 12}
+
+
+@contextlib.contextmanager
+def in_front_of(url: str, *, key: str | None = None, patience: float = 15.0) -> Iterator[Running]:
+    with serving_models(Upstream(UpstreamClient(url, key, patience=patience))) as front:
+        yield front
+
+
+@pytest.fixture(scope="module")
+def front(server: Running) -> Iterator[Running]:
+    """A server in front of one with the demo model."""
+    with in_front_of(server.url) as running:
+        yield running
+
+
+class TestItself:
+    """The same answers as from the server behind."""
+
+    def test_chat(self, server: Running, front: Running) -> None:
+        here, there = (s.client.post(CHAT, json=BODY).json() for s in (front, server))
+        assert here["choices"] == there["choices"] and here["usage"] == {**there["usage"], **cached(here)}
+        one, other = (s.client.post(CHAT, json={**BODY, "n": 2, "stream": False}).json() for s in (front, server))
+        assert one["choices"] == other["choices"] and len(one["choices"]) == 2
+
+    def test_stream(self, server: Running, front: Running) -> None:
+        body = {**BODY, "stream": True, "stream_options": {"include_usage": True}}
+        here, there = (events(s.client.post(CHAT, json=body)) for s in (front, server))
+        assert here[-1] == there[-1] == "[DONE]" and json.loads(here[-2])["usage"]["completion_tokens"] > 0
+        assert deltas(here) == deltas(there)
+
+    def test_completions(self, server: Running, front: Running) -> None:
+        body = {"prompt": "The herons", "max_tokens": 5, "temperature": 0}
+        here, there = (s.client.post("/v1/completions", json=body).json() for s in (front, server))
+        assert here["choices"] == there["choices"]
+
+    def test_ai21(self, server: Running, front: Running) -> None:
+        documents = [{"content": "Mira counted 42 herons.", "metadata": {"title": "Report"}}]
+        body = {**BODY, "documents": documents}
+        here, there = (s.client.post("/studio/v1/chat/completions", json=body).json() for s in (front, server))
+        assert here["choices"] == there["choices"] and here["usage"]["prompt_tokens"] == there["usage"]["prompt_tokens"]
+        streamed = events(front.client.post("/studio/v1/chat/completions", json={**body, "stream": True}))
+        last = json.loads(streamed[-2])
+        assert last["choices"][0]["finish_reason"] and last["usage"]["prompt_tokens"] == here["usage"]["prompt_tokens"]
+
+    def test_anthropic(self, server: Running, front: Running) -> None:
+        body = {"model": "x", "max_tokens": 12, "temperature": 0, "messages": ASK, "system": "Answer briefly."}
+        here, there = (s.client.post("/v1/messages", json=body).json() for s in (front, server))
+        assert here["content"] == there["content"] and here["stop_reason"] == there["stop_reason"]
+        assert here["usage"]["output_tokens"] == there["usage"]["output_tokens"]
+        counts = [s.client.post("/v1/messages/count_tokens", json=body).json() for s in (front, server)]
+        assert counts[0] == counts[1]
+
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_ollama(self, server: Running, front: Running, stream: bool) -> None:
+        body = {"model": "x", "messages": ASK, "stream": stream, "options": {"temperature": 0, "num_predict": 12}}
+        answers = []
+        for one in (front, server):
+            lines = [json.loads(line) for line in one.client.post("/api/chat", json=body).text.splitlines()]
+            answers.append(("".join(line["message"]["content"] for line in lines), lines[-1]["eval_count"]))
+        assert answers[0] == answers[1]
+        (tag,) = front.client.get("/api/tags").json()["models"]
+        assert tag["name"] == "jamba:tiny"
+        raw = {"prompt": "The herons", "raw": True, "stream": False, "options": {"temperature": 0, "num_predict": 4}}
+        one, other = (s.client.post("/api/generate", json=raw).json()["response"] for s in (front, server))
+        assert one == other
+        assert front.client.post("/api/show", json={"model": "x"}).json()["capabilities"]
+
+    def test_bedrock(self, server: Running, front: Running) -> None:
+        titan = {"inputText": "How many herons?", "textGenerationConfig": {"maxTokenCount": 8, "temperature": 0}}
+        here, there = (s.client.post("/model/ai21.jamba-x/invoke", json=titan).json() for s in (front, server))
+        assert here == there
+        converse = {"messages": [{"role": "user", "content": [{"text": "Hi"}]}], "inferenceConfig": {"maxTokens": 4}}
+        answer = front.client.post("/model/x/converse", json=converse).json()
+        assert answer["usage"]["outputTokens"] > 0 and answer["stopReason"] in ("max_tokens", "end_turn")
+
+    def test_responses(self, server: Running, front: Running) -> None:
+        body = {"input": "How many herons?", "temperature": 0, "max_output_tokens": 8}
+        here, there = (s.client.post("/v1/responses", json=body).json() for s in (front, server))
+        texts = [a["output"][0]["content"] for a in (here, there)]
+        assert texts[0] == texts[1] and here["usage"]["output_tokens"] == there["usage"]["output_tokens"]
+
+    def test_models_and_tokens(self, server: Running, front: Running) -> None:
+        here, there = (s.client.get("/v1/models").json()["data"] for s in (front, server))
+        assert [m["id"] for m in here] == ["jamba:tiny"] and here[0]["meta"]["n_ctx"] == there[0]["meta"]["n_ctx"]
+        assert front.client.post("/tokenize", json={"content": "herons"}).json()["count"] > 0
+        assert front.client.get("/health").json() == {"status": "ok"}
+        assert front.client.get("/props").status_code == 404
+
+    def test_errors_in_the_form_of_each_api(self, front: Running) -> None:
+        long = {"max_tokens": 4, "messages": [{"role": "user", "content": "heron " * 40_000}]}
+        openai = front.client.post(CHAT, json=long)
+        assert openai.status_code == 400 and openai.json()["error"]["code"] == "context_length_exceeded"
+        assert openai.json()["error"]["n_ctx"] == 16384
+        anthropic = front.client.post("/v1/messages", json=long)
+        assert anthropic.status_code == 400 and anthropic.json()["type"] == "error"
+        assert "maximum context length" in anthropic.json()["error"]["message"]
+        assert "maximum context" in front.client.post("/api/chat", json=long).json()["error"]
+        bedrock = front.client.post("/model/x/invoke", json=long)
+        assert bedrock.status_code == 400 and bedrock.headers["x-amzn-errortype"] == "ValidationException"
+        refused = front.client.post(CHAT, json={**BODY, "temperature": -1})
+        assert refused.status_code == 400 and refused.json()["error"]["param"] == "temperature"
+
+    def test_a_client_that_goes_away_ends_the_work_behind(self, server: Running, front: Running) -> None:
+        bias = {str(token): -1000 for token in range(8)}
+        for path in (CHAT, "/v1/messages"):
+            body = {**BODY, "max_tokens": 15_000, "stream": True, "logit_bias": bias}
+            with front.client.stream("POST", path, json=body) as response:
+                lines = response.iter_lines()
+                assert [next(lines) for _ in range(6)]
+            wait_until_idle(server)
+
+    def test_a_client_that_goes_away_before_the_first_word(self, server: Running, front: Running) -> None:
+        body = {**BODY, "max_tokens": 15_000, "logit_bias": {str(token): -1000 for token in range(8)}}
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{front.url}{CHAT}", json=body, timeout=0.3, trust_env=False)
+        wait_until_idle(server)
+
+
+def cached(answer: dict[str, Any]) -> dict[str, Any]:
+    """How much was known depends on who asked first."""
+    return {"prompt_tokens_details": answer["usage"]["prompt_tokens_details"]}
+
+
+def deltas(lines: list[str]) -> list[Any]:
+    return [c["choices"][0]["delta"] for c in map(json.loads, lines[:-1]) if c["choices"]]
+
+
+def wait_until_idle(server: Running) -> None:
+    deadline = time.monotonic() + 60
+    while server.client.get("/health").json()["active"]:
+        assert time.monotonic() < deadline, "it works for nobody"
+        time.sleep(0.01)
+
+
+def test_its_key_is_sent_and_none_of_the_clients(tiny: Jamba) -> None:
+    with serving(tiny, access=Access(key="secret")) as behind:
+        with in_front_of(behind.url, key="secret") as front:
+            assert front.client.post(CHAT, json=BODY, headers={"Authorization": "Bearer own"}).status_code == 200
+        with in_front_of(behind.url) as front:
+            refused = front.client.post(CHAT, json=BODY, headers={"Authorization": "Bearer secret"})
+            assert refused.status_code == 401 and refused.json()["error"]["code"] == "invalid_api_key"
+
+
+class Canned:
+    """A server that answers chats with ``answer`` and keeps what it was asked."""
+
+    def __init__(self, owner: str = "other", names: tuple[str, ...] = ("one",)) -> None:
+        self.owner, self.names = owner, names
+        self.answer: Any = None
+        self.asked: list[dict[str, Any]] = []
+        self.app = Starlette(
+            routes=[
+                Route("/v1/models", self.models),
+                Route("/v1/chat/completions", self.chat, methods=["POST"]),
+                Route("/elsewhere", self.chat, methods=["GET", "POST"]),
+            ]
+        )
+
+    async def models(self, request: Request) -> Response:
+        data = [{"id": name, "object": "model", "owned_by": self.owner, "max_model_len": 4096} for name in self.names]
+        return JSONResponse({"object": "list", "data": data})
+
+    async def chat(self, request: Request) -> Response:
+        self.asked.append(json.loads(await request.body() or b"{}"))
+        return self.answer()
+
+
+@pytest.fixture(scope="module")
+def canned() -> Iterator[tuple[Canned, Running]]:
+    behind = Canned(names=("one", "two"))
+    with serving_app(behind.app) as running, in_front_of(f"{running.url}/v1/", patience=0.05) as front:
+        yield behind, front
+
+
+def streamed(*chunks: Any, seconds: float = 0.0) -> Response:
+    async def parts() -> AsyncIterator[bytes]:
+        yield b": a comment\n\n"
+        for chunk in chunks:
+            await asyncio.sleep(seconds)
+            yield chunk if isinstance(chunk, bytes) else b"data: " + json.dumps(chunk).encode() + b"\n\n"
+
+    return StreamingResponse(parts(), media_type="text/event-stream")
+
+
+def piece(text: str, finish: str | None = None, **more: Any) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": finish, **more}]}
+
+
+USAGE = {
+    "choices": [],
+    "usage": {"prompt_tokens": 9, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 4}},
+}
+DONE = b"data: [DONE]\n\n"
+MESSAGES = {"model": "two", "max_tokens": 5, "messages": ASK}
+
+
+def test_documents_become_text_where_they_are_not_known(canned: tuple[Canned, Running]) -> None:
+    behind, front = canned
+    behind.answer = lambda: JSONResponse({"choices": []})
+    documents = [{"content": "42 herons", "metadata": {"title": "Report"}}, {"text": "7 storks"}]
+    front.client.post("/studio/v1/chat/completions", json={**BODY, "model": "two", "documents": documents})
+    asked = behind.asked[-1]
+    assert asked["model"] == "two" and "documents" not in asked and asked["messages"][1:] == ASK
+    assert "Title: Report" in asked["messages"][0]["content"] and "7 storks" in asked["messages"][0]["content"]
+
+
+def test_documents_stay_where_they_are_known() -> None:
+    behind = Canned(owner="vllm")
+    behind.answer = lambda: JSONResponse({"choices": []})
+    with serving_app(behind.app) as running, in_front_of(running.url) as front:
+        front.client.post(CHAT, json={**BODY, "documents": [{"content": "42", "metadata": {"title": "R"}}]})
+    assert behind.asked[-1]["documents"] == [{"title": "R", "text": "42"}] and behind.asked[-1]["messages"] == ASK
+
+
+def test_thoughts_usage_and_stop_texts_are_translated(canned: tuple[Canned, Running]) -> None:
+    behind, front = canned
+    thought = {"choices": [{"index": 0, "delta": {"reasoning": "Hm."}}]}
+    behind.answer = lambda: streamed(thought, piece("4"), piece("2", "stop", stop_reason="END"), USAGE, DONE)
+    answer = front.client.post("/v1/messages", json={**MESSAGES, "stop_sequences": ["END"], "top_k": 3}).json()
+    assert [b.get("text", b.get("thinking")) for b in answer["content"]] == ["Hm.", "42"]
+    assert answer["stop_reason"] == "stop_sequence" and answer["stop_sequence"] == "END" and answer["model"] == "two"
+    assert answer["usage"]["input_tokens"] == 5 and answer["usage"]["cache_read_input_tokens"] == 4
+    asked = behind.asked[-1]
+    assert asked["stop"] == ["END"] and asked["top_k"] == 3 and asked["max_tokens"] == 5 and asked["stream"] is True
+
+
+def test_signs_of_life_come_while_the_other_is_silent(canned: tuple[Canned, Running]) -> None:
+    behind, front = canned
+    behind.answer = lambda: streamed(piece("42", "stop"), USAGE, DONE, seconds=0.3)
+    text = front.client.post("/v1/messages", json={**MESSAGES, "stream": True}).text
+    assert text.count("event: ping") >= 3 and "message_stop" in text
+    lines = events(front.client.post(CHAT, json={**BODY, "model": "one", "stream": True}))
+    assert sum('"delta":{}' in line for line in lines) >= 3 and lines[-1] == "[DONE]"
+    behind.answer = lambda: (time.sleep(0.3), JSONResponse({"choices": [], "usage": {}}))[1]
+    assert front.client.post(CHAT, json={**BODY, "model": "one"}).json() == {"choices": [], "usage": {}}
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "words"),
+    [
+        (lambda: JSONResponse({"error": {"message": "full", "type": "t"}}, 503, {"retry-after": "7"}), 503, "full"),
+        (lambda: JSONResponse({"object": "error", "message": "too long", "code": 400}, 400), 400, "too long"),
+        (lambda: JSONResponse({"detail": [{"msg": "missing"}]}, 422), 422, "missing"),
+        (lambda: Response("<html>", 500), 500, "status 500"),
+        (lambda: RedirectResponse("/elsewhere"), 502, "redirects"),
+        (lambda: Response("no json"), 502, "no JSON object"),
+        (lambda: Response(b"[1]", media_type="application/json"), 502, "no JSON object"),
+    ],
+)
+def test_errors_are_passed_on(canned: tuple[Canned, Running], answer: Any, status: int, words: str) -> None:
+    behind, front = canned
+    behind.answer = answer
+    one = front.client.post(CHAT, json={**BODY, "model": "one"})
+    assert one.status_code == status and words in one.json()["error"]["message"]
+    assert one.headers.get("retry-after") == ("7" if status == 503 else None)
+    if status not in (500, 502) or words == "redirects":
+        other = front.client.post("/v1/messages", json=MESSAGES)
+        assert other.status_code == status and words in other.json()["error"]["message"]
+
+
+def test_an_error_within_a_stream_is_told(canned: tuple[Canned, Running]) -> None:
+    behind, front = canned
+    behind.answer = lambda: streamed(piece("4"), {"error": {"message": "out of memory", "code": 500}})
+    assert "out of memory" in front.client.post("/v1/messages", json={**MESSAGES, "stream": True}).text
+    last = events(front.client.post(CHAT, json={**BODY, "model": "one", "stream": True}))[-1]
+    assert json.loads(last)["error"]["message"] == "out of memory"
+    # A stream that ends in the middle of a line is no whole answer, but no crash.
+    behind.answer = lambda: streamed(piece("4"), b"data: {")
+    assert front.client.post("/v1/messages", json={**MESSAGES, "stream": True}).status_code == 200
+
+
+def test_a_server_that_is_not_there() -> None:
+    with in_front_of("http://127.0.0.1:9") as front:
+        for path, body in ((CHAT, BODY), ("/v1/messages", MESSAGES), ("/api/chat", BODY)):
+            answer = front.client.post(path, json=body)
+            assert answer.status_code == 502 and "cannot be reached" in answer.text
+        assert front.client.get("/health").status_code == 502
+
+
+def test_unknown_names_of_several(canned: tuple[Canned, Running]) -> None:
+    _, front = canned
+    answer = front.client.post(CHAT, json={**BODY, "model": "three"})
+    assert answer.status_code == 404 and "one, two" in answer.json()["error"]["message"]
+
+
+def test_many_at_once_and_some_that_vanish(server: Running, front: Running) -> None:
+    expected = server.client.post(CHAT, json=BODY).json()["choices"]
+    wrong: list[Any] = []
+
+    def ask(number: int) -> None:
+        if number % 3:
+            found = front.client.post(CHAT, json=BODY).json()["choices"]
+            wrong.extend([found] if found != expected else [])
+        else:
+            with contextlib.suppress(httpx.HTTPError):
+                body = {**BODY, "max_tokens": 4000}
+                httpx.post(f"{front.url}/v1/messages", json=body, timeout=0.01 * number, trust_env=False)
+
+    threads = [threading.Thread(target=ask, args=(n,)) for n in range(24)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    wait_until_idle(server)
+
+
+@pytest.fixture(scope="module")
+def llama_server() -> Iterator[str]:
+    """The address of a llama-server with the demo model; its program is $LLAMA_SERVER or on the path."""
+    program = os.environ.get("LLAMA_SERVER") or shutil.which("llama-server")
+    if not program:
+        pytest.skip("llama-server is neither on the path nor in $LLAMA_SERVER")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [
+        program,
+        "-m",
+        str(demo_model_path()),
+        "--port",
+        str(port),
+        "-np",
+        "2",
+        "-t",
+        "1",
+        "-c",
+        "8192",
+        "--jinja",
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            with contextlib.suppress(httpx.HTTPError):
+                if httpx.get(f"{url}/health", trust_env=False).status_code == 200:
+                    break
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        yield url
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.peer
+def test_llama_server(llama_server: str) -> None:
+    with in_front_of(llama_server) as front:
+        direct = httpx.post(f"{llama_server}{CHAT}", json=BODY, timeout=120, trust_env=False).json()
+        said = direct["choices"][0]["message"]["content"]
+        chat = front.client.post(CHAT, json=BODY).json()
+        assert chat["choices"][0]["message"]["content"] == said and said
+        body = {**BODY, "stream": True, "stream_options": {"include_usage": True}}
+        lines = events(front.client.post(CHAT, json=body))
+        assert "".join(d.get("content") or "" for d in deltas(lines)) == said
+        messages = front.client.post("/v1/messages", json=BODY).json()
+        assert messages["content"][0]["text"] == said and messages["usage"]["output_tokens"] == 12
+        ollama = front.client.post(
+            "/api/chat", json={**BODY, "stream": False, "options": {"temperature": 0, "num_predict": 12}}
+        )
+        assert ollama.json()["message"]["content"] == said and ollama.json()["eval_count"] == 12
+        converse = {"messages": [{"role": "user", "content": [{"text": ASK[0]["content"]}]}]}
+        converse["inferenceConfig"] = {"maxTokens": 12, "temperature": 0}
+        answer = front.client.post("/model/ai21.jamba/converse", json=converse).json()
+        assert answer["output"]["message"]["content"][0]["text"] == said and answer["usage"]["outputTokens"] == 12
+        responses = front.client.post(
+            "/v1/responses", json={"input": ASK, "temperature": 0, "max_output_tokens": 12}
+        ).json()
+        assert responses["output"][0]["content"][0]["text"] == said
+        completion = front.client.post("/v1/completions", json={"prompt": "The herons", "max_tokens": 3}).json()
+        assert completion["choices"][0]["text"]
+        documents = [{"content": "Mira counted 42 herons.", "metadata": {"title": "Report"}}]
+        with_documents = front.client.post("/studio/v1/chat/completions", json={**BODY, "documents": documents}).json()
+        assert with_documents["usage"]["prompt_tokens"] > chat["usage"]["prompt_tokens"]
+        long = {**BODY, "messages": [{"role": "user", "content": "heron " * 20_000}]}
+        for path in (CHAT, "/v1/messages", "/api/chat"):
+            refused = front.client.post(path, json=long)
+            assert refused.status_code == 400 and "exceed" in refused.text, refused.text[:300]
+        assert front.client.post("/v1/messages/count_tokens", json=BODY).status_code in (200, 404)
+        (model,) = front.client.get("/v1/models").json()["data"]
+        assert model["meta"]["n_ctx"] > 0
