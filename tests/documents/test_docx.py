@@ -353,6 +353,11 @@ def test_symbols_tabs_breaks_and_shifted_text(read: Reader) -> None:
     assert read(p(run("a"), "<w:r><w:tab/><w:br/><w:softHyphen/></w:r>", run("b"), properties=stops)) == "a\t\nb"
     up, down = '<w:vertAlign w:val="superscript"/>', '<w:vertAlign w:val="subscript"/>'
     assert read(p(run("x"), run("2", up), run(" H"), run("2", down), run("O 1"), run("st", up))) == "x² H₂O 1st"
+    struck = "<w:strike/>"
+    assert (
+        read(p(run("Rent: "), run("9", struck), run("00 ", struck), run("950", '<w:strike w:val="0"/>')))
+        == "Rent: ~~900~~ 950"
+    )
     ruby = f"<w:r><w:ruby><w:rt>{run('かんじ')}</w:rt><w:rubyBase>{run('漢字')}</w:rubyBase></w:ruby></w:r>"
     assert read(p(ruby)) == "漢字(かんじ)"
 

@@ -204,6 +204,21 @@ def test_texts_of_forms_pictures_and_marks() -> None:
     )
 
 
+def test_formulas_and_struck_text() -> None:
+    fraction = "<mfrac><mrow><mi>a</mi><mo>+</mo><mi>b</mi></mrow><mn>2</mn></mfrac>"
+    power = "<msup><mi>x</mi> <mrow><mi>n</mi><mo>-</mo><mn>1</mn></mrow></msup>"
+    note = "<annotation encoding='application/x-tex'>\\frac</annotation>"
+    total = "<munderover><mo>∑</mo><mrow><mi>i</mi><mo>=</mo><mn>1</mn></mrow><mi>n</mi></munderover><mi>i</mi>"
+    assert text(f"<p>Is <math><semantics><mrow>{fraction}<mo>=</mo>{power}</mrow>{note}</semantics></math>.") == (
+        "Is (a + b)/2 = x^(n - 1)."
+    )
+    assert (
+        text(f"<math>{total}<msqrt><mi>x</mi></msqrt><mover><mi>y</mi><mo>^</mo></mover></math>")
+        == "∑_(i = 1)^n i√(x)ŷ"
+    )
+    assert text("<p><s>900</s> <del>920 </del><ins>950</ins>") == "~~900~~ ~~920~~ 950"
+
+
 def test_markup_that_is_not_well_formed() -> None:
     assert text("<p>a < b <c<d> 3 <> 4 </ x> 5 <!x> 6 <?y> 7") == "a < b 3 <> 4 5 6 7"
     assert text("<p>one<p>two<div>three</p>four") == "one\ntwo\nthree\nfour"

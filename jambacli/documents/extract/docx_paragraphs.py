@@ -10,7 +10,7 @@ from jambacli.documents.extract.docx_package import attribute
 from jambacli.documents.extract.docx_state import Context, Frame, Paragraph, Run
 from jambacli.documents.extract.docx_styles import on
 from jambacli.documents.extract.docx_symbols import PRIVATE, UNKNOWN, is_symbol_font, symbol
-from jambacli.documents.extract.inline import subscript, superscript
+from jambacli.documents.extract.inline import struck, subscript, superscript
 from jambacli.documents.extract.pieces import MAX_TEXT
 from jambacli.documents.extract.rows import Line
 from jambacli.errors import BadFileError
@@ -155,6 +155,13 @@ class Paragraphs:
         if run.shift in ("superscript", "subscript") and run.start < len(frame.words):
             text = "".join(frame.words[run.start :])
             frame.words[run.start :] = [superscript(text) if run.shift == "superscript" else subscript(text)]
+        if run.struck and run.start < len(frame.words):
+            text = struck("".join(frame.words[run.start :]))
+            if (
+                run.start and text.startswith("~~") and frame.words[run.start - 1].endswith("~~")
+            ):  # one stretch in two runs
+                frame.words[run.start - 1], text = frame.words[run.start - 1][:-2], text[2:]
+            frame.words[run.start :] = [text]
 
     def _run_property(self, element: Any) -> None:
         """A property of a run, or of a paragraph's mark."""
@@ -177,6 +184,8 @@ class Paragraphs:
                 run.font = attribute(element, "w:ascii") or attribute(element, "w:hAnsi") or ""
             elif tag == "vertAlign":
                 run.shift = value or ""
+            elif tag in ("strike", "dstrike"):
+                run.struck = on(value)
 
     @staticmethod
     def _tag(element: Any) -> str:

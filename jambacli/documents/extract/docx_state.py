@@ -61,6 +61,7 @@ class Run:
     hidden: bool = False
     font: str = ""
     shift: str = ""
+    struck: bool = False
     start: int = 0
 
 

@@ -368,7 +368,7 @@ _ENDS = _handlers(
         Story._tab: "w:tab w:ptab",
         Story._symbol: "w:sym",
         Story._note: "w:footnoteReference w:endnoteReference w:commentReference",
-        Story._run_property: "w:vanish w:specVanish w:rStyle w:rFonts w:vertAlign",
+        Story._run_property: "w:vanish w:specVanish w:rStyle w:rFonts w:vertAlign w:strike w:dstrike",
         Story._paragraph_property: "w:pStyle w:numId w:ilvl",
         Story._deleted_mark: "w:del w:moveFrom",
         Story._table_property: "w:gridSpan w:gridBefore w:cellDel",

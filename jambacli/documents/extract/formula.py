@@ -6,6 +6,7 @@ The elements are those of Office's mathematical markup (OMML, ECMA-376 part 1, 2
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
 #: A hyphen of a word in a formula, which is no minus.
@@ -14,6 +15,11 @@ _RELATIONS = "=≠<>≤≥≪≫≈≡≅∼≃∝±∓×÷⋅·∗*→←↔⇒
 _SPACED = re.compile(rf"\s*([{re.escape(_RELATIONS)}]+)\s*")
 _BINARY = re.compile(r"(?<=[\w)\]}!′'²³°%∞])\s*([+\-−])\s*(?=\S)")
 _ATOM = re.compile(r"[\w.′∞α-ωΑ-Ω]+|√?\([^()]*\)")
+
+#: Operators without a shape (application of a function, a product), and signs over a letter.
+_INVISIBLE = dict.fromkeys((8289, 8290, 8291, 8292))
+_LARGE = frozenset("∑∏∫∮⋃⋂∐")
+_ACCENTS = {"^": "\u0302", "ˆ": "\u0302", "¯": "\u0305", "‾": "\u0305", "~": "\u0303", "→": "\u20d7", "˙": "\u0307"}
 
 #: A child of an element of a formula: its name and its text, or its value.
 Child = tuple[str, str]
@@ -87,6 +93,32 @@ def element(tag: str, children: Sequence[Child]) -> str:
     return "".join(text for child, text in children if not child.endswith("Pr"))
 
 
+def mathml(tag: str, parts: Sequence[str]) -> str:
+    """The text of one element of MathML from those of its children."""
+    parts = [" ".join(part.translate(_INVISIBLE).split()) for part in parts]
+    a, b, c = (*parts, "", "", "")[:3]
+    match tag:
+        case "math":
+            return spaced("".join(parts))
+        case "mfrac":
+            return fraction(a, b)
+        case "msup" | "mover":
+            return f"{base(a)}{power(b)}" if tag == "msup" or len(b) > 1 else _accented(a, _ACCENTS.get(b, f"^{b}"))
+        case "msub" | "munder":
+            return f"{base(a)}{index(b)}"
+        case "msubsup" | "munderover":
+            return f"{base(a)}{index(b)}{power(c)}" + (" " if a in _LARGE else "")
+        case "msqrt":
+            return root("".join(parts))
+        case "mroot":
+            return root(a, b)
+        case "mtable":
+            return "; ".join(filter(None, parts))
+        case "mtr":
+            return ", ".join(filter(None, parts))
+    return "".join(parts)
+
+
 def fraction(numerator: str, denominator: str, *, bar: bool = True) -> str:
     """``a/b``, or ``n choose k`` without a bar."""
     return f"{_wrapped(numerator)}/{_wrapped(denominator)}" if bar else f"{numerator} choose {denominator}"
@@ -118,6 +150,6 @@ def _wrapped(text: str) -> str:
 
 
 def _accented(text: str, mark: str) -> str:
-    if len(text) == 1 and "\u0300" <= mark <= "\u036f":
-        return text + mark
-    return f"{text}{mark}" if mark in "′″‴" else f"({text}){mark}" if len(text) > 1 else text
+    if len(text) == 1 and ("\u0300" <= mark <= "\u036f" or mark == "\u20d7"):
+        return unicodedata.normalize("NFC", text + mark)
+    return f"{text}{mark}" if mark in "′″‴" or mark[0] == "^" else f"({text}){mark}" if len(text) > 1 else text

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from jambacli.documents.extract import formula
 from jambacli.documents.extract.html_encoding import page_text
 from jambacli.documents.extract.html_hidden import CODE, NOTHING, Styles
 from jambacli.documents.extract.html_lists import List
 from jambacli.documents.extract.html_tokens import Token, tokens
 from jambacli.documents.extract.html_tree import VOID, Element, Tree
-from jambacli.documents.extract.inline import subscript, superscript
+from jambacli.documents.extract.inline import struck, subscript, superscript
 from jambacli.documents.extract.rows import Cell, Line, Rows
 from jambacli.errors import BadFileError
 from jambacli.units import counted
@@ -29,9 +30,12 @@ _SHIFTED: dict[str, Callable[[str], str]] = {
     "sup": superscript,
     "sub": subscript,
     "rt": lambda text: f"({text.strip()})",
+    **dict.fromkeys(("s", "strike", "del"), struck),
 }
 
 
+_LAYOUT_NAMES = "math mrow mfrac msup msub msubsup msqrt mroot mover munder munderover mtable mtr mtd"
+_LAYOUTS = frozenset(_LAYOUT_NAMES.split())
 _CONTAINERS = frozenset(("table", "tr", "td", "th", "ul", "ol", "menu", "dir"))
 _SPOKEN = frozenset(("img", "input", "optgroup", "button", "option", "tspan"))
 #: Elements that are more than a stretch of text.
@@ -78,6 +82,7 @@ class _Walk:
         self._sinks: list[list[Line]] = [self._out]
         self._tables: list[tuple[Rows, list[Cell]]] = []
         self._lists: list[List] = []
+        self._formulas: list[tuple[Element, list[int]]] = []
         self._text: list[str] = []
         self._lead = ""
         self._at = 0
@@ -119,6 +124,8 @@ class _Walk:
     def _open(self, tag: str, attributes: dict[str, str], at: int) -> Element:
         """Start an element: what it hides, its line, its marker."""
         element = self._tree.start(tag)
+        if self._foreign or tag == "math":
+            self._start_formula(tag, element)
         look = self._styles.look(tag, attributes)
         if look is NOTHING and tag not in _NOTABLE:
             element.restore = (False, self._code, self._invisible, self._no_size, len(self._text))
@@ -204,6 +211,8 @@ class _Walk:
         """An element ends: its text is complete."""
         tag = element.tag
         gone, outer_code, invisible, no_size, start = element.restore
+        if self._formulas and self._formulas[-1][0] is element:
+            self._end_formula(tag)
         if element.tag not in _NOTABLE and tag not in _SHIFTED:
             self._gone -= gone
             self._code, self._invisible, self._no_size = outer_code, invisible, no_size
@@ -228,6 +237,21 @@ class _Walk:
         self._gone -= gone
         self._code = outer_code
         self._invisible, self._no_size = invisible, no_size
+
+    def _start_formula(self, tag: str, element: Element) -> None:
+        """Note where the children of an element of a formula begin."""
+        if self._formulas and element.index == self._formulas[-1][0].index + 1:
+            self._formulas[-1][1].append(len(self._text))
+        if tag in _LAYOUTS:
+            self._formulas.append((element, [len(self._text)] if tag in ("math", "mrow", "msqrt", "mtd") else []))
+
+    def _end_formula(self, tag: str) -> None:
+        _, starts = self._formulas.pop()
+        if self._hidden or not starts or starts[-1] > len(self._text):
+            return
+        stops = [*starts[1:], len(self._text)]
+        parts = ["".join(self._text[a:b]) for a, b in zip(starts, stops, strict=True)]
+        self._text[starts[0] :] = [formula.mathml(tag, parts)]
 
     def _close_container(self, tag: str) -> None:
         if tag == "table":

@@ -22,6 +22,12 @@ def subscript(text: str) -> str:
     return _shifted(text, _DOWN, "_")
 
 
+def struck(text: str) -> str:
+    """``~~900~~`` for text that is struck through."""
+    core = text.strip()
+    return text.replace(core, f"~~{core}~~") if core else text
+
+
 def _shifted(text: str, table: dict[int, int], sign: str) -> str:
     core = text.strip()
     if not core:
