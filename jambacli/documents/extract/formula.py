@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 #: A hyphen of a word in a formula, which is no minus.
 HYPHEN = "\ue000"
+#: A space that the layout of a page does not change.
+_GAP = "\ue001"
 _RELATIONS = "=≠<>≤≥≪≫≈≡≅∼≃∝±∓×÷⋅·∗*→←↔⇒⇐⇔↦∈∉⊂⊆⊃∪∩∧∨≔"
 _SPACED = re.compile(rf"\s*([{re.escape(_RELATIONS)}]+)\s*")
 _BINARY = re.compile(r"(?<=[\w)\]}!′'²³°%∞])\s*([+\-−])\s*(?=\S)")
@@ -28,7 +30,7 @@ Child = tuple[str, str]
 def spaced(text: str) -> str:
     """A whole formula with spaces around its operators."""
     text = _BINARY.sub(r" \1 ", _SPACED.sub(r" \1 ", text))
-    return re.sub(r"(?<=[(\[{^_]) ", "", re.sub(r" +", " ", text)).strip().replace(HYPHEN, "-")
+    return re.sub(r"(?<=[(\[{^_]) ", "", re.sub(r" +", " ", text)).strip().replace(HYPHEN, "-").replace(_GAP, " ")
 
 
 def element(tag: str, children: Sequence[Child]) -> str:
@@ -107,7 +109,7 @@ def mathml(tag: str, parts: Sequence[str]) -> str:
         case "msub" | "munder":
             return f"{base(a)}{index(b)}"
         case "msubsup" | "munderover":
-            return f"{base(a)}{index(b)}{power(c)}" + (" " if a in _LARGE else "")
+            return f"{base(a)}{index(b)}{power(c)}" + (_GAP if a in _LARGE else "")
         case "msqrt":
             return root("".join(parts))
         case "mroot":
