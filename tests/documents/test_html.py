@@ -129,7 +129,9 @@ HIDDEN = [
     "<style>/* c */ @media screen {{ #k, i {{ visibility: hidden }} }}</style><p id=k>{}</p>", "<p style=opacity:0>{}</p>",
     "<p style='font-size:0px'><b>{}</b></p>", "<noscript>{}</noscript>", "<dialog>{}</dialog>",
     "<datalist><option>{}</datalist>",
-    "<table><tr hidden><td>{}</table>", "<ul hidden><li>{}<p></ul>", "<div hidden><ul><li>{}</div>", "<b hidden><p>{}</p></b>",
+    "<table><tr hidden><td>{}</table>", "<p style='position:absolute; left:-9999px'>{}</p>",
+    "<p style='max-height:0;overflow:hidden'>{}</p>",
+    "<ul hidden><li>{}<p></ul>", "<div hidden><ul><li>{}</div>", "<b hidden><p>{}</p></b>",
 ]  # fmt: skip
 
 
@@ -198,6 +200,7 @@ def test_texts_of_forms_pictures_and_marks() -> None:
         "See [Sales: 5 million], x² H₂O 1st"
     )
     assert text("<ruby>漢字<rp>(</rp><rt>かんじ</rt><rp>)</rp></ruby>") == "漢字(かんじ)"
+    assert text("<p>soft&shy;ly <q>said</q>") == "softly “said”"
     assert text("<p>a<br>b&amp;c&nbsp;d &copy x<wbr>y<hr>-") == "a\nb&c d © xy\n-"
     assert (
         text("<svg><title>t</title><text>Costs <tspan>5</tspan></text><path d='M0'/></svg><p>after") == "Costs 5\nafter"

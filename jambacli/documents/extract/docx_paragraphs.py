@@ -57,7 +57,7 @@ class Paragraphs:
         frame.words.append(text)
 
     def _text(self, element: Any) -> None:
-        text = element.text or ""
+        text = (element.text or "").replace("\xad", "")
         font = self._frame.runs[-1].font if self._frame.runs else ""
         if is_symbol_font(font):
             text = "".join(symbol(font, ord(c)) for c in text)

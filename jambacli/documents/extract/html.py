@@ -30,10 +30,12 @@ _SHIFTED: dict[str, Callable[[str], str]] = {
     "sup": superscript,
     "sub": subscript,
     "rt": lambda text: f"({text.strip()})",
+    "q": lambda text: f"“{text}”",
     **dict.fromkeys(("s", "strike", "del"), struck),
 }
 
 
+_SOFT_HYPHEN = "\xad"
 _LAYOUT_NAMES = "math mrow mfrac msup msub msubsup msqrt mroot mover munder munderover mtable mtr mtd"
 _LAYOUTS = frozenset(_LAYOUT_NAMES.split())
 _CONTAINERS = frozenset(("table", "tr", "td", "th", "ul", "ol", "menu", "dir"))
@@ -299,7 +301,7 @@ class _Walk:
         self._text.append(text)
 
     def _end_line(self) -> None:
-        text, self._text = "".join(self._text), []
+        text, self._text = "".join(self._text).replace(_SOFT_HYPHEN, ""), []
         at, self._at = self._at, 0
         if not at:
             return

@@ -22,6 +22,10 @@ _COMMENT = re.compile(r"/\*.*?(?:\*/|\Z)", re.DOTALL)
 _BLOCK = re.compile(r"[{}]")
 _COMPOUND = re.compile(r"(\*|[a-zA-Z][\w-]*)?((?:[.#][\w-]+)*)")
 _ZERO = re.compile(r"[+-]?0*\.?0*(px|pt|em|rem|%|ex|ch)?")
+#: Moved far out of the window, or into a box without height or width.
+_OUTSIDE = re.compile(r"(?i)(?:^|[;\s])(?:left|right|top|bottom|text-indent)\s*:\s*-\d{3,}")
+_FLAT = re.compile(r"(?i)(?:^|[;\s])(?:max-)?(?:height|width)\s*:\s*0(?:px|pt|em|rem|%)?\s*(?:;|!|$)")
+_CLIPPED = re.compile(r"(?i)overflow[-xy]*\s*:\s*hidden")
 _RELATIVE = re.compile(r"[\d.]+(em|%|ex|ch)|smaller|larger|inherit")
 
 
@@ -50,6 +54,8 @@ def look_of(style: str) -> Look:
             invisible = value in ("hidden", "collapse")
         elif key == "font-size" and not _RELATIVE.fullmatch(value):
             no_size = bool(_ZERO.fullmatch(value))
+    if _OUTSIDE.search(style) or (_FLAT.search(style) and _CLIPPED.search(style)):
+        clear = True
     return Look(gone or clear if gone or clear is not None else gone, invisible, no_size)
 
 
