@@ -7,7 +7,7 @@ left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from jambacli.documents.extract.docx_numbering import Numbering
 from jambacli.documents.extract.docx_package import Package, attribute, opened, short_name
@@ -21,13 +21,16 @@ from jambacli.units import counted
 _NOTES = {"footnotes": "footnotes.xml", "endnotes": "endnotes.xml", "comments": "comments.xml"}
 
 
-def docx_pieces(path: str, name: str) -> tuple[str, Iterator[DocumentPart], list[str]]:
+def docx_pieces(
+    path: str, name: str, alive: Callable[[], None] = lambda: None
+) -> tuple[str, Iterator[DocumentPart], list[str]]:
     """The unit ("page" or "paragraph"), the pieces and remarks.
 
-    Raises BadFileError naming ``name`` when it is not a valid .docx.
+    ``alive`` is called now and then, since nothing is returned before the whole document is read. Raises BadFileError naming
+    ``name`` when it is not a valid .docx.
     """
     with opened(path, name) as package:
-        context = _context(package, name)
+        context = _context(package, name, alive)
         story = Story(context)
         lines = story.read(package.main)
         _add_headers(lines, story, context)
@@ -41,8 +44,8 @@ def docx_pieces(path: str, name: str) -> tuple[str, Iterator[DocumentPart], list
     return "paragraph", parts_of_lines((number, text) for _, number, text in places), remarks
 
 
-def _context(package: Package, name: str) -> Context:
-    context = Context(package, name)
+def _context(package: Package, name: str, alive: Callable[[], None]) -> Context:
+    context = Context(package, name, alive=alive)
     if (part := package.related("styles", "styles.xml")) is not None:
         context.styles = Styles(package.tree(part))
     if (part := package.related("numbering", "numbering.xml")) is not None:

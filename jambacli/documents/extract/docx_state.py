@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from jambacli.documents.extract.docx_fields import Field
@@ -26,7 +27,8 @@ class Left:
 
 @dataclass
 class Context:
-    """What all stories of a document share. ``notes``: by kind and number; each is taken out where it is referred to."""
+    """What all stories of a document share. ``notes``: by kind and number; each is taken out where it is referred to.
+    ``alive``: called now and then while a part is read."""
 
     package: Package
     name: str
@@ -35,6 +37,7 @@ class Context:
     notes: dict[str, str] = field(default_factory=dict)
     left: Left = field(default_factory=Left)
     chars: int = 0
+    alive: Callable[[], None] = lambda: None
 
 
 @dataclass

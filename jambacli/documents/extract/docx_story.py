@@ -17,6 +17,7 @@ from jambacli.documents.extract.docx_state import Context, Frame, Paragraph, Tab
 from jambacli.documents.extract.docx_styles import on
 from jambacli.documents.extract.rows import Cell, Line
 
+_EVENTS = 100_000
 #: Content that is not there once all changes are accepted, and records of former properties.
 _DELETED = frozenset(("w:del", "w:moveFrom"))
 _FORMER_NAMES = "pPr rPr sectPr tblPr tblPrEx tblGrid tcPr trPr numbering"
@@ -42,7 +43,9 @@ class Story(Paragraphs):
 
     def read(self, part: str) -> list[Line]:
         """The lines of a part."""
-        for event, tag, element in self.context.package.events(part):
+        for count, (event, tag, element) in enumerate(self.context.package.events(part)):
+            if count % _EVENTS == 0:
+                self.context.alive()
             if event == "start":
                 self._path.append(tag)
                 if self._dropped or self._drops(tag):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,7 +30,9 @@ def _bound() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _pieces(kind: str, path: str, name: str) -> tuple[str, Iterator[DocumentPart], list[str]]:
+def _pieces(
+    kind: str, path: str, name: str, alive: Callable[[], None]
+) -> tuple[str, Iterator[DocumentPart], list[str]]:
     """The unit, the pieces, and remarks, which are complete after the last piece."""
     if kind == "pdf":
         from jambacli.documents.extract.pdf import pdf_pages
@@ -39,7 +41,7 @@ def _pieces(kind: str, path: str, name: str) -> tuple[str, Iterator[DocumentPart
     if kind == "docx":
         from jambacli.documents.extract.docx import docx_pieces
 
-        return docx_pieces(path, name)
+        return docx_pieces(path, name, alive)
     from jambacli.documents.extract.html import html_lines
 
     lines, remarks = html_lines(Path(path).read_bytes(), name)
@@ -53,7 +55,7 @@ def _serve(request: dict[str, str], out: IO[str]) -> None:
 
     name = request["name"]
     try:
-        unit, pieces, remarks = _pieces(request["kind"], request["path"], name)
+        unit, pieces, remarks = _pieces(request["kind"], request["path"], name, lambda: say(unit="page"))
         say(unit=unit)
         total = 0
         for piece in pieces:
