@@ -115,10 +115,21 @@ def _zip_kind(path: Path | None, name: str, data: bytes | None, head: bytes) -> 
         raise EmptyFileError(name)
     try:
         with zipfile.ZipFile(path if path is not None else io.BytesIO(data or b"")) as archive:
-            members = archive.namelist()
+            members = [member.replace("\\", "/") for member in archive.namelist()]
+            if _is_word(archive, members):
+                return "docx"
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise BadFileError(name, f"is a damaged .docx or archive ({error}); save it again") from error
-    if "word/document.xml" in members:
-        return "docx"
     what = next((w for start, w in _OFFICE.items() if any(m.startswith(start) for m in members)), None)
     raise BadFileError(name, f"is {what or 'a zip archive; unpack it first and name the directory'}")
+
+
+def _is_word(archive: zipfile.ZipFile, members: list[str]) -> bool:
+    """Whether a package holds a Word document: its main part may have any name, so its content types tell."""
+    if "word/document.xml" in members:
+        return True
+    if "[Content_Types].xml" not in members:
+        return False
+    with archive.open("[Content_Types].xml") as file:
+        types = file.read(1 << 20).lower()
+    return b"wordprocessingml" in types or b"ms-word" in types

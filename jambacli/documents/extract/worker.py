@@ -33,17 +33,19 @@ def _bound() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _pieces(kind: str, path: str, name: str) -> tuple[str, Iterator[DocumentPart], list[str]]:
+def _pieces(
+    kind: str, path: str, name: str, alive: Callable[[], None]
+) -> tuple[str, Iterator[DocumentPart], list[str]]:
     """The unit, the pieces, and remarks, which are complete after the last piece."""
     if kind == "pdf":
         from jambacli.documents.extract.pdf import pdf_pages
 
-        remarks: list[str] = []
-        return "page", pdf_pages(path, name, remarks), remarks
+        said: list[str] = []
+        return "page", pdf_pages(path, name, said), said
     if kind == "docx":
         from jambacli.documents.extract.docx import docx_pieces
 
-        return *docx_pieces(path, name), []
+        return docx_pieces(path, name, alive)
     if kind in ("mail", "mbox"):
         from jambacli.documents.extract.mail import mail_pieces
 
@@ -54,8 +56,8 @@ def _pieces(kind: str, path: str, name: str) -> tuple[str, Iterator[DocumentPart
         return notebook_pieces(path, name)
     from jambacli.documents.extract.html import html_lines
 
-    lines, remark = html_lines(Path(path).read_bytes(), name)
-    return "line", parts_of_lines(lines), [remark] if remark else []
+    lines, remarks = html_lines(Path(path).read_bytes(), name)
+    return "line", parts_of_lines(lines), remarks
 
 
 def _attachment(data: bytes, file_name: str) -> tuple[str, Iterator[DocumentPart], list[str]]:
@@ -68,7 +70,7 @@ def _attachment(data: bytes, file_name: str) -> tuple[str, Iterator[DocumentPart
     path = Path(folder.name) / f"attachment.{kind}"
     path.write_bytes(data)
     try:
-        unit, pieces, remarks = _pieces(kind, str(path), file_name)
+        unit, pieces, remarks = _pieces(kind, str(path), file_name, lambda: None)
     except BaseException:
         folder.cleanup()
         raise
@@ -89,7 +91,7 @@ def _serve(request: dict[str, str], out: IO[str]) -> None:
 
     name = request["name"]
     try:
-        unit, pieces, remarks = _pieces(request["kind"], request["path"], name)
+        unit, pieces, remarks = _pieces(request["kind"], request["path"], name, lambda: say(unit="page"))
         say(unit=unit)
         total = 0
         for piece in pieces:
