@@ -175,9 +175,19 @@ class Weights:
             self._thread.join(1)
 
 
-def portable_name(name: str) -> str:
-    """The name of the same weights on every machine, the hash of all their bytes; ``name`` itself where it is not known."""
-    return next((e.hash for e in _read_known().values() if e.name == name and e.hash is not None), name)
+def portable_name(name: str, path: Path) -> str:
+    """The name of the same weights on every machine, the hash of all their bytes. It is made now if it is not known yet and
+    the file at ``path`` still has that name; else it is ``name`` itself."""
+    from jambacli.gguf.reader import GGUFFile
+
+    known = next((e.hash for e in _read_known().values() if e.name == name and e.hash is not None), None)
+    if known is not None:
+        return known
+    with contextlib.suppress(JambaError, OSError), GGUFFile.open(path) as file:
+        weights = Weights(file)
+        if weights.name == name:
+            return weights.full_hash() or name
+    return name
 
 
 def _identity(paths: Sequence[Path]) -> str:
@@ -219,7 +229,7 @@ def _earlier_name(identity: str, sample: str) -> str | None:
     try:
         values: Any = json.loads(path.read_bytes())
         recorded = path.stat().st_mtime_ns
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     if not isinstance(values, dict):
         return None
@@ -243,7 +253,7 @@ def _read_known() -> dict[str, _Known]:
         if not isinstance(value, dict) or value.get("version") != _VERSION:
             return {}
         return {key: entry for key, found in value["files"].items() if (entry := _valid(found)) is not None}
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (OSError, ValueError, KeyError, AttributeError, RecursionError):
         return {}
 
 

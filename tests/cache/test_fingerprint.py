@@ -16,7 +16,9 @@ from jambacli.api import Jamba
 from jambacli.cache import fingerprint
 from jambacli.cache.file_hash import CHUNK, FileHash
 from jambacli.cache.fingerprint import Weights
+from jambacli.errors import JambaError
 from jambacli.gguf.reader import GGUFFile
+from jambacli.session.export import export_session, import_session
 from tests.support.small_models import small_file
 
 # Edits of each file.
@@ -156,7 +158,8 @@ def test_the_name_of_an_earlier_version_is_kept_if_it_stands_for_one_file(
 
 
 @pytest.mark.parametrize(
-    "damage", ["", "{", "[]", '{"version": 1, "files": [1]}', '{"version": 1, "files": {"a": {"name": 3}}}']
+    "damage",
+    ["", "{", "[]", '{"version": 1, "files": [1]}', '{"version": 1, "files": {"a": {"name": 3}}}', "[" * 100_000],
 )
 def test_a_damaged_record_is_made_again(tmp_path: Path, own_home: Path, damage: str) -> None:
     path = small_file(tmp_path, "q4_k")
@@ -240,3 +243,21 @@ def test_an_edit_after_an_earlier_version_that_keeps_the_time_is_seen(tmp_path: 
     while path.stat().st_ctime_ns == info.st_ctime_ns:
         os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
     assert named(path) != sample
+
+
+def test_a_session_exported_before_its_file_was_read_opens_elsewhere(
+    tmp_path: Path, large: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Weights, "_read_in_background", lambda self: None)
+    path, copy, archive = small_file(tmp_path, "q4_k"), tmp_path / "copy.gguf", tmp_path / "s.zip"
+    shutil.copyfile(path, copy)
+    with Jamba.load(path).session(name="s") as session:
+        list(session.complete("the quick brown fox", max_tokens=1, temperature=0))
+    export_session("s", archive)
+    monkeypatch.setenv("JAMBA_HOME", str(tmp_path / "elsewhere"))
+    import_session(archive)
+    edit(path, path.stat().st_size - 70_001, bytes([path.read_bytes()[-70_001] ^ 1]))
+    with pytest.raises(JambaError, match="was made with"):
+        Jamba.load(path).session(resume="s")
+    with Jamba.load(copy).session(resume="s") as session:
+        assert session.sequence.tokens
