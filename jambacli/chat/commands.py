@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from jambacli.chat.attachments import Attachments
 from jambacli.documents.load import read_documents
 from jambacli.documents.pages import entries_of
-from jambacli.documents.paths import typed_paths
+from jambacli.documents.paths import expand, typed_paths
 from jambacli.engine.options import GenerationOptions
 from jambacli.engine.sequence import common_prefix
 from jambacli.errors import JambaError, UsageError
@@ -29,6 +29,8 @@ from jambacli.units import counted
 
 if TYPE_CHECKING:
     from jambacli.engine.loaded_model import LoadedModel
+    from jambacli.session.functions import Tool
+    from jambacli.text.tool_calls import ToolCall
 
 logger = logging.getLogger(__name__)
 
@@ -76,9 +78,12 @@ class Chat:
         name: str | None = None,
         overflow: bool = False,
         progress: Progress = no_progress,
+        tools: Sequence[Tool] = (),
+        approve: Callable[[ToolCall], bool] | None = None,
     ) -> None:
         """``options``: for every session that is opened. ``generation``: for every reply. ``name``: resume the session of that
-        name, or start it. ``overflow``: drop the oldest turns when the context is full.
+        name, or start it. ``overflow``: drop the oldest turns when the context is full. ``tools``: functions that the model
+        may call; ``approve`` is asked before each call.
         """
         self.model = model
         self.show_thoughts = True
@@ -87,6 +92,7 @@ class Chat:
         self._options, self._generation = options or SessionOptions(), generation or GenerationOptions()
         self._overflow = overflow
         self._progress = progress
+        self._tools, self._approve = tools, approve
         self.attachments = Attachments()
         self.session = self._open(name)
         self._count()  # raises for a model without a chat template
@@ -165,6 +171,15 @@ class Chat:
         return [i for i, t in enumerate(self.session.conversation.turns) if t.role == "user"]
 
     def _open(self, name: str | None) -> Session:
+        session = self._opened(name)
+        try:
+            session.use_tools(self._tools, approve=self._approve)
+        except BaseException:
+            session.close()
+            raise
+        return session
+
+    def _opened(self, name: str | None) -> Session:
         options = self._options
         name = name and session_file.check_name(name)
         if name is not None and session_file.exists(name):
@@ -325,12 +340,14 @@ class Chat:
             raise UsageError("/file needs a path")
         lines: list[str] = []
         paths = typed_paths(path)
-        documents = read_documents(paths, problem=lines.append)
+        sources = expand(paths)
+        documents = read_documents(sources, problem=lines.append)
         entries = entries_of(documents)
         self.attachments.waiting += entries
         count = sum(len(self.model.tokenizer.encode(e.text)) for e in entries)
         what = Path(paths[0]).name if len(documents) == 1 else f"{len(documents):,} files"
         lines += [r for d in documents for r in d.remarks]
+        lines += [f"left out: {left_out}"] if (left_out := sources.left_out_text()) else []
         return Outcome(lines=[*lines, f"{what} ({count:,} tokens) goes with the next message"])
 
     def _save(self, name: str) -> Outcome:

@@ -30,6 +30,8 @@ def ask(
     citations: documents_io.Citations = False,
     as_json: documents_io.Json = False,
     schema: documents_io.Schema = None,
+    include: documents_io.Include = None,
+    exclude: documents_io.Exclude = None,
     output: documents_io.Output = None,
     model: documents_io.Model = None,
     *,
@@ -49,7 +51,7 @@ def ask(
     task = documents_io.task_of(question_text(question or "", language), citations, schema)
     if model is not None:
         o.model_path(model)  # an unknown name is reported before long documents are opened
-    entries = documents_io.read_entries(names, output)
+    entries = documents_io.read_entries(names, output, include, exclude)
 
     loaded = arguments.load_model(model)
     with documents_io.reader(loaded, options, generation) as reader:

@@ -46,6 +46,8 @@ def batch(
         ),
     ] = None,
     question: Annotated[str | None, typer.Option("--question", help="Ask this about each of the files.")] = None,
+    include: documents_io.Include = None,
+    exclude: documents_io.Exclude = None,
     citations: documents_io.Citations = False,
     schema: documents_io.Schema = None,
     system: Annotated[str | None, typer.Option("--system", help="System message before each of the prompts.")] = None,
@@ -80,13 +82,15 @@ def batch(
     if question is not None:
         if system is not None:
             raise UsageError("--system goes with prompts; write it into --question")
-        documents = documents_io.open_documents(inputs, output, lambda *fault: unread.append(fault))
+        documents = documents_io.open_documents(inputs, output, lambda *fault: unread.append(fault), include, exclude)
         if skip_unreadable:
             _report_skipped(unread)
             unread.clear()
         if not documents and not unread:
             raise JambaError("there is no file that can be read")
     else:
+        if include or exclude:
+            raise UsageError("--include and --exclude need --question")
         requests, lines = _lines(inputs)
         if citations or (requests and (schema is not None or system is not None or table)):
             raise UsageError(

@@ -6,6 +6,7 @@ import itertools
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,6 +19,7 @@ from jambacli.startup import importing
 
 if TYPE_CHECKING:
     from jambacli.chat.commands import Chat
+    from jambacli.text.tool_calls import ToolCall
 
 
 @o.quiet_option
@@ -34,6 +36,10 @@ def chat(
     overflow: Annotated[
         bool, typer.Option("--overflow", help="When the context is full, drop the oldest turns.")
     ] = False,
+    tools: Annotated[
+        Path | None, typer.Option("--tools", metavar="FILE.py", help="Python functions that the model may call.")
+    ] = None,
+    yes_tools: Annotated[bool, typer.Option("--yes-tools", help="Run the calls of --tools without asking.")] = False,
     *,
     arguments: o.GenerationArguments,
 ) -> None:
@@ -41,6 +47,16 @@ def chat(
     generation, options = arguments.generation(), arguments.session()
     if session is not None and arguments.no_store:
         raise UsageError("--session and --no-store exclude each other: a named session is stored on disk")
+
+    functions = []
+    if tools is not None:
+        if not yes_tools and not _on_terminal():
+            raise UsageError(
+                "--tools asks before each call, which needs a terminal; --yes-tools runs them without asking"
+            )
+        from jambacli.chat.tool_file import read_tools
+
+        functions = read_tools(tools)
 
     with importing():
         from jambacli.chat.commands import Chat
@@ -55,14 +71,36 @@ def chat(
         name=session,
         overflow=overflow,
         progress=ui.progress,
+        tools=functions,
+        approve=_announced if yes_tools else _approved,
     )
     run_chat(talk, stats=arguments.stats, keep_history=not arguments.no_store)
+
+
+def _on_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def _announced(call: ToolCall) -> bool:
+    """Say that a function is called."""
+    ui.note(f"[calls {_shown(call)}]")
+    return True
+
+
+def _approved(call: ToolCall) -> bool:
+    """Ask whether a function may be called."""
+    ui.note(f"call {_shown(call)}? [y/N]")
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _shown(call: ToolCall) -> str:
+    return ui.harmless(f"{call.name} {call.arguments}")
 
 
 def run_chat(talk: Chat, *, stats: bool, keep_history: bool, first: str | None = None) -> None:
     """Chat in the terminal, or turn by turn from a pipe; then close the chat. ``first``: a message that is sent at once."""
     try:
-        if sys.stdin.isatty() and sys.stdout.isatty():
+        if _on_terminal():
             from jambacli.chat.terminal import talk as talk_in_terminal
 
             talk_in_terminal(talk, keep_history=keep_history, stats=stats, first=first, option=flag)

@@ -44,6 +44,18 @@ Schema = Annotated[
     Path | None,
     typer.Option("--schema", metavar="FILE", help="Answer with JSON that always follows this JSON schema."),
 ]
+Include = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--include",
+        metavar="GLOB",
+        help="Of directories and globs, read only files that match, of any kind. Repeatable.",
+    ),
+]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option("--exclude", metavar="GLOB", help="Of directories and globs, leave out what matches. Repeatable."),
+]
 Output = Annotated[
     Path | None,
     typer.Option("--output", "-o", metavar="FILE", help="Write the answer to a file; - is standard output."),
@@ -57,24 +69,33 @@ _EVERY = 5.0
 _FAULTS = 20
 
 
-def read_entries(files: Sequence[str], output: Path | None) -> list[DocumentEntry]:
-    """Open the documents that the arguments name, with a warning for each problem."""
+def read_entries(
+    files: Sequence[str],
+    output: Path | None,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
+) -> list[DocumentEntry]:
+    """Open the documents that the arguments name, with a warning for each problem. ``include``, ``exclude``: see ``expand``."""
     from jambacli.documents.pages import entries_of
 
-    return entries_of(open_documents(files, output))
+    return entries_of(open_documents(files, output, include=include, exclude=exclude))
 
 
 def open_documents(
-    files: Sequence[str], output: Path | None, failed: Callable[[int, str, JambaError], None] | None = None
+    files: Sequence[str],
+    output: Path | None,
+    failed: Callable[[int, str, JambaError], None] | None = None,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
 ) -> list[Document]:
-    """The documents that the arguments name, with a warning for each problem.
+    """The documents that the arguments name, with a warning for each problem, and a note on what of directories was read.
 
     ``failed``: called instead for each file that cannot be read, with the number of documents before it and its name.
     """
     from jambacli.documents.load import read_documents
     from jambacli.documents.paths import STDIN, expand, shown
 
-    sources = expand(files)
+    sources = expand(files, include=include or (), exclude=exclude or ())
     if output is not None:
         check_output(output, [p for p in sources.paths if p is not None])
     count = len(sources.paths)
@@ -108,8 +129,11 @@ def open_documents(
     for document in documents:
         for remark in document.remarks:
             ui.warn(remark)
-    if sources.passed_over:
-        ui.note(f"skipped {counted(sources.passed_over, 'file')} (of other kinds, or in .gitignore)")
+    if sources.walked:
+        of = f"{len(documents):,} of " if len(documents) < count else ""
+        opened_text = f"opened {of}{counted(count, 'file')}"
+        left_out = sources.left_out_text()
+        ui.note(f"{opened_text}; left out: {left_out}" if left_out else opened_text)
     return documents
 
 

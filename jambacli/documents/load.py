@@ -9,28 +9,21 @@ from __future__ import annotations
 import stat
 import sys
 import tempfile
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath
+from pathlib import Path
 
+from jambacli.documents.extract.kinds import HEAD, STREAMED, WHOLE, kind_of
 from jambacli.documents.extract.pieces import MAX_TEXT, DocumentPart, parts_of_lines
 from jambacli.documents.extract.plain import EmptyFileError, decode
 from jambacli.documents.extract.sandbox import Sandbox
+from jambacli.documents.extract.table_header import with_header
 from jambacli.documents.paths import STDIN, Sources, expand, shown
 from jambacli.errors import BadFileError, JambaError
 from jambacli.units import counted
 
 #: The largest files that are opened: of text and HTML, and of compressed formats.
 MAX_TEXT_FILE, MAX_PACKED_FILE = MAX_TEXT, 1 << 30
-
-_HTML = frozenset((".html", ".htm", ".xhtml"))
-_OFFICE = {
-    "xl/": "an Excel workbook; save the sheet as .csv",
-    "ppt/": "a PowerPoint file; save it as .pdf",
-    "META-INF/container.xml": "an e-book; convert it to .pdf or .txt",
-    "content.xml": "an OpenDocument file; save it as .docx or .pdf",
-}
 
 
 @dataclass(frozen=True)
@@ -79,12 +72,15 @@ def read_documents(
     ``done(1)`` is called after each file. A file from a directory or a glob that cannot be read is skipped, and ``problem``
     is called at the end with one line about it (one line for several empty files). Raises JambaError when a file that was
     named individually cannot be read, after all the others have been tried, and when no document is left. With ``failed``
-    none of that: it is called for every file that cannot be read (None: standard input).
+    none of that: it is called for every file that cannot be read (None: standard input). ``problem`` is also called for every
+    folder that cannot be read.
     """
     chosen = sources if isinstance(sources, Sources) else expand(sources)
     documents: list[Document] = []
     errors: list[JambaError] = []
     skipped: list[JambaError] = []
+    for line in chosen.problems:
+        problem(line)
     with Sandbox() as sandbox:
         for path in chosen.paths:
             try:
@@ -130,13 +126,13 @@ def read_file(path: Path, sandbox: Sandbox | None = None, *, name: str | None = 
         if info.st_size > MAX_PACKED_FILE:
             raise _too_large(name, info.st_size, MAX_PACKED_FILE)
         with path.open("rb") as file:
-            head = file.read(4096)
-            kind = _kind(head, path, name)
-            if kind in ("pdf", "docx"):
+            head = file.read(HEAD)
+            kind = kind_of(head, name, path=path)
+            if kind in STREAMED:
                 return _extracted(kind, str(path), name, sandbox)
             if info.st_size > MAX_TEXT_FILE:
                 raise _too_large(name, info.st_size, MAX_TEXT_FILE)
-            if kind == "html":
+            if kind in WHOLE:
                 return _extracted(kind, str(path), name, sandbox)
             data = head + file.read(MAX_TEXT_FILE + 1 - len(head))
     except OSError as error:
@@ -161,53 +157,13 @@ def _drained(stream: object, name: str) -> bytes:
 
 
 def _from_bytes(data: bytes, name: str, sandbox: Sandbox | None) -> Document:
-    kind = _kind(data[:4096], None, name, data)
+    kind = kind_of(data[:HEAD], name, data=data)
     if kind == "text":
         return _plain(data, name)
     with tempfile.TemporaryDirectory(prefix="jamba-") as folder:
         path = Path(folder) / f"input.{kind}"
         path.write_bytes(data)
         return _extracted(kind, str(path), name, sandbox)
-
-
-def _kind(head: bytes, path: Path | None, name: str, data: bytes | None = None) -> str:
-    """ "pdf", "docx", "html" or "text", by content first and then by name.
-
-    Raises EmptyFileError, or BadFileError for formats that are known but not supported.
-    """
-    if not head:
-        raise EmptyFileError(name)
-    suffix = (PurePath(name).suffix or (path.suffix if path is not None else "")).lower()
-    if b"%PDF-" in head[:1024]:
-        return "pdf"
-    if head.startswith(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"):
-        raise BadFileError(name, "is an old or a password-protected Office file; save it as .docx or .pdf, unprotected")
-    if head.startswith(b"PK\x03\x04") or suffix == ".docx":
-        return _zip_kind(path, name, data, head)
-    if suffix == ".pdf":
-        if not head.strip():
-            raise EmptyFileError(name)
-        raise BadFileError(name, "is not a PDF, despite its name; export it again")
-    start = head[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if suffix in _HTML or start.startswith((b"<!doctype html", b"<html")):
-        return "html"
-    return "text"
-
-
-def _zip_kind(path: Path | None, name: str, data: bytes | None, head: bytes) -> str:
-    import io
-
-    if not head.strip():
-        raise EmptyFileError(name)
-    try:
-        with zipfile.ZipFile(path if path is not None else io.BytesIO(data or b"")) as archive:
-            members = archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise BadFileError(name, f"is a damaged .docx or archive ({error}); save it again") from error
-    if "word/document.xml" in members:
-        return "docx"
-    what = next((w for start, w in _OFFICE.items() if any(m.startswith(start) for m in members)), None)
-    raise BadFileError(name, f"is {what or 'a zip archive; unpack it first and name the directory'}")
 
 
 def _extracted(kind: str, path: str, name: str, sandbox: Sandbox | None) -> Document:
@@ -218,7 +174,7 @@ def _extracted(kind: str, path: str, name: str, sandbox: Sandbox | None) -> Docu
     parts = tuple(p for p in found.pieces if p.text.strip())
     if not parts:
         raise BadFileError(name, "contains no text")
-    remarks = [found.remark] if found.remark else []
+    remarks = list(found.remarks)
     if len(parts) < len(found.pieces):
         blank = [p.first for p in found.pieces if not p.text.strip()]
         what = "page has no text (a scan?) and was" if len(blank) == 1 else "pages have no text (scans?) and were"
@@ -230,10 +186,9 @@ def _plain(data: bytes, name: str) -> Document:
     text, remark = decode(data, name)
     del data
     parts = list(parts_of_lines(enumerate(text.split("\n"), 1)))
-    if name.lower().endswith((".csv", ".tsv")) and len(parts) > 1:
-        header = text.split("\n", 1)[0]
-        if len(header) < 1000:  # every part of a table begins with its header line
-            parts[1:] = [DocumentPart(f"{header}\n{p.text}", p.first, p.last) for p in parts[1:]]
+    is_table = name.lower().endswith((".csv", ".tsv", ".tab"))
+    if is_table or "." not in name:  # a file without a suffix and standard input may be a table too
+        parts = with_header(parts, text, is_table)
     remarks = (f"{name}: {remark}",) if remark else ()
     return Document(name, "line", tuple(parts), remarks, whole=len(parts) == 1)
 

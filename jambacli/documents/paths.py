@@ -11,12 +11,13 @@ import os
 import re
 import shlex
 import stat
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.request import url2pathname
 
-from jambacli.documents.gitignore import Ignored
+from jambacli.documents.gitignore import Globs, Ignored
 from jambacli.errors import JambaError, UsageError
 from jambacli.files import path_of
 
@@ -25,8 +26,8 @@ STDIN = "standard input"
 MAX_FILES = 10_000
 
 # The suffixes that a directory is searched for; a file that is named individually may have any.
-_TEXTS = """.pdf .docx .txt .text .md .markdown .rst .adoc .org .tex .log .csv .tsv .json .jsonl .ndjson .yaml .yml .toml
-    .ini .cfg .conf .xml .sql .srt .vtt .eml .html .htm .xhtml"""
+_TEXTS = """.pdf .docx .docm .dotx .dotm .txt .text .md .markdown .rst .adoc .org .tex .log .csv .tsv .json .jsonl .ndjson .yaml
+    .yml .toml .ini .cfg .conf .xml .sql .srt .vtt .eml .emlx .mbox .mht .mhtml .ipynb .html .htm .xhtml"""
 _CODE = """.py .pyi .js .mjs .jsx .ts .tsx .c .h .cc .cpp .cxx .hpp .hh .cu .cuh .rs .go .java .kt .kts .scala .rb .php .pl
     .lua .r .jl .swift .m .mm .cs .fs .vb .sh .bash .zsh .fish .ps1 .bat .cmake .gradle .proto .graphql .css .scss .vue
     .svelte .dart .ex .exs .erl .hs .ml .clj .lisp .el .f90 .zig .nim .tf .jinja"""
@@ -35,28 +36,57 @@ _NAMES = frozenset(("readme", "license", "licence", "changelog", "notice", "auth
 _SKIPPED_FOLDERS = frozenset(("node_modules", "__pycache__", "venv"))
 
 
+# Reasons why a file of a directory is left out.
+OTHER_KIND, IGNORED, HIDDEN, GENERATED = "of other kinds", "in .gitignore", "hidden", "in folders of generated files"
+LINKED, SPECIAL, NOT_CHOSEN = "in linked folders", "no regular files", "not chosen"
+
+
 @dataclass
 class Sources:
     """The files that arguments expand to.
 
     ``paths``: in a stable order; None is standard input. ``named``: paths that the user named individually, where a file that
-    cannot be read is an error. ``passed_over``: how many files of directories were left out because of their kind.
+    cannot be read is an error. ``walked``: whether there was a directory or a glob. ``left_out``: how many entries of
+    directories were left out for each reason; a folder that is left out counts as one. ``suffixes``: those of other kinds.
+    ``problems``: a line for each folder that cannot be read.
     """
 
     paths: list[Path | None]
     named: frozenset[Path]
-    passed_over: int = 0
+    walked: bool = False
+    left_out: Counter[str] = field(default_factory=Counter)
+    suffixes: Counter[str] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def passed_over(self) -> int:
+        """How many files of directories were left out because of their kind, or by a .gitignore."""
+        return self.left_out[OTHER_KIND] + self.left_out[IGNORED] + self.left_out[SPECIAL]
+
+    def left_out_text(self) -> str:
+        """What was left out, by reason: "3 of other kinds (.png, .zip), 1 hidden"; "" if nothing was."""
+        said = []
+        for reason, count in self.left_out.most_common():
+            kinds = [suffix or "without a suffix" for suffix, _ in self.suffixes.most_common(6)]
+            more = ", ..." if len(self.suffixes) > 6 else ""
+            said.append(f"{count:,} {reason}" + (f" ({', '.join(kinds)}{more})" if reason == OTHER_KIND else ""))
+        return ", ".join(said)
 
 
-def expand(arguments: Sequence[str]) -> Sources:
+def expand(arguments: Sequence[str], *, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Sources:
     """Expand files, directories (searched for files of known kinds), globs and ``-`` to paths in natural order, each once.
+
+    ``include``, ``exclude``: patterns as in .gitignore for the files of directories and globs: only those that match one of
+    ``include``, of whatever kind, without those that match one of ``exclude``. A file named individually is always read.
 
     The order does not depend on that of the arguments, so the same files always make the same prompt. Raises UsageError for
     a URL, JambaError for a file that does not exist.
     """
     found: dict[Path, Path] = {}
     named: set[Path] = set()
-    stdin, passed_over = False, 0
+    sources = Sources([], frozenset())
+    chosen = _Choice(Globs(include) if include else None, Globs(exclude))
+    stdin = False
     for argument in arguments:
         if not argument.strip():
             raise UsageError("a file name is empty (an unset shell variable?)")
@@ -67,18 +97,12 @@ def expand(arguments: Sequence[str]) -> Sources:
             continue
         path = path_of(argument)
         if _is_folder(path):
-            inside, others = _walk(path)
-            passed_over += others
+            inside = _walk(path, chosen, sources)
         elif _exists(path):
             inside = [path]
             named.add(path)
         elif any(c in argument for c in "*?["):
-            matches = glob.iglob(str(path), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
-            inside = [
-                p for p in map(Path, itertools.islice(matches, 10 * MAX_FILES)) if not (_is_folder(p) or _is_special(p))
-            ]
-            if not inside:
-                raise JambaError(f"no file matches {shown(argument)}")
+            inside = _matching(path, argument, chosen, sources)
         else:
             raise JambaError(f"there is no file {shown(argument)}; name files, directories, globs, or - for {STDIN}")
         for each in inside:
@@ -86,9 +110,40 @@ def expand(arguments: Sequence[str]) -> Sources:
         if len(found) > MAX_FILES:
             raise JambaError(f"{shown(argument)} contains more than {MAX_FILES:,} files; name a part of them")
     if not found and not stdin:
-        raise JambaError(f"{', '.join(map(shown, arguments))}: contains no files of a supported kind")
+        why = f" (left out: {text})" if (text := sources.left_out_text()) else ""
+        why = f" ({sources.problems[0]})" if sources.problems else why
+        raise JambaError(f"{', '.join(map(shown, arguments))}: contains no files of a supported kind{why}")
     paths: list[Path | None] = [None] if stdin else []
-    return Sources([*paths, *sorted(found.values(), key=natural)], frozenset(named), passed_over)
+    sources.paths = [*paths, *sorted(found.values(), key=natural)]
+    sources.named = frozenset(named)
+    return sources
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What ``include`` and ``exclude`` choose. ``include``: None chooses every file of a known kind."""
+
+    include: Globs | None
+    exclude: Globs
+
+    def __call__(self, relative: str) -> bool | None:
+        """Whether a file is wanted; None if its kind decides."""
+        if self.exclude(relative):
+            return False
+        return None if self.include is None else self.include(relative)
+
+
+def _matching(path: Path, argument: str, chosen: _Choice, sources: Sources) -> list[Path]:
+    """The files that match a glob."""
+    matches = glob.iglob(str(path), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
+    files = [p for p in map(Path, itertools.islice(matches, 10 * MAX_FILES)) if not (_is_folder(p) or _is_special(p))]
+    if not files:
+        raise JambaError(f"no file matches {shown(argument)}")
+    sources.walked = True
+    inside = [p for p in files if chosen(p.as_posix().lstrip("/")) is not False]
+    sources.left_out[NOT_CHOSEN] += len(files) - len(inside)
+    sources.left_out += Counter()  # without zeros
+    return inside
 
 
 def names_files(argument: str) -> bool:
@@ -134,34 +189,66 @@ def natural(path: Path) -> tuple[object, ...]:
     return tuple((int(p) if p.isascii() and p.isdigit() else -1, p) for p in pieces), str(path)
 
 
-def _walk(folder: Path) -> tuple[list[Path], int]:
-    """The files of known kinds below ``folder``, and the number of other files. Links to directories are not followed.
+def _walk(folder: Path, chosen: _Choice, sources: Sources) -> list[Path]:
+    """The files of known kinds, or of those that were chosen, below ``folder``; what is left out is counted in ``sources``.
 
-    Hidden files, directories of generated files and what a project's .gitignore excludes are left out.
+    Links to directories are not followed. Hidden files, directories of generated files and what a project's .gitignore
+    excludes are left out.
     """
     found: list[Path] = []
-    others = 0
     ignored = Ignored(folder)
-    for top, folders, files in os.walk(folder):
+    sources.walked = True
+
+    def unreadable(error: OSError) -> None:
+        name = shown(error.filename or folder)
+        sources.problems.append(f"cannot read the folder {name}: {error.strerror or error}; skipped")
+
+    for top, folders, files in os.walk(folder, onerror=unreadable):
         ignored.enter(Path(top))
-        folders[:] = sorted(
-            f
-            for f in folders
-            if not f.startswith(".") and f.lower() not in _SKIPPED_FOLDERS and not ignored(Path(top) / f, True)
-        )
-        for file in files:
-            path = Path(top) / file
-            if file.startswith("."):
-                continue
-            if ignored(path, False):
-                others += 1
-            elif (path.suffix.lower() in _SUFFIXES or path.stem.lower() in _NAMES) and not _is_special(path):
-                found.append(path)
+        entered = []
+        for name in sorted(folders):
+            path = Path(top) / name
+            if (reason := _folder_left_out(path, folder, ignored, chosen)) is None:
+                entered.append(name)
             else:
-                others += 1
+                sources.left_out[reason] += 1
+        folders[:] = entered
+        for name in files:
+            path = Path(top) / name
+            if (reason := _file_left_out(path, folder, ignored, chosen)) is None:
+                found.append(path)
+                continue
+            sources.left_out[reason] += 1
+            if reason == OTHER_KIND:
+                sources.suffixes[path.suffix.lower()[:12]] += 1
         if len(found) > MAX_FILES:
             raise JambaError(f"{shown(folder)} contains more than {MAX_FILES:,} files; name a part of them")
-    return found, others
+    return found
+
+
+def _folder_left_out(path: Path, top: Path, ignored: Ignored, chosen: _Choice) -> str | None:
+    if path.name.startswith("."):
+        return HIDDEN
+    if path.name.lower() in _SKIPPED_FOLDERS:
+        return GENERATED
+    if ignored(path, True):
+        return IGNORED
+    if chosen.exclude(path.relative_to(top).as_posix(), True):
+        return NOT_CHOSEN
+    return LINKED if path.is_symlink() else None
+
+
+def _file_left_out(path: Path, top: Path, ignored: Ignored, chosen: _Choice) -> str | None:
+    if path.name.startswith("."):
+        return HIDDEN
+    if ignored(path, False):
+        return IGNORED
+    wanted = chosen(path.relative_to(top).as_posix())
+    if wanted is False:
+        return NOT_CHOSEN
+    if wanted is None and not (path.suffix.lower() in _SUFFIXES or path.stem.lower() in _NAMES):
+        return OTHER_KIND
+    return SPECIAL if _is_special(path) else None
 
 
 def shown(path: object) -> str:

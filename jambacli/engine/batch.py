@@ -112,10 +112,11 @@ class BatchEngine:
         reply = Reply(
             tokenizer,
             max_tokens=request.max_tokens,
-            stops=() if request.constraint is not None else request.stops,
+            stops=() if request.constrained else request.stops,
             stop_ids=stop_ids,
             thought_marks=request.thought_marks,
             result=Generated(thinking=request.thinking),
+            markup=request.markup,
         )
         sampler = Sampler(request.sampling, request.ids, request.constraint)
         job = Job(request, reply, sampler, on_text, on_read, on_end, on_logprobs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
@@ -21,7 +21,10 @@ Phase = Literal["waiting", "reading", "answering", "done"]
 
 
 class ReplyConstraint(Constraint, Protocol):
-    """A constraint of one whole reply; see ``constraints.json_schema``."""
+    """A constraint of one reply; see ``constraints.grammar``. ``whole``: it decides all of the reply, so that stop strings do
+    not apply."""
+
+    whole: bool
 
     def begin(self, budget: int, thinking: bool = False, said: Sequence[int] = ()) -> None:
         """Start a reply of at most ``budget`` tokens. Raises JambaError when nothing valid fits into them."""
@@ -39,9 +42,9 @@ class Request:
     ``constraint``: of this reply alone, not begun yet. ``reserve``: tokens of a reply that must fit besides the prompt.
     ``drop_space``: leave out a space at the beginning of the text, which chat templates write in history but not in a
     generation prompt. ``documents``: hashes of the documents in the prompt, for the store (see ``PrefixCache.documents``).
-    ``lookup``: whether to draft from earlier text, see GenerationOptions. ``logprobs``: report the log-probability of every
-    token of the reply, with so many alternatives; None: do not. ``prompt_logprobs``: also those of the prompt, which is then
-    read from its beginning in a state of its own that is not kept.
+    ``lookup``: whether to draft from earlier text, see GenerationOptions. ``markup``: tokens that are shown as these texts.
+    ``logprobs``: report the log-probability of every token of the reply, with so many alternatives; None: do not.
+    ``prompt_logprobs``: also those of the prompt, which is then read from its beginning in a state of its own that is not kept.
     """
 
     ids: Sequence[int]
@@ -57,8 +60,14 @@ class Request:
     drop_space: bool = False
     documents: Sequence[str] = ()
     lookup: bool | None = None
+    markup: Mapping[int, str] = field(default_factory=dict)
     logprobs: int | None = None
     prompt_logprobs: bool = False
+
+    @property
+    def constrained(self) -> bool:
+        """Whether a constraint decides all of the reply."""
+        return self.constraint is not None and self.constraint.whole
 
 
 #: Takes the next tokens of a prompt (True) or of a reply with their log-probabilities.

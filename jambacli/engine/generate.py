@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -55,16 +55,18 @@ class Reply:
         stop_ids: frozenset[int] = frozenset(),
         thought_marks: tuple[int | None, int | None] = (None, None),
         result: Generated | None = None,
+        markup: Mapping[int, str] | None = None,
     ) -> None:
         """``result`` is kept up to date; it may hold the beginning of the reply. Text between the ``thought_marks`` (begin,
-        end) comes as ``Thought`` and is not searched for stop strings."""
+        end) comes as ``Thought`` and is not searched for stop strings. ``markup``: tokens that are shown as these texts."""
         self.result = result if result is not None else Generated()
         self.ended = False
         self._tokenizer, self._max_tokens, self._stop_ids = tokenizer, max_tokens, stop_ids
         self._begin, self._end = thought_marks
         # The markup of citations is part of the text; all other markup is left out.
         shown = {tokenizer.marker_id(CITATIONS), tokenizer.marker_id(CITATIONS_END)}
-        self._stream = StreamDecoder(lambda t, _: tokenizer.token_bytes(t, t in shown))
+        marked = {token: text.encode() for token, text in (markup or {}).items()}
+        self._stream = StreamDecoder(lambda t, _: marked.get(t) or tokenizer.token_bytes(t, t in shown))
         self._matcher = StopMatcher(stops)
         self._after_thought, self._visible = False, len(self.result.text)
 
@@ -160,6 +162,7 @@ def generate(
     thought_marks: tuple[int | None, int | None] = (None, None),
     result: Generated,
     lookup: bool = False,
+    markup: Mapping[int, str] | None = None,
 ) -> Iterator[str]:
     """Yield text as tokens are drawn after ``sequence``, until a stop token, a stop string, ``max_tokens`` or the context.
 
@@ -169,7 +172,13 @@ def generate(
     reply is the same. Raises JambaError when logits are not finite.
     """
     reply = Reply(
-        tokenizer, max_tokens=max_tokens, stops=stops, stop_ids=stop_ids, thought_marks=thought_marks, result=result
+        tokenizer,
+        max_tokens=max_tokens,
+        stops=stops,
+        stop_ids=stop_ids,
+        thought_marks=thought_marks,
+        result=result,
+        markup=markup,
     )
     logits = sequence.logits
     assert logits is not None

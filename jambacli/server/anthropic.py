@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
@@ -12,12 +13,15 @@ from starlette.routing import Route
 
 from jambacli.server.context import Server
 from jambacli.server.errors import ApiError, as_api_error, bad_request
+from jambacli.server.events import Answer, Piece, Running, Waiting
 from jambacli.server.file_parts import FilePart, anthropic_file
+from jambacli.server.found_calls import CallDelta
 from jambacli.server.http import Streaming, compact, error_response, handler, json_response
 from jambacli.server.openai import chat_options
 from jambacli.server.request import (
     Call,
     Message,
+    in_call_order,
     joined_systems,
     model_name,
     read_count,
@@ -26,7 +30,11 @@ from jambacli.server.request import (
     without_nulls,
 )
 from jambacli.server.thinking import read_config
-from jambacli.server.worker import Answer, Piece, Running, Waiting
+from jambacli.server.tools import call_input, definition, given_call, tool_use
+from jambacli.text.tool_calls import ToolCall
+from jambacli.text.tools import ToolUse
+
+_TOOL_BLOCKS = ("tool_use", "tool_result")
 
 _KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 413: "request_too_large"}
 
@@ -51,14 +59,14 @@ def anthropic_refusal(error: ApiError) -> Response:
 def read_call(body: Mapping[str, Any], server: Server, *, counting: bool = False) -> Call:
     """A body of /v1/messages, or with ``counting`` of its count_tokens. Raises ApiError."""
     body = without_nulls(body)
-    unsupported(body, "tools", "mcp_servers", "container")
+    unsupported(body, "mcp_servers", "container")
     items = body.get("messages")
     if not isinstance(items, list) or not items:
         raise bad_request("the field 'messages' must be a list of messages", "messages")
     system = _text("system", body.get("system", ""), "system")
     messages = [Message("system", system)] if system else []
-    messages += [_message(i, item) for i, item in enumerate(items)]
-    if messages[-1].role != "user":
+    messages += [message for i, item in enumerate(items) for message in _messages(i, item)]
+    if messages[-1].role not in ("user", "tool"):
         raise bad_request("the last message must be the user's: a reply cannot be begun for the model", "messages")
     if not counting and "max_tokens" not in body:
         raise bad_request("the field 'max_tokens' is required", "max_tokens")
@@ -68,8 +76,62 @@ def read_call(body: Mapping[str, Any], server: Server, *, counting: bool = False
     if "stop_sequences" in body:
         given["stop"] = body["stop_sequences"]
     options = chat_options(given, server.defaults)
+    messages = joined_systems(in_call_order(messages))
     thinking = read_config(body.get("thinking"))
-    return Call(messages=joined_systems(messages), options=options, model=model_name(body), thinking=thinking)
+    return Call(messages=messages, options=options, model=model_name(body), thinking=thinking, tools=_tools(body))
+
+
+def _tools(body: Mapping[str, Any]) -> ToolUse | None:
+    """``tools`` and ``tool_choice``, None without tools. Raises ApiError."""
+    items, choice = body.get("tools") or [], body.get("tool_choice") or {}
+    if not isinstance(items, list) or not isinstance(choice, dict):
+        raise bad_request("the field 'tools' must be a list and 'tool_choice' an object", "tools")
+    # Tools of the service itself, such as its web search, have no schema.
+    kept = [i for i in items if not isinstance(i, dict) or i.get("type", "custom") in ("custom", None)]
+    if not kept:
+        return None
+    definitions = []
+    for i, item in enumerate(kept):
+        parts = item if isinstance(item, dict) else {}
+        fields = (parts.get(k) for k in ("name", "description", "input_schema", "strict"))
+        definitions.append(definition(f"tools[{i}]", *fields))
+    kinds: dict[Any, Any] = {None: "auto", "auto": "auto", "any": "required", "none": "none"}
+    kind = choice.get("type")
+    wanted = {"type": "function", "name": choice.get("name")} if kind == "tool" else kinds.get(kind, kind)
+    return tool_use(definitions, wanted, one=choice.get("disable_parallel_tool_use") is True)
+
+
+def _messages(index: int, value: Any) -> list[Message]:
+    """One message, and before it the results of calls in it, which are messages of their own."""
+    content = value.get("content") if isinstance(value, dict) else None
+    blocks = content if isinstance(content, list) else []
+    kinds = {kind: [b for b in blocks if isinstance(b, dict) and b.get("type") == kind] for kind in _TOOL_BLOCKS}
+    if not any(kinds.values()):
+        return [_message(index, value)]
+    where = f"messages[{index}]"
+    results = [
+        Message("tool", _text(where, _result(b.get("content")), "messages"), call_id=str(b.get("tool_use_id")))
+        for b in kinds["tool_result"]
+    ]
+    if not all(isinstance(b.get("name"), str) for b in kinds["tool_use"]):
+        raise bad_request(f"{where} has a tool_use without a name", "messages")
+    calls = tuple(given_call(b["name"], b.get("input"), b.get("id")) for b in kinds["tool_use"])
+    rest = [b for b in blocks if not isinstance(b, dict) or b.get("type") not in _TOOL_BLOCKS]
+    if not rest and not calls:
+        return results
+    return [*results, replace(_message(index, {**value, "content": rest}), calls=calls)]
+
+
+def _result(content: Any) -> Any:
+    """The content of a call's result, with documents of plain text as texts."""
+    if not isinstance(content, list):
+        return content or ""
+    blocks = []
+    for block in content:
+        source = block.get("source") if isinstance(block, dict) and block.get("type") == "document" else None
+        plain = isinstance(source, dict) and source.get("type") == "text"
+        blocks.append({"type": "text", "text": source.get("data")} if plain and source is not None else block)
+    return blocks
 
 
 def _message(index: int, value: Any) -> Message:
@@ -86,7 +148,7 @@ def _message(index: int, value: Any) -> Message:
         content = kept
     files: list[FilePart] = []
     text = _text(where, content, "messages", files if role == "user" else None)
-    return Message(role, text, thoughts, files)
+    return Message(role, text, thoughts, files=files)
 
 
 def _text(where: str, content: Any, field: str, files: list[FilePart] | None = None) -> str:
@@ -141,7 +203,8 @@ class AnthropicRoutes:
                 yield b" "
             elif isinstance(event, Answer):
                 thoughts = [{"type": "thinking", "thinking": event.thoughts, "signature": ""}] if event.thoughts else []
-                content = [*thoughts, {"type": "text", "text": event.text}]
+                texts = [{"type": "text", "text": event.text}] if event.text or not event.calls else []
+                content = [*thoughts, *texts, *(tool_use_block(call) for call in event.calls)]
                 yield compact(self._head(running.model, content, event, _usage(event)))
 
     async def _stream(self, running: Running) -> AsyncIterator[bytes]:
@@ -162,6 +225,15 @@ class AnthropicRoutes:
                         empty: dict[str, Any] = {"type": kind, kind: ""}
                         yield _event("content_block_start", index=block, content_block=empty)
                     yield _event("content_block_delta", index=block, delta={"type": f"{kind}_delta", kind: event.text})
+                elif isinstance(event, CallDelta):
+                    if event.name is not None:
+                        if open_kind:
+                            yield _event("content_block_stop", index=block)
+                        block, open_kind = block + 1, "tool_use"
+                        begun = {"type": "tool_use", "id": event.id, "name": event.name, "input": {}}
+                        yield _event("content_block_start", index=block, content_block=begun)
+                    piece = {"type": "input_json_delta", "partial_json": event.arguments}
+                    yield _event("content_block_delta", index=block, delta=piece)
                 else:
                     if not open_kind:
                         block = 0
@@ -176,8 +248,14 @@ class AnthropicRoutes:
 def _stopped(answer: Answer | None) -> dict[str, Any]:
     if answer is None:
         return {"stop_reason": None, "stop_sequence": None}
-    reason = "max_tokens" if answer.finish == "length" else "stop_sequence" if answer.stop_text else "end_turn"
+    reasons = {"length": "max_tokens", "tool_calls": "tool_use"}
+    reason = reasons.get(answer.finish, "stop_sequence" if answer.stop_text else "end_turn")
     return {"stop_reason": reason, "stop_sequence": answer.stop_text}
+
+
+def tool_use_block(call: ToolCall) -> dict[str, Any]:
+    """A call as a block of a message."""
+    return {"type": "tool_use", "id": call.id, "name": call.name, "input": call_input(call)}
 
 
 def _usage(answer: Answer) -> dict[str, int]:

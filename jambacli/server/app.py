@@ -26,8 +26,9 @@ from jambacli.server.http import Access, Guard, Streaming, handler, json_respons
 from jambacli.server.models import Models
 from jambacli.server.ollama import ollama_routes
 from jambacli.server.openapi import openapi_routes
-from jambacli.server.request import Call, joined_systems, model_name, read_flag, read_messages, read_variables
+from jambacli.server.request import Call, model_name, read_flag, read_messages, read_variables
 from jambacli.server.responses import responses_routes
+from jambacli.server.tools import read_tools
 from jambacli.server.upstream import Upstream
 from jambacli.server.upstream_routes import UpstreamRoutes
 from jambacli.text.tokenizer import Markers
@@ -124,9 +125,10 @@ class OwnRoutes:
         async with self.models.using(model_name(body)) as worker:
             tokenizer = worker.model.tokenizer
             if body.get("messages") is not None:
-                messages = joined_systems(read_messages(body["messages"]))
+                messages = read_messages(body["messages"])
                 variables = read_variables(body.get("chat_template_kwargs"))
-                call = await self.server.documents.attach(Call(messages=messages, variables=variables))
+                chat = Call(messages=messages, variables=variables, tools=read_tools(body))
+                call = await self.server.documents.attach(chat)
                 requests, _ = await worker.prepare(functools.partial(worker.requests, call))
                 ids = list(requests[0].ids)
             else:

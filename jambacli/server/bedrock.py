@@ -18,14 +18,16 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from jambacli.server import openai
+from jambacli.server.bedrock_tools import converse_call, converse_messages, converse_tools
 from jambacli.server.context import Server
 from jambacli.server.errors import ApiError, as_api_error, bad_request
+from jambacli.server.events import Answer, Piece, Running, Waiting
 from jambacli.server.file_parts import FilePart, bedrock_file
+from jambacli.server.found_calls import CallDelta
 from jambacli.server.http import Streaming, compact, error_response, handler
 from jambacli.server.openai import chat_options
-from jambacli.server.request import Call, Message, joined_systems, unsupported, without_nulls
+from jambacli.server.request import Call, Message, in_call_order, joined_systems, unsupported, without_nulls
 from jambacli.server.thinking import read_config
-from jambacli.server.worker import Answer, Piece, Running, Waiting
 
 _ERRORS = {
     400: "ValidationException",
@@ -92,7 +94,7 @@ def _as_jamba(answer: Answer, model: str) -> dict[str, Any]:
 
 def _as_titan(answer: Answer, model: str) -> dict[str, Any]:
     """Titan's answer, and its text under "outputText" too, where older programs look for it."""
-    reason = "FINISH" if answer.finish == "stop" else "LENGTH"
+    reason = "LENGTH" if answer.finish == "length" else "FINISH"
     result = {"tokenCount": answer.generated_tokens, "outputText": answer.text, "completionReason": reason}
     return {"inputTextTokenCount": answer.prompt_tokens, "results": [result], "outputText": answer.text}
 
@@ -105,7 +107,7 @@ def _as_j2(answer: Answer, model: str) -> dict[str, Any]:
 def read_converse(body: Mapping[str, Any], server: Server, model: str) -> Call:
     """A body of /converse. Raises ApiError."""
     body = without_nulls(body)
-    unsupported(body, "toolConfig", "guardrailConfig")
+    unsupported(body, "guardrailConfig")
     items = body.get("messages")
     if not isinstance(items, list) or not items:
         raise bad_request("the field 'messages' must be a list of messages", "messages")
@@ -114,16 +116,16 @@ def read_converse(body: Mapping[str, Any], server: Server, model: str) -> Call:
         role = item.get("role") if isinstance(item, dict) else None
         if role not in ("user", "assistant"):
             raise bad_request(f"messages[{i}] must have the role user or assistant", "messages")
-        files: list[FilePart] = []
-        texts = _texts(f"messages[{i}]", item.get("content"), files if role == "user" else None)
-        messages.append(Message(role, "\n".join(texts), files=files))
+        messages += converse_messages(f"messages[{i}]", role, item.get("content"), _texts)
     more = body.get("additionalModelRequestFields") or {}
     given = {**_options(body.get("inferenceConfig") or {}, "inferenceConfig")}
     if not isinstance(more, dict):
         raise bad_request("additionalModelRequestFields must be an object", "additionalModelRequestFields")
     given |= {k: v for k, v in without_nulls(more).items() if k in ("top_k", "seed", "min_p")}
+    messages = joined_systems(in_call_order(messages))
     options, thinking = chat_options(given, server.defaults), read_config(more.get("thinking"))
-    return Call(messages=joined_systems(messages), options=options, model=model, thinking=thinking)
+    tools = converse_tools(body.get("toolConfig"))
+    return Call(messages=messages, options=options, model=model, thinking=thinking, tools=tools)
 
 
 def _texts(where: str, blocks: Any, files: list[FilePart] | None = None) -> list[str]:
@@ -228,7 +230,9 @@ class BedrockRoutes:
                 yield b" "
             elif isinstance(event, Answer):
                 thoughts = {"reasoningContent": {"reasoningText": {"text": event.thoughts}}}
-                content = [*([thoughts] if event.thoughts else []), {"text": event.text}]
+                texts = [{"text": event.text}] if event.text or not event.calls else []
+                calls = [converse_call(call) for call in event.calls]
+                content = [*([thoughts] if event.thoughts else []), *texts, *calls]
                 output = {"message": {"role": "assistant", "content": content}}
                 metrics = {"latencyMs": int((time.perf_counter() - running.began) * 1000)}
                 more = {"usage": _usage(event), "metrics": metrics}
@@ -248,6 +252,17 @@ class BedrockRoutes:
                         block += 1
                     open_block, thinking = True, event.thought
                     delta = {"reasoningContent": {"text": event.text}} if thinking else {"text": event.text}
+                    yield event_message("contentBlockDelta", {"contentBlockIndex": block, "delta": delta})
+                elif isinstance(event, CallDelta):
+                    if event.name is not None:
+                        if open_block:
+                            yield event_message("contentBlockStop", {"contentBlockIndex": block})
+                            block += 1
+                        # Text after a call is a block of its own, as it is after a thought.
+                        open_block, thinking = True, True
+                        begun = {"toolUse": {"toolUseId": event.id, "name": event.name}}
+                        yield event_message("contentBlockStart", {"contentBlockIndex": block, "start": begun})
+                    delta = {"toolUse": {"input": event.arguments}}
                     yield event_message("contentBlockDelta", {"contentBlockIndex": block, "delta": delta})
                 else:
                     yield event_message("contentBlockStop", {"contentBlockIndex": block})
@@ -278,7 +293,8 @@ def _usage(answer: Answer) -> dict[str, int]:
 
 
 def _stop_reason(answer: Answer) -> str:
-    return "max_tokens" if answer.finish == "length" else "stop_sequence" if answer.stop_text else "end_turn"
+    reasons = {"length": "max_tokens", "tool_calls": "tool_use"}
+    return reasons.get(answer.finish, "stop_sequence" if answer.stop_text else "end_turn")
 
 
 def chunk_message(data: bytes) -> bytes:

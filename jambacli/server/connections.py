@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from typing import Any
 
 import h11
 import uvicorn
@@ -28,7 +29,7 @@ def server_config(app: ASGIApp, *, grace: int, most: int | None = None) -> uvico
 
         _deadline: asyncio.TimerHandle | None = None
 
-        def connection_made(self, transport: asyncio.Transport) -> None:
+        def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
             self._watch()
             if len(self.connections) > room:

@@ -16,10 +16,10 @@ from jambacli.server.files import FileStore
 from jambacli.server.http import BodyRoom, parse_json, read_bytes
 
 if TYPE_CHECKING:
+    from jambacli.server.events import Running
     from jambacli.server.models import Models
     from jambacli.server.request import Call
     from jambacli.server.upstream import Upstream
-    from jambacli.server.worker import Running
 
 T = TypeVar("T")
 

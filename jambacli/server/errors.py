@@ -8,6 +8,9 @@ from typing import Any
 from jambacli.batch.openai_format import BadRequestError
 from jambacli.errors import JambaError
 
+#: The least seconds of a Retry-After.
+SOONEST = 1
+
 
 class ApiError(Exception):
     """An answer with a status of 400 or more.

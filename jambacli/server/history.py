@@ -16,14 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 from jambacli.cache.prefix_store import PrefixStore, text_hash
 from jambacli.cache.reply_cache import ReplyCache, reply_key
-from jambacli.errors import JambaError
-from jambacli.server.errors import ApiError
+from jambacli.errors import JambaError, UsageError
+from jambacli.server.errors import ApiError, bad_request
 from jambacli.server.thinking import SWITCHES, template_variables
+from jambacli.server.tools import call_object
 from jambacli.session.conversation import Conversation, Turn
+from jambacli.session.reply_tools import model_markup
+from jambacli.text.tools import same_arguments
 
 if TYPE_CHECKING:
     from jambacli.engine.loaded_model import LoadedModel
     from jambacli.server.request import Call, Message
+    from jambacli.text.tool_calls import ToolCall
 
 # Entries in memory, besides those on the disk.
 _IN_MEMORY = 4096
@@ -52,11 +56,20 @@ class History:
         template, tokenizer = self._model.template, self._model.tokenizer
         if template is None:
             raise ApiError(400, f"{self._model.name} has no chat template; use /v1/completions")
+        if call.tools is not None or any(m.calls or m.role == "tool" for m in call.messages):
+            try:
+                model_markup(self._model)
+            except UsageError as error:  # the template would leave them out
+                raise bad_request(error.problem, "tools" if call.tools is not None else "messages") from error
         conversation = Conversation(template, tokenizer)
         conversation.variables = {**template.protect(call.variables), **template_variables(template, call.thinking)}
         # A reply is found again when the next one is to be with thoughts, or without.
         lasting = {name: value for name, value in call.variables.items() if name not in SWITCHES}
         chain = reply_key("chat", self._scope, lasting)
+        if call.tools is not None:
+            definitions = call.tools.as_messages()
+            conversation.variables["tools"] = template.protect(definitions)
+            chain = reply_key("tools", chain, definitions)
         where = self._documents_at(call, chain)
         for i, message in enumerate(call.messages):
             before, chain = chain, _after(chain, message)
@@ -66,20 +79,32 @@ class History:
                 documents = [*message.documents, *(call.documents if i == where else ())]
                 conversation.add_user(message.content, documents or None)
             else:
-                conversation.turns.append(Turn(message.role, message.content))
+                named = {"tool_call_id": message.call_id, "name": message.name}
+                extra = {k: v for k, v in named.items() if v is not None}
+                conversation.turns.append(Turn(message.role, message.content, extra=extra))
         return conversation, chain
 
-    def keep(self, chain: str, text: str, ids: Sequence[int], thinking: bool, documents: Sequence[str]) -> None:
-        """Keep the reply ``ids`` to the messages of the hash ``chain``. ``thinking``: the prompt had opened a thought."""
-        self._put(_reply(chain, text), text, documents, ids=list(ids), thinking=thinking)
+    def keep(
+        self,
+        chain: str,
+        text: str,
+        ids: Sequence[int],
+        thinking: bool,
+        documents: Sequence[str],
+        calls: Sequence[ToolCall] = (),
+    ) -> None:
+        """Keep the reply ``ids`` to the messages of the hash ``chain``: its text and its calls. ``thinking``: the prompt had
+        opened a thought."""
+        self._put(_reply(chain, text, calls), text, documents, ids=list(ids), thinking=thinking)
 
     def _add_reply(self, conversation: Conversation, chain: str, message: Message) -> None:
-        known = self._get(_reply(chain, message.content))
+        known = self._get(_reply(chain, message.content, message.calls))
         ids = known.get("ids") if known is not None else None
         if isinstance(ids, list) and all(isinstance(t, int) for t in ids):
             conversation.add_assistant(ids, bool(known and known.get("thinking")))
             return
-        conversation.turns.append(Turn("assistant", message.content, thoughts=message.thoughts))
+        extra = {"tool_calls": [call_object(c) for c in message.calls]} if message.calls else {}
+        conversation.turns.append(Turn("assistant", message.content, thoughts=message.thoughts, extra=extra))
 
     def _documents_at(self, call: Call, chain: str) -> int | None:
         """The message before which the documents stand: that with which they came first, by default the last user's."""
@@ -121,10 +146,17 @@ def _after(chain: str, message: Message) -> str:
     """The hash of the messages up to this one. Clients trim replies, so spaces around them do not count."""
     content = message.content.strip() if message.role == "assistant" else message.content
     documents = [[str(d.get("title", "")), text_hash(str(d.get("text", "")))] for d in message.documents]
-    parts = [chain, message.role, content, *([documents] if documents else [])]
-    data = json.dumps(parts).encode("utf-8", "surrogatepass")
+    more: list[object] = [documents] if documents else []
+    more += [_same_calls(message.calls)] if message.calls else []
+    more += [message.name] if message.name is not None else []
+    data = json.dumps([chain, message.role, content, *more]).encode("utf-8", "surrogatepass")
     return hashlib.sha256(data).hexdigest()
 
 
-def _reply(chain: str, text: str) -> str:
-    return reply_key("reply", chain, text.strip())
+def _reply(chain: str, text: str, calls: Sequence[ToolCall]) -> str:
+    return reply_key("reply", chain, text.strip(), *([_same_calls(calls)] if calls else []))
+
+
+def _same_calls(calls: Sequence[ToolCall]) -> list[list[str]]:
+    """The calls as they are compared: ids are a client's own, and it may write the arguments again."""
+    return [[call.name, same_arguments(call.arguments)] for call in calls]

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from jambacli.server.worker import Event, Running, Waiting
+from jambacli.server.events import Event, Running, Waiting
 
 
 class Later(Running):

@@ -9,6 +9,7 @@ from pathlib import Path
 from jambacli.engine.sampling import Sampling, model_defaults
 from jambacli.errors import JambaError
 from jambacli.server.memory import summary_of
+from jambacli.text.tool_calls import call_form
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,8 +18,8 @@ class ModelInfo:
 
     ``created``: seconds since 1970. ``size``: bytes of its files. ``context``: tokens that a request may have; ``trained``:
     tokens that the model was made for. ``status``: "loaded", "loading", "unloaded" or "failed". ``expires``: when an idle one
-    will be unloaded, None for never. ``thinks``: it can be asked for thoughts. ``problem``: why it
-    could not be loaded.
+    will be unloaded, None for never. ``thinks``: it can be asked for thoughts; ``tools``: it can call tools. ``problem``: why
+    it could not be loaded.
     """
 
     name: str
@@ -37,6 +38,7 @@ class ModelInfo:
     expires: float | None = None
     on_gpu: bool = False
     thinks: bool = False
+    tools: bool = False
     problem: str | None = None
 
 
@@ -67,6 +69,7 @@ def file_info(name: str, path: Path) -> ModelInfo:
             sampling=model_defaults(metadata),
             status="unloaded",
             thinks=isinstance(template, str) and "think" in template,
+            tools=isinstance(template, str) and call_form(template) is not None,
         )
     except (JambaError, OSError) as error:
         return ModelInfo(name=name, status="failed", problem=str(error))

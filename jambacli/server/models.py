@@ -24,10 +24,11 @@ from jambacli.server.later import Later
 from jambacli.server.served_model import ServedModel
 
 if TYPE_CHECKING:
+    from jambacli.server.events import Running
     from jambacli.server.memory import Shortage
     from jambacli.server.model_info import ModelInfo
     from jambacli.server.request import Call
-    from jambacli.server.worker import Running, Worker
+    from jambacli.server.worker import Worker
 
 logger = logging.getLogger(__name__)
 

@@ -16,6 +16,7 @@ from starlette.routing import Route
 from jambacli.errors import UsageError
 from jambacli.server.context import Server
 from jambacli.server.errors import ApiError, as_api_error, bad_request
+from jambacli.server.events import Answer, Piece, Running, Waiting
 from jambacli.server.http import Streaming, compact, error_response, handler, json_response
 from jambacli.server.logprobs import content_logprobs, read_chat_logprobs
 from jambacli.server.model_info import ModelInfo
@@ -31,7 +32,7 @@ from jambacli.server.request import (
     without_nulls,
 )
 from jambacli.server.thinking import read_think
-from jambacli.server.worker import Answer, Piece, Running, Waiting
+from jambacli.server.tools import call_input, read_tools
 from jambacli.units import format_count, parse_duration
 
 #: The version that clients see: VS Code asks for at least 0.6.4.
@@ -67,7 +68,7 @@ def read_call(body: Mapping[str, Any], server: Server, *, chat: bool) -> Call:
     options = body.get("options") or {}
     if not isinstance(options, dict):
         raise bad_request("the field 'options' must be an object", "options")
-    unsupported(body, "tools", "images", "suffix", "context")
+    unsupported(body, "images", "suffix", "context")
     num_ctx = options.get("num_ctx")
     ctx = num_ctx if isinstance(num_ctx, int) else None
     given = {new: options[old] for old, new in _OPTIONS.items() if options.get(old) is not None}
@@ -84,7 +85,9 @@ def read_call(body: Mapping[str, Any], server: Server, *, chat: bool) -> Call:
     same: dict[str, Any] = {"options": chosen, "model": model, "logprobs": read_chat_logprobs(without_nulls(body))}
     same |= {"thinking": read_think(body.get("think")), "ctx": ctx}
     if chat:
-        return Call(messages=read_messages(_thoughts_renamed(body.get("messages"))), **same)
+        messages = read_messages(_thoughts_renamed(body.get("messages")))
+        return Call(messages=messages, tools=read_tools(body), **same)
+    unsupported(body, "tools")
     prompt, system = body.get("prompt") or "", body.get("system") or ""
     if not isinstance(prompt, str) or not isinstance(system, str):
         raise bad_request("the fields 'prompt' and 'system' must be texts", "prompt")
@@ -196,10 +199,16 @@ class OllamaRoutes:
                     if stream:
                         said = ("", event.text) if event.thought else (event.text, "")
                         yield line({**self._said(*said, chat), **_logprobs(event, running)})
-                else:
+                elif isinstance(event, Answer):
+                    calls = _called(event)
+                    if stream and calls:  # whole, as Ollama sends them
+                        yield line({"message": {**self._said("", "", chat)["message"], **calls}})
                     text, thoughts = ("", "") if stream else (event.text, event.thoughts)
+                    last = self._said(text, thoughts, chat)
+                    if calls and not stream:
+                        last["message"] |= calls
                     more = {} if stream else _logprobs(event, running)
-                    yield line({**self._said(text, thoughts, chat), **more, **_done(event, began)}, True)
+                    yield line({**last, **more, **_done(event, began)}, True)
         except Exception as error:
             if not stream:
                 raise
@@ -209,6 +218,13 @@ class OllamaRoutes:
     def _said(text: str, thoughts: str, chat: bool) -> dict[str, Any]:
         more = {"thinking": thoughts} if thoughts else {}
         return {"message": {"role": "assistant", "content": text, **more}} if chat else {"response": text, **more}
+
+
+def _called(answer: Answer) -> dict[str, Any]:
+    """The calls of a reply, as fields of its message."""
+    functions = [{"index": i, "name": call.name, "arguments": call_input(call)} for i, call in enumerate(answer.calls)]
+    pairs = zip(answer.calls, functions, strict=True)
+    return {"tool_calls": [{"id": call.id, "function": f} for call, f in pairs]} if functions else {}
 
 
 def _keep_alive(body: Mapping[str, Any]) -> float | None:
@@ -247,6 +263,8 @@ def _entry(model: ModelInfo) -> dict[str, Any]:
         "parameter_size": format_count(model.parameters) if model.parameters else "unknown",
         "quantization_level": model.quantization,
     }
+    able = {"tools": model.tools, "thinking": model.thinks}
+    capabilities = ["completion", *(name for name, has in able.items() if has)]
     return {
         "name": model.name,
         "model": model.name,
@@ -254,7 +272,7 @@ def _entry(model: ModelInfo) -> dict[str, Any]:
         "size": model.size,
         "digest": model.digest,
         "details": details,
-        "capabilities": ["completion", *(["thinking"] if model.thinks else [])],
+        "capabilities": capabilities,
     }
 
 
@@ -272,7 +290,7 @@ def _logprobs(event: Piece | Answer, running: Running) -> dict[str, Any]:
 def _done(answer: Answer, began: float) -> dict[str, Any]:
     return {
         "done": True,
-        "done_reason": answer.finish,
+        "done_reason": "length" if answer.finish == "length" else "stop",
         "total_duration": int((time.perf_counter() - began) * 1e9),
         "load_duration": 0,
         "prompt_eval_count": answer.prompt_tokens,

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from jambacli.batch.openai_format import read_options
 from jambacli.engine.options import GenerationOptions
-from jambacli.server.errors import ApiError, as_api_error, bad_request
+from jambacli.server.errors import as_api_error, bad_request
+from jambacli.server.events import Answer, Piece, Running, Waiting
+from jambacli.server.found_calls import CallDelta
 from jambacli.server.http import compact, openai_error
 from jambacli.server.logprobs import (
     TextLogprobs,
@@ -33,14 +35,14 @@ from jambacli.server.request import (
     without_nulls,
 )
 from jambacli.server.thinking import read_effort
-from jambacli.server.worker import Answer, Piece, Running, Waiting
+from jambacli.server.tools import call_object, read_tools
 
 if TYPE_CHECKING:
     from jambacli.text.tokenizer import Tokenizer
 
 # Fields that an option's reader would refuse, or that are read here.
-_READ_HERE = ("n", "stream", "best_of", "echo", "logprobs", "top_logprobs", "suffix")
-_NOT_DONE = ("tools", "functions", "function_call", "audio", "web_search_options", "suffix")
+_READ_HERE = ("n", "stream", "best_of", "echo", "logprobs", "top_logprobs", "suffix", "tools", "tool_choice")
+_NOT_DONE = ("functions", "function_call", "audio", "web_search_options", "suffix")
 _DONE_MARK = b"data: [DONE]\n\n"
 # Replies to one request, at most.
 _MOST_REPLIES = 128
@@ -71,8 +73,6 @@ def read_chat(body: Mapping[str, Any], defaults: GenerationOptions) -> Call:
     """A body of /v1/chat/completions. Raises ApiError for what is wrong or not supported."""
     body = without_nulls(body)
     unsupported(body, *_NOT_DONE)
-    if body.get("tool_choice") not in (None, "none", "auto"):
-        raise ApiError(400, "tools are not supported", code="unsupported_parameter", parameter="tool_choice")
     if body.get("modalities") not in (None, ["text"]):
         raise bad_request("only text can be answered", "modalities")
     unsupported(body, "echo")
@@ -84,6 +84,7 @@ def read_chat(body: Mapping[str, Any], defaults: GenerationOptions) -> Call:
         choices=read_count(body, "n", 1, MAX_CHOICES, 1),
         variables=read_variables(body.get("chat_template_kwargs")),
         model=model_name(body),
+        tools=read_tools(body),
         logprobs=read_chat_logprobs(body),
         thinking=read_effort(body),
     )
@@ -92,7 +93,7 @@ def read_chat(body: Mapping[str, Any], defaults: GenerationOptions) -> Call:
 def read_completion(body: Mapping[str, Any], defaults: GenerationOptions) -> Call:
     """A body of /v1/completions. Raises ApiError."""
     body = without_nulls(body)
-    unsupported(body, *_NOT_DONE)
+    unsupported(body, *_NOT_DONE, "tools")
     if not any(name in body for name in ("max_tokens", "max_completion_tokens")):
         body = {**body, "max_tokens": _COMPLETION_TOKENS}
     prompts, choices = _prompts(body.get("prompt")), read_count(body, "n", 1, MAX_CHOICES, 1)
@@ -199,6 +200,8 @@ def whole(answers: Sequence[Answer], reply: Reply, choices: int, tokenizer: Toke
         choice: dict[str, Any] = {"index": answer.index, "finish_reason": answer.finish, "logprobs": None}
         if reply.chat:
             message: dict[str, Any] = {"role": "assistant", "content": answer.text}
+            if answer.calls:
+                message |= {"content": answer.text or None, "tool_calls": [call_object(c) for c in answer.calls]}
             if answer.thoughts:
                 message["reasoning_content"] = answer.thoughts
             choice["message"] = message
@@ -280,6 +283,8 @@ async def stream_parts(running: Running, reply: Reply, choices: int) -> AsyncIte
                 if not event.thought or reply.chat:
                     delta = {"reasoning_content" if event.thought else "content": event.text}
                     yield chunk(event.index, delta, logprobs=scored(event))
+            elif isinstance(event, CallDelta):
+                yield chunk(event.index, {"tool_calls": [call_delta(event)]})
             else:
                 answers.append(event)
                 last = len(answers) == running.replies
@@ -293,6 +298,14 @@ async def stream_parts(running: Running, reply: Reply, choices: int) -> AsyncIte
     if reply.usage == "chunk":
         yield _event({**head, "choices": [], "usage": usage_of(answers, choices)})
     yield _DONE_MARK
+
+
+def call_delta(event: CallDelta) -> dict[str, Any]:
+    """A piece of a call in a chunk: id and name once, then more of the arguments."""
+    if event.name is None:
+        return {"index": event.call, "function": {"arguments": event.arguments}}
+    function = {"name": event.name, "arguments": event.arguments}
+    return {"index": event.call, "id": event.id, "type": "function", "function": function}
 
 
 def progress_of(event: Waiting) -> dict[str, Any]:

@@ -9,10 +9,13 @@ from typing import Any
 from jambacli.engine.options import GenerationOptions
 from jambacli.server.errors import ApiError, bad_request
 from jambacli.server.file_parts import FilePart, openai_file
+from jambacli.server.tools import read_calls
+from jambacli.text.tool_calls import ToolCall
+from jambacli.text.tools import ToolUse
 
 #: The most replies to one request.
 MAX_CHOICES = 16
-_ROLES = ("system", "developer", "user", "assistant")
+_ROLES = ("system", "developer", "user", "assistant", "tool")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 # Variables of a chat template that are not a client's to set.
 _OWN_VARIABLES = frozenset(
@@ -22,7 +25,8 @@ _OWN_VARIABLES = frozenset(
 
 @dataclass(frozen=True)
 class Message:
-    """A message with a role that templates know. ``thoughts``: an assistant's, before its ``content``.
+    """A message with a role that templates know. ``thoughts``: an assistant's, before its ``content``; ``calls``: its calls of
+    tools, after it. A result of a call has the role "tool", the call's id and perhaps the function's ``name``.
 
     ``files``: of a user's message, not read yet; ``documents``: read ones, as for Call.
     """
@@ -30,6 +34,9 @@ class Message:
     role: str
     content: str
     thoughts: str | None = None
+    calls: Sequence[ToolCall] = ()
+    call_id: str | None = None
+    name: str | None = None
     files: Sequence[FilePart] = ()
     documents: Sequence[Mapping[str, Any]] = ()
 
@@ -39,10 +46,10 @@ class Call:
     """What to generate: a reply to ``messages``, or without them what follows each of ``prompts`` (texts or token ids).
 
     ``documents``: mappings with "text" and perhaps "title". ``choices``: replies to each prompt. ``variables``: of the chat
-    template. ``model``: the name that the client gave, None for none. ``ctx``: tokens that the client wants to fit.
-    ``logprobs``: how many alternatives to give beside each token of the reply, None for no log-probabilities;
-    ``prompt_logprobs``: also beside those of the prompt. ``echo``: the prompt comes before its continuation. ``thinking``:
-    with thoughts or without; None: as the template has it.
+    template. ``model``: the name that the client gave, None for none. ``tools``: those that the reply may call.
+    ``ctx``: tokens that the client wants to fit. ``logprobs``: how many alternatives to give beside each token of the reply,
+    None for no log-probabilities; ``prompt_logprobs``: also beside those of the prompt. ``echo``: the prompt comes before its
+    continuation. ``thinking``: with thoughts or without; None: as the template has it.
     """
 
     messages: Sequence[Message] = ()
@@ -52,6 +59,7 @@ class Call:
     choices: int = 1
     variables: Mapping[str, Any] = field(default_factory=dict)
     model: str | None = None
+    tools: ToolUse | None = None
     ctx: int | None = None
     logprobs: int | None = None
     prompt_logprobs: bool = False
@@ -72,7 +80,7 @@ def read_messages(value: Any, field_name: str = "messages") -> list[Message]:
     messages: list[Message] = []
     for i, item in enumerate(value):
         messages.append(_message(f"{field_name}[{i}]", item, field_name))
-    return joined_systems(messages)
+    return joined_systems(in_call_order(messages))
 
 
 def joined_systems(messages: Sequence[Message]) -> list[Message]:
@@ -83,12 +91,31 @@ def joined_systems(messages: Sequence[Message]) -> list[Message]:
     return [Message("system", "\n\n".join(m.content for m in messages[:count])), *messages[count:]]
 
 
+def in_call_order(messages: Sequence[Message]) -> list[Message]:
+    """The messages with the results of each message's calls in the order of the calls: templates write no ids."""
+    ordered: list[Message] = []
+    calls: Sequence[ToolCall] = ()
+    results: list[Message] = []
+
+    def place(message: Message) -> int:
+        return next((i for i, call in enumerate(calls) if call.id and call.id == message.call_id), len(calls))
+
+    for message in messages:
+        if message.role == "tool":
+            results.append(message)
+            continue
+        ordered += sorted(results, key=place)
+        results, calls = [], message.calls
+        ordered.append(message)
+    return ordered + sorted(results, key=place)
+
+
 def _message(where: str, value: Any, name: str) -> Message:
     if not isinstance(value, dict):
         raise bad_request(f"{where} is not an object", name)
     role = value.get("role")
-    if role in ("tool", "function") or value.get("tool_calls") or value.get("function_call"):
-        raise bad_request(f"{where} belongs to a tool call; tools are not supported", name)
+    if role == "function" or value.get("function_call"):
+        raise bad_request(f"{where} is of the old form of function calls; use tool_calls and the role tool", name)
     if role not in _ROLES:
         raise bad_request(f"{where} has the role {role!r}, which is not supported", name)
     thoughts = None
@@ -98,7 +125,16 @@ def _message(where: str, value: Any, name: str) -> Message:
         )
     files: list[FilePart] = []
     content = read_content(where, value.get("content"), name, files if role == "user" else None)
-    return Message("system" if role == "developer" else role, content, thoughts, files)
+    if role == "tool":
+        call_id, called = value.get("tool_call_id"), value.get("name")
+        return Message(
+            "tool",
+            content,
+            call_id=call_id if isinstance(call_id, str) else None,
+            name=called if isinstance(called, str) and called else None,
+        )
+    calls = read_calls(where, value.get("tool_calls") or [], name) if role == "assistant" else ()
+    return Message("system" if role == "developer" else role, content, thoughts, calls=calls, files=files)
 
 
 def read_content(where: str, content: Any, name: str, files: list[FilePart] | None = None) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from jambacli.server.model_info import ModelInfo, file_info
 from jambacli.server.thinking import can_think
+from jambacli.text.tool_calls import call_form
 
 if TYPE_CHECKING:
     from jambacli.server.worker import Worker
@@ -87,5 +88,6 @@ class ServedModel:
             sampling=model.sampling,
             expires=expires,
             thinks=can_think(model.template, model.tokenizer),
+            tools=model.template is not None and call_form(model.template.source) is not None,
             on_gpu=model.model.device.type != "cpu",
         )

@@ -11,6 +11,7 @@ from jambacli.server.model_info import ModelInfo
 from jambacli.server.request import Call
 from jambacli.server.upstream_call import UpstreamCall, body_of, messages_of
 from jambacli.server.upstream_client import UpstreamClient
+from jambacli.server.upstream_tools import tool_fields
 
 # Seconds for which a list of models is used again, and in which it must come.
 _FRESH, _LISTING = 5.0, 10.0
@@ -55,6 +56,7 @@ class Upstream:
                 ModelInfo(
                     name=entry["id"],
                     thinks=True,  # or not: it decides
+                    tools=True,
                     created=_number(entry.get("created")),
                     size=_number(meta.get("size")),
                     context=_number(entry.get("max_model_len")) or _number(meta.get("n_ctx")),
@@ -94,7 +96,10 @@ class Upstream:
 
     async def count_tokens(self, call: Call) -> int:
         """The tokens of a call's prompt, of a server that has /tokenize. Raises ApiError."""
-        body = {"model": await self.named(call.model), "messages": messages_of(call, with_documents=False)}
+        body: dict[str, Any] = {"model": await self.named(call.model)}
+        body["messages"] = messages_of(call, with_documents=False)
+        if call.tools is not None:
+            body["tools"] = tool_fields(call.tools)["tools"]
         try:
             answer = await self.client.request("POST", "/tokenize", body)
         except ApiError as error:

@@ -9,10 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jambacli.server.errors import bad_request
+from jambacli.server.events import Answer, Event, Piece, Running, Waiting
+from jambacli.server.found_calls import CallDelta
 from jambacli.server.request import Call
 from jambacli.server.thinking import SWITCHES
+from jambacli.server.tools import call_object
 from jambacli.server.upstream_client import UpstreamClient, UpstreamStream, sse_chunks
-from jambacli.server.worker import Answer, Event, Piece, Running, Waiting
+from jambacli.server.upstream_tools import StreamedCalls, tool_fields
 
 _SAMPLING = (
     "temperature", "top_k", "top_p", "min_p", "typical_p", "presence_penalty", "frequency_penalty", "seed", "max_tokens",
@@ -45,6 +48,8 @@ def body_of(call: Call, model: str, *, documents: bool) -> dict[str, Any]:
     switches = {} if call.thinking is None else dict.fromkeys(SWITCHES, call.thinking)
     if variables := {**switches, **call.variables}:
         body["chat_template_kwargs"] = variables
+    if call.tools is not None:
+        body |= tool_fields(call.tools)
     if documents and (given := _documents(call)):
         body["documents"] = given
     return {**body, "messages": messages_of(call, with_documents=not documents)}
@@ -57,6 +62,11 @@ def messages_of(call: Call, *, with_documents: bool) -> list[dict[str, Any]]:
         value: dict[str, Any] = {"role": message.role, "content": message.content}
         if message.thoughts is not None:
             value["reasoning_content"] = message.thoughts
+        if message.calls:
+            value |= {"content": message.content or None, "tool_calls": [call_object(c) for c in message.calls]}
+        if message.role == "tool":
+            value |= {"tool_call_id": message.call_id} if message.call_id is not None else {}
+            value |= {"name": message.name} if message.name is not None else {}
         messages.append(value)
     return with_document_text(messages, _documents(call)) if with_documents else messages
 
@@ -92,6 +102,7 @@ class _Choice:
     thoughts: list[str] = field(default_factory=list)
     finish: str = "stop"
     stop_text: str | None = None
+    calls: StreamedCalls = field(default_factory=lambda: StreamedCalls(0))
 
 
 class UpstreamCall(Running):
@@ -126,19 +137,19 @@ class UpstreamCall(Running):
             self.finished.append(self._answer(index))
             yield self.finished[-1]
 
-    def _pieces(self, chunk: Mapping[str, Any]) -> list[Piece]:
+    def _pieces(self, chunk: Mapping[str, Any]) -> list[Piece | CallDelta]:
         if isinstance(chunk.get("usage"), dict):
             self._usage = chunk["usage"]
         if isinstance(chunk.get("timings"), dict):
             self._timings = chunk["timings"]
-        pieces = []
+        pieces: list[Piece | CallDelta] = []
         choices = chunk.get("choices")
         for choice in choices if isinstance(choices, list) else ():
             if not isinstance(choice, dict):
                 continue
             index = choice.get("index")
             index = index if isinstance(index, int) and 0 <= index < self.replies else 0
-            known = self._choices.setdefault(index, _Choice())
+            known = self._choices.setdefault(index, _Choice(calls=StreamedCalls(index)))
             given = choice.get("delta")
             delta = given if isinstance(given, dict) else {"content": choice.get("text")}
             thought = delta.get("reasoning_content") or delta.get("reasoning")
@@ -150,6 +161,7 @@ class UpstreamCall(Running):
                     self._first = self._first or time.perf_counter()
                     texts.append(text)
                     pieces.append(Piece(index, text, is_thought))
+            pieces += known.calls.push(delta.get("tool_calls"))
             if isinstance(finish := choice.get("finish_reason"), str):
                 known.finish = finish
             if isinstance(reason := choice.get("stop_reason"), str):  # vLLM's
@@ -164,11 +176,12 @@ class UpstreamCall(Running):
         first = (self._first or now) - self.began
         cached = _count(usage.get("prompt_tokens_details"), "cached_tokens")
         prompt = _count(usage, "prompt_tokens")
+        calls = choice.calls.calls
         return Answer(
             index=index,
             text="".join(choice.texts),
             thoughts="".join(choice.thoughts).strip("\n"),
-            finish="length" if choice.finish == "length" else "stop",
+            finish="length" if choice.finish == "length" else "tool_calls" if calls else "stop",
             stop_text=choice.stop_text,
             prompt_tokens=prompt,
             cached_tokens=min(cached, prompt),
@@ -178,6 +191,7 @@ class UpstreamCall(Running):
             decode_seconds=_count(timings, "predicted_ms") / 1000 or now - self.began - first,
             prefilled_tokens=max(0, prompt - cached),
             first_token=first,
+            calls=calls,
         )
 
 

@@ -7,94 +7,37 @@ import functools
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from jambacli.cache.prefix_store import PrefixStore
 from jambacli.engine.batch import BatchEngine
 from jambacli.engine.batch_worker import BatchWorker, Turn
-from jambacli.engine.generate import Thought
 from jambacli.engine.parallel import default_parallel
 from jambacli.engine.prefix_cache import PrefixCache, state_spaces
 from jambacli.errors import JambaError, UsageError
-from jambacli.server.errors import ApiError, as_api_error, bad_request, context_full
+from jambacli.server.engine_call import Echo, EngineCall
+from jambacli.server.errors import SOONEST, ApiError, as_api_error, bad_request, context_full
 from jambacli.server.history import History
 from jambacli.server.prefix_breaks import PrefixBreaks
 from jambacli.server.thinking import forbid_thoughts, without_thoughts
 from jambacli.session.conversation import Rendered
+from jambacli.session.reply_tools import reply_tools
 from jambacli.session.requests import request_of, text_request
 
 if TYPE_CHECKING:
     from jambacli.api import Jamba
     from jambacli.engine.batch_job import Job, Request
-    from jambacli.engine.logprobs import TokenLogprob
     from jambacli.engine.sequence import TokenSequence
     from jambacli.server.request import Call
-    from jambacli.text.tokenizer import Tokenizer
+    from jambacli.text.tool_calls import ToolCall
 
 logger = logging.getLogger(__name__)
 
 # The range of a Retry-After: the OpenAI client gives up above 120 seconds.
-_SOONEST, _LATEST = 1, 120
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Text of the reply ``index``, to be shown or, if a ``thought``, apart from it.
-
-    ``logprobs``: the tokens up to the end of this text that no piece before had, if the call asks for them. ``prompt``: this
-    is the prompt, which is repeated.
-    """
-
-    index: int
-    text: str
-    thought: bool
-    logprobs: Sequence[TokenLogprob] = ()
-    prompt: bool = False
-
-
-@dataclass(frozen=True)
-class Waiting:
-    """Nothing has come for a while. ``total`` tokens of prompts, of which ``known`` were known and ``read`` are in the state;
-    ``position``: how many requests are before this one in the queue, None when it is being worked on."""
-
-    total: int
-    known: int
-    read: int
-    position: int | None
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The whole reply ``index``.
-
-    ``finish``: "stop" or "length". ``stop_text``: the stop string that ended it. Numbers of tokens: of the prompt, those of it
-    that were not read again, those generated, and those of them that are thoughts. ``first_token``: seconds until it.
-    ``logprobs``, ``prompt_logprobs``: see Call; the first ``unseen`` tokens of the prompt are not in the text.
-    """
-
-    index: int
-    text: str
-    thoughts: str
-    finish: str
-    stop_text: str | None
-    prompt_tokens: int
-    cached_tokens: int
-    generated_tokens: int
-    thought_tokens: int
-    prefill_seconds: float
-    decode_seconds: float
-    prefilled_tokens: int
-    first_token: float
-    logprobs: Sequence[TokenLogprob] = ()
-    prompt_logprobs: Sequence[TokenLogprob] = ()
-    unseen: int = 0
-
-
-Event = Piece | Waiting | Answer
+_LATEST = 120
 
 
 class Worker:
@@ -176,7 +119,7 @@ class Worker:
             return
         done = self.counts["answered"]
         each = self.seconds["answering"] / done if done else 10.0
-        after = int(min(_LATEST, max(_SOONEST, each * waiting / self.engine.parallel)))
+        after = int(min(_LATEST, max(SOONEST, each * waiting / self.engine.parallel)))
         message = f"the server is busy: {waiting} requests wait; try again in {after} seconds"
         raise ApiError(503, message, kind="unavailable_error", code="server_busy", retry_after=after)
 
@@ -192,7 +135,7 @@ class Worker:
             rendered = conversation.render()
             if call.thinking is False:
                 rendered = without_thoughts(model.tokenizer, rendered)
-            firsts = [request_of(model, rendered, call.options, chat=True, documents=documents)]
+            firsts = [request_of(model, rendered, call.options, chat=True, documents=documents, tools=call.tools)]
             more = [rendered] * (call.choices - 1)
         else:
             firsts = [self._plain(prompt, call) for prompt in call.prompts]
@@ -209,7 +152,9 @@ class Worker:
                     if options.seed is not None:
                         options = replace(options, seed=(options.seed + i) % (1 << 64))
                     whole = more[0] if more else Rendered(list(first.ids), list(first.boundaries))
-                    request = request_of(model, whole, options, chat=bool(call.messages), documents=documents)
+                    chat = bool(call.messages)
+                    tools = call.tools if chat else None
+                    request = request_of(model, whole, options, chat=chat, documents=documents, tools=tools)
                 requests.append(replace(request, logprobs=call.logprobs, prompt_logprobs=call.prompt_logprobs))
         return forbid_thoughts(requests) if call.thinking is False else requests, chain
 
@@ -221,10 +166,12 @@ class Worker:
 
     def _submit(self, call: Call, running: EngineCall) -> None:
         requests, chain = self.requests(call)
+        tools = reply_tools(self.model, call.tools)
         self._breaks.note(requests[0].ids)
         self._check_queue()
         for index, request in enumerate(requests):
-            running.add(index, request, chain, self._echo(call, index, request))
+            scanner = tools.scanner(request.thinking) if tools is not None else None
+            running.add(index, request, chain, self._echo(call, index, request), scanner)
         self.counts["calls"] += 1
 
     def _echo(self, call: Call, index: int, request: Request) -> Echo | None:
@@ -238,13 +185,13 @@ class Worker:
         added = bos is not None and request.ids[0] == bos and not prompt.startswith(tokenizer.pieces[bos])
         return Echo(prompt, int(added))
 
-    def keep(self, job: Job, chain: str) -> None:
+    def keep(self, job: Job, chain: str, text: str, calls: Sequence[ToolCall]) -> None:
         """Keep a chat's reply, so that the next message of the conversation finds its tokens, and wait until its state is
         written: a client that has the whole answer may go on even if the server is killed."""
         if job.wait_stored is not None:
             job.wait_stored()
         request = job.request
-        self.history.keep(chain, job.text, job.result.ids, request.thinking, request.documents)
+        self.history.keep(chain, text, job.result.ids, request.thinking, request.documents, calls)
 
     def log(self, job: Job) -> None:
         """Log what a reply cost, if that is wanted."""
@@ -275,204 +222,3 @@ class Worker:
         """Cancel what is running, keep what was read, and end the thread."""
         self._preparing.shutdown(cancel_futures=True)
         self._batch.close()
-
-
-@dataclass(frozen=True)
-class Echo:
-    """A prompt to repeat, of which the first ``unseen`` tokens, the bos that was added, are not in its ``text``."""
-
-    text: str
-    unseen: int
-
-
-class _Collector:
-    """Turns what the engine reports of one job into events. Called by the engine's thread."""
-
-    def __init__(self, index: int, echo: Echo | None, put: Callable[[Piece | tuple[int, Job]], None]) -> None:
-        self._index, self._echo, self._put = index, echo, put
-        self._prompt: list[TokenLogprob] = []
-        self._pending: list[TokenLogprob] = []
-
-    def scored(self, logprobs: Sequence[TokenLogprob], prompt: bool) -> None:
-        """Tokens with their log-probabilities, before their text."""
-        (self._prompt if prompt else self._pending).extend(logprobs)
-
-    def said(self, text: str) -> None:
-        """A piece of text."""
-        self._repeat_prompt()
-        self._put(Piece(self._index, str(text), isinstance(text, Thought), self._take()))
-
-    def ended(self, job: Job) -> None:
-        """The end of the job."""
-        if job.error is None and not job.cancelled:
-            self._repeat_prompt()
-            if self._pending:
-                self._put(Piece(self._index, "", False, self._take()))
-        self._put((self._index, job))
-
-    def _repeat_prompt(self) -> None:
-        if self._echo is not None:
-            self._put(Piece(self._index, self._echo.text, False, tuple(self._prompt), prompt=True))
-            self._echo = None
-
-    def _take(self) -> tuple[TokenLogprob, ...]:
-        taken = tuple(self._pending)
-        self._pending.clear()
-        return taken
-
-
-class Running:
-    """A call that is being answered: by the engine, by a model that is still being loaded, or by another server.
-
-    ``model``: the name of the one that answers; ``replies``: how many there will be; ``prompt_tokens``: of the first prompt, 0
-    if they are not known; ``finished``: the replies that have ended; ``began``: in the time of ``perf_counter``.
-    """
-
-    def __init__(self, model: str = "", replies: int = 1) -> None:
-        self.model, self.replies, self.prompt_tokens = model, replies, 0
-        self.finished: list[Answer] = []
-        #: By reply, how many tokens of a prompt that is repeated are not in its text.
-        self.unseen: dict[int, int] = {}
-        self.began = time.perf_counter()
-
-    @property
-    def tokenizer(self) -> Any:
-        """The Tokenizer of the model, None where it is not known."""
-        return None
-
-    def cancel(self) -> None:
-        """End what has not ended."""
-        raise NotImplementedError
-
-    def events(self) -> AsyncGenerator[Event, None]:
-        """Pieces of text as they come, ``Waiting`` in silence, and an ``Answer`` at the end of each reply.
-
-        Raises ApiError when a reply fails. Leaving it early cancels the call.
-        """
-        raise NotImplementedError
-
-
-class EngineCall(Running):
-    """A call in the engine: one job for each reply. What was read for it stays usable when it is cancelled."""
-
-    def __init__(self, worker: Worker, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(replies=0)
-        self._worker, self._loop = worker, loop
-        self.jobs: list[Job] = []
-        self._chain: str | None = None
-        self._events: asyncio.Queue[Piece | tuple[int, Job]] = asyncio.Queue()
-        self._cancelled = False
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The model's."""
-        return self._worker.model.tokenizer
-
-    def add(self, index: int, request: Request, chain: str | None, echo: Echo | None = None) -> None:
-        """Submit one request. Raises JambaError when the engine refuses it."""
-        self._chain = chain
-        self.unseen[index] = echo.unseen if echo is not None else 0
-        seen = _Collector(index, echo, self._put)
-        job = self._worker.engine.submit(request, on_text=seen.said, on_end=seen.ended, on_logprobs=seen.scored)
-        self.jobs.append(job)
-        self.replies, self.prompt_tokens = len(self.jobs), len(self.jobs[0].ids)
-        if self._cancelled:
-            job.cancel()
-
-    def cancel(self) -> None:
-        """See ``Running``."""
-        self._cancelled = True
-        for job in list(self.jobs):
-            job.cancel()
-        self._worker.engine.wake()
-
-    async def events(self) -> AsyncGenerator[Event, None]:
-        """See ``Running``."""
-        pieces: dict[int, list[Piece]] = {}
-        left = len(self.jobs)
-        # Not asyncio.wait_for: before Python 3.12 it forgets a cancellation that comes at the same time as an event.
-        coming = asyncio.ensure_future(self._events.get())
-        try:
-            while left:
-                done, _ = await asyncio.wait((coming,), timeout=self._worker.keep_alive)
-                if not done:
-                    yield self._waiting()
-                    continue
-                event = coming.result()
-                coming = asyncio.ensure_future(self._events.get())
-                if isinstance(event, Piece):
-                    pieces.setdefault(event.index, []).append(event)
-                    yield event
-                    continue
-                index, job = event
-                left -= 1
-                self.finished.append(await self._ended(index, job, pieces.pop(index, [])))
-                yield self.finished[-1]
-        finally:
-            coming.cancel()
-            if left:
-                self.cancel()
-                self._worker.counts["cancelled"] += 1
-
-    def _put(self, event: Piece | tuple[int, Job]) -> None:
-        # The loop is closed when the server has stopped: nobody waits for the event.
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
-
-    def _waiting(self) -> Waiting:
-        positions = [self._worker.engine.queue_position(job) for job in self.jobs]
-        position = None if any(p is None for p in positions) else min(p for p in positions if p is not None)
-        total = sum(len(job.ids) for job in self.jobs)
-        known = sum(job.counters.reused for job in self.jobs)
-        read = sum(job.tokens_read for job in self.jobs)
-        return Waiting(total, known, read, position, time.perf_counter() - self.began)
-
-    async def _ended(self, index: int, job: Job, pieces: Sequence[Piece]) -> Answer:
-        worker, counters, result = self._worker, job.counters, job.result
-        if self._chain is not None and job.text.strip():
-            await asyncio.to_thread(worker.keep, job, self._chain)
-        worker.counts["prompt_tokens"] += len(job.ids)
-        worker.counts["cached_tokens"] += min(counters.reused, len(job.ids))
-        worker.counts["generated_tokens"] += len(result.ids)
-        worker.seconds["prefill"] += counters.prefill_seconds
-        worker.seconds["decode"] += counters.decode_seconds
-        worker.seconds["answering"] += time.perf_counter() - self.began
-        if job.error is not None:
-            worker.counts["failed"] += 1
-            raise as_api_error(job.error)
-        if job.cancelled:
-            raise ApiError(503, "the server is stopping", kind="unavailable_error", retry_after=_SOONEST)
-        worker.counts["answered"] += 1
-        worker.log(job)
-        # A reply that follows a schema is complete, however many tokens it took.
-        complete = result.finish == "stop" or job.request.constraint is not None
-        return Answer(
-            index=index,
-            text="".join(piece.text for piece in pieces if not piece.thought),
-            thoughts="".join(piece.text for piece in pieces if piece.thought).strip("\n"),
-            finish="stop" if complete else "length",
-            stop_text=job.reply.stop_text,
-            prompt_tokens=len(job.ids),
-            cached_tokens=min(counters.reused, len(job.ids)),
-            generated_tokens=len(result.ids),
-            thought_tokens=_thought_tokens(job),
-            prefill_seconds=counters.prefill_seconds,
-            decode_seconds=counters.decode_seconds,
-            prefilled_tokens=counters.prefilled,
-            first_token=job.first_token_seconds or 0.0,
-            logprobs=[one for piece in pieces if not piece.prompt for one in piece.logprobs],
-            prompt_logprobs=[one for piece in pieces if piece.prompt for one in piece.logprobs],
-            unseen=self.unseen[index],
-        )
-
-
-def _thought_tokens(job: Job) -> int:
-    """How many of the generated tokens are thoughts."""
-    begin, end = job.request.thought_marks
-    count, thinking = 0, job.request.thinking
-    for token in job.result.ids:
-        if token in (begin, end):
-            thinking = token == begin
-        elif thinking:
-            count += 1
-    return count

@@ -35,7 +35,8 @@ _AROUND = 60
 @dataclass
 class Turn:
     """One message; the field names are keys of the session file. ``ids`` are the visible part of an assistant's generated
-    ids, ``thought_ids`` the part before it.
+    ids, tool calls included; ``thought_ids`` the part before it, with the mark that ends the thoughts. ``extra``: more fields
+    of the template's message, such as the tool calls of a message that was not generated here.
     """
 
     role: str
@@ -135,13 +136,16 @@ class Conversation:
         thoughts: str | None = None
         thought_ids: list[int] | None = None
         if end is not None and (thinking or end in ids):
-            cut = ids.index(end) if end in ids else len(ids)
+            ended = end in ids
+            cut = ids.index(end) if ended else len(ids)
             thought_ids, ids = ids[:cut], ids[cut + 1 :]
             if thought_ids[:1] == [begin]:
                 thought_ids = thought_ids[1:]
             thoughts = tokenizer.decode(thought_ids, markers=True).strip("\n")
+            thought_ids += [end] if ended else []
             # The template writes the line breaks around thoughts.
             while ids and tokenizer.decode(ids[:1]) and not tokenizer.decode(ids[:1]).strip("\n"):
+                thought_ids.append(ids[0])
                 ids = ids[1:]
         text = tokenizer.decode(ids, markers=True)
         turn = Turn("assistant", text[1:] if text.startswith(" ") else text, ids, thoughts, thought_ids)
@@ -167,7 +171,9 @@ class Conversation:
         messages = []
         for i, turn in enumerate(self.turns):
             message = self.template.protect_message(turn.message())
-            message["content"] = f"{_fence(i)}{message['content']}{FENCE_CLOSE}"
+            # A template may write a line break between a text and calls, so calls alone have no fence.
+            if message["content"] or not message.get("tool_calls"):
+                message["content"] = f"{_fence(i)}{message['content']}{FENCE_CLOSE}"
             if turn.plain:
                 message["content"] = (
                     f"{_fence(i, 'd')}{self.template.protect(turn.plain)}{FENCE_CLOSE}{message['content']}"
@@ -204,6 +210,7 @@ class Conversation:
         ids: list[int] = []
         boundaries: list[int] = []
         documents_end = 0
+        thought_end, thoughts_closed = thought_marks(self.tokenizer)[1], False
         encode = self.template.encode_text
         pieces = text.split(FENCE_OPEN)
         # pieces: text, "c3", content CLOSE text, "t4", thoughts CLOSE text, ...
@@ -225,8 +232,11 @@ class Conversation:
                     documents_end, plain = len(ids), ""
                     boundaries.append(documents_end)
                 continue
-            ids += encode(self._header(plain), start=not ids)
+            # The mark between thoughts and answer is among the kept thoughts, with the line breaks that were generated.
+            if not (thoughts_closed and plain.strip() == THINK_END):
+                ids += encode(self._header(plain), start=not ids)
             boundaries.append(len(ids))
+            thoughts_closed = label[0] == "t" and thought_end in kept
             ids += kept
             boundaries.append(len(ids))
             plain = following

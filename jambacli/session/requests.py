@@ -17,10 +17,12 @@ from jambacli.session.conversation import (
     render_plain,
     thought_marks,
 )
+from jambacli.session.reply_tools import reply_constraint, reply_tools, without_calls
 
 if TYPE_CHECKING:
     from jambacli.engine.loaded_model import LoadedModel
     from jambacli.engine.sampling import Sampling
+    from jambacli.text.tools import ToolUse
 
 _ROLES = ("system", "user", "assistant")
 
@@ -79,28 +81,26 @@ def request_of(
     sampling: Sampling | None = None,
     documents: Sequence[Mapping[str, Any]] | None = None,
     reserve: int = 0,
+    tools: ToolUse | None = None,
 ) -> Request:
-    """The reply to a rendered prompt. ``sampling``: the defaults of the options, None for the model's."""
+    """The reply to a rendered prompt. ``sampling``: the defaults of the options, None for the model's. ``tools``: those of the
+    prompt; their marks are then in the reply's text."""
     options = options or GenerationOptions()
     tokenizer = model.tokenizer
     marks = thought_marks(tokenizer)
-    constraint = None
-    if options.schema is not None:
-        from jambacli.engine.constraints.json_schema import SchemaConstraint
-
-        n_vocab = model.config.vocab_size
-        constraint = SchemaConstraint(tokenizer, options.schema, n_vocab, marks, citable=options.cite or 0)
+    calls = reply_tools(model, tools)
     return Request(
         ids=rendered.ids,
         boundaries=rendered.boundaries,
-        sampling=options.sampling(sampling or model.sampling),
+        sampling=without_calls(model, options.sampling(sampling or model.sampling), tools),
         max_tokens=options.max_tokens,
         stops=tuple(options.stop),
         thought_marks=marks,
         thinking=chat and ends_in_thought(tokenizer, rendered.ids),
-        constraint=constraint,
+        constraint=reply_constraint(model, options, calls),
         reserve=reserve,
         drop_space=chat,
         documents=[text_hash(str(d.get("text", ""))) for d in documents or ()],
         lookup=options.lookup,
+        markup=calls.markup.shown if calls is not None else {},
     )

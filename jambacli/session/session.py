@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -22,12 +22,16 @@ from jambacli.errors import JambaError, UsageError
 from jambacli.progress import Progress, no_progress
 from jambacli.session import session_file
 from jambacli.session.conversation import Conversation, Rendered, Turn, ends_in_thought, render_plain, thought_marks
+from jambacli.session.functions import Tool, tools_of
 from jambacli.session.options import SessionOptions
+from jambacli.session.reply_tools import ReplyTools, model_markup, reply_constraint, reply_tools, without_calls
 from jambacli.session.session_lock import SessionLock
 from jambacli.session.stats import Stats
+from jambacli.session.tool_loop import ROUNDS, ToolOptions, reply_with_tools
+from jambacli.text.tool_calls import ToolCall
+from jambacli.text.tools import ToolUse, tool_choice_of
 
 if TYPE_CHECKING:
-    from jambacli.engine.constraints.json_schema import SchemaConstraint
     from jambacli.engine.loaded_model import LoadedModel
     from jambacli.model.state import SequenceState
 
@@ -61,6 +65,8 @@ class Session:
         self._chat = True
         self._finish = ""
         self._random_state: dict[str, Any] | None = None
+        self._tools: ToolOptions | None = None
+        self._by_grammar = False  # whether a grammar decided all of the last reply
         #: The stored prefixes of this session, None without a store.
         self.prefix_cache: PrefixCache | None = None
         self._lock = SessionLock(model, name=options.name, resume=options.resume, read_only=options.read_only)
@@ -104,6 +110,10 @@ class Session:
         *,
         documents: Sequence[Mapping[str, Any]] | None = None,
         knobs: Mapping[str, Any] | None = None,
+        tools: Sequence[Callable[..., Any] | Tool] | None = None,
+        tool_choice: str = "auto",
+        tool_rounds: int | None = None,
+        approve: Callable[[ToolCall], bool] | None = None,
         reserve: int = 0,
         progress: Progress = no_progress,
         options: GenerationOptions | None = None,
@@ -116,9 +126,15 @@ class Session:
         session's sampling. A model that thinks first yields its thoughts as ``Thought``, a kind of str. A reply whose
         iterator is closed early is kept as far as it got. Raises ContextFullError, when the iterator starts, if the
         conversation and ``reserve`` tokens of a reply do not fit.
+
+        ``tools``: Python functions with type hints that the model may call (see ``Tool.of``). Their results become turns, and
+        the model answers again, at most ``tool_rounds`` times (8). ``tool_choice``: "auto", "required", "none" or a function's
+        name, for the first reply. ``approve`` is asked before each call. All of this but the choice stays for later messages,
+        and for ``answer``, until it is given again; ``tools=[]`` removes the tools.
         """
         self._check_writable()
         chosen = _merged(options, keywords)
+        self.use_tools(tools, choice=tool_choice, rounds=tool_rounds, approve=approve)
         self.conversation.add_user(text, documents, knobs)
         self._record_documents(documents)
         return self._answer(chosen, reserve, progress)
@@ -135,7 +151,7 @@ class Session:
         self._check_writable()
         chosen = _merged(options, keywords)
         turns = self.conversation.turns
-        while turns and turns[-1].role == "assistant":
+        while turns and turns[-1].role in ("assistant", "tool"):
             turns.pop()
         if not turns or turns[-1].role != "user":
             raise UsageError("there is nothing to answer yet")
@@ -256,17 +272,64 @@ class Session:
         if sequence.restore_first(cache.read(fitting, saved.tokens)):
             cache.add_stored(p for p in fitting if p.position < len(sequence.tokens))
 
+    def use_tools(
+        self,
+        tools: Sequence[Callable[..., Any] | Tool] | None,
+        *,
+        choice: str = "auto",
+        rounds: int | None = None,
+        approve: Callable[[ToolCall], bool] | None = None,
+    ) -> None:
+        """Set the tools of the next replies; see ``send``. Raises UsageError for a template without tools or a wrong choice."""
+        before = self._tools
+        known = tools_of(tools) if tools is not None else before.tools if before is not None else {}
+        if not known:
+            self._tools = None
+            self.conversation.variables.pop("tools", None)
+            return
+        model_markup(self.model)
+        use = ToolUse([t.definition for t in known.values()], *tool_choice_of(choice))
+        if before is not None:
+            rounds, approve = rounds or before.rounds, approve or before.approve
+        self._tools = ToolOptions(known, use, rounds or ROUNDS, approve)
+        self.conversation.variables["tools"] = self.conversation.template.protect(use.as_messages())
+
     def _answer(self, options: GenerationOptions, reserve: int, progress: Progress) -> Iterator[str]:
+        tools = self._tools
+        if tools is None:
+            return self._one_reply(options, reserve, progress, None)[0]
+
+        def after_calls(use: ToolUse, results: list[str]) -> tuple[Iterator[str], ReplyTools | None]:
+            turns = self.conversation.turns
+            before = list(turns)
+            turns += [Turn("tool", text) for text in results]
+            try:
+                return self._one_reply(options, reserve, progress, use)
+            except BaseException:
+                turns[:] = before
+                raise
+
+        def finished() -> bool:
+            # With stop strings it is not known which of them ended the reply. A grammar ends at the limit too.
+            return self._by_grammar or (self._finish == "stop" and not options.stop)
+
+        return reply_with_tools(tools, after_calls, finished, self._one_reply(options, reserve, progress, tools.use))
+
+    def _one_reply(
+        self, options: GenerationOptions, reserve: int, progress: Progress, tools: ToolUse | None
+    ) -> tuple[Iterator[str], ReplyTools | None]:
+        """The next reply, and the tools that it may call."""
         try:
             rendered = self.conversation.render()
-            sampling = self._sampling(options)
+            sampling = without_calls(self.model, self._sampling(options), tools)
+            calls = reply_tools(self.model, tools)
         except BaseException:
             self.conversation.turns.pop()
             raise
         self._chat = True
         result = Generated()
-        pieces = self._generate(rendered, options, sampling, progress, result, reserve=reserve)
-        return self._kept(pieces, result, first=True)
+        pieces = self._generate(rendered, options, sampling, progress, result, reserve=reserve, calls=calls)
+        return self._kept(pieces, result, first=True), calls
 
     def _kept(self, pieces: Iterator[str], result: Generated, first: bool) -> Iterator[str]:
         """Pass the pieces on and keep the reply as a turn, however it ends."""
@@ -295,15 +358,18 @@ class Session:
         result: Generated,
         skip: int = 0,
         reserve: int = 0,
+        calls: ReplyTools | None = None,
     ) -> Iterator[str]:
-        """Prefill the new tokens of ``rendered``, then generate; its last ``skip`` tokens are the reply so far."""
+        """Prefill the new tokens of ``rendered``, then generate; its last ``skip`` tokens are the reply so far. With ``calls``,
+        their marks are in the text."""
         began = time.perf_counter()
         sequence = self.sequence
         sequence.counters = Counters()
         self.stats = Stats(prompt_tokens=len(rendered.ids), document_tokens=rendered.documents_end)
         tokenizer, max_tokens = self.model.tokenizer, options.max_tokens
         self._prompt = []
-        constraint = self._constraint(options)
+        constraint = reply_constraint(self.model, options, calls)
+        whole = self._by_grammar = constraint is not None and constraint.whole
         sampler = Sampler(sampling, rendered.ids, constraint)
         if skip and self._random_state is not None:
             sampler.random_state = self._random_state
@@ -320,11 +386,12 @@ class Session:
                 sampler,
                 tokenizer,
                 max_tokens=None if max_tokens is None else max_tokens + skip,
-                stops=() if constraint is not None else options.stop,
+                stops=() if whole else options.stop,
                 stop_ids=tokenizer.stop_ids,
                 thought_marks=thought_marks(tokenizer),
                 result=result,
                 lookup=sequence.fast_steps if options.lookup is None else options.lookup,
+                markup=calls.markup.shown if calls is not None else None,
             )
             for piece in pieces:
                 if not self.stats.first_token_seconds:
@@ -352,15 +419,6 @@ class Session:
         sampling = options.sampling(self.sampling)
         sampling.check_vocabulary(self.model.config.vocab_size)
         return sampling
-
-    def _constraint(self, options: GenerationOptions) -> SchemaConstraint | None:
-        """What holds the reply to the options' schema, None without one."""
-        if options.schema is None:
-            return None
-        from jambacli.engine.constraints.json_schema import SchemaConstraint
-
-        tokenizer, n_vocab = self.model.tokenizer, self.model.config.vocab_size
-        return SchemaConstraint(tokenizer, options.schema, n_vocab, thought_marks(tokenizer), citable=options.cite or 0)
 
     def commit(self) -> None:
         """Store the sequence and, under a name, save the session; returns once everything is copied."""

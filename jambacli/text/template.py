@@ -145,9 +145,12 @@ class ChatTemplate:
             raise BadFileError(self._path, f"its chat template fails on this conversation: {_line(error)}") from error
 
     def protect_message(self, message: Message) -> dict[str, Any]:
-        """``message`` with the markers in its text protected, except an assistant's own (thoughts, tool calls)."""
+        """``message`` with the markers in its text protected, except an assistant's own in its content (thoughts, calls)."""
         own = _ASSISTANT_OWN if message.get("role") == "assistant" else frozenset()
-        return {k: v if k == "role" else self.protect(v, own) for k, v in message.items()}
+        none = frozenset[str]()
+        return {
+            k: v if k == "role" else self.protect(v, none if k == "tool_calls" else own) for k, v in message.items()
+        }
 
     def protect(self, value: Any, own: frozenset[str] = frozenset()) -> Any:
         """``value`` with the sentinel inserted into every marker in its strings, except those in ``own``."""

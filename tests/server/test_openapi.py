@@ -19,6 +19,7 @@ from jambacli.server.upstream import Upstream
 from jambacli.server.upstream_client import UpstreamClient
 from jambacli.server.worker import Worker
 from tests.support.servers import Running, serving_models
+from tests.support.tool_models import WEATHER
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +108,61 @@ def test_answers_and_errors_are_as_described(
     refused = server.client.request(method, url, headers={"Origin": "https://evil.example"}, **sent)
     assert refused.status_code == 403
     check(described["responses"]["default"]["content"]["application/json"]["schema"], refused.json())
+
+
+@pytest.mark.parametrize(
+    ("body", "example"),
+    [
+        ("Chat", {"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "weather"}}}),
+        ("OllamaChat", {"tools": [WEATHER]}),
+        ("Tokenize", {"tools": [WEATHER]}),
+        ("Invoke", {"tools": [WEATHER], "tool_choice": "required"}),
+    ],
+)
+def test_tools_are_described(description: dict[str, Any], body: str, example: dict[str, Any]) -> None:
+    schemas = description["components"]["schemas"]
+    schema = {**schemas[body], "components": {"schemas": schemas}}
+    call = {"id": "a", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+    messages = [
+        USER,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "a", "content": "sunny"},
+    ]
+    jsonschema.validate({"messages": messages, **example}, schema, jsonschema.Draft202012Validator)
+    for wrong in ({"type": "function"}, {"type": "function", "function": {"name": ""}}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({"messages": messages, "tools": [wrong]}, schema, jsonschema.Draft202012Validator)
+
+
+def test_tools_of_other_apis_are_described(description: dict[str, Any]) -> None:
+    schemas = description["components"]["schemas"]
+    function = WEATHER["function"]
+    parameters = function["parameters"]
+    used = {"type": "tool_use", "id": "a", "name": "weather", "input": {"place": "Rome"}}
+    result = {"type": "tool_result", "tool_use_id": "a", "content": "sunny"}
+    blocks = [{"role": "assistant", "content": [used]}, {"role": "user", "content": [result]}]
+    said = {"toolUse": {"toolUseId": "a", "name": "weather", "input": {}}}
+    back = {"toolResult": {"toolUseId": "a", "content": [{"json": {"sun": 1}}]}}
+    spec = {"toolSpec": {"name": "weather", "inputSchema": {"json": parameters}}}
+    call = {"type": "function_call", "call_id": "a", "name": "weather", "arguments": "{}"}
+    examples: dict[str, Any] = {
+        "Messages": {
+            "messages": [USER, *blocks],
+            "max_tokens": 5,
+            "tools": [{"name": "weather", "input_schema": parameters}],
+            "tool_choice": {"type": "any"},
+        },
+        "Converse": {
+            "messages": [{"role": "assistant", "content": [said]}, {"role": "user", "content": [back]}],
+            "toolConfig": {"tools": [spec], "toolChoice": {"any": {}}},
+        },
+        "Responses": {
+            "input": [USER, call, {"type": "function_call_output", "call_id": "a", "output": "sunny"}],
+            "tools": [{"type": "function", **function}],
+            "tool_choice": "auto",
+        },
+    }
+    for name, example in examples.items():
+        schema = {**schemas[name], "components": {"schemas": schemas}}
+        jsonschema.validate(example, schema, jsonschema.Draft202012Validator)
+        assert {"tools", "toolConfig"} & set(schemas[name]["properties"])

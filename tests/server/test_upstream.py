@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -26,14 +27,18 @@ from starlette.responses import JSONResponse, RedirectResponse, Response, Stream
 from starlette.routing import Route
 
 from jambacli.api import Jamba
+from jambacli.engine.batch import BatchEngine
 from jambacli.hub.demo import demo_model_path
 from jambacli.server.http import Access
 from jambacli.server.upstream import Upstream
 from jambacli.server.upstream_client import UpstreamClient
 from tests.support.servers import Running, events, serving, serving_app, serving_models
+from tests.support.tool_models import WEATHER, of_openai, script, tool_model, written
 
 CHAT = "/v1/chat/completions"
 ASK: list[Any] = [{"role": "user", "content": "How many herons were counted?"}]
+PARIS = ("weather", '{"place": "Paris", "days": 2}')
+ROME = ("weather", '{"place": "Rome"}')
 BODY = {"model": "x", "messages": ASK, "temperature": 0, "max_tokens": 12}
 
 
@@ -178,6 +183,106 @@ def test_its_key_is_sent_and_none_of_the_clients(tiny: Jamba) -> None:
             assert refused.status_code == 401 and refused.json()["error"]["code"] == "invalid_api_key"
 
 
+@pytest.fixture(scope="module")
+def tools_behind() -> Iterator[tuple[Jamba, Running]]:
+    """A server in front of one whose model has tools."""
+    model = tool_model("list")
+    with serving(model, name="small") as behind, in_front_of(behind.url) as front:
+        yield model, front
+
+
+def conversations(stream: bool) -> dict[str, dict[str, Any]]:
+    """Requests with a tool, its call and its result, by their path."""
+    function = WEATHER["function"]
+    openai = {"messages": [*ASK, {"role": "assistant", "content": None, "tool_calls": of_openai([PARIS])}]}
+    openai["messages"].append({"role": "tool", "tool_call_id": "id0", "content": "sunny"})
+    value = json.loads(PARIS[1])
+    blocks = [{"type": "tool_use", "id": "id0", "name": "weather", "input": value}]
+    result = {"type": "tool_result", "tool_use_id": "id0", "content": "sunny"}
+    flat = {"type": "function_call", "call_id": "id0", "name": "weather", "arguments": PARIS[1]}
+    said = [{"toolUse": {"toolUseId": "id0", "name": "weather", "input": value}}]
+    back = [{"toolResult": {"toolUseId": "id0", "content": [{"text": "sunny"}]}}]
+    spec = {"name": "weather", "description": function["description"], "inputSchema": {"json": function["parameters"]}}
+    converse = "/model/small/converse" + ("-stream" if stream else "")
+    schema = {"name": "weather", "description": function["description"], "input_schema": function["parameters"]}
+    return {
+        CHAT: {**openai, "tools": [WEATHER], "stream": stream},
+        "/api/chat": {**openai, "tools": [WEATHER], "stream": stream},
+        "/v1/messages": {
+            "messages": [*ASK, {"role": "assistant", "content": blocks}, {"role": "user", "content": [result]}],
+            "tools": [schema],
+            "max_tokens": 200,
+            "stream": stream,
+        },
+        "/v1/responses": {
+            "input": [*ASK, flat, {"type": "function_call_output", "call_id": "id0", "output": "sunny"}],
+            "tools": [{"type": "function", **function}],
+            "stream": stream,
+        },
+        converse: {
+            "messages": [
+                {"role": "user", "content": [{"text": ASK[0]["content"]}]},
+                {"role": "assistant", "content": said},
+                {"role": "user", "content": back},
+            ],
+            "toolConfig": {"tools": [{"toolSpec": spec}]},
+        },
+    }
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", [CHAT, "/api/chat", "/v1/messages", "/v1/responses", "/model/small/converse"])
+def test_tools(tools_behind: Any, monkeypatch: pytest.MonkeyPatch, path: str, stream: bool) -> None:
+    model, front = tools_behind
+    bodies = conversations(stream)
+    path += "-stream" if path not in bodies else ""
+    prompts: list[str] = []
+    submit = BatchEngine.submit
+
+    def seen(self: Any, request: Any, **more: Any) -> Any:
+        prompts.append(model.tokenizer.decode(request.ids, markers=True))
+        return submit(self, request, **more)
+
+    monkeypatch.setattr(BatchEngine, "submit", seen)
+    script(monkeypatch, model, written("list", PARIS, ROME, before="Again.\n"))
+    answer = front.client.post(path, json=bodies[path])
+    assert answer.status_code == 200, answer.text
+    # The prompt is the same in every API: the definition, the call and its result.
+    assert all(part in prompts[0] for part in ("The weather at a place.", '"place": "Paris"', "sunny"))
+    assert called_in(answer, path, stream) == [json.loads(PARIS[1]), json.loads(ROME[1])]
+
+
+def called_in(answer: httpx.Response, path: str, stream: bool) -> list[Any]:
+    """The arguments of the calls in an answer of any API, which has said that calls ended it."""
+    text = answer.content.decode("utf-8", "replace")
+    assert ("Again." in text or stream) and text.count("weather") >= 2
+    if path == "/v1/responses" and stream:
+        answers = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: ")]
+        assert answers[-1]["type"] == "response.completed"
+        return [json.loads(o["arguments"]) for o in answers[-1]["response"]["output"] if o["type"] == "function_call"]
+    if path == "/v1/responses":
+        return [json.loads(o["arguments"]) for o in answer.json()["output"] if o["type"] == "function_call"]
+    if path == "/api/chat":
+        messages = [json.loads(line)["message"] for line in text.splitlines()]
+        return [c["function"]["arguments"] for m in messages for c in m.get("tool_calls", [])]
+    if path == CHAT and not stream:
+        assert answer.json()["choices"][0]["finish_reason"] == "tool_calls"
+        return [json.loads(c["function"]["arguments"]) for c in answer.json()["choices"][0]["message"]["tool_calls"]]
+    if path == "/model/small/converse":
+        assert answer.json()["stopReason"] == "tool_use"
+        return [b["toolUse"]["input"] for b in answer.json()["output"]["message"]["content"] if "toolUse" in b]
+    if path == "/v1/messages" and not stream:
+        assert answer.json()["stop_reason"] == "tool_use"
+        return [b["input"] for b in answer.json()["content"] if b["type"] == "tool_use"]
+    # A stream of pieces of arguments: OpenAI's, Anthropic's and Bedrock's.
+    assert "tool_calls" in text if path == CHAT else "tool_use" in text
+    kinds = (r'"arguments":("(?:[^"\\]|\\.)*")', r'"partial_json":("(?:[^"\\]|\\.)*")', r'"input":("(?:[^"\\]|\\.)*")')
+    kind = kinds[(CHAT, "/v1/messages", "/model/small/converse-stream").index(path)]
+    joined = "".join(json.loads(piece) for piece in re.findall(kind, text))
+    first, at = json.JSONDecoder().raw_decode(joined)
+    return [first, json.loads(joined[at:])]
+
+
 class Canned:
     """A server that answers chats with ``answer`` and keeps what it was asked."""
 
@@ -259,6 +364,42 @@ def test_thoughts_usage_and_stop_texts_are_translated(canned: tuple[Canned, Runn
     assert answer["usage"]["input_tokens"] == 5 and answer["usage"]["cache_read_input_tokens"] == 4
     asked = behind.asked[-1]
     assert asked["stop"] == ["END"] and asked["top_k"] == 3 and asked["max_tokens"] == 5 and asked["stream"] is True
+
+
+def called(*items: Any, finish: str | None = None) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": {"tool_calls": list(items)}, "finish_reason": finish}]}
+
+
+def test_calls_as_other_servers_stream_them(canned: tuple[Canned, Running]) -> None:
+    behind, front = canned
+    named = {"type": "function", "function": {"name": "weather", "arguments": ""}}
+    behind.answer = lambda: streamed(
+        piece("So: "),
+        called({"index": 7, "id": "a", **named}),
+        called({"index": 7, "function": {"name": "weather", "arguments": '{"place": '}}),  # the name once more
+        called({"index": 7, "function": {"arguments": '"Rome"}'}}),
+        called(
+            {"function": {"name": "clock", "arguments": {"zone": 1}}}, {"index": 9, "function": {"arguments": "lost"}}
+        ),
+        called({"index": 8, "function": {"name": "weather", "arguments": '{"pla'}}, "no object", finish="stop"),
+        USAGE,
+        DONE,
+    )
+    tools = [{"name": name, "input_schema": {"type": "object"}} for name in ("weather", "clock")]
+    body = {**MESSAGES, "tools": tools, "tool_choice": {"type": "tool", "name": "weather"}}
+    answer = front.client.post("/v1/messages", json=body).json()
+    assert answer["stop_reason"] == "tool_use" and answer["content"][0] == {"type": "text", "text": "So: "}
+    blocks = answer["content"][1:]
+    assert [(b["name"], b["input"]) for b in blocks] == [("weather", {"place": "Rome"}), ("clock", {"zone": 1})]
+    assert blocks[0]["id"] == "a" and blocks[1]["id"]
+    asked = behind.asked[-1]
+    assert asked["tool_choice"] == {"type": "function", "function": {"name": "weather"}}
+    assert [tool["function"]["name"] for tool in asked["tools"]] == ["weather"]
+    front.client.post("/v1/messages", json={**MESSAGES, "tools": tools, "tool_choice": {"type": "none"}})
+    assert behind.asked[-1]["tool_choice"] == "none" and len(behind.asked[-1]["tools"]) == 2
+    one = {"type": "any", "disable_parallel_tool_use": True}
+    front.client.post("/v1/messages", json={**MESSAGES, "tools": tools, "tool_choice": one})
+    assert behind.asked[-1]["tool_choice"] == "required" and behind.asked[-1]["parallel_tool_calls"] is False
 
 
 def test_signs_of_life_come_while_the_other_is_silent(canned: tuple[Canned, Running]) -> None:

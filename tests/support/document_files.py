@@ -89,3 +89,67 @@ def lying_zip_bomb(claimed: int = 1000) -> bytes:
     at = data.rindex(b"PK\x01\x02")
     data[at + 24 : at + 28] = claimed.to_bytes(4, "little")
     return bytes(data)
+
+
+_NAMESPACES = {
+    "w": "http://schemas.openxmlformats.org/wordprocessingml/2006/main",
+    "m": "http://schemas.openxmlformats.org/officeDocument/2006/math",
+    "r": "http://schemas.openxmlformats.org/officeDocument/2006/relationships",
+    "mc": "http://schemas.openxmlformats.org/markup-compatibility/2006",
+    "w14": "http://schemas.microsoft.com/office/word/2010/wordml",
+    "wps": "http://schemas.microsoft.com/office/word/2010/wordprocessingShape",
+    "wp": "http://schemas.openxmlformats.org/drawingml/2006/wordprocessingDrawing",
+    "a": "http://schemas.openxmlformats.org/drawingml/2006/main",
+    "pic": "http://schemas.openxmlformats.org/drawingml/2006/picture",
+    "c": "http://schemas.openxmlformats.org/drawingml/2006/chart",
+    "dgm": "http://schemas.openxmlformats.org/drawingml/2006/diagram",
+    "v": "urn:schemas-microsoft-com:vml",
+    "o": "urn:schemas-microsoft-com:office:office",
+}
+_STRICT = {
+    "w": "http://purl.oclc.org/ooxml/wordprocessingml/main",
+    "m": "http://purl.oclc.org/ooxml/officeDocument/math",
+    "r": "http://purl.oclc.org/ooxml/officeDocument/relationships",
+}
+_RELATIONS = "http://schemas.openxmlformats.org/package/2006/relationships"
+
+
+def word_package(
+    body: str,
+    parts: dict[str, str] | None = None,
+    *,
+    main: str = "word/document.xml",
+    strict: bool = False,
+    content_type: str = "application/vnd.openxmlformats-officedocument.wordprocessingml.document.main+xml",
+) -> bytes:
+    """A whole .docx package. ``parts``: the XML of further parts beside the main one, by their file names; the kind of each
+    relationship is the name without digits and suffix, its id ``r`` and the name without suffix."""
+    spaces = {**_NAMESPACES, **(_STRICT if strict else {})}
+    declared = " ".join(f'xmlns:{prefix}="{uri}"' for prefix, uri in spaces.items())
+    kinds = spaces["r"]
+
+    def part(xml: str) -> str:
+        name, rest = xml[1:].split(">", 1)
+        return f'<?xml version="1.0" encoding="UTF-8"?><{name} {declared}>{rest}'
+
+    folder, _, file = main.rpartition("/")
+    folder = f"{folder}/" if folder else ""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        override = f'<Override PartName="/{main}" ContentType="{content_type}"/>'
+        archive.writestr("[Content_Types].xml", f'<Types xmlns="{_RELATIONS}">{override}</Types>')
+        relation = f'<Relationship Id="r1" Type="{kinds}/officeDocument" Target="/{main}"/>'
+        archive.writestr("_rels/.rels", f'<Relationships xmlns="{_RELATIONS}">{relation}</Relationships>')
+        relations = ""
+        for name, xml in (parts or {}).items():
+            stem = name.rpartition("/")[2].partition(".")[0]
+            kind = {"afchunk": "aFChunk", "data": "diagramData"}.get(
+                stem.rstrip("0123456789"), stem.rstrip("0123456789")
+            )
+            relations += f'<Relationship Id="r{stem}" Type="{kinds}/{kind}" Target="{name}"/>'
+            archive.writestr(folder + name, part(xml) if name.endswith(".xml") else xml)
+        archive.writestr(
+            f"{folder}_rels/{file}.rels", f'<Relationships xmlns="{_RELATIONS}">{relations}</Relationships>'
+        )
+        archive.writestr(main, part(f"<w:document><w:body>{body}</w:body></w:document>"))
+    return out.getvalue()

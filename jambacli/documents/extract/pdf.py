@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
+from jambacli.documents.extract.pdf_forms import Besides, Forms, labelled
+from jambacli.documents.extract.pdf_layout import Line, joined
+from jambacli.documents.extract.pdf_margins import without_repeats
+from jambacli.documents.extract.pdf_page import page_lines, page_runs
 from jambacli.documents.extract.pieces import DocumentPart
 from jambacli.errors import BadFileError, JambaError
+from jambacli.units import counted
 
 MAX_PAGES = 100_000
+# A form without fields on these pages is drawn by Adobe Reader alone.
+_FORM_PAGES = 20
 
 
-def pdf_pages(path: str, name: str) -> Iterator[DocumentPart]:
-    """All pages; those without text are empty pieces. Raises BadFileError naming ``name`` when the file is encrypted,
-    damaged or has no text at all."""
+def pdf_pages(path: str, name: str, remarks: list[str]) -> Iterator[DocumentPart]:
+    """All pages; those without text are empty pieces. What was left out is added to ``remarks``.
+
+    Raises BadFileError naming ``name`` when the file is encrypted, damaged, has no text at all, or is an XFA form.
+    """
     try:
         import pypdfium2
     except ImportError as error:
@@ -30,32 +38,79 @@ def pdf_pages(path: str, name: str) -> Iterator[DocumentPart]:
     count = len(document)
     if not 0 < count <= MAX_PAGES:
         raise BadFileError(name, f"has {count:,} pages; split it" if count else "has no pages")
+    reader = _Pages(document, pypdfium2.PdfiumError)
+    if reader.forms.xfa and not any(reader.fields(i) for i in range(min(count, _FORM_PAGES))):
+        raise BadFileError(
+            name, "is an XFA form, which only Adobe Reader shows; open it there and print it to a PDF, then read that"
+        )
     empty = 0
-    for i in range(count):
-        text = _page_text(document, i, pypdfium2.PdfiumError)
-        if text:
-            yield DocumentPart(text, i + 1, i + 1)
-        else:
-            empty += 1
-            yield DocumentPart("", i + 1, i + 1)
+    for i, lines in enumerate(without_repeats(map(reader.lines, range(count)), remarks), 1):
+        text = joined(lines).strip()
+        empty += not text
+        yield DocumentPart(text, i, i)
     if empty == count:
         pages = "page has" if count == 1 else f"{count:,} pages have"
         raise BadFileError(name, f"its {pages} no text (a scan?); make it searchable first: ocrmypdf IN OUT")
+    remarks += reader.left_out()
 
 
-def _page_text(document: Any, index: int, failed: type[Exception]) -> str:
-    """A page's text; "" when the page is damaged."""
-    try:
-        page = document[index]
-        text_page = page.get_textpage()
-        text = text_page.get_text_range()
-        text_page.close()
-        page.close()
-    except failed:
-        return ""
-    # pdfium writes U+FFFE for a hyphen at the end of a line that only divides a word.
-    text = re.sub("[\ufffe\u00ad]\r?\n?", "", text).replace("\r\n", "\n").replace("\r", "\n").replace("\x00", "")
-    return text.strip()
+class _Pages:
+    """Reads pages, and remembers what it left out."""
+
+    def __init__(self, document: Any, failed: type[Exception]) -> None:
+        self.document, self.failed = document, failed
+        self.forms = Forms(document)
+        self._besides = Besides()
+
+    def fields(self, index: int) -> int:
+        """How many form fields a page has."""
+        try:
+            page = self.document[index]
+            found = self.forms.besides(page, "")
+            page.close()
+        except self.failed:
+            return 0
+        return found.fields
+
+    def lines(self, index: int) -> tuple[list[Line], tuple[float, float]]:
+        """A page's lines, none when it is damaged, and its lowest and highest place."""
+        try:
+            page = self.document[index]
+            text_page = page.get_textpage()
+            runs = page_runs(text_page)
+            found = self.forms.besides(page, "\n".join(run.text for run in runs.upright))
+            placed = [runs.turned(run) for run in found.placed]
+            lines = page_lines(runs, text_page, labelled(placed, runs.upright))
+            lines += [Line(text, 0, 0) for text in found.comments]
+            extent = runs.extent(page.get_mediabox())
+            text_page.close()
+            page.close()
+        except self.failed:
+            return [], (0, 0)
+        self._besides.hidden += found.hidden
+        self._besides.passwords += found.passwords
+        self._besides.files += found.files
+        return lines, extent
+
+    def left_out(self) -> list[str]:
+        """A remark on everything that was not read."""
+        found, said = self._besides, []
+        names = found.files + self._attached()
+        if names:
+            shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            said.append(f"{counted(len(names), 'attached file')} not read; save and name them: {shown}")
+        if found.hidden:
+            said.append(f"{found.hidden:,} hidden notes or form values left out")
+        if found.passwords:
+            said.append(f"{counted(found.passwords, 'password')} in form fields left out")
+        return said
+
+    def _attached(self) -> list[str]:
+        try:
+            count = min(self.document.count_attachments(), 1000)
+            return [" ".join(self.document.get_attachment(i).get_name().split()) for i in range(count)]
+        except self.failed:
+            return []
 
 
 def _reason(error: Exception) -> str:

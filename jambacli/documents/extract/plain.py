@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import re
 
+from jambacli.documents.extract.unmarked import iso_2022, wide, with_nuls
 from jambacli.errors import BadFileError, JambaError
 
 # The first bytes of other kinds of files, and what to say about them.
@@ -38,6 +39,28 @@ _SAMPLE = 256 << 10
 _WESTERN = frozenset(
     "àáâãäåæçèéêëìíîïñòóôõöøùúûüýÿœßÀÁÂÃÄÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÕÖØÙÚÛÜÝŸŒ“”‘’‚„–—…€£¥¢«»‹›°§·•©®™¿¡ºª½¼¾±×÷²³¹µ¶†‡‰\xa0\xad"
 )
+# Encodings that documents without Unicode are found in; a longer list makes short texts ambiguous.
+_LIKELY = [
+    *(
+        "cp1250",
+        "cp1251",
+        "cp1252",
+        "cp1253",
+        "cp1254",
+        "cp1255",
+        "cp1256",
+        "cp1257",
+        "cp1258",
+        "cp874",
+        "cp850",
+        "cp866",
+    ),
+    *("koi8_r", "koi8_u", "iso8859_2", "iso8859_5", "iso8859_7", "mac_roman", "mac_cyrillic"),
+    *("gb18030", "big5", "cp932", "euc_jp", "cp949"),
+]
+# What Windows-1252 makes of Polish, Czech and Hungarian text: signs within words, and an õ beside accents of other languages.
+_NOT_WESTERN = re.compile("[a-zß-ÿ][¹²³¼½¾¿¡£¥¢¶§±¦¨¸¬¯×÷][a-zß-ÿ]")
+_CONTROL_BYTES = re.compile(rb"[\x01-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 
 
@@ -80,27 +103,28 @@ def _decoded(data: bytes, name: str) -> tuple[str, str | None]:
             except UnicodeDecodeError:
                 text = data[len(bom) :].decode(encoding, "replace")
                 return text, f"it is marked as {encoding.upper()} but is damaged; invalid characters became U+FFFD"
-    if b"\x00" in data[:_SAMPLE]:
-        return _without_mark(data, name), "it has no byte order mark; it was read as UTF-16"
+    if (escaped := iso_2022(data)) is not None:
+        return escaped[0], f"it is not UTF-8; read as {escaped[1]}"
+    sample = data[:_SAMPLE]
+    controls = len(_CONTROL_BYTES.findall(sample))
+    if (b"\x00" in sample or 500 * controls > len(sample)) and (found := wide(data)) is not None:
+        return found[0], f"it has no byte order mark; it was read as {found[1][:6].upper()}"
+    if b"\x00" in data:
+        if (without := with_nuls(data)) is None:
+            raise BadFileError(name, "is binary, not text; convert it to text, .pdf or .docx first")
+        text, remark = _single_bytes(without[0], name)
+        dropped = f"{without[1]:,} NUL bytes (a truncated file?) left out"
+        return text, f"{dropped}; {remark}" if remark else dropped
+    return _single_bytes(data, name)
+
+
+def _single_bytes(data: bytes, name: str) -> tuple[str, str | None]:
     try:
         return data.decode("utf-8"), None
     except UnicodeDecodeError:
         pass
     mixed = _mixed(data)
     return mixed if mixed is not None else _guessed(data, name)
-
-
-def _without_mark(data: bytes, name: str) -> str:
-    """Decode UTF-16 without a byte order mark, in which every other byte of most texts is zero."""
-    sample = data[:_SAMPLE]
-    even, odd = sample[0::2].count(0), sample[1::2].count(0)
-    encoding = "utf-16-le" if odd > 4 * even else "utf-16-be" if even > 4 * odd else None
-    if encoding is not None and 3 * max(even, odd) > len(sample) // 2:
-        try:
-            return data.decode(encoding)
-        except UnicodeDecodeError:
-            pass
-    raise BadFileError(name, "is binary, not text; convert it to text, .pdf or .docx first")
 
 
 def _mixed(data: bytes) -> tuple[str, str] | None:
@@ -132,7 +156,22 @@ def _western(data: bytes) -> str | None:
     high = re.findall(r"[^\x00-\x7f]", text)
     few = sum(c.isalpha() for c in high) <= len(re.findall(r"[a-zA-Z]", text))
     # In text of other scripts whole words would consist of such letters.
-    return text if few and _WESTERN.issuperset(high) and not re.search(r"[^\W\d_\x00-\x7f]{4}", text) else None
+    return (
+        text
+        if few and not _eastern(text) and _WESTERN.issuperset(high) and not re.search(r"[^\W\d_\x00-\x7f]{4}", text)
+        else None
+    )
+
+
+def _eastern(text: str) -> bool:
+    """Whether a text read as Windows-1252 is more likely one of Eastern Europe, or Turkish."""
+    hungarian = re.search("õ(?!e)", text) and re.search("[áéíóú]", text)
+    return bool(_NOT_WESTERN.search(text) or hungarian or _turkish(text))
+
+
+def _turkish(text: str) -> bool:
+    """Whether a text read as Windows-1252 has letters of Icelandic without its accents: Turkish is written with those bytes."""
+    return bool(re.search("[þðý]", text) and re.search("[çöü]", text) and not re.search("[áéíóúæ]", text))
 
 
 def _guessed(data: bytes, name: str) -> tuple[str, str]:
@@ -145,7 +184,12 @@ def _guessed(data: bytes, name: str) -> tuple[str, str]:
             f"{name} is not UTF-8; convert it (iconv -f ENCODING -t UTF-8), or install an encoding detector: "
             "pip install 'jambacli[docs]'"
         ) from error
-    likely = list(from_bytes(data[:_SAMPLE]))
+    likely = list(from_bytes(data[:_SAMPLE], cp_isolation=_LIKELY))
+    western_text = data[:_SAMPLE].decode("cp1252", "replace")
+    if _turkish(western_text):
+        likely = [m for m in likely if m.encoding == "cp1254"] or likely
+    elif _eastern(western_text):
+        likely = [m for m in likely if m.encoding not in ("cp1252", "cp850", "mac_roman")]
     best = likely[0] if likely else None
     # Of encodings that fit equally well, prefer the most common one of files without Unicode.
     western = next((m for m in likely if m.encoding == "cp1252"), None)

@@ -6,8 +6,10 @@ import contextlib
 import json
 import os
 import queue
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +27,11 @@ _ROOT = str(Path(__file__).resolve().parents[3])
 
 @dataclass
 class Extracted:
-    """The text of a file: ``pieces`` in order, numbered by ``unit`` ("page", "line" or "paragraph"), and a remark on it."""
+    """The text of a file: ``pieces`` in order, numbered by ``unit`` ("page", "line" or "paragraph"), and remarks on it."""
 
     unit: str
     pieces: list[DocumentPart]
-    remark: str | None = None
+    remarks: tuple[str, ...] = ()
 
 
 class Sandbox:
@@ -40,6 +42,7 @@ class Sandbox:
         self._process: subprocess.Popen[str] | None = None
         self._answers: queue.Queue[str | None] = queue.Queue()
         self._served = 0
+        self._folder = ""
 
     def __enter__(self) -> Sandbox:
         return self
@@ -58,16 +61,16 @@ class Sandbox:
             process.stdin.write(json.dumps({"kind": kind, "path": path, "name": name}) + "\n")
             process.stdin.flush()
         self._served += 1
-        unit, remark = "page", None
+        unit = "page"
         pieces: list[DocumentPart] = []
         while True:
             answer = self._next(name, pieces)
             if "error" in answer:
                 raise JambaError(answer["error"])
             if "done" in answer:
-                return Extracted(unit, pieces, remark)
+                return Extracted(unit, pieces, tuple(answer["remarks"]))
             if "unit" in answer:
-                unit, remark = answer["unit"], answer["remark"]
+                unit = answer["unit"]
             else:
                 pieces.append(DocumentPart(answer["text"], answer["first"], answer["last"]))
 
@@ -81,6 +84,7 @@ class Sandbox:
                     with contextlib.suppress(OSError):
                         pipe.close()
             self._process = None
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def _running(self) -> subprocess.Popen[str]:
         if self._process is not None and self._served >= _FILES:
@@ -89,10 +93,14 @@ class Sandbox:
             self._served = 0
             answers: queue.Queue[str | None] = queue.Queue()
             self._answers = answers
+            # Files within files are unpacked here, so that nothing is left behind when the process is killed.
+            self._folder = tempfile.mkdtemp(prefix="jamba-")
+            temporary = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), self._folder)
+            paths = os.pathsep.join(filter(None, [_ROOT, os.environ.get("PYTHONPATH")]))
             process = subprocess.Popen(
                 # -P: do not import a json.py from the user's directory.
                 [sys.executable, "-P", "-m", "jambacli.documents.extract.worker"],
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [_ROOT, os.environ.get("PYTHONPATH")]))},
+                env={**os.environ, **temporary, "PYTHONPATH": paths},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

@@ -1,7 +1,7 @@
 """The process that opens PDFs, Word documents and web pages with limited memory, so that a file can crash only this process.
 
 It is started by ``sandbox``. A request is one line of JSON on standard input, ``{"kind", "path", "name"}``. Answers are lines
-of JSON on standard output: the unit, the pieces, then "done" or "error".
+of JSON on standard output: the unit, the pieces, then "done" with remarks, or "error".
 """
 
 from __future__ import annotations
@@ -9,11 +9,14 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from jambacli.documents.extract.kinds import HEAD, kind_of
 from jambacli.documents.extract.pieces import MAX_TEXT, DocumentPart, parts_of_lines
+from jambacli.documents.extract.plain import decode
 from jambacli.errors import BadFileError, JambaError
 
 MEMORY = 2 << 30
@@ -30,19 +33,55 @@ def _bound() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _pieces(kind: str, path: str, name: str) -> tuple[str, Iterator[DocumentPart], str | None]:
+def _pieces(
+    kind: str, path: str, name: str, alive: Callable[[], None]
+) -> tuple[str, Iterator[DocumentPart], list[str]]:
+    """The unit, the pieces, and remarks, which are complete after the last piece."""
     if kind == "pdf":
         from jambacli.documents.extract.pdf import pdf_pages
 
-        return "page", pdf_pages(path, name), None
+        said: list[str] = []
+        return "page", pdf_pages(path, name, said), said
     if kind == "docx":
         from jambacli.documents.extract.docx import docx_pieces
 
-        return *docx_pieces(path, name), None
+        return docx_pieces(path, name, alive)
+    if kind in ("mail", "mbox"):
+        from jambacli.documents.extract.mail import mail_pieces
+
+        return mail_pieces(path, name, kind == "mbox", _attachment)
+    if kind == "notebook":
+        from jambacli.documents.extract.notebook import notebook_pieces
+
+        return notebook_pieces(path, name)
     from jambacli.documents.extract.html import html_lines
 
-    lines, remark = html_lines(Path(path).read_bytes(), name)
-    return "line", parts_of_lines(lines), remark
+    lines, remarks = html_lines(Path(path).read_bytes(), name)
+    return "line", parts_of_lines(lines), remarks
+
+
+def _attachment(data: bytes, file_name: str) -> tuple[str, Iterator[DocumentPart], list[str]]:
+    """The pieces of a file within a mail, by its content and its name."""
+    kind = kind_of(data[:HEAD], file_name, data=data)
+    if kind == "text":
+        text, remark = decode(data, file_name)
+        return "line", parts_of_lines(enumerate(text.split("\n"), 1)), [remark] if remark else []
+    folder = tempfile.TemporaryDirectory(prefix="jamba-")
+    path = Path(folder.name) / f"attachment.{kind}"
+    path.write_bytes(data)
+    try:
+        unit, pieces, remarks = _pieces(kind, str(path), file_name, lambda: None)
+    except BaseException:
+        folder.cleanup()
+        raise
+    return unit, _then(pieces, folder.cleanup), remarks
+
+
+def _then(pieces: Iterator[DocumentPart], end: Callable[[], None]) -> Iterator[DocumentPart]:
+    try:
+        yield from pieces
+    finally:
+        end()
 
 
 def _serve(request: dict[str, str], out: IO[str]) -> None:
@@ -52,15 +91,15 @@ def _serve(request: dict[str, str], out: IO[str]) -> None:
 
     name = request["name"]
     try:
-        unit, pieces, remark = _pieces(request["kind"], request["path"], name)
-        say(unit=unit, remark=remark)
+        unit, pieces, remarks = _pieces(request["kind"], request["path"], name, lambda: say(unit="page"))
+        say(unit=unit)
         total = 0
         for piece in pieces:
             total += len(piece.text)
             if total > MAX_TEXT:
                 raise BadFileError(name, f"contains more than {MAX_TEXT >> 20} MB of text; split it")
             say(text=piece.text, first=piece.first, last=piece.last)
-        say(done=True)
+        say(done=True, remarks=remarks)
     except JambaError as error:
         say(error=str(error))
     except (MemoryError, RecursionError):

@@ -14,10 +14,10 @@ _LEAP_YEAR = r"(\d\d(0[48]|[2468][048]|[13579][26])|(0[48]|[2468][048]|[13579][2
 _DATE = rf"({_YEAR}-((0[13-9]|1[0-2])-\d\d|02-([01]\d|2[0-8]))|{_LEAP_YEAR}-02-29)"
 _TIME = r"\d\d:\d\d:[0-5]\d"
 _PATTERNS = {"date": rf"^{_DATE}$", "time": rf"^{_TIME}", "date-time": rf"^{_DATE}[Tt]{_TIME}"}
-# Values of these keys are data, not schemas.
-_DATA = frozenset(("const", "enum", "default", "examples"))
-# Values of these keys are schemas by name; a name may be one of the keys above.
-_NAMED = frozenset(("properties", "patternProperties", "dependentSchemas", "$defs", "definitions"))
+#: Values of these keys are data, not schemas.
+DATA = frozenset(("const", "enum", "default", "examples"))
+#: Values of these keys are schemas by name; a name may be one of the keys above.
+NAMED = frozenset(("properties", "patternProperties", "dependentSchemas", "$defs", "definitions"))
 
 
 def with_calendar(schema: Any) -> Any:
@@ -26,7 +26,7 @@ def with_calendar(schema: Any) -> Any:
         return [with_calendar(part) for part in schema]
     if not isinstance(schema, Mapping):
         return schema
-    parts = {key: value if key in _DATA else _inside(key, value) for key, value in schema.items()}
+    parts = {key: value if key in DATA else _inside(key, value) for key, value in schema.items()}
     known, others = parts.get("format"), parts.get("allOf", [])
     if isinstance(known, str) and known in _PATTERNS and isinstance(others, list):
         parts["allOf"] = [*others, {"pattern": _PATTERNS[known]}]
@@ -34,6 +34,6 @@ def with_calendar(schema: Any) -> Any:
 
 
 def _inside(key: Any, value: Any) -> Any:
-    if key in _NAMED and isinstance(value, Mapping):
+    if key in NAMED and isinstance(value, Mapping):
         return {name: with_calendar(part) for name, part in value.items()}
     return with_calendar(value)

@@ -1,0 +1,208 @@
+"""The parts of a .docx: a zip of XML whose parts are found by relationships, not by fixed names (ECMA-376 part 2)."""
+
+from __future__ import annotations
+
+import posixpath
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, Any
+from urllib.parse import unquote
+
+from jambacli.documents.extract.pieces import MAX_TEXT
+from jambacli.errors import BadFileError, JambaError
+
+# The XML of a document of MAX_TEXT characters is a few times as long as its text; a zip bomb is longer.
+_MAX_XML = 4 * MAX_TEXT
+_OOXML, _STRICT = "http://schemas.openxmlformats.org/", "http://purl.oclc.org/ooxml/"
+#: Both forms of every namespace -> a short prefix.
+_PREFIXES = {
+    f"{_OOXML}wordprocessingml/2006/main": "w",
+    f"{_STRICT}wordprocessingml/main": "w",
+    f"{_OOXML}officeDocument/2006/math": "m",
+    f"{_STRICT}officeDocument/math": "m",
+    f"{_OOXML}officeDocument/2006/relationships": "r",
+    f"{_STRICT}officeDocument/relationships": "r",
+    f"{_OOXML}drawingml/2006/main": "a",
+    f"{_STRICT}drawingml/main": "a",
+    f"{_OOXML}drawingml/2006/wordprocessingDrawing": "wp",
+    f"{_STRICT}drawingml/wordprocessingDrawing": "wp",
+    f"{_OOXML}drawingml/2006/picture": "pic",
+    f"{_STRICT}drawingml/picture": "pic",
+    f"{_OOXML}drawingml/2006/chart": "c",
+    f"{_STRICT}drawingml/chart": "c",
+    "http://schemas.microsoft.com/office/drawing/2014/chartex": "cx",
+    f"{_OOXML}drawingml/2006/diagram": "dgm",
+    f"{_STRICT}drawingml/diagram": "dgm",
+    f"{_OOXML}markup-compatibility/2006": "mc",
+    "http://schemas.microsoft.com/office/word/2010/wordml": "w14",
+    "urn:schemas-microsoft-com:vml": "v",
+    "urn:schemas-microsoft-com:office:office": "o",
+}
+_URIS = {prefix: [uri for uri, p in _PREFIXES.items() if p == prefix] for prefix in set(_PREFIXES.values())}
+_KEYS: dict[str, tuple[str, ...]] = {}
+_NAMES: dict[str, str] = {}
+
+
+def short_name(tag: str) -> str:
+    """``w:p`` for the tag of a paragraph, in a strict document as in any other."""
+    known = _NAMES.get(tag)
+    if known is None:
+        uri, _, local = tag[1:].rpartition("}") if tag.startswith("{") else ("", "", tag)
+        known = f"{_PREFIXES.get(uri, '?')}:{local}"
+        if len(_NAMES) < 10_000:
+            _NAMES[tag] = known
+    return known
+
+
+def attribute(element: Any, name: str, default: str | None = None) -> str | None:
+    """The attribute ``w:val`` of an element, in either form of its namespace; without a prefix, one of no namespace."""
+    keys = _KEYS.get(name)
+    if keys is None:
+        prefix, _, local = name.rpartition(":")
+        keys = _KEYS[name] = tuple(f"{{{uri}}}{local}" for uri in _URIS[prefix]) if prefix else (name,)
+    for key in keys:
+        value: str | None = element.get(key)
+        if value is not None:
+            return value
+    return default
+
+
+class _Bounded:
+    """A file that fails once more than a limit has been read; the sizes that a zip states need not be true."""
+
+    def __init__(self, file: IO[bytes], name: str) -> None:
+        self._file, self._name, self._left = file, name, _MAX_XML
+
+    def read(self, n: int = -1) -> bytes:
+        data = self._file.read(min(n, self._left + 1) if n >= 0 else self._left + 1)
+        self._left -= len(data)
+        if self._left < 0:
+            raise BadFileError(self._name, f"unpacks to more than {_MAX_XML >> 20} MB: a zip bomb, or too long to read")
+        return data
+
+
+@dataclass(frozen=True)
+class Relation:
+    """What a part refers to: ``kind`` is the last word of its type, ``target`` a part's name, or an address outside."""
+
+    kind: str
+    target: str
+    external: bool
+
+
+class Package:
+    """An open .docx. ``main``: the name of the part with the document."""
+
+    def __init__(self, archive: zipfile.ZipFile, name: str) -> None:
+        self._archive, self._name = archive, name
+        self._members = {_plain(info.filename): info for info in archive.infolist()}
+        self.main = self._find_main()
+        self.relations = self._relations(self.main)
+
+    def has(self, part: str) -> bool:
+        """Whether the package holds a part of this name."""
+        return _plain(part) in self._members
+
+    def events(self, part: str) -> Iterator[tuple[str, str, Any]]:
+        """("start" or "end", short name, element) of a part; elements are forgotten after their end."""
+        from defusedxml import ElementTree
+
+        with self._open(part) as file:
+            stack: list[Any] = []
+            for event, element in ElementTree.iterparse(file, events=("start", "end")):
+                tag = short_name(element.tag)
+                if event == "start":
+                    stack.append(element)
+                    yield event, tag, element
+                    continue
+                stack.pop()
+                yield event, tag, element
+                element.clear()
+                if stack:  # remove finished elements, so that memory does not grow with the document
+                    stack[-1].remove(element)
+
+    def tree(self, part: str) -> Any:
+        """The root element of a part that is kept whole (styles, numbering, a chart)."""
+        from defusedxml import ElementTree
+
+        with self._open(part) as file:
+            return ElementTree.parse(file).getroot()
+
+    def related(self, kind: str, usual: str = "") -> str | None:
+        """The part of a kind that the document refers to, else one of the ``usual`` name beside it; None if there is none."""
+        for relation in self.relations.values():
+            if relation.kind == kind and not relation.external and self.has(relation.target):
+                return relation.target
+        beside = posixpath.join(posixpath.dirname(self.main), usual)
+        return beside if usual and self.has(beside) else None
+
+    def target(self, identifier: str | None) -> str | None:
+        """The part that a relationship of the document leads to; None if it is missing or outside."""
+        relation = self.relations.get(identifier or "")
+        return relation.target if relation and not relation.external and self.has(relation.target) else None
+
+    @contextmanager
+    def _open(self, part: str) -> Iterator[Any]:
+        info = self._members.get(_plain(part))
+        if info is None:
+            raise BadFileError(self._name, f"is not a Word document ({part} is missing); save it as .docx again")
+        if info.flag_bits & 1:
+            raise BadFileError(self._name, "is encrypted; save it without a password")
+        if info.file_size > _MAX_XML:
+            raise BadFileError(self._name, f"unpacks to {info.file_size >> 20:,} MB: a zip bomb, or too long to read")
+        with self._archive.open(info) as packed:
+            yield _Bounded(packed, self._name)
+
+    def _find_main(self) -> str:
+        for relation in self._relations("").values():
+            if relation.kind == "officeDocument" and self.has(relation.target):
+                return relation.target
+        if self.has("[Content_Types].xml"):
+            for _, tag, element in self.events("[Content_Types].xml"):
+                kind = element.get("ContentType", "").lower()
+                if tag.endswith(":Override") and kind.endswith(".main+xml") and "word" in kind:
+                    return str(element.get("PartName", "")).lstrip("/")
+        return "word/document.xml"
+
+    def _relations(self, part: str) -> dict[str, Relation]:
+        folder, file = posixpath.split(part)
+        part = posixpath.join(folder, "_rels", f"{file}.rels")
+        found: dict[str, Relation] = {}
+        if not self.has(part):
+            return found
+        for event, tag, element in self.events(part):
+            if event == "start" and tag.endswith(":Relationship"):
+                target = element.get("Target", "")
+                external = element.get("TargetMode", "") == "External"
+                if not external:
+                    target = posixpath.normpath(posixpath.join("/" + folder, unquote(target.partition("#")[0]))).lstrip(
+                        "/"
+                    )
+                kind = element.get("Type", "").rpartition("/")[2]
+                found[element.get("Id", "")] = Relation(kind, target, external)
+        return found
+
+
+def _plain(name: str) -> str:
+    return name.replace("\\", "/").lstrip("/").lower()
+
+
+@contextmanager
+def opened(path: str, name: str) -> Iterator[Package]:
+    """The package at ``path``. Raises BadFileError naming ``name`` for whatever is wrong with it, also while it is read."""
+    try:
+        from defusedxml.common import DefusedXmlException
+    except ImportError as error:
+        raise JambaError(f"{name}: reading .docx files needs: pip install 'jambacli[docs]'") from error
+    from xml.etree.ElementTree import ParseError
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield Package(archive, name)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ParseError, OSError) as error:
+        raise BadFileError(name, f"is a damaged .docx ({error}); save it again or convert it to .pdf") from error
+    except DefusedXmlException as error:
+        raise BadFileError(name, "defines XML entities, which a regular .docx never does; it was not read") from error

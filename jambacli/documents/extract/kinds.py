@@ -1,0 +1,135 @@
+"""What kind of document a file is, by its content first and then by its name."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import zipfile
+from pathlib import Path, PurePath
+
+from jambacli.documents.extract.plain import EmptyFileError
+from jambacli.errors import BadFileError
+
+#: So many bytes of a file decide.
+HEAD = 4096
+#: Kinds that are opened from a file, whatever its size, and kinds whose whole content is held in memory.
+STREAMED, WHOLE = frozenset(("pdf", "docx", "mbox")), frozenset(("html", "mail", "notebook"))
+
+_HTML = frozenset((".html", ".htm", ".xhtml"))
+_MAIL = frozenset((".eml", ".emlx", ".mht", ".mhtml"))
+_OFFICE = {
+    "xl/": "an Excel workbook; save the sheet as .csv",
+    "ppt/": "a PowerPoint file; save it as .pdf",
+    "META-INF/container.xml": "an e-book; convert it to .pdf or .txt",
+    "content.xml": "an OpenDocument file; save it as .docx or .pdf",
+}
+_OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
+_MSG = (
+    "an Outlook message; save it as .eml (Outlook: Save as, or drag it to a folder of another mail program) or as .pdf"
+)
+# The separator line of an mbox file, and the fields of a message's header; the second group is enough with one more of them.
+_MBOX = re.compile(rb"From \S+ .*\d\d:\d\d.*\d{4}[^\n]*\n[!-9;-~]+:[ \t]")
+_FIELD = re.compile(rb"([!-9;-~]+):[ \t]?[^\n]*(?:\n[ \t][^\n]*)*(?:\n|\Z)")
+_MAIL_FIELDS = frozenset(
+    b"from to cc subject date message-id mime-version received return-path delivered-to content-type reply-to sender "
+    b"content-transfer-encoding dkim-signature x-mailer user-agent x-priority thread-index list-id bcc "
+    b"authentication-results arc-seal x-received".split()
+)
+_SURE_FIELDS = frozenset(b"message-id mime-version received return-path delivered-to x-received".split())
+
+
+def kind_of(head: bytes, name: str, *, path: Path | None = None, data: bytes | None = None) -> str:
+    """ "pdf", "docx", "html", "mail", "mbox", "notebook" or "text".
+
+    ``head``: the first ``HEAD`` bytes. ``path`` or ``data``: the whole file. Raises EmptyFileError, or BadFileError for formats
+    that are known but not supported.
+    """
+    if not head:
+        raise EmptyFileError(name)
+    suffix = (PurePath(name).suffix or (path.suffix if path is not None else "")).lower()
+    if b"%PDF-" in head[:1024] and not is_mail(head):
+        return "pdf"
+    if head.startswith(_OLE):
+        if suffix == ".msg" or "__substg1.0_".encode("utf-16-le") in _start(path, data):
+            raise BadFileError(name, f"is {_MSG}")
+        raise BadFileError(name, "is an old or a password-protected Office file; save it as .docx or .pdf, unprotected")
+    if head.startswith(b"PK\x03\x04") or suffix == ".docx":
+        return _zip_kind(path, name, data, head)
+    if suffix == ".pdf":
+        if not head.strip():
+            raise EmptyFileError(name)
+        raise BadFileError(name, "is not a PDF, despite its name; export it again")
+    start = head[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if _MBOX.match(_unix(head).lstrip(b"\n")):
+        return "mbox"
+    if is_mail(head, likely=suffix in _MAIL):
+        return "mail"
+    if suffix in _HTML or start.startswith((b"<!doctype html", b"<html")):
+        return "html"
+    if suffix == ".ipynb" or (start.startswith(b"{") and not suffix and _is_notebook(data)):
+        return "notebook"
+    return "text"
+
+
+def is_mail(head: bytes, *, likely: bool = False) -> bool:
+    """Whether a file begins with a message's header. ``likely``: its name says so, and one field is enough."""
+    text = _unix(head).removeprefix(b"\xef\xbb\xbf").lstrip(b"\n")
+    text = re.sub(rb"\A(?:\d+ *\n|>?From [^\n]*\n)", b"", text)
+    names = []
+    at = 0
+    while (match := _FIELD.match(text, at)) is not None:
+        names.append(match[1].lower())
+        at = match.end()
+    known = _MAIL_FIELDS.intersection(names)
+    if likely:
+        return bool(known)
+    if names and names[0] not in known and not names[0].startswith(b"x-"):
+        return False
+    return len(known) >= 3 and (bool(known & _SURE_FIELDS) or {b"from", b"subject", b"date"} <= known)
+
+
+def _unix(head: bytes) -> bytes:
+    return head.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+
+
+def _start(path: Path | None, data: bytes | None) -> bytes:
+    if path is None:
+        return (data or b"")[: 1 << 20]
+    with path.open("rb") as file:
+        return file.read(1 << 20)
+
+
+def _is_notebook(data: bytes | None) -> bool:
+    if data is None or b'"nbformat"' not in data or b'"cells"' not in data:
+        return False
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and isinstance(found.get("cells"), list) and "nbformat" in found
+
+
+def _zip_kind(path: Path | None, name: str, data: bytes | None, head: bytes) -> str:
+    if not head.strip():
+        raise EmptyFileError(name)
+    try:
+        with zipfile.ZipFile(path if path is not None else io.BytesIO(data or b"")) as archive:
+            members = [member.replace("\\", "/") for member in archive.namelist()]
+            if _is_word(archive, members):
+                return "docx"
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise BadFileError(name, f"is a damaged .docx or archive ({error}); save it again") from error
+    what = next((w for start, w in _OFFICE.items() if any(m.startswith(start) for m in members)), None)
+    raise BadFileError(name, f"is {what or 'a zip archive; unpack it first and name the directory'}")
+
+
+def _is_word(archive: zipfile.ZipFile, members: list[str]) -> bool:
+    """Whether a package holds a Word document: its main part may have any name, so its content types tell."""
+    if "word/document.xml" in members:
+        return True
+    if "[Content_Types].xml" not in members:
+        return False
+    with archive.open("[Content_Types].xml") as file:
+        types = file.read(1 << 20).lower()
+    return b"wordprocessingml" in types or b"ms-word" in types
