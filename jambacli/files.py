@@ -68,6 +68,11 @@ def atomic_write(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
         sync_directory(target.parent)
 
 
+def file_identity(info: os.stat_result) -> str:
+    """What changes when a file's bytes change. Not its path: a file can be moved."""
+    return f"{info.st_dev}:{info.st_ino}:{info.st_size}:{info.st_mtime_ns}:{info.st_ctime_ns}"
+
+
 def path_of(text: str) -> Path:
     """``text`` as a path with ``~`` expanded; an unknown ``~user`` is left as it is."""
     return Path(os.path.expanduser(text))  # noqa: PTH111 - Path.expanduser raises RuntimeError for an unknown user

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from jambacli.files import file_identity
+
 CHUNK = 16 << 20
 _READ = 1 << 20
 
@@ -19,9 +21,16 @@ class FileHash:
     def __init__(self, paths: Sequence[Path], chunks: Sequence[str] = ()) -> None:
         """``chunks``: those that an earlier process has read of the same, unchanged files. Raises OSError."""
         self.paths = list(paths)
-        self.sizes = [path.stat().st_size for path in self.paths]
+        stats = [path.stat() for path in self.paths]
+        self.sizes = [info.st_size for info in stats]
+        self._identities = [file_identity(info) for info in stats]
         self._places = [(i, start) for i, size in enumerate(self.sizes) for start in range(0, size, CHUNK)]
         self.chunks = list(chunks)[: len(self._places)]
+
+    @property
+    def identity(self) -> str:
+        """The identity of the files whose bytes are hashed: reading them fails once they have another."""
+        return "|".join(self._identities)
 
     @property
     def bytes(self) -> int:
@@ -65,4 +74,6 @@ class FileHash:
                     raise OSError(f"{self.paths[part]} ended early")
                 hasher.update(memoryview(buffer)[:n])
                 left -= n
+            if file_identity(os.fstat(file.fileno())) != self._identities[part]:
+                raise OSError(f"{self.paths[part]} has changed")
         return hasher.hexdigest()

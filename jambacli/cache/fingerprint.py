@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from jambacli.cache.file_hash import FileHash
 from jambacli.errors import JambaError
-from jambacli.files import atomic_write, jamba_home
+from jambacli.files import atomic_write, file_identity, jamba_home
 
 if TYPE_CHECKING:
     from jambacli.gguf.reader import GGUFFile
@@ -65,7 +65,8 @@ class Weights:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         _let_clock_advance(self._paths)
-        self._identity = _identity(self._paths)
+        # That of the bytes in use. The paths may lead to other files by now.
+        self._identity = file.identity
         known = _read_known()
         if (entry := known.get(self._identity)) is None:
             entry = self._first_seen(file, known)
@@ -78,6 +79,16 @@ class Weights:
     def name(self) -> str:
         """The fingerprint. It stays the same for these weights as long as ``weights.json`` is kept."""
         return self._entry.name
+
+    def in_use(self) -> bool:
+        """Whether the bytes in use are still these weights: False once a file was written to in its place. One that was
+        moved, deleted or replaced by another file stays in use as it was."""
+        for path, opened in zip(self._paths, self._identity.split("|"), strict=True):
+            with contextlib.suppress(OSError):
+                now, before = file_identity(path.stat()).split(":"), opened.split(":")
+                if now[:2] == before[:2] and now[2:4] != before[2:4]:  # the same file, another size or time
+                    return False
+        return True
 
     def are(self, name: str) -> bool:
         """Whether ``name`` stands for these weights. Reads all of the files if only that can tell."""
@@ -95,8 +106,7 @@ class Weights:
         since when the file at ``path`` has not changed."""
         if name != self._entry.sample or Path(path).absolute() != self._paths[0].absolute():
             return False
-        stats = [p.stat() for p in self._paths]
-        return all(max(s.st_mtime, s.st_ctime) < when for s in stats)
+        return all(int(t) < when * 1e9 for part in self._identity.split("|") for t in part.split(":")[3:])
 
     def full_hash(self) -> str | None:
         """The hash of every byte, read now if it is not known; None for files that cannot be read or have changed."""
@@ -104,20 +114,17 @@ class Weights:
         with self._lock, contextlib.suppress(OSError):
             if self._entry.hash is None:
                 hashed = FileHash(self._paths, self._entry.chunks)
-                hashed.run_parallel()
-                self._finish(hashed)
+                if hashed.identity == self._identity:
+                    hashed.run_parallel()
+                    self._finish(hashed)
         return self._entry.hash
 
     def _first_seen(self, file: GGUFFile, known: dict[str, _Known]) -> _Known:
         sample = _sample(file)
-        hashed = FileHash(self._paths)
         alike = [e for e in known.values() if e.sample == sample and e.hash is not None]
-        earlier = _earlier_name(self._paths, sample)
-        at_once = hashed.bytes <= READ_AT_ONCE or (alike and hashed.bytes <= READ_COPY_AT_ONCE)
-        full = None
-        if at_once:
-            hashed.run_parallel()
-            full = hashed.hexdigest()
+        earlier = _earlier_name(self._identity, sample)
+        full = self._read_at_once(READ_COPY_AT_ONCE if alike else READ_AT_ONCE)
+        if full is not None:
             for entry in alike:
                 if entry.hash == full:
                     return _Known(entry.name, sample, full)
@@ -125,11 +132,21 @@ class Weights:
             return _Known(earlier, sample, full)
         return _Known(full or hashlib.sha256(f"{sample}|{self._identity}".encode()).hexdigest()[:32], sample, full)
 
+    def _read_at_once(self, limit: int) -> str | None:
+        """The hash of files of up to ``limit`` bytes; None for larger ones, or once the paths lead to other bytes."""
+        with contextlib.suppress(OSError):
+            hashed = FileHash(self._paths)
+            if hashed.bytes <= limit and hashed.identity == self._identity:
+                hashed.run_parallel()
+                return hashed.hexdigest()
+        return None
+
     def _read_in_background(self) -> None:
         """Read all of the files at the lowest priority; at the end of the process keep what is read."""
         with contextlib.suppress(OSError):
-            if FileHash(self._paths).bytes > _memory() * 0.6:
-                return  # reading it all would push the weights in use out of memory
+            hashed = FileHash(self._paths)
+            if hashed.identity != self._identity or hashed.bytes > _memory() * 0.6:
+                return  # other files by now; or reading it all would push the weights in use out of memory
             self._thread = threading.Thread(target=self._hash_slowly, name="jamba-weights", daemon=True)
             self._thread.start()
             atexit.register(self._end)
@@ -139,15 +156,15 @@ class Weights:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
         with self._lock, contextlib.suppress(OSError):
             hashed = FileHash(self._paths, self._entry.chunks)
+            if hashed.identity != self._identity:
+                return
             if hashed.run(self._stop):
                 self._finish(hashed)
-            elif len(hashed.chunks) > len(self._entry.chunks) and _identity(self._paths) == self._identity:
+            elif len(hashed.chunks) > len(self._entry.chunks):
                 self._entry.chunks = hashed.chunks
                 _remember(self._identity, self._entry)
 
     def _finish(self, hashed: FileHash) -> None:
-        if _identity(self._paths) != self._identity:
-            return  # changed meanwhile
         self._entry.hash, self._entry.chunks = hashed.hexdigest(), []
         _remember(self._identity, self._entry)
 
@@ -158,24 +175,33 @@ class Weights:
             self._thread.join(1)
 
 
-def portable_name(name: str) -> str:
-    """The name of the same weights on every machine, the hash of all their bytes; ``name`` itself where it is not known."""
-    return next((e.hash for e in _read_known().values() if e.name == name and e.hash is not None), name)
+def portable_name(name: str, path: Path) -> str:
+    """The name of the same weights on every machine, the hash of all their bytes. It is made now if it is not known yet and
+    the file at ``path`` still has that name; else it is ``name`` itself."""
+    from jambacli.gguf.reader import GGUFFile
+
+    known = next((e.hash for e in _read_known().values() if e.name == name and e.hash is not None), None)
+    if known is not None:
+        return known
+    with contextlib.suppress(JambaError, OSError), GGUFFile.open(path) as file:
+        weights = Weights(file)
+        if weights.name == name:
+            return weights.full_hash() or name
+    return name
 
 
 def _identity(paths: Sequence[Path]) -> str:
-    """What changes when a file's bytes change. Not its path: a file can be moved."""
-    parts = []
-    for path in paths:
-        info = path.stat()
-        parts.append(f"{info.st_dev}:{info.st_ino}:{info.st_size}:{info.st_mtime_ns}:{info.st_ctime_ns}")
-    return "|".join(parts)
+    """The identities of the files at these paths now. Raises OSError."""
+    return "|".join(file_identity(path.stat()) for path in paths)
 
 
 def _let_clock_advance(paths: Sequence[Path]) -> None:
     """Wait until another change of these files would get another time: some file systems count 10 ms, some 2 s."""
     for path in paths:
-        info = path.stat()
+        try:
+            info = path.stat()
+        except OSError:  # deleted; it stays in use
+            continue
         grain = 0.02 if info.st_mtime_ns % 10**9 else 2.0
         age = time.time() - max(info.st_mtime, info.st_ctime)
         if 0 <= age < grain:
@@ -197,11 +223,13 @@ def _sample(file: GGUFFile) -> str:
     return hasher.hexdigest()
 
 
-def _earlier_name(paths: Sequence[Path], sample: str) -> str | None:
+def _earlier_name(identity: str, sample: str) -> str | None:
     """The name that versions before 0.2 gave these very files, if they gave it to no other file: ``sample``, or None."""
+    path = jamba_home() / "fingerprints.json"
     try:
-        values: Any = json.loads((jamba_home() / "fingerprints.json").read_bytes())
-    except (OSError, ValueError):
+        values: Any = json.loads(path.read_bytes())
+        recorded = path.stat().st_mtime_ns
+    except (OSError, ValueError, RecursionError):
         return None
     if not isinstance(values, dict):
         return None
@@ -209,8 +237,11 @@ def _earlier_name(paths: Sequence[Path], sample: str) -> str | None:
     def unnamed(key: str) -> str:
         return "|".join(":".join(part.rsplit(":", 4)[1:]) for part in key.split("|"))
 
-    stats = [path.stat() for path in paths]
-    mine = "|".join(f"{s.st_dev}:{s.st_ino}:{s.st_size}:{s.st_mtime_ns}" for s in stats)
+    parts = [part.rsplit(":", 1) for part in identity.split("|")]
+    # Those versions did not look at the time of the last change of any kind, which an edit cannot keep.
+    if any(int(changed) > recorded for _, changed in parts):
+        return None
+    mine = "|".join(part for part, _ in parts)
     files = {unnamed(key) for key, value in values.items() if value == sample}
     return sample if files == {mine} else None
 
@@ -222,7 +253,7 @@ def _read_known() -> dict[str, _Known]:
         if not isinstance(value, dict) or value.get("version") != _VERSION:
             return {}
         return {key: entry for key, found in value["files"].items() if (entry := _valid(found)) is not None}
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (OSError, ValueError, KeyError, AttributeError, RecursionError):
         return {}
 
 

@@ -185,7 +185,7 @@ def _all_tensors(folder: Path) -> dict[str, StoredTensor]:
         used = [folder / SINGLE]
     elif (folder / INDEX).is_file():
         places = _indexed_places(folder)
-        used = [folder / name for name in dict.fromkeys(places.values())]
+        used = [folder / name for name in sorted(set(places.values()))]
     elif not files:
         raise no_weights(folder, sorted(path.name for path in folder.iterdir()))
     else:
@@ -194,12 +194,17 @@ def _all_tensors(folder: Path) -> dict[str, StoredTensor]:
     if left_out := [path.name for path in own if path not in used]:
         logger.warning("%s: using %s; left out: %s", folder, _listed([path.name for path in used]), _listed(left_out))
     tensors: dict[str, StoredTensor] = {}
+    twice: list[str] = []
     for path in used:
         for name, tensor in read_header(path).items():
-            if name not in tensors or places.get(name) == path.name:
-                tensors[name] = tensor
-            elif places.get(name) != tensors[name].path.name:
-                raise BadFileError(path, f"tensor {_shown(name)} is also in {tensors[name].path.name}")
+            if name in tensors:
+                if name not in places:
+                    raise BadFileError(path, f"tensor {_shown(name)} is also in {tensors[name].path.name}")
+                twice.append(name)
+            tensors[name] = tensor  # transformers takes the last, whatever the index says
+    if twice:
+        last = tensors[twice[0]].path.name
+        logger.warning("%s: several files hold %s; that of %s is used", folder, _listed(twice), last)
     return tensors
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from jambacli.convert.chat_templates import chat_templates
 from jambacli.convert.hf_checkpoint import Checkpoint
 from jambacli.convert.model_card import general_metadata
-from jambacli.convert.tensor_names import plan, with_own_head
+from jambacli.convert.tensor_names import plan, used_tensors, with_own_head
 from jambacli.convert.to_gguf import check_config
 from jambacli.gguf import jamba_metadata as keys
 from jambacli.gguf.summary import (
@@ -35,7 +35,7 @@ def summarize_checkpoint(folder: Path) -> Summary:
     with Checkpoint.open(folder, lambda values: check_config(values, source)) as checkpoint:
         config = with_own_head(JambaConfig.from_hf(checkpoint.config, source), checkpoint, folder)
         rows = []
-        for planned in plan(config, checkpoint.tensors, folder):
+        for planned in plan(config, used_tensors(checkpoint), folder):
             kinds = {piece.tensor.dtype.lower() for piece in planned.pieces}
             nbytes = sum(piece.nbytes for piece in planned.pieces)
             if kinds:

@@ -125,6 +125,15 @@ def _current_names(config: JambaConfig, tensors: Mapping[str, StoredTensor], sou
     return current
 
 
+def used_tensors(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
+    """The tensors that transformers would use: without the biases of convolutions that config.json says have none."""
+    bias = ".mamba.conv1d.bias"
+    if checkpoint.config.get("mamba_conv_bias", True) or not any(name.endswith(bias) for name in checkpoint.tensors):
+        return checkpoint.tensors
+    logger.warning("%s: mamba_conv_bias is false; the biases of convolutions are left out", checkpoint.folder)
+    return {name: tensor for name, tensor in checkpoint.tensors.items() if not name.endswith(bias)}
+
+
 def with_own_head(config: JambaConfig, checkpoint: Checkpoint, source: object) -> JambaConfig:
     """``config``, not tied where the checkpoint holds a head that differs from the embedding: transformers keeps it."""
     if not config.tied_embeddings:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from jambacli.convert.chat_templates import chat_templates, template_metadata
 from jambacli.convert.hf_checkpoint import DTYPE_BYTES, Checkpoint
 from jambacli.convert.model_card import general_metadata, model_name
-from jambacli.convert.tensor_names import Planned, SourcePiece, plan, with_own_head
+from jambacli.convert.tensor_names import Planned, SourcePiece, plan, used_tensors, with_own_head
 from jambacli.convert.vocabulary import tokenizer_metadata
 from jambacli.errors import BadFileError, JambaError, UnsupportedError, UsageError
 from jambacli.files import refuse_existing
@@ -104,7 +104,7 @@ def convert(
     source = folder / "config.json"
     with Checkpoint.open(folder, lambda values: check_config(values, source)) as checkpoint:
         config = with_own_head(JambaConfig.from_hf(checkpoint.config, source), checkpoint, folder)
-        planned = plan(config, checkpoint.tensors, folder)
+        planned = plan(config, used_tensors(checkpoint), folder)
         kind = _own_type(planned) if type == "auto" else type
         path = _output_path(output, name or model_name(folder, checkpoint.config), kind)
         with GGUFWriter(path, split_max_size=split_max_size, force=force) as writer:

@@ -235,7 +235,14 @@ class _TokenizerFiles:
 
     def token_text(self, name: str) -> str | None:
         """The text of the piece called ``bos_token``, ``eos_token`` ..."""
-        return _text_of(self.settings.get(name)) or _text_of(self.special_map.get(name))
+        sources = [self.settings, self.special_map]
+        if "added_tokens_decoder" not in self.settings:  # an older tokenizer: transformers lets the map decide
+            sources.reverse()
+        return _text_of(sources[0].get(name)) or _text_of(sources[1].get(name))
+
+    def has_none(self, name: str) -> bool:
+        """Whether the tokenizer is said to have no such piece, which transformers believes whatever config.json says."""
+        return name in self.settings and self.settings[name] is None and self.token_text(name) is None
 
     def stop_ids(self) -> list[int]:
         """Every id that ends generation, generation_config.json's first."""
@@ -267,6 +274,8 @@ def _special_ids(vocab: Vocabulary, files: _TokenizerFiles, template: str | None
         ("unk", keys.UNKNOWN_ID),
         ("pad", keys.PADDING_ID),
     ):
+        if name in ("bos", "pad") and files.has_none(f"{name}_token"):
+            continue
         text = files.token_text(f"{name}_token")
         candidates = [vocab.id_of(text)] if text else []
         candidates += _ids_of(files.config.get(f"{name}_token_id"))[:1]

@@ -64,10 +64,17 @@ class PrefixCache:
     It tracks which parts of the sequence are stored, so it must be told of every change: see ``restored`` and ``truncate``.
     """
 
-    def __init__(self, store: PrefixStore, spaces: Sequence[str], layout: StateLayout) -> None:
+    def __init__(
+        self,
+        store: PrefixStore,
+        spaces: Sequence[str],
+        layout: StateLayout,
+        in_use: Callable[[], bool] = lambda: True,
+    ) -> None:
         """``spaces``: the parts of the store whose states fit, the one to write to first (see ``state_spaces``). ``layout``:
-        that of its state."""
+        that of its state. ``in_use``: whether the weights are still those of ``spaces``; once not, nothing is stored."""
         self.store = store
+        self._in_use = in_use
         self.space = spaces[0]
         self.spaces = tuple(spaces)
         #: Hashes of the documents in the sequence, so that ``jamba cache clear`` finds the prefixes that hold one.
@@ -79,7 +86,7 @@ class PrefixCache:
         self._logits: dict[int, str] = {}
         self._queue: queue.Queue[_Batch | None] = queue.Queue(_QUEUE)
         self._thread: threading.Thread | None = None
-        self._failed = False
+        self._failed = self._changed = False
 
     def find(self, tokens: Sequence[int], above: int) -> Iterator[StoredPrefix]:
         """The stored prefixes of ``tokens`` longer than ``above``, longest first; incomplete ones are removed.
@@ -146,6 +153,12 @@ class PrefixCache:
         """
         if durable:
             self.flush()
+        if not self._in_use():
+            if not self._changed:
+                self._changed = True
+                logger.warning("the model's file was changed while it is in use; its state is no longer stored")
+            self._put(_Batch({}, [], (lambda: done([])) if done else None, durable))
+            return
         state, n = content.state, len(content.tokens)
         blobs: dict[str, bytes] = {}
 
@@ -181,10 +194,7 @@ class PrefixCache:
             if p in chains
         ]
         listed = [p for p in prefixes if p.position in fresh]
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._write_all, name="jamba-store", daemon=True)
-            self._thread.start()
-        self._queue.put(_Batch(blobs, listed, (lambda: done(prefixes)) if done else None, durable))
+        self._put(_Batch(blobs, listed, (lambda: done(prefixes)) if done else None, durable))
 
     def flush(self) -> None:
         """Wait until all commits are written."""
@@ -197,6 +207,12 @@ class PrefixCache:
             self._queue.put(None)
             self._thread.join()
             self._thread = None
+
+    def _put(self, batch: _Batch) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._write_all, name="jamba-store", daemon=True)
+            self._thread.start()
+        self._queue.put(batch)
 
     def _write_all(self) -> None:
         while (batch := self._queue.get()) is not None:

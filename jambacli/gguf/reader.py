@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import mmap
+import os
 import re
 import stat
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from jambacli.errors import BadFileError, JambaError, UnsupportedError
+from jambacli.files import file_identity
 from jambacli.gguf.experts_int8 import scale_name
 from jambacli.gguf.values import MAX_KEYS, Cursor, Metadata, MetadataEntry, shown, skip_value
 from quant.formats import BY_GGML_TYPE, Format
@@ -62,6 +64,8 @@ class GGUFFile:
         self.paths: list[Path] = [part.path for part in parts]
         self.version: int = first.version
         self.alignment: int = first.alignment
+        #: The identity (see ``file_identity``) of all files as they were opened, whatever the paths lead to later.
+        self.identity: str = "|".join(part.identity for part in parts)
         self.size: int = sum(part.size for part in parts)
         self.metadata: Metadata = first.metadata
         self.tensors: dict[str, TensorInfo] = {}
@@ -160,7 +164,7 @@ class _Part:
 
     def __init__(self, path: Path, index: int) -> None:
         self.path = path
-        self.buffer = _map(path)
+        self.buffer, self.identity = _map(path)
         self.size = len(self.buffer)
         try:
             self._parse(index)
@@ -194,7 +198,7 @@ class _Part:
         self.tensors = _place(cursor, found, start, self.alignment)
 
 
-def _map(path: Path) -> mmap.mmap:
+def _map(path: Path) -> tuple[mmap.mmap, str]:
     try:
         # Opening a pipe would wait for its writer, so look at the path first.
         status = path.stat()
@@ -204,7 +208,8 @@ def _map(path: Path) -> mmap.mmap:
         if status.st_size == 0:
             raise BadFileError(path, "the file is empty, not a GGUF file")
         with path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            identity = file_identity(os.fstat(file.fileno()))
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), identity
     except (OSError, ValueError) as error:
         raise JambaError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
 

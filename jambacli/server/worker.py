@@ -87,7 +87,8 @@ class Worker:
     def _open_store(self, sequence: TokenSequence) -> PrefixCache | None:
         state = sequence.state
         try:
-            return PrefixCache(PrefixStore(), state_spaces(self.model.fingerprint, state), state.layout)
+            weights = self.model.weights
+            return PrefixCache(PrefixStore(), state_spaces(weights.name, state), state.layout, weights.in_use)
         except JambaError as error:
             logger.warning("%s; nothing will be stored on disk", error)
             return None

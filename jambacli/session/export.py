@@ -38,7 +38,7 @@ def export_session(name: str, path: Path, *, force: bool = False, with_state: bo
                     assert data is not None
                     archive.writestr(f"blobs/{blob}", bytes(data))
             session.prefixes = kept
-            session.fingerprint = portable_name(session.fingerprint)
+            session.fingerprint = portable_name(session.fingerprint, Path(session.model_path))
             archive.writestr("session.json", session_file.to_json(session))
     return path.stat().st_size
 

@@ -234,7 +234,8 @@ class Session:
         without a name works without it."""
         state = sequence.state
         try:
-            return PrefixCache(PrefixStore(), state_spaces(self.model.fingerprint, state), state.layout)
+            weights = self.model.weights
+            return PrefixCache(PrefixStore(), state_spaces(weights.name, state), state.layout, weights.in_use)
         except JambaError as error:
             if self.name:
                 raise

@@ -16,7 +16,9 @@ from jambacli.api import Jamba
 from jambacli.cache import fingerprint
 from jambacli.cache.file_hash import CHUNK, FileHash
 from jambacli.cache.fingerprint import Weights
+from jambacli.errors import JambaError
 from jambacli.gguf.reader import GGUFFile
+from jambacli.session.export import export_session, import_session
 from tests.support.small_models import small_file
 
 # Edits of each file.
@@ -156,7 +158,8 @@ def test_the_name_of_an_earlier_version_is_kept_if_it_stands_for_one_file(
 
 
 @pytest.mark.parametrize(
-    "damage", ["", "{", "[]", '{"version": 1, "files": [1]}', '{"version": 1, "files": {"a": {"name": 3}}}']
+    "damage",
+    ["", "{", "[]", '{"version": 1, "files": [1]}', '{"version": 1, "files": {"a": {"name": 3}}}', "[" * 100_000],
 )
 def test_a_damaged_record_is_made_again(tmp_path: Path, own_home: Path, damage: str) -> None:
     path = small_file(tmp_path, "q4_k")
@@ -164,3 +167,97 @@ def test_a_damaged_record_is_made_again(tmp_path: Path, own_home: Path, damage: 
     (own_home / "weights.json").write_text(damage)
     assert named(path) == name
     assert (own_home / "weights.json").stat().st_mode & 0o77 == 0
+
+
+def first_reply(model: Jamba) -> int:
+    """Reads a text with a session of its own; the number of tokens whose state was stored."""
+    with model.session() as session:
+        list(session.complete("the quick brown fox jumps over the lazy dog. " * 8, max_tokens=1, temperature=0))
+        return session.stats.reused_tokens
+
+
+def changed_copy(path: Path) -> Path:
+    other = path.with_name("other.gguf")
+    shutil.copyfile(path, other)
+    edit(other, path.stat().st_size - 70_001, bytes([path.read_bytes()[-70_001] ^ 1]))
+    return other
+
+
+@pytest.mark.parametrize("limit", [0, fingerprint.READ_AT_ONCE])
+def test_a_file_replaced_after_loading_gets_no_state_of_the_file_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    monkeypatch.setattr(fingerprint, "READ_AT_ONCE", limit)
+    path = small_file(tmp_path, "q4_k")
+    other = changed_copy(path)
+    model = Jamba.load(path)
+    other.replace(path)
+    assert first_reply(model) == 0
+    assert first_reply(Jamba.load(path)) == 0  # other bytes
+    assert first_reply(model) > 0
+    assert named(path) != model.fingerprint
+    assert model.weights.full_hash() is None
+
+
+def test_a_model_deleted_while_in_use_still_answers(tmp_path: Path) -> None:
+    path = small_file(tmp_path, "q4_k")
+    model = Jamba.load(path)
+    path.unlink()
+    assert first_reply(model) == 0
+    assert first_reply(model) > 0
+
+
+def test_state_of_a_file_edited_while_in_use_is_not_stored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path, text = small_file(tmp_path, "q4_k"), "the quick brown fox jumps over the lazy dog. " * 8
+    data = path.read_bytes()
+    model = Jamba.load(path)
+    name = model.fingerprint
+    with model.session(name="s") as session:
+        edit(path, len(data) - 70_001, bytes([data[-70_001] ^ 1]))
+        list(session.complete(text, max_tokens=1, temperature=0))
+    assert "was changed while it is in use" in caplog.text
+    edit(path, len(data) - 70_001, data[-70_001:-70_000])
+    again = Jamba.load(path)
+    assert again.fingerprint == name  # the bytes of before: known by their hash
+    assert first_reply(again) == 0
+
+
+def test_a_model_moved_while_in_use_keeps_its_state(tmp_path: Path) -> None:
+    path = small_file(tmp_path, "q4_k")
+    model = Jamba.load(path)
+    assert model.fingerprint
+    path.rename(tmp_path / "moved.gguf")
+    assert first_reply(model) == 0
+    assert first_reply(Jamba.load(tmp_path / "moved.gguf")) > 0
+
+
+def test_an_edit_after_an_earlier_version_that_keeps_the_time_is_seen(tmp_path: Path, own_home: Path) -> None:
+    path = small_file(tmp_path, "q4_k")
+    info = path.stat()
+    with GGUFFile.open(path) as file:
+        sample = fingerprint._sample(file)
+    own_home.mkdir(exist_ok=True)
+    record = own_home / "fingerprints.json"
+    record.write_text(json.dumps({f"{path}:{info.st_dev}:{info.st_ino}:{info.st_size}:{info.st_mtime_ns}": sample}))
+    os.utime(record, ns=(info.st_ctime_ns, info.st_ctime_ns))
+    while path.stat().st_ctime_ns == info.st_ctime_ns:
+        os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
+    assert named(path) != sample
+
+
+def test_a_session_exported_before_its_file_was_read_opens_elsewhere(
+    tmp_path: Path, large: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Weights, "_read_in_background", lambda self: None)
+    path, copy, archive = small_file(tmp_path, "q4_k"), tmp_path / "copy.gguf", tmp_path / "s.zip"
+    shutil.copyfile(path, copy)
+    with Jamba.load(path).session(name="s") as session:
+        list(session.complete("the quick brown fox", max_tokens=1, temperature=0))
+    export_session("s", archive)
+    monkeypatch.setenv("JAMBA_HOME", str(tmp_path / "elsewhere"))
+    import_session(archive)
+    edit(path, path.stat().st_size - 70_001, bytes([path.read_bytes()[-70_001] ^ 1]))
+    with pytest.raises(JambaError, match="was made with"):
+        Jamba.load(path).session(resume="s")
+    with Jamba.load(copy).session(resume="s") as session:
+        assert session.sequence.tokens
