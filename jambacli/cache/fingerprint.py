@@ -175,6 +175,18 @@ class Weights:
             self._thread.join(1)
 
 
+def record(path: Path) -> None:
+    """Read a new model's files in full, while they are still in memory, so that its first start knows every byte of them.
+
+    Files that are large beside the machine's memory are left to their first use; nor is it an error if it cannot be done.
+    """
+    from jambacli.gguf.reader import GGUFFile
+
+    with contextlib.suppress(JambaError, OSError), GGUFFile.open(path) as file:
+        if sum(part.stat().st_size for part in file.paths) <= _memory() * 0.25:
+            Weights(file).full_hash()
+
+
 def portable_name(name: str, path: Path) -> str:
     """The name of the same weights on every machine, the hash of all their bytes. It is made now if it is not known yet and
     the file at ``path`` still has that name; else it is ``name`` itself."""
@@ -274,7 +286,7 @@ def _remember(identity: str, entry: _Known) -> None:
     """Record a file. Where nothing can be written, the next process finds the same name or reads the file again."""
     path = _record()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         known = {key: e for key, e in _read_known().items() if key != identity}
         files = [*list(known.items())[1 - _KEPT :], (identity, entry)]
         with atomic_write(path, durable=False) as out:

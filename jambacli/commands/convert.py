@@ -44,6 +44,7 @@ def convert(
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace the output if it exists.")] = False,
 ) -> None:
     """Convert a Hugging Face Jamba checkpoint to GGUF."""
+    from jambacli.cache.fingerprint import record
     from jambacli.convert import to_gguf
     from jambacli.hub.checkpoints import find_checkpoint
 
@@ -55,6 +56,7 @@ def convert(
         folder, output, type=type.value, split_max_size=limit, force=force, name=name, progress=ui.progress
     )
     took = time.monotonic() - start
+    record(done.paths[0])
     where = done.paths[0] if len(done.paths) == 1 else f"{done.paths[0]} and {len(done.paths) - 1} more parts"
     ui.note(
         f"wrote {where}: {done.type}, {done.tensors} tensors, {format_bytes(done.nbytes)} in {format_seconds(took)} "

@@ -56,8 +56,10 @@ def pull(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask; download even what does not fit.")] = False,
 ) -> None:
     """Download a model, or resume its download, verify it and register it under a name."""
+    from jambacli.cache.fingerprint import record
     from jambacli.hub import pull as hub
     from jambacli.hub.demo import is_demo_model
+    from jambacli.hub.store import Store
     from jambacli.model.config import KV_TYPES
 
     if is_demo_model(name):
@@ -71,6 +73,8 @@ def pull(
         entry = _pull(name, options, yes)
     except _Instead as chosen:
         entry = _pull(chosen.name, hub.PullOptions(None, None, own_name, options.ctx, kv_type), yes)
+    for path in Store().paths(entry)[:1]:
+        record(path)
     ui.note(f"{entry.name} is ready: jamba run {shlex.quote(entry.name)}")
 
 

@@ -83,6 +83,7 @@ def quantize(
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace the output if it exists.")] = False,
 ) -> None:
     """Quantize a GGUF file exactly as llama-quantize does, tensor for tensor and byte for byte."""
+    from jambacli.cache.fingerprint import record
     from jambacli.files import refuse_existing
     from jambacli.gguf.reader import GGUFFile
     from jambacli.hub.resolve import resolve_model
@@ -130,6 +131,7 @@ def quantize(
             ui.warn(f"interrupted; {target} was not written")
             raise
         _show_result(plan, result, time.monotonic() - start)
+    record(result.paths[0])
     if as_json:
         print(json.dumps(_report_json(plan, result) if report else _result_json(plan, result), indent=2))
     elif report:

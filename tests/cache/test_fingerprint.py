@@ -261,3 +261,13 @@ def test_a_session_exported_before_its_file_was_read_opens_elsewhere(
         Jamba.load(path).session(resume="s")
     with Jamba.load(copy).session(resume="s") as session:
         assert session.sequence.tokens
+
+
+def test_a_new_file_is_read_in_full_by_the_command_that_made_it(tmp_path: Path, large: None) -> None:
+    path, copy = small_file(tmp_path, "q8_0"), tmp_path / "copy.gguf"
+    fingerprint.record(path)
+    assert [e.hash is not None for e in fingerprint._read_known().values()] == [True]
+    name = named(path)
+    shutil.move(path, copy)
+    assert named(copy) == name
+    fingerprint.record(tmp_path / "missing.gguf")

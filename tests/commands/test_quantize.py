@@ -455,7 +455,7 @@ def test_a_pulled_model_is_quantized_into_the_current_directory(
     monkeypatch.chdir(tmp_path)
     assert run("jamba:tiny", "--type", "q8_0", "--dry-run", monkeypatch=monkeypatch) == 0
     assert run("jamba:tiny", "--type", "q8_0", monkeypatch=monkeypatch) == 0
-    assert [p.name for p in tmp_path.iterdir()] == ["tiny-jamba-Q8_0.gguf"]
+    assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["tiny-jamba-Q8_0.gguf"]
     assert run("jamba:nosuch", monkeypatch=monkeypatch) == 1
     assert "unknown model 'jamba:nosuch'" in capsys.readouterr().err
 
