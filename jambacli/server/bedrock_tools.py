@@ -59,8 +59,10 @@ def converse_messages(where: str, role: str, blocks: Any, texts: ReadTexts) -> l
         if isinstance(used, dict) and isinstance(used.get("name"), str):
             calls.append(given_call(used["name"], used.get("input"), used.get("toolUseId")))
         elif isinstance(result, dict):
-            parts = result.get("content")
-            parts = [{"text": _json(p)} if isinstance(p, dict) and "json" in p else p for p in parts or []]
+            parts = result.get("content") or []
+            if not isinstance(parts, list):
+                raise bad_request(f"{where}: the content of a toolResult must be a list", "messages")
+            parts = [{"text": _json(p)} if isinstance(p, dict) and "json" in p else p for p in parts]
             content = "\n".join(texts(where, parts, None))
             results.append(Message("tool", content, call_id=str(result.get("toolUseId"))))
         else:

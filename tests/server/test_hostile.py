@@ -200,3 +200,13 @@ def test_schemathesis_finds_nothing() -> None:
         done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=1200)
         assert "Failures:" not in done.stdout and server.poll() is None, done.stdout[-5000:]
         assert client.post(CHAT, json=ASK).status_code == 200
+
+
+@pytest.mark.parametrize("content", [5, True, "text", {"text": "a"}])
+def test_a_result_whose_content_is_no_list_is_refused(content: Any) -> None:
+    from jambacli.server.bedrock_tools import converse_messages
+    from jambacli.server.errors import ApiError
+
+    blocks = [{"toolResult": {"toolUseId": "a", "content": content}}]
+    with pytest.raises(ApiError, match="must be a list"):
+        converse_messages("messages[0]", "user", blocks, lambda *_: [])
