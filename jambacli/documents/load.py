@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jambacli.documents.extract.kinds import HEAD, STREAMED, WHOLE, kind_of
+from jambacli.documents.extract.formats import FORMATS
+from jambacli.documents.extract.kinds import HEAD, kind_of
 from jambacli.documents.extract.pieces import MAX_TEXT, DocumentPart, parts_of_lines
 from jambacli.documents.extract.plain import EmptyFileError, decode
 from jambacli.documents.extract.sandbox import Sandbox
@@ -30,7 +31,7 @@ MAX_TEXT_FILE, MAX_PACKED_FILE = MAX_TEXT, 1 << 30
 class Document:
     """The text of one file.
 
-    ``name``: the path as the user wrote it. ``unit``: what its parts are numbered by ("page", "line" or "paragraph").
+    ``name``: the path as the user wrote it. ``unit``: what its parts are numbered by ("page", "line", "sheet" ...).
     ``parts``: none of them is empty. ``remarks``: what the user should know (a guessed encoding, pages without text).
     ``whole``: the file is one part, so that its name alone identifies the part.
     """
@@ -48,11 +49,10 @@ class Document:
 
     def where(self, part: DocumentPart) -> str:
         """The part's place in the file: ``page 3``, ``lines 1-80``; "" for a part that is the whole file."""
-        if self.whole and self.unit != "page":
+        if self.whole and self.unit != "page" and not part.label:
             return ""
-        if part.first == part.last:
-            return f"{self.unit} {part.first}"
-        return f"{self.unit}s {part.first}-{part.last}"
+        span = f"{self.unit} {part.first}" if part.first == part.last else f"{self.unit}s {part.first}-{part.last}"
+        return f"{span} ({part.label})" if part.label else span
 
     def title(self, part: DocumentPart) -> str:
         """The part's title in a prompt: ``contract.pdf, page 3``."""
@@ -128,11 +128,12 @@ def read_file(path: Path, sandbox: Sandbox | None = None, *, name: str | None = 
         with path.open("rb") as file:
             head = file.read(HEAD)
             kind = kind_of(head, name, path=path)
-            if kind in STREAMED:
+            opened = FORMATS.get(kind)
+            if opened is not None and opened.streamed:
                 return _extracted(kind, str(path), name, sandbox)
             if info.st_size > MAX_TEXT_FILE:
                 raise _too_large(name, info.st_size, MAX_TEXT_FILE)
-            if kind in WHOLE:
+            if opened is not None:
                 return _extracted(kind, str(path), name, sandbox)
             data = head + file.read(MAX_TEXT_FILE + 1 - len(head))
     except OSError as error:

@@ -13,26 +13,31 @@ from jambacli.documents.load import Document
 
 @dataclass(frozen=True)
 class Source:
-    """A place in a file: pages, lines or paragraphs (``unit``) ``first`` to ``last``; without a unit the whole file."""
+    """A place in a file: pages, lines or sheets ... (``unit``) ``first`` to ``last``; without a unit the whole file.
+
+    ``label``: what the place is called beside its number.
+    """
 
     file: str
     unit: str | None = None
     first: int = 0
     last: int = 0
+    label: str = ""
 
     def __str__(self) -> str:
         if self.unit is None:
             return self.file
         span = f"{self.unit} {self.first}" if self.first == self.last else f"{self.unit}s {self.first}-{self.last}"
-        return f"{self.file}, {span}"
+        return f"{self.file}, {span} ({self.label})" if self.label else f"{self.file}, {span}"
 
     def to_json(self) -> dict[str, Any]:
-        """``{"file", "page": 3}`` or ``{"file", "lines": [1, 80]}``."""
+        """``{"file", "page": 3}``, ``{"file", "lines": [1, 80]}`` or ``{"file", "sheet": 2, "label": "Costs"}``."""
         if self.unit is None:
             return {"file": self.file}
+        label = {"label": self.label} if self.label else {}
         if self.first == self.last:
-            return {"file": self.file, self.unit: self.first}
-        return {"file": self.file, f"{self.unit}s": [self.first, self.last]}
+            return {"file": self.file, self.unit: self.first, **label}
+        return {"file": self.file, f"{self.unit}s": [self.first, self.last], **label}
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,11 @@ def entries_of(documents: Sequence[Document]) -> list[DocumentEntry]:
     for document, name in zip(documents, names, strict=True):
         for part in document.parts:
             where = document.where(part)
-            source = Source(document.name, document.unit, part.first, part.last) if where else Source(document.name)
+            source = (
+                Source(document.name, document.unit, part.first, part.last, part.label)
+                if where
+                else Source(document.name)
+            )
             entries.append(DocumentEntry(f"{name}, {where}" if where else name, part.text, (source,)))
     return entries
 

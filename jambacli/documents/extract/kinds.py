@@ -1,4 +1,4 @@
-"""What kind of document a file is, by its content first and then by its name."""
+"""What kind of document a file is, by its content first and then by its name. ``formats`` says how each is read."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from jambacli.errors import BadFileError
 
 #: So many bytes of a file decide.
 HEAD = 4096
-#: Kinds that are opened from a file, whatever its size, and kinds whose whole content is held in memory.
-STREAMED, WHOLE = frozenset(("pdf", "docx", "mbox")), frozenset(("html", "mail", "notebook"))
 
 _HTML = frozenset((".html", ".htm", ".xhtml"))
 _MAIL = frozenset((".eml", ".emlx", ".mht", ".mhtml"))
@@ -40,7 +38,7 @@ _SURE_FIELDS = frozenset(b"message-id mime-version received return-path delivere
 
 
 def kind_of(head: bytes, name: str, *, path: Path | None = None, data: bytes | None = None) -> str:
-    """ "pdf", "docx", "html", "mail", "mbox", "notebook" or "text".
+    """One of ``formats.FORMATS``, or "text".
 
     ``head``: the first ``HEAD`` bytes. ``path`` or ``data``: the whole file. Raises EmptyFileError, or BadFileError for formats
     that are known but not supported.

@@ -13,11 +13,15 @@ MAX_TEXT = 64 << 20
 
 @dataclass(frozen=True)
 class DocumentPart:
-    """Text of one file from ``first`` to ``last`` (pages, lines or paragraphs, counted from 1)."""
+    """Text of one file from ``first`` to ``last`` (pages, lines, sheets ..., counted from 1).
+
+    ``label``: what the place is called beside its number, such as a sheet's name and rows, or a chapter's title.
+    """
 
     text: str
     first: int
     last: int
+    label: str = ""
 
 
 #: A line's number, its text, and whether it continues the entry before it (a line that was too long for a part).

@@ -27,7 +27,7 @@ _ROOT = str(Path(__file__).resolve().parents[3])
 
 @dataclass
 class Extracted:
-    """The text of a file: ``pieces`` in order, numbered by ``unit`` ("page", "line" or "paragraph"), and remarks on it."""
+    """The text of a file: ``pieces`` in order, numbered by ``unit`` ("page", "line", "sheet" ...), and remarks on it."""
 
     unit: str
     pieces: list[DocumentPart]
@@ -51,7 +51,7 @@ class Sandbox:
         self.close()
 
     def extract(self, kind: str, path: str, name: str) -> Extracted:
-        """The text of a file of ``kind`` ("pdf", "docx" or "html").
+        """The text of a file of ``kind``, one of ``formats.FORMATS``.
 
         Raises JambaError, naming ``name``, for any problem with the file, even when the process crashes or hangs on it.
         """
@@ -72,7 +72,7 @@ class Sandbox:
             if "unit" in answer:
                 unit = answer["unit"]
             else:
-                pieces.append(DocumentPart(answer["text"], answer["first"], answer["last"]))
+                pieces.append(DocumentPart(answer["text"], answer["first"], answer["last"], answer["label"]))
 
     def close(self) -> None:
         """End the process."""

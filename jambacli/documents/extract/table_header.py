@@ -24,7 +24,7 @@ def with_header(parts: list[DocumentPart], text: str, is_table: bool) -> list[Do
     if found is None:
         return parts
     header, last = found
-    return [p if p.first <= last else DocumentPart(f"{header}\n{p.text}", p.first, p.last) for p in parts]
+    return [p if p.first <= last else DocumentPart(f"{header}\n{p.text}", p.first, p.last, p.label) for p in parts]
 
 
 def _header(text: str, is_table: bool) -> tuple[str, int] | None:

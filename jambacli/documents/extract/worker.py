@@ -1,4 +1,4 @@
-"""The process that opens PDFs, Word documents and web pages with limited memory, so that a file can crash only this process.
+"""The process that opens documents with limited memory, so that a file can crash only this process.
 
 It is started by ``sandbox``. A request is one line of JSON on standard input, ``{"kind", "path", "name"}``. Answers are lines
 of JSON on standard output: the unit, the pieces, then "done" with remarks, or "error".
@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from jambacli.documents.extract.formats import Extraction, Opening, read
 from jambacli.documents.extract.kinds import HEAD, kind_of
 from jambacli.documents.extract.pieces import MAX_TEXT, DocumentPart, parts_of_lines
 from jambacli.documents.extract.plain import decode
@@ -33,35 +34,8 @@ def _bound() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _pieces(
-    kind: str, path: str, name: str, alive: Callable[[], None]
-) -> tuple[str, Iterator[DocumentPart], list[str]]:
-    """The unit, the pieces, and remarks, which are complete after the last piece."""
-    if kind == "pdf":
-        from jambacli.documents.extract.pdf import pdf_pages
-
-        said: list[str] = []
-        return "page", pdf_pages(path, name, said), said
-    if kind == "docx":
-        from jambacli.documents.extract.docx import docx_pieces
-
-        return docx_pieces(path, name, alive)
-    if kind in ("mail", "mbox"):
-        from jambacli.documents.extract.mail import mail_pieces
-
-        return mail_pieces(path, name, kind == "mbox", _attachment)
-    if kind == "notebook":
-        from jambacli.documents.extract.notebook import notebook_pieces
-
-        return notebook_pieces(path, name)
-    from jambacli.documents.extract.html import html_lines
-
-    lines, remarks = html_lines(Path(path).read_bytes(), name)
-    return "line", parts_of_lines(lines), remarks
-
-
-def _attachment(data: bytes, file_name: str) -> tuple[str, Iterator[DocumentPart], list[str]]:
-    """The pieces of a file within a mail, by its content and its name."""
+def _inner(data: bytes, file_name: str) -> Extraction:
+    """The pieces of a file within a file, by its content and its name."""
     kind = kind_of(data[:HEAD], file_name, data=data)
     if kind == "text":
         text, remark = decode(data, file_name)
@@ -70,7 +44,7 @@ def _attachment(data: bytes, file_name: str) -> tuple[str, Iterator[DocumentPart
     path = Path(folder.name) / f"attachment.{kind}"
     path.write_bytes(data)
     try:
-        unit, pieces, remarks = _pieces(kind, str(path), file_name, lambda: None)
+        unit, pieces, remarks = read(kind, Opening(str(path), file_name, lambda: None, _inner))
     except BaseException:
         folder.cleanup()
         raise
@@ -91,14 +65,14 @@ def _serve(request: dict[str, str], out: IO[str]) -> None:
 
     name = request["name"]
     try:
-        unit, pieces, remarks = _pieces(request["kind"], request["path"], name, lambda: say(unit="page"))
+        unit, pieces, remarks = read(request["kind"], Opening(request["path"], name, lambda: say(unit="page"), _inner))
         say(unit=unit)
         total = 0
         for piece in pieces:
             total += len(piece.text)
             if total > MAX_TEXT:
                 raise BadFileError(name, f"contains more than {MAX_TEXT >> 20} MB of text; split it")
-            say(text=piece.text, first=piece.first, last=piece.last)
+            say(text=piece.text, first=piece.first, last=piece.last, label=piece.label)
         say(done=True, remarks=remarks)
     except JambaError as error:
         say(error=str(error))
