@@ -153,10 +153,11 @@ def _serial(value: Any, from_1904: bool) -> float | None:
     """The number that a cell holds, of what calamine makes of it by its format."""
     if isinstance(value, int | float):
         return float(value)
-    if isinstance(value, datetime.datetime):
-        return (value - _EPOCHS[from_1904]).total_seconds() / _DAY
     if isinstance(value, datetime.date):
-        return float((value - _EPOCHS[from_1904].date()).days)
+        if not isinstance(value, datetime.datetime):
+            value = datetime.datetime.combine(value, datetime.time())
+        days = (value - _EPOCHS[from_1904]).total_seconds() / _DAY
+        return days if from_1904 or days > 60 else days - 1  # the year 1900 has a 29 February
     if isinstance(value, datetime.timedelta):
         return value.total_seconds() / _DAY
     if isinstance(value, datetime.time):

@@ -255,6 +255,8 @@ def _formula(element: Any) -> str:
         name = short_name(e.tag) if isinstance(e.tag, str) else ""
         if name == "m:t":
             return e.text or ""
+        if name in ("a14:m", "m:oMath", "m:oMathPara"):
+            return "".join(read(inner, depth + 1) for inner in e)
         if (not name.startswith("m:") and name != "a14:m") or depth > 100:
             return ""
         value = attribute(e, "m:val")
