@@ -43,6 +43,9 @@ FORMATS: dict[str, Format] = {
     "pdf": Format("formats:_pdf", streamed=True),
     "docx": Format("formats:_docx", streamed=True),
     "mbox": Format("formats:_mbox", streamed=True),
+    "odt": Format("formats:_odt", streamed=True),
+    "rtf": Format("formats:_rtf", streamed=True),
+    "epub": Format("formats:_epub", streamed=True),
     "html": Format("formats:_html"),
     "mail": Format("formats:_mail"),
     "notebook": Format("formats:_notebook"),
@@ -67,6 +70,24 @@ def _docx(opening: Opening) -> Extraction:
     from jambacli.documents.extract.docx import docx_pieces
 
     return docx_pieces(opening.path, opening.name, opening.alive)
+
+
+def _odt(opening: Opening) -> Extraction:
+    from jambacli.documents.extract.odt import odt_pieces
+
+    return odt_pieces(opening.path, opening.name, opening.alive)
+
+
+def _rtf(opening: Opening) -> Extraction:
+    from jambacli.documents.extract.rtf import rtf_pieces
+
+    return rtf_pieces(opening.path, opening.name, opening.alive)
+
+
+def _epub(opening: Opening) -> Extraction:
+    from jambacli.documents.extract.epub import epub_pieces
+
+    return epub_pieces(opening.path, opening.name, opening.alive)
 
 
 def _mbox(opening: Opening) -> Extraction:

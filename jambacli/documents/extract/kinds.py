@@ -6,8 +6,10 @@ import io
 import json
 import re
 import zipfile
+import zlib
 from pathlib import Path, PurePath
 
+from jambacli.documents.extract.kinds_of_text import plain_text_kind, zip_text_kind
 from jambacli.documents.extract.plain import EmptyFileError
 from jambacli.errors import BadFileError
 
@@ -19,10 +21,10 @@ _MAIL = frozenset((".eml", ".emlx", ".mht", ".mhtml"))
 _OFFICE = {
     "xl/": "an Excel workbook; save the sheet as .csv",
     "ppt/": "a PowerPoint file; save it as .pdf",
-    "META-INF/container.xml": "an e-book; convert it to .pdf or .txt",
-    "content.xml": "an OpenDocument file; save it as .docx or .pdf",
+    "content.xml": "an OpenDocument file of an unknown kind; save it as .odt, .docx or .pdf",
 }
 _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
+_OLD_WORD = "an old Word file (.doc); open it in Word or LibreOffice and save it as .docx or .odt"
 _MSG = (
     "an Outlook message; save it as .eml (Outlook: Save as, or drag it to a folder of another mail program) or as .pdf"
 )
@@ -51,6 +53,8 @@ def kind_of(head: bytes, name: str, *, path: Path | None = None, data: bytes | N
     if head.startswith(_OLE):
         if suffix == ".msg" or "__substg1.0_".encode("utf-16-le") in _start(path, data):
             raise BadFileError(name, f"is {_MSG}")
+        if "WordDocument".encode("utf-16-le") in _start(path, data):
+            raise BadFileError(name, f"is {_OLD_WORD}")
         raise BadFileError(name, "is an old or a password-protected Office file; save it as .docx or .pdf, unprotected")
     if head.startswith(b"PK\x03\x04") or suffix == ".docx":
         return _zip_kind(path, name, data, head)
@@ -58,10 +62,12 @@ def kind_of(head: bytes, name: str, *, path: Path | None = None, data: bytes | N
         if not head.strip():
             raise EmptyFileError(name)
         raise BadFileError(name, "is not a PDF, despite its name; export it again")
+    if (kind := plain_text_kind(head, name)) is not None:
+        return kind
     start = head[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if _MBOX.match(_unix(head).lstrip(b"\n")):
         return "mbox"
-    if is_mail(head, likely=suffix in _MAIL):
+    if is_mail(head, likely=suffix in _MAIL or (suffix == ".doc" and b"MIME-Version:" in head[:64])):
         return "mail"
     if suffix in _HTML or start.startswith((b"<!doctype html", b"<html")):
         return "html"
@@ -116,7 +122,9 @@ def _zip_kind(path: Path | None, name: str, data: bytes | None, head: bytes) -> 
             members = [member.replace("\\", "/") for member in archive.namelist()]
             if _is_word(archive, members):
                 return "docx"
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+            if (kind := zip_text_kind(archive, members, name)) is not None:
+                return kind
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError) as error:
         raise BadFileError(name, f"is a damaged .docx or archive ({error}); save it again") from error
     what = next((w for start, w in _OFFICE.items() if any(m.startswith(start) for m in members)), None)
     raise BadFileError(name, f"is {what or 'a zip archive; unpack it first and name the directory'}")
