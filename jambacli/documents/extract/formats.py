@@ -43,6 +43,8 @@ FORMATS: dict[str, Format] = {
     "pdf": Format("formats:_pdf", streamed=True),
     "docx": Format("formats:_docx", streamed=True),
     "mbox": Format("formats:_mbox", streamed=True),
+    "outlook": Format("formats:_outlook", streamed=True),
+    "subtitles": Format("formats:_subtitles"),
     "html": Format("formats:_html"),
     "mail": Format("formats:_mail"),
     "notebook": Format("formats:_notebook"),
@@ -79,6 +81,18 @@ def _mail(opening: Opening) -> Extraction:
     from jambacli.documents.extract.mail import mail_pieces
 
     return mail_pieces(opening.path, opening.name, False, opening.inner)
+
+
+def _outlook(opening: Opening) -> Extraction:
+    from jambacli.documents.extract.mail import outlook_pieces
+
+    return outlook_pieces(opening.path, opening.name, opening.inner)
+
+
+def _subtitles(opening: Opening) -> Extraction:
+    from jambacli.documents.extract.subtitles import subtitle_pieces
+
+    return subtitle_pieces(opening.path, opening.name)
 
 
 def _notebook(opening: Opening) -> Extraction:

@@ -16,16 +16,15 @@ HEAD = 4096
 
 _HTML = frozenset((".html", ".htm", ".xhtml"))
 _MAIL = frozenset((".eml", ".emlx", ".mht", ".mhtml"))
+SUBTITLES = frozenset((".srt", ".vtt", ".sbv", ".ass", ".ssa"))
 _OFFICE = {
     "xl/": "an Excel workbook; save the sheet as .csv",
     "ppt/": "a PowerPoint file; save it as .pdf",
     "META-INF/container.xml": "an e-book; convert it to .pdf or .txt",
     "content.xml": "an OpenDocument file; save it as .docx or .pdf",
 }
-_OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
-_MSG = (
-    "an Outlook message; save it as .eml (Outlook: Save as, or drag it to a folder of another mail program) or as .pdf"
-)
+#: The first bytes of a compound file: of old Office files, and of Outlook's messages.
+OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 # The separator line of an mbox file, and the fields of a message's header; the second group is enough with one more of them.
 _MBOX = re.compile(rb"From \S+ .*\d\d:\d\d.*\d{4}[^\n]*\n[!-9;-~]+:[ \t]")
 _FIELD = re.compile(rb"([!-9;-~]+):[ \t]?[^\n]*(?:\n[ \t][^\n]*)*(?:\n|\Z)")
@@ -48,9 +47,9 @@ def kind_of(head: bytes, name: str, *, path: Path | None = None, data: bytes | N
     suffix = (PurePath(name).suffix or (path.suffix if path is not None else "")).lower()
     if b"%PDF-" in head[:1024] and not is_mail(head):
         return "pdf"
-    if head.startswith(_OLE):
-        if suffix == ".msg" or "__substg1.0_".encode("utf-16-le") in _start(path, data):
-            raise BadFileError(name, f"is {_MSG}")
+    if head.startswith(OLE):
+        if suffix in (".msg", ".oft") or is_outlook(path, data):
+            return "outlook"
         raise BadFileError(name, "is an old or a password-protected Office file; save it as .docx or .pdf, unprotected")
     if head.startswith(b"PK\x03\x04") or suffix == ".docx":
         return _zip_kind(path, name, data, head)
@@ -65,6 +64,8 @@ def kind_of(head: bytes, name: str, *, path: Path | None = None, data: bytes | N
         return "mail"
     if suffix in _HTML or start.startswith((b"<!doctype html", b"<html")):
         return "html"
+    if suffix in SUBTITLES or start.startswith(b"webvtt"):
+        return "subtitles"
     if suffix == ".ipynb" or (start.startswith(b"{") and not suffix and _is_notebook(data)):
         return "notebook"
     return "text"
@@ -91,11 +92,18 @@ def _unix(head: bytes) -> bytes:
     return head.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
 
-def _start(path: Path | None, data: bytes | None) -> bytes:
-    if path is None:
-        return (data or b"")[: 1 << 20]
-    with path.open("rb") as file:
-        return file.read(1 << 20)
+def is_outlook(path: Path | None, data: bytes | None = None) -> bool:
+    """Whether a compound file is one of Outlook's messages, by names near its start or in the first sector of its directory."""
+    with path.open("rb") if path is not None else io.BytesIO(data or b"") as file:
+        start = file.read(1 << 20)
+        if not start.startswith(OLE):
+            return False
+        size = 1 << min(int.from_bytes(start[30:32], "little"), 16)
+        file.seek((int.from_bytes(start[48:52], "little") + 1) * size)
+        near = start + file.read(size)
+    return any(
+        name.encode("utf-16-le") in near for name in ("__substg1.0_", "__nameid_version1.0", "__properties_version")
+    )
 
 
 def _is_notebook(data: bytes | None) -> bool:
