@@ -16,6 +16,7 @@ HEAD = 4096
 
 _HTML = frozenset((".html", ".htm", ".xhtml"))
 _MAIL = frozenset((".eml", ".emlx", ".mht", ".mhtml"))
+_IMAGES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 SUBTITLES = frozenset((".srt", ".vtt", ".sbv", ".ass", ".ssa"))
 _OFFICE = {
     "xl/": "an Excel workbook; save the sheet as .csv",
@@ -47,6 +48,8 @@ def kind_of(head: bytes, name: str, *, path: Path | None = None, data: bytes | N
     suffix = (PurePath(name).suffix or (path.suffix if path is not None else "")).lower()
     if b"%PDF-" in head[:1024] and not is_mail(head):
         return "pdf"
+    if is_image(head):
+        return "image"
     if head.startswith(OLE):
         if suffix in (".msg", ".oft") or is_outlook(path, data):
             return "outlook"
@@ -69,6 +72,11 @@ def kind_of(head: bytes, name: str, *, path: Path | None = None, data: bytes | N
     if suffix == ".ipynb" or (start.startswith(b"{") and not suffix and _is_notebook(data)):
         return "notebook"
     return "text"
+
+
+def is_image(head: bytes) -> bool:
+    """Whether a file is a picture of a format that may hold a scan."""
+    return head.startswith(_IMAGES) or (head.startswith(b"RIFF") and head[8:12] == b"WEBP")
 
 
 def is_mail(head: bytes, *, likely: bool = False) -> bool:
