@@ -158,6 +158,7 @@ class _Workers:
         # Several models need not all think: each does as far as it can.
         arguments = self.arguments if turn is None else replace(self.arguments, think=None)
         model = arguments.load_model(name)
+        _ = model.template  # one that does not work is reported now, not by the first request
         ctx = options.ctx
         if turn is not None and ctx is not None:
             ctx = min(ctx, model.config.context_length)
