@@ -48,7 +48,7 @@ HELP = {
     "/file PATH ...": "attach files or directories to the next message",
     "/save NAME": "save this chat as NAME",
     "/load NAME": "resume another chat",
-    "/think": "show or hide the model's thoughts; /think on, /think off: let it think or not",
+    "/think [on|off]": "let the model think or not; alone: show or hide its thoughts",
     "/stats": "statistics of the last reply and the context",
     "/clear": "start over with the same system message",
     "/exit": "exit (or press Ctrl-D)",
