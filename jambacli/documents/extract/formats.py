@@ -49,6 +49,9 @@ FORMATS: dict[str, Format] = {
     "pptx": Format("formats:_pptx", streamed=True),
     "odp": Format("formats:_odp", streamed=True),
     "mbox": Format("formats:_mbox", streamed=True),
+    "odt": Format("formats:_odt", streamed=True),
+    "rtf": Format("formats:_rtf", streamed=True),
+    "epub": Format("formats:_epub", streamed=True),
     "html": Format("formats:_html"),
     "mail": Format("formats:_mail"),
     "notebook": Format("formats:_notebook"),
@@ -109,6 +112,24 @@ def _odp(opening: Opening) -> Extraction:
     from jambacli.documents.extract.odp import odp_pieces
 
     return odp_pieces(opening.path, opening.name, opening.alive)
+
+
+def _odt(opening: Opening) -> Extraction:
+    from jambacli.documents.extract.odt import odt_pieces
+
+    return odt_pieces(opening.path, opening.name, opening.alive)
+
+
+def _rtf(opening: Opening) -> Extraction:
+    from jambacli.documents.extract.rtf import rtf_pieces
+
+    return rtf_pieces(opening.path, opening.name, opening.alive)
+
+
+def _epub(opening: Opening) -> Extraction:
+    from jambacli.documents.extract.epub import epub_pieces
+
+    return epub_pieces(opening.path, opening.name, opening.alive)
 
 
 def _mbox(opening: Opening) -> Extraction:

@@ -8,6 +8,7 @@ import zipfile
 import zlib
 from pathlib import Path, PurePath
 
+from jambacli.documents.extract.kinds_of_text import plain_text_kind, zip_text_kind
 from jambacli.documents.extract.ole import stream_names
 from jambacli.documents.extract.plain import EmptyFileError
 from jambacli.documents.extract.zip_guard import opened_member, opened_zip
@@ -19,8 +20,7 @@ HEAD = 4096
 _HTML = frozenset((".html", ".htm", ".xhtml"))
 _MAIL = frozenset((".eml", ".emlx", ".mht", ".mhtml"))
 _OFFICE = {
-    "META-INF/container.xml": "an e-book; convert it to .pdf or .txt",
-    "content.xml": "an OpenDocument file; save it as .docx or .pdf",
+    "content.xml": "an OpenDocument file of an unknown kind; save it as .odt, .docx or .pdf",
     "Index/": "a file of Numbers, Pages or Keynote; export it as .xlsx, .docx, .pptx or .pdf",
 }
 # Content types of the main parts of Office files, and the kinds they are.
@@ -37,6 +37,7 @@ _MAIN_PARTS = {
 _OPEN_DOCUMENT = {"spreadsheet": "ods", "presentation": "odp"}
 _ZIP_NAMES = frozenset((".docx", ".xlsx", ".xlsm", ".xlsb", ".pptx", ".ods", ".odp"))
 _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
+_OLD_WORD = "an old Word file (.doc); open it in Word or LibreOffice and save it as .docx or .odt"
 _MSG = (
     "an Outlook message; save it as .eml (Outlook: Save as, or drag it to a folder of another mail program) or as .pdf"
 )
@@ -72,10 +73,12 @@ def kind_of(head: bytes, name: str, *, path: Path | None = None, data: bytes | N
         if not head.strip():
             raise EmptyFileError(name)
         raise BadFileError(name, "is not a PDF, despite its name; export it again")
+    if (kind := plain_text_kind(head, name)) is not None:
+        return kind
     start = head[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if _MBOX.match(_unix(head).lstrip(b"\n")):
         return "mbox"
-    if is_mail(head, likely=suffix in _MAIL):
+    if is_mail(head, likely=suffix in _MAIL or (suffix == ".doc" and b"MIME-Version:" in head[:64])):
         return "mail"
     if suffix in _HTML or start.startswith((b"<!doctype html", b"<html")):
         return "html"
@@ -133,7 +136,7 @@ def _ole_kind(path: Path | None, name: str, data: bytes | None) -> str:
     if "powerpoint document" in names:
         raise BadFileError(name, "is an old PowerPoint file (.ppt); save it as .pptx or .pdf")
     if "worddocument" in names:
-        raise BadFileError(name, "is an old Word file (.doc); save it as .docx or .pdf")
+        raise BadFileError(name, f"is {_OLD_WORD}")
     raise BadFileError(name, "is an old Office file, or a damaged one; save it as .docx, .xlsx, .pptx or .pdf")
 
 
@@ -143,7 +146,7 @@ def _zip_kind(path: Path | None, name: str, data: bytes | None, head: bytes) -> 
     try:
         with opened_zip(path if path is not None else data or b"", name) as archive:
             members = [member.replace("\\", "/") for member in archive.namelist()]
-            kind = _office_kind(archive, members, name)
+            kind = _office_kind(archive, members, name) or zip_text_kind(archive, members, name)
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError) as error:
         raise BadFileError(name, f"is a damaged Office file or archive ({error}); save it again") from error
     if kind is not None:
