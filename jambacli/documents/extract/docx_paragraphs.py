@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from jambacli.documents.extract import formula
-from jambacli.documents.extract.docx_package import attribute
 from jambacli.documents.extract.docx_state import Context, Frame, Paragraph, Run
 from jambacli.documents.extract.docx_styles import on
 from jambacli.documents.extract.docx_symbols import PRIVATE, UNKNOWN, is_symbol_font, symbol
 from jambacli.documents.extract.inline import struck, subscript, superscript
+from jambacli.documents.extract.ooxml import attribute
 from jambacli.documents.extract.paragraph_lines import lines_of
 from jambacli.documents.extract.pieces import MAX_TEXT
 from jambacli.documents.extract.rows import Line
