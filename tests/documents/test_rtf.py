@@ -187,8 +187,10 @@ def test_word_files_of_other_kinds_are_told_by_content(tmp_path: Path, sandbox: 
     ):
         (tmp_path / name).write_bytes(data)
         assert read_file(tmp_path / name, sandbox).text.strip() == text
-    old = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(504) + "Root Entry".encode("utf-16-le") + bytes(100)
-    (tmp_path / "f.doc").write_bytes(old + "WordDocument".encode("utf-16-le") + bytes(2000))
+    header = bytearray(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + b"\xff" * 504)
+    header[30:32], header[48:52] = b"\x09\x00", bytes(4)
+    stream = "WordDocument".encode("utf-16-le").ljust(64, b"\0") + (26).to_bytes(2, "little")
+    (tmp_path / "f.doc").write_bytes(bytes(header) + stream.ljust(512, b"\0"))
     (tmp_path / "g.doc").write_bytes(
         b'<?xml version="1.0"?><?mso-application progid="Word.Document"?><w:wordDocument/>'
     )
