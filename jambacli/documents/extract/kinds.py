@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import zipfile
@@ -19,10 +20,14 @@ HEAD = 4096
 
 _HTML = frozenset((".html", ".htm", ".xhtml"))
 _MAIL = frozenset((".eml", ".emlx", ".mht", ".mhtml"))
+_IMAGES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
+SUBTITLES = frozenset((".srt", ".vtt", ".sbv", ".ass", ".ssa"))
 _OFFICE = {
     "content.xml": "an OpenDocument file of an unknown kind; save it as .odt, .docx or .pdf",
     "Index/": "a file of Numbers, Pages or Keynote; export it as .xlsx, .docx, .pptx or .pdf",
 }
+#: The first bytes of a compound file: of old Office files, and of Outlook's messages.
+OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 # Content types of the main parts of Office files, and the kinds they are.
 _CONTENT = {
     "excel.sheet.binary": "xlsb", "spreadsheetml": "xlsx", "ms-excel": "xlsx", "presentationml": "pptx",
@@ -36,11 +41,7 @@ _MAIN_PARTS = {
 }
 _OPEN_DOCUMENT = {"spreadsheet": "ods", "presentation": "odp"}
 _ZIP_NAMES = frozenset((".docx", ".xlsx", ".xlsm", ".xlsb", ".pptx", ".ods", ".odp"))
-_OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 _OLD_WORD = "an old Word file (.doc); open it in Word or LibreOffice and save it as .docx or .odt"
-_MSG = (
-    "an Outlook message; save it as .eml (Outlook: Save as, or drag it to a folder of another mail program) or as .pdf"
-)
 # The separator line of an mbox file, and the fields of a message's header; the second group is enough with one more of them.
 _MBOX = re.compile(rb"From \S+ .*\d\d:\d\d.*\d{4}[^\n]*\n[!-9;-~]+:[ \t]")
 _FIELD = re.compile(rb"([!-9;-~]+):[ \t]?[^\n]*(?:\n[ \t][^\n]*)*(?:\n|\Z)")
@@ -63,9 +64,11 @@ def kind_of(head: bytes, name: str, *, path: Path | None = None, data: bytes | N
     suffix = (PurePath(name).suffix or (path.suffix if path is not None else "")).lower()
     if b"%PDF-" in head[:1024] and not is_mail(head):
         return "pdf"
-    if head.startswith(_OLE):
-        if suffix == ".msg" or "__substg1.0_".encode("utf-16-le") in _start(path, data):
-            raise BadFileError(name, f"is {_MSG}")
+    if is_image(head):
+        return "image"
+    if head.startswith(OLE):
+        if suffix in (".msg", ".oft") or is_outlook(path, data):
+            return "outlook"
         return _ole_kind(path, name, data)
     if head.startswith(b"PK\x03\x04") or suffix in _ZIP_NAMES:
         return _zip_kind(path, name, data, head)
@@ -82,9 +85,16 @@ def kind_of(head: bytes, name: str, *, path: Path | None = None, data: bytes | N
         return "mail"
     if suffix in _HTML or start.startswith((b"<!doctype html", b"<html")):
         return "html"
+    if suffix in SUBTITLES or start.startswith(b"webvtt"):
+        return "subtitles"
     if suffix == ".ipynb" or (start.startswith(b"{") and not suffix and _is_notebook(data)):
         return "notebook"
     return "text"
+
+
+def is_image(head: bytes) -> bool:
+    """Whether a file is a picture of a format that may hold a scan."""
+    return head.startswith(_IMAGES) or (head.startswith(b"RIFF") and head[8:12] == b"WEBP")
 
 
 def is_mail(head: bytes, *, likely: bool = False) -> bool:
@@ -108,11 +118,18 @@ def _unix(head: bytes) -> bytes:
     return head.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
 
-def _start(path: Path | None, data: bytes | None) -> bytes:
-    if path is None:
-        return (data or b"")[: 1 << 20]
-    with path.open("rb") as file:
-        return file.read(1 << 20)
+def is_outlook(path: Path | None, data: bytes | None = None) -> bool:
+    """Whether a compound file is one of Outlook's messages, by names near its start or in the first sector of its directory."""
+    with path.open("rb") if path is not None else io.BytesIO(data or b"") as file:
+        start = file.read(1 << 20)
+        if not start.startswith(OLE):
+            return False
+        size = 1 << min(int.from_bytes(start[30:32], "little"), 16)
+        file.seek((int.from_bytes(start[48:52], "little") + 1) * size)
+        near = start + file.read(size)
+    return any(
+        name.encode("utf-16-le") in near for name in ("__substg1.0_", "__nameid_version1.0", "__properties_version")
+    )
 
 
 def _is_notebook(data: bytes | None) -> bool:
