@@ -72,10 +72,10 @@ def _serve(request: dict[str, Any], out: IO[str]) -> None:
         out.write(json.dumps(answer) + "\n")
         out.flush()
 
-    name = request["name"]
+    name, unit = request["name"], "page"
     try:
         ocr = _ocr(request["ocr"], say)
-        opening = Opening(request["path"], name, lambda: say(unit="page"), partial(_inner, ocr), ocr)
+        opening = Opening(request["path"], name, lambda: say(unit=unit), partial(_inner, ocr), ocr)
         unit, pieces, remarks = read(request["kind"], opening)
         say(unit=unit)
         total = 0
