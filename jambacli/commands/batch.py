@@ -52,7 +52,7 @@ def batch(
     ocr: documents_io.Ocr = "auto",
     citations: documents_io.Citations = False,
     schema: documents_io.Schema = None,
-    system: Annotated[str | None, typer.Option("--system", help="System message before each of the prompts.")] = None,
+    system: o.System = None,
     parallel: Annotated[
         int | None,
         typer.Option("--parallel", min=1, help="Requests to run at once; default: up to 8, as memory allows."),
@@ -76,6 +76,7 @@ def batch(
         from jambacli.batch.part_file import PartFile
         from jambacli.engine.parallel import default_parallel
 
+    system = o.system_message(system)
     generation, options = arguments.generation(), arguments.session()
     lines: list[str] = []
     documents: list[Document] = []

@@ -242,7 +242,7 @@ def test_templates_and_files_without_an_ending(tmp_path: Path, sandbox: Sandbox)
     data = Outlook({**ADA, BODY: "The form."}).to_bytes()
     assert "The form." in read(tmp_path, sandbox, data, "m.oft").text
     assert "The form." in read(tmp_path, sandbox, data, "noending").text
-    with pytest.raises(JambaError, match=r"is an old Word file"):
+    with pytest.raises(JambaError, match="old Word file"):
         read(tmp_path, sandbox, compound_file({"WordDocument": b"x" * 5000}), "old.doc")
     with pytest.raises(JambaError, match="without properties"):
         read(tmp_path, sandbox, compound_file({"WordDocument": b"x" * 5000}), "no.msg")

@@ -14,6 +14,7 @@ from jambacli.documents.extract.sandbox import Sandbox
 from jambacli.documents.load import Document, read_file
 from jambacli.errors import JambaError
 from tests.support.document_files import docx_bytes, paragraph
+from tests.support.outlook_files import compound_file
 from tests.support.written_files import rtf_bytes
 
 
@@ -187,8 +188,7 @@ def test_word_files_of_other_kinds_are_told_by_content(tmp_path: Path, sandbox: 
     ):
         (tmp_path / name).write_bytes(data)
         assert read_file(tmp_path / name, sandbox).text.strip() == text
-    old = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(504) + "Root Entry".encode("utf-16-le") + bytes(100)
-    (tmp_path / "f.doc").write_bytes(old + "WordDocument".encode("utf-16-le") + bytes(2000))
+    (tmp_path / "f.doc").write_bytes(compound_file({"WordDocument": bytes(5000)}))
     (tmp_path / "g.doc").write_bytes(
         b'<?xml version="1.0"?><?mso-application progid="Word.Document"?><w:wordDocument/>'
     )

@@ -25,6 +25,8 @@ _OFFICE = {
     "content.xml": "an OpenDocument file of an unknown kind; save it as .odt, .docx or .pdf",
     "Index/": "a file of Numbers, Pages or Keynote; export it as .xlsx, .docx, .pptx or .pdf",
 }
+#: The first bytes of a compound file: of old Office files, and of Outlook's messages.
+OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 # Content types of the main parts of Office files, and the kinds they are.
 _CONTENT = {
     "excel.sheet.binary": "xlsb", "spreadsheetml": "xlsx", "ms-excel": "xlsx", "presentationml": "pptx",
@@ -39,8 +41,6 @@ _MAIN_PARTS = {
 _OPEN_DOCUMENT = {"spreadsheet": "ods", "presentation": "odp"}
 _ZIP_NAMES = frozenset((".docx", ".xlsx", ".xlsm", ".xlsb", ".pptx", ".ods", ".odp"))
 _OLD_WORD = "an old Word file (.doc); open it in Word or LibreOffice and save it as .docx or .odt"
-#: The first bytes of a compound file: of old Office files, and of Outlook's messages.
-OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 # The separator line of an mbox file, and the fields of a message's header; the second group is enough with one more of them.
 _MBOX = re.compile(rb"From \S+ .*\d\d:\d\d.*\d{4}[^\n]*\n[!-9;-~]+:[ \t]")
 _FIELD = re.compile(rb"([!-9;-~]+):[ \t]?[^\n]*(?:\n[ \t][^\n]*)*(?:\n|\Z)")
