@@ -166,13 +166,13 @@ class _Found:
         self.used.add(name)
         if tensor.shape not in shapes:
             raise BadFileError(
-                self.source,
+                tensor.path,
                 f"tensor {tensor.name} is {list(tensor.shape)}, but config.json requires {list(shapes[0])}",
             )
         if tensor.dtype not in READABLE_DTYPES:
             raise UnsupportedError(
-                f"{self.source}: tensor {tensor.name} is stored as {tensor.dtype}; convert the original checkpoint "
-                "(bf16, f16 or f32), not a quantized one"
+                f"{tensor.path}: tensor {tensor.name} is stored as {tensor.dtype}, and config.json does not say how it is "
+                "quantized; convert the original checkpoint (bf16, f16 or f32)"
             )
         return tensor
 

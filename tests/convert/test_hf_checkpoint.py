@@ -140,7 +140,7 @@ BAD: dict[str, tuple[Change, str]] = {
     ),
     "another head": (edit_config(architectures=["JambaForSequenceClassification"]), "JambaForSequenceClassification"),
     "another model type": (edit_config(model_type="llama"), "'llama'; only jamba"),
-    "quantized already": (edit_config(quantization_config={"quant_method": "bitsandbytes"}), "by bitsandbytes"),
+    "quantized by another method": (edit_config(quantization_config={"quant_method": "hqq"}), "by hqq, which cannot"),
     "impossible size": (edit_config(hidden_size="big"), "hidden_size is 'big'"),
     "negative layers": (edit_config(num_hidden_layers=-1), "num_hidden_layers is -1"),
     "absurd layers": (edit_config(num_hidden_layers=10**9), "num_hidden_layers is 1000000000"),
