@@ -20,6 +20,7 @@ from jambacli.model.config import JambaConfig
 logger = logging.getLogger(__name__)
 
 _FORMAT_OF_DTYPE = {"F32": "f32", "F64": "f32", "F16": "f16", "BF16": "bf16"}
+_OF_QUANTIZERS = (".qweight", ".weight_packed", ".weight_scale", ".weight_scale_inv", ".SCB", ".absmax")
 _NAMED_DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 
@@ -88,7 +89,9 @@ def open_source(folder: Path, *, to_convert: bool = True) -> Iterator[Source]:
     with Checkpoint.open(folder, lambda values: check(values, name)) as checkpoint:
         files = sorted({tensor.path for tensor in checkpoint.tensors.values()})
         scheme = read_scheme(checkpoint.config, name, folder)
-        if scheme is not None:
+        if scheme is None:
+            _refuse_unexplained(checkpoint, name)
+        else:
             if to_convert:
                 scheme.require_library()
             checkpoint.tensors = dequantized_tensors(checkpoint, scheme)
@@ -99,3 +102,13 @@ def open_source(folder: Path, *, to_convert: bool = True) -> Iterator[Source]:
                 scheme = None
         config = with_own_head(JambaConfig.from_hf(checkpoint.config, name), checkpoint, folder)
         yield Source(checkpoint, config, plan(config, used_tensors(checkpoint), folder), files, scheme)
+
+
+def _refuse_unexplained(checkpoint: Checkpoint, config: Path) -> None:
+    """Raise UnsupportedError for quantized tensors without a configuration that says how."""
+    found = next((tensor for tensor in checkpoint.tensors.values() if tensor.name.endswith(_OF_QUANTIZERS)), None)
+    if found is not None:
+        raise UnsupportedError(
+            f"{found.path}: tensor {found.name} belongs to quantized weights, but {config.name} has no quantization_config; "
+            "download all of the model's JSON files"
+        )
