@@ -149,6 +149,21 @@ def fp8(tiles: tuple[int, int] | None, suffix: str, dtype: torch.dtype = torch.f
     return quantizer
 
 
+def power_of_two(quantizer: Quantizer, suffix: str, dtype: torch.dtype) -> Quantizer:
+    """``quantizer`` of FP8 with scales that are powers of two, stored as their exponents plus 127."""
+
+    def exponents(name: str, matrix: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+        parts, _ = quantizer(name, matrix)
+        scale = parts[name + suffix]
+        stored = (torch.ceil(torch.log2(scale)) + 127).to(torch.uint8)
+        wide = [n // m for n, m in zip(matrix.shape[-2:], scale.shape[-2:], strict=True)]
+        powers = torch.exp2(stored.float() - 127).repeat_interleave(wide[0], -2).repeat_interleave(wide[1], -1)
+        values = (matrix / powers).to(torch.float8_e4m3fn)
+        return {name: values, name + suffix: stored.view(dtype)}, values.float() * powers
+
+    return exponents
+
+
 # --- compressed-tensors ---
 
 

@@ -62,6 +62,16 @@ FORMATS = {
         lambda: q.fp8((48, 80), "_scale_inv"), {"quant_method": "fp8", "weight_block_size": [48, 80]}, "fp8, blocks of"
     ),
     "deepseek per tensor": Format(lambda: q.fp8(None, "_scale_inv"), {"quant_method": "fp8"}, "fp8, one scale"),
+    "deepseek powers of two": Format(
+        lambda: q.power_of_two(q.fp8((32, 32), "_scale_inv"), "_scale_inv", torch.float8_e8m0fnu),
+        {"quant_method": "fp8", "weight_block_size": [32, 32], "scale_fmt": "ue8m0"},
+        "fp8, blocks of 32 x 32",
+    ),
+    "mxfp8": Format(
+        lambda: q.power_of_two(q.fp8((1, 32), "_scale"), "_scale", torch.uint8),
+        q.compressed_config("float", 8, "mxfp8-quantized", "group", group_size=32),
+        "fp8, groups of 32",
+    ),
     "fbgemm": Format(lambda: q.fp8((1, 0), "_scale"), {"quant_method": "fbgemm_fp8"}, "fp8, a scale per channel"),
     "modelopt fp8": Format(
         lambda: q.fp8(None, "_scale"), {"quant_method": "modelopt", "quant_algo": "FP8"}, "fp8, one scale"
