@@ -1,7 +1,7 @@
 """Q1_0 and Q2_0 in torch: a float16 d, then one or two bits a value, lowest bits first. They can be read, not written.
 
-    Q1_0   128 values: -d or d
-    Q2_0   64 values: -d, 0, d or 2 d
+Q1_0   128 values: -d or d
+Q2_0   64 values: -d, 0, d or 2 d
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ import mmap
 import os
 import re
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -20,11 +19,15 @@ from typing import TYPE_CHECKING
 from jambacli.errors import BadFileError, JambaError, UnsupportedError
 from jambacli.files import file_identity
 from jambacli.gguf.experts_int8 import scale_name
+from jambacli.gguf.fused import split_qkv
+from jambacli.gguf.jamba_metadata import factor_name
+from jambacli.gguf.tensor_info import TensorInfo
 from jambacli.gguf.values import MAX_KEYS, Cursor, Metadata, MetadataEntry, shown, skip_value
-from quant.formats import BY_GGML_TYPE, Format
+from quant.formats import BY_GGML_TYPE
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
     from quant.formats import QTensor
 
@@ -34,18 +37,6 @@ MAX_TENSORS = 1 << 17
 MAX_DIMS = 4
 _NO_WEIGHTS = ("i8", "i16", "i32", "i64", "f64")  # i8 with separate scales (ExpertsInt8) holds weights
 SPLIT_NAME = re.compile(r"(?P<stem>.*)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
-
-
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """The location of a tensor: ``offset`` bytes into the file of part ``part``. ``shape`` is in torch order, the row last."""
-
-    name: str
-    shape: tuple[int, ...]
-    format: Format
-    offset: int
-    nbytes: int
-    part: int
 
 
 def split_path(stem: str, number: int, count: int) -> str:
@@ -76,6 +67,7 @@ class GGUFFile:
                         part.path, f"tensor {shown(name)} is also in {parts[self.tensors[name].part].path}"
                     )
                 self.tensors[name] = info
+        self.tensors = split_qkv(self.tensors, self.metadata, self.path)
 
     @classmethod
     def open(cls, path: str | Path) -> GGUFFile:
@@ -125,16 +117,16 @@ class GGUFFile:
                 buffer.madvise(advice, first * page, min(last * page, len(buffer)) - first * page)
 
     def qtensor(self, name: str) -> QTensor:
-        """The tensor as a QTensor over the mapped bytes, without a copy; an ExpertsInt8 stack (i8) with its row scales.
+        """The tensor as a QTensor over the mapped bytes, without a copy; ExpertsInt8 stacks (i8) and NVFP4 with row scales.
 
         Imports torch; the tensor must not be written to. BadFileError where the scales do not fit, UnsupportedError
-        for a type that is not used for weights: plain integers, or f64.
+        for a type that is not used for weights (plain integers, f64), and where ``factors`` says so.
         """
         from quant.formats import QTensor
         from quant.rows import host_tensor
 
         info = self.tensors[name]
-        scale = None
+        scale = self.factors(name)
         if info.format.name == "i8" and (beside := scale_name(name)) in self.tensors:
             found = self.tensors[beside]
             if found.format.name != "f32" or found.shape != info.shape[:-1]:
@@ -145,6 +137,31 @@ class GGUFFile:
                 f"{self.path}: tensor {shown(name)} is stored as {info.format.name}, which is not a type of weights"
             )
         return QTensor(host_tensor(self.data(name)), info.format, info.shape, scale)
+
+    def factors(self, name: str) -> torch.Tensor | None:
+        """The factors of a weight's rows, float32 [*shape[:-1]] (a copy): NVFP4 has them in ``….scale``, one for a matrix or
+        one for each expert of a stack. None where the file has none.
+
+        Raises BadFileError where they do not fit, UnsupportedError for a weight in another format.
+        """
+        info = self.tensors[name]
+        if not name.endswith(".weight") or (found := self.tensors.get(factor_name(name))) is None:
+            return None
+        from quant.rows import host_tensor
+
+        count = info.shape[0] if len(info.shape) == 3 else 1
+        if found.format.name != "f32" or found.shape != (count,):
+            raise BadFileError(self.path, f"tensor {shown(found.name)} is not F32 [{count}], the factor of each matrix")
+        values = host_tensor(self.data(found.name).view("<f4"))
+        if not values.isfinite().all():
+            raise BadFileError(self.path, f"tensor {shown(found.name)} holds a NaN or an infinity")
+        if info.format.name == "nvfp4":
+            return values.view(-1, *[1] * (len(info.shape) - 2)).expand(info.shape[:-1]).contiguous()
+        if (values == 1).all():
+            return None
+        raise UnsupportedError(
+            f"{self.path}: tensor {shown(found.name)}: factors of {info.format.name} weights are not supported"
+        )
 
     def close(self) -> None:
         """Unmap the parts. A part stays mapped as long as views of it exist."""

@@ -129,7 +129,12 @@ def summarize(path: Path) -> Summary:
         )
         number = file.metadata.get(keys.FILE_TYPE)
         vocabulary, notes = _vocabulary(file.metadata, config)
-        extra = file.tensors.keys() - keys.expected_tensors(config).keys()
+        expected = keys.expected_tensors(config).keys()
+        # llama.cpp reads these beside NVFP4; the second are for its products of 4-bit activations only.
+        factors = {keys.factor_name(name) for name in expected} | {
+            name.removesuffix("weight") + "input_scale" for name in expected
+        }
+        extra = file.tensors.keys() - expected - factors
         if extra:
             notes.append(
                 f"{counted(len(extra), 'tensor')} that llama.cpp does not know, such as {clean(min(extra), 60)}"

@@ -73,6 +73,8 @@ def test_nvfp4_is_multiplied_by_the_factor_of_its_row() -> None:
     scale = np.linspace(0.5, 2, 256, dtype=np.float32)
     expected = found(blocks, "nvfp4") * scale[:, None]
     assert np.array_equal(dequantize(Rows(blocks.reshape(-1), FORMATS["nvfp4"], 256, scale)), expected)
-    w = QTensor(torch.from_numpy(blocks.reshape(-1)), FORMATS["nvfp4"], (4, 64, 256), torch.from_numpy(scale).view(4, 64))
+    w = QTensor(
+        torch.from_numpy(blocks.reshape(-1)), FORMATS["nvfp4"], (4, 64, 256), torch.from_numpy(scale).view(4, 64)
+    )
     assert np.array_equal(reference.dequantize(w).numpy().reshape(256, 256), expected)
     assert np.array_equal(reference.dequantize(reference.expert(w, 2)).numpy(), expected[128:192])
