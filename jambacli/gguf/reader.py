@@ -12,6 +12,7 @@ import mmap
 import os
 import re
 import stat
+import weakref
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -58,6 +59,8 @@ class GGUFFile:
         #: The identity (see ``file_identity``) of all files as they were opened, whatever the paths lead to later.
         self.identity: str = "|".join(part.identity for part in parts)
         self.size: int = sum(part.size for part in parts)
+        #: Of the files as they were opened, in the order of ``identity``; they are closed with this object.
+        self.descriptors: list[int] = [part.descriptor for part in parts]
         self.metadata: Metadata = first.metadata
         self.tensors: dict[str, TensorInfo] = {}
         for part in parts:
@@ -181,7 +184,8 @@ class _Part:
 
     def __init__(self, path: Path, index: int) -> None:
         self.path = path
-        self.buffer, self.identity = _map(path)
+        self.buffer, self.identity, self.descriptor = _map(path)
+        self._close_descriptor = weakref.finalize(self, os.close, self.descriptor)
         self.size = len(self.buffer)
         try:
             self._parse(index)
@@ -190,6 +194,7 @@ class _Part:
             raise
 
     def close(self) -> None:
+        self._close_descriptor()
         # Views may still be in use; the last one unmaps the file.
         with contextlib.suppress(BufferError):
             self.buffer.close()
@@ -215,7 +220,8 @@ class _Part:
         self.tensors = _place(cursor, found, start, self.alignment)
 
 
-def _map(path: Path) -> tuple[mmap.mmap, str]:
+def _map(path: Path) -> tuple[mmap.mmap, str, int]:
+    """The file mapped, its identity, and a descriptor of it, which the caller closes."""
     try:
         # Opening a pipe would wait for its writer, so look at the path first.
         status = path.stat()
@@ -226,7 +232,7 @@ def _map(path: Path) -> tuple[mmap.mmap, str]:
             raise BadFileError(path, "the file is empty, not a GGUF file")
         with path.open("rb") as file:
             identity = file_identity(os.fstat(file.fileno()))
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), identity
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), identity, os.dup(file.fileno())
     except (OSError, ValueError) as error:
         raise JambaError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
 

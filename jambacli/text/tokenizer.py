@@ -54,7 +54,8 @@ class Tokenizer:
     """A model's tokenizer.
 
     Attributes: ``pieces`` (list of str), ``types`` (list of int, GGUF token types), ``bos_id``, ``eos_id``, ``unk_id``,
-    ``pad_id``, ``sep_id``, ``cls_id``, ``mask_id`` (int or None), ``stop_ids`` (frozenset: the file's eos, eot and eom), ``add_bos``, ``template`` (str or None).
+    ``pad_id``, ``sep_id``, ``cls_id``, ``mask_id`` (int or None), ``stop_ids`` (frozenset: the file's eos, eot and eom),
+    ``add_bos``, ``template`` (str or None).
     """
 
     def __init__(self, metadata: Mapping[str, Any], source: object = "model", cache: Path | None = None) -> None:

@@ -133,7 +133,10 @@ def test_logits_equal_transformers(tmp_path: Path, caplog: pytest.LogCaptureFixt
             {"sep_token": "<|eom|>", "cls_token": "<|bom|>", "mask_token": "<|mask_0|>"},
             "{{ cls_token }}{{ mask_token }}{{ messages[0].content }}{{ sep_token }}",
         ),
-        ({"mask_token": "<|eom|>"}, "{{ cls_token }}{{ mask_token }}{{ sep_token is defined }}{{ messages[0].content }}"),
+        (
+            {"mask_token": "<|eom|>"},
+            "{{ cls_token }}{{ mask_token }}{{ sep_token is defined }}{{ messages[0].content }}",
+        ),
         ({"unk_token": None}, "{{ sep_token }}{{ cls_token is defined }}{{ messages[0].content }}"),
     ],
 )
