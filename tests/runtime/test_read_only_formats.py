@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -123,12 +124,16 @@ def test_factors_that_do_not_fit_are_refused(
         load_gguf(bad)
 
 
+def with_one_more(tensor: Stored, tensors: list[Stored]) -> list[Stored]:
+    return [*tensors, tensor]
+
+
 def test_factors_of_other_formats_are_refused_unless_they_are_one(tmp_path: Path) -> None:
     source = small_file(tmp_path, "q8_0")
     expected = Jamba.load(source).logits(TOKENS)
     for value, refused in ((1.0, False), (0.5, True)):
         factor = ("blk.1.attn_q.scale", "f32", (1,), np.array([value], "<f4").view(np.uint8))
-        path = rewritten(source, tmp_path / "factor.gguf", lambda ts, f=factor: [*ts, f])
+        path = rewritten(source, tmp_path / "factor.gguf", functools.partial(with_one_more, factor))
         if not refused:
             assert torch.equal(Jamba.load(path).logits(TOKENS), expected)
             continue
