@@ -42,7 +42,16 @@ class Format:
 FORMATS: dict[str, Format] = {
     "pdf": Format("formats:_pdf", streamed=True),
     "docx": Format("formats:_docx", streamed=True),
+    "xlsx": Format("formats:_xlsx", streamed=True),
+    "xlsb": Format("formats:_xlsb", streamed=True),
+    "xls": Format("formats:_xls", streamed=True),
+    "ods": Format("formats:_ods", streamed=True),
+    "pptx": Format("formats:_pptx", streamed=True),
+    "odp": Format("formats:_odp", streamed=True),
     "mbox": Format("formats:_mbox", streamed=True),
+    "odt": Format("formats:_odt", streamed=True),
+    "rtf": Format("formats:_rtf", streamed=True),
+    "epub": Format("formats:_epub", streamed=True),
     "html": Format("formats:_html"),
     "mail": Format("formats:_mail"),
     "notebook": Format("formats:_notebook"),
@@ -67,6 +76,60 @@ def _docx(opening: Opening) -> Extraction:
     from jambacli.documents.extract.docx import docx_pieces
 
     return docx_pieces(opening.path, opening.name, opening.alive)
+
+
+def _xlsx(opening: Opening) -> Extraction:
+    from jambacli.documents.extract.xlsx import xlsx_pieces
+
+    return xlsx_pieces(opening.path, opening.name, opening.alive)
+
+
+def _xls(opening: Opening) -> Extraction:
+    from jambacli.documents.extract.binary_sheets import xls_pieces
+
+    return xls_pieces(opening.path, opening.name, opening.alive)
+
+
+def _xlsb(opening: Opening) -> Extraction:
+    from jambacli.documents.extract.binary_sheets import xlsb_pieces
+
+    return xlsb_pieces(opening.path, opening.name, opening.alive)
+
+
+def _ods(opening: Opening) -> Extraction:
+    from jambacli.documents.extract.ods import ods_pieces
+
+    return ods_pieces(opening.path, opening.name, opening.alive)
+
+
+def _pptx(opening: Opening) -> Extraction:
+    from jambacli.documents.extract.pptx import pptx_pieces
+
+    return pptx_pieces(opening.path, opening.name, opening.alive)
+
+
+def _odp(opening: Opening) -> Extraction:
+    from jambacli.documents.extract.odp import odp_pieces
+
+    return odp_pieces(opening.path, opening.name, opening.alive)
+
+
+def _odt(opening: Opening) -> Extraction:
+    from jambacli.documents.extract.odt import odt_pieces
+
+    return odt_pieces(opening.path, opening.name, opening.alive)
+
+
+def _rtf(opening: Opening) -> Extraction:
+    from jambacli.documents.extract.rtf import rtf_pieces
+
+    return rtf_pieces(opening.path, opening.name, opening.alive)
+
+
+def _epub(opening: Opening) -> Extraction:
+    from jambacli.documents.extract.epub import epub_pieces
+
+    return epub_pieces(opening.path, opening.name, opening.alive)
 
 
 def _mbox(opening: Opening) -> Extraction:

@@ -63,9 +63,9 @@ def _serve(request: dict[str, str], out: IO[str]) -> None:
         out.write(json.dumps(answer) + "\n")
         out.flush()
 
-    name = request["name"]
+    name, unit = request["name"], "page"
     try:
-        unit, pieces, remarks = read(request["kind"], Opening(request["path"], name, lambda: say(unit="page"), _inner))
+        unit, pieces, remarks = read(request["kind"], Opening(request["path"], name, lambda: say(unit=unit), _inner))
         say(unit=unit)
         total = 0
         for piece in pieces:
