@@ -203,7 +203,12 @@ def test_a_changed_large_file_is_not_read_before_the_first_token(
     flipped(path)
     read: list[int] = []
     chunk = FileHash._chunk
-    monkeypatch.setattr(FileHash, "_chunk", lambda self, i: (read.append(i), chunk(self, i))[1])
+
+    def counted(self: FileHash, index: int) -> str:
+        read.append(index)
+        return chunk(self, index)
+
+    monkeypatch.setattr(FileHash, "_chunk", counted)
     monkeypatch.setattr(Weights, "_read_in_background", lambda self: None)
     with GGUFFile.open(path) as file:
         weights = Weights(file)
