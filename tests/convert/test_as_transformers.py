@@ -135,6 +135,14 @@ def test_logits_equal_transformers(tmp_path: Path, caplog: pytest.LogCaptureFixt
         ({"eos_token": "<|eom|>"}, "{{ bos_token }}{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"),
         ({}, "{{ bos_token }}{% if pad_token %}<P>{% endif %}{{ unk_token }}{{ pad_token }}{{ messages[0].content }}"),
         ({}, "{{ '-' * 3 }}{{ 2 * 'ab' }}{{ ([1] * 2) | length }}{{ '=' * -1 }}{{ messages[0].content }}"),
+        (
+            {"sep_token": "<|eom|>", "cls_token": "<|bom|>", "mask_token": "<|mask_0|>"},
+            "{{ cls_token }}{{ mask_token }}{{ messages[0].content }}{{ sep_token }}",
+        ),
+        (
+            {"mask_token": "<|eom|>"},
+            "{{ cls_token }}{{ mask_token }}{{ sep_token is defined }}{{ messages[0].content }}",
+        ),
         ({"unk_token": None}, "{{ sep_token }}{{ cls_token is defined }}{{ messages[0].content }}"),
     ],
 )
