@@ -216,3 +216,12 @@ def test_hostile_mail_is_read_or_refused_in_one_line(tmp_path: Path, sandbox: Sa
     else:
         assert document.text and "/etc" not in document.text
         assert all("\n" not in remark and len(remark) < 2000 for remark in document.remarks)
+
+
+def test_remarks_on_many_attachments_are_counted(tmp_path: Path, sandbox: Sandbox) -> None:
+    made = message()
+    made.set_content("See the files.")
+    for number in range(22):
+        made.add_attachment("Größe".encode("cp1252"), maintype="text", subtype="csv", filename=f"{number}.csv")
+    document = read(tmp_path, sandbox, made.as_bytes())
+    assert len(document.remarks) == 21 and document.remarks[-1] == f"{document.name}: 2 more remarks on attachments"

@@ -78,6 +78,11 @@ def test_white_space_tabs_and_breaks(read: Read) -> None:
     assert len(read(p('x<text:s text:c="999999999"/>y')).text) == 1002
 
 
+def test_spaces_that_indent_program_text_are_kept(read: Read) -> None:
+    body = p("if x:") + p('<text:s text:c="4"/>return <text:s/>1') + p("<text:s/>a blank that is none")
+    assert read(body).text == "if x:\n    return  1\na blank that is none"
+
+
 def test_numbers_of_all_levels(read: Read) -> None:
     deep = items(p("c") + p("not numbered"), p("d"), style="")
     middle = items(p("b") + deep, p("e") + deep, style="")

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from lxml import etree
 
+from jambacli.documents.extract.docx_drawings import chart_lines
 from jambacli.documents.extract.reading_order import Box, in_reading_order
 from jambacli.documents.extract.sandbox import Sandbox
 from jambacli.documents.load import Document, read_file
@@ -183,6 +185,28 @@ def test_tables_charts_diagrams_groups_pictures_and_objects(read: Reader) -> Non
     ]  # fmt: skip
     for remark in ("1 picture was left out", "1 video or sound was left out", "1 embedded object was left out"):
         assert remark in said(document)
+
+
+def test_points_of_charts_belong_to_their_categories() -> None:
+    def points(*pairs: tuple[int, object]) -> str:
+        return "".join(f'<c:pt idx="{i}"><c:v>{text}</c:v></c:pt>' for i, text in pairs)
+
+    days = f"<c:numCache><c:formatCode>d/m/yyyy</c:formatCode>{points((0, 45351), (1, 45352))}</c:numCache>"
+    levels = f"<c:lvl>{points((0, 'Q1'), (1, 'Q2'), (2, 'Q1'))}</c:lvl><c:lvl>{points((0, 2025), (2, 2026))}</c:lvl>"
+    series = "<c:ser><c:tx><c:v>{}</c:v></c:tx><c:cat>{}</c:cat><c:val><c:numCache>{}</c:numCache></c:val></c:ser>"
+    chart = (
+        '<c:chart xmlns:c="http://schemas.openxmlformats.org/drawingml/2006/chart">'
+        + series.format("gap", points((0, "May"), (1, "June"), (2, "July")), points((0, 3), (2, 5)))
+        + series.format("days", days, points((0, 1), (1, 2)))
+        + series.format("levels", levels, points((0, 1), (1, 2), (2, 3)))
+        + "</c:chart>"
+    )
+    assert chart_lines(etree.fromstring(chart)) == [
+        "[Chart]",
+        "gap: May: 3, July: 5",
+        "days: 29/2/2024: 1, 1/3/2024: 2",
+        "levels: 2025 Q1: 1, 2025 Q2: 2, 2026 Q1: 3",
+    ]
 
 
 def test_notes_and_comments(read: Reader) -> None:

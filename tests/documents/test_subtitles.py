@@ -170,6 +170,21 @@ def test_long_subtitles_are_parts_with_their_times(tmp_path: Path) -> None:
     assert document.parts[0].label.startswith("00:00:00-") and document.parts[-1].label.endswith("-01:40:00")
 
 
+def test_breaks_of_sbv_and_words_beside_a_drawing(tmp_path: Path, sandbox: Sandbox) -> None:
+    assert read(tmp_path, sandbox, "0:00:01.000,0:00:02.000\nFirst[br]line\n", "a.sbv").text == "First line"
+    events = "[Events]\nFormat: Start, End, Text\nDialogue: 0:00:01.00,0:00:02.00,{}\n"
+    drawn = "before{\\p1}m 0 0 l 9 0{\\c&HFF&}l 9 9{\\p0}after{\\i1}wards"
+    assert read(tmp_path, sandbox, events.format(drawn), "a.ass").text == "beforeafterwards"
+    only = events.format("{\\p1}m 0 0 l 9 0") + "Dialogue: 0:00:03.00,0:00:04.00,Said\n"
+    assert read(tmp_path, sandbox, only, "b.ass").text == "Said"
+
+
+def test_srt_by_its_content(tmp_path: Path, sandbox: Sandbox) -> None:
+    for name in ("talk", "talk.txt"):
+        assert read(tmp_path, sandbox, SRT.replace("\n", "\r\n"), name).parts[0].label == "00:01:10-00:03:20"
+    assert read(tmp_path, sandbox, "1\nat 00:01:10,500", "talk").text == "1\nat 00:01:10,500"
+
+
 def test_exported_chats_stay_text(tmp_path: Path, sandbox: Sandbox) -> None:
     chat = "[01.05.26, 10:00:12] Ada: Kündigung?\n[01.05.26, 10:01:00] Bob: <Media omitted>\n10:02 - 10:03\nend"
     for name in ("chat.txt", "WhatsApp Chat"):

@@ -29,11 +29,13 @@ _NAMES: dict[int, tuple[str, str]] = {
            "segunda-feira terça-feira quarta-feira quinta-feira sexta-feira sábado domingo"),
 }  # fmt: skip
 _TWO_LETTER_DAYS = (0x07, 0x13)
+#: What a slash of a date's format stands for in languages that do not divide dates by slashes.
+_SEPARATORS = {**dict.fromkeys((0x05, 0x07, 0x0B, 0x14, 0x18, 0x19, 0x1F, 0x22), "."), 0x13: "-"}
 
 
 @dataclass(frozen=True)
 class DatePart:
-    """A piece of a date's format. ``kind``: a letter of y, m, d, h, s; "min", "noon", "say", "fraction"; "[h]", "[min]",
+    """A piece of a date's format. ``kind``: a letter of y, m, d, h, s; "min", "noon", "say", "fraction", "/"; "[h]", "[min]",
     "[s]" for time that has passed. ``text``: what it says, or its letters."""
 
     kind: str
@@ -57,13 +59,13 @@ def date_parts(tokens: list[tuple[str, str]]) -> list[DatePart]:
         elif kind == "." and i + 1 < len(tokens) and tokens[i + 1] == ("digit", "0"):
             parts.append(DatePart(".", "."))
         else:
-            parts.append(DatePart("noon" if kind == "noon" else "say", text))
+            parts.append(DatePart(kind if kind in ("noon", "/") else "say", text))
     return _with_minutes(parts)
 
 
 def _with_minutes(parts: list[DatePart]) -> list[DatePart]:
     """``m`` is a minute after hours and before seconds, else a month."""
-    units = [i for i, part in enumerate(parts) if part.kind not in ("say", "noon", ".", "fraction")]
+    units = [i for i, part in enumerate(parts) if part.kind not in ("say", "noon", ".", "fraction", "/")]
     for n, i in enumerate(units):
         if parts[i].kind != "m" or len(parts[i].text) > 2:
             continue
@@ -125,6 +127,8 @@ class _Moment:
             case "noon":
                 morning, evening = part.text.split("/")
                 return evening if hour >= 12 else morning
+            case "/":
+                return _SEPARATORS.get(self.language, "/")
             case "g":
                 return ""
         return part.text

@@ -40,6 +40,8 @@ _LAYOUT_NAMES = "math mrow mfrac msup msub msubsup msqrt mroot mover munder mund
 _LAYOUTS = frozenset(_LAYOUT_NAMES.split())
 _CONTAINERS = frozenset(("table", "tr", "td", "th", "ul", "ol", "menu", "dir"))
 _SPOKEN = frozenset(("img", "input", "optgroup", "button", "option", "tspan"))
+#: Types and roles of links to notes, which style sheets raise: "a heron¹", not "a heron1".
+_NOTE_LINKS = frozenset(("noteref", "doc-noteref"))
 #: Elements that are more than a stretch of text.
 _NOTABLE = _BLOCK | CODE | _SPOKEN | _CONTAINERS | _PRE | _SVG_TEXT | _MATH_NOTES | frozenset(("svg", "math"))
 
@@ -85,6 +87,7 @@ class _Walk:
         self._tables: list[tuple[Rows, list[Cell]]] = []
         self._lists: list[List] = []
         self._formulas: list[tuple[Element, list[int]]] = []
+        self._note_links: list[Element] = []
         self._text: list[str] = []
         self._lead = ""
         self._at = 0
@@ -128,6 +131,8 @@ class _Walk:
         element = self._tree.start(tag)
         if self._foreign or tag == "math":
             self._start_formula(tag, element)
+        if tag == "a" and not _NOTE_LINKS.isdisjoint(f"{attributes.get('epub:type')} {attributes.get('role')}".split()):
+            self._note_links.append(element)
         look = self._styles.look(tag, attributes)
         if look is NOTHING and tag not in _NOTABLE:
             element.restore = (False, self._code, self._invisible, self._no_size, len(self._text))
@@ -215,6 +220,10 @@ class _Walk:
         gone, outer_code, invisible, no_size, start = element.restore
         if self._formulas and self._formulas[-1][0] is element:
             self._end_formula(tag)
+        if self._note_links and self._note_links[-1] is element:
+            self._note_links.pop()
+            if not self._hidden and start <= len(self._text):
+                self._text[start:] = [superscript("".join(self._text[start:]))]
         if element.tag not in _NOTABLE and tag not in _SHIFTED:
             self._gone -= gone
             self._code, self._invisible, self._no_size = outer_code, invisible, no_size

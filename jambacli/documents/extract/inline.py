@@ -6,6 +6,7 @@ import re
 
 _UP = str.maketrans("0123456789+-−=()n", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻⁼⁽⁾ⁿ")
 _DOWN = str.maketrans("0123456789+-−=()", "₀₁₂₃₄₅₆₇₈₉₊₋₋₌₍₎")
+_SHIFTED_ALREADY = frozenset("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿ₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎")
 # Raised for its looks only: endings of ordinals, marks, references to notes.
 _LOOKS = re.compile(
     r"(?i)(st|nd|rd|th|er|re|ère|e|ème|o|a|os|as|º|ª|tm|sm|mr?s?|®|™|©|[*†‡§¶]+|\[.*\]|\(.*\)|.*\s.*|.{12,})"
@@ -30,7 +31,7 @@ def struck(text: str) -> str:
 
 def _shifted(text: str, table: dict[int, int], sign: str) -> str:
     core = text.strip()
-    if not core:
+    if not core or set(core) <= _SHIFTED_ALREADY:
         return text
     if re.search(r"\d", core) and all(ord(c) in table for c in core):
         return core.translate(table)

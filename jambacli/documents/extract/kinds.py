@@ -43,6 +43,8 @@ _ZIP_NAMES = frozenset((".docx", ".xlsx", ".xlsm", ".xlsb", ".pptx", ".ods", ".o
 _OLD_WORD = "an old Word file (.doc); open it in Word or LibreOffice and save it as .docx or .odt"
 # The separator line of an mbox file, and the fields of a message's header; the second group is enough with one more of them.
 _MBOX = re.compile(rb"From \S+ .*\d\d:\d\d.*\d{4}[^\n]*\n[!-9;-~]+:[ \t]")
+# The first cue of an .srt file that has another name.
+_SRT = re.compile(rb"1\n\d{1,3}:\d\d:\d\d[.,]\d{3} +--> +\d{1,3}:\d\d:\d\d[.,]\d{3}")
 _FIELD = re.compile(rb"([!-9;-~]+):[ \t]?[^\n]*(?:\n[ \t][^\n]*)*(?:\n|\Z)")
 _MAIL_FIELDS = frozenset(
     b"from to cc subject date message-id mime-version received return-path delivered-to content-type reply-to sender "
@@ -84,7 +86,7 @@ def kind_of(head: bytes, name: str, *, path: Path | None = None, data: bytes | N
         return "mail"
     if suffix in _HTML or start.startswith((b"<!doctype html", b"<html")):
         return "html"
-    if suffix in SUBTITLES or start.startswith(b"webvtt"):
+    if suffix in SUBTITLES or start.startswith(b"webvtt") or (suffix in ("", ".txt") and _SRT.match(_unix(start))):
         return "subtitles"
     if suffix == ".ipynb" or (start.startswith(b"{") and not suffix and _is_notebook(data)):
         return "notebook"

@@ -29,6 +29,8 @@ ReadAttachment = Callable[[bytes, str], tuple[str, Iterator[DocumentPart], list[
 _FIELDS = ("From", "To", "Cc", "Bcc", "Reply-To", "Date", "Subject")
 # Messages within messages, and parts of one message.
 _DEPTH, _PARTS = 8, 2000
+# Remarks on attachments that are shown.
+_REMARKS = 20
 # A text beside an HTML page that is so much longer is only a hint that there is a page.
 _HINT = 4
 _MESSAGE_START = re.compile(rb"From \S+.*\d\d:\d\d")
@@ -117,7 +119,9 @@ class _Reader:
 
     def remarks(self) -> list[str]:
         """A remark on every attachment that was not read, and those of the attachments that were."""
-        said = self.notes[:10]
+        said = self.notes[:_REMARKS]
+        if len(self.notes) > _REMARKS:
+            said.append(f"{counted(len(self.notes) - _REMARKS, 'more remark')} on attachments")
         if self.images:
             said.append(f"{counted(self.images, 'image')} left out")
         if self.unread:
@@ -220,7 +224,7 @@ class _Reader:
                 return
             unit, pieces, remarks = self.read(data, name)
             for piece in pieces:
-                if unit in ("page", "sheet", "slide") and piece.text.strip():
+                if unit in ("page", "sheet", "slide", "chapter") and piece.text.strip():
                     label = f" ({piece.label})" if piece.label else ""
                     yield f"[{name}, {unit} {piece.first}{label}]"
                 yield from piece.text.split("\n") if piece.text else ()

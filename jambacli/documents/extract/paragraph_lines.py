@@ -8,6 +8,7 @@ from collections.abc import Sequence
 _SENTENCE = re.compile(r"[.!?:;…]['\"”’»)]*\s*\Z")
 # How much of a text tells whether a sentence ends there.
 _TAIL = 400
+_MOST_INDENT = 40
 
 #: How many of a paragraph's texts stand before a text box, and its lines.
 Box = tuple[int, list[str]]
@@ -35,7 +36,10 @@ def lines_of(words: Sequence[str], boxes: Sequence[Box], label: str, *, in_table
             label = ""
         found += lines
         done, blank, tail = index, True, ""
-    text = label + "".join(words[done:]).strip()
+    text = "".join(words[done:])
+    # Spaces at the start are what indents a line of program text.
+    indent = len(text) - len(text.lstrip(" ")) if text.startswith("  ") and not (label or in_table or done) else 0
+    text = label + " " * min(indent, _MOST_INDENT) + text.strip() if text.strip() else label
     if text or not (found or late or in_table):  # an empty paragraph of the body is an empty line
         found.append(text)
     return found, late

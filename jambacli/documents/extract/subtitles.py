@@ -26,7 +26,9 @@ _VOICE = re.compile(r"<v(?:\.[^\s<>]{0,100})?[ \t]+([^<>]{0,200})>", re.IGNORECA
 _RUBY = re.compile(r"<rt(?:\.[^<>]{0,100})?>([^<]{0,200})(?:</rt>)?", re.IGNORECASE)
 _TAG = re.compile(r"</?(?:[biuscvp]|font|lang|ruby|rt|span|br|em|strong)(?:[.\s][^<>]{0,500})?/?>", re.IGNORECASE)
 _OVERRIDE = re.compile(r"\{\\[^{}]{0,500}\}")
-_DRAWING = re.compile(r"\{[^{}]{0,500}\\p[1-9][^{}]{0,500}\}")
+# A shape that is drawn: from a tag that begins one to the tag that ends it.
+_DRAWING = re.compile(r"\{[^{}]{0,500}\\p[1-9][^{}]{0,500}\}[^{}]*(?:\{(?![^{}]{0,500}\\p0)[^{}]{0,500}\}[^{}]*)*")
+_BREAK = re.compile(r"\[br\]", re.IGNORECASE)  # of an .sbv file
 # Seconds between cues that follow each other without a pause.
 _GAP = 0.15
 
@@ -98,7 +100,7 @@ def _cues(lines: Sequence[str]) -> tuple[list[Cue], int]:
             if cue is not None and not blank and _starts(lines, number, timed):
                 cue = None
         elif cue is not None:
-            cue.lines.append(line)
+            cue.lines += [line] if arrows else _BREAK.split(line)
             cue.last = number
         elif web and blank:
             notes += line.startswith("NOTE")
@@ -147,8 +149,8 @@ def _ass(lines: Sequence[str]) -> list[Cue]:
         elif key.lower() == "dialogue":
             found = dict(zip(fields, value.split(",", len(fields) - 1), strict=False))
             start, end = (re.fullmatch(_CLOCK, found.get(key, "").strip()) for key in ("start", "end"))
-            text = found.get("text", "")
-            if start is None or end is None or _DRAWING.search(text):
+            text = _DRAWING.sub("", found.get("text", ""))
+            if start is None or end is None:
                 continue
             said = [shown for each in re.split(r"\\[Nn]", text.replace("\\h", " ")) if (shown := _shown(each))]
             if said and (name := found.get("name", "").strip()):
