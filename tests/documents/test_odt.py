@@ -283,7 +283,7 @@ def test_pictures_and_objects(read: Read) -> None:
     document = read(body)
     assert document.text == "a [A heron] b\nc"
     assert [r.partition(": ")[2] for r in document.remarks] == [
-        "2 pictures were left out; text in them is not read", "1 embedded object was left out"]  # fmt: skip
+        "2 pictures were left out; text in pictures is not read", "1 embedded object was left out"]  # fmt: skip
 
 
 MATH = (

@@ -147,7 +147,7 @@ def test_pictures_and_objects_are_no_noise(read: Read) -> None:
     document = read(b"a " + picture + binary + thing + b" b")
     assert document.text == "a  [A heron] shown b"
     assert [r.partition(": ")[2] for r in document.remarks] == [
-        "2 pictures were left out; text in them is not read",
+        "2 pictures were left out; text in pictures is not read",
         "1 embedded object was left out, but for the text shown for it",
     ]
 

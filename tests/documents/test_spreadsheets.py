@@ -158,7 +158,7 @@ def test_comments_links_and_merged_cells(read: Reader) -> None:
         "",
         " |  |  | [Comment: At an empty cell]",
     ]
-    assert "3 cells were left out: a merged cell hides them" in said(document)
+    assert "3 cells were left out, hidden by a merged cell" in said(document)
 
 
 def test_every_part_of_a_long_sheet_begins_with_its_header(read: Reader) -> None:
@@ -201,7 +201,7 @@ def test_a_cell_of_several_lines_is_part_of_its_row_unless_it_is_long(read: Read
 def test_values_that_their_format_hides(read: Reader) -> None:
     line = ['<c r="A1" s="1"><v>5</v></c>', '<c r="B1" s="1" t="str"><v>text</v></c>', "shown"]
     document = read(workbook({"A": rows(line)}, formats=(";;;",)))
-    assert document.text == "shown" and "2 values were left out: their number format hides them" in said(document)
+    assert document.text == "shown" and "2 values were left out, hidden by a number format" in said(document)
 
 
 DRAWING = (

@@ -83,7 +83,7 @@ class _Left:
         if book.spine.repeated:
             said.append(f"{counted(book.spine.repeated, 'repeated chapter')} left out")
         if self.pictures:
-            said.append(f"{counted(self.pictures, 'picture')} left out; text in them is not read")
+            said.append(f"{counted(self.pictures, 'picture')} left out; text in pictures is not read")
         said += [note if times == 1 else f"{note} ({times:,} times)" for note, times in list(self.notes.items())[:10]]
         return said
 

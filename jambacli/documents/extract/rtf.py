@@ -52,7 +52,7 @@ def _remarks(left: RtfLeft) -> list[str]:
     if left.hidden_words:
         remarks.append(said(left.hidden_words, "hidden word", "left out"))
     if left.pictures:
-        remarks.append(said(left.pictures, "picture", "left out; text in them is not read"))
+        remarks.append(said(left.pictures, "picture", "left out; text in pictures is not read"))
     if left.objects:
         remarks.append(said(left.objects, "embedded object", "left out, but for the text shown for it"))
     if left.symbols:

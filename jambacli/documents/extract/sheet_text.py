@@ -57,8 +57,8 @@ class Left:
         said(len(self.sheets), "hidden sheet", f"left out: {_named(self.sheets)}")
         for what, found in (("row", self.rows), ("column", self.columns)):
             said(sum(found.values()), f"hidden {what}", f"left out (in {_named(list(found))})")
-        said(self.formatted_away, "value", "left out: their number format hides them")
-        said(self.covered, "cell", "left out: a merged cell hides them")
+        said(self.formatted_away, "value", "left out, hidden by a number format")
+        said(self.covered, "cell", "left out, hidden by a merged cell")
         said(self.outside, "cell", "left out: they lie outside of any sheet")
         one = self.not_computed == 1
         said(
@@ -72,7 +72,7 @@ class Left:
                 f"{counted(self.perhaps_not_computed, 'formula')} with the value 0 may never have been computed: the file "
                 "asks to be computed when it is opened; open it in a spreadsheet program and save it"
             )
-        said(self.pictures, "picture", "left out; text in them is not read")
+        said(self.pictures, "picture", "left out; text in pictures is not read")
         said(self.objects, "embedded object or form control", "left out")
         return lines + self.more
 

@@ -51,7 +51,7 @@ class SlidesLeft:
         said(len(self.hidden), "hidden slide", f"left out: {_numbers(self.hidden)}")
         said(len(self.missing), "slide", f"not found in the file: {_numbers(self.missing)}")
         said(self.shapes, "hidden shape", "left out")
-        said(self.pictures, "picture", "left out; text in them is not read")
+        said(self.pictures, "picture", "left out; text in pictures is not read")
         said(self.media, "video or sound", "left out")
         said(self.objects, "embedded object", "left out")
         return lines + self.more
