@@ -43,7 +43,7 @@ from jambacli.errors import JambaError
 #: The bounds: words missing or added, and lines in order.
 WORDS, ORDER = 0.005, 0.95
 _SECONDS = 180
-_HYPHENS = "\u00ad\u2010\u2011\ufffe-"
+_HYPHENS = "\u00ad\u2010\u2011\u2212\ufffe-"
 # A hyphen within a word, also at the end of a line.
 _DIVIDED = re.compile(rf"(?<=\w)[{_HYPHENS}]\s*\n?\s*(?=\w)")
 _WORD = re.compile(r"[\u2e80-\u9fff\uf900-\ufaff\u0e00-\u0e7f]|[^\W_\u2e80-\u9fff\uf900-\ufaff\u0e00-\u0e7f]+")
@@ -83,6 +83,10 @@ def pdftotext(path: Path) -> str:
 
 def pdftotext_layout(path: Path) -> str:
     return program("pdftotext", "-layout", "-enc", "UTF-8", str(path), "-")
+
+
+def pdftotext_raw(path: Path) -> str:
+    return program("pdftotext", "-raw", "-enc", "UTF-8", str(path), "-")
 
 
 def w3m(path: Path) -> str:
@@ -131,7 +135,7 @@ def python_email(path: Path) -> str:
 
 #: The programs that know a kind.
 READERS: dict[str, tuple[Reader, ...]] = {
-    ".pdf": (pdftotext, pdftotext_layout),
+    ".pdf": (pdftotext, pdftotext_layout, pdftotext_raw),
     ".docx": (pandoc, libreoffice),
     ".odt": (pandoc, libreoffice),
     ".rtf": (pandoc, libreoffice),

@@ -15,7 +15,9 @@ from statistics import median
 #: Ends a line whose hyphen only divides a word.
 HYPHEN = "\ufffe"
 # A gutter is at least this wide, in heights of a line.
-_GUTTER = 1.0
+_GUTTER = 0.75
+# So many gutters are tried, and a column that the file writes in one piece has so many lines.
+_CUTS, _COLUMN_LINES = 8, 5
 # A wider gap within a line separates cells.
 _CELL_GAP = 1.4
 _DEPTH = 12
@@ -55,12 +57,15 @@ def lines_of(runs: Sequence[Run]) -> list[Line]:
 
 
 def joined(lines: Sequence[Line]) -> str:
-    """The lines as text; words that a hyphen divides at a line's end are whole again."""
+    """The lines as text; words that a hyphen divides at a line's end are whole again. The hyphen stays before a digit or a
+    capital and after a digit."""
     parts: list[str] = []
     for line in lines:
         if parts and parts[-1].endswith(HYPHEN):
-            parts[-1] = parts[-1].rstrip(HYPHEN)
-            parts.append(line.text.lstrip())
+            before, after = parts[-1].rstrip(HYPHEN), line.text.lstrip()
+            divided = before[-1:].isalpha() and after[:1].isalpha() and not after[:1].isupper()
+            parts[-1] = before if divided else before + "-"  # "iodine-131", "non-European" are so written
+            parts.append(after)
         else:
             parts += ["\n", line.text] if parts else [line.text]
     return "".join(parts).replace(HYPHEN, "").replace("\u00ad", "")
@@ -191,15 +196,35 @@ def _rows_of_cells(group: list[list[Run]], members: list[Run], height: float) ->
 
 
 def _column_cut(runs: Sequence[Run], height: float) -> float | None:
-    """The middle of the widest gutter between columns of flowing text, or None."""
+    """The middle of the widest gutter between columns of text, or None: text that flows, or that the file writes column after
+    column."""
     covered = _intervals(runs, height)
     gaps = sorted(((b[0] - a[1], (a[1] + b[0]) / 2) for a, b in pairwise(covered)), reverse=True)
-    for _, cut in gaps[:4]:
+    for _, cut in gaps[:_CUTS]:
         left = [r for r in runs if r.left + r.right < 2 * cut]
         right = [r for r in runs if r.left + r.right >= 2 * cut]
+        if _written_first(left, right) and _is_text(left, height) and _is_text(right, height):
+            return cut
         if _flows(left, height) and _flows(right, height):
             return cut
     return None
+
+
+def _written_first(left: Sequence[Run], right: Sequence[Run]) -> bool:
+    """Whether the file writes all on the left, but for single words, before all on the right."""
+    placed = sorted((run.order, side) for side, runs in enumerate((left, right)) for run in runs if run.order >= 0)
+    first = sum(run.order >= 0 for run in left)
+    strays = sum(side for _, side in placed[:first])
+    return 0 < first < len(placed) and strays <= 0.02 * len(placed)
+
+
+def _is_text(runs: Sequence[Run], height: float) -> bool:
+    """Whether a column has lines of words, not numbers or single words of a table that is written column after column."""
+    lines = [line.text for line in _rows(runs, height)]
+    if len(lines) < _COLUMN_LINES:
+        return False
+    letters = sum(c.isalpha() for line in lines for c in line)
+    return letters >= 10 * len(lines) and sum(len(line.split()) > 1 for line in lines) > 0.5 * len(lines)
 
 
 def _flows(runs: Sequence[Run], height: float) -> bool:

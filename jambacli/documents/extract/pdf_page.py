@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jambacli.documents.extract.pdf_layout import HYPHEN, Line, Run, lines_of
+from jambacli.documents.extract.pdf_words import ACCENTS, NOTED, Gaps, accented, raised, raised_mark
 
 # A page with more characters keeps the order of the file, which needs no boxes.
 _MAX_CHARS = 200_000
@@ -74,33 +75,40 @@ def _runs(text_page: Any, count: int) -> dict[int, list[Run]]:
     from pypdfium2 import raw
 
     page = text_page.raw
-    char, char_box, angle = raw.FPDFText_GetUnicode, raw.FPDFText_GetLooseCharBox, raw.FPDFText_GetCharAngle
+    char_box, angle = raw.FPDFText_GetLooseCharBox, raw.FPDFText_GetCharAngle
     rect = raw.FS_RECTF()
     at = ctypes.byref(rect)
     found: dict[int, list[Run]] = {}
     text, turn = "", 0
     left = bottom = right = top = 0.0
-    last_left = last_right = middle = 0.0
-    new_word = True
+    last_left = last_right = last_height = middle = 0.0
+    last = -1
+    new_word, made_space, is_raised = True, False, False
+    gaps = Gaps()
 
     def end(mark: str = "") -> None:
-        nonlocal text
+        nonlocal text, gaps, made_space, is_raised
+        if gaps.found:
+            text = gaps.spaced(text)
+            gaps = Gaps()
         if text.strip():
             found.setdefault(turn, []).append(Run(text.strip() + mark, left, bottom, right, top, i))
-        text = ""
+        text, made_space, is_raised = "", False, False
 
     i = 0
-    for i in range(count):
-        code = char(page, i)
-        if code in (10, 13):
+    for i, code in enumerate(_codes(text_page, count)):
+        if code in (32, 9, 160):
+            if text:
+                if raw.FPDFText_IsGenerated(page, i) == 1:
+                    made_space = True
+                elif text[-1] != " ":
+                    text += " "
+            new_word = True
+        elif code in (10, 13):
             end()
             new_word = True
         elif code in (2, 0xFFFE) and raw.FPDFText_IsHyphen(page, i):
             end(HYPHEN)
-            new_word = True
-        elif code in (9, 32, 160):
-            if text:
-                text += " "
             new_word = True
         elif code > 31 and code not in (0xFFFE, 0xFFFF) and char_box(page, i, at):
             if new_word:
@@ -109,24 +117,71 @@ def _runs(text_page: Any, count: int) -> dict[int, list[Run]]:
                     end()
                     turn = direction
                 new_word = False
-            box: Box = (rect.left, min(rect.bottom, rect.top), rect.right, max(rect.bottom, rect.top))
+            box_left, box_bottom, box_right, box_top = rect.left, rect.bottom, rect.right, rect.top
+            if box_bottom > box_top:
+                box_bottom, box_top = box_top, box_bottom
             if turn:
-                box = _turned(box, turn)
-            height = box[3] - box[1]
+                box_left, box_bottom, box_right, box_top = _turned((box_left, box_bottom, box_right, box_top), turn)
+            height = box_top - box_bottom
+            char = chr(code)
             if text:
-                gap = max(box[0] - last_right, last_left - box[2])
-                if gap > _JUMP * height or abs((box[1] + box[3]) / 2 - middle) > 0.6 * max(height, top - bottom):
+                gap = max(box_left - last_right, last_left - box_right)
+                unit = top - bottom if top - bottom > height else height  # some fonts give a hyphen a box of its own height
+                if gap > _JUMP * unit or abs((box_bottom + box_top) / 2 - middle) > 0.6 * unit:
                     end()
+                elif gap < -0.3 * (box_right - box_left) and (both := _combined(text, char)):
+                    text, char = text[:-1], both
+                elif text[-1] != " ":
+                    if made_space or gap > NOTED * unit:
+                        gaps.note(len(text), gap / unit if unit else 0.0, made_space)
+                    if abs(height - last_height) > 0.08 * height:
+                        rise = _rise(page, last, i, turn)
+                        is_raised = rise > 0.15 * last_height and height < last_height
+                        if rise < -0.15 * height and height > last_height and (mark := raised_mark(text.lstrip())):
+                            text = mark
+                            gaps = Gaps()
+                    if is_raised:
+                        char = raised(char)
+                made_space = False
             if text:
-                left, right = min(left, box[0]), max(right, box[2])
-                bottom, top = min(bottom, box[1]), max(top, box[3])
+                left, right = min(left, box_left), max(right, box_right)
+                bottom, top = min(bottom, box_bottom), max(top, box_top)
             else:
-                left, bottom, right, top = box
+                left, bottom, right, top = box_left, box_bottom, box_right, box_top
                 middle = (bottom + top) / 2
-            last_left, last_right = box[0], box[2]
-            text += chr(code)
+            last, last_left, last_right, last_height = i, box_left, box_right, height
+            text += char
     end()
     return found
+
+
+def _codes(text_page: Any, count: int) -> Sequence[int]:
+    """The code of every character of a page."""
+    from pypdfium2 import raw
+
+    units = (ctypes.c_ushort * (count + 1))()
+    if raw.FPDFText_GetText(text_page.raw, 0, count, units) == count + 1:  # else some character is none or two units
+        return units[:count]
+    return [raw.FPDFText_GetUnicode(text_page.raw, i) for i in range(count)]
+
+
+def _combined(text: str, char: str) -> str | None:
+    """The letter that the last character of a run and the next one are together, drawn over each other."""
+    if text[-1] in ACCENTS:
+        return accented(char, text[-1])
+    return accented(text[-1], char) if char in ACCENTS else None
+
+
+def _rise(page: Any, before: int, after: int, turn: int) -> float:
+    """How much higher the baseline of a character is than another's."""
+    from pypdfium2 import raw
+
+    x, y = ctypes.c_double(), ctypes.c_double()
+    heights = []
+    for i in (before, after):
+        raw.FPDFText_GetCharOrigin(page, i, ctypes.byref(x), ctypes.byref(y))
+        heights.append(_turned((x.value, y.value, x.value, y.value), turn)[1])
+    return heights[1] - heights[0]
 
 
 def _turned(box: Box, turn: int) -> Box:
