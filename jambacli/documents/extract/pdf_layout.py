@@ -18,6 +18,8 @@ HYPHEN = "\ufffe"
 _GUTTER = 0.75
 # So many gutters are tried, and a column that the file writes in one piece has so many lines.
 _CUTS, _COLUMN_LINES = 8, 5
+# Words of a line of text that flows where the file writes line after line of both columns, as it does a table's rows.
+_ROW_WORDS = 3.5
 # A wider gap within a line separates cells.
 _CELL_GAP = 1.4
 _DEPTH = 12
@@ -203,19 +205,20 @@ def _column_cut(runs: Sequence[Run], height: float) -> float | None:
     for _, cut in gaps[:_CUTS]:
         left = [r for r in runs if r.left + r.right < 2 * cut]
         right = [r for r in runs if r.left + r.right >= 2 * cut]
-        if _written_first(left, right) and _is_text(left, height) and _is_text(right, height):
+        strays, turns = _order_of_sides(left, right)
+        if strays <= 0.02 * len(runs) and _is_text(left, height) and _is_text(right, height):
             return cut
-        if _flows(left, height) and _flows(right, height):
+        words = _ROW_WORDS if turns > 1.5 * min(len(left), len(right)) else 2
+        if _flows(left, height, words) and _flows(right, height, words):
             return cut
     return None
 
 
-def _written_first(left: Sequence[Run], right: Sequence[Run]) -> bool:
-    """Whether the file writes all on the left, but for single words, before all on the right."""
+def _order_of_sides(left: Sequence[Run], right: Sequence[Run]) -> tuple[int, int]:
+    """How many runs of the right side the file writes before it is done with the left, and how often it changes sides."""
     placed = sorted((run.order, side) for side, runs in enumerate((left, right)) for run in runs if run.order >= 0)
-    first = sum(run.order >= 0 for run in left)
-    strays = sum(side for _, side in placed[:first])
-    return 0 < first < len(placed) and strays <= 0.02 * len(placed)
+    first = sum(not side for _, side in placed)
+    return sum(side for _, side in placed[:first]), sum(a[1] != b[1] for a, b in pairwise(placed))
 
 
 def _is_text(runs: Sequence[Run], height: float) -> bool:
@@ -227,8 +230,8 @@ def _is_text(runs: Sequence[Run], height: float) -> bool:
     return letters >= 10 * len(lines) and sum(len(line.split()) > 1 for line in lines) > 0.5 * len(lines)
 
 
-def _flows(runs: Sequence[Run], height: float) -> bool:
-    """Whether a column is text that continues from line to line, not cells of a table."""
+def _flows(runs: Sequence[Run], height: float, least: float) -> bool:
+    """Whether a column is text that continues from line to line, of ``least`` words or more, not cells of a table."""
     lines = [line.text for line in _rows(runs, height)]
     if len(lines) < 3:
         return False
@@ -237,7 +240,7 @@ def _flows(runs: Sequence[Run], height: float) -> bool:
     wide = sum("\u2e80" <= c <= "\u9fff" or "\uac00" <= c <= "\ud7a3" for line in lines for c in line)
     if wide > letters * len(lines) / 2:  # Chinese, Japanese and Korean: no spaces, no capitals
         return letters >= 8
-    if words < 2 or letters < 10 or sum(any(c.isdigit() for c in line) for line in lines) > 0.6 * len(lines):
+    if words < least or letters < 10 or sum(any(c.isdigit() for c in line) for line in lines) > 0.6 * len(lines):
         return False
     starts = [line.lstrip("\"'“‘«(•-– ")[:1] for line in lines[1:]]
     continued = sum(c.islower() or (c.isalpha() and c.upper() == c.lower()) for c in starts) / len(starts)

@@ -58,27 +58,29 @@ class Gaps:
         return " ".join([*parts, text[start:]])
 
     def _spaces(self, text: str) -> list[Gap]:
+        whole = _set_apart(text, self.found, 8)
         found: list[Gap] = []
         start, at, count = 0, 0, len(self.found)
         for word in text.split(" "):
             end, first = start + len(word), at
             while at < count and self.found[at].at <= end:
                 at += 1
-            if at > first:
-                found += _between(text, self.found[first:at], word)
+            if inside := self.found[first:at]:
+                usual = _set_apart(word, inside, 3, start) or whole
+                found += [gap for gap in inside if (gap.width > 1.6 * usual + 0.03 if usual else _is_space(text, gap))]
             start = end + 1
         return found
 
 
-def _between(text: str, gaps: list[Gap], word: str) -> list[Gap]:
-    """The spaces among the gaps of ``word``, a part of ``text`` without spaces."""
-    if len(gaps) >= 3:
-        letters = [gap for gap in gaps if text[gap.at - 1].isalnum() and text[gap.at].isalnum()]
-        if len(letters) >= 3 and len(letters) >= 0.6 * sum(a.isalnum() and b.isalnum() for a, b in pairwise(word)):
-            usual = median(gap.width for gap in letters)
-            if usual < _SET_APART:
-                return [gap for gap in gaps if gap.width > 1.6 * usual + 0.03]
-    return [gap for gap in gaps if _is_space(text, gap)]
+def _set_apart(text: str, gaps: list[Gap], least: int, start: int = 0) -> float:
+    """The usual gap between letters that are set apart, 0 if they are not. ``start``: where ``text`` begins in its run."""
+    if len(gaps) < least:
+        return 0.0
+    widths = [gap.width for gap in gaps if text[gap.at - start - 1].isalnum() and text[gap.at - start].isalnum()]
+    if len(widths) < least or len(widths) < 0.6 * sum(a.isalnum() and b.isalnum() for a, b in pairwise(text)):
+        return 0.0
+    usual = median(widths)
+    return usual if usual < _SET_APART else 0.0
 
 
 def _is_space(text: str, gap: Gap) -> bool:
