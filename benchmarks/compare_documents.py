@@ -55,7 +55,8 @@ Reader = Callable[[Path], str]
 
 def words(text: str) -> list[str]:
     """The words of a text, as compared."""
-    text = unicodedata.normalize("NFKC", text.replace("\f", "\n")).casefold()
+    text = re.sub(r"\^\(([^()]*)\)|\^(?=\w)", r"\1", text.replace("\f", "\n"))  # raised text
+    text = unicodedata.normalize("NFKC", text).casefold()
     return _WORD.findall(_DIVIDED.sub("", text))
 
 
@@ -68,13 +69,21 @@ def program(*command: str) -> str:
 def plain(markup: str) -> str:
     """The text of pandoc's HTML, a block per line."""
     markup = re.sub(r"(?s)<(script|style|head)\b.*?</\1>", " ", markup)
+    markup = re.sub(r'(?s)<a [^>]*class="footnote-(ref|back)".*?</a>', " ", markup)  # numbers of pandoc's own
     markup = re.sub(r"(?i)</?(p|div|li|tr|td|th|h\d|br|pre|dt|dd|table|section|figcaption)\b[^>]*>", "\n", markup)
     return html.unescape(re.sub(r"<[^>]*>", "", markup))
 
 
 def pandoc(path: Path) -> str:
     kind = {".htm": "html", ".xhtml": "html"}.get(path.suffix, path.suffix[1:])
-    return plain(program("pandoc", "-f", kind, "-t", "html", "--wrap=none", "--mathml", str(path)))
+    text = plain(program("pandoc", "-f", kind, "-t", "html", "--wrap=none", "--mathml", str(path)))
+    return f"{_title(path)}\n{text}" if kind == "html" else text
+
+
+def _title(path: Path) -> str:
+    """A web page's title, which stands on the browser's tab."""
+    found = re.search(r"(?is)<title[^>]*>(.*?)</title>", path.read_text("utf-8", "replace"))
+    return html.unescape(found[1]) if found else ""
 
 
 def pdftotext(path: Path) -> str:
@@ -114,35 +123,53 @@ def libreoffice_pdf(path: Path) -> str:
 
 
 def python_email(path: Path) -> str:
-    """Fields, then every part's text; HTML by pandoc where there is no plain text."""
+    """Fields, names of parts, and every plain text."""
+    return _email(path, "text/plain")
+
+
+def python_email_html(path: Path) -> str:
+    """Fields, names of parts, and every HTML text, by pandoc."""
+    return _email(path, "text/html")
+
+
+def _email(path: Path, kind: str) -> str:
     message = email.message_from_bytes(path.read_bytes(), policy=email.policy.default)
-    assert isinstance(message, email.message.EmailMessage)
-    lines = [f"{name}: {message[name]}" for name in ("From", "To", "Cc", "Subject", "Date") if message[name]]
-    body = message.get_body(("plain", "html"))
-    for part in [body, *message.iter_attachments()]:
-        if part is None:
-            continue
+    lines = [f"{k}: {message[k]}" for k in ("From", "Reply-To", "To", "Cc", "Subject", "Date") if message[k]]
+    for part in message.walk():
+        assert isinstance(part, email.message.EmailMessage)
         lines.append(part.get_filename() or "")
-        if part.get_content_type() == "text/html":
+        if part.get_content_type() == kind == "text/html":
             with tempfile.NamedTemporaryFile("w", suffix=".html") as file:
                 file.write(part.get_content())
                 file.flush()
                 lines.append(pandoc(Path(file.name)))
-        elif part.get_content_maintype() == "text":
+        elif part.get_content_type() == kind:
             lines.append(part.get_content())
     return "\n".join(lines)
+
+
+def notebook_json(path: Path) -> str:
+    """The sources and the text outputs of a notebook's cells."""
+    lines: list[str] = []
+    content = json.loads(path.read_text("utf-8"))
+    for cell in content.get("cells") or [cell for sheet in content["worksheets"] for cell in sheet["cells"]]:
+        lines += [cell.get("source", cell.get("input", ""))]
+        for output in cell.get("outputs", ()):
+            data = output.get("data", output)
+            lines += [output.get("text", data.get("text/plain", data.get("text", ""))), *output.get("traceback", ())]
+    return "\n".join("".join(line) for line in lines)
 
 
 #: The programs that know a kind.
 READERS: dict[str, tuple[Reader, ...]] = {
     ".pdf": (pdftotext, pdftotext_layout, pdftotext_raw),
-    ".docx": (pandoc, libreoffice),
-    ".odt": (pandoc, libreoffice),
-    ".rtf": (pandoc, libreoffice),
+    ".docx": (pandoc, libreoffice, libreoffice_pdf),
+    ".odt": (pandoc, libreoffice, libreoffice_pdf),
+    ".rtf": (pandoc, libreoffice, libreoffice_pdf),
     ".epub": (pandoc,),
     ".html": (pandoc, w3m),
-    ".ipynb": (pandoc,),
-    ".eml": (python_email,),
+    ".ipynb": (pandoc, notebook_json),
+    ".eml": (python_email, python_email_html),
     ".xlsx": (libreoffice_sheets,),
     ".ods": (libreoffice_sheets,),
     ".pptx": (libreoffice_pdf,),

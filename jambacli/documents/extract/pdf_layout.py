@@ -20,6 +20,8 @@ _GUTTER = 0.75
 _CUTS, _COLUMN_LINES = 8, 5
 # Words of a line of text that flows where the file writes line after line of both columns, as it does a table's rows.
 _ROW_WORDS = 3.5
+# Between the columns of a table whose rows the order of the file tells.
+_CELL_GUTTER = 0.45
 # A wider gap within a line separates cells.
 _CELL_GAP = 1.4
 _DEPTH = 12
@@ -146,9 +148,25 @@ def _groups(bands: list[list[Run]], height: float) -> list[list[list[Run]]]:
             groups[-1].append(band)
             covered = both
         else:
-            groups.append([band])
+            first = [band]
+            if split and not was_split:
+                while groups and groups[-1] and _tops_a_column(groups[-1][-1], first[0], own, height):
+                    first.insert(0, groups[-1].pop())
+            groups.append(first)
             covered = own
+            for above in first[:-1]:
+                covered = _merged(covered, _intervals(above, height), _GUTTER * height)
+    groups = [group for group in groups if group]
     return [part for group in groups for part in _without_tail(group, height)]
+
+
+def _tops_a_column(band: list[Run], below: list[Run], columns: list[tuple[float, float]], height: float) -> bool:
+    """Whether a band is a line of one of the columns below, which begin at different heights."""
+    if min(run.bottom for run in band) - max(run.top for run in below) > 0.3 * height:
+        return False
+    left, right = min(run.left for run in band), max(run.right for run in band)
+    free = [(a[1], b[0]) for a, b in pairwise(columns)]
+    return all(right <= end or left >= start for start, end in free) and not any(left < a and b < right for a, b in free)
 
 
 def _without_tail(group: list[list[Run]], height: float) -> list[list[list[Run]]]:
@@ -169,7 +187,7 @@ def _rows_of_cells(group: list[list[Run]], members: list[Run], height: float) ->
     The file writes such a table row by row: all of a row precedes all of the next, both on the page and in the file, which is
     true of no columns of text. A row is a line; one too long for a table is left as its runs.
     """
-    columns = _intervals(members, height)
+    columns = _intervals(members, _CELL_GUTTER * height)
     if len(columns) < 2:
         return None
     rows: list[list[Run]] = []
@@ -185,7 +203,8 @@ def _rows_of_cells(group: list[list[Run]], members: list[Run], height: float) ->
         last = max(last, *(run.order for run in band))
     cells = [[_rows([r for r in row if a <= (r.left + r.right) / 2 <= b], height) for a, b in columns] for row in rows]
     tall = sum(max(map(len, row)) > 1 and sum(map(bool, row)) > 1 for row in cells)
-    if len(rows) < 2 or tall == 0 or (tall == 1 and len(rows) < 3):
+    wide = sum(sum(map(bool, row)) > 1 for row in cells)
+    if len(rows) < 2 or tall == 0 or (tall == 1 and (len(rows) < 3 or wide < 2)):
         return None
     out: list[Line | list[Run]] = []
     for row, columns_of in zip(rows, cells, strict=True):

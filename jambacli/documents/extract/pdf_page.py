@@ -15,7 +15,9 @@ from jambacli.documents.extract.pdf_words import ACCENTS, NOTED, Gaps, accented,
 # A page with more characters keeps the order of the file, which needs no boxes.
 _MAX_CHARS = 200_000
 # Larger distances between characters, in heights of a line, end a run.
-_JUMP = 1.4
+_JUMP = 0.9
+# A character of the same height so far above or below belongs to another line.
+_OFF_LINE = 0.35
 
 #: Corners of a box on the page.
 Box = tuple[float, float, float, float]
@@ -127,7 +129,8 @@ def _runs(text_page: Any, count: int) -> dict[int, list[Run]]:
             if text:
                 gap = max(box_left - last_right, last_left - box_right)
                 unit = top - bottom if top - bottom > height else height  # some fonts give a hyphen a box of its own height
-                if gap > _JUMP * unit or abs((box_bottom + box_top) / 2 - middle) > 0.6 * unit:
+                off = abs((box_bottom + box_top) / 2 - middle)
+                if gap > _JUMP * unit or off > (_OFF_LINE if height > 0.8 * unit else 0.6) * unit:
                     end()
                 elif gap < -0.3 * (box_right - box_left) and (both := _combined(text, char)):
                     text, char = text[:-1], both
@@ -149,6 +152,8 @@ def _runs(text_page: Any, count: int) -> dict[int, list[Run]]:
             else:
                 left, bottom, right, top = box_left, box_bottom, box_right, box_top
                 middle = (bottom + top) / 2
+            if height > 0.8 * (top - bottom):
+                middle = (box_bottom + box_top) / 2  # the line may rise
             last, last_left, last_right, last_height = i, box_left, box_right, height
             text += char
     end()
