@@ -5,9 +5,9 @@
 Every file of FOLDER of a known kind is read as ``jamba ask`` reads it and by the programs that know its kind. A file
 NAME.truth.txt beside NAME is one more text to compare with: what the document says, in order.
 
-Words are runs of letters and digits after NFKC and without regard to case; a word of Chinese, Japanese or Thai is one character.
-Hyphens within words and at ends of lines are dropped, so that a divided word equals the whole one. Two readers rarely agree on
-everything (list numbers, alternative texts, notes), so a word counts as *missing* only if every other program has it
+Words are runs of letters and digits after NFKC and without regard to case; of Chinese, Japanese and Thai each character is one.
+Hyphens within words and at ends of lines are dropped, so that a divided word equals the whole one. Two readers rarely
+agree on everything (list numbers, alternative texts, notes), so a word counts as *missing* only if every other program has it
 more often, and as *added* only if every other one has it less often. Where headers that repeat were kept once, and the file
 says so, their further copies are not missing.
 
@@ -342,7 +342,10 @@ def _rising(candidates: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
 
 def table(results: Sequence[Comparison], about: dict[str, str]) -> str:
     """The results as Markdown. ``about``: a remark for a name."""
-    rows = ["| document | made by | words | missing | added | in order | compared with |", "|---|---|---:|---:|---:|---:|---|"]
+    rows = [
+        "| document | made by | words | missing | added | in order | compared with |",
+        "|---|---|---:|---:|---:|---:|---|",
+    ]
     for one in results:
         made = about.get(one.name, "")
         if one.error:

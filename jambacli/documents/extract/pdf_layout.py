@@ -7,6 +7,7 @@ are flowing text is read column after column, any other group row by row, with t
 from __future__ import annotations
 
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -166,19 +167,27 @@ def _tops_a_column(band: list[Run], below: list[Run], columns: list[tuple[float,
         return False
     left, right = min(run.left for run in band), max(run.right for run in band)
     free = [(a[1], b[0]) for a, b in pairwise(columns)]
-    return all(right <= end or left >= start for start, end in free) and not any(left < a and b < right for a, b in free)
+    return all(right <= end or left >= start for start, end in free) and not any(
+        left < a and b < right for a, b in free
+    )
 
 
 def _without_tail(group: list[list[Run]], height: float) -> list[list[list[Run]]]:
-    """A group of columns ends at a large gap after which only one of its columns has text."""
+    """A group of columns ends at a large gap after which only one of its columns has text, or where the text goes on in a
+    column that ended higher up."""
     split = [i for i, band in enumerate(group) if len(_intervals(band, height)) > 1]
     if not split:
         return [group]
     for i in range(split[-1] + 1, len(group)):
         above = min(run.bottom for run in group[i - 1])
-        if above - max(run.top for run in group[i]) > 0.9 * height:
+        other = i - 1 > split[-1] and not _overlap(group[i - 1], group[i])
+        if other or above - max(run.top for run in group[i]) > 0.9 * height:
             return [group[:i], group[i:]]
     return [group]
+
+
+def _overlap(a: Sequence[Run], b: Sequence[Run]) -> bool:
+    return min(r.left for r in a) < max(r.right for r in b) and min(r.left for r in b) < max(r.right for r in a)
 
 
 def _rows_of_cells(group: list[list[Run]], members: list[Run], height: float) -> list[Line | list[Run]] | None:
@@ -282,18 +291,39 @@ def _rows(runs: Sequence[Run], height: float) -> list[Line]:
 
 
 def _line(row: list[Run], height: float) -> Line:
-    row.sort(key=lambda r: r.left)
-    letters = "".join(run.text[:100] for run in row[:40])
-    if sum(unicodedata.bidirectional(c) in ("R", "AL") for c in letters) > len(letters) / 3:
-        row.reverse()
+    row = _in_reading_order(sorted(row, key=lambda r: r.left))
     parts: list[str] = []
     for before, run in zip([None, *row], row, strict=False):
         text = run.text.strip()
         if before is not None:
             gap = max(run.left - before.right, before.left - run.right)
-            parts.append("  " if gap > _CELL_GAP * height else " " if gap > 0.12 * height else "")
+            apart = gap > 0.12 * height or min(run.order, before.order) < 0  # a form's value is a word of its own
+            parts.append("  " if gap > _CELL_GAP * height else " " if apart else "")
             if parts[-2].endswith(HYPHEN):  # within a line the hyphen stays
                 parts[-2] = parts[-2].rstrip(HYPHEN) + "-"
         parts.append(text)
     text = "".join(parts)
     return Line(text, min(r.bottom for r in row), max(r.top for r in row))
+
+
+def _in_reading_order(row: list[Run]) -> list[Run]:
+    """The runs of a line, sorted from left to right, as they are read: those of one direction after each other as it says."""
+    strong = [Counter(map(unicodedata.bidirectional, run.text[:200])) for run in row]
+    rightward = [kinds["L"] for kinds in strong]
+    leftward = [kinds["R"] + kinds["AL"] for kinds in strong]
+    if not any(leftward):
+        return row
+    to_left = sum(leftward) >= 0.4 * (sum(leftward) + sum(rightward))
+    against = rightward if to_left else leftward
+    parts: list[list[Run]] = []
+    was = False
+    for run, own, all_strong in zip(row, against, map(sum, zip(rightward, leftward, strict=True)), strict=True):
+        turned = own > all_strong / 2
+        if turned and was:
+            parts[-1].append(run)
+        else:
+            parts.append([run])
+        was = turned
+    if to_left:
+        return [run for part in reversed(parts) for run in part]
+    return [run for part in parts for run in reversed(part)]

@@ -24,7 +24,9 @@ _RAISED = str.maketrans("0123456789+-\u2212=()", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺
 _MARKS = frozenset("*∗†‡§¶")
 
 #: Accents that are set over a letter as characters of their own, and the ones that combine with it.
-ACCENTS = dict(zip("¨´`ˆ˜¯˘˙˚˝ˇ¸˛", "\u0308\u0301\u0300\u0302\u0303\u0304\u0306\u0307\u030a\u030b\u030c\u0327\u0328", strict=True))
+ACCENTS = dict(
+    zip("¨´`ˆ˜¯˘˙˚˝ˇ¸˛", "\u0308\u0301\u0300\u0302\u0303\u0304\u0306\u0307\u030a\u030b\u030c\u0327\u0328", strict=True)
+)
 _DOTLESS = {"ı": "i", "ȷ": "j"}
 
 
