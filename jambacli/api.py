@@ -58,7 +58,8 @@ class Jamba(LoadedModel):
     """A loaded model: ``load`` one, then open sessions with it.
 
     Attributes: ``name`` (str), ``path`` (of the first file, or None), ``model`` (JambaModel), ``config`` (JambaConfig),
-    ``tokenizer`` (Tokenizer), ``template`` (ChatTemplate or None), ``fingerprint`` (str), ``metadata`` (the file's
+    ``tokenizer`` (Tokenizer), ``template`` (ChatTemplate or None), ``chat_template`` (the text
+    of a template that replaces the file's own, or None), ``fingerprint`` (str), ``metadata`` (the file's
     key-value pairs), ``sampling`` (the file's defaults), ``load_seconds``.
     """
 
@@ -70,6 +71,7 @@ class Jamba(LoadedModel):
         *,
         ctx: int | None = None,
         kv_type: str | None = None,
+        chat_template: str | Path | None = None,
         **keywords: Unpack[DeviceKeywords],
     ) -> Jamba:
         """Load a model by name, by the path of a GGUF file (any part of a split one) or of a Hugging Face checkpoint.
@@ -81,14 +83,18 @@ class Jamba(LoadedModel):
         cpu_kv=True, precise=True``), select the device and how it computes: see DeviceOptions. ``threads`` applies to the whole
         process. GPU memory is planned for ``ctx`` tokens (by default the model's limit) of ``kv_type`` (by default f16).
 
-        Raises JambaError for an unknown name, or a file that is not a valid Jamba GGUF.
+        ``chat_template``: a chat template in place of the file's own: the path of a file, or the template itself.
+
+        Raises JambaError for an unknown name, or a file that is not a valid Jamba GGUF or not a chat template.
         """
         if not isinstance(options, DeviceOptions | None):
             raise TypeError(f"options must be DeviceOptions, not {type(options).__name__}; name the device by device=")
         options = dataclasses.replace(options or DeviceOptions(), **keywords)
+        from jambacli.documents.given_texts import read_chat_template
         from jambacli.gguf.reader import GGUFFile
         from jambacli.hub.resolve import last_used, remember_used, resolve_model
 
+        template, template_name = (None, None) if chat_template is None else read_chat_template(chat_template)
         known = last_used() if name is None else resolve_model(str(name))
         if known is None:
             from jambacli.hub.demo import demo_model_path
@@ -110,7 +116,14 @@ class Jamba(LoadedModel):
         if options.threads is not None:
             set_threads(options.threads)
         model = load_gguf_on(file, options, ctx=ctx, kv_type=kv_type)
-        loaded = cls(model, file.metadata, str(file.metadata.get("general.name") or path.stem), path)
+        loaded = cls(
+            model,
+            file.metadata,
+            str(file.metadata.get("general.name") or path.stem),
+            path,
+            chat_template=template,
+            template_name=template_name,
+        )
         loaded.load_seconds = time.perf_counter() - start
         if name is not None:
             with contextlib.suppress(JambaError, OSError):  # JAMBA_HOME need not be writable to load a model

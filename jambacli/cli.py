@@ -98,6 +98,7 @@ def main() -> None:
     """
     debug = "--debug" in sys.argv
     _ready_streams()
+    _ready_environment()
     if not debug:
         warnings.showwarning = _warned
     for name in ("SIGTERM", "SIGHUP"):
@@ -148,6 +149,19 @@ def _warned(
 ) -> None:
     """Show a library's warning in one line, without its file and line number."""
     ui.warn(" ".join(str(message).split()))
+
+
+def _ready_environment() -> None:
+    """Ignore variables that say nothing, and leave where the current directory has been deleted: torch ends the process
+    there, without a line."""
+    if not (columns := os.environ.get("COLUMNS", "")).isdecimal() or int(columns) < 1:
+        os.environ.pop("COLUMNS", None)
+    if not os.environ.get("HOME", "?"):  # else files would go to the root of the file system
+        del os.environ["HOME"]
+    try:
+        os.getcwd()  # noqa: PTH109 - only whether there is one
+    except FileNotFoundError:
+        _fail("the current directory has been deleted; change to another one first (cd)", 1)
 
 
 def _ready_streams() -> None:

@@ -83,7 +83,7 @@ def jamba_home() -> Path:
 
     Raises JambaError for a user without a home directory.
     """
-    if home := os.environ.get("JAMBA_HOME"):
+    if (home := os.environ.get("JAMBA_HOME", "")).strip():
         return path_of(home)
     import platformdirs
 

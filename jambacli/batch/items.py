@@ -63,6 +63,11 @@ class Keys:
 def common_parts(model: LoadedModel, options: GenerationOptions, ctx: int, kv_type: str) -> list[Any]:
     """What every answer of a batch depends on."""
     chosen = {**options.chosen_sampling(), "max_tokens": options.max_tokens, "stop": list(options.stop)}
+    # Only where they are given, so that answers of earlier versions still count.
+    if options.think is not None:
+        chosen["think"] = options.think
+    if model.chat_template is not None:
+        chosen["chat_template"] = model.chat_template
     return [model.fingerprint, model.model.precise, kv_type, ctx, chosen]
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jambacli.chat.attachments import Attachments
+from jambacli.documents.given_texts import text_or_file
 from jambacli.documents.load import read_documents
 from jambacli.documents.pages import entries_of
 from jambacli.documents.paths import expand, typed_paths
@@ -25,6 +26,7 @@ from jambacli.session import session_file
 from jambacli.session.conversation import Conversation, Turn
 from jambacli.session.options import SessionOptions
 from jambacli.session.session import Session
+from jambacli.session.thinking import can_think
 from jambacli.units import counted
 
 if TYPE_CHECKING:
@@ -42,11 +44,11 @@ HELP = {
     "/continue": "resume a reply that was cut off",
     "/branch NAME": "continue under another name; the current chat is unchanged",
     "/branches": "list the branches of this chat",
-    "/system TEXT": "set the system message",
+    "/system TEXT": "set the system message; @FILE reads it from a file",
     "/file PATH ...": "attach files or directories to the next message",
     "/save NAME": "save this chat as NAME",
     "/load NAME": "resume another chat",
-    "/think": "show or hide the model's thoughts",
+    "/think [on|off]": "let the model think or not; alone: show or hide its thoughts",
     "/stats": "statistics of the last reply and the context",
     "/clear": "start over with the same system message",
     "/exit": "exit (or press Ctrl-D)",
@@ -327,6 +329,7 @@ class Chat:
         return Outcome(lines=[("* " if n == self.session.name else "  ") + n for n in family])
 
     def _system(self, text: str) -> Outcome:
+        text = text_or_file(text, "system")
         turns = self.session.conversation.turns
         if turns and turns[0].role == "system":
             del turns[0]
@@ -341,7 +344,8 @@ class Chat:
         lines: list[str] = []
         paths = typed_paths(path)
         sources = expand(paths)
-        documents = read_documents(sources, problem=lines.append)
+        store = self._options.store
+        documents = read_documents(sources, problem=lines.append, store=store, progress=self._progress)
         entries = entries_of(documents)
         self.attachments.waiting += entries
         count = sum(len(self.model.tokenizer.encode(e.text)) for e in entries)
@@ -372,9 +376,22 @@ class Chat:
         self._count()
         return Outcome(lines=[f"continuing {name}: {counted(self.messages, 'message')}, {counted(self.used, 'token')}"])
 
-    def _think(self, _: str) -> Outcome:
+    def _think(self, switch: str) -> Outcome:
+        if switch:
+            return self._switch_thoughts(switch.lower())
         self.show_thoughts = not self.show_thoughts
         return Outcome(lines=["thoughts are " + ("shown" if self.show_thoughts else "hidden")])
+
+    def _switch_thoughts(self, switch: str) -> Outcome:
+        if switch not in ("on", "off"):
+            raise UsageError("/think takes on or off, or nothing, to show or hide the thoughts")
+        able = can_think(self.model.template, self.model.tokenizer)
+        if switch == "on" and not able:
+            raise UsageError(f"the chat template of {self.model.name} has no thoughts to switch on")
+        self._generation = replace(self._generation, think=switch == "on")
+        if not able:
+            return Outcome(lines=[f"{self.model.name} does not think; there is nothing to switch off"])
+        return Outcome(lines=["the model thinks first" if switch == "on" else "the model answers without thinking"])
 
     def _stats(self, _: str) -> Outcome:
         s = self.session.stats

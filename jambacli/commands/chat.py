@@ -32,7 +32,7 @@ def chat(
         str | None, typer.Option("--session", "-s", help="Start a session with this name, or resume it.")
     ] = None,
     read_only: Annotated[bool, typer.Option("--read-only", help="Open a session without changing it.")] = False,
-    system: Annotated[str | None, typer.Option("--system", help="System message.")] = None,
+    system: o.System = None,
     overflow: Annotated[
         bool, typer.Option("--overflow", help="When the context is full, drop the oldest turns.")
     ] = False,
@@ -48,6 +48,7 @@ def chat(
     if session is not None and arguments.no_store:
         raise UsageError("--session and --no-store exclude each other: a named session is stored on disk")
 
+    system = o.system_message(system)
     functions = []
     if tools is not None:
         if not yes_tools and not _on_terminal():
@@ -61,9 +62,11 @@ def chat(
     with importing():
         from jambacli.chat.commands import Chat
 
-    model = arguments.load_model(name)
+    model = arguments.load_model(name, _own_template(session, arguments))
     if model.template is None:
-        raise UsageError(f"{model.name} has no chat template; continue plain text with it: jamba run --raw")
+        raise UsageError(
+            f"{model.name} has no chat template; continue plain text with it (jamba run --raw), or give --chat-template FILE"
+        )
     talk = Chat(
         model,
         options=replace(options, system=system or None, read_only=read_only),
@@ -75,6 +78,19 @@ def chat(
         approve=_announced if yes_tools else _approved,
     )
     run_chat(talk, stats=arguments.stats, keep_history=not arguments.no_store)
+
+
+def _own_template(name: str | None, arguments: o.GenerationArguments) -> str | None:
+    """The chat template that a saved session was made with, if it is not the model's own and no other is given."""
+    if name is None or arguments.chat_template is not None:
+        return None
+    from jambacli.session import session_file
+
+    name = session_file.check_name(name)
+    own = session_file.read(name).chat_template if session_file.exists(name) else None
+    if own is not None:
+        ui.note(f"session {name} goes on with the chat template that it was made with")
+    return own
 
 
 def _on_terminal() -> bool:

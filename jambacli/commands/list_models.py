@@ -26,6 +26,9 @@ def list_models(
     from jambacli.hub.store import Store
 
     store = Store()
+    home = store.root.parent
+    if home.exists() and not home.is_dir():
+        ui.warn(f"{home} is not a folder, so it holds no models; set JAMBA_HOME to a folder")
     entries, used, unfinished = store.entries(), store.use_times(), store.unfinished()
     complete = {entry.name: store.is_complete(entry) for entry in entries}
     # Names that share files count them once.

@@ -115,6 +115,25 @@ Lookup = Annotated[
         callback=lambda text: _on_or_off(text, "lookup"),
     ),
 ]
+Think = Annotated[
+    bool | None,
+    typer.Option(
+        "--think/--no-think",
+        help="Let a model that can think do so before it answers, or not; default: its template's.",
+    ),
+]
+ChatTemplateFile = Annotated[
+    str | None,
+    typer.Option("--chat-template", metavar="FILE", help="Use this Jinja template in place of the model's own."),
+]
+System = Annotated[
+    str | None,
+    typer.Option(
+        "--system",
+        metavar="TEXT|@FILE",
+        help="System message, or @ and the file that holds it; @@ for a text that begins with @.",
+    ),
+]
 Stats = Annotated[bool, _runtime_option("--stats", help="Print speed, token counts and memory to stderr.")]
 
 NoStore = Annotated[bool, _runtime_option("--no-store", help="Store no text or state on disk.")]
@@ -142,6 +161,8 @@ class GenerationArguments:
     seed: Seed = None
     max_tokens: MaxTokens = None
     stop: Stop = None
+    think: Think = None
+    chat_template: ChatTemplateFile = None
     ctx: Ctx = None
     kv_type: KvType = None
     no_store: NoStore = False
@@ -175,11 +196,27 @@ class GenerationArguments:
 
         return SessionOptions(ctx=context(self.ctx), kv_type=self.kv_type, store=not self.no_store)
 
-    def load_model(self, name: str | None) -> Jamba:
-        """Load a model as ``load_model`` does. Raises UsageError for a biased token that it does not have."""
-        model = load_model(name, device_options(self), ctx=context(self.ctx), kv_type=self.kv_type)
+    def load_model(self, name: str | None, chat_template: str | None = None) -> Jamba:
+        """Load a model as ``load_model`` does. ``chat_template``: used where none was given.
+
+        Raises UsageError for a biased token, or for thoughts, that it does not have; notes when there are none to switch off.
+        """
+        model = load_model(
+            name,
+            device_options(self),
+            ctx=context(self.ctx),
+            kv_type=self.kv_type,
+            chat_template=chat_template if self.chat_template is None else self.chat_template,
+        )
         if self.logit_bias:
             self.generation().sampling(model.sampling).check_vocabulary(model.config.vocab_size)
+        if self.think is not None:
+            from jambacli.session.thinking import can_think
+
+            if not can_think(model.template, model.tokenizer):
+                if self.think:
+                    raise UsageError(f"needs a chat template with thoughts; {model.name} has none", field="think")
+                ui.note(f"{model.name} does not think; there is nothing to switch off")
         return model
 
 
@@ -295,18 +332,33 @@ def _default_model() -> Path:
 
 
 def load_model(
-    name: str | None, options: DeviceOptions, *, ctx: int | None = None, kv_type: str | None = None
+    name: str | None,
+    options: DeviceOptions,
+    *,
+    ctx: int | None = None,
+    kv_type: str | None = None,
+    chat_template: str | None = None,
 ) -> Jamba:
     """Load the model of that name; for None the last used or the demo model, with a note that says which."""
     with importing():
         from jambacli.api import Jamba
 
+    from jambacli.documents.given_texts import read_chat_template
     from jambacli.hub.converted_cache import converted_gguf
 
     path = model_path(name)
+    if chat_template is not None:
+        read_chat_template(chat_template)  # what is wrong with it is reported before a checkpoint is converted
     if path.is_dir():  # convert it here, with progress; Jamba.load then finds the result
         converted_gguf(path, ui.progress)
-    return Jamba.load(name, options, ctx=ctx, kv_type=kv_type)
+    return Jamba.load(name, options, ctx=ctx, kv_type=kv_type, chat_template=chat_template)
+
+
+def system_message(text: str | None) -> str | None:
+    """The system message of ``--system``: the text, or that of the file after an @. Raises JambaError for the file."""
+    from jambacli.documents.given_texts import text_or_file
+
+    return None if text is None else text_or_file(text, "system")
 
 
 def gpu_memory_bytes(text: str | None) -> int | None:

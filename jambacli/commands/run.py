@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +15,7 @@ import typer
 from jambacli import ui
 from jambacli.commands import options as o
 from jambacli.commands.reply import figures_of_reply, show_stats, stream, write
-from jambacli.errors import UsageError
+from jambacli.errors import BadFileError, UsageError
 
 
 @o.quiet_option
@@ -24,7 +26,7 @@ def run(
     ] = None,
     second: Annotated[str | None, typer.Argument(metavar="[PROMPT]", help="The prompt.")] = None,
     file: Annotated[Path | None, typer.Option("--file", "-f", help="Read (more of) the prompt from a file.")] = None,
-    system: Annotated[str | None, typer.Option("--system", help="System message.")] = None,
+    system: o.System = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object with the text and statistics, not streamed.")
@@ -35,16 +37,23 @@ def run(
     """Answer a prompt: from the command line, a file, standard input, or all of them together."""
     generation, options = arguments.generation(), arguments.session()
     name, words = _model_and_prompt(first, second)
+    system = o.system_message(system)
     prompt = _prompt(words, file)
+    if raw and (arguments.think or arguments.chat_template is not None):
+        raise UsageError(
+            "works without the chat template", field="raw", remedy="leave it out, or {think} and {chat_template}"
+        )
 
     model = arguments.load_model(name)
     session = model.session(replace(options, system=system))
-    raw = raw or model.template is None
-    if raw and system:
-        raise UsageError("--system needs the chat template; leave out --raw, or put the system message into the prompt")
-
-    say = session.complete if raw else session.send
-    pieces = say(prompt, progress=ui.progress, options=generation)
+    with _raw_offered():
+        raw = raw or model.template is None
+        if raw and system:
+            raise UsageError(
+                "--system needs the chat template; leave out --raw, or put the system message into the prompt"
+            )
+        say = session.complete if raw else session.send
+        pieces = say(prompt, progress=ui.progress, options=generation)
     with session:
         text, interrupted = stream(pieces, show=not as_json)
         if not as_json and text and not text.endswith("\n") and sys.stdout.isatty():
@@ -56,6 +65,20 @@ def run(
         show_stats(figures)
     if interrupted:
         raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _raw_offered() -> Iterator[None]:
+    """Name the way out that this command has besides another template when the model's own does not work."""
+    try:
+        yield
+    except BadFileError as error:
+        from jambacli.text.template import TemplateError
+
+        if not isinstance(error, TemplateError):
+            raise
+        remedy = f"{error.remedy}, or continue plain text with {{raw}}"
+        raise BadFileError(error.path, error.problem_in_file, remedy=remedy) from error
 
 
 def _model_and_prompt(first: str | None, second: str | None) -> tuple[str | None, str | None]:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import socket
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -109,6 +109,8 @@ def serve(
         raise UsageError("needs several models", field="max_loaded" if keep_alive is None else "keep_alive")
     if upstream is not None and several | bool(names):
         raise UsageError("another server answers: name no models", field="upstream")
+    if arguments.chat_template is not None and (several or upstream is not None):
+        raise UsageError("goes with one model, served alone", field="chat_template")
 
     with _listening(host, port, unix) as listener:
         local = unix is not None or (is_loopback(host) and is_loopback(str(listener.getsockname()[0])))
@@ -153,7 +155,10 @@ class _Workers:
         from jambacli.server.worker import Worker
 
         options = self.arguments.session()
-        model = self.arguments.load_model(name)
+        # Several models need not all think: each does as far as it can.
+        arguments = self.arguments if turn is None else replace(self.arguments, think=None)
+        model = arguments.load_model(name)
+        _ = model.template  # one that does not work is reported now, not by the first request
         ctx = options.ctx
         if turn is not None and ctx is not None:
             ctx = min(ctx, model.config.context_length)

@@ -28,6 +28,7 @@ def show(
         str | None,
         typer.Option("--ctx", "-c", help="Context length to plan memory for, e.g. 256k; default: the model's."),
     ] = None,
+    chat_template: o.ChatTemplateFile = None,
     kv_type: Annotated[str, typer.Option("--kv-type", help="Keys and values as f16, bf16, f32 or q8_0.")] = "f16",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -47,6 +48,7 @@ def show(
         summary = summarize_checkpoint(path)
     else:
         summary = summarize(path)
+    summary = _with_template(summary, chat_template)
     plan = memory_plan(
         summary.config,
         summary.weight_bytes,
@@ -62,6 +64,21 @@ def show(
     from jambacli.commands.show_page import print_page
 
     print_page(summary, plan)
+
+
+def _with_template(summary: Summary, given: str | None) -> Summary:
+    """The summary with the chat template that is given in place of the file's own, or with a note if its own does not work."""
+    from jambacli.gguf.summary import describe_template
+
+    if given is not None:
+        from jambacli.documents.given_texts import read_chat_template
+
+        return dataclasses.replace(summary, template=describe_template(read_chat_template(given)[0]))
+    problem = summary.template.problem if summary.template is not None else None
+    if problem is None:
+        return summary
+    note = f"{problem}; use --chat-template FILE, or without a template jamba run --raw"
+    return dataclasses.replace(summary, notes=[*summary.notes, note])
 
 
 def _as_json(summary: Summary, plan: MemoryPlan) -> dict[str, Any]:

@@ -30,6 +30,7 @@ _VERDICTS = {
     "too big": ("red", "✗", "too small by {short}"),
 }
 _MARGIN = 10
+_NARROWEST = 20
 _ROOM_FOR_BARS = 64  # with fewer columns, bars would leave too little room for the numbers
 
 
@@ -53,7 +54,7 @@ class _Page:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.unicode = console.encoding.lower().replace("-", "").startswith("utf")
-        self.width = min(console.width, 110)
+        self.width = max(_NARROWEST, min(console.width, 110))
         self.bars = self.width >= _ROOM_FOR_BARS
 
     def print(self, content: Text | Table | str = "") -> None:

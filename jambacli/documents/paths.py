@@ -26,8 +26,10 @@ STDIN = "standard input"
 MAX_FILES = 10_000
 
 # The suffixes that a directory is searched for; a file that is named individually may have any.
-_TEXTS = """.pdf .docx .docm .dotx .dotm .txt .text .md .markdown .rst .adoc .org .tex .log .csv .tsv .json .jsonl .ndjson .yaml
-    .yml .toml .ini .cfg .conf .xml .sql .srt .vtt .eml .emlx .mbox .mht .mhtml .ipynb .html .htm .xhtml"""
+_TEXTS = """.pdf .docx .docm .dotx .dotm .xlsx .xlsm .xltx .xltm .xlsb .xls .ods .ots .pptx .pptm .ppsx .ppsm .potx .odp .otp
+    .txt .text .md .markdown .rst .adoc .org .tex .log .csv .tsv .json .jsonl .ndjson .yaml .yml .toml .ini .cfg .conf .xml .sql
+    .srt .vtt .ass .ssa .sbv .eml .emlx .msg .oft .mbox .mht .mhtml .ipynb .html .htm .xhtml
+    .doc .odt .ott .fodt .rtf .epub .fb2"""
 _CODE = """.py .pyi .js .mjs .jsx .ts .tsx .c .h .cc .cpp .cxx .hpp .hh .cu .cuh .rs .go .java .kt .kts .scala .rb .php .pl
     .lua .r .jl .swift .m .mm .cs .fs .vb .sh .bash .zsh .fish .ps1 .bat .cmake .gradle .proto .graphql .css .scss .vue
     .svelte .dart .ex .exs .erl .hs .ml .clj .lisp .el .f90 .zig .nim .tf .jinja"""
@@ -87,9 +89,11 @@ def expand(arguments: Sequence[str], *, include: Sequence[str] = (), exclude: Se
     sources = Sources([], frozenset())
     chosen = _Choice(Globs(include) if include else None, Globs(exclude))
     stdin = False
-    for argument in arguments:
+    for argument in map(_from_url, arguments):
         if not argument.strip():
             raise UsageError("a file name is empty (an unset shell variable?)")
+        if argument.lower().startswith("file://"):
+            raise UsageError(f"{shown(argument)} is a file of another computer; copy it here first")
         if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", argument):
             raise UsageError(f"{shown(argument)} is a URL; download it first (curl -o FILE URL)")
         if argument == "-":
@@ -150,7 +154,7 @@ def names_files(argument: str) -> bool:
     """Whether an argument is an existing file or directory, a glob with matches, or a URL, rather than a question."""
     if re.fullmatch(r"[a-zA-Z][a-zA-Z0-9+.-]+://\S+", argument):
         return True
-    path = Path(argument)
+    path = Path(_from_url(argument))
     if _exists(path):
         return bool(argument)
     if not any(c in argument for c in "*?[") or any(c.isspace() for c in argument):
@@ -164,17 +168,29 @@ def typed_paths(text: str) -> list[str]:
     file:// URLs. A line that is one existing path as it stands is that path."""
     if _exists(path_of(text)):
         return [text]
+    if os.name != "nt" and re.match(r"""["']?[A-Za-z]:\\""", text):  # its backslashes are no escapes
+        return [text.strip("\"'")]
     try:
         parts = shlex.split(text, posix=os.name != "nt") or [text]
     except ValueError:  # a quote that does not end
         parts = [text]
     parts = [_from_url(part.strip("\"'") if os.name == "nt" else part) for part in parts]
+    parts = [_expanded(part) for part in parts]
     if len(parts) > 1 and not any(_exists(path_of(part)) or any(c in part for c in "*?[") for part in parts):
         return [_from_url(text)]  # a name with spaces, mistyped
     return parts
 
 
+def _expanded(text: str) -> str:
+    """A path with the environment's variables in it replaced, as a shell does, if that makes it one that exists."""
+    path = os.path.expandvars(text)
+    return path if "$" in text and not _exists(path_of(text)) and _exists(path_of(path)) else text
+
+
 def _from_url(text: str) -> str:
+    """The path of a file:// URL of this computer; any other text unchanged."""
+    if re.match(r"(?i)file:/(?!/)", text):  # as Java and older programs write it
+        return url2pathname(text[5:])
     if not text.lower().startswith("file://"):
         return text
     host, slash, rest = text[7:].partition("/")

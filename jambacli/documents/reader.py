@@ -21,6 +21,7 @@ from jambacli.session.conversation import Rendered, render_plain
 from jambacli.session.options import SessionOptions
 from jambacli.session.requests import request_of
 from jambacli.session.session import Session
+from jambacli.session.thinking import render_reply, switch_thoughts
 from jambacli.text.markup import CITATIONS, CITATIONS_END
 
 if TYPE_CHECKING:
@@ -165,8 +166,9 @@ class Reader:
             text = f"{self.instruction(task)}\n\nAnswer:"
             return render_plain(self.model.tokenizer, text, documents)
         session.clear()
+        switch_thoughts(session.conversation, self.generation.think)
         session.conversation.add_user(self.instruction(task), documents, self.knobs(task))
-        return session.conversation.render()
+        return render_reply(session.conversation, self.generation.think)
 
     def _options(self, entries: Sequence[DocumentEntry], task: Task, max_tokens: int | None) -> GenerationOptions:
         options = self.generation if max_tokens is None else replace(self.generation, max_tokens=max_tokens)

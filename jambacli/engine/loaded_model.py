@@ -25,12 +25,21 @@ class LoadedModel:
     """A model ready to compute.
 
     Attributes: ``name``; ``path`` (of the first file, or None); ``model`` (JambaModel); ``config`` (JambaConfig);
-    ``metadata`` (the file's key-value pairs); ``sampling`` (the file's defaults); ``load_seconds``.
+    ``metadata`` (the file's key-value pairs); ``sampling`` (the file's defaults); ``load_seconds``; ``chat_template`` (the
+    text of a chat template that replaces the file's own, or None).
     """
 
     def __init__(
-        self, model: JambaModel, metadata: Mapping[str, Any], name: str = "model", path: Path | None = None
+        self,
+        model: JambaModel,
+        metadata: Mapping[str, Any],
+        name: str = "model",
+        path: Path | None = None,
+        *,
+        chat_template: str | None = None,
+        template_name: str | None = None,
     ) -> None:
+        """``chat_template``: a template in place of the file's own, called ``template_name`` in errors."""
         self.name = name
         self.path = path
         self.model = model
@@ -38,6 +47,8 @@ class LoadedModel:
         self.config: JambaConfig = model.config
         self.sampling: Sampling = model_defaults(metadata)
         self.load_seconds = 0.0
+        self.chat_template = chat_template
+        self._template_name = template_name or name
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
@@ -50,7 +61,9 @@ class LoadedModel:
 
     @functools.cached_property
     def template(self) -> ChatTemplate | None:
-        """The chat template in the file; None when it has none."""
+        """The chat template that was given, or else that in the file; None when it has none. Raises TemplateError."""
+        if self.chat_template is not None:
+            return ChatTemplate(self.chat_template, self.tokenizer, self._template_name)
         source = self.tokenizer.template
         return ChatTemplate(source, self.tokenizer, self.name) if source else None
 

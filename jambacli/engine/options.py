@@ -28,6 +28,7 @@ class GenerationKeywords(TypedDict, total=False):
     schema: Mapping[str, Any] | None
     cite: int | None
     lookup: bool | None
+    think: bool | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +39,8 @@ class GenerationOptions:
     reply. ``stop``: texts before which it ends. ``schema``: a JSON schema that it must follow (see
     ``engine.constraints``). ``cite``: how many documents it may cite after JSON of the schema. ``lookup``: whether
     earlier text, such as documents, provides drafts of the next tokens, several of which a step confirms; the reply is
-    the same. None: where the device has a fast step of several tokens. Raises UsageError for a value
-    out of its range.
+    the same. None: where the device has a fast step of several tokens. ``think``: whether the model may think before it
+    answers (see ``session.thinking``), None for what its chat template does. Raises UsageError for a value out of its range.
     """
 
     temperature: float | None = None
@@ -58,6 +59,7 @@ class GenerationOptions:
     schema: Mapping[str, Any] | None = None
     cite: int | None = None
     lookup: bool | None = None
+    think: bool | None = None
 
     def __post_init__(self) -> None:
         self.sampling(Sampling())

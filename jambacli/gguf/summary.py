@@ -76,10 +76,11 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Template:
-    """A chat template: its family and what it supports ("tools", "documents", "thinking")."""
+    """A chat template: its family, what it supports ("tools", "documents", "thinking"), and why it does not work, if so."""
 
     family: str
     handles: list[str]
+    problem: str | None = None
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,18 @@ def describe_template(source: object) -> Template | None:
     else:
         family = "custom"
     marks = {"tools": r"\btools\b", "documents": r"\bdocuments\b", "thinking": r"<think>"}
-    return Template(family, [name for name, pattern in marks.items() if re.search(pattern, source)])
+    return Template(family, [name for name, pattern in marks.items() if re.search(pattern, source)], _fault(source))
+
+
+def _fault(template: str) -> str | None:
+    """Why a chat template does not work, None if it parses."""
+    from jambacli.text.template import TemplateError, compiled
+
+    try:
+        compiled(template, "")
+    except TemplateError as error:
+        return clean(error.problem_in_file)
+    return None
 
 
 def describe_origin(metadata: Mapping[str, Any]) -> dict[str, str]:

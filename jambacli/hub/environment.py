@@ -29,13 +29,18 @@ def check_environment() -> None:
             whole = str(max(1, -int(-seconds // 1)))
             os.environ[name] = whole
             _exact[name] = (whole, seconds)
+    _check_token()
+    _check_certificates()
+    for name in ("HF_HUB_USER_AGENT_ORIGIN", "HF_TOKEN_PATH", "HF_HOME", "HF_HUB_CACHE"):
+        if not os.environ.get(name, "").isprintable():
+            raise JambaError(f"{name} holds a line break or another control character; correct or unset it")
     if endpoint := os.environ.get("HF_ENDPOINT"):
         _check_url("HF_ENDPOINT", endpoint, ("http", "https"), "https://huggingface.co")
     for name in _PROXIES:
         for spelled in (name, name.lower()):
             if proxy := os.environ.get(spelled):
-                if "://" in proxy:
-                    _check_url(spelled, proxy, ("http", "https", "socks5", "socks5h"), "http://127.0.0.1:3128")
+                schemes = ("http", "https", "socks5", "socks5h")
+                _check_url(spelled, proxy, schemes, "http://127.0.0.1:3128", host_alone="://" not in proxy)
                 if proxy.startswith("socks") and not _has_socks():
                     raise JambaError(
                         f"{spelled} is a SOCKS proxy, for which a package is missing: pip install 'httpx[socks]', or unset it"
@@ -54,10 +59,49 @@ def seconds(name: str, default: float) -> float:
         return default
 
 
-def _check_url(name: str, text: str, schemes: tuple[str, ...], example: str) -> None:
+def proxy_for(url: str) -> str | None:
+    """The proxy that requests to ``url`` go through, without a password; None if they go through none."""
+    from urllib.request import getproxies, proxy_bypass
+
+    parts, proxies = urlsplit(url), getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    if not proxy or proxy_bypass(parts.netloc.rpartition("@")[2]):
+        return None
+    return proxy.rpartition("//")[2].rpartition("@")[2]
+
+
+def _check_token() -> None:
+    """Raise JambaError for a token that no request can carry. Line ends around it are left to the library."""
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        token = os.environ.get(name, "").strip()
+        if not all("!" <= c <= "~" for c in token):
+            raise JambaError(
+                f"{name} holds a space, a line break or a letter that no token has; copy it again, or unset it"
+            )
+
+
+def _check_certificates() -> None:
+    """Raise JambaError for a file of certificates, or of keys to log, that the TLS library would fail on."""
+    if path := os.environ.get("SSL_CERT_FILE"):
+        import ssl
+
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=path)
+        except ssl.SSLError as error:
+            raise JambaError(f"SSL_CERT_FILE: {path} holds no certificates; correct or unset it") from error
+        except OSError as error:
+            raise JambaError(f"SSL_CERT_FILE: cannot read {path}: {error.strerror}; correct or unset it") from error
+    if (path := os.environ.get("SSLKEYLOGFILE")) and not os.path.isdir(os.path.dirname(path) or "."):  # noqa: PTH112, PTH120
+        raise JambaError(f"SSLKEYLOGFILE: {path} cannot be written: its folder does not exist; correct or unset it")
+
+
+def _check_url(name: str, text: str, schemes: tuple[str, ...], example: str, *, host_alone: bool = False) -> None:
+    """``host_alone``: the text is HOST:PORT, without a scheme."""
     try:
-        url = urlsplit(text)
+        url = urlsplit(f"http://{text}" if host_alone else text)
         valid = url.scheme in schemes and bool(url.hostname) and (url.port or 1) > 0
+        valid = valid and text.isprintable() and " " not in text.strip() and not (url.query or url.fragment)
+        valid = valid and not (host_alone and url.path.strip("/"))
     except ValueError:
         valid = False
     if not valid:

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from jambacli.errors import JambaError
 from jambacli.hub import download
 from jambacli.hub.download import RemoteFile, Unreachable
-from jambacli.hub.environment import check_environment
+from jambacli.hub.environment import check_environment, proxy_for
 from jambacli.hub.paths import is_safe_path
 
 logger = logging.getLogger(__name__)
@@ -172,7 +172,7 @@ def _ask(repo: str, revision: str | None, path: str | None, call: Callable[[], T
             what = "asks to slow down" if status == 429 else "has an error"
             why = f"the hub {what} ({status})"
             wait = download.wait_before(attempt, headers)
-        except PermissionError as error:
+        except (PermissionError, IsADirectoryError, NotADirectoryError, FileNotFoundError) as error:
             raise JambaError(f"{repo}: the hub library cannot read its own files: {error}") from error
         except json.JSONDecodeError as error:
             raise JambaError(
@@ -183,7 +183,18 @@ def _ask(repo: str, revision: str | None, path: str | None, call: Callable[[], T
         except Exception as error:  # the library does not wrap its HTTP client's exceptions
             stalled = "Timeout" in type(error).__name__
             text = " ".join(str(error).split())[:160] or type(error).__name__
-            why = "the hub does not answer" if stalled else f"the hub cannot be reached: {text}"
+            if "CERTIFICATE_VERIFY_FAILED" in text:
+                raise JambaError(
+                    f"{repo}: the certificate of {_page()} is not trusted; if this network replaces certificates, set "
+                    "SSL_CERT_FILE to the file of its authority"
+                ) from error
+            if type(error).__name__ in ("LocalProtocolError", "InvalidURL", "UnsupportedProtocol"):
+                raise JambaError(
+                    f"{repo}: the request cannot be made ({type(error).__name__}); check the variables that begin with HF_"
+                ) from error
+            proxy = proxy_for(_page())
+            through = f" through the proxy {proxy}" if proxy is not None else ""
+            why = f"the hub does not answer{through}" if stalled else f"the hub cannot be reached{through}: {text}"
             wait = download.wait_before(attempt)
         if attempt == download.TRIES:
             raise Unreachable(f"{repo}: {why}, {attempt} times in a row; try again later")

@@ -74,4 +74,8 @@ def as_api_error(error: BaseException, status: int = 500) -> ApiError:
 
 def _field(option: str) -> str:
     """The field of a request that sets an option."""
-    return {"ctx": "context length of the server", "schema": "response_format"}.get(option, option)
+    return {
+        "ctx": "context length of the server",
+        "schema": "response_format",
+        "chat_template": "chat template of the server",
+    }.get(option, option)

@@ -18,10 +18,10 @@ from jambacli.cache.prefix_store import PrefixStore, text_hash
 from jambacli.cache.reply_cache import ReplyCache, reply_key
 from jambacli.errors import JambaError, UsageError
 from jambacli.server.errors import ApiError, bad_request
-from jambacli.server.thinking import SWITCHES, template_variables
 from jambacli.server.tools import call_object
 from jambacli.session.conversation import Conversation, Turn
 from jambacli.session.reply_tools import model_markup
+from jambacli.session.thinking import SWITCHES, template_variables
 from jambacli.text.tools import same_arguments
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class History:
             except UsageError as error:  # the template would leave them out
                 raise bad_request(error.problem, "tools" if call.tools is not None else "messages") from error
         conversation = Conversation(template, tokenizer)
-        conversation.variables = {**template.protect(call.variables), **template_variables(template, call.thinking)}
+        conversation.variables = {**template.protect(call.variables), **template_variables(template, call.think)}
         # A reply is found again when the next one is to be with thoughts, or without.
         lasting = {name: value for name, value in call.variables.items() if name not in SWITCHES}
         chain = reply_key("chat", self._scope, lasting)

@@ -49,7 +49,7 @@ class Call:
     template. ``model``: the name that the client gave, None for none. ``tools``: those that the reply may call.
     ``ctx``: tokens that the client wants to fit. ``logprobs``: how many alternatives to give beside each token of the reply,
     None for no log-probabilities; ``prompt_logprobs``: also beside those of the prompt. ``echo``: the prompt comes before its
-    continuation. ``thinking``: with thoughts or without; None: as the template has it.
+    continuation. ``thinking``: with thoughts or without; None: as the options say (see ``think``).
     """
 
     messages: Sequence[Message] = ()
@@ -65,6 +65,11 @@ class Call:
     prompt_logprobs: bool = False
     echo: bool = False
     thinking: bool | None = None
+
+    @property
+    def think(self) -> bool | None:
+        """With thoughts or without, by the request or else by the server's options; None: as the template has it."""
+        return self.options.think if self.thinking is None else self.thinking
 
 
 def without_nulls(body: Mapping[str, Any]) -> dict[str, Any]:

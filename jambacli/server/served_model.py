@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jambacli.server.model_info import ModelInfo, file_info
-from jambacli.server.thinking import can_think
+from jambacli.session.thinking import can_think
 from jambacli.text.tool_calls import call_form
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ from jambacli.server.errors import bad_request
 from jambacli.server.events import Answer, Event, Piece, Running, Waiting
 from jambacli.server.found_calls import CallDelta
 from jambacli.server.request import Call
-from jambacli.server.thinking import SWITCHES
 from jambacli.server.tools import call_object
 from jambacli.server.upstream_client import UpstreamClient, UpstreamStream, sse_chunks
 from jambacli.server.upstream_tools import StreamedCalls, tool_fields
+from jambacli.session.thinking import SWITCHES
 
 _SAMPLING = (
     "temperature", "top_k", "top_p", "min_p", "typical_p", "presence_penalty", "frequency_penalty", "seed", "max_tokens",
@@ -45,7 +45,7 @@ def body_of(call: Call, model: str, *, documents: bool) -> dict[str, Any]:
         body["n"] = call.choices
     if not call.messages:
         return {**body, "prompt": call.prompts[0] if len(call.prompts) == 1 else list(call.prompts)}
-    switches = {} if call.thinking is None else dict.fromkeys(SWITCHES, call.thinking)
+    switches = {} if call.think is None else dict.fromkeys(SWITCHES, call.think)
     if variables := {**switches, **call.variables}:
         body["chat_template_kwargs"] = variables
     if call.tools is not None:

@@ -22,10 +22,10 @@ from jambacli.server.engine_call import Echo, EngineCall
 from jambacli.server.errors import SOONEST, ApiError, as_api_error, bad_request, context_full
 from jambacli.server.history import History
 from jambacli.server.prefix_breaks import PrefixBreaks
-from jambacli.server.thinking import forbid_thoughts, without_thoughts
 from jambacli.session.conversation import Rendered
 from jambacli.session.reply_tools import reply_tools
 from jambacli.session.requests import request_of, text_request
+from jambacli.session.thinking import without_thoughts
 
 if TYPE_CHECKING:
     from jambacli.api import Jamba
@@ -128,12 +128,13 @@ class Worker:
         model = self.model
         if call.ctx is not None and call.ctx > self.ctx:
             raise bad_request(f"num_ctx {call.ctx} is more than the {self.ctx} tokens of this server", "num_ctx")
+        call = replace(call, options=replace(call.options, think=call.think))
         chain: str | None = None
         documents = [*(d for message in call.messages for d in message.documents), *call.documents]
         if call.messages:
             conversation, chain = self.history.conversation(call)
             rendered = conversation.render()
-            if call.thinking is False:
+            if call.think is False:
                 rendered = without_thoughts(model.tokenizer, rendered)
             firsts = [request_of(model, rendered, call.options, chat=True, documents=documents, tools=call.tools)]
             more = [rendered] * (call.choices - 1)
@@ -156,7 +157,7 @@ class Worker:
                     tools = call.tools if chat else None
                     request = request_of(model, whole, options, chat=chat, documents=documents, tools=tools)
                 requests.append(replace(request, logprobs=call.logprobs, prompt_logprobs=call.prompt_logprobs))
-        return forbid_thoughts(requests) if call.thinking is False else requests, chain
+        return requests, chain
 
     def _plain(self, prompt: Any, call: Call) -> Request:
         if isinstance(prompt, str):

@@ -18,6 +18,7 @@ from jambacli.session.conversation import (
     thought_marks,
 )
 from jambacli.session.reply_tools import reply_constraint, reply_tools, without_calls
+from jambacli.session.thinking import forbid_thoughts, render_reply, switch_thoughts
 
 if TYPE_CHECKING:
     from jambacli.engine.loaded_model import LoadedModel
@@ -50,6 +51,8 @@ def chat_request(
             raise UsageError(f"a message needs a role ({', '.join(_ROLES)}) and a text as its content")
     *before, last = messages
     conversation = Conversation(model.template, model.tokenizer)
+    think = options.think if options is not None else None
+    switch_thoughts(conversation, think)  # documents are rendered as they will be in the prompt
     conversation.turns = [Turn(m["role"], m["content"]) for m in before]
     if last["role"] == "user":
         conversation.add_user(last["content"], documents, knobs)
@@ -57,7 +60,7 @@ def chat_request(
         raise UsageError("documents come before a message of the user, which must be the last one")
     else:
         conversation.turns.append(Turn(last["role"], last["content"]))
-    return request_of(model, conversation.render(), options, chat=True, documents=documents)
+    return request_of(model, render_reply(conversation, think), options, chat=True, documents=documents)
 
 
 def text_request(
@@ -89,10 +92,11 @@ def request_of(
     tokenizer = model.tokenizer
     marks = thought_marks(tokenizer)
     calls = reply_tools(model, tools)
+    chosen = forbid_thoughts(model, options.sampling(sampling or model.sampling), options.think)
     return Request(
         ids=rendered.ids,
         boundaries=rendered.boundaries,
-        sampling=without_calls(model, options.sampling(sampling or model.sampling), tools),
+        sampling=without_calls(model, chosen, tools),
         max_tokens=options.max_tokens,
         stops=tuple(options.stop),
         thought_marks=marks,

@@ -27,6 +27,7 @@ from jambacli.session.options import SessionOptions
 from jambacli.session.reply_tools import ReplyTools, model_markup, reply_constraint, reply_tools, without_calls
 from jambacli.session.session_lock import SessionLock
 from jambacli.session.stats import Stats
+from jambacli.session.thinking import forbid_thoughts, render_reply, switch_thoughts
 from jambacli.session.tool_loop import ROUNDS, ToolOptions, reply_with_tools
 from jambacli.text.tool_calls import ToolCall
 from jambacli.text.tools import ToolUse, tool_choice_of
@@ -135,6 +136,7 @@ class Session:
         self._check_writable()
         chosen = _merged(options, keywords)
         self.use_tools(tools, choice=tool_choice, rounds=tool_rounds, approve=approve)
+        switch_thoughts(self.conversation, chosen.think)  # documents are rendered as they will be in the prompt
         self.conversation.add_user(text, documents, knobs)
         self._record_documents(documents)
         return self._answer(chosen, reserve, progress)
@@ -263,6 +265,11 @@ class Session:
         self._chat, self._finish, self._random_state = saved.chat, saved.finish, saved.random_state
         self._prompt, self._reply_ids = list(saved.prompt), list(saved.reply)
         if saved.chat:
+            if saved.template_hash not in ("", self._template_hash()):
+                logger.info(
+                    "session %s was made with another chat template: what this one renders otherwise is read again",
+                    saved.name,
+                )
             self._system = saved.system
             self.conversation.turns = [Turn.from_json(t) for t in saved.turns]
         cache, sequence = self.prefix_cache, self.sequence
@@ -271,6 +278,11 @@ class Session:
         fitting = [p for p in saved.prefixes if p.position <= sequence.ctx]
         if sequence.restore_first(cache.read(fitting, saved.tokens)):
             cache.add_stored(p for p in fitting if p.position < len(sequence.tokens))
+
+    def _template_hash(self) -> str:
+        """The hash of the chat template, "" without one or where none is used."""
+        template = self.model.template if self._chat else None
+        return text_hash(template.source) if template is not None else ""
 
     def use_tools(
         self,
@@ -320,7 +332,7 @@ class Session:
     ) -> tuple[Iterator[str], ReplyTools | None]:
         """The next reply, and the tools that it may call."""
         try:
-            rendered = self.conversation.render()
+            rendered = render_reply(self.conversation, options.think)
             sampling = without_calls(self.model, self._sampling(options), tools)
             calls = reply_tools(self.model, tools)
         except BaseException:
@@ -418,7 +430,7 @@ class Session:
         """How the tokens of a reply are chosen. Raises UsageError for a biased token that the model does not have."""
         sampling = options.sampling(self.sampling)
         sampling.check_vocabulary(self.model.config.vocab_size)
-        return sampling
+        return forbid_thoughts(self.model, sampling, options.think)
 
     def commit(self) -> None:
         """Store the sequence and, under a name, save the session; returns once everything is copied."""
@@ -458,6 +470,8 @@ class Session:
             finish=self._finish,
             random_state=self._random_state,
             documents=list(cache.documents),
+            template_hash=self._template_hash(),
+            chat_template=model.chat_template if self._chat else None,
         )
 
 

@@ -38,7 +38,8 @@ _TURN_FIELDS = _TURN_TEXTS | {"ids", "thought_ids", "pinned", "extra"}
 @dataclass
 class SavedSession:
     """What a session file holds; the field names are its keys. ``prompt`` and ``reply`` are token ids of the last reply,
-    ``turns`` those of a Conversation.
+    ``turns`` those of a Conversation. ``template_hash``: of the chat template, "" if there is none or it is not known;
+    ``chat_template``: its text, if it is not the model file's own.
     """
 
     name: str
@@ -60,6 +61,8 @@ class SavedSession:
     documents: list[str] = field(default_factory=list)
     prefixes: list[Prefix] = field(default_factory=list)
     precise: bool = True  # files without this field were written when decode was always precise
+    template_hash: str = ""
+    chat_template: str | None = None
 
     @property
     def tokens(self) -> list[int]:
@@ -173,6 +176,8 @@ def _check_types(value: dict[str, Any]) -> None:
         "finish": text,
         "system": (str, type(None)),
         "parent": (str, type(None)),
+        "template_hash": text,
+        "chat_template": (str, type(None)),
         "random_state": (dict, type(None)),
     }
     types |= dict.fromkeys(("turns", "documents", "prefixes"), (list,))

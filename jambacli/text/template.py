@@ -8,10 +8,15 @@ removed again when the text between the template's own markers is encoded.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from jambacli.errors import BadFileError, JambaError, UsageError
-from jambacli.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import jinja2
+
+    from jambacli.text.template_limits import BoundedEnvironment
+    from jambacli.text.tokenizer import Tokenizer
 
 MAX_TEMPLATE = 1 << 20
 # Unicode noncharacters, reserved for use inside a program. They mark places in a rendering; in content they become U+FFFD, so
@@ -37,26 +42,19 @@ Message = Mapping[str, Any]
 _FAILURES = (ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RecursionError, MemoryError)
 
 
+class TemplateError(BadFileError):
+    """A chat template that does not work; another one may."""
+
+    def __init__(self, path: object, problem: str) -> None:
+        super().__init__(path, problem, remedy="give one that works with {chat_template}")
+
+
 class ChatTemplate:
     """A model's compiled chat template."""
 
     def __init__(self, source: str, tokenizer: Tokenizer, path: object = "model") -> None:
-        """Compile ``source``. Raises BadFileError naming ``path`` when it is not a valid template or is too long."""
-        import jinja2
-
-        from jambacli.text.template_limits import BoundedEnvironment
-
-        if len(source) > MAX_TEMPLATE:
-            raise BadFileError(
-                path, f"its chat template is {len(source):,} characters long; the limit is {MAX_TEMPLATE:,}"
-            )
-
-        self._environment = BoundedEnvironment(kept=SENTINEL + FENCE_OPEN + FENCE_CLOSE)
-        self._environment.globals["raise_exception"] = _raise
-        try:
-            self._template = self._environment.bounded(source)
-        except (jinja2.TemplateError, SyntaxError, *_FAILURES) as error:
-            raise BadFileError(path, f"its chat template does not parse: {_line(error)}") from error
+        """Compile ``source``. Raises TemplateError naming ``path`` when it is not a valid template or is too long."""
+        self._environment, self._template = compiled(source, path)
         self.source = source
         self._tokenizer = tokenizer
         self._path = path
@@ -85,7 +83,7 @@ class ChatTemplate:
         """Token ids of a conversation: the template's own markers are single tokens, markers inside content stay text.
 
         If the tokenizer adds bos, the ids begin with exactly one, whether or not the template writes it. Raises UsageError
-        when the template refuses the conversation, BadFileError when it fails.
+        when the template refuses the conversation, TemplateError when it fails.
         """
         text = self._render(
             [self.protect_message(m) for m in messages],
@@ -140,9 +138,9 @@ class ChatTemplate:
                 **{**names, **variables},
             )
         except TemplateRefusal as error:
-            raise UsageError(f"the model's chat template refuses this conversation: {error}") from error
+            raise UsageError(f"the chat template refuses this conversation: {error}") from error
         except (jinja2.TemplateError, *_FAILURES) as error:
-            raise BadFileError(self._path, f"its chat template fails on this conversation: {_line(error)}") from error
+            raise TemplateError(self._path, f"the chat template fails on this conversation: {_line(error)}") from error
 
     def protect_message(self, message: Message) -> dict[str, Any]:
         """``message`` with the markers in its text protected, except an assistant's own in its content (thoughts, calls)."""
@@ -170,6 +168,24 @@ class ChatTemplate:
         if isinstance(value, list | tuple):
             return [self.protect(v, own) for v in value]
         return value
+
+
+def compiled(source: str, path: object) -> tuple[BoundedEnvironment, jinja2.Template]:
+    """A template with its environment. Raises TemplateError naming ``path`` when it is not a valid one or is too long."""
+    import jinja2
+
+    from jambacli.text.template_limits import BoundedEnvironment
+
+    if len(source) > MAX_TEMPLATE:
+        raise TemplateError(
+            path, f"the chat template is {len(source):,} characters long; the limit is {MAX_TEMPLATE:,}"
+        )
+    environment = BoundedEnvironment(kept=SENTINEL + FENCE_OPEN + FENCE_CLOSE)
+    environment.globals["raise_exception"] = _raise
+    try:
+        return environment, environment.bounded(source)
+    except (jinja2.TemplateError, SyntaxError, *_FAILURES) as error:
+        raise TemplateError(path, f"the chat template does not parse: {_line(error)}") from error
 
 
 class TemplateRefusal(JambaError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -12,6 +13,7 @@ import pytest
 
 from tests.support import jamba_gguf
 from tests.support.cli_runner import jamba
+from tests.support.repository import REPO
 from tests.support.small_models import small_file
 
 
@@ -219,3 +221,65 @@ def test_the_home_of_a_user_that_is_none_holds_no_file(words: tuple[str, ...]) -
     assert done.returncode in (1, 2) and done.stderr.count(b"\n") == 1
     said = done.stderr.decode()
     assert "~no-such-user/x" in said and "internal" not in said, said
+
+
+@pytest.mark.parametrize("columns", ["0", "3", "abc", "-5", "²", ""])
+def test_a_width_that_is_none_is_ignored(model: str, columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    done = jamba("show", model)
+    assert done.returncode == 0 and done.stdout.startswith(b"small q8_0\n") and done.stderr == b""
+
+
+def _in_shell(line: str, folder: Path, **variables: str | None) -> subprocess.CompletedProcess[str]:
+    """A line of sh in ``folder``, with ``$JAMBA``; variables that are None are unset."""
+    environment = {**os.environ, "PYTHONPATH": str(REPO), "JAMBA": f"{sys.executable} -m jambacli"}
+    environment = {k: v for k, v in {**environment, **variables}.items() if v is not None}
+    return subprocess.run(["sh", "-c", line], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a current directory cannot be deleted there")
+def test_a_deleted_current_directory_is_named(model: str, tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    done = _in_shell(f"cd gone && rmdir ../gone && $JAMBA run '{model}' hi -n 1", tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: the current directory has been deleted; change to another one first (cd)\n"
+
+
+def test_an_empty_home_is_that_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pwd = pytest.importorskip("pwd")
+    from jambacli.cli import _ready_environment
+    from jambacli.files import jamba_home
+
+    for name in ("JAMBA_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "")
+    _ready_environment()
+    assert str(jamba_home()).startswith(pwd.getpwuid(os.getuid()).pw_dir)
+    monkeypatch.setenv("JAMBA_HOME", " ")
+    assert str(jamba_home()).strip() != ""
+
+
+def test_a_home_that_is_a_file_is_said_where_models_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("JAMBA_HOME", str(tmp_path / "file"))
+    assert f"{tmp_path / 'file'} is not a folder, so it holds no models" in jamba("list").stderr.decode()
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"TERM": None, "NO_COLOR": "1"},
+        {"TERM": "dumb", "COLUMNS": "0"},
+        {"TERM": ""},
+        {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        {"PYTHONIOENCODING": "ascii"},
+        {"LC_ALL": "xx_YY.none"},
+    ],
+)
+def test_any_terminal_and_locale_shows_a_model(model: str, tmp_path: Path, variables: dict[str, str | None]) -> None:
+    done = _in_shell(f"$JAMBA show '{model}'", tmp_path, **variables)
+    assert (
+        (done.returncode, done.stderr) == (0, "")
+        and done.stdout.startswith("small q8_0\n")
+        and "\x1b" not in done.stdout
+    )

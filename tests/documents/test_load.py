@@ -148,7 +148,6 @@ REFUSED: dict[str, tuple[bytes | Callable[[], bytes], str]] = {
     "program": (b"\x7fELF" + bytes(100), "program"),
     "model.gguf": (b"GGUF" + bytes(100), "a model, not a document"),
     "notes.txt.gz": (b"\x1f\x8b\x08\x00" + bytes(100), "unpack"),
-    "letter.rtf": (b"{\\rtf1 hello}", ".docx"),
     "old.doc": (OLE, "save it as .docx"),
     "locked.docx": (OLE, "password"),
     "scan.pdf": (pdf_bytes(["", ""]), "ocrmypdf"),
@@ -416,3 +415,19 @@ def test_paths_as_people_type_and_terminals_paste_them(tmp_path: Path) -> None:
     assert typed_paths("no such file.txt") == ["no such file.txt"]
     assert typed_paths('"open quote') == ['"open quote']
     assert typed_paths("https://example.org/a") == ["https://example.org/a"]
+
+
+def test_paths_of_other_systems_and_shells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a b.txt").write_text("x", encoding="utf-8")
+    monkeypatch.setenv("WHERE", str(tmp_path))
+    found = str(tmp_path / "a b.txt")
+    assert typed_paths("$WHERE/a\\ b.txt") == typed_paths('"${WHERE}/a b.txt"') == [found]
+    assert typed_paths("$NOWHERE/x") == ["$NOWHERE/x"]
+    if os.name != "nt":
+        assert typed_paths(r"C:\Users\me\x y.txt") == typed_paths(r'"C:\Users\me\x y.txt"') == [r"C:\Users\me\x y.txt"]
+    url = (tmp_path / "a b.txt").as_uri()
+    for written in (url, url.replace("file:///", "file:/"), url.replace("file://", "FILE://LOCALHOST")):
+        assert typed_paths(written) == [found]
+        assert [str(p) for p in expand([written]).paths] == [found] and names_files(written)
+    with pytest.raises(UsageError, match="file of another computer; copy it here"):
+        expand(["file://server/share/x.txt"])

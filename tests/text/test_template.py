@@ -143,7 +143,7 @@ def test_an_assistants_thoughts_keep_their_markers() -> None:
 def test_hostile_templates_fail_in_one_line(source: str) -> None:
     metadata, _ = byte_level_metadata(["hello"])
     template = ChatTemplate(source, Tokenizer(metadata), "evil.gguf")
-    with pytest.raises(BadFileError, match=r"evil\.gguf: its chat template") as caught:
+    with pytest.raises(BadFileError, match=r"evil\.gguf: the chat template") as caught:
         template.render([{"role": "user", "content": "x"}])
     assert "\n" not in str(caught.value)
 
@@ -153,7 +153,7 @@ def test_hostile_templates_fail_in_one_line(source: str) -> None:
 )
 def test_a_template_that_does_not_parse_is_named(source: str) -> None:
     metadata, _ = byte_level_metadata(["hello"])
-    with pytest.raises(BadFileError, match=r"^x\.gguf: its chat template does not parse: .+") as caught:
+    with pytest.raises(BadFileError, match=r"^x\.gguf: the chat template does not parse: .+") as caught:
         ChatTemplate(source, Tokenizer(metadata), "x.gguf")
     assert "\n" not in str(caught.value)
 

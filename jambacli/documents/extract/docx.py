@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 from jambacli.documents.extract.docx_numbering import Numbering
-from jambacli.documents.extract.docx_package import Package, attribute, opened, short_name
 from jambacli.documents.extract.docx_state import Context, Left
 from jambacli.documents.extract.docx_story import Story
 from jambacli.documents.extract.docx_styles import Styles, on
+from jambacli.documents.extract.ooxml import Package, attribute, opened, short_name
 from jambacli.documents.extract.pieces import DocumentPart, parts_of_lines
 from jambacli.documents.extract.rows import Line
 from jambacli.units import counted

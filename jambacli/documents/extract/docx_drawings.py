@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jambacli.documents.extract.docx_package import short_name
+from jambacli.documents.extract.ooxml import short_name
 
 _MOST_POINTS = 10_000
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from jambacli.documents.extract.docx_package import attribute
 from jambacli.documents.extract.docx_styles import on
+from jambacli.documents.extract.ooxml import attribute
 
 CHECKED, UNCHECKED = "☒", "☐"
 

@@ -6,9 +6,9 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from jambacli.documents.extract.docx_package import attribute, short_name
 from jambacli.documents.extract.docx_symbols import symbol
 from jambacli.documents.extract.numerals import shown
+from jambacli.documents.extract.ooxml import attribute, short_name
 
 _LEVELS = 9
 _PLACE = re.compile(r"%([1-9])")

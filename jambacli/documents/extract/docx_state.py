@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from jambacli.documents.extract.docx_fields import Field
 from jambacli.documents.extract.docx_numbering import Numbering
-from jambacli.documents.extract.docx_package import Package
 from jambacli.documents.extract.docx_styles import Styles
+from jambacli.documents.extract.ooxml import Package
 from jambacli.documents.extract.rows import Cell, Line, Rows
 
 

@@ -11,10 +11,10 @@ from typing import Any
 from jambacli.documents.extract import formula
 from jambacli.documents.extract.docx_drawings import chart_lines, diagram_lines
 from jambacli.documents.extract.docx_fields import Control, Field
-from jambacli.documents.extract.docx_package import attribute
 from jambacli.documents.extract.docx_paragraphs import Paragraphs
 from jambacli.documents.extract.docx_state import Context, Frame, Paragraph, Table
 from jambacli.documents.extract.docx_styles import on
+from jambacli.documents.extract.ooxml import attribute
 from jambacli.documents.extract.rows import Cell, Line
 
 _EVENTS = 100_000

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from jambacli.documents.extract.docx_package import attribute, short_name
+from jambacli.documents.extract.ooxml import attribute, short_name
 
 _DEEPEST = 50
 

@@ -6,9 +6,13 @@ import io
 import json
 import re
 import zipfile
+import zlib
 from pathlib import Path, PurePath
 
+from jambacli.documents.extract.kinds_of_text import plain_text_kind, zip_text_kind
+from jambacli.documents.extract.ole import stream_names
 from jambacli.documents.extract.plain import EmptyFileError
+from jambacli.documents.extract.zip_guard import opened_member, opened_zip
 from jambacli.errors import BadFileError
 
 #: So many bytes of a file decide.
@@ -16,16 +20,28 @@ HEAD = 4096
 
 _HTML = frozenset((".html", ".htm", ".xhtml"))
 _MAIL = frozenset((".eml", ".emlx", ".mht", ".mhtml"))
+_IMAGES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
+SUBTITLES = frozenset((".srt", ".vtt", ".sbv", ".ass", ".ssa"))
 _OFFICE = {
-    "xl/": "an Excel workbook; save the sheet as .csv",
-    "ppt/": "a PowerPoint file; save it as .pdf",
-    "META-INF/container.xml": "an e-book; convert it to .pdf or .txt",
-    "content.xml": "an OpenDocument file; save it as .docx or .pdf",
+    "content.xml": "an OpenDocument file of an unknown kind; save it as .odt, .docx or .pdf",
+    "Index/": "a file of Numbers, Pages or Keynote; export it as .xlsx, .docx, .pptx or .pdf",
 }
-_OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
-_MSG = (
-    "an Outlook message; save it as .eml (Outlook: Save as, or drag it to a folder of another mail program) or as .pdf"
-)
+#: The first bytes of a compound file: of old Office files, and of Outlook's messages.
+OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
+# Content types of the main parts of Office files, and the kinds they are.
+_CONTENT = {
+    "excel.sheet.binary": "xlsb", "spreadsheetml": "xlsx", "ms-excel": "xlsx", "presentationml": "pptx",
+    "ms-powerpoint": "pptx", "wordprocessingml": "docx", "ms-word": "docx",
+}  # fmt: skip
+_MAIN_PARTS = {
+    "word/document.xml": "docx",
+    "xl/workbook.xml": "xlsx",
+    "xl/workbook.bin": "xlsb",
+    "ppt/presentation.xml": "pptx",
+}
+_OPEN_DOCUMENT = {"spreadsheet": "ods", "presentation": "odp"}
+_ZIP_NAMES = frozenset((".docx", ".xlsx", ".xlsm", ".xlsb", ".pptx", ".ods", ".odp"))
+_OLD_WORD = "an old Word file (.doc); open it in Word or LibreOffice and save it as .docx or .odt"
 # The separator line of an mbox file, and the fields of a message's header; the second group is enough with one more of them.
 _MBOX = re.compile(rb"From \S+ .*\d\d:\d\d.*\d{4}[^\n]*\n[!-9;-~]+:[ \t]")
 _FIELD = re.compile(rb"([!-9;-~]+):[ \t]?[^\n]*(?:\n[ \t][^\n]*)*(?:\n|\Z)")
@@ -48,26 +64,37 @@ def kind_of(head: bytes, name: str, *, path: Path | None = None, data: bytes | N
     suffix = (PurePath(name).suffix or (path.suffix if path is not None else "")).lower()
     if b"%PDF-" in head[:1024] and not is_mail(head):
         return "pdf"
-    if head.startswith(_OLE):
-        if suffix == ".msg" or "__substg1.0_".encode("utf-16-le") in _start(path, data):
-            raise BadFileError(name, f"is {_MSG}")
-        raise BadFileError(name, "is an old or a password-protected Office file; save it as .docx or .pdf, unprotected")
-    if head.startswith(b"PK\x03\x04") or suffix == ".docx":
+    if is_image(head):
+        return "image"
+    if head.startswith(OLE):
+        if suffix in (".msg", ".oft") or is_outlook(path, data):
+            return "outlook"
+        return _ole_kind(path, name, data)
+    if head.startswith(b"PK\x03\x04") or suffix in _ZIP_NAMES:
         return _zip_kind(path, name, data, head)
     if suffix == ".pdf":
         if not head.strip():
             raise EmptyFileError(name)
         raise BadFileError(name, "is not a PDF, despite its name; export it again")
+    if (kind := plain_text_kind(head, name)) is not None:
+        return kind
     start = head[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if _MBOX.match(_unix(head).lstrip(b"\n")):
         return "mbox"
-    if is_mail(head, likely=suffix in _MAIL):
+    if is_mail(head, likely=suffix in _MAIL or (suffix == ".doc" and b"MIME-Version:" in head[:64])):
         return "mail"
     if suffix in _HTML or start.startswith((b"<!doctype html", b"<html")):
         return "html"
+    if suffix in SUBTITLES or start.startswith(b"webvtt"):
+        return "subtitles"
     if suffix == ".ipynb" or (start.startswith(b"{") and not suffix and _is_notebook(data)):
         return "notebook"
     return "text"
+
+
+def is_image(head: bytes) -> bool:
+    """Whether a file is a picture of a format that may hold a scan."""
+    return head.startswith(_IMAGES) or (head.startswith(b"RIFF") and head[8:12] == b"WEBP")
 
 
 def is_mail(head: bytes, *, likely: bool = False) -> bool:
@@ -91,11 +118,18 @@ def _unix(head: bytes) -> bytes:
     return head.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
 
-def _start(path: Path | None, data: bytes | None) -> bytes:
-    if path is None:
-        return (data or b"")[: 1 << 20]
-    with path.open("rb") as file:
-        return file.read(1 << 20)
+def is_outlook(path: Path | None, data: bytes | None = None) -> bool:
+    """Whether a compound file is one of Outlook's messages, by names near its start or in the first sector of its directory."""
+    with path.open("rb") if path is not None else io.BytesIO(data or b"") as file:
+        start = file.read(1 << 20)
+        if not start.startswith(OLE):
+            return False
+        size = 1 << min(int.from_bytes(start[30:32], "little"), 16)
+        file.seek((int.from_bytes(start[48:52], "little") + 1) * size)
+        near = start + file.read(size)
+    return any(
+        name.encode("utf-16-le") in near for name in ("__substg1.0_", "__nameid_version1.0", "__properties_version")
+    )
 
 
 def _is_notebook(data: bytes | None) -> bool:
@@ -108,26 +142,54 @@ def _is_notebook(data: bytes | None) -> bool:
     return isinstance(found, dict) and isinstance(found.get("cells"), list) and "nbformat" in found
 
 
+def _ole_kind(path: Path | None, name: str, data: bytes | None) -> str:
+    """The kind of an Office file of the form that was used until 2003. Newer ones have it too if they are protected."""
+    names = stream_names(path if path is not None else data or b"")
+    newer = re.search(r"\.(do[ct]|xl[st]|pp[ts])[xm]$", name.lower()) is not None
+    if names & {"encryptedpackage", "encryptioninfo"} or (newer and not names & {"workbook", "book"}):
+        raise BadFileError(name, "is protected by a password; open it, remove the password and save it again")
+    if names & {"workbook", "book"}:
+        return "xls"
+    if "powerpoint document" in names:
+        raise BadFileError(name, "is an old PowerPoint file (.ppt); save it as .pptx or .pdf")
+    if "worddocument" in names:
+        raise BadFileError(name, f"is {_OLD_WORD}")
+    raise BadFileError(name, "is an old Office file, or a damaged one; save it as .docx, .xlsx, .pptx or .pdf")
+
+
 def _zip_kind(path: Path | None, name: str, data: bytes | None, head: bytes) -> str:
     if not head.strip():
         raise EmptyFileError(name)
     try:
-        with zipfile.ZipFile(path if path is not None else io.BytesIO(data or b"")) as archive:
+        with opened_zip(path if path is not None else data or b"", name) as archive:
             members = [member.replace("\\", "/") for member in archive.namelist()]
-            if _is_word(archive, members):
-                return "docx"
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise BadFileError(name, f"is a damaged .docx or archive ({error}); save it again") from error
+            kind = _office_kind(archive, members, name) or zip_text_kind(archive, members, name)
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError) as error:
+        raise BadFileError(name, f"is a damaged Office file or archive ({error}); save it again") from error
+    if kind is not None:
+        return kind
     what = next((w for start, w in _OFFICE.items() if any(m.startswith(start) for m in members)), None)
     raise BadFileError(name, f"is {what or 'a zip archive; unpack it first and name the directory'}")
 
 
-def _is_word(archive: zipfile.ZipFile, members: list[str]) -> bool:
-    """Whether a package holds a Word document: its main part may have any name, so its content types tell."""
-    if "word/document.xml" in members:
-        return True
-    if "[Content_Types].xml" not in members:
-        return False
-    with archive.open("[Content_Types].xml") as file:
-        types = file.read(1 << 20).lower()
-    return b"wordprocessingml" in types or b"ms-word" in types
+def _office_kind(archive: zipfile.ZipFile, members: list[str], name: str) -> str | None:
+    """The kind of an Office file, by its usual main part, else by its content types, since that part may have any name."""
+
+    def start(member: str) -> str:
+        with opened_member(archive, archive.getinfo(member), name, 1 << 30) as file:
+            return file.read(1 << 20).decode("utf-8", "replace").lower()
+
+    for part, kind in _MAIN_PARTS.items():
+        if part in members:
+            return kind
+    if "[Content_Types].xml" in members:
+        types = start("[Content_Types].xml")
+        found = next((c for c in re.findall(r'contenttype\s*=\s*["\']([^"\']*main(?:\+xml)?)["\']', types)), types)
+        return next((kind for word, kind in _CONTENT.items() if word in found), None)
+    if "mimetype" in members:
+        found = start("mimetype")
+        return next((kind for word, kind in _OPEN_DOCUMENT.items() if f"opendocument.{word}" in found), None)
+    if "content.xml" in members:  # a mimetype is expected, not required
+        begin = start("content.xml")
+        return next((kind for word, kind in _OPEN_DOCUMENT.items() if f"<office:{word}" in begin), None)
+    return None

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
+from jambacli.documents.extract.ocr import Ocr, with_scans
 from jambacli.documents.extract.pdf_forms import Besides, Forms, labelled
 from jambacli.documents.extract.pdf_layout import Line, joined
 from jambacli.documents.extract.pdf_margins import without_repeats
 from jambacli.documents.extract.pdf_page import page_lines, page_runs
+from jambacli.documents.extract.pdf_scan import is_scan, picture_of, without_text
 from jambacli.documents.extract.pieces import DocumentPart
 from jambacli.errors import BadFileError, JambaError
 from jambacli.units import counted
@@ -18,8 +21,8 @@ MAX_PAGES = 100_000
 _FORM_PAGES = 20
 
 
-def pdf_pages(path: str, name: str, remarks: list[str]) -> Iterator[DocumentPart]:
-    """All pages; those without text are empty pieces. What was left out is added to ``remarks``.
+def pdf_pages(path: str, name: str, remarks: list[str], ocr: Ocr | None = None) -> Iterator[DocumentPart]:
+    """All pages; those without text are empty pieces, or recognized by ``ocr``. What was left out is added to ``remarks``.
 
     Raises BadFileError naming ``name`` when the file is encrypted, damaged, has no text at all, or is an XFA form.
     """
@@ -43,16 +46,20 @@ def pdf_pages(path: str, name: str, remarks: list[str]) -> Iterator[DocumentPart
         raise BadFileError(
             name, "is an XFA form, which only Adobe Reader shows; open it there and print it to a PDF, then read that"
         )
-    empty = 0
-    for i, lines in enumerate(without_repeats(map(reader.lines, range(count)), remarks), 1):
-        text = joined(lines).strip()
-        empty += not text
-        yield DocumentPart(text, i, i)
-    if empty == count:
+    ocr = Ocr() if ocr is None else ocr
+    texts = (
+        DocumentPart(joined(lines).strip(), i, i)
+        for i, lines in enumerate(without_repeats(map(reader.lines, range(count)), remarks), 1)
+    )
+    empty = True
+    for part in with_scans(ocr, path, texts, partial(is_scan, document), partial(picture_of, document), remarks):
+        empty = empty and not part.text
+        yield part
+    if empty:
         if names := reader.attached():
             raise BadFileError(name, f"holds only attached files; save and name them: {', '.join(names[:5])}")
         pages = "page has" if count == 1 else f"{count:,} pages have"
-        raise BadFileError(name, f"its {pages} no text (a scan?); make it searchable first: ocrmypdf IN OUT")
+        raise BadFileError(name, f"its {pages} no text{without_text(ocr)}")
     remarks += reader.left_out()
 
 

@@ -25,7 +25,6 @@ _MAGIC: list[tuple[bytes, str]] = [
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive; unpack it first"),
     (b"Rar!", "a RAR archive; unpack it first"),
     (b"SQLite format 3\x00", "a database; export it as .csv"),
-    (b"{\\rtf", "an RTF text; save it as .docx, .pdf or .txt"),
     (b"%!PS", "a PostScript file; convert it with ps2pdf"),
 ]
 _BOMS = [
@@ -185,6 +184,8 @@ def _guessed(data: bytes, name: str) -> tuple[str, str]:
             "pip install 'jambacli[docs]'"
         ) from error
     likely = list(from_bytes(data[:_SAMPLE], cp_isolation=_LIKELY))
+    if re.search("[A-Za-z][¹²³][a-z]", data[:_SAMPLE].decode("cp850")):  # as "F³rst" of Fürst in Windows-1252
+        likely = [m for m in likely if m.encoding != "cp850"]
     western_text = data[:_SAMPLE].decode("cp1252", "replace")
     if _turkish(western_text):
         likely = [m for m in likely if m.encoding == "cp1254"] or likely

@@ -1,4 +1,5 @@
-"""The parts of a .docx: a zip of XML whose parts are found by relationships, not by fixed names (ECMA-376 part 2)."""
+"""The parts of a file of Office Open XML (.docx, .xlsx, .pptx): a zip of XML whose parts are found by relationships, not
+by fixed names (ECMA-376 part 2)."""
 
 from __future__ import annotations
 
@@ -8,19 +9,24 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 from urllib.parse import unquote
 
 from jambacli.documents.extract.pieces import MAX_TEXT
+from jambacli.documents.extract.zip_guard import Bounded, opened_member, opened_zip
 from jambacli.errors import BadFileError, JambaError
 
 # The XML of a document of MAX_TEXT characters is a few times as long as its text; a zip bomb is longer.
-_MAX_XML = 4 * MAX_TEXT
+MAX_XML = 4 * MAX_TEXT
 _OOXML, _STRICT = "http://schemas.openxmlformats.org/", "http://purl.oclc.org/ooxml/"
 #: Both forms of every namespace -> a short prefix.
 _PREFIXES = {
     f"{_OOXML}wordprocessingml/2006/main": "w",
     f"{_STRICT}wordprocessingml/main": "w",
+    f"{_OOXML}spreadsheetml/2006/main": "x",
+    f"{_STRICT}spreadsheetml/main": "x",
+    f"{_OOXML}presentationml/2006/main": "p",
+    f"{_STRICT}presentationml/main": "p",
     f"{_OOXML}officeDocument/2006/math": "m",
     f"{_STRICT}officeDocument/math": "m",
     f"{_OOXML}officeDocument/2006/relationships": "r",
@@ -29,6 +35,10 @@ _PREFIXES = {
     f"{_STRICT}drawingml/main": "a",
     f"{_OOXML}drawingml/2006/wordprocessingDrawing": "wp",
     f"{_STRICT}drawingml/wordprocessingDrawing": "wp",
+    f"{_OOXML}drawingml/2006/spreadsheetDrawing": "xdr",
+    f"{_STRICT}drawingml/spreadsheetDrawing": "xdr",
+    f"{_OOXML}drawingml/2006/chartDrawing": "cdr",
+    f"{_STRICT}drawingml/chartDrawing": "cdr",
     f"{_OOXML}drawingml/2006/picture": "pic",
     f"{_STRICT}drawingml/picture": "pic",
     f"{_OOXML}drawingml/2006/chart": "c",
@@ -38,6 +48,9 @@ _PREFIXES = {
     f"{_STRICT}drawingml/diagram": "dgm",
     f"{_OOXML}markup-compatibility/2006": "mc",
     "http://schemas.microsoft.com/office/word/2010/wordml": "w14",
+    "http://schemas.microsoft.com/office/drawing/2010/main": "a14",
+    "http://schemas.microsoft.com/office/spreadsheetml/2018/threadedcomments": "tc",
+    "http://schemas.microsoft.com/office/powerpoint/2018/8/main": "p188",
     "urn:schemas-microsoft-com:vml": "v",
     "urn:schemas-microsoft-com:office:office": "o",
 }
@@ -70,18 +83,21 @@ def attribute(element: Any, name: str, default: str | None = None) -> str | None
     return default
 
 
-class _Bounded:
-    """A file that fails once more than a limit has been read; the sizes that a zip states need not be true."""
+@dataclass(frozen=True)
+class Flavor:
+    """A program's files. ``what`` and ``suffix``: what errors call them. ``word``: occurs in the content type of the main
+    part, whose usual name is ``usual``."""
 
-    def __init__(self, file: IO[bytes], name: str) -> None:
-        self._file, self._name, self._left = file, name, _MAX_XML
+    what: str
+    suffix: str
+    word: str
+    usual: str
 
-    def read(self, n: int = -1) -> bytes:
-        data = self._file.read(min(n, self._left + 1) if n >= 0 else self._left + 1)
-        self._left -= len(data)
-        if self._left < 0:
-            raise BadFileError(self._name, f"unpacks to more than {_MAX_XML >> 20} MB: a zip bomb, or too long to read")
-        return data
+
+WORD = Flavor("a Word document", ".docx", "word", "word/document.xml")
+EXCEL = Flavor("a workbook", ".xlsx", "sheet", "xl/workbook.xml")
+EXCEL_BINARY = Flavor("a workbook", ".xlsb", "sheet", "xl/workbook.bin")
+POWERPOINT = Flavor("a presentation", ".pptx", "present", "ppt/presentation.xml")
 
 
 @dataclass(frozen=True)
@@ -94,13 +110,13 @@ class Relation:
 
 
 class Package:
-    """An open .docx. ``main``: the name of the part with the document."""
+    """An open file. ``main``: the name of the part with the document. ``relations``: those of the main part."""
 
-    def __init__(self, archive: zipfile.ZipFile, name: str) -> None:
-        self._archive, self._name = archive, name
+    def __init__(self, archive: zipfile.ZipFile, name: str, flavor: Flavor = WORD) -> None:
+        self._archive, self._name, self._flavor = archive, name, flavor
         self._members = {_plain(info.filename): info for info in archive.infolist()}
         self.main = self._find_main()
-        self.relations = self._relations(self.main)
+        self.relations = self.relations_of(self.main)
 
     def has(self, part: str) -> bool:
         """Whether the package holds a part of this name."""
@@ -110,7 +126,7 @@ class Package:
         """("start" or "end", short name, element) of a part; elements are forgotten after their end."""
         from defusedxml import ElementTree
 
-        with self._open(part) as file:
+        with self.opened(part) as file:
             stack: list[Any] = []
             for event, element in ElementTree.iterparse(file, events=("start", "end")):
                 tag = short_name(element.tag)
@@ -128,7 +144,7 @@ class Package:
         """The root element of a part that is kept whole (styles, numbering, a chart)."""
         from defusedxml import ElementTree
 
-        with self._open(part) as file:
+        with self.opened(part) as file:
             return ElementTree.parse(file).getroot()
 
     def related(self, kind: str, usual: str = "") -> str | None:
@@ -145,29 +161,29 @@ class Package:
         return relation.target if relation and not relation.external and self.has(relation.target) else None
 
     @contextmanager
-    def _open(self, part: str) -> Iterator[Any]:
+    def opened(self, part: str, limit: int = MAX_XML) -> Iterator[Bounded]:
+        """The bytes of a part, at most ``limit`` of them."""
         info = self._members.get(_plain(part))
         if info is None:
-            raise BadFileError(self._name, f"is not a Word document ({part} is missing); save it as .docx again")
-        if info.flag_bits & 1:
-            raise BadFileError(self._name, "is encrypted; save it without a password")
-        if info.file_size > _MAX_XML:
-            raise BadFileError(self._name, f"unpacks to {info.file_size >> 20:,} MB: a zip bomb, or too long to read")
-        with self._archive.open(info) as packed:
-            yield _Bounded(packed, self._name)
+            raise BadFileError(
+                self._name, f"is not {self._flavor.what} ({part} is missing); save it as {self._flavor.suffix} again"
+            )
+        with opened_member(self._archive, info, self._name, limit) as file:
+            yield file
 
     def _find_main(self) -> str:
-        for relation in self._relations("").values():
+        for relation in self.relations_of("").values():
             if relation.kind == "officeDocument" and self.has(relation.target):
                 return relation.target
         if self.has("[Content_Types].xml"):
             for _, tag, element in self.events("[Content_Types].xml"):
                 kind = element.get("ContentType", "").lower()
-                if tag.endswith(":Override") and kind.endswith(".main+xml") and "word" in kind:
+                if tag.endswith(":Override") and kind.endswith(".main+xml") and self._flavor.word in kind:
                     return str(element.get("PartName", "")).lstrip("/")
-        return "word/document.xml"
+        return self._flavor.usual
 
-    def _relations(self, part: str) -> dict[str, Relation]:
+    def relations_of(self, part: str) -> dict[str, Relation]:
+        """What a part refers to, by the ids of the relationships."""
         folder, file = posixpath.split(part)
         part = posixpath.join(folder, "_rels", f"{file}.rels")
         found: dict[str, Relation] = {}
@@ -191,18 +207,27 @@ def _plain(name: str) -> str:
 
 
 @contextmanager
-def opened(path: str, name: str) -> Iterator[Package]:
+def opened(path: str, name: str, flavor: Flavor = WORD) -> Iterator[Package]:
     """The package at ``path``. Raises BadFileError naming ``name`` for whatever is wrong with it, also while it is read."""
+    with archive_errors(name, flavor.suffix), opened_zip(path, name) as archive:
+        yield Package(archive, name, flavor)
+
+
+@contextmanager
+def archive_errors(name: str, suffix: str) -> Iterator[None]:
+    """Within it, what is wrong with a zip of XML is a BadFileError that says so. ``suffix``: of such files."""
     try:
         from defusedxml.common import DefusedXmlException
     except ImportError as error:
-        raise JambaError(f"{name}: reading .docx files needs: pip install 'jambacli[docs]'") from error
+        raise JambaError(f"{name}: reading {suffix} files needs: pip install 'jambacli[docs]'") from error
     from xml.etree.ElementTree import ParseError
+    from xml.parsers.expat import ExpatError
 
     try:
-        with zipfile.ZipFile(path) as archive:
-            yield Package(archive, name)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ParseError, OSError) as error:
-        raise BadFileError(name, f"is a damaged .docx ({error}); save it again or convert it to .pdf") from error
+        yield
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ParseError, ExpatError, OSError) as error:
+        raise BadFileError(name, f"is a damaged {suffix} ({error}); save it again or convert it to .pdf") from error
     except DefusedXmlException as error:
-        raise BadFileError(name, "defines XML entities, which a regular .docx never does; it was not read") from error
+        raise BadFileError(
+            name, f"defines XML entities, which a regular {suffix} never does; it was not read"
+        ) from error
