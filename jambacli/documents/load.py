@@ -1,6 +1,6 @@
 """Loads documents from files and standard input, in parts with their page or line numbers.
 
-An error is one line that names the file and says what to do. PDFs, Word documents and web pages are opened in a separate
+An error is one line that names the file and says what to do. PDFs, Office files and web pages are opened in a separate
 process (``extract.sandbox``); plain text, code, CSV and JSON are decoded in this one.
 """
 

@@ -194,11 +194,11 @@ def test_hostile_and_damaged_books_get_one_line(tmp_path: Path, sandbox: Sandbox
 
 def test_an_endless_spine_is_read_once(read: Read) -> None:
     refs = '<itemref idref="a.xhtml"/>' * 100_000 + '<itemref idref="none"/>' * 1000
-    items = "".join(f'<item id="i{i}" href="m{i}.xhtml" media-type="text/html"/>' for i in range(50_000))
-    more = "".join(f'<itemref idref="i{i}"/>' for i in range(50_000))
+    items = "".join(f'<item id="i{i}" href="m{i}.xhtml" media-type="text/html"/>' for i in range(2_000))
+    more = "".join(f'<itemref idref="i{i}"/>' for i in range(2_000))
     document = read({"a.xhtml": "<p>x</p>"}, items=items, refs=refs + more)
     said = " ".join(document.remarks)
-    assert document.text == "x" and "100,000 repeated chapters" in said and "50,000 chapters missing" in said
+    assert document.text == "x" and "100,000 repeated chapters" in said and "2,000 chapters missing" in said
     assert len(said) < 2000
 
 

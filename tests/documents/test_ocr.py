@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from jambacli.documents.extract.images import grey_picture
 from jambacli.documents.extract.ocr import Ocr
 from jambacli.documents.extract.sandbox import OcrRequest, Sandbox
 from jambacli.documents.extract.tesseract import Tesseract, tesseract
@@ -100,13 +101,11 @@ def test_scanned_pages_are_recognized(tmp_path: Path) -> None:
 
 
 @needs_tesseract
-def test_pictures_of_every_kind(tmp_path: Path) -> None:
+def test_pictures(tmp_path: Path) -> None:
     first, second = (page.crop((0, 0, page.width, 400)) for page in page_images([LEASE, "The second page."]))
-    for name in ("a.png", "a.jpg", "a.webp", "a.gif"):
-        first.save(tmp_path / name)
-        document = read(str(tmp_path / name), ocr="eng")
-        assert LEASE.split("\n", maxsplit=1)[0] in document.text, name
-        assert document.title(document.parts[0]) == str(tmp_path / name)
+    first.save(tmp_path / "a.jpg")
+    document = read(str(tmp_path / "a.jpg"), ocr="eng")
+    assert document.text == LEASE and document.title(document.parts[0]) == str(tmp_path / "a.jpg")
     document = read(write(tmp_path, "a.tif", tiff_bytes([first, second])), ocr="eng")
     assert [part.text for part in document.parts] == [LEASE, "The second page."]
     assert document.where(document.parts[1]) == "page 2"
@@ -329,6 +328,43 @@ def test_an_interrupt_ends_at_once_and_leaves_no_child(tmp_path: Path, stand_in:
         time.sleep(0.05)
     assert pids and not any(alive(pid) for pid in pids)
     assert not list(tmp_path.glob("jamba-*"))
+
+
+def test_every_kind_of_picture_is_opened(tmp_path: Path, stand_in: Callable[[str], Path]) -> None:
+    stand_in(GOOD)
+    page = page_images(["one"])[0].crop((0, 0, 600, 300))
+    pictures = [
+        page,
+        page.convert("RGB"),
+        page.convert("RGBA"),
+        page.convert("P"),
+        page.convert("1"),
+        page.convert("CMYK"),
+    ]
+    paths = []
+    for name in ("a.png", "a.jpg", "a.webp", "a.gif", "noending"):
+        for i, picture in enumerate(pictures):
+            if picture.mode not in {"a.jpg": "L RGB CMYK", "noending": "L"}.get(name, "L RGB RGBA P 1").split():
+                continue
+            path = tmp_path / f"{i}{name}"
+            picture.save(path, format="PNG" if name == "noending" else None)
+            paths.append(str(path))
+    documents = read_documents(paths)
+    assert len(documents) == len(paths) > 15
+    for document in documents:
+        assert document.text == "Seven owls\nhoot" and "1 page recognized by OCR" in document.remarks[0], document.name
+    page.save(tmp_path / "film.gif", save_all=True, append_images=[page.rotate(180)])
+    assert "only the first of 2 pictures was read" in read(str(tmp_path / "film.gif")).remarks[0]
+
+
+def test_pictures_of_16_bits_are_grey(tmp_path: Path) -> None:
+    from PIL import Image
+
+    page = page_images(["one"])[0].crop((0, 0, 600, 300))
+    page.convert("I").point(lambda value: value * 257).convert("I;16").save(tmp_path / "deep.png", dpi=(300, 300))
+    page.save(tmp_path / "flat.png", dpi=(300, 300))
+    deep, flat = (grey_picture(Image.open(tmp_path / name)) for name in ("deep.png", "flat.png"))
+    assert deep == flat and {min(flat.pixels), max(flat.pixels)} == {0, 255}
 
 
 def test_damaged_and_huge_pictures(tmp_path: Path, stand_in: Callable[[str], Path]) -> None:

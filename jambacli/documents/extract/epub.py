@@ -38,7 +38,7 @@ def epub_pieces(
 
 
 def _pieces(path: str, name: str, remarks: list[str], alive: Callable[[], None]) -> Iterator[DocumentPart]:
-    with opened(path, name) as book:
+    with opened(path, name, alive) as book:
         book.refuse_protected()
         titles = book.titles()
         left = _Left()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import posixpath
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,6 +33,7 @@ _PREFIXES = {
     "http://www.w3.org/2001/04/xmlenc#": "enc",
 }
 _MOST_TITLES, _LONGEST_TITLE = 100_000, 120
+_TOKENS = 10_000
 
 
 @dataclass
@@ -58,8 +59,8 @@ class Spine:
 class Book:
     """An open e-book."""
 
-    def __init__(self, archive: zipfile.ZipFile, name: str) -> None:
-        self._archive, self._name = archive, name
+    def __init__(self, archive: zipfile.ZipFile, name: str, alive: Callable[[], None]) -> None:
+        self._archive, self._name, self._alive = archive, name, alive
         self._members = {info.filename: info for info in archive.infolist()}
         self._folded = {path.casefold(): path for path in self._members}
         self._left = _MAX_BOOK
@@ -200,7 +201,10 @@ class Book:
         data = self.read(path)
         if data is None:
             raise BadFileError(self._name, f"is a damaged e-book ({path} is missing); download it again")
-        yield from tokens(_Bytes(data), _PREFIXES, self._name)
+        for count, token in enumerate(tokens(_Bytes(data), _PREFIXES, self._name)):
+            if count % _TOKENS == 0:
+                self._alive()
+            yield token
 
     def _quietly(self, path: str) -> Iterator[Token]:
         """The tokens of a file that a book can be read without, as far as they go."""
@@ -233,8 +237,11 @@ def _add(found: dict[str, str], path: str, words: list[str]) -> None:
 
 
 @contextmanager
-def opened(path: str, name: str) -> Iterator[Book]:
-    """The book at ``path``. Raises BadFileError naming ``name`` for whatever is wrong with it, also while it is read."""
+def opened(path: str, name: str, alive: Callable[[], None] = lambda: None) -> Iterator[Book]:
+    """The book at ``path``. ``alive`` is called now and then while its contents are read.
+
+    Raises BadFileError naming ``name`` for whatever is wrong with it, also while it is read.
+    """
     try:
         from defusedxml.common import DefusedXmlException
     except ImportError as error:
@@ -244,7 +251,7 @@ def opened(path: str, name: str) -> Iterator[Book]:
     faults: tuple[Any, ...] = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ParseError, OSError)
     try:
         with opened_zip(path, name) as archive:
-            yield Book(archive, name)
+            yield Book(archive, name, alive)
     except faults as error:
         raise BadFileError(name, f"is a damaged e-book ({error}); download it again") from error
     except DefusedXmlException as error:

@@ -49,7 +49,7 @@ def image_pages(opening: Opening) -> Extraction:
     def picture(number: int) -> Picture | None:
         try:
             image.seek(number - 1)
-            return _picture(image) if image.width * image.height <= _LARGEST else None
+            return grey_picture(image) if image.width * image.height <= _LARGEST else None
         except Exception:  # as above
             return None
 
@@ -65,13 +65,13 @@ def image_pages(opening: Opening) -> Extraction:
     return "page" if count > 1 else "image", pages(), remarks
 
 
-def _picture(image: Any) -> Picture:
+def grey_picture(image: Any) -> Picture:
     """The picture upright, on white, in grey, in a size in which its letters can be recognized."""
     from PIL import Image, ImageOps
 
     shown = ImageOps.exif_transpose(image)
-    if shown.mode.startswith(("I;", "I")):
-        shown = shown.convert("I").point(lambda value: value / 256) if shown.mode != "I" else shown
+    if shown.mode.startswith("I"):  # of 16 bits
+        shown = shown.convert("I").point(lambda value: value * (1 / 257) + 0)
     if "A" in shown.getbands() or "transparency" in shown.info:
         shown = shown.convert("RGBA")
         white = Image.new("RGBA", shown.size, "white")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import zipfile
@@ -119,17 +118,16 @@ def _unix(head: bytes) -> bytes:
 
 
 def is_outlook(path: Path | None, data: bytes | None = None) -> bool:
-    """Whether a compound file is one of Outlook's messages, by names near its start or in the first sector of its directory."""
-    with path.open("rb") if path is not None else io.BytesIO(data or b"") as file:
-        start = file.read(1 << 20)
-        if not start.startswith(OLE):
-            return False
-        size = 1 << min(int.from_bytes(start[30:32], "little"), 16)
-        file.seek((int.from_bytes(start[48:52], "little") + 1) * size)
-        near = start + file.read(size)
-    return any(
-        name.encode("utf-16-le") in near for name in ("__substg1.0_", "__nameid_version1.0", "__properties_version")
-    )
+    """Whether a file is one of Outlook's messages: a compound file with streams of their names."""
+    if data is not None and not data.startswith(OLE):
+        return False
+    names = stream_names(path if path is not None else data or b"")
+    return "__properties_version1.0" in names and not names & {
+        "worddocument",
+        "workbook",
+        "book",
+        "powerpoint document",
+    }
 
 
 def _is_notebook(data: bytes | None) -> bool:

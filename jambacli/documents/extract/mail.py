@@ -220,8 +220,9 @@ class _Reader:
                 return
             unit, pieces, remarks = self.read(data, name)
             for piece in pieces:
-                if unit == "page" and piece.text.strip():
-                    yield f"[{name}, page {piece.first}]"
+                if unit in ("page", "sheet", "slide") and piece.text.strip():
+                    label = f" ({piece.label})" if piece.label else ""
+                    yield f"[{name}, {unit} {piece.first}{label}]"
                 yield from piece.text.split("\n") if piece.text else ()
             self.notes += [f"{name}: {remark}" for remark in remarks]
         except JambaError as error:
@@ -235,6 +236,8 @@ _SUFFIXES = {
     "application/pdf": "pdf",
     "text/calendar": "ics",
     "application/vnd.openxmlformats-officedocument.wordprocessingml.document": "docx",
+    "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet": "xlsx",
+    "application/vnd.openxmlformats-officedocument.presentationml.presentation": "pptx",
 }
 
 

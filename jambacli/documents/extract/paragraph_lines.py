@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 
 _SENTENCE = re.compile(r"[.!?:;…]['\"”’»)]*\s*\Z")
+# How much of a text tells whether a sentence ends there.
+_TAIL = 400
 
 #: How many of a paragraph's texts stand before a text box, and its lines.
 Box = tuple[int, list[str]]
@@ -19,17 +21,20 @@ def lines_of(words: Sequence[str], boxes: Sequence[Box], label: str, *, in_table
     """
     late: list[str] = []
     found: list[str] = []
-    done = 0
+    last = next((i for i in range(len(words) - 1, -1, -1) if words[i].strip()), -1) if boxes else -1
+    done = at = 0
+    blank, tail = True, ""
     for index, lines in boxes:
-        before, rest = "".join(words[done:index]), "".join(words[index:])
-        if in_table or (before.strip() and rest.strip() and not _SENTENCE.search(before)):
+        new = "".join(words[at:index])
+        at, blank, tail = index, blank and not new.strip(), (tail + new)[-_TAIL:]
+        if in_table or (not blank and index <= last and not _SENTENCE.search(tail)):
             late += lines
             continue
-        if before.strip():
-            found.append(label + before.strip())
+        if not blank:
+            found.append(label + "".join(words[done:index]).strip())
             label = ""
         found += lines
-        done = index
+        done, blank, tail = index, True, ""
     text = label + "".join(words[done:]).strip()
     if text or not (found or late or in_table):  # an empty paragraph of the body is an empty line
         found.append(text)

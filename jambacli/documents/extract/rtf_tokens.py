@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 _TOKEN = re.compile(
-    rb"\\([a-zA-Z]+)(-?[0-9]{1,10})?[0-9]*[ ]?|\\'([0-9a-fA-F]{2})|\\([^a-zA-Z])|([{}])|([^\\{}\r\n\x00]+)|[\r\n\x00]+|\\",
+    rb"\\([a-zA-Z]+)(-?[0-9]{1,10})?[0-9]*[ ]?|\\'([0-9a-fA-F]{2})|\\([^a-zA-Z])|([{}])|([^\\{}]+)|\\",
     re.DOTALL,
 )
 _BYTES = (b"{", b"}", b"\\")
@@ -52,7 +52,7 @@ def tokens(data: object, at: int = 0) -> Iterator[RtfToken]:
             else:
                 yield RtfToken("word", word, number, at)
         elif index == 6:
-            yield RtfToken("text", found[6], None, at)
+            yield RtfToken("text", found[6].translate(None, b"\r\n\x00"), None, at)
         elif index == 5:
             yield RtfToken("open" if found[5] == b"{" else "close", b"", None, at)
         elif index == 3:
