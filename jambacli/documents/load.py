@@ -114,7 +114,7 @@ def read_documents(
     if errors:
         raise errors[-1]
     if not documents and failed is None:
-        raise JambaError(f"none of {counted(len(skipped), 'file')} could be read; the lines above say why")
+        raise JambaError(f"nothing could be read from {counted(len(skipped), 'file')}; the lines above say why")
     return documents
 
 

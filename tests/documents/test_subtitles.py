@@ -185,6 +185,11 @@ def test_srt_by_its_content(tmp_path: Path, sandbox: Sandbox) -> None:
     assert read(tmp_path, sandbox, "1\nat 00:01:10,500", "talk").text == "1\nat 00:01:10,500"
 
 
+def test_a_track_without_cues_is_no_text(tmp_path: Path, sandbox: Sandbox) -> None:
+    with pytest.raises(JambaError, match=r"contains no text"):
+        read(tmp_path, sandbox, "WEBVTT - title\n\n", "a.vtt")
+
+
 def test_exported_chats_stay_text(tmp_path: Path, sandbox: Sandbox) -> None:
     chat = "[01.05.26, 10:00:12] Ada: Kündigung?\n[01.05.26, 10:01:00] Bob: <Media omitted>\n10:02 - 10:03\nend"
     for name in ("chat.txt", "WhatsApp Chat"):

@@ -54,6 +54,8 @@ def subtitle_pieces(path: str, name: str) -> tuple[str, Iterator[DocumentPart], 
         cues, notes = _ass(lines), 0
     else:
         cues, notes = _cues(lines)
+    if not cues and re.fullmatch(r"WEBVTT[^\n]*\s*", text):  # a track in which nothing is said
+        return "line", iter(()), remarks
     if not cues:
         return "line", parts_of_lines(enumerate(lines, 1)), remarks
     if notes:
