@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from jambacli.documents.extract.binary_info import ERRORS, BookInfo, SheetInfo, key
 from jambacli.documents.extract.number_format import BUILT_IN, NumberFormat
+from jambacli.documents.extract.ole import check_chains
 from jambacli.documents.extract.xlsx_cells import style_formats
 from jambacli.errors import BadFileError, JambaError
 
@@ -27,6 +28,7 @@ def book_info(path: str, name: str, alive: Callable[[], None]) -> BookInfo:
         import olefile
     except ImportError as error:
         raise JambaError(f"{name}: reading .xls files needs: pip install 'jambacli[docs]'") from error
+    check_chains(path, name)
     try:
         with olefile.OleFileIO(path) as file:
             stream = next((s for s in ("Workbook", "Book") if file.exists(s)), None)
