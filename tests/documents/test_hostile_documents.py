@@ -46,9 +46,9 @@ def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Confined]:
     yield from confined(tmp_path_factory.mktemp("hasty"), 3.0)
 
 
-def cases() -> Iterator[object]:
-    for name in FILES:
-        yield pytest.param(name, marks=[pytest.mark.slow] if name in LONG else [])
+def cases() -> list[object]:
+    """The names; the long ones marked."""
+    return [pytest.param(name, marks=[pytest.mark.slow] if name in LONG else []) for name in FILES]
 
 
 @pytest.mark.parametrize("name", cases())
