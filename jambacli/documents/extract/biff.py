@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from jambacli.documents.extract.binary_info import ERRORS, BookInfo, SheetInfo, key
 from jambacli.documents.extract.number_format import BUILT_IN, NumberFormat
+from jambacli.documents.extract.ole import check_chains
 from jambacli.documents.extract.xlsx_cells import style_formats
 from jambacli.errors import BadFileError, JambaError
 
@@ -17,6 +18,8 @@ _URL_MONIKER = bytes.fromhex("e0c9ea79f9bace118c8200aa004ba90b")
 #: Kinds of objects on a sheet.
 _CHART, _PICTURE, _NOTE = 5, 8, 25
 _EVERY = 20_000
+# The sheets of a valid file are together no larger than it; more lie in the same place.
+_TIMES = 3
 
 
 def book_info(path: str, name: str, alive: Callable[[], None]) -> BookInfo:
@@ -25,6 +28,7 @@ def book_info(path: str, name: str, alive: Callable[[], None]) -> BookInfo:
         import olefile
     except ImportError as error:
         raise JambaError(f"{name}: reading .xls files needs: pip install 'jambacli[docs]'") from error
+    check_chains(path, name)
     try:
         with olefile.OleFileIO(path) as file:
             stream = next((s for s in ("Workbook", "Book") if file.exists(s)), None)
@@ -67,10 +71,12 @@ class _Scan:
         self._name, self._alive = name, alive
         self._formats: list[NumberFormat | None] = []
         self._wide = True
+        self._left = 0
 
     def globals(self, data: bytes) -> None:
         codes: dict[int, str] = {}
         used: list[int] = []
+        self._left = _TIMES * len(data) + (1 << 20)
         for kind, body in _records(data, 0):
             if kind == _BOF and len(body) >= 2:
                 self._wide = struct.unpack_from("<H", body)[0] >= 0x600
@@ -97,6 +103,9 @@ class _Scan:
         for count, (kind, body) in enumerate(_records(data, offset)):
             if count % _EVERY == 0:
                 self._alive()
+            self._left -= len(body) + 4
+            if self._left < 0:
+                raise BadFileError(self._name, "is damaged: its sheets are larger than the file; it was not read")
             if kind == _BOF:
                 depth += 1
                 if depth == 2 or (len(body) >= 4 and body[2:4] == b"\x20\x00"):

@@ -28,8 +28,15 @@ def xls_pieces(
     ``name``."""
     from jambacli.documents.extract.biff import book_info
 
+    def checked(path: str, name: str, alive: Callable[[], None]) -> BookInfo:
+        info = book_info(path, name, alive)
+        for sheet in info.sheets.values():  # calamine reads all of them when it opens an .xls
+            if sheet.first is not None:
+                _check_size(sheet, name)
+        return info
+
     remarks: list[str] = []
-    return "sheet", _pieces(path, name, alive, remarks, book_info), remarks
+    return "sheet", _pieces(path, name, alive, remarks, checked), remarks
 
 
 def xlsb_pieces(

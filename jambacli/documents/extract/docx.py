@@ -66,14 +66,16 @@ def _add_headers(lines: list[Line], story: Story, context: Context) -> None:
         even = any(on(attribute(e, "w:val")) for e in found)
     inserted: list[tuple[int, list[Line]]] = []
     seen: set[tuple[str, str]] = set()
+    known: set[tuple[str, str]] = set()
     begin = 0
     for last, references, first in story.sections:
         end = min(last, len(lines))
         for (what, kind), identifier in sorted(references.items(), key=lambda r: r[0][1] != "first"):
             if (kind == "first" and not first) or (kind == "even" and not even):
                 continue
-            if (target := context.package.target(identifier)) is None:
+            if (target := context.package.target(identifier)) is None or (what, target) in known:
                 continue
+            known.add((what, target))
             texts = [" ".join(line.text.split()) for line in Story(context).read(target) if line.text.strip()]
             index = begin if what == "header" else end
             near = (

@@ -11,6 +11,8 @@ from jambacli.documents.extract.numerals import shown
 from jambacli.documents.extract.ooxml import attribute, short_name
 
 _LEVELS = 9
+# The longest text of a label.
+_LONGEST = 1000
 _PLACE = re.compile(r"%([1-9])")
 
 
@@ -159,7 +161,7 @@ def _level(element: Any) -> Level:
             pattern = attribute(child, "w:format") or ""
             values["digits"] = len(pattern.partition(",")[0].strip()) if value == "custom" else 0
         elif tag == "w:lvlText":
-            values["text"] = value or ""
+            values["text"] = (value or "")[:_LONGEST]
         elif tag == "w:suff":
             values["suffix"] = value
         elif tag == "w:lvlRestart":

@@ -28,6 +28,7 @@ class Left:
 @dataclass
 class Context:
     """What all stories of a document share. ``notes``: by kind and number; each is taken out where it is referred to.
+    ``graphics``: the lines of charts and drawings that were read, by part.
     ``alive``: called now and then while a part is read."""
 
     package: Package
@@ -37,6 +38,7 @@ class Context:
     notes: dict[str, str] = field(default_factory=dict)
     left: Left = field(default_factory=Left)
     chars: int = 0
+    graphics: dict[str, list[str]] = field(default_factory=dict)
     alive: Callable[[], None] = lambda: None
 
 

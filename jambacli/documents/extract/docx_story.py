@@ -294,7 +294,10 @@ class Story(Paragraphs):
         """A chart or a SmartArt drawing."""
         is_chart = self._tag(element) == "chart"
         part = self.context.package.target(attribute(element, "r:id" if is_chart else "r:dm"))
-        lines = (chart_lines if is_chart else diagram_lines)(self.context.package.tree(part)) if part else []
+        known = self.context.graphics
+        if part and part not in known:
+            known[part] = (chart_lines if is_chart else diagram_lines)(self.context.package.tree(part))
+        lines = known[part] if part else []
         if lines:
             self._box(lines)
         else:

@@ -58,6 +58,7 @@ class Drawing:
     def __init__(self, part_of: Callable[[str | None], Any | None]) -> None:
         self.pictures = self.objects = self.media = self.hidden = 0
         self._part_of = part_of
+        self._known: dict[str, list[str]] = {}
 
     def lines(self, root: Any) -> list[str]:
         """The lines of all shapes of a drawing."""
@@ -123,14 +124,22 @@ class Drawing:
                 case "a:tbl":
                     return table_lines(e)
                 case "c:chart" | "cx:chart" if (identifier := attribute(e, "r:id")) is not None:
-                    root = self._part_of(identifier)
-                    return chart_lines(root) if root is not None else self._object()
+                    return self._part_lines(identifier, chart_lines)
                 case "dgm:relIds":
-                    root = self._part_of(attribute(e, "r:dm"))
-                    return diagram_lines(root) if root is not None else self._object()
+                    return self._part_lines(attribute(e, "r:dm"), diagram_lines)
                 case "p:oleObj":
                     return self._object()
         return []
+
+    def _part_lines(self, identifier: str | None, lines: Callable[[Any], list[str]]) -> list[str]:
+        """The lines of a chart or a diagram. A part is read once, however often it is shown."""
+        key = identifier or ""
+        if key not in self._known:
+            root = self._part_of(identifier)
+            if root is None:
+                return self._object()
+            self._known[key] = lines(root)
+        return self._known[key]
 
     def _object(self) -> list[str]:
         self.objects += 1

@@ -72,7 +72,7 @@ class Book:
 
     def read(self, path: str) -> bytes | None:
         """A file; None if there is none of this path."""
-        info = self._members.get(path) or self._members.get(self._folded.get(path.casefold(), ""))
+        info = self._members.get(self._member(path))
         if info is None:
             return None
         with opened_member(self._archive, info, self._name, _MAX_FILE) as member:
@@ -83,6 +83,10 @@ class Book:
                 self._name, f"unpacks to more than {_MAX_BOOK >> 20} MB: a zip bomb, or too long to read"
             )
         return data
+
+    def _member(self, path: str) -> str:
+        """The archive's own name of a path; "" if it holds none."""
+        return path if path in self._members else self._folded.get(path.casefold(), "")
 
     def refuse_protected(self) -> None:
         """Raise BadFileError if a file with text is encrypted."""
@@ -183,7 +187,7 @@ class Book:
                 found = self._items.get(values.get("idref", ""))
                 if found is None:
                     self.spine.unknown += 1
-                elif (key := found.path or found.link) in seen:
+                elif (key := self._member(found.path) or found.path or found.link) in seen:
                     self.spine.repeated += 1
                 else:
                     seen.add(key)

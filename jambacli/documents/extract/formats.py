@@ -140,7 +140,7 @@ def _epub(opening: Opening) -> Extraction:
 def _mbox(opening: Opening) -> Extraction:
     from jambacli.documents.extract.mail import mail_pieces
 
-    return mail_pieces(opening.path, opening.name, True, opening.inner)
+    return mail_pieces(opening.path, opening.name, True, opening.inner, opening.alive)
 
 
 def _mail(opening: Opening) -> Extraction:

@@ -31,6 +31,7 @@ _FIELDS = ("From", "To", "Cc", "Bcc", "Reply-To", "Date", "Subject")
 _DEPTH, _PARTS = 8, 2000
 # Remarks on attachments that are shown.
 _REMARKS = 20
+_EVERY = 100
 # A text beside an HTML page that is so much longer is only a hint that there is a page.
 _HINT = 4
 _MESSAGE_START = re.compile(rb"From \S+.*\d\d:\d\d")
@@ -42,13 +43,13 @@ _SIGNATURES = ("application/pgp-signature", "application/pkcs7-signature", "appl
 
 
 def mail_pieces(
-    path: str, name: str, mailbox: bool, read: ReadAttachment
+    path: str, name: str, mailbox: bool, read: ReadAttachment, alive: Callable[[], None] = lambda: None
 ) -> tuple[str, Iterator[DocumentPart], list[str]]:
     """The unit, the pieces, and remarks on what was left out, complete after the last piece: the messages of a mailbox, or the
-    lines of one message as it is read. Raises BadFileError naming ``name``."""
+    lines of one message as it is read. ``alive`` is called now and then. Raises BadFileError naming ``name``."""
     remarks: list[str] = []
     if mailbox:
-        return "message", _mailbox(path, name, remarks, read), remarks
+        return "message", _mailbox(path, name, remarks, read, alive), remarks
     data = Path(path).read_bytes()
     data = data.removeprefix(b"\xef\xbb\xbf").lstrip(b"\r\n")
     if counted_bytes := re.match(
@@ -76,9 +77,13 @@ def outlook_pieces(path: str, name: str, read: ReadAttachment) -> tuple[str, Ite
     return "line", pieces(), remarks
 
 
-def _mailbox(path: str, name: str, remarks: list[str], read: ReadAttachment) -> Iterator[DocumentPart]:
+def _mailbox(
+    path: str, name: str, remarks: list[str], read: ReadAttachment, alive: Callable[[], None]
+) -> Iterator[DocumentPart]:
     reader = _Reader(read)
     for number, data in enumerate(_messages(path), 1):
+        if number % _EVERY == 0:
+            alive()
         for part in parts_of_lines(enumerate(reader.message(_parsed(data, name)), 1)):
             yield DocumentPart(part.text, number, number)
     remarks += reader.remarks()
@@ -286,7 +291,9 @@ def _alternative(choices: list[Message]) -> list[Message]:
         return choices
     page = next((p for p in rich.walk() if p.get_content_type() == "text/html"), None)
     words = (
-        re.sub(r"(?s)<(style|script|head)\b.*?</\1>|<[^>]*>|&\w+;", " ", body_text(page)) if page is not None else ""
+        re.sub(r"(?s)<(style|script|head)\b.*?(?:</\1>|\Z)|<[^<>]*>|&\w+;", " ", body_text(page))
+        if page is not None
+        else ""
     )
     said = len(body_text(plain).split())
     if said == 0 or (said < 30 and len(words.split()) > _HINT * said + 20):

@@ -42,7 +42,7 @@ def notebook_pieces(path: str, name: str) -> tuple[str, Iterator[DocumentPart], 
 def _pieces(cells: list[Any], remarks: list[str], name: str) -> Iterator[DocumentPart]:
     dropped = 0
     held: list[str] = []
-    first = last = 0
+    first = last = length = 0
     found = False
     for number, cell in enumerate(cells, 1):
         text, left_out = _cell(cell)
@@ -50,15 +50,16 @@ def _pieces(cells: list[Any], remarks: list[str], name: str) -> Iterator[Documen
         if not text:
             continue
         found = True
-        if held and sum(map(len, held)) + len(text) > PART_CHARS:
+        if held and length + len(text) > PART_CHARS:
             yield DocumentPart("\n\n".join(held), first, last)
-            held = []
+            held, length = [], 0
         if len(text) > PART_CHARS:
             for part in parts_of_lines(enumerate(text.split("\n"), 1)):
                 yield DocumentPart(part.text, number, number)
             continue
         first = first if held else number
         held.append(text)
+        length += len(text)
         last = number
     if held:
         yield DocumentPart("\n\n".join(held), first, last)
@@ -104,7 +105,7 @@ def _output(output: dict[str, Any]) -> tuple[str, int]:
     value = data[kinds[0]]
     text = _text(value) if isinstance(value, (str, list)) else json.dumps(value, ensure_ascii=False)
     if kinds[0] == "text/html":
-        text = re.sub(r"<[^>]*>", " ", text)
+        text = re.sub(r"<[^<>]*>", " ", text)
     text, dropped = _without_data(text)
     return _COLOURS.sub("", text).strip(), others + dropped
 

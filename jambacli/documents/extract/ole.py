@@ -7,10 +7,16 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
+from array import array
 from pathlib import Path
 from typing import BinaryIO
 
+from jambacli.errors import BadFileError
+
 _ENTRY, _MOST_SECTORS = 128, 256
+# Greater numbers stand for no sector.
+_SECTORS = 0xFFFFFFFA
 
 
 def stream_names(source: Path | bytes) -> frozenset[str]:
@@ -44,3 +50,62 @@ def _names(file: BinaryIO) -> set[str]:
         following = file.read(4)
         sector = struct.unpack("<I", following)[0] if len(following) == 4 else 0xFFFFFFFF
     return names
+
+
+def check_chains(path: str, name: str) -> None:
+    """Raise BadFileError naming ``name`` if the sectors of a file follow one another in a circle: a library that does not look
+    reads them until it has no memory. A file that is none, or is cut, passes."""
+    with Path(path).open("rb") as file:
+        header = file.read(512)
+        if len(header) < 512:
+            return
+        size = 1 << min(max(struct.unpack_from("<H", header, 30)[0], 7), 12)
+        most = file.seek(0, io.SEEK_END) // size + 1
+
+        def numbers(sector: int) -> array[int]:
+            file.seek((sector + 1) * size)
+            found = array("I", file.read(size)[: size // 4 * 4].ljust(size, b"\xff"))
+            if sys.byteorder == "big":
+                found.byteswap()
+            return found
+
+        tables = [n for n in struct.unpack_from("<109I", header, 76) if n < _SECTORS]
+        sector = struct.unpack_from("<I", header, 68)[0]
+        seen: set[int] = set()
+        while sector < _SECTORS:
+            if sector in seen or len(tables) > most:
+                raise _circle(name)
+            seen.add(sector)
+            more = numbers(sector)
+            tables += [n for n in more[:-1] if n < _SECTORS]
+            sector = more[-1]
+        if len(tables) > most:
+            raise _circle(name)
+        following = array("I")
+        for table in tables:
+            following += numbers(table)
+        _refuse_circles(following, name)
+        small = array("I")
+        sector = struct.unpack_from("<I", header, 60)[0]
+        while sector < len(following):
+            small += numbers(sector)
+            sector = following[sector]
+        _refuse_circles(small, name)
+
+
+def _refuse_circles(following: array[int], name: str) -> None:
+    """``following``: for each sector the next one."""
+    count = len(following)
+    met = array("I", bytes(4 * count))
+    for start in range(count):
+        at, steps = start, 0
+        while at < count and not met[at]:
+            met[at] = start + 1
+            at = following[at]
+            steps += 1
+        if steps and at < count and met[at] == start + 1:
+            raise _circle(name)
+
+
+def _circle(name: str) -> BadFileError:
+    return BadFileError(name, "is damaged: its parts follow one another in a circle; save it again")

@@ -13,11 +13,13 @@ from typing import Any
 from urllib.parse import unquote
 
 from jambacli.documents.extract.pieces import MAX_TEXT
+from jambacli.documents.extract.xml_stream import Growing
 from jambacli.documents.extract.zip_guard import Bounded, opened_member, opened_zip
 from jambacli.errors import BadFileError, JambaError
 
 # The XML of a document of MAX_TEXT characters is a few times as long as its text; a zip bomb is longer.
 MAX_XML = 4 * MAX_TEXT
+_CHUNK = 16 << 10
 _OOXML, _STRICT = "http://schemas.openxmlformats.org/", "http://purl.oclc.org/ooxml/"
 #: Both forms of every namespace -> a short prefix.
 _PREFIXES = {
@@ -128,7 +130,9 @@ class Package:
 
         with self.opened(part) as file:
             stack: list[Any] = []
-            for event, element in ElementTree.iterparse(file, events=("start", "end")):
+            source = Growing(file, _CHUNK)
+            for event, element in ElementTree.iterparse(source, events=("start", "end")):
+                source.moved()
                 tag = short_name(element.tag)
                 if event == "start":
                     stack.append(element)
@@ -145,7 +149,7 @@ class Package:
         from defusedxml import ElementTree
 
         with self.opened(part) as file:
-            return ElementTree.parse(file).getroot()
+            return ElementTree.parse(Growing(file)).getroot()
 
     def related(self, kind: str, usual: str = "") -> str | None:
         """The part of a kind that the document refers to, else one of the ``usual`` name beside it; None if there is none."""

@@ -63,9 +63,8 @@ def decompressed(data: bytes) -> bytes:
         return data[16 : 16 + size]
     if mark != b"LZFu" or size > MAX_RTF:
         raise ValueError("a compressed text is damaged")
-    window = bytearray(_START.ljust(_WINDOW, b"\x00"))
-    write = len(_START)
-    out = bytearray()
+    # The window of the last bytes, which is a circle, is the end of this: before the start it holds zeros.
+    out = bytearray(_WINDOW - len(_START)) + _START
     at, end = 16, len(data)
     while at < end:
         flags = data[at]
@@ -73,26 +72,22 @@ def decompressed(data: bytes) -> bytes:
         for bit in range(8):
             if not flags >> bit & 1:
                 if at >= end:
-                    return bytes(out)
+                    return bytes(out[_WINDOW:])
                 out.append(data[at])
-                window[write] = data[at]
-                write = (write + 1) % _WINDOW
                 at += 1
                 continue
             if at + 1 >= end:
-                return bytes(out)
+                return bytes(out[_WINDOW:])
             offset, length = data[at] << 4 | data[at + 1] >> 4, (data[at + 1] & 15) + 2
             at += 2
-            if offset == write:  # the mark of the end
-                return bytes(out)
-            for i in range(length):
-                byte = window[(offset + i) % _WINDOW]
-                out.append(byte)
-                window[write] = byte
-                write = (write + 1) % _WINDOW
+            back = (len(out) + len(_START) - offset) % _WINDOW
+            if not back:  # the mark of the end
+                return bytes(out[_WINDOW:])
+            found = out[len(out) - back : len(out) - back + length]
+            out += found if back >= length else (found * length)[:length]
         if len(out) > MAX_RTF:
             raise ValueError("a compressed text is damaged")
-    return bytes(out)
+    return bytes(out[_WINDOW:])
 
 
 def enclosed(rtf: bytes) -> tuple[str, str]:

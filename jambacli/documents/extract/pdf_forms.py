@@ -215,4 +215,4 @@ def _name(annotation: Any) -> str:
 
 
 def _plain(rich: str) -> str:
-    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", rich)).split())
+    return " ".join(html.unescape(re.sub(r"<[^<>]*>", " ", rich)).split())

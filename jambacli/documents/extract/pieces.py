@@ -72,16 +72,17 @@ def _blank(held: list[_Line]) -> int:
 
 
 def _piece(held: list[_Line]) -> DocumentPart | None:
-    while held and not held[0][1].strip():
-        held = held[1:]
-    while held and not held[-1][1].strip():
-        held = held[:-1]
-    if not held:
+    first, last = 0, len(held) - 1
+    while first <= last and not held[first][1].strip():
+        first += 1
+    while first <= last and not held[last][1].strip():
+        last -= 1
+    if first > last:
         return None
-    text = held[0][1]
-    for _, line, continues in held[1:]:
+    text = held[first][1]
+    for _, line, continues in held[first + 1 : last + 1]:
         text += line if continues else "\n" + line
-    return DocumentPart(text, held[0][0], held[-1][0])
+    return DocumentPart(text, held[first][0], held[last][0])
 
 
 def ranges(numbers: Iterable[int]) -> str:

@@ -116,11 +116,12 @@ class Sheet:
         if hidden:
             self._left.rows[self.title] += 1
             return
+        # Before anything is made of it: a text that many cells share can be many times as long as the file.
+        if self._chars + sum([len(text) for _, text in kept]) > 2 * MAX_TEXT:
+            raise BadFileError(self._name, f"contains more than {MAX_TEXT >> 20} MB of text; split it")
         self._used.update([column for column, _ in kept])
         packed = _BETWEEN.join([f"{column}{_AFTER_COLUMN}{_clean(text)}" for column, text in kept])
         self._chars += len(packed)
-        if self._chars > 2 * MAX_TEXT:
-            raise BadFileError(self._name, f"contains more than {MAX_TEXT >> 20} MB of text; split it")
         self._rows.append((row, packed))
 
     def hide_columns(self, first: int, last: int) -> None:

@@ -31,6 +31,8 @@ _DRAWING = re.compile(r"\{[^{}]{0,500}\\p[1-9][^{}]{0,500}\}[^{}]*(?:\{(?![^{}]{
 _BREAK = re.compile(r"\[br\]", re.IGNORECASE)  # of an .sbv file
 # Seconds between cues that follow each other without a pause.
 _GAP = 0.15
+# More lines than a screen shows at once.
+_SHOWN = 20
 
 
 @dataclass
@@ -193,7 +195,7 @@ def _follows(a: Cue, b: Cue) -> bool:
 
 def _repeated(before: Sequence[str], lines: Sequence[str]) -> int:
     """How many lines of a cue the one before has shown: its last ones are the first ones here, the last perhaps longer."""
-    for count in range(min(len(before), len(lines)), 0, -1):
+    for count in range(min(len(before), len(lines), _SHOWN), 0, -1):
         tail, head = before[-count:], lines[:count]
         if list(tail[:-1]) == list(head[:-1]) and (tail[-1] == head[-1] or _grows(tail[-1], head[-1])):
             return count

@@ -24,6 +24,8 @@ from jambacli.errors import BadFileError, JambaError
 
 MEMORY = 2 << 30
 CPU_SECONDS = 1800
+# Files within files, such as mailboxes attached to the messages of mailboxes: each is unpacked once more.
+_DEPTH = 8
 
 
 def _bound() -> None:
@@ -36,8 +38,12 @@ def _bound() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _inner(ocr: Ocr, data: bytes, file_name: str) -> Extraction:
-    """The pieces of a file within a file, by its content and its name."""
+def _inner(ocr: Ocr, depth: int, data: bytes, file_name: str) -> Extraction:
+    """The pieces of a file within a file, by its content and its name. ``depth``: how many files it lies in."""
+    if depth > _DEPTH:
+        raise BadFileError(
+            file_name, f"lies in more than {_DEPTH} files within one another; save it and read it by itself"
+        )
     kind = kind_of(data[:HEAD], file_name, data=data)
     if kind == "text":
         text, remark = decode(data, file_name)
@@ -46,7 +52,9 @@ def _inner(ocr: Ocr, data: bytes, file_name: str) -> Extraction:
     path = Path(folder.name) / f"attachment.{kind}"
     path.write_bytes(data)
     try:
-        unit, pieces, remarks = read(kind, Opening(str(path), file_name, lambda: None, partial(_inner, ocr), ocr))
+        unit, pieces, remarks = read(
+            kind, Opening(str(path), file_name, lambda: None, partial(_inner, ocr, depth + 1), ocr)
+        )
     except BaseException:
         folder.cleanup()
         raise
@@ -75,7 +83,7 @@ def _serve(request: dict[str, Any], out: IO[str]) -> None:
     name, unit = request["name"], "page"
     try:
         ocr = _ocr(request["ocr"], say)
-        opening = Opening(request["path"], name, lambda: say(unit=unit), partial(_inner, ocr), ocr)
+        opening = Opening(request["path"], name, lambda: say(unit=unit), partial(_inner, ocr, 1), ocr)
         unit, pieces, remarks = read(request["kind"], opening)
         say(unit=unit)
         total = 0

@@ -12,7 +12,7 @@ from jambacli.documents.extract.xlsx_cells import style_formats
 from jambacli.documents.extract.xlsx_drawings import drawing_lines
 from jambacli.documents.extract.zip_guard import Bounded
 
-_MAX_PART = 512 << 20
+_MAX_PART, _MAX_BOOK = 512 << 20, 32 << 20
 _EVERY = 20_000
 #: Types of records.
 _ROW, _ERROR, _FORMULA_ERROR, _LAST_CELL = 0, 3, 11, 11
@@ -25,7 +25,7 @@ def book_info(path: str, name: str, alive: Callable[[], None]) -> BookInfo:
     info = BookInfo()
     with opened(path, name, EXCEL_BINARY) as package:
         sheets: list[tuple[str, Relation | None]] = []
-        for kind, body in _records(package, package.main, alive):
+        for kind, body in _records(package, package.main, alive, _MAX_BOOK):
             if kind == _PROPERTIES and body:
                 info.from_1904 = bool(body[0] & 1)
             elif kind == _SHEET and len(body) >= 12:
@@ -41,9 +41,11 @@ def book_info(path: str, name: str, alive: Callable[[], None]) -> BookInfo:
     return info
 
 
-def _records(package: Package, part: str, alive: Callable[[], None]) -> Iterator[tuple[int, bytes]]:
+def _records(
+    package: Package, part: str, alive: Callable[[], None], limit: int = _MAX_PART
+) -> Iterator[tuple[int, bytes]]:
     """The types and contents of a part's records."""
-    with package.opened(part, _MAX_PART) as file:
+    with package.opened(part, limit) as file:
         count = 0
         while (kind := _varint(file, 2)) is not None:
             length = _varint(file, 4)

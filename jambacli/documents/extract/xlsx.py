@@ -120,7 +120,8 @@ def _read(package: Package, part: str, sheet: Sheet, book: Workbook, alive: Call
             sheet.append(row, column, f"({relation.target})")
     for row, column, text in _comments(package, relations):
         sheet.append(row, column, f"[Comment: {' '.join(text.split())}]")
-    sheet.tail[:0] = [line for i in handler.drawings for line in drawing_lines(package, relations.get(i), book.left)]
+    drawings = dict.fromkeys(relations.get(identifier) for identifier in handler.drawings)  # a sheet has one
+    sheet.tail[:0] = [line for drawing in drawings for line in drawing_lines(package, drawing, book.left)]
     book.left.objects += sum(r.kind in ("oleObject", "package", "control", "ctrlProp") for r in relations.values())
 
 

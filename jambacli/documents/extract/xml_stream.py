@@ -6,13 +6,30 @@ from collections.abc import Callable
 from typing import Protocol
 from xml.parsers import expat
 
-_CHUNK = 256 << 10
+_CHUNK, _MOST = 256 << 10, 64 << 20
 
 
 class Readable(Protocol):
     """A file of bytes."""
 
     def read(self, n: int = -1, /) -> bytes: ...
+
+
+class Growing:
+    """A file read in chunks that double until ``moved`` is called: expat before 2.6 begins again with every chunk where one tag
+    or attribute goes on, so that chunks of one size take quadratic time for one of many megabytes."""
+
+    def __init__(self, file: Readable, chunk: int = _CHUNK) -> None:
+        self._file, self._chunk, self._size = file, chunk, chunk
+
+    def read(self, _: int = -1, /) -> bytes:
+        """The next chunk; none at the end."""
+        size, self._size = self._size, min(2 * self._size, _MOST)
+        return self._file.read(size)
+
+    def moved(self) -> None:
+        """The parser found something in the last chunk."""
+        self._size = self._chunk
 
 
 class Handler(Protocol):
@@ -56,7 +73,11 @@ def stream(file: Readable, handler: Handler, short_name: Callable[[str], str], a
     parser.StartElementHandler, parser.EndElementHandler = start, end
     parser.CharacterDataHandler = handler.text
     parser.EntityDeclHandler = entity
-    while data := file.read(_CHUNK):
+    source, at = Growing(file), 0
+    while data := source.read():
         parser.Parse(data, False)
+        if parser.CurrentByteIndex > at:
+            at = parser.CurrentByteIndex
+            source.moved()
         alive()
     parser.Parse(b"", True)

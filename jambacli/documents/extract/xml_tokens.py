@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
+from jambacli.documents.extract.xml_stream import Growing, Readable
 from jambacli.errors import BadFileError
 
 _CHUNK = 64 << 10
@@ -21,13 +22,6 @@ class Token(NamedTuple):
     attributes: dict[str, str] = {}  # noqa: RUF012 - never changed
 
 
-class Readable(Protocol):
-    """An open file."""
-
-    def read(self, n: int = -1, /) -> bytes:
-        """At most ``n`` bytes; none at its end."""
-
-
 def tokens(file: Readable, prefixes: Mapping[str, str], name: str) -> Iterator[Token]:
     """The tokens of a file. ``prefixes``: a short prefix for each namespace that matters (``text:p``); others have ``?``.
 
@@ -38,8 +32,11 @@ def tokens(file: Readable, prefixes: Mapping[str, str], name: str) -> Iterator[T
 
     found = _Collector(prefixes, name)
     parser = XMLParser(target=found)
-    while chunk := file.read(_CHUNK):
+    source = Growing(file, _CHUNK)
+    while chunk := source.read():
         parser.feed(chunk)
+        if found.tokens:
+            source.moved()
         yield from found.tokens
         found.tokens.clear()
     parser.close()
