@@ -7,16 +7,21 @@ are flowing text is read column after column, any other group row by row, with t
 from __future__ import annotations
 
 import unicodedata
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import compress, pairwise
 from statistics import median
 
 #: Ends a line whose hyphen only divides a word.
 HYPHEN = "\ufffe"
 # A gutter is at least this wide, in heights of a line.
 _GUTTER = 0.75
+# Columns of text change sides in the file at most so often for each of their lines.
+_TURNS = 0.1
+# Cells of one row have baselines no further apart, in heights of a line.
+_OUT_OF_LINE = 0.15
 # So many gutters are tried, and a column that the file writes in one piece has so many lines.
 _CUTS, _COLUMN_LINES = 8, 5
 # Words of a line of text that flows where the file writes line after line of both columns, as it does a table's rows.
@@ -194,7 +199,8 @@ def _rows_of_cells(group: list[list[Run]], members: list[Run], height: float) ->
     """The rows of a table that has cells of several lines; None if it is none.
 
     The file writes such a table row by row: all of a row precedes all of the next, both on the page and in the file, which is
-    true of no columns of text. A row is a line; one too long for a table is left as its runs.
+    true of no columns of text; and within a row one cell after another. A row is a line; one too long for a table is left as
+    its runs.
     """
     columns = _intervals(members, _CELL_GUTTER * height)
     if len(columns) < 2:
@@ -211,18 +217,28 @@ def _rows_of_cells(group: list[list[Run]], members: list[Run], height: float) ->
             rows.append(list(band))
         last = max(last, *(run.order for run in band))
     cells = [[_rows([r for r in row if a <= (r.left + r.right) / 2 <= b], height) for a, b in columns] for row in rows]
-    tall = sum(max(map(len, row)) > 1 and sum(map(bool, row)) > 1 for row in cells)
-    wide = sum(sum(map(bool, row)) > 1 for row in cells)
+    whole = [_cell_after_cell(row, columns) for row in rows]
+    tall = sum(max(map(len, row)) > 1 and sum(map(bool, row)) > 1 for row in compress(cells, whole))
+    wide = sum(sum(map(bool, row)) > 1 for row in compress(cells, whole))
     if len(rows) < 2 or tall == 0 or (tall == 1 and (len(rows) < 3 or wide < 2)):
         return None
     out: list[Line | list[Run]] = []
-    for row, columns_of in zip(rows, cells, strict=True):
-        if max(map(len, columns_of)) > _CELL_LINES:
+    for row, columns_of, is_row in zip(rows, cells, whole, strict=True):
+        if not is_row or max(map(len, columns_of)) > _CELL_LINES:
             out.append(row)
         else:
             texts = [joined(lines).replace("\n", " ") for lines in columns_of if lines]
             out.append(Line("  ".join(texts), min(r.bottom for r in row), max(r.top for r in row)))
     return out
+
+
+def _cell_after_cell(row: Sequence[Run], columns: Sequence[tuple[float, float]]) -> bool:
+    """Whether the file writes the cells of a row one after another, not the rows of tables that stand beside each other."""
+    in_file = sorted((r for r in row if r.order >= 0), key=lambda r: r.order)
+    starts = [left for left, _ in columns]
+    placed = [bisect_right(starts, (r.left + r.right) / 2) for r in in_file]
+    changes = sum(a != b for a, b in pairwise(placed))
+    return changes <= 1.5 * (len(set(placed)) - 1) + 1
 
 
 def _column_cut(runs: Sequence[Run], height: float) -> float | None:
@@ -233,8 +249,10 @@ def _column_cut(runs: Sequence[Run], height: float) -> float | None:
     for _, cut in gaps[:_CUTS]:
         left = [r for r in runs if r.left + r.right < 2 * cut]
         right = [r for r in runs if r.left + r.right >= 2 * cut]
-        strays, turns = _order_of_sides(left, right)
-        if strays <= 0.02 * len(runs) and _is_text(left, height) and _is_text(right, height):
+        turns = _turns(left, right)
+        if turns <= max(1, _TURNS * min(len(left), len(right))) and _is_text(left, height) and _is_text(right, height):
+            return cut
+        if turns == 1 and (_beside_a_table(left, right, height) or _beside_a_table(right, left, height)):
             return cut
         words = _ROW_WORDS if turns > 1.5 * min(len(left), len(right)) else 2
         if _flows(left, height, words) and _flows(right, height, words):
@@ -242,11 +260,24 @@ def _column_cut(runs: Sequence[Run], height: float) -> float | None:
     return None
 
 
-def _order_of_sides(left: Sequence[Run], right: Sequence[Run]) -> tuple[int, int]:
-    """How many runs of the right side the file writes before it is done with the left, and how often it changes sides."""
+def _turns(left: Sequence[Run], right: Sequence[Run]) -> int:
+    """How often the file changes sides."""
     placed = sorted((run.order, side) for side, runs in enumerate((left, right)) for run in runs if run.order >= 0)
-    first = sum(not side for _, side in placed)
-    return sum(side for _, side in placed[:first]), sum(a[1] != b[1] for a, b in pairwise(placed))
+    return sum(a[1] != b[1] for a, b in pairwise(placed))
+
+
+def _beside_a_table(table: Sequence[Run], other: Sequence[Run], height: float) -> bool:
+    """Whether one side is a table of its own, which the file writes row by row, and the other, which it writes before or after
+    it, is no column of the same table: has rows of cells as well, or does not stand in line with its rows."""
+    rows, others = _row_runs(table), _row_runs(other)
+    full = [[run.order for run in row] for row in rows if len(row) > 1]
+    if len(full) < 2 or not all(max(above) < min(below) for above, below in pairwise(full)):
+        return False
+    if sum(len(row) > 1 for row in others) > 0.5 * len(others) or (len(full) > 2 and len(others) <= len(rows) / 2):
+        return True
+    bottoms = [min(run.bottom for run in row) for row in rows]
+    apart = sum(all(abs(row[0].bottom - at) > _OUT_OF_LINE * height for at in bottoms) for row in others)
+    return len(others) > 1 and apart >= 0.7 * len(others)
 
 
 def _is_text(runs: Sequence[Run], height: float) -> bool:
@@ -277,6 +308,11 @@ def _flows(runs: Sequence[Run], height: float, least: float) -> bool:
 
 def _rows(runs: Sequence[Run], height: float) -> list[Line]:
     """Runs of about the same height on the page as one line, left to right."""
+    return [_line(row, height) for row in _row_runs(runs)]
+
+
+def _row_runs(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs of about the same height on the page, top to bottom."""
     rows: list[list[Run]] = []
     for run in sorted(runs, key=lambda r: (-(r.top + r.bottom), r.left)):
         for row in rows[-1:-4:-1]:
@@ -287,7 +323,7 @@ def _rows(runs: Sequence[Run], height: float) -> list[Line]:
                 break
         else:
             rows.append([run])
-    return [_line(row, height) for row in rows]
+    return rows
 
 
 def _line(row: list[Run], height: float) -> Line:
