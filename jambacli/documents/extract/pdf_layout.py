@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from itertools import compress, pairwise
 from statistics import median
 
+from jambacli.documents.extract.pdf_columns import file_columns
+from jambacli.documents.extract.pdf_runs import Run
+
 #: Ends a line whose hyphen only divides a word.
 HYPHEN = "\ufffe"
 # A gutter is at least this wide, in heights of a line.
@@ -36,22 +39,6 @@ _CELL_LINES = 10
 
 
 @dataclass(frozen=True)
-class Run:
-    """Text in one piece of a line, and its box in points; y grows upwards. ``order``: its place in the file, if known."""
-
-    text: str
-    left: float
-    bottom: float
-    right: float
-    top: float
-    order: int = -1
-
-    @property
-    def height(self) -> float:
-        return max(self.top - self.bottom, 0.1)
-
-
-@dataclass(frozen=True)
 class Line:
     """A line of the page: its text and its vertical extent."""
 
@@ -63,7 +50,10 @@ class Line:
 def lines_of(runs: Sequence[Run]) -> list[Line]:
     """The lines of a page in reading order."""
     runs = [run for run in runs if run.text.strip()]
-    return _region(runs, median(run.height for run in runs), _DEPTH) if runs else []
+    if not runs:
+        return []
+    height = median(run.height for run in runs)
+    return [line for column in file_columns(runs, height) for line in _region(column, height, _DEPTH)]
 
 
 def joined(lines: Sequence[Line]) -> str:
