@@ -260,14 +260,20 @@ def _beside_a_table(table: Sequence[Run], other: Sequence[Run], height: float) -
     """Whether one side is a table of its own, which the file writes row by row, and the other, which it writes before or after
     it, is no column of the same table: has rows of cells as well, or does not stand in line with its rows."""
     rows, others = _row_runs(table), _row_runs(other)
-    full = [[run.order for run in row] for row in rows if len(row) > 1]
-    if len(full) < 2 or not all(max(above) < min(below) for above, below in pairwise(full)):
+    full = [row for row in rows if len(row) > 1]
+    if len(full) < 2 or not _row_by_row(full) or _row_by_row(_row_runs([*table, *other])):
         return False
     if sum(len(row) > 1 for row in others) > 0.5 * len(others) or (len(full) > 2 and len(others) <= len(rows) / 2):
         return True
     bottoms = [min(run.bottom for run in row) for row in rows]
     apart = sum(all(abs(row[0].bottom - at) > _OUT_OF_LINE * height for at in bottoms) for row in others)
     return len(others) > 1 and apart >= 0.7 * len(others)
+
+
+def _row_by_row(rows: Sequence[Sequence[Run]]) -> bool:
+    """Whether the file writes the rows from top to bottom."""
+    orders = [[run.order for run in row] for row in rows]
+    return all(max(above) < min(below) for above, below in pairwise(orders))
 
 
 def _is_text(runs: Sequence[Run], height: float) -> bool:
