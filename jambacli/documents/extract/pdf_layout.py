@@ -23,8 +23,8 @@ HYPHEN = "\ufffe"
 _GUTTER = 0.75
 # Columns of text change sides in the file at most so often for each of their lines.
 _TURNS = 0.1
-# Cells of one row have baselines no further apart, in heights of a line.
-_OUT_OF_LINE = 0.15
+# Cells of one row share so much of their heights.
+_IN_LINE = 0.6
 # So many gutters are tried, and a column that the file writes in one piece has so many lines.
 _CUTS, _COLUMN_LINES = 8, 5
 # Words of a line of text that flows where the file writes line after line of both columns, as it does a table's rows.
@@ -239,10 +239,11 @@ def _column_cut(runs: Sequence[Run], height: float) -> float | None:
     for _, cut in gaps[:_CUTS]:
         left = [r for r in runs if r.left + r.right < 2 * cut]
         right = [r for r in runs if r.left + r.right >= 2 * cut]
-        turns = _turns(left, right)
-        if turns <= max(1, _TURNS * min(len(left), len(right))) and _is_text(left, height) and _is_text(right, height):
+        strays, turns = _order_of_sides(left, right)
+        in_columns = strays <= 0.02 * len(runs) or turns <= _TURNS * min(len(left), len(right))
+        if in_columns and _is_text(left, height) and _is_text(right, height):
             return cut
-        if turns == 1 and (_beside_a_table(left, right, height) or _beside_a_table(right, left, height)):
+        if turns == 1 and (_beside_a_table(left, right) or _beside_a_table(right, left)):
             return cut
         words = _ROW_WORDS if turns > 1.5 * min(len(left), len(right)) else 2
         if _flows(left, height, words) and _flows(right, height, words):
@@ -250,13 +251,14 @@ def _column_cut(runs: Sequence[Run], height: float) -> float | None:
     return None
 
 
-def _turns(left: Sequence[Run], right: Sequence[Run]) -> int:
-    """How often the file changes sides."""
+def _order_of_sides(left: Sequence[Run], right: Sequence[Run]) -> tuple[int, int]:
+    """How many runs of the right side the file writes before it is done with the left, and how often it changes sides."""
     placed = sorted((run.order, side) for side, runs in enumerate((left, right)) for run in runs if run.order >= 0)
-    return sum(a[1] != b[1] for a, b in pairwise(placed))
+    first = sum(not side for _, side in placed)
+    return sum(side for _, side in placed[:first]), sum(a[1] != b[1] for a, b in pairwise(placed))
 
 
-def _beside_a_table(table: Sequence[Run], other: Sequence[Run], height: float) -> bool:
+def _beside_a_table(table: Sequence[Run], other: Sequence[Run]) -> bool:
     """Whether one side is a table of its own, which the file writes row by row, and the other, which it writes before or after
     it, is no column of the same table: has rows of cells as well, or does not stand in line with its rows."""
     rows, others = _row_runs(table), _row_runs(other)
@@ -265,9 +267,14 @@ def _beside_a_table(table: Sequence[Run], other: Sequence[Run], height: float) -
         return False
     if sum(len(row) > 1 for row in others) > 0.5 * len(others) or (len(full) > 2 and len(others) <= len(rows) / 2):
         return True
-    bottoms = [min(run.bottom for run in row) for row in rows]
-    apart = sum(all(abs(row[0].bottom - at) > _OUT_OF_LINE * height for at in bottoms) for row in others)
-    return len(others) > 1 and apart >= 0.7 * len(others)
+    boxes = [(min(run.bottom for run in row), max(run.top for run in row)) for row in rows]
+    return len(others) > 1 and sum(not _in_line(row[0], boxes) for row in others) >= 0.7 * len(others)
+
+
+def _in_line(run: Run, rows: Sequence[tuple[float, float]]) -> bool:
+    """Whether a run stands at the height of one of the rows."""
+    shared = max(min(run.top, top) - max(run.bottom, bottom) for bottom, top in rows)
+    return shared > _IN_LINE * run.height
 
 
 def _row_by_row(rows: Sequence[Sequence[Run]]) -> bool:
