@@ -207,10 +207,10 @@ def _rows_of_cells(group: list[list[Run]], members: list[Run], height: float) ->
             rows.append(list(band))
         last = max(last, *(run.order for run in band))
     cells = [[_rows([r for r in row if a <= (r.left + r.right) / 2 <= b], height) for a, b in columns] for row in rows]
-    whole = [_cell_after_cell(row, columns) for row in rows]
-    tall = sum(max(map(len, row)) > 1 and sum(map(bool, row)) > 1 for row in compress(cells, whole))
-    wide = sum(sum(map(bool, row)) > 1 for row in compress(cells, whole))
-    if len(rows) < 2 or tall == 0 or (tall == 1 and (len(rows) < 3 or wide < 2)):
+    if not _is_table(cells):
+        return None
+    whole = [max(map(len, texts)) < 2 or _cell_after_cell(row, columns) for row, texts in zip(rows, cells, strict=True)]
+    if not all(whole) and not _is_table(list(compress(cells, whole))):
         return None
     out: list[Line | list[Run]] = []
     for row, columns_of, is_row in zip(rows, cells, whole, strict=True):
@@ -220,6 +220,13 @@ def _rows_of_cells(group: list[list[Run]], members: list[Run], height: float) ->
             texts = [joined(lines).replace("\n", " ") for lines in columns_of if lines]
             out.append(Line("  ".join(texts), min(r.bottom for r in row), max(r.top for r in row)))
     return out
+
+
+def _is_table(rows: Sequence[Sequence[Sequence[Line]]]) -> bool:
+    """Whether rows, each with the lines of its cells, are a table's: with cells of several lines beside others."""
+    tall = sum(max(map(len, row)) > 1 and sum(map(bool, row)) > 1 for row in rows)
+    wide = sum(sum(map(bool, row)) > 1 for row in rows)
+    return tall > 1 or (tall == 1 and len(rows) > 2 and wide > 1)
 
 
 def _cell_after_cell(row: Sequence[Run], columns: Sequence[tuple[float, float]]) -> bool:
