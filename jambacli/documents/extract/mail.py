@@ -119,8 +119,8 @@ class _Reader:
         """A remark on every attachment that was not read, and those of the attachments that were."""
         said = self.notes[:10]
         if self.images:
-            names = list(filter(None, self.images))
-            named = (": " + ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")) if names else ""
+            known = list(filter(None, self.images))
+            named = (": " + ", ".join(known[:5]) + (", ..." if len(known) > 5 else "")) if known else ""
             said.append(f"{counted(len(self.images), 'image')} left out{named}")
         if self.unread:
             names = ", ".join(self.unread[:5]) + (", ..." if len(self.unread) > 5 else "")
