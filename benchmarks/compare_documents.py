@@ -115,7 +115,10 @@ def libreoffice(path: Path, to: str = "txt:Text (encoded):UTF8") -> str:
 
 
 def libreoffice_sheets(path: Path) -> str:
-    return libreoffice(path, "csv:Text - txt - csv (StarCalc):9,34,76,1,,0,false,true,false,false,false,-1")
+    """The cells of all sheets as they are shown; LibreOffice's CSV has the numbers as they are stored."""
+    markup = libreoffice(path, "html:HTML (StarCalc)")
+    tables = re.findall(r"(?is)<table\b.*?</table>", markup)
+    return plain("\n".join(tables))
 
 
 def libreoffice_pdf(path: Path) -> str:

@@ -111,6 +111,16 @@ def test_attachments_are_named_and_read_where_they_can_be(tmp_path: Path, sandbo
     assert "photo.png" in document.remarks[0] and "2 attachments" in document.remarks[0]
 
 
+def test_pictures_within_the_text_are_named_where_they_are_said_to_be_left_out(
+    tmp_path: Path, sandbox: Sandbox
+) -> None:
+    made = message()
+    made.set_content("See the map.")
+    for name in ("map.png", "logo.png"):
+        made.add_attachment(b"\x89PNG" + bytes(9), "image", "png", filename=name, disposition="inline")
+    assert "2 images left out: map.png, logo.png" in read(tmp_path, sandbox, made.as_bytes()).remarks[0]
+
+
 def test_a_message_within_a_message(tmp_path: Path, sandbox: Sandbox) -> None:
     inner, made = message("The inner one"), message("The outer one")
     inner.set_content("Inner text.")

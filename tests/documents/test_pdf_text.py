@@ -151,3 +151,83 @@ def test_values_and_stamps_without_a_form(tmp_path: Path, sandbox: Sandbox) -> N
         "Agency: Fish and Wildlife",
         "[stamp: Not Approved]",
     ]
+
+
+def beside(left: list[list[str]], right: list[list[str]], shift: float = 0) -> list[Placed]:
+    """Two tables beside each other, the left one written first."""
+    placed: list[Placed] = []
+    for x, top, rows in ((40.0, 700.0, left), (330.0, 700.0 + shift, right)):
+        placed += [(cell, x + 80 * c, top - 13 * r) for r, row in enumerate(rows) for c, cell in enumerate(row)]
+    return placed
+
+
+def cells(text: str) -> list[list[str]]:
+    return [line.split("  ") for line in text.split("\n")]
+
+
+@pytest.mark.parametrize("shift", [0, 6])
+@pytest.mark.parametrize("first", ["left", "right"])
+def test_tables_beside_each_other_are_read_one_after_the_other(
+    tmp_path: Path, sandbox: Sandbox, shift: float, first: str
+) -> None:
+    left = [["Rate", "Net", "Tax"], ["23%", "121.00", "27.83"], ["Total", "121.00", "27.83"]]
+    right = [["Paid", "0.00"], ["To pay", "148.83"], ["Sum", "148.83"], ["In words", "a lot"]]
+    placed = beside(left, right, shift)
+    if first == "right":
+        placed = placed[9:] + placed[:9]
+    assert cells(read(tmp_path, sandbox, pdf_of([placed])).text) == left + right
+
+
+def test_a_listing_beside_its_output_keeps_its_line_numbers(tmp_path: Path, sandbox: Sandbox) -> None:
+    listing = [["1", "begin verbatim"], ["2", "First line"], ["3", "Second line"], ["4", "end verbatim"]]
+    output = [["1", "First line"], ["2", "Second line"]]
+    assert cells(read(tmp_path, sandbox, pdf_of([beside(output, listing, 19)])).text) == output + listing
+
+
+def test_labels_that_are_written_before_the_rest_of_their_table_stay_in_its_rows(
+    tmp_path: Path, sandbox: Sandbox
+) -> None:
+    rows = [[f"{i}1", f"{i}2", f"{i}3"] for i in range(1, 7)]
+    placed: list[Placed] = [(f"Row {i}", 40, 713.0 - 13 * i) for i in range(1, 7)]
+    placed += beside([], rows)
+    expected = [[f"Row {i}", *row] for i, row in enumerate(rows, 1)]
+    assert cells(read(tmp_path, sandbox, pdf_of([placed])).text) == expected
+
+
+def test_lists_in_columns_on_one_grid_with_a_legend_written_first(tmp_path: Path, sandbox: Sandbox) -> None:
+    lists = [[f"Member {c}{i} of the board" for i in range(24)] for c in "ABC"]
+    placed = down(["* Surgery", "+ Pathology"], 420, 700 - 24 * 14, 14)
+    for names, x in zip(lists, (40.0, 230.0, 420.0), strict=True):
+        placed += down(names, x, 700)
+    lines = read(tmp_path, sandbox, pdf_of([placed])).text.split("\n")
+    assert lines == [*lists[0], *lists[1], *lists[2], "* Surgery", "+ Pathology"]
+
+
+def test_columns_that_reach_into_each_other_are_read_in_the_order_of_the_file(tmp_path: Path, sandbox: Sandbox) -> None:
+    placed: list[Placed] = []
+    expected = []
+    for column, x in enumerate((40.0, 310.0)):
+        for i in range(16):
+            name = f"does the thing {column}{i} and this long sentence reaches on" if i == 5 else f"do {column}{i}"
+            key = f"key.{column}{i}(" + ("with many, many arguments)" if i == 9 else ")")
+            placed += [(name, x, 780.0 - 13 * i), *([(key, x + 180, 780.0 - 13 * i)] if i != 5 else [])]
+            expected.append([name, key] if i != 5 else [name])
+    assert cells(read(tmp_path, sandbox, pdf_of([placed])).text) == expected
+
+
+@pytest.mark.parametrize("lost", ["end", "catalog", "page"])
+def test_a_file_whose_end_is_cut_off_is_read_and_this_is_said(tmp_path: Path, sandbox: Sandbox, lost: str) -> None:
+    data = pdf_of([[(f"What page {i} says", 50, 700)] for i in range(1, 4)])
+    if lost == "catalog":
+        data = data.replace(b"/Type /Catalog", b"/Type /Gatalog")
+    cut = data[: data.rindex(b"endobj" if lost == "page" else b"trailer") - (200 if lost == "page" else 0)]
+    document = read(tmp_path, sandbox, cut)
+    assert "What page 1 says" in document.text and "What page 2 says" in document.text
+    assert any("the end of the file is missing" in remark for remark in document.remarks)
+
+
+def test_what_is_no_pdf_or_has_no_pages_left_is_damaged(tmp_path: Path, sandbox: Sandbox) -> None:
+    data = pdf_of([[("Text", 50, 700)]])
+    for cut in (data[:80], b"%PDF-1.4\n1 0 obj << /Type /Catalog >> endobj", b"%PDF-1.4\n" + b"9 0 obj /Pages" * 2000):
+        with pytest.raises(JambaError, match=r"damaged or not a PDF|has no pages"):
+            read(tmp_path, sandbox, cut)

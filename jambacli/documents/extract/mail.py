@@ -120,7 +120,7 @@ class _Reader:
     read: ReadAttachment
     unread: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    images: int = 0
+    images: list[str] = field(default_factory=list)
 
     def remarks(self) -> list[str]:
         """A remark on every attachment that was not read, and those of the attachments that were."""
@@ -128,7 +128,9 @@ class _Reader:
         if len(self.notes) > _REMARKS:
             said.append(f"{counted(len(self.notes) - _REMARKS, 'more remark')} on attachments")
         if self.images:
-            said.append(f"{counted(self.images, 'image')} left out")
+            known = list(filter(None, self.images))
+            named = (": " + ", ".join(known[:5]) + (", ..." if len(known) > 5 else "")) if known else ""
+            said.append(f"{counted(len(self.images), 'image')} left out{named}")
         if self.unread:
             names = ", ".join(self.unread[:5]) + (", ..." if len(self.unread) > 5 else "")
             said.append(f"{counted(len(self.unread), 'attachment')} not read: {names}")
@@ -195,7 +197,7 @@ class _Reader:
         shown = name or f"without a name ({kind})"
         if part.get_content_maintype() == "image":
             if not name or part.get_content_disposition() != "attachment":
-                self.images += 1
+                self.images.append(name or "")
             else:
                 self.unread.append(shown)
                 yield f"Attachment: {shown} ({kind}, {format_bytes(size)}), not read"

@@ -11,6 +11,7 @@ from jambacli.documents.extract.pdf_forms import Besides, Forms, labelled
 from jambacli.documents.extract.pdf_layout import Line, joined
 from jambacli.documents.extract.pdf_margins import without_repeats
 from jambacli.documents.extract.pdf_page import page_lines, page_runs
+from jambacli.documents.extract.pdf_repair import with_an_end
 from jambacli.documents.extract.pdf_scan import is_scan, picture_of, without_text
 from jambacli.documents.extract.pieces import DocumentPart
 from jambacli.errors import BadFileError, JambaError
@@ -30,14 +31,19 @@ def pdf_pages(path: str, name: str, remarks: list[str], ocr: Ocr | None = None) 
         import pypdfium2
     except ImportError as error:
         raise JambaError(f"{name}: reading PDFs needs: pip install 'jambacli[docs]'") from error
+    damaged: BadFileError | None = None
     try:
         document: Any = pypdfium2.PdfDocument(path)
     except pypdfium2.PdfiumError as error:
         if "assword" in str(error) or "ecurity" in str(error):
             raise BadFileError(name, "is encrypted; remove the password first, for example with qpdf") from error
-        raise BadFileError(
+        damaged = BadFileError(
             name, f"is damaged or not a PDF ({_reason(error)}); repair it (qpdf IN OUT) or print it to a PDF again"
-        ) from error
+        )
+        document = _repaired(path)
+        if document is None:
+            raise damaged from error
+        remarks.append("the end of the file is missing; what is left of it was read")
     count = len(document)
     if not 0 < count <= MAX_PAGES:
         raise BadFileError(name, f"has {count:,} pages; split it" if count else "has no pages")
@@ -56,11 +62,24 @@ def pdf_pages(path: str, name: str, remarks: list[str], ocr: Ocr | None = None) 
         empty = empty and not part.text
         yield part
     if empty:
+        if damaged:
+            raise damaged
         if names := reader.attached():
             raise BadFileError(name, f"holds only attached files; save and name them: {', '.join(names[:5])}")
         pages = "page has" if count == 1 else f"{count:,} pages have"
         raise BadFileError(name, f"its {pages} no text{without_text(ocr)}")
     remarks += reader.left_out()
+
+
+def _repaired(path: str) -> Any | None:
+    """A document whose end is cut off; None if too little is left."""
+    import pypdfium2
+
+    data = with_an_end(path)
+    try:
+        return pypdfium2.PdfDocument(data) if data else None
+    except pypdfium2.PdfiumError:
+        return None
 
 
 class _Pages:

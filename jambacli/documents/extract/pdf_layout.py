@@ -7,16 +7,24 @@ are flowing text is read column after column, any other group row by row, with t
 from __future__ import annotations
 
 import unicodedata
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import compress, pairwise
 from statistics import median
+
+from jambacli.documents.extract.pdf_columns import file_columns
+from jambacli.documents.extract.pdf_runs import Run
 
 #: Ends a line whose hyphen only divides a word.
 HYPHEN = "\ufffe"
 # A gutter is at least this wide, in heights of a line.
 _GUTTER = 0.75
+# Columns of text change sides in the file at most so often for each of their lines.
+_TURNS = 0.1
+# Cells of one row share so much of their heights.
+_IN_LINE = 0.6
 # So many gutters are tried, and a column that the file writes in one piece has so many lines.
 _CUTS, _COLUMN_LINES = 8, 5
 # Words of a line of text that flows where the file writes line after line of both columns, as it does a table's rows.
@@ -31,22 +39,6 @@ _CELL_LINES = 10
 
 
 @dataclass(frozen=True)
-class Run:
-    """Text in one piece of a line, and its box in points; y grows upwards. ``order``: its place in the file, if known."""
-
-    text: str
-    left: float
-    bottom: float
-    right: float
-    top: float
-    order: int = -1
-
-    @property
-    def height(self) -> float:
-        return max(self.top - self.bottom, 0.1)
-
-
-@dataclass(frozen=True)
 class Line:
     """A line of the page: its text and its vertical extent."""
 
@@ -58,7 +50,10 @@ class Line:
 def lines_of(runs: Sequence[Run]) -> list[Line]:
     """The lines of a page in reading order."""
     runs = [run for run in runs if run.text.strip()]
-    return _region(runs, median(run.height for run in runs), _DEPTH) if runs else []
+    if not runs:
+        return []
+    height = median(run.height for run in runs)
+    return [line for column in file_columns(runs, height) for line in _region(column, height, _DEPTH)]
 
 
 def joined(lines: Sequence[Line]) -> str:
@@ -194,7 +189,8 @@ def _rows_of_cells(group: list[list[Run]], members: list[Run], height: float) ->
     """The rows of a table that has cells of several lines; None if it is none.
 
     The file writes such a table row by row: all of a row precedes all of the next, both on the page and in the file, which is
-    true of no columns of text. A row is a line; one too long for a table is left as its runs.
+    true of no columns of text; and within a row one cell after another. A row is a line; one too long for a table is left as
+    its runs.
     """
     columns = _intervals(members, _CELL_GUTTER * height)
     if len(columns) < 2:
@@ -211,18 +207,35 @@ def _rows_of_cells(group: list[list[Run]], members: list[Run], height: float) ->
             rows.append(list(band))
         last = max(last, *(run.order for run in band))
     cells = [[_rows([r for r in row if a <= (r.left + r.right) / 2 <= b], height) for a, b in columns] for row in rows]
-    tall = sum(max(map(len, row)) > 1 and sum(map(bool, row)) > 1 for row in cells)
-    wide = sum(sum(map(bool, row)) > 1 for row in cells)
-    if len(rows) < 2 or tall == 0 or (tall == 1 and (len(rows) < 3 or wide < 2)):
+    if not _is_table(cells):
+        return None
+    whole = [max(map(len, texts)) < 2 or _cell_after_cell(row, columns) for row, texts in zip(rows, cells, strict=True)]
+    if not all(whole) and not _is_table(list(compress(cells, whole))):
         return None
     out: list[Line | list[Run]] = []
-    for row, columns_of in zip(rows, cells, strict=True):
-        if max(map(len, columns_of)) > _CELL_LINES:
+    for row, columns_of, is_row in zip(rows, cells, whole, strict=True):
+        if not is_row or max(map(len, columns_of)) > _CELL_LINES:
             out.append(row)
         else:
             texts = [joined(lines).replace("\n", " ") for lines in columns_of if lines]
             out.append(Line("  ".join(texts), min(r.bottom for r in row), max(r.top for r in row)))
     return out
+
+
+def _is_table(rows: Sequence[Sequence[Sequence[Line]]]) -> bool:
+    """Whether rows, each with the lines of its cells, are a table's: with cells of several lines beside others."""
+    tall = sum(max(map(len, row)) > 1 and sum(map(bool, row)) > 1 for row in rows)
+    wide = sum(sum(map(bool, row)) > 1 for row in rows)
+    return tall > 1 or (tall == 1 and len(rows) > 2 and wide > 1)
+
+
+def _cell_after_cell(row: Sequence[Run], columns: Sequence[tuple[float, float]]) -> bool:
+    """Whether the file writes the cells of a row one after another, not the rows of tables that stand beside each other."""
+    in_file = sorted((r for r in row if r.order >= 0), key=lambda r: r.order)
+    starts = [left for left, _ in columns]
+    placed = [bisect_right(starts, (r.left + r.right) / 2) for r in in_file]
+    changes = sum(a != b for a, b in pairwise(placed))
+    return changes <= 1.5 * (len(set(placed)) - 1) + 1
 
 
 def _column_cut(runs: Sequence[Run], height: float) -> float | None:
@@ -234,7 +247,10 @@ def _column_cut(runs: Sequence[Run], height: float) -> float | None:
         left = [r for r in runs if r.left + r.right < 2 * cut]
         right = [r for r in runs if r.left + r.right >= 2 * cut]
         strays, turns = _order_of_sides(left, right)
-        if strays <= 0.02 * len(runs) and _is_text(left, height) and _is_text(right, height):
+        in_columns = strays <= 0.02 * len(runs) or turns <= _TURNS * min(len(left), len(right))
+        if in_columns and _is_text(left, height) and _is_text(right, height):
+            return cut
+        if turns == 1 and (_beside_a_table(left, right) or _beside_a_table(right, left)):
             return cut
         words = _ROW_WORDS if turns > 1.5 * min(len(left), len(right)) else 2
         if _flows(left, height, words) and _flows(right, height, words):
@@ -247,6 +263,31 @@ def _order_of_sides(left: Sequence[Run], right: Sequence[Run]) -> tuple[int, int
     placed = sorted((run.order, side) for side, runs in enumerate((left, right)) for run in runs if run.order >= 0)
     first = sum(not side for _, side in placed)
     return sum(side for _, side in placed[:first]), sum(a[1] != b[1] for a, b in pairwise(placed))
+
+
+def _beside_a_table(table: Sequence[Run], other: Sequence[Run]) -> bool:
+    """Whether one side is a table of its own, which the file writes row by row, and the other, which it writes before or after
+    it, is no column of the same table: has rows of cells as well, or does not stand in line with its rows."""
+    rows, others = _row_runs(table), _row_runs(other)
+    full = [row for row in rows if len(row) > 1]
+    if len(full) < 2 or not _row_by_row(full) or _row_by_row(_row_runs([*table, *other])):
+        return False
+    if sum(len(row) > 1 for row in others) > 0.5 * len(others) or (len(full) > 2 and len(others) <= len(rows) / 2):
+        return True
+    boxes = [(min(run.bottom for run in row), max(run.top for run in row)) for row in rows]
+    return len(others) > 1 and sum(not _in_line(row[0], boxes) for row in others) >= 0.7 * len(others)
+
+
+def _in_line(run: Run, rows: Sequence[tuple[float, float]]) -> bool:
+    """Whether a run stands at the height of one of the rows."""
+    shared = max(min(run.top, top) - max(run.bottom, bottom) for bottom, top in rows)
+    return shared > _IN_LINE * run.height
+
+
+def _row_by_row(rows: Sequence[Sequence[Run]]) -> bool:
+    """Whether the file writes the rows from top to bottom."""
+    orders = [[run.order for run in row] for row in rows]
+    return all(max(above) < min(below) for above, below in pairwise(orders))
 
 
 def _is_text(runs: Sequence[Run], height: float) -> bool:
@@ -277,6 +318,11 @@ def _flows(runs: Sequence[Run], height: float, least: float) -> bool:
 
 def _rows(runs: Sequence[Run], height: float) -> list[Line]:
     """Runs of about the same height on the page as one line, left to right."""
+    return [_line(row, height) for row in _row_runs(runs)]
+
+
+def _row_runs(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs of about the same height on the page, top to bottom."""
     rows: list[list[Run]] = []
     for run in sorted(runs, key=lambda r: (-(r.top + r.bottom), r.left)):
         for row in rows[-1:-4:-1]:
@@ -287,7 +333,7 @@ def _rows(runs: Sequence[Run], height: float) -> list[Line]:
                 break
         else:
             rows.append([run])
-    return [_line(row, height) for row in rows]
+    return rows
 
 
 def _line(row: list[Run], height: float) -> Line:
