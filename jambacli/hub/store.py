@@ -84,6 +84,7 @@ class Store:
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root or jamba_home() / "models"
+        self._warned: set[Path] = set()
 
     def entries(self) -> list[StoreEntry]:
         """All registered models, sorted by name. A damaged manifest is skipped with a warning."""
@@ -92,7 +93,9 @@ class Store:
             try:
                 found.append(_read(path))
             except _DAMAGED:
-                logger.warning("%s is damaged and was skipped; remove it, or pull the model again", path)
+                if path not in self._warned:
+                    logger.warning("%s is damaged and was skipped; remove it, or pull the model again", path)
+                self._warned.add(path)
         return sorted(found, key=lambda entry: entry.name)
 
     def get(self, name: str) -> StoreEntry | None:

@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import stat
+import tempfile
 import time
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -100,6 +101,19 @@ def generated_name() -> str:
 def sessions_folder() -> Path:
     """``JAMBA_HOME/sessions``, private to the user. Raises JambaError when it cannot be created."""
     return private_folder(jamba_home() / "sessions", "keep sessions")
+
+
+def require_writable() -> None:
+    """Raise JambaError where no session can be saved."""
+    folder = sessions_folder()
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise JambaError(
+            f"cannot keep sessions under {folder}: {error.strerror or error}; set JAMBA_HOME to a folder that can be "
+            "written to"
+        ) from error
 
 
 def session_path(name: str) -> Path:
@@ -280,7 +294,10 @@ def opened(name: str) -> Iterator[None]:
 def acquire(name: str) -> IO[bytes]:
     """Lock a session until the returned file is closed. Raises JambaError with the process that has it open."""
     path = session_path(name).with_suffix(".lock")
-    file = path.open("a+b")
+    try:
+        file = path.open("a+b")
+    except OSError as error:
+        raise JambaError(f"cannot write {path}: {error.strerror or error}") from error
     try:
         import fcntl
 
