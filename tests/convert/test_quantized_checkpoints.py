@@ -78,6 +78,7 @@ def test_logits_are_those_of_the_values(tmp_path: Path, name: str, stacked: bool
 
 Q_PROJ = "model.layers.2.self_attn.q_proj"
 DOWN = "model.layers.0.feed_forward.down_proj"
+NORM = "model.final_layernorm.weight"
 Edit = Callable[[q.Tensors], object]
 
 
@@ -142,6 +143,11 @@ DAMAGED: dict[str, tuple[str, Edit, str]] = {
     ),
     "a nibble float": (
         "packed int4", lambda t: t.update({f"{Q_PROJ}.weight_global_scale": torch.ones(1)}), "a 4-bit float type"
+    ),
+    "scales of a norm": (
+        "fp8 per channel",
+        lambda t: t.update({NORM: t[NORM].to(torch.float8_e4m3fn), f"{NORM}_scale": torch.ones(2)}),
+        rf"{NORM}_scale belongs to a weight of \[128\], which is no matrix",
     ),
     "no zeros": ("gptq int4", lambda t: t.pop(f"{Q_PROJ}.qzeros"), f"{Q_PROJ}.qzeros is missing"),
     "no qweight": ("awq", lambda t: t.pop(f"{Q_PROJ}.qweight"), f"{Q_PROJ}.qweight is missing"),

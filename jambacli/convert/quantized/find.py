@@ -189,7 +189,7 @@ class _Finder:
         groups, out = scale.shape
         bits = self._transposed_bits(zeros, out)
         width = weight.shape[0] if awq else weight.shape[0] * 32 // bits
-        require_shape(weight, (width, out * bits // 32) if awq else (packed_words(width, bits), out))
+        require_shape(weight, (width, packed_words(out, bits)) if awq else (packed_words(width, bits), out))
         require_shape(zeros, (groups, packed_words(out, bits)))
         size = self._group_size(scale, width, groups)
         if columns is not None:

@@ -55,15 +55,19 @@ def find_grid(
     ``blocks`` are sizes of tiles that the configuration names, ``groups`` the group sizes that it allows (empty: any).
     Raises BadFileError for a shape that belongs to no grid.
     """
+    if len(shape) not in (2, 3) or 0 in shape:
+        raise wrong(scale, f"belongs to a weight of {list(shape)}, which is no matrix")
     height, width = shape[-2:]
     stack = math.prod(shape[:-2])
     sizes = _scale_dimensions(scale, stack, height)
     if sizes is None:
         raise wrong(scale, f"is {list(scale.shape)}, which is no grid of scales over a weight of {list(shape)}")
     layers, down, across = sizes
-    for rows, columns in blocks:
-        if (down, across) == (-(-height // rows), -(-width // columns)):
-            return Grid(layers, down, across, rows, columns)
+    fits = {(r, c) for r, c in blocks if (down, across) == (-(-height // r), -(-width // c))}
+    if len(fits) > 1:
+        raise wrong(scale, f"is {list(scale.shape)}, which fits several block sizes of the quantization")
+    for rows, columns in fits:
+        return Grid(layers, down, across, rows, columns)
     if not down or not across or height % down or width % across:
         raise wrong(scale, f"is {list(scale.shape)}, which does not divide a weight of {list(shape)} into blocks")
     grid = Grid(layers, down, across, height // down, width // across)
