@@ -142,11 +142,8 @@ def test_a_session_with_tokens_that_the_model_lacks_is_refused(model: Path, fiel
 
 
 @pytest.mark.parametrize("shared", ["session_no_content.json", "session_pinned_fence.json"])
-def test_handed_sessions_are_listed_as_damaged(shared: str) -> None:
-    path = Path(__file__).parents[1] / "shared" / "cases" / "hostile" / shared
-    if not path.exists():
-        pytest.skip("the handed inputs are not here")
-    shutil.copy(path, session_file.session_path("s"))
+def test_handed_sessions_are_listed_as_damaged(shared_data: Path, shared: str) -> None:
+    shutil.copy(shared_data.parent / "cases" / "hostile" / shared, session_file.session_path("s"))
     done = jamba("sessions", "list")
     assert done.returncode == 0 and b"is damaged" in done.stderr
 
