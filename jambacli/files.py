@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
 from jambacli.errors import JambaError
+from jambacli.unfinished import TemporaryFile, remove_abandoned, remove_recorded, report_removed
+
+# Below ``jamba_home``: the places of files that are being written elsewhere.
+_RECORDS = "unfinished"
+# Below ``jamba_home``: many files, whose temporary ones the prefix store removes.
+_STORED = ("prefixes/blobs", "prefixes/index")
 
 
 def refuse_existing(path: Path, force: bool) -> None:
@@ -25,11 +33,22 @@ def refuse_existing(path: Path, force: bool) -> None:
         raise JambaError(f"{path} already exists", remedy="choose another name, or use {force} to replace it")
 
 
-def temporary_beside(path: Path) -> tuple[Path, Path]:
-    """A new temporary path, and the path to rename it to: ``path``, or the target if ``path`` is a link, which is kept."""
-    target = path.resolve() if path.is_symlink() else path
-    # File names are limited to 255 bytes, so only the first 50 characters of a name (at most 4 bytes each) are used.
-    return target.with_name(f".{target.name[:50]}.{os.getpid()}.{os.urandom(4).hex()}.part"), target
+def temporary_beside(path: Path) -> TemporaryFile:
+    """A temporary file for an output that takes long to write. ``remove_unfinished`` finds it, wherever it is, should this
+    process be killed."""
+    try:
+        records = jamba_home() / _RECORDS
+    except JambaError:  # no home
+        return TemporaryFile(path)
+    return TemporaryFile(path, records=records)
+
+
+def remove_unfinished() -> None:
+    """Remove the temporary files of killed processes under ``jamba_home`` and where ``temporary_beside`` has noted one; log
+    how many. Raises JambaError for a user without a home directory."""
+    home = jamba_home()
+    skip = [home / name for name in _STORED]
+    report_removed([*remove_recorded(home / _RECORDS), *remove_abandoned(home, below=True, skip=skip)])
 
 
 def sync_directory(path: Path) -> None:
@@ -42,34 +61,51 @@ def sync_directory(path: Path) -> None:
             os.close(fd)
 
 
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
-
-
 @contextlib.contextmanager
-def atomic_write(path: Path, *, durable: bool = True, private: bool = False) -> Iterator[BinaryIO]:
+def atomic_write(
+    path: Path, *, durable: bool = True, private: bool = False, recorded: bool = False
+) -> Iterator[BinaryIO]:
     """Open a temporary file in ``path``'s directory; on a clean exit flush it and rename it to ``path``, else remove it.
 
     The file is opened ``w+b``, so that it can be preallocated and written out of order. ``durable``: flush to the disk, so
-    that the file survives a power failure. ``private``: only the user can read it. Raises JambaError naming ``path`` for an
-    OSError (a full disk, say), and when ``path`` is a device, a pipe or a directory.
+    that the file survives a power failure. ``private``: only the user can read it. ``recorded``: for a large file, see
+    ``temporary_beside``. Raises JambaError naming ``path`` for an OSError (a full disk, say), and when ``path`` is a device, a
+    pipe or a directory.
     """
     path = Path(path)
     refuse_existing(path, force=True)
-    part, target = temporary_beside(path)
+    part = temporary_beside(path) if recorded else TemporaryFile(path)
     try:
-        with open(part, "w+b", opener=_private if private else None) as file:
+        with os.fdopen(part.open(0o600 if private else 0o666), "w+b") as file:
             yield file
             file.flush()
             if durable:
                 os.fsync(file.fileno())
-        part.replace(target)
+        part.rename()
     except OSError as error:
         raise JambaError(f"cannot write {path}: {error.strerror or error}; nothing was left behind") from error
     finally:
-        part.unlink(missing_ok=True)
+        part.remove()
     if durable:
-        sync_directory(target.parent)
+        sync_directory(part.target.parent)
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open a file of this program for reading. Raises OSError also for a pipe, which would wait for a writer, or a device."""
+    fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+        return os.fdopen(fd, "rb")
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def read_regular(path: Path) -> bytes:
+    """The bytes of a file of this program; see ``open_regular``."""
+    with open_regular(path) as file:
+        return file.read()
 
 
 def file_identity(info: os.stat_result) -> str:

@@ -24,7 +24,9 @@ REPO = Path(__file__).resolve().parents[1]
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("quant",),
     ("jambacli.errors", "jambacli.progress", "jambacli.startup"),
-    ("jambacli.units", "jambacli.files"),
+    ("jambacli.units",),
+    ("jambacli.unfinished",),
+    ("jambacli.files", "jambacli.zip_guard"),
     ("jambacli.hardware", "jambacli.text", "jambacli.data"),
     ("jambacli.kernels",),
     ("jambacli.model.config",),

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from jambacli.cache.file_hash import FileHash
 from jambacli.cache.file_state import settled
 from jambacli.errors import JambaError
-from jambacli.files import atomic_write, file_identity, jamba_home
+from jambacli.files import atomic_write, file_identity, jamba_home, read_regular
 
 if TYPE_CHECKING:
     from jambacli.gguf.reader import GGUFFile
@@ -283,7 +283,7 @@ def _earlier_name(identity: str, sample: str) -> str | None:
     with contextlib.suppress(OSError):  # those versions let everybody read it
         path.chmod(0o600)
     try:
-        values: Any = json.loads(path.read_bytes())
+        values: Any = json.loads(read_regular(path))
         recorded = path.stat().st_mtime_ns
     except (OSError, ValueError, RecursionError):
         return None
@@ -305,7 +305,7 @@ def _earlier_name(identity: str, sample: str) -> str | None:
 def _read_known() -> dict[str, _Known]:
     """What is known of each file, by identity; nothing where the record is missing or damaged."""
     try:
-        value: Any = json.loads(_record().read_bytes())
+        value: Any = json.loads(read_regular(_record()))
         if not isinstance(value, dict) or value.get("version") != _VERSION:
             return {}
         return {key: entry for key, found in value["files"].items() if (entry := _valid(found)) is not None}

@@ -15,6 +15,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from jambacli.files import read_regular
+
 #: Maximum number of stored files; the oldest are deleted first.
 _MAX_FILES = 4096
 # Raised when pages are rendered or read in another way.
@@ -54,7 +56,7 @@ class OcrCache:
         found = {}
         path = self._path(digest, variant)
         try:
-            lines = path.read_text("utf-8").split("\n")
+            lines = read_regular(path).decode("utf-8").split("\n")
         except (OSError, ValueError):
             return {}
         for line in lines:

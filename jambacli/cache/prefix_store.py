@@ -27,7 +27,8 @@ import numpy as np
 
 from jambacli.cache.ocr_cache import OcrCache
 from jambacli.cache.reply_cache import ReplyCache
-from jambacli.files import jamba_home, private_folder, sync_directory
+from jambacli.files import jamba_home, open_regular, private_folder, read_regular, sync_directory
+from jambacli.unfinished import TemporaryFile, remove_if_abandoned
 from jambacli.units import parse_size
 
 logger = logging.getLogger(__name__)
@@ -150,7 +151,7 @@ class PrefixStore:
         """A blob's bytes; None when it is missing or damaged. A damaged one is deleted, with one warning."""
         path = self._blob(name)
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 data = bytearray(os.fstat(file.fileno()).st_size)
                 if file.readinto(data) != len(data):
                     return None
@@ -275,7 +276,7 @@ class PrefixStore:
                 with contextlib.suppress(OSError):
                     info = entry.stat()
                     if entry.name.startswith("."):
-                        _remove_if_abandoned(entry)
+                        remove_if_abandoned(entry)
                     else:
                         found[entry.name] = (entry, info.st_size, info.st_mtime)
         return found
@@ -288,7 +289,7 @@ class PrefixStore:
         for folder in (self.root / "index").iterdir():
             for path in folder.iterdir():
                 if path.name.startswith("."):
-                    _remove_if_abandoned(path)
+                    remove_if_abandoned(path)
                     continue
                 with contextlib.suppress(OSError):
                     used = path.stat().st_mtime
@@ -299,7 +300,7 @@ class PrefixStore:
 
     def _read_prefix(self, path: Path) -> Prefix | None:
         try:
-            prefix = Prefix.from_json(json.loads(path.read_bytes()))
+            prefix = Prefix.from_json(json.loads(read_regular(path)))
         except OSError:
             return None
         except (ValueError, RecursionError):
@@ -337,34 +338,15 @@ class PrefixStore:
 def _write(path: Path, data: bytes | memoryview, durable: bool) -> None:
     """Write under a temporary name and rename; a killed process leaves the old file, the new one, or a temporary one.
 
-    ``files.atomic_write`` is for a user's files: it resolves links and flushes the directory, too slow for every blob.
+    ``files.atomic_write`` is for a user's files: it flushes the directory and searches it, too slow for every blob.
     """
-    part = path.with_name(f".{os.getpid()}.{os.urandom(4).hex()}.part")
-    fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    part = TemporaryFile(path, search=False)
     try:
-        with os.fdopen(fd, "wb") as file:
+        with os.fdopen(part.open(0o600), "wb") as file:
             file.write(data)
             if durable:
                 file.flush()
-                os.fsync(fd)
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-
-
-def _remove_if_abandoned(path: Path) -> None:
-    """Remove a temporary file whose process no longer runs."""
-    pid = path.name[1:].partition(".")[0]
-    if pid.isdigit() and not _alive(int(pid)):
-        path.unlink(missing_ok=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
+                os.fsync(file.fileno())
+        part.rename()
+    finally:
+        part.remove()

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jambacli.files import atomic_write
+from jambacli.files import atomic_write, read_regular
 
 #: Maximum number of stored replies; the oldest are deleted first.
 _MAX_REPLIES = 4096
@@ -31,8 +31,8 @@ class ReplyCache:
     def get(self, key: str) -> dict[str, Any] | None:
         """The entry of that key: "text", "documents" and what ``put`` added; None when missing or damaged."""
         try:
-            value = json.loads((self.folder / f"{key}.json").read_bytes())
-        except (OSError, ValueError):
+            value = json.loads(read_regular(self.folder / f"{key}.json"))
+        except (OSError, ValueError, RecursionError):
             return None
         if not isinstance(value, dict) or not isinstance(value.get("text"), str):
             return None

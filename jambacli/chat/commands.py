@@ -187,6 +187,12 @@ class Chat:
         if name is not None and session_file.exists(name):
             return Session(self.model, replace(options, resume=name))
         if options.store and not options.read_only:
+            if name is None:
+                try:
+                    session_file.require_writable()
+                except JambaError as error:
+                    logger.warning("%s; this chat is not saved", error)
+                    return Session(self.model, replace(options, store=False))
             return Session(self.model, replace(options, name=name or session_file.generated_name()))
         if name is not None:
             raise session_file.not_there(name)

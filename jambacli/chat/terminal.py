@@ -17,7 +17,7 @@ from jambacli import ui
 from jambacli.chat.commands import HELP, Chat
 from jambacli.engine.generate import Thought
 from jambacli.errors import JambaError
-from jambacli.session.session_file import sessions_folder
+from jambacli.session.session_file import require_writable, sessions_folder
 from jambacli.units import counted, format_context
 
 _REDRAW_SECONDS = 0.08
@@ -195,6 +195,17 @@ class Screen:
         self._thought_line = ""
 
 
+def _can_keep(wanted: bool) -> bool:
+    """Whether the history is wanted and can be written; where it cannot, the chat has said so."""
+    if not wanted:
+        return False
+    try:
+        require_writable()
+    except JambaError:
+        return False
+    return True
+
+
 def talk(
     chat: Chat,
     keep_history: bool,
@@ -232,7 +243,7 @@ def talk(
 
     # The history is as private as the sessions, so it is stored in their folder.
     prompt: PromptSession[str] = PromptSession(
-        history=FileHistory(str(sessions_folder() / ".history")) if keep_history else InMemoryHistory(),
+        history=FileHistory(str(sessions_folder() / ".history")) if _can_keep(keep_history) else InMemoryHistory(),
         completer=WordCompleter([name.split()[0] for name in HELP], sentence=True),
         complete_while_typing=False,
         key_bindings=keys,

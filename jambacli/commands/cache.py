@@ -42,7 +42,9 @@ def clear(
 ) -> None:
     """Delete everything, or everything that contains one document. Sessions keep their text, which is read again when used."""
     from jambacli.cache.prefix_store import PrefixStore, text_hash
+    from jambacli.files import remove_unfinished
 
+    remove_unfinished()
     freed = PrefixStore().clear({text_hash(text) for text in _texts(document)} if document else None)
     ui.note(f"freed {format_bytes(freed)}")
 

@@ -22,6 +22,7 @@ def list_models(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """List the pulled models: name, size, type, context, and when each was last used."""
+    from jambacli.files import remove_unfinished
     from jambacli.hub.converted_cache import converted_bytes
     from jambacli.hub.store import Store
 
@@ -29,6 +30,7 @@ def list_models(
     home = store.root.parent
     if home.exists() and not home.is_dir():
         ui.warn(f"{home} is not a folder, so it holds no models; set JAMBA_HOME to a folder")
+    remove_unfinished()
     entries, used, unfinished = store.entries(), store.use_times(), store.unfinished()
     complete = {entry.name: store.is_complete(entry) for entry in entries}
     # Names that share files count them once.

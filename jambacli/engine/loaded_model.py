@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jambacli.engine.sampling import Sampling, model_defaults
-from jambacli.errors import JambaError
+from jambacli.errors import BadFileError, JambaError
 from jambacli.files import jamba_home
 from jambacli.text.template import ChatTemplate
 from jambacli.text.tokenizer import Tokenizer
@@ -57,7 +57,14 @@ class LoadedModel:
             cache = jamba_home() / "tokenizers"
         except JambaError:  # a user without a home directory: merge rules are computed at every start
             cache = None
-        return Tokenizer(self.metadata, self.name, cache)
+        tokenizer = Tokenizer(self.metadata, self.name, cache)
+        rows = self.model.config.vocab_size
+        if tokenizer.vocab_size < rows:  # a reply could hold a token without a text
+            raise BadFileError(
+                self.name,
+                f"the vocabulary has {tokenizer.vocab_size:,} tokens, but the model has {rows:,}; convert it again",
+            )
+        return tokenizer
 
     @functools.cached_property
     def template(self) -> ChatTemplate | None:

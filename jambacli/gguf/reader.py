@@ -36,7 +36,8 @@ MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32
 MAX_TENSORS = 1 << 17
 MAX_DIMS = 4
-_NO_WEIGHTS = ("i8", "i16", "i32", "i64", "f64")  # i8 with separate scales (ExpertsInt8) holds weights
+# i8 with separate scales (ExpertsInt8) holds weights; q8_1 and q8_k are blocks of activations.
+_NO_WEIGHTS = ("i8", "i16", "i32", "i64", "f64", "q8_1", "q8_k")
 SPLIT_NAME = re.compile(r"(?P<stem>.*)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 
 

@@ -16,6 +16,7 @@ from jambacli.files import refuse_existing, sync_directory, temporary_beside
 from jambacli.gguf.layout import ALIGNMENT_KEY, SPLIT_KEYS, Part, TensorSpec, copied_metadata, plan_parts
 from jambacli.gguf.reader import DEFAULT_ALIGNMENT, SPLIT_NAME, split_path
 from jambacli.gguf.values import Metadata, encode_value
+from jambacli.unfinished import TemporaryFile
 from jambacli.units import format_bytes
 from quant.formats import Format, get_format
 
@@ -25,11 +26,10 @@ _WRITEBACK_FROM = 1 << 20
 
 @dataclass
 class _Output:
-    """One file being written: ``target`` is where it goes, or where that leads if it is a link."""
+    """One file being written."""
 
     path: Path
-    target: Path
-    temporary: Path
+    temporary: TemporaryFile
     fd: int = -1
 
 
@@ -181,7 +181,7 @@ class GGUFWriter:
                 with contextlib.suppress(OSError):
                     os.close(output.fd)
                 output.fd = -1
-            output.temporary.unlink(missing_ok=True)
+            output.temporary.remove()
 
     def __enter__(self) -> GGUFWriter:
         return self
@@ -211,12 +211,11 @@ class GGUFWriter:
         return [self.path.with_name(split_path(stem, i + 1, count)) for i in range(count)]
 
     def _begin_part(self, path: Path, part: Part) -> None:
-        temporary, target = temporary_beside(path)
         with self._disk_errors(path, part.size):
             # Listed before it exists, so that an interrupt at any point finds it to remove.
-            output = _Output(path, target, temporary)
+            output = _Output(path, temporary_beside(path))
             self._outputs.append(output)
-            output.fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+            output.fd = output.temporary.open()
             _preallocate(output.fd, part.size)
             _write_all(output.fd, memoryview(part.header), 0)
         for name, offset in part.offsets.items():
@@ -226,15 +225,15 @@ class GGUFWriter:
         try:
             for output in reversed(self._outputs):
                 with self._disk_errors(output.path):
-                    output.temporary.replace(output.target)
+                    output.temporary.rename()
         except BaseException:
             # A set with parts missing is of no use; a single file is complete once it is renamed.
             if len(self._outputs) > 1:
                 for output in self._outputs:
-                    if not output.temporary.exists():
-                        output.target.unlink(missing_ok=True)
+                    if output.temporary.renamed:
+                        output.temporary.target.unlink(missing_ok=True)
             raise
-        sync_directory(self._outputs[0].target.parent)
+        sync_directory(self._outputs[0].temporary.target.parent)
 
     @contextlib.contextmanager
     def _disk_errors(self, path: Path, size: int | None = None) -> Iterator[None]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jambacli.errors import JambaError
-from jambacli.files import atomic_write, jamba_home
+from jambacli.files import atomic_write, jamba_home, open_regular
 from jambacli.hardware import nvml
 
 SPEEDS_FILE = "machine.json"
@@ -81,14 +81,14 @@ def remember_speed(key: str, flops: float) -> None:
 def remembered_speeds() -> dict[str, float]:
     """The stored prefill rates by key; empty if there are none or the file is damaged."""
     try:
-        with (jamba_home() / SPEEDS_FILE).open("rb") as file:
+        with open_regular(jamba_home() / SPEEDS_FILE) as file:
             stored = json.loads(file.read(_MAX_SPEEDS_BYTES))["prefill_flops"]
         return {
             str(key): float(value)
             for key, value in stored.items()
             if isinstance(value, (int, float)) and math.isfinite(value) and value > 0
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, JambaError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, JambaError):
         return {}
 
 

@@ -24,13 +24,17 @@ from pathlib import Path
 from typing import Any
 
 from jambacli.errors import JambaError
-from jambacli.files import atomic_write, jamba_home
+from jambacli.files import atomic_write, jamba_home, open_regular
 from jambacli.hub.paths import is_safe_path
 
 logger = logging.getLogger(__name__)
 
 _SET = re.compile(r"(?:sha256|git|set|made)-[0-9a-f]{40,64}")
 _MAX_MANIFEST = 1 << 20
+# What reading a damaged manifest can raise.
+_DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+_MOST = 1 << 62
+_LATEST = 253402300799  # the end of the year 9999, in seconds since 1970
 # Disk space to leave free after a download, for the file system and other programs.
 SPARE_DISK = 64 << 20
 
@@ -80,6 +84,7 @@ class Store:
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root or jamba_home() / "models"
+        self._warned: set[Path] = set()
 
     def entries(self) -> list[StoreEntry]:
         """All registered models, sorted by name. A damaged manifest is skipped with a warning."""
@@ -87,15 +92,17 @@ class Store:
         for path in self._manifests():
             try:
                 found.append(_read(path))
-            except (OSError, ValueError, KeyError, TypeError, RecursionError):
-                logger.warning("%s is damaged and was skipped; remove it, or pull the model again", path)
+            except _DAMAGED:
+                if path not in self._warned:
+                    logger.warning("%s is damaged and was skipped; remove it, or pull the model again", path)
+                self._warned.add(path)
         return sorted(found, key=lambda entry: entry.name)
 
     def get(self, name: str) -> StoreEntry | None:
         """The model registered under exactly ``name``; None when there is none or its manifest is damaged."""
         try:
             entry = _read(self._manifest(name))
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        except _DAMAGED:
             return None
         return entry if entry.name == name else None
 
@@ -196,7 +203,7 @@ class Store:
         """When each name (or path) was last used, in seconds since 1970."""
         times = self._usage().get("times")
         rows = times.items() if isinstance(times, dict) else ()
-        return {k: float(v) for k, v in rows if isinstance(v, (int, float))}
+        return {k: float(v) for k, v in rows if isinstance(v, (int, float)) and 0 <= v < _LATEST}
 
     def last_used(self) -> str | None:
         """The name or absolute path that was used last."""
@@ -214,7 +221,7 @@ class Store:
 
     def _usage(self) -> dict[str, Any]:
         try:
-            with (self.root / "used.json").open("rb") as file:
+            with open_regular(self.root / "used.json") as file:
                 stored = json.loads(file.read(_MAX_MANIFEST))
         except (OSError, ValueError, RecursionError):
             return {}
@@ -256,9 +263,9 @@ def discard(folder: Path) -> None:
 def _read(path: Path) -> StoreEntry:
     """Read and check a manifest: no file name in it may lead out of its set's directory.
 
-    Raises OSError, ValueError, KeyError, TypeError or RecursionError when it is damaged.
+    Raises one of ``_DAMAGED`` when it is damaged.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         stored = json.loads(file.read(_MAX_MANIFEST))
     files = tuple(StoredFile(f["name"], f["size"], f["sha256"], f["path"]) for f in stored["files"])
     entry = StoreEntry(
@@ -271,12 +278,14 @@ def _read(path: Path) -> StoreEntry:
         int(stored["params"]),
         float(stored["pulled"]),
     )
+    if not (0 <= entry.context < _MOST and 0 <= entry.params < _MOST and 0 <= entry.pulled < _LATEST):
+        raise ValueError
     if not files or not entry.name.isprintable() or (entry.set_id is not None and not _SET.fullmatch(entry.set_id)):
         raise ValueError
     for f in files:
         inside = f.path is None and entry.set_id is not None
         valid = is_safe_path(f.name) if inside else isinstance(f.path, str) and os.path.isabs(f.path)  # noqa: PTH117
-        if not valid or not isinstance(f.size, int) or f.size < 0:
+        if not valid or type(f.size) is not int or not 0 <= f.size < _MOST or not isinstance(f.sha256, str):
             raise ValueError
     return entry
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from jambacli.errors import JambaError
 from quant.formats import QTensor
 
 # Rows of a quantized matrix are dequantized this many bytes at a time; the whole output matrix of the 3B would take 0.67 GB.
@@ -162,13 +163,18 @@ def kv_values(cache: torch.Tensor, head_dim: int) -> torch.Tensor:
 
 
 def kv_store(x: torch.Tensor, cache: torch.Tensor) -> None:
-    """Write float32 [T, n_kv_heads, head_dim] into a slice of the cache of the same T, in the cache's type."""
+    """Write float32 [T, n_kv_heads, head_dim] into a slice of the cache of the same T, in the cache's type. Raises JambaError
+    for values that q8_0 cannot hold."""
     if cache.dtype != torch.uint8:
         cache.copy_(x)
         return
+    from quant.native import NonFiniteRowError
     from quant.quantize_blocks import quantize
 
-    cache.copy_(quantize(x.contiguous(), "q8_0", threads=torch.get_num_threads()))
+    try:
+        cache.copy_(quantize(x.contiguous(), "q8_0", threads=torch.get_num_threads()))
+    except NonFiniteRowError as error:
+        raise JambaError("the model computes NaN or infinity: its file is damaged or invalid") from error
 
 
 def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, n_past: int) -> torch.Tensor:

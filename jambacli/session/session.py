@@ -262,6 +262,11 @@ class Session:
 
     def _resume(self, saved: session_file.SavedSession) -> None:
         """Take over a saved session: its turns, and the longest of its prefixes that is still stored."""
+        ids = [*saved.tokens, *(i for t in saved.turns for k in ("ids", "thought_ids") for i in t.get(k) or ())]
+        if ids and not 0 <= min(ids) <= max(ids) < self.model.config.vocab_size:
+            raise JambaError(
+                f"session {saved.name!r} is damaged: it holds tokens that the model does not have; delete it"
+            )
         self._chat, self._finish, self._random_state = saved.chat, saved.finish, saved.random_state
         self._prompt, self._reply_ids = list(saved.prompt), list(saved.reply)
         if saved.chat:

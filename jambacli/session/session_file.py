@@ -13,6 +13,8 @@ import json
 import logging
 import os
 import re
+import stat
+import tempfile
 import time
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -25,11 +27,13 @@ import numpy as np
 from jambacli.cache.prefix_store import Prefix
 from jambacli.errors import BadFileError, JambaError, UsageError
 from jambacli.files import atomic_write, jamba_home, private_folder
+from jambacli.text.template import FENCE_CLOSE, FENCE_OPEN, SENTINEL
 
 logger = logging.getLogger(__name__)
 
 _VERSION = 1
 _MAX_FILE = 256 << 20
+_MAX_VALUES = 4_000_000
 _LATEST = 253402300799  # the end of the year 9999, in seconds since 1970
 _TURN_TEXTS = frozenset(["role", "content", "thoughts", "plain"])
 _TURN_FIELDS = _TURN_TEXTS | {"ids", "thought_ids", "pinned", "extra"}
@@ -99,6 +103,19 @@ def sessions_folder() -> Path:
     return private_folder(jamba_home() / "sessions", "keep sessions")
 
 
+def require_writable() -> None:
+    """Raise JambaError where no session can be saved."""
+    folder = sessions_folder()
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise JambaError(
+            f"cannot keep sessions under {folder}: {error.strerror or error}; set JAMBA_HOME to a folder that can be "
+            "written to"
+        ) from error
+
+
 def session_path(name: str) -> Path:
     """The file of the session of that name."""
     return sessions_folder() / f"{check_name(name)}.json"
@@ -147,11 +164,24 @@ def not_there(name: str) -> JambaError:
 def read_file(path: Path) -> SavedSession:
     """The session in a file. Raises BadFileError when it is damaged or of another version."""
     try:
-        if path.stat().st_size > _MAX_FILE:
+        info = path.stat()
+        if not stat.S_ISREG(info.st_mode):  # a pipe would never answer
+            raise BadFileError(path, "is damaged (not a file); delete it, or restore a copy")
+        if info.st_size > _MAX_FILE:
             raise BadFileError(path, "is too large for a session file")
-        value = json.loads(path.read_bytes().decode("utf-8", "surrogatepass"))
+        data = path.read_bytes()
     except OSError as error:
         raise JambaError(f"cannot read {path}: {error.strerror}") from error
+    return parsed(data, path)
+
+
+def parsed(data: bytes, path: Path) -> SavedSession:
+    """The session in the bytes of a session file; errors name ``path``. Raises BadFileError when they are damaged or of
+    another version."""
+    if sum(map(data.count, b"[{,")) > _MAX_VALUES:  # each takes up to 100 bytes of memory
+        raise BadFileError(path, "is too large for a session file")
+    try:
+        value = json.loads(data.decode("utf-8", "surrogatepass"))
     except (ValueError, RecursionError) as error:
         raise BadFileError(path, "is damaged (no valid JSON); delete it, or restore a copy") from error
     if not isinstance(value, dict) or value.get("version") != _VERSION:
@@ -163,7 +193,7 @@ def read_file(path: Path) -> SavedSession:
         turns = [{**t, **{k: _unpacked(t[k]) for k in ("ids", "thought_ids") if t.get(k)}} for t in value["turns"]]
         known |= {"prompt": _unpacked(value["prompt"]), "reply": _unpacked(value["reply"])}
         return SavedSession(**{**known, "prefixes": prefixes, "turns": turns})
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise BadFileError(path, f"is damaged ({error}); delete it, or restore a copy") from error
 
 
@@ -192,13 +222,21 @@ def _check_types(value: dict[str, Any]) -> None:
     for turn in value.get("turns", []):
         if not isinstance(turn, dict) or not turn.keys() <= _TURN_FIELDS:
             raise ValueError("a turn has unknown fields")
-        if "role" not in turn or not all(isinstance(turn.get(k, ""), str) for k in _TURN_TEXTS):
-            raise ValueError("a turn has no role, or its text is not a string")
+        if not {"role", "content"} <= turn.keys() or not all(isinstance(turn.get(k, ""), str) for k in _TURN_TEXTS):
+            raise ValueError("a turn has no role or no content, or its text is not a string")
         pinned = turn.get("pinned")
-        if pinned is not None and not (isinstance(pinned, list) and [type(x) for x in pinned] == [int, str]):
+        if pinned is not None and not _is_pinned(pinned):
             raise ValueError("a turn has an invalid 'pinned' field")
-        if not isinstance(turn.get("extra", {}), dict):
+        extra = turn.get("extra", {})
+        if not isinstance(extra, dict) or extra.keys() & {"role", "content"}:
             raise ValueError("a turn has an invalid 'extra' field")
+
+
+def _is_pinned(value: Any) -> bool:
+    """Whether it is (a number of characters, a text without the marks that a rendering is cut at)."""
+    if not isinstance(value, list) or [type(x) for x in value] != [int, str]:
+        return False
+    return 0 <= value[0] <= _MAX_FILE and not set(value[1]) & {SENTINEL, FENCE_OPEN, FENCE_CLOSE}
 
 
 def names() -> list[str]:
@@ -256,7 +294,10 @@ def opened(name: str) -> Iterator[None]:
 def acquire(name: str) -> IO[bytes]:
     """Lock a session until the returned file is closed. Raises JambaError with the process that has it open."""
     path = session_path(name).with_suffix(".lock")
-    file = path.open("a+b")
+    try:
+        file = path.open("a+b")
+    except OSError as error:
+        raise JambaError(f"cannot write {path}: {error.strerror or error}") from error
     try:
         import fcntl
 

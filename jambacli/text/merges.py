@@ -13,7 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from jambacli.errors import JambaError
-from jambacli.files import atomic_write
+from jambacli.files import atomic_write, read_regular
+
+# Characters up to which every cut of a piece is tried.
+_SHORT = 256
 
 
 def scored_merges(pieces: Sequence[str], scores: Sequence[float], mergeable: Sequence[bool]) -> np.ndarray:
@@ -25,10 +28,14 @@ def scored_merges(pieces: Sequence[str], scores: Sequence[float], mergeable: Seq
     # A stable sort: pieces with equal scores (as runs of spaces have) keep the vocabulary's order.
     order = sorted((i for p, i in ids.items() if len(p) > 1), key=lambda i: -scores[i])
     find = ids.get
+    lengths = sorted({len(piece) for piece in ids})
+    known = set(lengths)
     rules: list[tuple[int, int]] = []
     for i in order:
         piece = pieces[i]
-        for cut in range(1, len(piece)):
+        # Every cut of a long piece would take time quadratic in its length.
+        n = len(piece)
+        for cut in range(1, n) if n <= _SHORT else [c for c in lengths if n - c in known]:
             left = find(piece[:cut])
             if left is not None and (right := find(piece[cut:])) is not None:
                 rules.append((left, right))
@@ -46,7 +53,8 @@ def cached_merges(
     digest.update(np.asarray(mergeable, dtype=np.uint8).tobytes())
     path = folder / f"merges-{digest.hexdigest()[:32]}.i32"
     try:
-        rules = np.fromfile(path, dtype="<i4")
+        data = read_regular(path)
+        rules = np.frombuffer(data[: len(data) // 4 * 4], dtype="<i4").copy()
         if rules.size and rules.size % 2 == 0 and rules.min() >= 0 and rules.max() < len(pieces):
             return rules.reshape(-1, 2)
     except OSError:

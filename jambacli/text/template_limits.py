@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import re
 import types
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -80,7 +81,10 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         tree = self.parse(source)
         _Counting().visit(tree)
         tree.set_environment(self)
-        return self.from_string(tree)
+        template = self.from_string(tree)
+        # jinja2 writes constants as repr does, so that an infinite number becomes a name.
+        template.root_render_func.__globals__.update(inf=math.inf, nan=math.nan)
+        return template
 
     def begin(self) -> None:
         """Reset the budget."""

@@ -13,8 +13,8 @@ from urllib.parse import unquote
 
 from jambacli.documents.extract.pieces import MAX_TEXT
 from jambacli.documents.extract.xml_tokens import Token, tokens
-from jambacli.documents.extract.zip_guard import opened_member, opened_zip
 from jambacli.errors import BadFileError, JambaError
+from jambacli.zip_guard import opened_member, opened_zip
 
 CONTAINER = "META-INF/container.xml"
 _ENCRYPTION = "META-INF/encryption.xml"

@@ -11,8 +11,8 @@ from pathlib import Path, PurePath
 from jambacli.documents.extract.kinds_of_text import plain_text_kind, zip_text_kind
 from jambacli.documents.extract.ole import stream_names
 from jambacli.documents.extract.plain import EmptyFileError
-from jambacli.documents.extract.zip_guard import opened_member, opened_zip
 from jambacli.errors import BadFileError
+from jambacli.zip_guard import opened_member, opened_zip
 
 #: So many bytes of a file decide.
 HEAD = 4096

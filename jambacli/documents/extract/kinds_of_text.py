@@ -7,8 +7,8 @@ import zipfile
 from collections.abc import Sequence
 
 from jambacli.documents.extract.rtf_tokens import is_rtf
-from jambacli.documents.extract.zip_guard import opened_member
 from jambacli.errors import BadFileError
+from jambacli.zip_guard import opened_member
 
 _MAX_START = 1 << 16
 _TEXTS = ("text", "text-template", "text-master", "text-web", "text-master-template")

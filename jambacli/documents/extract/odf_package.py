@@ -12,8 +12,8 @@ from urllib.parse import unquote
 
 from jambacli.documents.extract.pieces import MAX_TEXT
 from jambacli.documents.extract.xml_tokens import Readable, Token, tokens
-from jambacli.documents.extract.zip_guard import Bounded, opened_member, opened_zip
 from jambacli.errors import BadFileError, JambaError
+from jambacli.zip_guard import Bounded, opened_member, opened_zip
 
 # The XML of a document of MAX_TEXT characters is a few times as long as its text; a zip bomb is longer.
 _MAX_XML = 4 * MAX_TEXT

@@ -12,8 +12,8 @@ from xml.etree.ElementTree import Element, TreeBuilder
 
 from jambacli.documents.extract.ooxml import archive_errors
 from jambacli.documents.extract.xml_stream import Handler, stream
-from jambacli.documents.extract.zip_guard import opened_member, opened_zip
 from jambacli.errors import BadFileError
+from jambacli.zip_guard import opened_member, opened_zip
 
 _MAX_XML, _MAX_MANIFEST = 1 << 30, 16 << 20
 # A drawing's part is kept whole while it is read.

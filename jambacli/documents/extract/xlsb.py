@@ -10,7 +10,7 @@ from jambacli.documents.extract.number_format import BUILT_IN, NumberFormat
 from jambacli.documents.extract.ooxml import EXCEL_BINARY, Package, Relation, opened
 from jambacli.documents.extract.xlsx_cells import style_formats
 from jambacli.documents.extract.xlsx_drawings import drawing_lines
-from jambacli.documents.extract.zip_guard import Bounded
+from jambacli.zip_guard import Bounded
 
 _MAX_PART, _MAX_BOOK = 512 << 20, 32 << 20
 _EVERY = 20_000

@@ -16,7 +16,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from jambacli.files import atomic_write, jamba_home
+from jambacli.files import atomic_write, jamba_home, open_regular
 from jambacli.kernels.cpu.structs import Matrix
 from quant.formats import FORMATS
 from quant.native.shared_library import SharedLibrary
@@ -91,7 +91,7 @@ def _key(library: Path) -> str:
 
 def _remembered() -> dict[str, str]:
     try:
-        with (jamba_home() / FILE).open("rb") as file:
+        with open_regular(jamba_home() / FILE) as file:
             stored = json.loads(file.read(_MAX_BYTES))
         return {str(key): value for key, value in stored.items() if isinstance(value, str)}
     except (OSError, ValueError, AttributeError, RecursionError):
