@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import math
 import os
 import select
 import signal
@@ -90,12 +91,13 @@ class TemplateProcess:
         with contextlib.suppress(UnavailableError), self._lock:
             self._running()
 
-    def ask(self, request: bytes, key: str) -> Answer:
-        """The answer to a marshalled request about the template ``key``. Raises UnavailableError."""
+    def ask(self, request: bytes, key: str, size: int) -> Answer:
+        """The answer to a marshalled request about the template ``key``, with ``size`` bytes of a user. Raises
+        UnavailableError."""
         with self._lock:
             self._key, self._cancelled = key, False
             try:
-                return self._asked(request)
+                return self._asked(request, size)
             except BaseException:  # Ctrl-C: its answer would be taken for the next one's
                 self._end()
                 raise
@@ -125,14 +127,13 @@ class TemplateProcess:
         if child is not None:
             child.forget()
 
-    def _asked(self, request: bytes) -> Answer:
-        size = len(request)
+    def _asked(self, request: bytes, size: int) -> Answer:
         seconds, memory = seconds_for(size), memory_for(size) >> 20
         for attempt in range(_ATTEMPTS):
             child = self._running()
             try:
                 child.wait_ready()
-                answer = child.exchange(request, seconds + _GRACE)
+                answer = child.exchange(request, size, seconds + _GRACE)
                 return _too_much(memory) if answer[0] is Kind.MEMORY else answer
             except UnavailableError:
                 self._not_before = time.monotonic() + _PAUSE
@@ -230,19 +231,19 @@ class _Child:
         """Wait until it takes requests. Raises UnavailableError when it does not; _EndedError when it was killed."""
         if not self._ready:
             try:
-                with self._limited(_START_SECONDS) as deadline:
-                    self._ready = self._answer(deadline, _MESSAGE)[0] is Kind.READY
+                with self._limited(_START_SECONDS) as limit:
+                    self._ready = self._answer(limit, _MESSAGE)[0] is Kind.READY
             except (_EndedError, _TimeError, _SizeError) as error:
                 if isinstance(error, _EndedError) and error.code in _FROM_OUTSIDE[1:]:
                     raise
                 raise UnavailableError from error
 
-    def exchange(self, request: bytes, seconds: float) -> Answer:
-        """The answer to a request. Raises _EndedError, _TimeError, _SizeError."""
-        with self._limited(seconds) as deadline:
-            self._write(len(request).to_bytes(LENGTH, "little"), deadline)
-            self._write(request, deadline)
-            return self._answer(deadline, 4 * characters_for(len(request)))
+    def exchange(self, request: bytes, size: int, seconds: float) -> Answer:
+        """The answer to a request with ``size`` bytes of a user. Raises _EndedError, _TimeError, _SizeError."""
+        with self._limited(seconds) as limit:
+            self._write(b"".join(n.to_bytes(LENGTH, "little") for n in (len(request), size)), limit)
+            self._write(request, limit)
+            return self._answer(limit, 4 * characters_for(size))
 
     def _close(self) -> None:
         for descriptor in (self._input, self._output):
@@ -250,52 +251,53 @@ class _Child:
                 os.close(descriptor)
 
     @contextlib.contextmanager
-    def _limited(self, seconds: float) -> Iterator[float]:
-        """The time at which ``seconds`` are over. Where waits cannot be limited, the process is killed then."""
-        deadline = time.monotonic() + seconds
+    def _limited(self, seconds: float) -> Iterator[_TimeLimit]:
+        """A limit of the waits within. Where waits cannot be limited, the process is killed when it is reached."""
+        limit = _TimeLimit(seconds, self._process.pid)
         if _POLLS:
-            yield deadline
+            yield limit
             return
         timer = threading.Timer(seconds, self.kill)
         timer.start()
         try:
-            yield deadline
+            yield limit
         except _EndedError as error:
-            raise (_TimeError() if time.monotonic() >= deadline else error) from None
+            raise (error if limit.left() else _TimeError()) from None
         finally:
             timer.cancel()
 
-    def _write(self, data: bytes, deadline: float) -> None:
+    def _write(self, data: bytes, limit: _TimeLimit) -> None:
         rest = memoryview(data)
         while rest:
-            _wait(self._input, _WRITABLE, deadline)
-            with contextlib.suppress(BlockingIOError):
-                try:
-                    rest = rest[os.write(self._input, rest[:_PIECE]) :]
-                except OSError as error:
-                    if isinstance(error, BlockingIOError):
-                        raise
-                    raise _EndedError(self._code()) from None
+            _wait(self._input, _WRITABLE, limit)
+            try:
+                rest = rest[os.write(self._input, rest[:_PIECE]) :]
+            except BlockingIOError:
+                continue
+            except OSError:
+                raise _EndedError(self._code()) from None
 
-    def _answer(self, deadline: float, most: int) -> Answer:
-        head = self._read(1 + LENGTH, deadline)
+    def _answer(self, limit: _TimeLimit, most: int) -> Answer:
+        head = self._read(1 + LENGTH, limit)
         try:
             kind, size = Kind(bytes(head[:1])), int.from_bytes(head[1:], "little")
             if size > (most if kind is Kind.TEXT else _MESSAGE):
                 raise _SizeError
-            return kind, self._read(size, deadline).decode("utf-8", "surrogatepass")
+            return kind, self._read(size, limit).decode("utf-8", "surrogatepass")
         except ValueError:  # not what it writes: something else has its descriptor
             raise _EndedError(1) from None
 
-    def _read(self, size: int, deadline: float) -> bytearray:
+    def _read(self, size: int, limit: _TimeLimit) -> bytearray:
         data = bytearray()
         while len(data) < size:
-            _wait(self._output, _READABLE, deadline)
-            with contextlib.suppress(BlockingIOError):
+            _wait(self._output, _READABLE, limit)
+            try:
                 piece = os.read(self._output, min(size - len(data), _PIECE))
-                if not piece:
-                    raise _EndedError(self._code())
-                data += piece
+            except BlockingIOError:
+                continue
+            if not piece:
+                raise _EndedError(self._code())
+            data += piece
         return data
 
     def _code(self) -> int:
@@ -310,14 +312,43 @@ class _Child:
 _POLLS = hasattr(select, "poll")
 _READABLE, _WRITABLE = getattr(select, "POLLIN", 0), getattr(select, "POLLOUT", 0)
 _PIECE = 1 << 20
+# How many times longer a request may take whose process waits for a processor.
+_BUSY = 1.8
 
 
-def _wait(descriptor: int, event: int, deadline: float) -> None:
+class _TimeLimit:
+    """How long a request may take. On a busy machine it goes on while the process got less than a third of its time."""
+
+    def __init__(self, seconds: float, process: int) -> None:
+        self._seconds, self._process = seconds, process
+        now = time.monotonic()
+        self._soft, self._hard = now + seconds, now + _BUSY * seconds
+        self._used = self._processor_seconds()
+
+    def left(self) -> float:
+        """Seconds until the next look, 0 when the time is over."""
+        now = time.monotonic()
+        starved = self._processor_seconds() - self._used < self._seconds / 3
+        return max(0.0, self._soft - now) or (min(0.1, max(0.0, self._hard - now)) if starved else 0.0)
+
+    def _processor_seconds(self) -> float:
+        try:  # Linux's number for the clock of another process, as clock_getcpuclockid gives it
+            return time.clock_gettime(~self._process << 3 | 2)
+        except (AttributeError, OSError, OverflowError):
+            return math.inf
+
+
+def _wait(descriptor: int, event: int, limit: _TimeLimit) -> None:
     """Wait until a pipe can be used. Raises _TimeError."""
-    if _POLLS:
-        poll = select.poll()
-        poll.register(descriptor, event)
-        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+    if not _POLLS:
+        return
+    poll = select.poll()
+    poll.register(descriptor, event)
+    while True:
+        left = limit.left()
+        if poll.poll(left * 1000):
+            return
+        if not left:
             raise _TimeError
 
 

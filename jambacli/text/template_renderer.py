@@ -29,7 +29,7 @@ class Renderer:
 
     def compile(self) -> Answer:
         """TEXT, or why the template is not one."""
-        return self._answer(marshal.dumps(("compile", self._key, self._source, self._kept)))
+        return self._answer(marshal.dumps(("compile", self._key, self._source, self._kept)), 0)
 
     def render(self, values: Mapping[str, Any]) -> Answer:
         """The text of the template with these variables, or why there is none. Raises UsageError for values other than texts,
@@ -38,20 +38,20 @@ class Renderer:
             request = marshal.dumps(("render", self._key, values))  # type: ignore[arg-type]
         except ValueError:  # values of other types, or nested too deeply
             request = self._of_plain_values(values)
-        answer = self._answer(request)
+        answer = self._answer(request, len(request))
         if answer[0] is Kind.UNKNOWN:  # the process is new, or had many templates since
             answer = self.compile()
             if answer[0] is Kind.TEXT:
-                answer = self._answer(request)
+                answer = self._answer(request, len(request))
         return answer
 
     def cancel(self) -> None:
         """Let a request that another thread waits for fail at once."""
         shared().cancel(self._key)
 
-    def _answer(self, request: bytes) -> Answer:
+    def _answer(self, request: bytes, size: int) -> Answer:
         try:
-            return shared().ask(request, self._key)
+            return shared().ask(request, self._key, size)
         except UnavailableError:
             with _here:
                 return _templates_here().answer(request)

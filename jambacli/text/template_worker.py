@@ -19,8 +19,8 @@ _GROWTH = 64 << 20
 
 
 def _limit(size: int) -> bool:
-    """Set the limits for a request of ``size`` bytes; the time that earlier ones took does not count. False where the platform
-    has none."""
+    """Set the limits for a request with ``size`` bytes of a user; the time that earlier ones took does not count. False where
+    the platform has none."""
     try:
         import resource
 
@@ -55,10 +55,9 @@ class _Worker:
     def read(self) -> None:
         """Collect requests, in a thread of its own: so the process ends with its parent, also while it renders."""
         with contextlib.suppress(BaseException), open(self._input, "rb") as requests:  # noqa: PTH123
-            while len(header := requests.read(LENGTH)) == LENGTH:
-                size = int.from_bytes(header, "little")
-                _limit(size)
-                self._requests.put(requests.read(size))
+            while len(header := requests.read(2 * LENGTH)) == 2 * LENGTH:
+                _limit(int.from_bytes(header[LENGTH:], "little"))
+                self._requests.put(requests.read(int.from_bytes(header[:LENGTH], "little")))
         os._exit(0)
 
     def serve(self) -> NoReturn:

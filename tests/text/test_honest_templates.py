@@ -16,7 +16,7 @@ from tests.support.vocabularies import byte_level_metadata
 
 
 class _NoProcess(TemplateProcess):
-    def ask(self, request: bytes, key: str) -> Any:
+    def ask(self, request: bytes, key: str, size: int) -> Any:
         raise UnavailableError
 
 
