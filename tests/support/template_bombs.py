@@ -206,7 +206,7 @@ _ALONE = {
     "import": "{% import 'x' as y %}",
     "own text": "{% include self %}{{ self }}",
     "block in itself": "{% block a %}{{ self.a() }}{{ self.a() }}{% endblock %}",
-    "blocks": "".join("{%% block b%d %%}{%% endblock %%}" % i for i in range(2000)) + "{{ self.b1() * 99999999 }}",
+    "blocks": "".join(f"{{% block b{i} %}}{{% endblock %}}" for i in range(2000)) + "{{ self.b1() * 99999999 }}",
     "long": "{{ messages }}" * 70_000,
     "deep": "{{ " + "(" * 400 + "1" + ")" * 400 + " }}",
     "deep lists": "{{ " + "[" * 90 + "]" * 90 + " }}",

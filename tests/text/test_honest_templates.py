@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from jambacli.errors import UsageError
-from jambacli.text import template_renderer
 from jambacli.text.template import ChatTemplate, TemplateError
-from jambacli.text.template_process import TemplateProcess, UnavailableError
+from jambacli.text.template_process import UnavailableError, shared
 from jambacli.text.tokenizer import Tokenizer
 from tests.support.chat_templates import CONVERSATIONS, TEMPLATES
 from tests.support.vocabularies import byte_level_metadata
 
 
-class _NoProcess(TemplateProcess):
-    def ask(self, request: bytes, key: str, size: int) -> Any:
-        raise UnavailableError
-
-
 @pytest.fixture(params=["process", "here"])
 def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Where templates are rendered."""
+
+    def none(*_: object) -> None:
+        raise UnavailableError
+
     if request.param == "here":
-        monkeypatch.setattr(template_renderer, "shared", _NoProcess)
+        monkeypatch.setattr(shared(), "ask", none)
     return request.param
 
 
