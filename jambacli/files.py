@@ -42,19 +42,23 @@ def sync_directory(path: Path) -> None:
             os.close(fd)
 
 
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
 @contextlib.contextmanager
-def atomic_write(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
+def atomic_write(path: Path, *, durable: bool = True, private: bool = False) -> Iterator[BinaryIO]:
     """Open a temporary file in ``path``'s directory; on a clean exit flush it and rename it to ``path``, else remove it.
 
     The file is opened ``w+b``, so that it can be preallocated and written out of order. ``durable``: flush to the disk, so
-    that the file survives a power failure. Raises JambaError naming ``path`` for an OSError (a full disk, say), and when
-    ``path`` is a device, a pipe or a directory.
+    that the file survives a power failure. ``private``: only the user can read it. Raises JambaError naming ``path`` for an
+    OSError (a full disk, say), and when ``path`` is a device, a pipe or a directory.
     """
     path = Path(path)
     refuse_existing(path, force=True)
     part, target = temporary_beside(path)
     try:
-        with part.open("w+b") as file:
+        with open(part, "w+b", opener=_private if private else None) as file:
             yield file
             file.flush()
             if durable:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, overload
 
 from quant import native
 from quant.backends import uses_native
-from quant.formats import FLOATS, IQ4, K_QUANTS, LEGACY, MXFP4, Format, float_format, get_format
+from quant.formats import FEW_LEVELS, FLOATS, FP4, IQ4, K_QUANTS, LEGACY, Format, float_format, get_format
 from quant.rows import Rows, host_tensor
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def _dequantize_rows(rows: Rows, threads: int | None) -> np.ndarray:
     import numpy as np
 
     source = rows.format
-    if rows.scale is not None:
+    if rows.scale is not None and source.name == "i8":
         return np.multiply(rows.data.view(np.int8).reshape(-1, rows.n), rows.scale[:, None], dtype=np.float32)
     if native.can_dequantize(source.ggml_type):
         out = np.empty((rows.count, rows.n), np.float32)
@@ -117,6 +117,8 @@ def _dequantize_rows(rows: Rows, threads: int | None) -> np.ndarray:
         native.dequantize(source.ggml_type, f32, rows.data.ctypes.data, *out.shape, out.ctypes.data, threads)
         return out
     values = _dequantize_tensor(host_tensor(rows.data).view(rows.count, -1), source, None, threads, "auto")
+    if rows.scale is not None:
+        values *= host_tensor(rows.scale)[:, None]
     return np.asarray(values.numpy())
 
 
@@ -135,10 +137,14 @@ def torch_dequantizer(source: Format) -> TorchDequantizer:
         from quant import legacy
 
         return legacy.DEQUANTIZERS[name]
-    if name in MXFP4:
-        from quant.mxfp4 import dequantize_mxfp4
+    if name in FP4:
+        from quant import fp4
 
-        return dequantize_mxfp4
+        return fp4.DEQUANTIZERS[name]
+    if name in FEW_LEVELS:
+        from quant import few_levels
+
+        return few_levels.DEQUANTIZERS[name]
     if source.block == 1:
         raise ValueError(f"{name} holds plain numbers, not blocks; read it as that type")
     return _through_gguf(source)

@@ -73,6 +73,9 @@ _TABLE = [
     Format("tq1_0", 34, 256, 54),
     Format("tq2_0", 35, 256, 66),
     Format("mxfp4", 39, 32, 17),
+    Format("nvfp4", 40, 64, 36),
+    Format("q1_0", 41, 128, 18),
+    Format("q2_0", 42, 64, 18),
 ]
 
 #: The formats with torch code, by family: the family decides which module has it. "i8" (ExpertsInt8) belongs to none.
@@ -80,7 +83,8 @@ FLOATS = ("f32", "f16", "bf16")
 LEGACY = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
 IQ4 = ("iq4_nl", "iq4_xs")
 K_QUANTS = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
-MXFP4 = ("mxfp4",)
+FP4 = ("mxfp4", "nvfp4")
+FEW_LEVELS = ("q1_0", "q2_0")
 
 FORMATS: dict[str, Format] = {f.name: f for f in _TABLE}
 BY_GGML_TYPE: dict[int, Format] = {f.ggml_type: f for f in _TABLE}
@@ -106,7 +110,7 @@ class QTensor:
 
     ``data`` is uint8 [nbytes], contiguous, on any device; on the CPU it is the mapped file, not a copy. ``shape`` is in
     torch order: the last dimension is the row that blocks run along, e.g. [out, in] or [experts, out, in]. ``scale`` is
-    set for ExpertsInt8 alone (``format`` "i8"): float32 [experts, out], one factor per row.
+    float32 [*shape[:-1]], one factor per row, for ExpertsInt8 (``format`` "i8") and for NVFP4 whose file has factors.
     """
 
     data: torch.Tensor

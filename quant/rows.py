@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 class Rows:
     """Whole rows of ``n`` values each, as a file holds them.
 
-    ``data`` is uint8 [bytes], C-contiguous. ``scale`` is float32 [rows] for ExpertsInt8 ("i8") and None otherwise.
+    ``data`` is uint8 [bytes], C-contiguous. ``scale`` is float32 [rows], a factor per row, for ExpertsInt8 ("i8") and
+    for NVFP4 that has factors, and None otherwise.
     """
 
     data: np.ndarray

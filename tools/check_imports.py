@@ -58,7 +58,7 @@ FRONT_ENDS = ("jambacli.cli", "jambacli.__main__", "jambacli.ui", "jambacli.comm
               "jambacli.server", "jambacli.gpu_check", "quant.native.build")  # fmt: skip
 
 #: Modules that pass flags to other programs.
-OTHER_PROGRAMS = ("jambacli.evaluation.llama_cpp",)
+OTHER_PROGRAMS = ("jambacli.evaluation.llama_cpp", "jambacli.documents.extract.tesseract")
 
 _FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 

@@ -4,9 +4,11 @@ computed with.
 The name stands for every byte of the model's files. Reading all of them takes seconds to minutes, so it is done at once for
 small files only. A large file goes by its identity (device, inode, size, times of change) at first, while a background
 thread reads it; what that hash brings is that a copy, or the same file moved, gets the same name. A file is never known by a
-part of its bytes alone: one that looks like a known file is read in full before it gets that file's name.
+part of its bytes alone: one that looks like a known file is read in full before it gets that file's name. One that was
+changed in its place is read in the background too: it gets the old name back, from the next start on, if its bytes are the
+same. While another program has a file open for writing, its identity says nothing (``file_state``) and nothing is stored.
 
-    JAMBA_HOME/weights.json      {"version", "files": {IDENTITY: {"name", "sample", "hash", "chunks"}}, newest last}
+    JAMBA_HOME/weights.json      {"version", "files": {IDENTITY: {"name", "sample", "hash", "chunks", "aliases"}}, newest last}
 """
 
 from __future__ import annotations
@@ -19,12 +21,13 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jambacli.cache.file_hash import FileHash
+from jambacli.cache.file_state import settled
 from jambacli.errors import JambaError
 from jambacli.files import atomic_write, file_identity, jamba_home
 
@@ -53,6 +56,11 @@ class _Known:
     sample: str
     hash: str | None = None
     chunks: list[str] = field(default_factory=list)
+    aliases: list[str] = field(default_factory=list)
+
+    def called(self, name: str) -> bool:
+        """Whether ``name`` is, or once was, the name."""
+        return name == self.name or name in self.aliases
 
 
 class Weights:
@@ -64,37 +72,64 @@ class Weights:
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        _let_clock_advance(self._paths)
+        self._file = file
         # That of the bytes in use. The paths may lead to other files by now.
         self._identity = file.identity
+        self._same_bytes: set[str] = {self._identity}
         known = _read_known()
+        self._written_to = False
         if (entry := known.get(self._identity)) is None:
-            entry = self._first_seen(file, known)
-            _remember(self._identity, entry)
-        self._entry = entry
-        if entry.hash is None:
+            self._written_to = not settled(file.descriptors)
+            entry = _unknown() if self._written_to else self._first_seen(file, known)
+            if not self._written_to:
+                _remember(self._identity, entry)
+        self._entry, self._name = entry, entry.name
+        if entry.hash is None and not self._written_to:
             self._read_in_background()
 
     @property
     def name(self) -> str:
         """The fingerprint. It stays the same for these weights as long as ``weights.json`` is kept."""
-        return self._entry.name
+        return self._name
 
     def in_use(self) -> bool:
         """Whether the bytes in use are still these weights: False once a file was written to in its place. One that was
         moved, deleted or replaced by another file stays in use as it was."""
-        for path, opened in zip(self._paths, self._identity.split("|"), strict=True):
-            with contextlib.suppress(OSError):
-                now, before = file_identity(path.stat()).split(":"), opened.split(":")
-                if now[:2] == before[:2] and now[2:4] != before[2:4]:  # the same file, another size or time
-                    return False
+        if self._written_to:
+            return False
+        try:
+            infos = [os.fstat(fd) for fd in self._file.descriptors]
+        except OSError:  # closed
+            return False
+        now = "|".join(map(file_identity, infos))
+        if now in self._same_bytes:
+            return True
+        for info, opened in zip(infos, self._identity.split("|"), strict=True):
+            if file_identity(info).split(":")[2:4] != opened.split(":")[2:4]:  # another size or time
+                return False
+        # Only the time of the last change of any kind differs: a new name, owner or link count, or an edit after which the
+        # time was set back. Nobody can open a deleted file.
+        if any(info.st_nlink for info in infos) and not self._still_hash_to(self._entry.hash):
+            return False
+        self._same_bytes.add(now)
         return True
+
+    def _still_hash_to(self, expected: str | None) -> bool:
+        """Whether the open files' bytes, all read now, have this hash."""
+        paths = [Path(f"/proc/self/fd/{fd}") for fd in self._file.descriptors]
+        if expected is None or not all(path.exists() for path in paths):
+            return False
+        with contextlib.suppress(OSError):
+            hashed = FileHash(paths)
+            hashed.run_parallel()
+            return hashed.hexdigest() == expected
+        return False
 
     def are(self, name: str) -> bool:
         """Whether ``name`` stands for these weights. Reads all of the files if only that can tell."""
         if name == self.name:
             return True
-        known = [e for e in _read_known().values() if e.name == name and e.hash is not None]
+        known = [e for e in _read_known().values() if e.called(name) and e.hash is not None]
         # A hash is 40 digits long: the name of weights on another machine. Those of earlier versions are 24 long.
         if not known and len(name) != 40:
             return False
@@ -112,7 +147,7 @@ class Weights:
         """The hash of every byte, read now if it is not known; None for files that cannot be read or have changed."""
         self._stop.set()
         with self._lock, contextlib.suppress(OSError):
-            if self._entry.hash is None:
+            if self._entry.hash is None and not self._written_to:
                 hashed = FileHash(self._paths, self._entry.chunks)
                 if hashed.identity == self._identity:
                     hashed.run_parallel()
@@ -123,7 +158,8 @@ class Weights:
         sample = _sample(file)
         alike = [e for e in known.values() if e.sample == sample and e.hash is not None]
         earlier = _earlier_name(self._identity, sample)
-        full = self._read_at_once(READ_COPY_AT_ONCE if alike else READ_AT_ONCE)
+        may_be_copy = alike and not _edited_in_place(self._identity, known)
+        full = self._read_at_once(READ_COPY_AT_ONCE if may_be_copy else READ_AT_ONCE)
         if full is not None:
             for entry in alike:
                 if entry.hash == full:
@@ -166,6 +202,10 @@ class Weights:
 
     def _finish(self, hashed: FileHash) -> None:
         self._entry.hash, self._entry.chunks = hashed.hexdigest(), []
+        # The oldest name of these bytes, to which most stored states belong; this process keeps the name that it has used.
+        names = [e.name for e in _read_known().values() if e.hash == self._entry.hash and e.name != self._name]
+        if names:
+            self._entry.name, self._entry.aliases = names[0], [*self._entry.aliases, self._name]
         _remember(self._identity, self._entry)
 
     def _end(self) -> None:
@@ -192,7 +232,7 @@ def portable_name(name: str, path: Path) -> str:
     the file at ``path`` still has that name; else it is ``name`` itself."""
     from jambacli.gguf.reader import GGUFFile
 
-    known = next((e.hash for e in _read_known().values() if e.name == name and e.hash is not None), None)
+    known = next((e.hash for e in _read_known().values() if e.called(name) and e.hash is not None), None)
     if known is not None:
         return known
     with contextlib.suppress(JambaError, OSError), GGUFFile.open(path) as file:
@@ -202,22 +242,24 @@ def portable_name(name: str, path: Path) -> str:
     return name
 
 
-def _identity(paths: Sequence[Path]) -> str:
-    """The identities of the files at these paths now. Raises OSError."""
-    return "|".join(file_identity(path.stat()) for path in paths)
+def _unknown() -> _Known:
+    """A name that stands for nothing that was or will be stored."""
+    return _Known(os.urandom(16).hex(), "0")
 
 
-def _let_clock_advance(paths: Sequence[Path]) -> None:
-    """Wait until another change of these files would get another time: some file systems count 10 ms, some 2 s."""
-    for path in paths:
-        try:
-            info = path.stat()
-        except OSError:  # deleted; it stays in use
-            continue
-        grain = 0.02 if info.st_mtime_ns % 10**9 else 2.0
-        age = time.time() - max(info.st_mtime, info.st_ctime)
-        if 0 <= age < grain:
-            time.sleep(grain - age)
+def _edited_in_place(identity: str, known: Mapping[str, _Known]) -> bool:
+    """Whether a known file was the same one (device and inode) with another size or time of its last change."""
+
+    def files(identities: str) -> list[list[str]]:
+        return [part.split(":") for part in identities.split("|")]
+
+    mine = files(identity)
+    others = (files(key) for key in known)
+    return any(
+        [part[:2] for part in other] == [part[:2] for part in mine]
+        and [part[2:4] for part in other] != [part[2:4] for part in mine]
+        for other in others
+    )
 
 
 def _sample(file: GGUFFile) -> str:
@@ -238,6 +280,8 @@ def _sample(file: GGUFFile) -> str:
 def _earlier_name(identity: str, sample: str) -> str | None:
     """The name that versions before 0.2 gave these very files, if they gave it to no other file: ``sample``, or None."""
     path = jamba_home() / "fingerprints.json"
+    with contextlib.suppress(OSError):  # those versions let everybody read it
+        path.chmod(0o600)
     try:
         values: Any = json.loads(path.read_bytes())
         recorded = path.stat().st_mtime_ns
@@ -275,8 +319,8 @@ def _valid(value: Any) -> _Known | None:
     except TypeError:
         return None
     texts = [entry.name, entry.sample, *([] if entry.hash is None else [entry.hash])]
-    if not isinstance(entry.chunks, list) or not all(
-        isinstance(t, str) and t.isalnum() for t in [*texts, *entry.chunks]
+    if not all(isinstance(listed, list) for listed in (entry.chunks, entry.aliases)) or not all(
+        isinstance(t, str) and t.isalnum() for t in [*texts, *entry.chunks, *entry.aliases]
     ):
         return None
     return entry
@@ -289,9 +333,7 @@ def _remember(identity: str, entry: _Known) -> None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         known = {key: e for key, e in _read_known().items() if key != identity}
         files = [*list(known.items())[1 - _KEPT :], (identity, entry)]
-        with atomic_write(path, durable=False) as out:
-            if hasattr(os, "fchmod"):
-                os.fchmod(out.fileno(), 0o600)
+        with atomic_write(path, durable=False, private=True) as out:
             out.write(json.dumps({"version": _VERSION, "files": {k: asdict(e) for k, e in files}}).encode())
     except (JambaError, OSError) as error:
         logger.debug("cannot record the fingerprint: %s", error)

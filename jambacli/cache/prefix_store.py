@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from jambacli.cache.ocr_cache import OcrCache
 from jambacli.cache.reply_cache import ReplyCache
 from jambacli.files import jamba_home, private_folder, sync_directory
 from jambacli.units import parse_size
@@ -252,6 +253,8 @@ class PrefixStore:
         with self._locked(exclusive=True):
             before = self._blob_bytes()
             ReplyCache(self.root).clear(affected)
+            if affected is None:
+                OcrCache(self.root).clear()
             for path, _, prefix in self._prefixes():
                 if affected is None or not affected.isdisjoint(prefix.documents):
                     path.unlink(missing_ok=True)

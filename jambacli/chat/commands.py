@@ -344,7 +344,8 @@ class Chat:
         lines: list[str] = []
         paths = typed_paths(path)
         sources = expand(paths)
-        documents = read_documents(sources, problem=lines.append)
+        store = self._options.store
+        documents = read_documents(sources, problem=lines.append, store=store, progress=self._progress)
         entries = entries_of(documents)
         self.attachments.waiting += entries
         count = sum(len(self.model.tokenizer.encode(e.text)) for e in entries)

@@ -9,6 +9,7 @@ import typer
 from jambacli.commands import documents_io
 from jambacli.commands import options as o
 from jambacli.commands.chat import run_chat
+from jambacli.commands.open_documents import read_entries
 from jambacli.errors import UsageError
 from jambacli.startup import importing
 
@@ -32,6 +33,7 @@ def ask(
     schema: documents_io.Schema = None,
     include: documents_io.Include = None,
     exclude: documents_io.Exclude = None,
+    ocr: documents_io.Ocr = "auto",
     output: documents_io.Output = None,
     model: documents_io.Model = None,
     *,
@@ -51,7 +53,7 @@ def ask(
     task = documents_io.task_of(question_text(question or "", language), citations, schema)
     if model is not None:
         o.model_path(model)  # an unknown name is reported before long documents are opened
-    entries = documents_io.read_entries(names, output, include, exclude)
+    entries = read_entries(names, output, include, exclude, ocr=ocr, store=options.store)
 
     loaded = arguments.load_model(model)
     with documents_io.reader(loaded, options, generation) as reader:

@@ -13,6 +13,7 @@ from jambacli import ui
 from jambacli.commands import documents_io
 from jambacli.commands import options as o
 from jambacli.commands.flags import flag
+from jambacli.commands.open_documents import open_documents
 from jambacli.commands.reply import write
 from jambacli.errors import JambaError, UsageError, first_line
 from jambacli.startup import importing
@@ -48,6 +49,7 @@ def batch(
     question: Annotated[str | None, typer.Option("--question", help="Ask this about each of the files.")] = None,
     include: documents_io.Include = None,
     exclude: documents_io.Exclude = None,
+    ocr: documents_io.Ocr = "auto",
     citations: documents_io.Citations = False,
     schema: documents_io.Schema = None,
     system: o.System = None,
@@ -83,7 +85,9 @@ def batch(
     if question is not None:
         if system is not None:
             raise UsageError("--system goes with prompts; write it into --question")
-        documents = documents_io.open_documents(inputs, output, lambda *fault: unread.append(fault), include, exclude)
+        documents = open_documents(
+            inputs, output, lambda *fault: unread.append(fault), include, exclude, ocr=ocr, store=options.store
+        )
         if skip_unreadable:
             _report_skipped(unread)
             unread.clear()
@@ -92,6 +96,8 @@ def batch(
     else:
         if include or exclude:
             raise UsageError("--include and --exclude need --question")
+        if ocr != "auto":
+            raise UsageError("--ocr needs --question")
         requests, lines = _lines(inputs)
         if citations or (requests and (schema is not None or system is not None or table)):
             raise UsageError(

@@ -48,10 +48,21 @@ def clear(
 
 
 def _texts(path: Path) -> list[str]:
-    """The texts a file may have been stored as: the whole file, or the parts that become documents."""
+    """The texts a file may have been stored as: the whole file, or the parts that become documents, also as they were
+    recognized. What was recognized is deleted."""
+    from jambacli.documents.extract.sandbox import Sandbox
     from jambacli.documents.load import read_file
+    from jambacli.documents.ocr import stored_requests
 
-    document = read_file(path)
+    texts = []
+    for request in stored_requests(forget=True):
+        with contextlib.suppress(JambaError), Sandbox(ocr=request) as sandbox:
+            texts += [part.text for part in read_file(path, sandbox).parts]
+    try:
+        texts += [part.text for part in read_file(path).parts]
+    except JambaError:
+        if not texts:
+            raise
     with contextlib.suppress(JambaError):  # a PDF, say
-        return [o.read_text(path), *(p.text for p in document.parts)]
-    return [p.text for p in document.parts]
+        texts.append(o.read_text(path))
+    return texts

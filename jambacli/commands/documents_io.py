@@ -17,14 +17,13 @@ from jambacli import ui
 from jambacli.commands.options import has_input
 from jambacli.commands.reply import figures_of_reply, show_stats, stream, write
 from jambacli.errors import JambaError, UsageError
-from jambacli.units import counted, format_seconds
+from jambacli.units import format_seconds
 
 if TYPE_CHECKING:
     from jambacli.chat.commands import Chat
     from jambacli.documents.ask import PendingAnswer
     from jambacli.documents.citation_check import CheckedCitations
     from jambacli.documents.citations import Cited
-    from jambacli.documents.load import Document
     from jambacli.documents.pages import DocumentEntry
     from jambacli.documents.reader import Reader, Task
     from jambacli.engine.loaded_model import LoadedModel
@@ -56,6 +55,14 @@ Exclude = Annotated[
     list[str] | None,
     typer.Option("--exclude", metavar="GLOB", help="Of directories and globs, leave out what matches. Repeatable."),
 ]
+Ocr = Annotated[
+    str,
+    typer.Option(
+        "--ocr",
+        metavar="auto|off|LANG",
+        help="Recognize scanned pages with tesseract; LANG is a language such as deu or deu+eng.",
+    ),
+]
 Output = Annotated[
     Path | None,
     typer.Option("--output", "-o", metavar="FILE", help="Write the answer to a file; - is standard output."),
@@ -65,76 +72,6 @@ Output = Annotated[
 _WORTH_A_NOTE = 256
 # Seconds between progress notes without a terminal.
 _EVERY = 5.0
-# Maximum number of unreadable files to warn about one by one.
-_FAULTS = 20
-
-
-def read_entries(
-    files: Sequence[str],
-    output: Path | None,
-    include: Sequence[str] | None = None,
-    exclude: Sequence[str] | None = None,
-) -> list[DocumentEntry]:
-    """Open the documents that the arguments name, with a warning for each problem. ``include``, ``exclude``: see ``expand``."""
-    from jambacli.documents.pages import entries_of
-
-    return entries_of(open_documents(files, output, include=include, exclude=exclude))
-
-
-def open_documents(
-    files: Sequence[str],
-    output: Path | None,
-    failed: Callable[[int, str, JambaError], None] | None = None,
-    include: Sequence[str] | None = None,
-    exclude: Sequence[str] | None = None,
-) -> list[Document]:
-    """The documents that the arguments name, with a warning for each problem, and a note on what of directories was read.
-
-    ``failed``: called instead for each file that cannot be read, with the number of documents before it and its name.
-    """
-    from jambacli.documents.load import read_documents
-    from jambacli.documents.paths import STDIN, expand, shown
-
-    sources = expand(files, include=include or (), exclude=exclude or ())
-    if output is not None:
-        check_output(output, [p for p in sources.paths if p is not None])
-    count = len(sources.paths)
-    faults = 0
-
-    def problem(line: str) -> None:
-        nonlocal faults
-        faults += 1
-        if faults <= _FAULTS:
-            ui.warn(line)
-
-    opened = faulty = 0
-
-    def counting(n: int) -> None:
-        nonlocal opened
-        opened += n
-        done(n)
-
-    def unread(path: Path | None, error: JambaError) -> None:
-        nonlocal faulty
-        assert failed is not None
-        failed(opened - faulty, STDIN if path is None else shown(path), error)
-        faulty += 1
-
-    with ui.progress("Opening", count, "files") as done:
-        documents = read_documents(
-            sources, done=counting, problem=problem, failed=unread if failed is not None else None
-        )
-    if faults > _FAULTS:
-        ui.warn(f"{counted(faults - _FAULTS, 'more file')} could not be read; skipped")
-    for document in documents:
-        for remark in document.remarks:
-            ui.warn(remark)
-    if sources.walked:
-        of = f"{len(documents):,} of " if len(documents) < count else ""
-        opened_text = f"opened {of}{counted(count, 'file')}"
-        left_out = sources.left_out_text()
-        ui.note(f"{opened_text}; left out: {left_out}" if left_out else opened_text)
-    return documents
 
 
 def output_path(output: Path | None) -> Path | None:

@@ -48,6 +48,14 @@ class StoredTensor:
     nbytes: int
 
 
+class ComputedTensor(StoredTensor):
+    """A tensor whose bytes are computed from stored ones; ``path`` is the file of the largest of them."""
+
+    def fill(self, checkpoint: Checkpoint, start: int, view: memoryview) -> None:
+        """Fill ``view`` with the tensor's bytes from ``start``. Raises JambaError where a stored tensor is wrong."""
+        raise NotImplementedError
+
+
 class Checkpoint:
     """An opened checkpoint directory: ``config`` (config.json) and ``tensors`` by name, without their data.
 
@@ -80,6 +88,9 @@ class Checkpoint:
         view = memoryview(buffer).cast("B")
         if start < 0 or start + view.nbytes > tensor.nbytes:
             raise ValueError(f"bytes {start} to {start + view.nbytes} are outside {tensor.name}")
+        if isinstance(tensor, ComputedTensor):
+            tensor.fill(self, start, view)
+            return
         file, done = self._file(tensor.path), 0
         try:
             file.seek(tensor.offset + start)

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from jambacli.convert.chat_templates import chat_templates
-from jambacli.convert.hf_checkpoint import Checkpoint
+from jambacli.convert.hf_checkpoint import DTYPE_BYTES, StoredTensor
 from jambacli.convert.model_card import general_metadata
-from jambacli.convert.tensor_names import plan, used_tensors, with_own_head
-from jambacli.convert.to_gguf import check_config
+from jambacli.convert.quantized.matrices import DequantizedTensor
+from jambacli.convert.source import Source, open_source
 from jambacli.gguf import jamba_metadata as keys
 from jambacli.gguf.summary import (
     Special,
@@ -31,16 +31,14 @@ _SPECIAL = {"bos": "bos_token_id", "eos": "eos_token_id", "pad": "pad_token_id"}
 
 def summarize_checkpoint(folder: Path) -> Summary:
     """The summary of the HF checkpoint in ``folder``; JambaError where it is not a valid Jamba checkpoint."""
-    source = folder / "config.json"
-    with Checkpoint.open(folder, lambda values: check_config(values, source)) as checkpoint:
-        config = with_own_head(JambaConfig.from_hf(checkpoint.config, source), checkpoint, folder)
-        rows = []
-        for planned in plan(config, used_tensors(checkpoint), folder):
-            kinds = {piece.tensor.dtype.lower() for piece in planned.pieces}
-            nbytes = sum(piece.nbytes for piece in planned.pieces)
+    with open_source(folder, to_convert=False) as source:
+        checkpoint, config = source.checkpoint, source.config
+        rows, own_type = [], source.type
+        for planned in source.planned:
+            kinds = {_kind(piece.tensor, own_type) for piece in planned.pieces}
+            nbytes = sum(_nbytes(piece.tensor, piece.nbytes, own_type) for piece in planned.pieces)
             if kinds:
                 rows.append((planned.name, count(planned.shape), "+".join(sorted(kinds)), nbytes))
-        files = sorted({tensor.path for tensor in checkpoint.tensors.values()})
         label = format_count(config.params())
         about = {
             key: value for key, value, _ in general_metadata(folder, checkpoint.config, name=None, size_label=label)
@@ -55,18 +53,51 @@ def summarize_checkpoint(folder: Path) -> Summary:
             container="Hugging Face checkpoint",
             architecture=keys.ARCH,
             config=config,
-            file_type=kinds_by_bytes.most_common(1)[0][0].upper(),
+            file_type=kinds_by_bytes.most_common(1)[0][0].upper().replace(" FROM ", " from "),
             params=sum(group.params for group in groups),
             active_params=config.active_params(),
             weight_bytes=sum(group.nbytes for group in groups),
-            file_bytes=sum(path.stat().st_size for path in files),
+            file_bytes=sum(path.stat().st_size for path in source.files),
             groups=groups,
             vocabulary=_vocabulary(folder, checkpoint.config, config),
             template=describe_template(chat_templates(folder).get("default")),
             about=describe_origin(about),
-            parts=[(clean(path.name), path.stat().st_size) for path in files],
-            notes=["it is converted once, when it is first used; jamba convert makes a .gguf to keep"],
+            parts=[(clean(path.name), path.stat().st_size) for path in source.files],
+            notes=[
+                *_quantization(source),
+                "it is converted once, when it is first used; jamba convert makes a .gguf to keep",
+            ],
         )
+
+
+def _kind(tensor: StoredTensor, own_type: str) -> str:
+    return f"{own_type} from {_short(tensor)}" if isinstance(tensor, DequantizedTensor) else tensor.dtype.lower()
+
+
+def _short(tensor: DequantizedTensor) -> str:
+    """ "int4" of "int4, groups of 128"."""
+    return tensor.layout.how.split(",")[0]
+
+
+def _nbytes(tensor: StoredTensor, nbytes: int, own_type: str) -> int:
+    """The bytes of a piece in the file that the checkpoint is converted to, which is what takes memory."""
+    if not isinstance(tensor, DequantizedTensor):
+        return nbytes
+    return nbytes // DTYPE_BYTES[tensor.dtype] * DTYPE_BYTES[own_type.upper()]
+
+
+def _quantization(source: Source) -> list[str]:
+    """One note on how the checkpoint is quantized, if it is."""
+    if source.scheme is None:
+        return []
+    found = [tensor for tensor in source.checkpoint.tensors.values() if isinstance(tensor, DequantizedTensor)]
+    ways = Counter(tensor.layout.how for tensor in found).most_common()
+    listed = "; ".join(how if len(ways) == 1 else f"{how} ({n} weights)" for how, n in ways[:4])
+    listed += f"; and {len(ways) - 4} other ways" if len(ways) > 4 else ""
+    return [
+        f"{len(found):,} weights are quantized by {source.scheme.method}: {listed}; converting dequantizes them to "
+        f"{source.type}, the sizes here"
+    ]
 
 
 def _vocabulary(folder: Path, values: dict[str, Any], config: JambaConfig) -> Vocabulary | None:

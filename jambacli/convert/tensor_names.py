@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from jambacli.convert.hf_checkpoint import Checkpoint, StoredTensor
 from jambacli.errors import BadFileError, UnsupportedError
 from jambacli.gguf.jamba_metadata import expected_tensors
+from jambacli.gguf.values import shown
 from jambacli.model.config import JambaConfig
 
 logger = logging.getLogger(__name__)
@@ -52,6 +53,14 @@ _OLDER = (
     (".mamba.B_layernorm.", ".mamba.b_layernorm."),
     (".mamba.C_layernorm.", ".mamba.c_layernorm."),
 )
+# Parts of names that wrappers leave, which transformers does not load either: who leaves them, and what to save instead.
+_WRAPPERS = {
+    "_orig_mod.": ("torch.compile", "save the model's _orig_mod"),
+    "base_model.model.": ("PEFT", "merge the adapter and save the result (merge_and_unload)"),
+    "_fsdp_wrapped_module.": ("FSDP", "save the full state dict"),
+    "_checkpoint_wrapped_module.": ("activation checkpointing", "save the model without its wrapper"),
+    "module.": ("DataParallel or DistributedDataParallel", "save the model's module"),
+}
 _LAYER_NAME = re.compile(r"model\.layers\.(\d{1,5})\..+")
 
 
@@ -107,7 +116,13 @@ def plan(config: JambaConfig, tensors: Mapping[str, StoredTensor], source: objec
 
 def _current_names(config: JambaConfig, tensors: Mapping[str, StoredTensor], source: object) -> dict[str, StoredTensor]:
     """The tensors by their current names; the only expert of a dense layer becomes its MLP."""
+    _refuse_wrappers(tensors, source)
     current: dict[str, StoredTensor] = {}
+    # Saved from a model that holds the whole model as ``model``; transformers takes that away too.
+    if tensors and all(name.startswith("model.") for name in tensors):
+        inner = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+        if HEAD in inner or EMBEDDING in inner:
+            tensors = inner
     # Saved from the model without its head, JambaModel.
     prefix = "" if any(name.startswith("model.") for name in tensors) else "model."
     for name, tensor in tensors.items():
@@ -123,6 +138,14 @@ def _current_names(config: JambaConfig, tensors: Mapping[str, StoredTensor], sou
     if config.tied_embeddings and EMBEDDING not in current and HEAD in current:
         current[EMBEDDING] = current.pop(HEAD)
     return current
+
+
+def _refuse_wrappers(tensors: Mapping[str, StoredTensor], source: object) -> None:
+    """Raise BadFileError where the names show that a wrapper was saved instead of the model."""
+    for part, (wrapper, remedy) in _WRAPPERS.items():
+        name = next((name for name in tensors if name.startswith(part) or f".{part}" in name), None)
+        if name is not None:
+            raise BadFileError(source, f"names such as {shown(name)} contain {part!r}, which {wrapper} adds; {remedy}")
 
 
 def used_tensors(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
@@ -166,13 +189,13 @@ class _Found:
         self.used.add(name)
         if tensor.shape not in shapes:
             raise BadFileError(
-                self.source,
+                tensor.path,
                 f"tensor {tensor.name} is {list(tensor.shape)}, but config.json requires {list(shapes[0])}",
             )
         if tensor.dtype not in READABLE_DTYPES:
             raise UnsupportedError(
-                f"{self.source}: tensor {tensor.name} is stored as {tensor.dtype}; convert the original checkpoint "
-                "(bf16, f16 or f32), not a quantized one"
+                f"{tensor.path}: tensor {tensor.name} is stored as {tensor.dtype}, and config.json does not say how it is "
+                "quantized; convert the original checkpoint (bf16, f16 or f32)"
             )
         return tensor
 

@@ -1,7 +1,8 @@
 """Converts a Hugging Face Jamba checkpoint to a GGUF file, in panels: runs of a few megabytes of a matrix.
 
-A panel is read into a buffer, converted to the output type and written to its final offset while the next ones are being
-read, so that only a few panels are in memory. A tensor that has the output type already is copied.
+Quantized weights are dequantized as they are read. A panel is read into a buffer, converted to the output type and written
+to its final offset while the next ones are being read, so that only a few panels are in memory. A tensor that has the
+output type already is copied.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jambacli.convert.chat_templates import chat_templates, template_metadata
-from jambacli.convert.hf_checkpoint import DTYPE_BYTES, Checkpoint
+from jambacli.convert.hf_checkpoint import DTYPE_BYTES, Checkpoint, ComputedTensor
 from jambacli.convert.model_card import general_metadata, model_name
-from jambacli.convert.tensor_names import Planned, SourcePiece, plan, used_tensors, with_own_head
+from jambacli.convert.source import check_config, open_source
+from jambacli.convert.tensor_names import Planned, SourcePiece
 from jambacli.convert.vocabulary import tokenizer_metadata
-from jambacli.errors import BadFileError, JambaError, UnsupportedError, UsageError
+from jambacli.errors import BadFileError, JambaError, UsageError
 from jambacli.files import refuse_existing
 from jambacli.gguf import jamba_metadata as keys
 from jambacli.gguf.writer import GGUFWriter
@@ -33,13 +35,14 @@ from quant.formats import Format, get_format
 if TYPE_CHECKING:
     import torch
 
+__all__ = ["TYPES", "Converted", "check_config", "check_output", "convert"]
+
 TYPES = ("auto", "f32", "f16", "bf16", "q8_0")
 CONVERT_PANEL_BYTES = 4 << 20  # small enough that a panel is converted in the processor's cache
 READ_AHEAD = 3  # panels
 QUANTIZATION_VERSION = 2
 # llama.cpp's llama_ftype, the number general.file_type holds.
 _FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}
-_FORMAT_OF_DTYPE = {"F32": "f32", "F64": "f32", "F16": "f16", "BF16": "bf16"}
 _PERIODS = {
     keys.ATTENTION_PERIOD: ("attn_layer_period", 8),
     keys.ATTENTION_OFFSET: ("attn_layer_offset", 4),
@@ -58,29 +61,6 @@ class Converted:
     tensors: int
 
 
-def check_config(values: Mapping[str, Any], source: object) -> JambaConfig:
-    """The JambaConfig of a config.json; UnsupportedError, naming ``source``, for a model that is not a plain Jamba."""
-    architectures = values.get("architectures") or ["JambaForCausalLM"]
-    if not isinstance(architectures, list) or "JambaForCausalLM" not in architectures:
-        named = architectures[0] if isinstance(architectures, list) else architectures
-        raise UnsupportedError(f"{source}: the architecture is {named}; only JambaForCausalLM can be converted")
-    if "model_type" not in values and "architectures" not in values:
-        raise UnsupportedError(
-            f"{source}: has neither model_type nor architectures, so it cannot be identified as a Jamba model"
-        )
-    if values.get("mamba_inner_layernorms") is False:
-        raise UnsupportedError(
-            f"{source}: mamba_inner_layernorms is false; Mamba layers without them are not supported"
-        )
-    quantized = values.get("quantization_config")
-    if quantized:
-        method = quantized.get("quant_method", "a quantizer") if isinstance(quantized, dict) else "a quantizer"
-        raise UnsupportedError(
-            f"{source}: the weights are quantized already (by {method}); convert the original bf16 checkpoint"
-        )
-    return JambaConfig.from_hf(values, source)
-
-
 def convert(
     folder: Path,
     output: Path | None = None,
@@ -94,18 +74,16 @@ def convert(
     """Convert the checkpoint in ``folder`` to ``output`` (or its split parts, each of at most ``split_max_size`` bytes).
 
     Without ``output``, or with a directory, the file is named after model and type. ``type`` is one of TYPES; "auto" is the
-    type of most of the checkpoint's bytes. Matrices take that type, except those that llama.cpp expects in f32, and rows
-    that q8_0's blocks of 32 do not divide, which become f16. ``name`` replaces the model's name. After an error or an
-    interrupt no part of the output is left. Raises JambaError; BadFileError and UnsupportedError name the file and what is
-    wrong with it.
+    type of most of the checkpoint's bytes, for quantized ones the type in config.json. Matrices take that type, except
+    those that llama.cpp expects in f32, and rows that q8_0's blocks of 32 do not divide, which become f16. ``name``
+    replaces the model's name. After an error or an interrupt no part of the output is left. Raises JambaError;
+    BadFileError and UnsupportedError name the file and what is wrong with it.
     """
     if type not in TYPES:
         raise UsageError(f"is not one of {', '.join(TYPES)}", field="type", value=type)
-    source = folder / "config.json"
-    with Checkpoint.open(folder, lambda values: check_config(values, source)) as checkpoint:
-        config = with_own_head(JambaConfig.from_hf(checkpoint.config, source), checkpoint, folder)
-        planned = plan(config, used_tensors(checkpoint), folder)
-        kind = _own_type(planned) if type == "auto" else type
+    with open_source(folder) as source:
+        checkpoint, config, planned = source.checkpoint, source.config, source.planned
+        kind = source.type if type == "auto" else type
         path = _output_path(output, name or model_name(folder, checkpoint.config), kind)
         with GGUFWriter(path, split_max_size=split_max_size, force=force) as writer:
             for key, value, value_type in _metadata(folder, checkpoint.config, config, name, kind):
@@ -170,16 +148,6 @@ def _output_path(output: Path | None, name: str, kind: str) -> Path:
     return (output or Path()) / f"{stem[:120]}-{kind.upper()}.gguf"
 
 
-def _own_type(planned: list[Planned]) -> str:
-    """The type in which most bytes of the matrices are stored."""
-    sizes: dict[str, int] = {}
-    for tensor in planned:
-        for piece in () if tensor.keep_f32 else tensor.pieces:
-            kind = _FORMAT_OF_DTYPE[piece.tensor.dtype]
-            sizes[kind] = sizes.get(kind, 0) + piece.nbytes
-    return max(sizes, key=lambda kind: sizes[kind])
-
-
 def _format(tensor: Planned, kind: str) -> Format:
     if tensor.keep_f32:
         return get_format("f32")
@@ -227,7 +195,8 @@ def _panels(planned: list[Planned], formats: Mapping[str, Format]) -> Iterator[_
     for tensor in planned:
         for piece in tensor.pieces:
             copied = formats[tensor.name].name.upper() == piece.tensor.dtype and not tensor.negated_exp
-            step = CONVERT_PANEL_BYTES if copied else _panel_bytes(piece, tensor.shape[-1])
+            whole_rows = not copied or isinstance(piece.tensor, ComputedTensor)
+            step = _panel_bytes(piece, tensor.shape[-1]) if whole_rows else CONVERT_PANEL_BYTES
             for start in range(0, piece.nbytes, step):
                 yield _Panel(tensor, piece, piece.start + start, min(step, piece.nbytes - start), copied)
 

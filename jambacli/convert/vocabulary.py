@@ -284,6 +284,11 @@ def _special_ids(vocab: Vocabulary, files: _TokenizerFiles, template: str | None
         value = next((i for i in candidates if i is not None and i < len(vocab.pieces)), None)
         if value is not None:
             found[key] = value
+    for name, key in (("sep", keys.SEPARATOR_ID), ("cls", keys.CLS_ID), ("mask", keys.MASK_ID)):
+        # A model has no use for these, but its chat template may name them.
+        text = files.token_text(f"{name}_token")
+        if text and (value := vocab.id_of(text)) is not None:
+            found[key] = value
     stops = [i for i in dict.fromkeys(files.stop_ids()) if i != found.get(keys.EOS_ID) and i < len(vocab.pieces)]
     if not stops and template:
         ends = (vocab.id_of(text) for text in _TURN_ENDS if text in template)

@@ -1,6 +1,6 @@
 """Loads documents from files and standard input, in parts with their page or line numbers.
 
-An error is one line that names the file and says what to do. PDFs, Word documents and web pages are opened in a separate
+An error is one line that names the file and says what to do. PDFs, Office files and web pages are opened in a separate
 process (``extract.sandbox``); plain text, code, CSV and JSON are decoded in this one.
 """
 
@@ -9,18 +9,20 @@ from __future__ import annotations
 import stat
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from jambacli.documents.extract.formats import FORMATS
 from jambacli.documents.extract.kinds import HEAD, kind_of
-from jambacli.documents.extract.pieces import MAX_TEXT, DocumentPart, parts_of_lines
+from jambacli.documents.extract.pieces import MAX_TEXT, DocumentPart, parts_of_lines, ranges
 from jambacli.documents.extract.plain import EmptyFileError, decode
 from jambacli.documents.extract.sandbox import Sandbox
 from jambacli.documents.extract.table_header import with_header
+from jambacli.documents.ocr import ocr_request
 from jambacli.documents.paths import STDIN, Sources, expand, shown
 from jambacli.errors import BadFileError, JambaError
+from jambacli.progress import Progress, no_progress
 from jambacli.units import counted
 
 #: The largest files that are opened: of text and HTML, and of compressed formats.
@@ -66,6 +68,9 @@ def read_documents(
     done: Callable[[int], None] = lambda n: None,
     problem: Callable[[str], None] = lambda line: None,
     failed: Callable[[Path | None, JambaError], None] | None = None,
+    ocr: str = "auto",
+    store: bool = True,
+    progress: Progress = no_progress,
 ) -> list[Document]:
     """The documents of ``sources`` (or of the arguments of ``expand``), in order.
 
@@ -74,14 +79,19 @@ def read_documents(
     named individually cannot be read, after all the others have been tried, and when no document is left. With ``failed``
     none of that: it is called for every file that cannot be read (None: standard input). ``problem`` is also called for every
     folder that cannot be read.
+
+    ``ocr``: "auto" recognizes pages that are pictures where tesseract is installed, "off" none, "deu+eng" in these languages;
+    ``progress`` shows it. ``store``: keep what was recognized on disk, so that no page is recognized twice. Raises UsageError
+    for languages that are not installed.
     """
+    request = ocr_request(ocr, store=store)
     chosen = sources if isinstance(sources, Sources) else expand(sources)
     documents: list[Document] = []
     errors: list[JambaError] = []
     skipped: list[JambaError] = []
     for line in chosen.problems:
         problem(line)
-    with Sandbox() as sandbox:
+    with Sandbox(ocr=request, progress=progress) as sandbox:
         for path in chosen.paths:
             try:
                 documents.append(read_stdin(sandbox) if path is None else read_file(path, sandbox))
@@ -179,7 +189,7 @@ def _extracted(kind: str, path: str, name: str, sandbox: Sandbox | None) -> Docu
     if len(parts) < len(found.pieces):
         blank = [p.first for p in found.pieces if not p.text.strip()]
         what = "page has no text (a scan?) and was" if len(blank) == 1 else "pages have no text (scans?) and were"
-        remarks.append(f"{len(blank):,} {what} skipped: {_ranges(blank)}")
+        remarks.append(f"{len(blank):,} {what} skipped: {ranges(blank)}")
     return Document(name, found.unit, parts, tuple(f"{name}: {r}" for r in remarks), whole=len(parts) == 1)
 
 
@@ -198,22 +208,3 @@ def _too_large(name: str, size: int, limit: int) -> JambaError:
     return BadFileError(
         name, f"is {size / 1e6:,.0f} MB; the limit is {limit >> 20} MB of text: split it, or pass part of it"
     )
-
-
-def _ranges(numbers: Iterable[int]) -> str:
-    """``3, 7-9`` for 3, 7, 8, 9; at most ten ranges."""
-
-    def runs() -> Iterator[str]:
-        first = last = None
-        for n in numbers:
-            if last is not None and n == last + 1:
-                last = n
-                continue
-            if first is not None:
-                yield f"{first}-{last}" if last != first else f"{first}"
-            first = last = n
-        if first is not None:
-            yield f"{first}-{last}" if last != first else f"{first}"
-
-    shown = list(runs())
-    return ", ".join(shown[:10]) + (", ..." if len(shown) > 10 else "")

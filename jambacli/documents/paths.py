@@ -28,7 +28,8 @@ MAX_FILES = 10_000
 # The suffixes that a directory is searched for; a file that is named individually may have any.
 _TEXTS = """.pdf .docx .docm .dotx .dotm .xlsx .xlsm .xltx .xltm .xlsb .xls .ods .ots .pptx .pptm .ppsx .ppsm .potx .odp .otp
     .txt .text .md .markdown .rst .adoc .org .tex .log .csv .tsv .json .jsonl .ndjson .yaml .yml .toml .ini .cfg .conf .xml .sql
-    .srt .vtt .eml .emlx .mbox .mht .mhtml .ipynb .html .htm .xhtml"""
+    .srt .vtt .ass .ssa .sbv .eml .emlx .msg .oft .mbox .mht .mhtml .ipynb .html .htm .xhtml
+    .doc .odt .ott .fodt .rtf .epub .fb2"""
 _CODE = """.py .pyi .js .mjs .jsx .ts .tsx .c .h .cc .cpp .cxx .hpp .hh .cu .cuh .rs .go .java .kt .kts .scala .rb .php .pl
     .lua .r .jl .swift .m .mm .cs .fs .vb .sh .bash .zsh .fish .ps1 .bat .cmake .gradle .proto .graphql .css .scss .vue
     .svelte .dart .ex .exs .erl .hs .ml .clj .lisp .el .f90 .zig .nim .tf .jinja"""

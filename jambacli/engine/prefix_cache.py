@@ -156,7 +156,10 @@ class PrefixCache:
         if not self._in_use():
             if not self._changed:
                 self._changed = True
-                logger.warning("the model's file was changed while it is in use; its state is no longer stored")
+                logger.warning(
+                    "the model's file was changed while it is in use, or another program may write to it; its state is "
+                    "not stored"
+                )
             self._put(_Batch({}, [], (lambda: done([])) if done else None, durable))
             return
         state, n = content.state, len(content.tokens)

@@ -239,7 +239,7 @@ class _Factors:
 
     offsets: tuple[int, ...]
     largest: float
-    kind: str = "f16"  # or "e8m0": a power of two, one byte
+    kind: str = "f16"  # or one byte: "e8m0", a power of two; "e4m3", a float of eight bits
 
 
 # As the GGUF specification lays the blocks out.
@@ -257,6 +257,11 @@ _FACTORS = {
     "iq4_nl": _Factors((0,), 127),
     "iq4_xs": _Factors((0,), 4064),
     "mxfp4": _Factors((0,), 6, "e8m0"),
+    "nvfp4": _Factors((0, 1, 2, 3), 6, "e4m3"),
+    "q1_0": _Factors((0,), 1),
+    "q2_0": _Factors((0,), 2),
+    "tq1_0": _Factors((52,), 1),
+    "tq2_0": _Factors((64,), 2),
 }
 
 
@@ -292,6 +297,8 @@ def random_weight(fmt: str, shape: tuple[int, ...], *, seed: int = 0, size: floa
         factor = (torch.rand(len(blocks), generator=generator) + 0.5) * size / factors.largest
         if factors.kind == "e8m0":
             blocks[:, offset] = factor.log2().floor().add(127).clamp(0, 254).to(torch.uint8)
+        elif factors.kind == "e4m3":
+            blocks[:, offset] = factor.to(torch.float8_e4m3fn).view(torch.uint8)
         else:
             blocks[:, offset : offset + 2] = factor.half().view(torch.uint8).view(-1, 2)
     return QTensor(blocks.flatten(), form, shape)

@@ -49,6 +49,9 @@ EOS_ID = "tokenizer.ggml.eos_token_id"
 EOT_ID = "tokenizer.ggml.eot_token_id"
 UNKNOWN_ID = "tokenizer.ggml.unknown_token_id"
 PADDING_ID = "tokenizer.ggml.padding_token_id"
+SEPARATOR_ID = "tokenizer.ggml.seperator_token_id"  # so spelt in the GGUF specification
+CLS_ID = "tokenizer.ggml.cls_token_id"
+MASK_ID = "tokenizer.ggml.mask_token_id"
 ADD_BOS = "tokenizer.ggml.add_bos_token"
 ADD_EOS = "tokenizer.ggml.add_eos_token"
 ADD_SPACE_PREFIX = "tokenizer.ggml.add_space_prefix"
@@ -57,6 +60,8 @@ CHAT_TEMPLATE = "tokenizer.chat_template"
 TOKEN_EMBD = "token_embd.weight"
 OUTPUT_NORM = "output_norm.weight"
 OUTPUT = "output.weight"
+# llama.cpp adds these where a file has them; Jamba has none.
+_ATTENTION_BIASES = (".attn_q.bias", ".attn_k.bias", ".attn_v.bias", ".attn_qkv.bias")
 
 
 class HasShape(Protocol):
@@ -170,6 +175,29 @@ def jamba_config(
     return config
 
 
+def attention_rows(metadata: Mapping[str, Any], layer: int, path: object) -> tuple[int, int, int]:
+    """Values per row of a layer's projections, rows of q, rows of k and of v (0 in a Mamba layer), as the metadata say.
+
+    Raises BadFileError naming the key where one is missing or invalid.
+    """
+    keys = _Keys(metadata, path)
+    n_layers = keys.count(BLOCK_COUNT, maximum=MAX_LAYERS)
+    hidden, n_heads = keys.count(EMBEDDING_LENGTH), keys.uniform(HEAD_COUNT, n_layers)
+    if layer >= n_layers:
+        raise keys.bad(f"{BLOCK_COUNT} is {n_layers}, but there are tensors of layer {layer}")
+    if hasattr(keys.value(HEAD_COUNT_KV), "__len__"):
+        n_kv_heads = keys.counts(HEAD_COUNT_KV, n_layers)[layer]
+    else:
+        n_kv_heads = keys.count(HEAD_COUNT_KV, minimum=0)
+    head_dim = keys.count(KEY_LENGTH, default=hidden // n_heads if n_heads else 1)
+    return hidden, n_heads * head_dim, n_kv_heads * head_dim
+
+
+def factor_name(name: str) -> str:
+    """The name of the factors that a weight (``….weight``) is multiplied by, as llama.cpp writes them for NVFP4."""
+    return name.removesuffix("weight") + "scale"
+
+
 def check_architecture(metadata: Mapping[str, Any], path: object) -> None:
     """Raise BadFileError without an architecture in ``metadata``, UnsupportedError for one that is not jamba."""
     arch = metadata.get(ARCHITECTURE)
@@ -181,6 +209,9 @@ def check_architecture(metadata: Mapping[str, Any], path: object) -> None:
 
 def check_tensors(config: JambaConfig, tensors: Mapping[str, HasShape], path: object) -> None:
     """Raise BadFileError for the first tensor of ``config`` that is missing from ``tensors`` or has another shape there."""
+    for name in tensors:
+        if name.endswith(_ATTENTION_BIASES):
+            raise UnsupportedError(f"{path}: tensor {shown(name)}: attention with biases is not supported")
     for name, shape in expected_tensors(config).items():
         if name not in tensors:
             raise BadFileError(path, f"tensor {name} is missing")

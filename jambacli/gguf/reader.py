@@ -12,7 +12,7 @@ import mmap
 import os
 import re
 import stat
-from dataclasses import dataclass
+import weakref
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -20,11 +20,15 @@ from typing import TYPE_CHECKING
 from jambacli.errors import BadFileError, JambaError, UnsupportedError
 from jambacli.files import file_identity
 from jambacli.gguf.experts_int8 import scale_name
+from jambacli.gguf.fused import split_qkv
+from jambacli.gguf.jamba_metadata import factor_name
+from jambacli.gguf.tensor_info import TensorInfo
 from jambacli.gguf.values import MAX_KEYS, Cursor, Metadata, MetadataEntry, shown, skip_value
-from quant.formats import BY_GGML_TYPE, Format
+from quant.formats import BY_GGML_TYPE
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
     from quant.formats import QTensor
 
@@ -34,18 +38,6 @@ MAX_TENSORS = 1 << 17
 MAX_DIMS = 4
 _NO_WEIGHTS = ("i8", "i16", "i32", "i64", "f64")  # i8 with separate scales (ExpertsInt8) holds weights
 SPLIT_NAME = re.compile(r"(?P<stem>.*)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
-
-
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """The location of a tensor: ``offset`` bytes into the file of part ``part``. ``shape`` is in torch order, the row last."""
-
-    name: str
-    shape: tuple[int, ...]
-    format: Format
-    offset: int
-    nbytes: int
-    part: int
 
 
 def split_path(stem: str, number: int, count: int) -> str:
@@ -67,6 +59,8 @@ class GGUFFile:
         #: The identity (see ``file_identity``) of all files as they were opened, whatever the paths lead to later.
         self.identity: str = "|".join(part.identity for part in parts)
         self.size: int = sum(part.size for part in parts)
+        #: Of the files as they were opened, in the order of ``identity``; they are closed with this object.
+        self.descriptors: list[int] = [part.descriptor for part in parts]
         self.metadata: Metadata = first.metadata
         self.tensors: dict[str, TensorInfo] = {}
         for part in parts:
@@ -76,6 +70,7 @@ class GGUFFile:
                         part.path, f"tensor {shown(name)} is also in {parts[self.tensors[name].part].path}"
                     )
                 self.tensors[name] = info
+        self.tensors = split_qkv(self.tensors, self.metadata, self.path)
 
     @classmethod
     def open(cls, path: str | Path) -> GGUFFile:
@@ -125,16 +120,16 @@ class GGUFFile:
                 buffer.madvise(advice, first * page, min(last * page, len(buffer)) - first * page)
 
     def qtensor(self, name: str) -> QTensor:
-        """The tensor as a QTensor over the mapped bytes, without a copy; an ExpertsInt8 stack (i8) with its row scales.
+        """The tensor as a QTensor over the mapped bytes, without a copy; ExpertsInt8 stacks (i8) and NVFP4 with row scales.
 
         Imports torch; the tensor must not be written to. BadFileError where the scales do not fit, UnsupportedError
-        for a type that is not used for weights: plain integers, or f64.
+        for a type that is not used for weights (plain integers, f64), and where ``factors`` says so.
         """
         from quant.formats import QTensor
         from quant.rows import host_tensor
 
         info = self.tensors[name]
-        scale = None
+        scale = self.factors(name)
         if info.format.name == "i8" and (beside := scale_name(name)) in self.tensors:
             found = self.tensors[beside]
             if found.format.name != "f32" or found.shape != info.shape[:-1]:
@@ -145,6 +140,31 @@ class GGUFFile:
                 f"{self.path}: tensor {shown(name)} is stored as {info.format.name}, which is not a type of weights"
             )
         return QTensor(host_tensor(self.data(name)), info.format, info.shape, scale)
+
+    def factors(self, name: str) -> torch.Tensor | None:
+        """The factors of a weight's rows, float32 [*shape[:-1]] (a copy): NVFP4 has them in ``….scale``, one for a matrix or
+        one for each expert of a stack. None where the file has none.
+
+        Raises BadFileError where they do not fit, UnsupportedError for a weight in another format.
+        """
+        info = self.tensors[name]
+        if not name.endswith(".weight") or (found := self.tensors.get(factor_name(name))) is None:
+            return None
+        from quant.rows import host_tensor
+
+        count = info.shape[0] if len(info.shape) == 3 else 1
+        if found.format.name != "f32" or found.shape != (count,):
+            raise BadFileError(self.path, f"tensor {shown(found.name)} is not F32 [{count}], the factor of each matrix")
+        values = host_tensor(self.data(found.name).view("<f4"))
+        if not values.isfinite().all():
+            raise BadFileError(self.path, f"tensor {shown(found.name)} holds a NaN or an infinity")
+        if info.format.name == "nvfp4":
+            return values.view(-1, *[1] * (len(info.shape) - 2)).expand(info.shape[:-1]).contiguous()
+        if (values == 1).all():
+            return None
+        raise UnsupportedError(
+            f"{self.path}: tensor {shown(found.name)}: factors of {info.format.name} weights are not supported"
+        )
 
     def close(self) -> None:
         """Unmap the parts. A part stays mapped as long as views of it exist."""
@@ -164,7 +184,8 @@ class _Part:
 
     def __init__(self, path: Path, index: int) -> None:
         self.path = path
-        self.buffer, self.identity = _map(path)
+        self.buffer, self.identity, self.descriptor = _map(path)
+        self._close_descriptor = weakref.finalize(self, os.close, self.descriptor)
         self.size = len(self.buffer)
         try:
             self._parse(index)
@@ -173,6 +194,7 @@ class _Part:
             raise
 
     def close(self) -> None:
+        self._close_descriptor()
         # Views may still be in use; the last one unmaps the file.
         with contextlib.suppress(BufferError):
             self.buffer.close()
@@ -198,7 +220,8 @@ class _Part:
         self.tensors = _place(cursor, found, start, self.alignment)
 
 
-def _map(path: Path) -> tuple[mmap.mmap, str]:
+def _map(path: Path) -> tuple[mmap.mmap, str, int]:
+    """The file mapped, its identity, and a descriptor of it, which the caller closes."""
     try:
         # Opening a pipe would wait for its writer, so look at the path first.
         status = path.stat()
@@ -209,7 +232,7 @@ def _map(path: Path) -> tuple[mmap.mmap, str]:
             raise BadFileError(path, "the file is empty, not a GGUF file")
         with path.open("rb") as file:
             identity = file_identity(os.fstat(file.fileno()))
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), identity
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), identity, os.dup(file.fileno())
     except (OSError, ValueError) as error:
         raise JambaError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
 

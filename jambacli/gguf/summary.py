@@ -23,6 +23,7 @@ FILE_TYPES = {
     13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 19: "IQ2_XXS", 20: "IQ2_XS",
     21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S",
     29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4_MOE",
+    39: "NVFP4", 40: "Q1_0", 41: "Q2_0",
 }  # fmt: skip
 
 GROUPS = ("embedding", "mamba", "attention", "experts", "mlp", "norms", "output", "other")
@@ -129,7 +130,12 @@ def summarize(path: Path) -> Summary:
         )
         number = file.metadata.get(keys.FILE_TYPE)
         vocabulary, notes = _vocabulary(file.metadata, config)
-        extra = file.tensors.keys() - keys.expected_tensors(config).keys()
+        expected = keys.expected_tensors(config).keys()
+        # llama.cpp reads these beside NVFP4; the second are for its products of 4-bit activations only.
+        factors = {keys.factor_name(name) for name in expected} | {
+            name.removesuffix("weight") + "input_scale" for name in expected
+        }
+        extra = file.tensors.keys() - expected - factors
         if extra:
             notes.append(
                 f"{counted(len(extra), 'tensor')} that llama.cpp does not know, such as {clean(min(extra), 60)}"

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jambacli.convert.hf_checkpoint import INDEX, no_weights, read_json
+from jambacli.convert.quantized.scheme import SIDE_FILES
 from jambacli.convert.to_gguf import check_config
 from jambacli.errors import JambaError, UsageError
 from jambacli.files import path_of
@@ -35,6 +36,7 @@ COMPANION_FILES = [
     "chat_template.jinja",
     "additional_chat_templates/*.jinja",
     "README.md",
+    *SIDE_FILES,
     INDEX,
 ]
 

@@ -121,7 +121,9 @@ def _download_checkpoint(
     cached = [huggingface.cached_file(listing, r.name) for r in remotes]
     if cached[0] and all(c is not None and c.stat().st_size == r.size for c, r in zip(cached, remotes, strict=True)):
         store.require_disk_space(total + total * 3 // 4, f"making a GGUF of {listing.repo}")
-        decide(_config(listing, cached[0]), 0)
+        config = _config(listing, cached[0])
+        store.require_disk_space(_converted_bytes(config, total) * 7 // 4, f"making a GGUF of {listing.repo}")
+        decide(config, 0)
         return cached[0].parent
     folder = store.folder(key)
     targets = [folder / remote.name for remote in remotes]
@@ -133,7 +135,10 @@ def _download_checkpoint(
         if not targets[0].exists():
             download.fetch(client, remotes[0], targets[0], lambda n: None)
             done[0] = remotes[0].size
-        decide(_config(listing, targets[0]), to_download)
+        config = _config(listing, targets[0])
+        needed = to_download + _converted_bytes(config, total) * 7 // 4
+        store.require_disk_space(needed, f"making a GGUF of {listing.repo}")
+        decide(config, to_download)
         with transfers(f"Pulling {listing.repo}", total, sum(done)) as begin:
             for remote, target, have in zip(remotes, targets, done, strict=True):
                 if not target.exists():
@@ -147,6 +152,11 @@ def _config(listing: Listing, path: Path) -> JambaConfig:
     values = read_json(path)
     check_config(values, source)
     return JambaConfig.from_hf(values, source)
+
+
+def _converted_bytes(config: JambaConfig, total: int) -> int:
+    """The size of the converted copy: that of the checkpoint, or 16 bits per weight of a quantized one."""
+    return max(total, 2 * config.params())
 
 
 def _estimate_bytes(config: JambaConfig, kind: str) -> tuple[int, int]:

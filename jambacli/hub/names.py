@@ -15,7 +15,9 @@ from jambacli.hub.aliases import REPO, SHORT, Model, Table, load_table
 from jambacli.hub.paths import is_safe_path
 
 MAX_NAME = 400
-QUANT = re.compile(r"(?:UD-)?(?:I?Q\d(?:_\w+)?|TQ\d_\d|F16|F32|BF16|FP16|FP32|MXFP4\w*|EXPERTS_INT8)", re.I | re.ASCII)
+QUANT = re.compile(
+    r"(?:UD-)?(?:I?Q\d(?:_\w+)?|TQ\d_\d|F16|F32|BF16|FP16|FP32|(?:MX|NV)FP4\w*|EXPERTS_INT8)", re.I | re.ASCII
+)
 _HOSTS = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/", re.I)
 _REVISION = re.compile(r"[\w.][\w./-]{0,199}", re.ASCII)
 _OLLAMA_PART = re.compile(r"[A-Za-z0-9_][\w.-]{0,127}", re.ASCII)

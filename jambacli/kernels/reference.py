@@ -27,11 +27,12 @@ def dequantize(w: QTensor) -> torch.Tensor:
     if w.format.name in ("f16", "bf16"):
         dtype = torch.float16 if w.format.name == "f16" else torch.bfloat16
         return w.data.view(dtype).view(w.shape).float()
-    if w.scale is not None:  # ExpertsInt8: one factor per row
+    if w.format.name == "i8" and w.scale is not None:  # ExpertsInt8: one factor per row
         return w.data.view(torch.int8).view(w.shape).float() * w.scale.view(*w.shape[:-1], 1)
     from quant.dequantize_blocks import dequantize as blocks  # also for formats that only the gguf package knows
 
-    return blocks(w.row_blocks(), w.format.name, threads=torch.get_num_threads())
+    values = blocks(w.row_blocks(), w.format.name, threads=torch.get_num_threads())
+    return values if w.scale is None else values.mul_(w.scale.view(*w.shape[:-1], 1))
 
 
 def select_rows(w: QTensor, start: int, stop: int) -> QTensor:

@@ -163,6 +163,7 @@ def plan(source: GGUFFile, request: Request) -> QuantizePlan:
     except ValueError as error:
         raise JambaError(f"{source.path}: {error}") from error
     _check_requantizing(source, choices, request.allow_requantize)
+    choices = _without_used_factors(source, choices)
     unweighted: tuple[str, ...] = ()
     if request.imatrix is not None:
         request.imatrix.check({name: info.shape for name, info in source.tensors.items()})
@@ -245,7 +246,10 @@ def _bad_row(source: GGUFFile, panel: Panel, row: int, problem: str) -> BadFileE
 
 
 def _source_scales(source: GGUFFile, panel: Panel) -> np.ndarray | None:
-    """The row scales of a panel that is ExpertsInt8 already."""
+    """The row scales of a panel that is ExpertsInt8 already, or NVFP4 with factors."""
+    if panel.source.name == "nvfp4" and (factors := source.factors(panel.name)) is not None:
+        rows: np.ndarray = factors.flatten().numpy()[panel.first : panel.first + panel.rows]
+        return rows
     if panel.source.name != "i8":
         return None
     return source.data(scale_name(panel.name)).view("<f4")[panel.first : panel.first + panel.rows]
@@ -279,6 +283,16 @@ def _check_requantizing(source: GGUFFile, choices: list[Choice], allowed: bool) 
             )
         if fmt in ("i16", "i32", "i64", "f64"):
             raise UnsupportedError(f"{source.path}: {choice.name} is {fmt}, which holds no weights to quantize")
+
+
+def _without_used_factors(source: GGUFFile, choices: list[Choice]) -> list[Choice]:
+    """The choices without the factors of weights that get another format: their values are multiplied by these."""
+    used: set[str] = set()
+    for choice in choices:
+        source.factors(choice.name)  # refuses those that are not supported
+        if choice.format != choice.tensor.format and choice.name.endswith(".weight"):
+            used |= {choice.name.removesuffix("weight") + kind for kind in ("scale", "input_scale")}
+    return [choice for choice in choices if choice.name not in used]
 
 
 def _has_scales(source: GGUFFile, choice: Choice) -> bool:

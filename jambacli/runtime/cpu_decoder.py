@@ -6,6 +6,7 @@ layers' steps are listed once and the library runs the list. They compute the sa
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -22,6 +23,8 @@ from quant.formats import QTensor
 
 if TYPE_CHECKING:
     from jambacli.model.jamba import Layer
+
+logger = logging.getLogger(__name__)
 
 
 class Decoder:
@@ -87,9 +90,12 @@ def make_decoder(
     output: QTensor,
     eps: float,
 ) -> Decoder | None:
-    """A decoder, or None if a weight's format has no C++ kernel: decode then calls the single operations."""
+    """A decoder, or None, with a warning, if a weight's format has no C++ kernel: decode then calls the single operations."""
     weights = [output, *(w for layer in layers for part in (layer.mixer, layer.ffn) for w in vars(part).values())]
-    if any(isinstance(w, QTensor) and w.format.ggml_type not in NATIVE_TYPES for w in weights):
+    slow = {w.format.name for w in weights if isinstance(w, QTensor) and w.format.ggml_type not in NATIVE_TYPES}
+    if slow:
+        names = ", ".join(sorted(slow))
+        logger.warning("%s has no CPU kernel: these weights are dequantized for every token, which is slow", names)
         return None
     return Decoder(embed, layers, output_norm, output, eps)
 

@@ -53,8 +53,9 @@ def cached_merges(
         pass
     rules = scored_merges(pieces, scores, mergeable)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path, durable=False) as file:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.chmod(0o700)  # also one that an earlier version made
+        with atomic_write(path, durable=False, private=True) as file:
             file.write(rules.astype("<i4").tobytes())
     except (JambaError, OSError):
         pass  # without a writable cache (read-only home, full disk) the rules are computed every time

@@ -120,6 +120,7 @@ class ChatTemplate:
         tokenizer = self._tokenizer
         eos = tokenizer.eos_id if tokenizer.eos_id is not None else min(tokenizer.stop_ids, default=None)
         ids = {"bos": tokenizer.bos_id, "eos": eos, "unk": tokenizer.unk_id, "pad": tokenizer.pad_id}
+        ids |= {"sep": tokenizer.sep_id, "cls": tokenizer.cls_id, "mask": tokenizer.mask_id}
         # One that the model does not have is undefined, as in transformers.
         names = {f"{name}_token": tokenizer.pieces[i] for name, i in ids.items() if i is not None}
         # Absent documents and tools are None, as transformers passes them: templates test "is not none".

@@ -54,7 +54,8 @@ class Tokenizer:
     """A model's tokenizer.
 
     Attributes: ``pieces`` (list of str), ``types`` (list of int, GGUF token types), ``bos_id``, ``eos_id``, ``unk_id``,
-    ``pad_id`` (int or None), ``stop_ids`` (frozenset: the file's eos, eot and eom), ``add_bos``, ``template`` (str or None).
+    ``pad_id``, ``sep_id``, ``cls_id``, ``mask_id`` (int or None), ``stop_ids`` (frozenset: the file's eos, eot and eom),
+    ``add_bos``, ``template`` (str or None).
     """
 
     def __init__(self, metadata: Mapping[str, Any], source: object = "model", cache: Path | None = None) -> None:
@@ -90,6 +91,9 @@ class Tokenizer:
         self.bos_id = self._special(metadata, "bos")
         self.pad_id = self._special(metadata, "padding")
         self.unk_id = self._special(metadata, "unknown")
+        self.sep_id = self._special(metadata, "seperator")  # so spelt in the GGUF specification
+        self.cls_id = self._special(metadata, "cls")
+        self.mask_id = self._special(metadata, "mask")
         self.eos_id = self._special(metadata, "eos")
         stops = (self.eos_id, *(self._special(metadata, k) for k in ("eot", "eom")))
         self.stop_ids = frozenset(i for i in stops if i is not None)

@@ -55,6 +55,10 @@ def without_prefix(folder: Path) -> None:
     write(folder, {k.removeprefix("model."): v for k, v in read(folder).items()})
 
 
+def another_prefix(folder: Path) -> None:
+    write(folder, {f"model.{k}": v for k, v in read(folder).items()})
+
+
 def half_variant(folder: Path) -> None:
     write(folder, {k: v.half() * 2 for k, v in read(folder).items()}, "model.fp16.safetensors")
 
@@ -97,6 +101,8 @@ CASES: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "an equal head in a tied model": ("tied", lambda f: write(f, (t := read(f)) | {HEAD: t[EMBEDDING].clone()}), ""),
     "names without model.": ("moe4", without_prefix, ""),
     "names without model., tied": ("tied", without_prefix, ""),
+    "names with model. twice": ("moe4", another_prefix, ""),
+    "names with model. twice, tied": ("tied", another_prefix, ""),
     "an index that names a tied head": ("tied", lambda f: write_index(f, [*read(f), HEAD]), ""),
     "an index that lacks a tensor": ("moe4", lambda f: write_index(f, [k for k in read(f) if k != HEAD]), ""),
     "an index into a folder": ("moe4", in_a_subfolder, ""),
@@ -129,6 +135,14 @@ def test_logits_equal_transformers(tmp_path: Path, caplog: pytest.LogCaptureFixt
         ({"eos_token": "<|eom|>"}, "{{ bos_token }}{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"),
         ({}, "{{ bos_token }}{% if pad_token %}<P>{% endif %}{{ unk_token }}{{ pad_token }}{{ messages[0].content }}"),
         ({}, "{{ '-' * 3 }}{{ 2 * 'ab' }}{{ ([1] * 2) | length }}{{ '=' * -1 }}{{ messages[0].content }}"),
+        (
+            {"sep_token": "<|eom|>", "cls_token": "<|bom|>", "mask_token": "<|mask_0|>"},
+            "{{ cls_token }}{{ mask_token }}{{ messages[0].content }}{{ sep_token }}",
+        ),
+        (
+            {"mask_token": "<|eom|>"},
+            "{{ cls_token }}{{ mask_token }}{{ sep_token is defined }}{{ messages[0].content }}",
+        ),
         ({"unk_token": None}, "{{ sep_token }}{{ cls_token is defined }}{{ messages[0].content }}"),
     ],
 )

@@ -101,6 +101,14 @@ def a_billion_experts(folder: Path) -> None:
     edit_tensors(lambda t: t.pop(ROUTER))(folder)
 
 
+def prefixed(prefix: str) -> Change:
+    def edit(tensors: dict[str, torch.Tensor]) -> None:
+        for name in list(tensors):
+            tensors[prefix + name] = tensors.pop(name)
+
+    return edit_tensors(edit)
+
+
 ROUTER = "model.layers.1.feed_forward.router.weight"
 EXPERT = "model.layers.1.feed_forward.experts.3.up_proj.weight"
 A_LOG = "model.layers.1.mamba.A_log"
@@ -140,7 +148,14 @@ BAD: dict[str, tuple[Change, str]] = {
     ),
     "another head": (edit_config(architectures=["JambaForSequenceClassification"]), "JambaForSequenceClassification"),
     "another model type": (edit_config(model_type="llama"), "'llama'; only jamba"),
-    "quantized already": (edit_config(quantization_config={"quant_method": "bitsandbytes"}), "by bitsandbytes"),
+    "quantized by another method": (edit_config(quantization_config={"quant_method": "hqq"}), "by 'hqq', which cannot"),
+    "names of DataParallel": (prefixed("module."), r"contain 'module\.', which DataParallel or"),
+    "names of torch.compile": (prefixed("_orig_mod."), "contain '_orig_mod.', which torch.compile adds"),
+    "names of PEFT": (prefixed("base_model.model."), "contain 'base_model.model.', which PEFT adds; merge"),
+    "names of FSDP": (
+        edit_tensors(lambda t: t.update({A_LOG.replace("layers.1", "layers.1._fsdp_wrapped_module"): t.pop(A_LOG)})),
+        "contain '_fsdp_wrapped_module.', which FSDP adds",
+    ),
     "impossible size": (edit_config(hidden_size="big"), "hidden_size is 'big'"),
     "negative layers": (edit_config(num_hidden_layers=-1), "num_hidden_layers is -1"),
     "absurd layers": (edit_config(num_hidden_layers=10**9), "num_hidden_layers is 1000000000"),

@@ -148,7 +148,6 @@ REFUSED: dict[str, tuple[bytes | Callable[[], bytes], str]] = {
     "program": (b"\x7fELF" + bytes(100), "program"),
     "model.gguf": (b"GGUF" + bytes(100), "a model, not a document"),
     "notes.txt.gz": (b"\x1f\x8b\x08\x00" + bytes(100), "unpack"),
-    "letter.rtf": (b"{\\rtf1 hello}", ".docx"),
     "old.doc": (OLE, "save it as .docx"),
     "locked.docx": (OLE, "password"),
     "scan.pdf": (pdf_bytes(["", ""]), "ocrmypdf"),

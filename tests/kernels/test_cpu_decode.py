@@ -133,7 +133,7 @@ def test_bits_do_not_depend_on_threads_or_company(isa: str, fmt: str, precise: b
     w, _ = weight(fmt, 101, n)
     x = tokens(19, n)
     alone = torch.cat([run_linear(x[t : t + 1].contiguous(), w, 1, precise=precise) for t in range(19)])
-    for m, threads in ((2, 7), (7, 1), (16, 2), (19, 3)):
+    for m, threads in ((2, 7), (4, 2), (5, 1), (6, 3), (7, 1), (8, 2), (16, 2), (19, 3)):
         assert torch.equal(run_linear(x[:m].contiguous(), w, threads, precise=precise), alone[:m])
 
 
@@ -160,8 +160,8 @@ def test_a_broken_row_spoils_only_itself(isa: str, fmt: str) -> None:
     for block in range(5):
         at = 6 * row_bytes + block * w.format.block_bytes
         data[at : at + 2] = torch.tensor([0xFF, 0x7F], dtype=torch.uint8)  # an f16 NaN
-    x = tokens(3, 160)
-    for precise in (True, False):
+    for precise, m in itertools.product((True, False), (3, 8)):
+        x = tokens(m, 160)
         y = run_linear(x, QTensor(data, w.format, w.shape), 1, precise=precise)
         assert torch.isnan(y[:, 6]).all()
         kept = [r for r in range(12) if r != 6]

@@ -84,6 +84,30 @@ def test_experts(isa: str, fmt: str, top_k: int) -> None:
     check_step(step, expected, fmt, x, [None] * 3)
 
 
+@pytest.mark.parametrize("fmt", ("q4_k", "q6_k", "q8_0"))
+def test_many_tokens_of_the_same_experts(isa: str, fmt: str) -> None:
+    """Tokens are picked from the batch for each expert, more than one pass takes: the same bits as alone."""
+    from jambacli.kernels.cpu.decode import ExpertsStep, MlpStep, run_single
+
+    ffn, n, m = 512, 3, 77
+    gate, up, down = (
+        random_weight(fmt, s, seed=i) for i, s in enumerate([(n, ffn, HIDDEN), (n, ffn, HIDDEN), (n, HIDDEN, ffn)])
+    )
+    norm, x, router = values(HIDDEN, low=0.5), values(m, HIDDEN), values(n, HIDDEN, seed=1) * 0.2
+    dense = [random_weight(fmt, s, seed=i) for i, s in enumerate([(ffn, HIDDEN), (ffn, HIDDEN), (HIDDEN, ffn)])]
+    for step in (
+        ExpertsStep(norm, EPS, router=router, gate=gate, up=up, down=down, top_k=2),
+        MlpStep(norm, EPS, gate=dense[0], up=dense[1], down=dense[2]),
+    ):
+        for precise in (False, True):
+            together = run_single(step, x, threads=3, precise=precise)
+            again = run_single(step, x.flip(0).contiguous(), threads=2, precise=precise).flip(0)
+            assert torch.equal(together, again)
+            for t in (0, 30, 31, 32, 76):
+                alone = run_single(step, x[t : t + 1].contiguous(), threads=1, precise=precise)
+                assert torch.equal(together[t], alone[0])
+
+
 @dataclass
 class MambaCase:
     """A Mamba layer's weights and what the reference makes of them."""

@@ -24,7 +24,7 @@ MEMORY = [
         "quant/test_iq4.py",
         "quant/test_k_quants.py",
         "quant/test_legacy.py",
-        "quant/test_mxfp4.py",
+        "quant/test_fp4.py",
         "quant/test_api.py",
     ),
 ]

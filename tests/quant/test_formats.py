@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 import warnings
 
@@ -13,6 +14,7 @@ from quant import native
 from quant.dequantize_blocks import torch_dequantizer
 from quant.formats import BY_GGML_TYPE, FLOATS, FORMATS, Format
 from quant.quantize_blocks import quantize, torch_quantizer
+from tests.support.ggml_reference import library
 from tests.support.repository import REPO
 
 BLOCKS = [f for f in FORMATS.values() if f.block > 1]
@@ -21,12 +23,18 @@ NOT_BLOCKS = [f for f in FORMATS.values() if f.block == 1 and f.name not in FLOA
 
 @pytest.mark.parametrize("fmt", FORMATS.values(), ids=lambda f: f.name)
 def test_sizes_are_those_of_the_gguf_package(fmt: Format) -> None:
+    assert BY_GGML_TYPE[fmt.ggml_type] is fmt
+    if fmt.ggml_type not in list(gguf.GGMLQuantizationType):  # newer than this version of the package
+        ggml = library()
+        ggml.ggml_type_size.restype = ctypes.c_size_t
+        ggml.ggml_blck_size.restype = ctypes.c_int64
+        assert (fmt.block, fmt.block_bytes) == (ggml.ggml_blck_size(fmt.ggml_type), ggml.ggml_type_size(fmt.ggml_type))
+        return
     kind = gguf.GGMLQuantizationType(fmt.ggml_type)
     block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
     if fmt.name == "q8_1":  # ggml made its two factors halves; the package still has them as float32
         block_bytes -= 4
     assert (fmt.name.upper(), fmt.block, fmt.block_bytes) == (kind.name, block, block_bytes)
-    assert BY_GGML_TYPE[fmt.ggml_type] is fmt
 
 
 def test_native_formats_are_those_of_the_cpp_table() -> None:

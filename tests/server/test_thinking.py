@@ -12,6 +12,7 @@ pytest.importorskip("starlette", reason="the extra `serve` is not installed")
 pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
 
 from jambacli.api import Jamba
+from jambacli.engine.options import GenerationOptions
 from tests.support.repository import SHARED_DATA
 from tests.support.servers import Running, events, serving
 from tests.support.small_models import TEMPLATE, small_model
@@ -185,3 +186,13 @@ def test_reasoning_3bs_own_template(tiny: Jamba) -> None:
         messages = [*MESSAGES, first["choices"][0]["message"], {"role": "user", "content": "And?"}]
         one.client.post(CHAT, json={**body, "messages": messages}).raise_for_status()
         assert one.seen[-1].startswith(before)
+
+
+def test_the_servers_default_holds_for_requests_that_do_not_say() -> None:
+    model = small_model(THINKER)
+    with serving(model, defaults=GenerationOptions(think=False)) as running:
+        asked = Prompts(running, model)
+        for body, thinks in (({}, False), ({"reasoning_effort": "low"}, True), ({"reasoning_effort": "none"}, False)):
+            message = running.client.post(CHAT, json={**ASK, **body}).raise_for_status().json()["choices"][0]["message"]
+            assert asked.seen[-1].endswith("<think>\n" if thinks else "<think>\n\n</think>\n\n")
+            assert ("reasoning_content" in message) is thinks

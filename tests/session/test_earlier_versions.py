@@ -127,7 +127,7 @@ def test_a_saved_session_opens_and_goes_on(model: Jamba, own_home: Path, chat: b
             assert session.conversation.turns[1].content.startswith(answer)
     again = json.loads((own_home / "sessions" / "old.json").read_text())
     assert (
-        again.keys() == value.keys() | {"precise"}
+        again.keys() == value.keys() | {"precise", "template_hash", "chat_template"}
         and again["precise"] is True
         and again["prefixes"][0].keys() == prefix.keys()
     )

@@ -18,11 +18,13 @@ def pdf_of(
     turned: str = "",
     catalog: str = "",
     form: str = "",
+    drawn: str = "",
 ) -> bytes:
     """A PDF with the text of each page, in Helvetica at the places and in the order given.
 
     ``annotations``, ``fields``: dictionaries' insides, on the first page. ``page``: more of every page's dictionary.
-    ``turned``: a matrix for every page's content. ``catalog``, ``form``: more of the catalog and of the form's dictionary.
+    ``drawn``: operators before every page's text, with the font as F1. ``turned``: a matrix for every page's content.
+    ``catalog``, ``form``: more of the catalog and of the form's dictionary.
     """
     objects: list[bytes] = [
         b"",
@@ -38,7 +40,7 @@ def pdf_of(
     places = [add(f"<< /Type /Annot {inside} >>") for inside in annotations]
     widgets = [add(f"<< /Type /Annot /Subtype /Widget {inside} >>") for inside in fields]
     for i, placed in enumerate(pages):
-        stream = f"q {turned} cm\n" if turned else "q\n"
+        stream = (f"q {turned} cm\n" if turned else "q\n") + f"{drawn}\n"
         for text, x, y, *size in placed:
             escaped = text.replace("\\", r"\\").replace("(", r"\(").replace(")", r"\)")
             stream += f"BT /F1 {size[0] if size else 10} Tf 1 0 0 1 {x} {y} Tm ({escaped}) Tj ET\n"

@@ -32,7 +32,7 @@ def book_info(path: str, name: str, alive: Callable[[], None]) -> BookInfo:
                 raise BadFileError(name, "is a damaged workbook; save it again, as .xlsx")
             data: bytes = file.openstream(stream).read()
             macros = file.exists("_VBA_PROJECT_CUR")
-    except (OSError, olefile.OleFileError) as error:
+    except OSError as error:
         raise BadFileError(name, f"is a damaged workbook ({error}); save it again, as .xlsx") from error
     scan = _Scan(name, alive)
     scan.globals(data)

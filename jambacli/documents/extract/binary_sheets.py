@@ -16,6 +16,7 @@ from jambacli.errors import BadFileError, JambaError
 
 # calamine holds a sheet as a rectangle, with its empty cells.
 MOST_CELLS = 20_000_000
+_EVERY = 1000
 _DAY = 86400.0
 _EPOCHS = {False: datetime.datetime(1899, 12, 30), True: datetime.datetime(1904, 1, 1)}
 
@@ -59,14 +60,14 @@ def _pieces(
             if meta.visible != calamine.SheetVisibleEnum.Visible:
                 left.sheets.append(meta.name)
                 continue
-            sheet = Sheet(number, meta.name, name, left)
+            sheet = Sheet(number, meta.name, name, left, alive)
             if meta.typ == calamine.SheetTypeEnum.WorkSheet and known.first is not None:
                 _check_size(known, name)
-                _fill(sheet, book.get_sheet_by_name(meta.name), known, info.from_1904)
+                _fill(sheet, book.get_sheet_by_name(meta.name), known, info.from_1904, alive)
             elif meta.typ not in (calamine.SheetTypeEnum.WorkSheet, calamine.SheetTypeEnum.ChartSheet):
                 left.more.append(f"the sheet {meta.name} was left out: it holds macros or a dialog")
             sheet.tail += known.tail
-            for part in sheet.parts(alive):
+            for part in sheet.parts():
                 shown += 1
                 yield part
     remarks += left.remarks()
@@ -84,8 +85,12 @@ def _library_errors(name: str) -> Iterator[Any]:
         yield python_calamine
     except python_calamine.PasswordError as error:
         raise BadFileError(name, "is protected by a password; save it without one") from error
-    except python_calamine.CalamineError as error:
+    except (python_calamine.CalamineError, OSError) as error:
         raise BadFileError(name, f"is a damaged workbook ({error}); save it again, as .xlsx") from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of Rust, which is no Exception
+            raise
+        raise BadFileError(name, "is a damaged workbook; save it again, as .xlsx") from error
 
 
 def _check_size(known: SheetInfo, name: str) -> None:
@@ -97,7 +102,7 @@ def _check_size(known: SheetInfo, name: str) -> None:
         )
 
 
-def _fill(sheet: Sheet, table: Any, known: SheetInfo, from_1904: bool) -> None:
+def _fill(sheet: Sheet, table: Any, known: SheetInfo, from_1904: bool, alive: Callable[[], None]) -> None:
     for first, last in known.hidden_columns:
         sheet.hide_columns(first, last)
     for merged in known.merged:
@@ -111,6 +116,8 @@ def _fill(sheet: Sheet, table: Any, known: SheetInfo, from_1904: bool) -> None:
     for cell, text in known.errors.items():
         errors.setdefault(cell // MAX_COLUMNS, {})[cell % MAX_COLUMNS] = text
     for row, values in enumerate(_rows(table), start[0] + 1):
+        if row % _EVERY == 0:
+            alive()
         cells = dict(_cells(values, row, start[1], known, from_1904, sheet))
         if (wrong := errors.get(row)) is not None:
             cells = dict(sorted((cells | wrong).items()))

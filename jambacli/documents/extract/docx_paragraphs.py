@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from jambacli.documents.extract import formula
@@ -11,11 +10,10 @@ from jambacli.documents.extract.docx_styles import on
 from jambacli.documents.extract.docx_symbols import PRIVATE, UNKNOWN, is_symbol_font, symbol
 from jambacli.documents.extract.inline import struck, subscript, superscript
 from jambacli.documents.extract.ooxml import attribute
+from jambacli.documents.extract.paragraph_lines import lines_of
 from jambacli.documents.extract.pieces import MAX_TEXT
 from jambacli.documents.extract.rows import Line
 from jambacli.errors import BadFileError
-
-_SENTENCE = re.compile(r"[.!?:;…]['\"”’»)]*\s*\Z")
 
 
 class Paragraphs:
@@ -106,29 +104,11 @@ class Paragraphs:
             self._place, self._number = -1, self._number + 1
 
     def _emit(self, frame: Frame, label: str) -> None:
-        """Add the lines of a paragraph.
-
-        Text boxes divide it at the end of a sentence, else they come after it; those of a table come after the row.
-        """
+        """Add the lines of a paragraph."""
         at = self._place if self._place >= 0 else self._new_place()
         table = frame.tables[-1] if frame.tables else None
         sink = table.cell.lines if table and table.cell else frame.lines
-        late: list[str] = []
-        found: list[str] = []
-        done, text = 0, ""
-        for index, lines in frame.boxes:
-            before, rest = "".join(frame.words[done:index]), "".join(frame.words[index:])
-            if table or (before.strip() and rest.strip() and not _SENTENCE.search(before)):
-                late += lines
-                continue
-            if before.strip():
-                found.append(label + before.strip())
-                label = ""
-            found += lines
-            done = index
-        text = label + "".join(frame.words[done:]).strip()
-        if text or not (found or late or table):  # an empty paragraph of the body is an empty line
-            found.append(text)
+        found, late = lines_of(frame.words, frame.boxes, label, in_table=bool(table))
         sink.extend(Line(at, text) for text in found)
         (frame.after if table else sink).extend(Line(at, text) for text in late)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 
+from jambacli.documents.extract.ocr import Ocr
 from jambacli.documents.extract.pieces import DocumentPart, parts_of_lines
 
 #: The unit, the pieces, and remarks, which are complete after the last piece.
@@ -20,13 +21,14 @@ class Opening:
     """A file to read.
 
     ``path``: where it lies. ``name``: what errors call it. ``alive``: call it now and then while nothing is yielded.
-    ``inner``: reads a file within it, such as an attachment.
+    ``inner``: reads a file within it, such as an attachment. ``ocr``: recognizes its pages that are pictures.
     """
 
     path: str
     name: str
     alive: Callable[[], None]
     inner: ReadInner
+    ocr: Ocr = field(default_factory=Ocr)
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Format:
 #: By kind, as ``kinds.kind_of`` tells them. "text" is none of them: it is decoded without the worker.
 FORMATS: dict[str, Format] = {
     "pdf": Format("formats:_pdf", streamed=True),
+    "image": Format("images:image_pages", streamed=True),
     "docx": Format("formats:_docx", streamed=True),
     "xlsx": Format("formats:_xlsx", streamed=True),
     "xlsb": Format("formats:_xlsb", streamed=True),
@@ -49,6 +52,11 @@ FORMATS: dict[str, Format] = {
     "pptx": Format("formats:_pptx", streamed=True),
     "odp": Format("formats:_odp", streamed=True),
     "mbox": Format("formats:_mbox", streamed=True),
+    "odt": Format("formats:_odt", streamed=True),
+    "rtf": Format("formats:_rtf", streamed=True),
+    "epub": Format("formats:_epub", streamed=True),
+    "outlook": Format("formats:_outlook", streamed=True),
+    "subtitles": Format("formats:_subtitles"),
     "html": Format("formats:_html"),
     "mail": Format("formats:_mail"),
     "notebook": Format("formats:_notebook"),
@@ -66,7 +74,7 @@ def _pdf(opening: Opening) -> Extraction:
     from jambacli.documents.extract.pdf import pdf_pages
 
     remarks: list[str] = []
-    return "page", pdf_pages(opening.path, opening.name, remarks), remarks
+    return "page", pdf_pages(opening.path, opening.name, remarks, opening.ocr), remarks
 
 
 def _docx(opening: Opening) -> Extraction:
@@ -111,6 +119,24 @@ def _odp(opening: Opening) -> Extraction:
     return odp_pieces(opening.path, opening.name, opening.alive)
 
 
+def _odt(opening: Opening) -> Extraction:
+    from jambacli.documents.extract.odt import odt_pieces
+
+    return odt_pieces(opening.path, opening.name, opening.alive)
+
+
+def _rtf(opening: Opening) -> Extraction:
+    from jambacli.documents.extract.rtf import rtf_pieces
+
+    return rtf_pieces(opening.path, opening.name, opening.alive)
+
+
+def _epub(opening: Opening) -> Extraction:
+    from jambacli.documents.extract.epub import epub_pieces
+
+    return epub_pieces(opening.path, opening.name, opening.alive)
+
+
 def _mbox(opening: Opening) -> Extraction:
     from jambacli.documents.extract.mail import mail_pieces
 
@@ -121,6 +147,18 @@ def _mail(opening: Opening) -> Extraction:
     from jambacli.documents.extract.mail import mail_pieces
 
     return mail_pieces(opening.path, opening.name, False, opening.inner)
+
+
+def _outlook(opening: Opening) -> Extraction:
+    from jambacli.documents.extract.mail import outlook_pieces
+
+    return outlook_pieces(opening.path, opening.name, opening.inner)
+
+
+def _subtitles(opening: Opening) -> Extraction:
+    from jambacli.documents.extract.subtitles import subtitle_pieces
+
+    return subtitle_pieces(opening.path, opening.name)
 
 
 def _notebook(opening: Opening) -> Extraction:

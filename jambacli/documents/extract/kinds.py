@@ -8,6 +8,7 @@ import zipfile
 import zlib
 from pathlib import Path, PurePath
 
+from jambacli.documents.extract.kinds_of_text import plain_text_kind, zip_text_kind
 from jambacli.documents.extract.ole import stream_names
 from jambacli.documents.extract.plain import EmptyFileError
 from jambacli.documents.extract.zip_guard import opened_member, opened_zip
@@ -18,11 +19,14 @@ HEAD = 4096
 
 _HTML = frozenset((".html", ".htm", ".xhtml"))
 _MAIL = frozenset((".eml", ".emlx", ".mht", ".mhtml"))
+_IMAGES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
+SUBTITLES = frozenset((".srt", ".vtt", ".sbv", ".ass", ".ssa"))
 _OFFICE = {
-    "META-INF/container.xml": "an e-book; convert it to .pdf or .txt",
-    "content.xml": "an OpenDocument file; save it as .docx or .pdf",
+    "content.xml": "an OpenDocument file of an unknown kind; save it as .odt, .docx or .pdf",
     "Index/": "a file of Numbers, Pages or Keynote; export it as .xlsx, .docx, .pptx or .pdf",
 }
+#: The first bytes of a compound file: of old Office files, and of Outlook's messages.
+OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 # Content types of the main parts of Office files, and the kinds they are.
 _CONTENT = {
     "excel.sheet.binary": "xlsb", "spreadsheetml": "xlsx", "ms-excel": "xlsx", "presentationml": "pptx",
@@ -36,10 +40,7 @@ _MAIN_PARTS = {
 }
 _OPEN_DOCUMENT = {"spreadsheet": "ods", "presentation": "odp"}
 _ZIP_NAMES = frozenset((".docx", ".xlsx", ".xlsm", ".xlsb", ".pptx", ".ods", ".odp"))
-_OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
-_MSG = (
-    "an Outlook message; save it as .eml (Outlook: Save as, or drag it to a folder of another mail program) or as .pdf"
-)
+_OLD_WORD = "an old Word file (.doc); open it in Word or LibreOffice and save it as .docx or .odt"
 # The separator line of an mbox file, and the fields of a message's header; the second group is enough with one more of them.
 _MBOX = re.compile(rb"From \S+ .*\d\d:\d\d.*\d{4}[^\n]*\n[!-9;-~]+:[ \t]")
 _FIELD = re.compile(rb"([!-9;-~]+):[ \t]?[^\n]*(?:\n[ \t][^\n]*)*(?:\n|\Z)")
@@ -62,9 +63,11 @@ def kind_of(head: bytes, name: str, *, path: Path | None = None, data: bytes | N
     suffix = (PurePath(name).suffix or (path.suffix if path is not None else "")).lower()
     if b"%PDF-" in head[:1024] and not is_mail(head):
         return "pdf"
-    if head.startswith(_OLE):
-        if suffix == ".msg" or "__substg1.0_".encode("utf-16-le") in _start(path, data):
-            raise BadFileError(name, f"is {_MSG}")
+    if is_image(head):
+        return "image"
+    if head.startswith(OLE):
+        if suffix in (".msg", ".oft") or is_outlook(path, data):
+            return "outlook"
         return _ole_kind(path, name, data)
     if head.startswith(b"PK\x03\x04") or suffix in _ZIP_NAMES:
         return _zip_kind(path, name, data, head)
@@ -72,16 +75,25 @@ def kind_of(head: bytes, name: str, *, path: Path | None = None, data: bytes | N
         if not head.strip():
             raise EmptyFileError(name)
         raise BadFileError(name, "is not a PDF, despite its name; export it again")
+    if (kind := plain_text_kind(head, name)) is not None:
+        return kind
     start = head[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if _MBOX.match(_unix(head).lstrip(b"\n")):
         return "mbox"
-    if is_mail(head, likely=suffix in _MAIL):
+    if is_mail(head, likely=suffix in _MAIL or (suffix == ".doc" and b"MIME-Version:" in head[:64])):
         return "mail"
     if suffix in _HTML or start.startswith((b"<!doctype html", b"<html")):
         return "html"
+    if suffix in SUBTITLES or start.startswith(b"webvtt"):
+        return "subtitles"
     if suffix == ".ipynb" or (start.startswith(b"{") and not suffix and _is_notebook(data)):
         return "notebook"
     return "text"
+
+
+def is_image(head: bytes) -> bool:
+    """Whether a file is a picture of a format that may hold a scan."""
+    return head.startswith(_IMAGES) or (head.startswith(b"RIFF") and head[8:12] == b"WEBP")
 
 
 def is_mail(head: bytes, *, likely: bool = False) -> bool:
@@ -105,11 +117,17 @@ def _unix(head: bytes) -> bytes:
     return head.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
 
-def _start(path: Path | None, data: bytes | None) -> bytes:
-    if path is None:
-        return (data or b"")[: 1 << 20]
-    with path.open("rb") as file:
-        return file.read(1 << 20)
+def is_outlook(path: Path | None, data: bytes | None = None) -> bool:
+    """Whether a file is one of Outlook's messages: a compound file with streams of their names."""
+    if data is not None and not data.startswith(OLE):
+        return False
+    names = stream_names(path if path is not None else data or b"")
+    return "__properties_version1.0" in names and not names & {
+        "worddocument",
+        "workbook",
+        "book",
+        "powerpoint document",
+    }
 
 
 def _is_notebook(data: bytes | None) -> bool:
@@ -133,7 +151,7 @@ def _ole_kind(path: Path | None, name: str, data: bytes | None) -> str:
     if "powerpoint document" in names:
         raise BadFileError(name, "is an old PowerPoint file (.ppt); save it as .pptx or .pdf")
     if "worddocument" in names:
-        raise BadFileError(name, "is an old Word file (.doc); save it as .docx or .pdf")
+        raise BadFileError(name, f"is {_OLD_WORD}")
     raise BadFileError(name, "is an old Office file, or a damaged one; save it as .docx, .xlsx, .pptx or .pdf")
 
 
@@ -143,7 +161,7 @@ def _zip_kind(path: Path | None, name: str, data: bytes | None, head: bytes) -> 
     try:
         with opened_zip(path if path is not None else data or b"", name) as archive:
             members = [member.replace("\\", "/") for member in archive.namelist()]
-            kind = _office_kind(archive, members, name)
+            kind = _office_kind(archive, members, name) or zip_text_kind(archive, members, name)
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError) as error:
         raise BadFileError(name, f"is a damaged Office file or archive ({error}); save it again") from error
     if kind is not None:

@@ -1,4 +1,4 @@
-"""Text of mail: messages (.eml), mailboxes (.mbox) and web archives (.mht), with their attachments.
+"""Text of mail: messages (.eml, Outlook's .msg), mailboxes (.mbox) and web archives (.mht), with their attachments.
 
 A message is its main fields, its body as text, and each attachment by name, read where it is of a known kind.
 """
@@ -16,7 +16,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from jambacli.documents.extract.kinds import is_outlook
 from jambacli.documents.extract.mail_text import body_text, field_text, file_name
+from jambacli.documents.extract.outlook import left_out, outlook_message
 from jambacli.documents.extract.pieces import DocumentPart, parts_of_lines
 from jambacli.errors import BadFileError, JambaError
 from jambacli.units import counted, format_bytes
@@ -30,7 +32,10 @@ _DEPTH, _PARTS = 8, 2000
 # A text beside an HTML page that is so much longer is only a hint that there is a page.
 _HINT = 4
 _MESSAGE_START = re.compile(rb"From \S+.*\d\d:\d\d")
-_PACKED = ("application/pgp-encrypted", "application/pkcs7-mime", "application/x-pkcs7-mime")
+_PACKED = (
+    *("application/pgp-encrypted", "application/pkcs7-mime", "application/x-pkcs7-mime"),
+    *("application/x-ole-storage", "application/x-linked-file"),
+)
 _SIGNATURES = ("application/pgp-signature", "application/pkcs7-signature", "application/x-pkcs7-signature")
 
 
@@ -55,6 +60,18 @@ def _message(data: bytes, name: str, remarks: list[str], read: ReadAttachment) -
     reader = _Reader(read)
     yield from parts_of_lines(enumerate(reader.message(_parsed(data, name)), 1))
     remarks += reader.remarks()
+
+
+def outlook_pieces(path: str, name: str, read: ReadAttachment) -> tuple[str, Iterator[DocumentPart], list[str]]:
+    """The same of one of Outlook's messages."""
+    remarks: list[str] = []
+
+    def pieces() -> Iterator[DocumentPart]:
+        reader = _Reader(read)
+        yield from parts_of_lines(enumerate(reader.outlook(path, name, 0), 1))
+        remarks.extend(reader.remarks())
+
+    return "line", pieces(), remarks
 
 
 def _mailbox(path: str, name: str, remarks: list[str], read: ReadAttachment) -> Iterator[DocumentPart]:
@@ -120,6 +137,15 @@ class _Reader:
             yield from self._body(part, depth)
         for part in attached:
             yield from self._attachment(part, depth)
+
+    def outlook(self, source: str | bytes, name: str, depth: int) -> Iterator[str]:
+        """The lines of one of Outlook's messages, given as its path or content."""
+        message, file = outlook_message(source, name)
+        try:
+            yield from self.message(message, depth)
+            self.notes += left_out(file)
+        finally:
+            file.close()
 
     def _body(self, part: Message, depth: int) -> Iterator[str]:
         if part.get_content_type() == "text/html":
@@ -188,10 +214,15 @@ class _Reader:
                 if depth < _DEPTH:
                     yield from self.message(_parsed(data, name), depth + 1)
                 return
+            if is_outlook(None, data):
+                if depth < _DEPTH:
+                    yield from self.outlook(data, name, depth + 1)
+                return
             unit, pieces, remarks = self.read(data, name)
             for piece in pieces:
-                if unit == "page" and piece.text.strip():
-                    yield f"[{name}, page {piece.first}]"
+                if unit in ("page", "sheet", "slide") and piece.text.strip():
+                    label = f" ({piece.label})" if piece.label else ""
+                    yield f"[{name}, {unit} {piece.first}{label}]"
                 yield from piece.text.split("\n") if piece.text else ()
             self.notes += [f"{name}: {remark}" for remark in remarks]
         except JambaError as error:
@@ -205,6 +236,8 @@ _SUFFIXES = {
     "application/pdf": "pdf",
     "text/calendar": "ics",
     "application/vnd.openxmlformats-officedocument.wordprocessingml.document": "docx",
+    "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet": "xlsx",
+    "application/vnd.openxmlformats-officedocument.presentationml.presentation": "pptx",
 }
 
 

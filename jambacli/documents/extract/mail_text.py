@@ -63,7 +63,7 @@ def body_text(part: Message) -> str:
     data: Any = part.get_payload(decode=True)
     if not isinstance(data, bytes) or not data.strip():
         return ""
-    text = _decoded(data, part.get_content_charset())
+    text = decoded(data, part.get_content_charset())
     text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").replace("\x00", "")
     if part.get_param("format") == "flowed":
         text = _flowed(text, part.get_param("delsp") == "yes")
@@ -74,7 +74,7 @@ def _words(value: str) -> str:
     """A field's text: encoded words (RFC 2047) decoded, bytes beyond ASCII as UTF-8 or as they are guessed, on one line."""
     raw = value.encode("utf-8", "surrogateescape")
     if not raw.isascii():
-        value = _decoded(raw, "utf-8")
+        value = decoded(raw, "utf-8")
     value = re.sub(r"\r?\n[ \t]*", " ", value)
     if len(value) > _MAX_FIELD:
         value = value[:_MAX_FIELD].rsplit(" ", 1)[0] + " ... (longer)"
@@ -89,7 +89,7 @@ def _words(value: str) -> str:
         if isinstance(content, bytes) and name is not None and name == charset:
             held += content
             continue
-        text += _decoded(held, charset) if held else ""
+        text += decoded(held, charset) if held else ""
         held, charset = b"", None
         if isinstance(content, str):
             text += content
@@ -100,7 +100,8 @@ def _words(value: str) -> str:
     return re.sub(r"[\x00-\x1f\x7f]", "", " ".join(text.split()))
 
 
-def _decoded(data: bytes, charset: str | None) -> str:
+def decoded(data: bytes, charset: str | None) -> str:
+    """Bytes as text: in the charset that a mail names, else as UTF-8 or as it is guessed."""
     name = _CHARSETS.get((charset or "").lower().strip("\"' "), (charset or "utf-8").strip("\"' "))
     if name.lower() not in ("us-ascii", "ascii", "unknown-8bit", "8bit", "binary"):
         try:

@@ -37,13 +37,13 @@ def ods_pieces(
 
 def _pieces(path: str, name: str, alive: Callable[[], None], remarks: list[str]) -> Iterator[DocumentPart]:
     with opened(path, name, ".ods", alive) as package:
-        content = _Content(name, package.tree)
+        content = _Content(name, package.tree, alive)
         package.read("content.xml", content)
         if package.has("Basic/script-lc.xml"):
             content.left.more.append("its macros were not read")
     shown = 0
     while content.sheets:
-        for part in content.sheets.pop(0).parts(alive):
+        for part in content.sheets.pop(0).parts():
             shown += 1
             yield part
     remarks += content.left.remarks()
@@ -66,10 +66,10 @@ class _Cell:
 class _Content:
     """Handles the events of content.xml."""
 
-    def __init__(self, name: str, tree_of: Callable[[str], Element | None]) -> None:
+    def __init__(self, name: str, tree_of: Callable[[str], Element | None], alive: Callable[[], None]) -> None:
         self.sheets: list[Sheet] = []
         self.left = Left()
-        self._name, self._tree_of = name, tree_of
+        self._name, self._tree_of, self._alive = name, tree_of, alive
         self._hidden_styles: set[str] = set()
         self._style = ""
         self._tables = 0
@@ -150,7 +150,7 @@ class _Content:
         self._row = 1
         self._column = 0
         title = attributes.get("table:name", "")
-        sheet = Sheet(self._number, title, self._name, self.left)
+        sheet = Sheet(self._number, title, self._name, self.left, self._alive)
         self._hidden = attributes.get("table:style-name", "") in self._hidden_styles
         if self._hidden:
             self.left.sheets.append(title)

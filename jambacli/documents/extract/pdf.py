@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
+from jambacli.documents.extract.ocr import Ocr, with_scans
 from jambacli.documents.extract.pdf_forms import Besides, Forms, labelled
 from jambacli.documents.extract.pdf_layout import Line, joined
 from jambacli.documents.extract.pdf_margins import without_repeats
 from jambacli.documents.extract.pdf_page import page_lines, page_runs
+from jambacli.documents.extract.pdf_scan import is_scan, picture_of, without_text
 from jambacli.documents.extract.pieces import DocumentPart
 from jambacli.errors import BadFileError, JambaError
 from jambacli.units import counted
@@ -18,8 +21,8 @@ MAX_PAGES = 100_000
 _FORM_PAGES = 20
 
 
-def pdf_pages(path: str, name: str, remarks: list[str]) -> Iterator[DocumentPart]:
-    """All pages; those without text are empty pieces. What was left out is added to ``remarks``.
+def pdf_pages(path: str, name: str, remarks: list[str], ocr: Ocr | None = None) -> Iterator[DocumentPart]:
+    """All pages; those without text are empty pieces, or recognized by ``ocr``. What was left out is added to ``remarks``.
 
     Raises BadFileError naming ``name`` when the file is encrypted, damaged, has no text at all, or is an XFA form.
     """
@@ -43,14 +46,20 @@ def pdf_pages(path: str, name: str, remarks: list[str]) -> Iterator[DocumentPart
         raise BadFileError(
             name, "is an XFA form, which only Adobe Reader shows; open it there and print it to a PDF, then read that"
         )
-    empty = 0
-    for i, lines in enumerate(without_repeats(map(reader.lines, range(count)), remarks), 1):
-        text = joined(lines).strip()
-        empty += not text
-        yield DocumentPart(text, i, i)
-    if empty == count:
+    ocr = Ocr() if ocr is None else ocr
+    texts = (
+        DocumentPart(joined(lines).strip(), i, i)
+        for i, lines in enumerate(without_repeats(map(reader.lines, range(count)), remarks), 1)
+    )
+    empty = True
+    for part in with_scans(ocr, path, texts, partial(is_scan, document), partial(picture_of, document), remarks):
+        empty = empty and not part.text
+        yield part
+    if empty:
+        if names := reader.attached():
+            raise BadFileError(name, f"holds only attached files; save and name them: {', '.join(names[:5])}")
         pages = "page has" if count == 1 else f"{count:,} pages have"
-        raise BadFileError(name, f"its {pages} no text (a scan?); make it searchable first: ocrmypdf IN OUT")
+        raise BadFileError(name, f"its {pages} no text{without_text(ocr)}")
     remarks += reader.left_out()
 
 
@@ -61,6 +70,7 @@ class _Pages:
         self.document, self.failed = document, failed
         self.forms = Forms(document)
         self._besides = Besides()
+        self._unseen = 0
 
     def fields(self, index: int) -> int:
         """How many form fields a page has."""
@@ -77,7 +87,7 @@ class _Pages:
         try:
             page = self.document[index]
             text_page = page.get_textpage()
-            runs = page_runs(text_page)
+            runs = page_runs(page, text_page)
             found = self.forms.besides(page, "\n".join(run.text for run in runs.upright))
             placed = [runs.turned(run) for run in found.placed]
             lines = page_lines(runs, text_page, labelled(placed, runs.upright))
@@ -88,6 +98,7 @@ class _Pages:
         except self.failed:
             return [], (0, 0)
         self._besides.hidden += found.hidden
+        self._unseen += runs.hidden
         self._besides.passwords += found.passwords
         self._besides.files += found.files
         return lines, extent
@@ -95,17 +106,22 @@ class _Pages:
     def left_out(self) -> list[str]:
         """A remark on everything that was not read."""
         found, said = self._besides, []
-        names = found.files + self._attached()
+        names = found.files + self.attached()
         if names:
             shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
             said.append(f"{counted(len(names), 'attached file')} not read; save and name them: {shown}")
         if found.hidden:
             said.append(f"{found.hidden:,} hidden notes or form values left out")
+        if self._unseen:
+            said.append(
+                f"{counted(self._unseen, 'word')} left out that no reader sees: outside of the page or white on white"
+            )
         if found.passwords:
             said.append(f"{counted(found.passwords, 'password')} in form fields left out")
         return said
 
-    def _attached(self) -> list[str]:
+    def attached(self) -> list[str]:
+        """The names of the files within the document."""
         try:
             count = min(self.document.count_attachments(), 1000)
             return [" ".join(self.document.get_attachment(i).get_name().split()) for i in range(count)]

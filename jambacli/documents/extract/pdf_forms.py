@@ -99,9 +99,9 @@ class Forms:
         raw.FPDFAnnot_GetRect(annotation, ctypes.byref(rect))
         box = rect.left, min(rect.bottom, rect.top), rect.right, max(rect.bottom, rect.top)
         if kind == raw.FPDF_ANNOT_WIDGET:
-            if self._handle:
+            if self._handle or _string(annotation, "V"):
                 found.fields += 1
-                value = self._value(annotation, found, words)
+                value = self._value(annotation, found, words) if self._handle else _string(annotation, "V").strip()
                 found.hidden += bool(value) and not shown
                 if value and shown:
                     found.placed += _stacked(value, box)
@@ -208,9 +208,10 @@ def _string(annotation: Any, key: str) -> str:
 
 
 def _name(annotation: Any) -> str:
-    """A stamp's name, "NotApproved", as words."""
+    """A stamp's name, "NotApproved", as words; "" for one that was made up by a program, as "#23rbAeZMw6i5Gjx"."""
     name = re.sub(r"^[#/]*(SB)?", "", _string(annotation, "Name"))
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    return words if re.fullmatch(r"[A-Z]?[a-z]{2,}( [A-Z][a-z]*){0,5}|[A-Z ]{3,30}", words) else ""
 
 
 def _plain(rich: str) -> str:

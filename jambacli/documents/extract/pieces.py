@@ -82,3 +82,22 @@ def _piece(held: list[_Line]) -> DocumentPart | None:
     for _, line, continues in held[1:]:
         text += line if continues else "\n" + line
     return DocumentPart(text, held[0][0], held[-1][0])
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """``3, 7-9`` for 3, 7, 8, 9; at most ten ranges."""
+
+    def runs() -> Iterator[str]:
+        first = last = None
+        for n in numbers:
+            if last is not None and n == last + 1:
+                last = n
+                continue
+            if first is not None:
+                yield f"{first}-{last}" if last != first else f"{first}"
+            first = last = n
+        if first is not None:
+            yield f"{first}-{last}" if last != first else f"{first}"
+
+    shown = list(runs())
+    return ", ".join(shown[:10]) + (", ..." if len(shown) > 10 else "")

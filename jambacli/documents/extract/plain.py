@@ -25,7 +25,6 @@ _MAGIC: list[tuple[bytes, str]] = [
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive; unpack it first"),
     (b"Rar!", "a RAR archive; unpack it first"),
     (b"SQLite format 3\x00", "a database; export it as .csv"),
-    (b"{\\rtf", "an RTF text; save it as .docx, .pdf or .txt"),
     (b"%!PS", "a PostScript file; convert it with ps2pdf"),
 ]
 _BOMS = [

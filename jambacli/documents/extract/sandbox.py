@@ -7,21 +7,25 @@ import json
 import os
 import queue
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from jambacli.documents.extract.pieces import DocumentPart
 from jambacli.errors import BadFileError, JambaError
+from jambacli.progress import Progress, no_progress
 
 # A page that takes longer than this counts as stuck.
 PAGE_SECONDS = 40.0
 # The process is replaced after this many files, which returns memory that libraries leak.
 _FILES = 100
+_GROUPS = hasattr(os, "killpg")
 _ROOT = str(Path(__file__).resolve().parents[3])
 
 
@@ -34,11 +38,33 @@ class Extracted:
     remarks: tuple[str, ...] = ()
 
 
+#: The most for the recognition of one page.
+OCR_SECONDS = 180.0
+
+
+@dataclass(frozen=True)
+class OcrRequest:
+    """Whether and how pages that are pictures are recognized; see ``ocr.Ocr``."""
+
+    choice: str = "off"
+    store: str | None = None
+    stored: str = ""
+    forget: bool = False
+    seconds: float = OCR_SECONDS
+
+
 class Sandbox:
     """One worker process, started on first use and replaced when it fails. Close it, or use it in a with block."""
 
-    def __init__(self, page_seconds: float = PAGE_SECONDS) -> None:
-        self.page_seconds = page_seconds
+    def __init__(
+        self,
+        page_seconds: float = PAGE_SECONDS,
+        *,
+        ocr: OcrRequest | None = None,
+        progress: Progress = no_progress,
+    ) -> None:
+        """``ocr``: by default no page is recognized. ``progress``: of the recognition of a document's pages."""
+        self.page_seconds, self.ocr, self.progress = page_seconds, ocr or OcrRequest(), progress
         self._process: subprocess.Popen[str] | None = None
         self._answers: queue.Queue[str | None] = queue.Queue()
         self._served = 0
@@ -58,25 +84,39 @@ class Sandbox:
         process = self._running()
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # the process died, which reading its answer will report
-            process.stdin.write(json.dumps({"kind": kind, "path": path, "name": name}) + "\n")
+            process.stdin.write(json.dumps({"kind": kind, "path": path, "name": name, "ocr": asdict(self.ocr)}) + "\n")
             process.stdin.flush()
         self._served += 1
         unit = "page"
         pieces: list[DocumentPart] = []
+        with contextlib.ExitStack() as stack:
+            return self._collected(name, pieces, unit, stack)
+
+    def _collected(self, name: str, pieces: list[DocumentPart], unit: str, stack: contextlib.ExitStack) -> Extracted:
+        advance: Callable[[int], None] = lambda n: None  # noqa: E731
         while True:
             answer = self._next(name, pieces)
             if "error" in answer:
                 raise JambaError(answer["error"])
             if "done" in answer:
                 return Extracted(unit, pieces, tuple(answer["remarks"]))
-            if "unit" in answer:
+            if "recognizing" in answer:
+                stack.close()  # of an attachment before
+                advance = stack.enter_context(self.progress(f"Recognizing {name}", answer["recognizing"], "pages"))
+            elif "recognized" in answer:
+                if answer["recognized"]:
+                    advance(answer["recognized"])
+            elif "unit" in answer:
                 unit = answer["unit"]
             else:
                 pieces.append(DocumentPart(answer["text"], answer["first"], answer["last"], answer["label"]))
 
     def close(self) -> None:
-        """End the process."""
+        """End the process and its children."""
         if self._process is not None:
+            if _GROUPS:
+                with contextlib.suppress(OSError):
+                    os.killpg(self._process.pid, signal.SIGKILL)
             self._process.kill()
             self._process.wait()
             for pipe in (self._process.stdin, self._process.stdout):
@@ -107,6 +147,7 @@ class Sandbox:
                 text=True,
                 encoding="utf-8",
                 errors="surrogatepass",
+                process_group=0 if _GROUPS else None,  # so that the programs that it runs end with it
             )
             self._process = process
 

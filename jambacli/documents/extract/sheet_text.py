@@ -26,6 +26,7 @@ _MAX_HEADER, _HEADER_ROWS, _TABLE_ROWS = 1000, 8, 40
 _BETWEEN, _AFTER_COLUMN = "\x1e", "\x1f"
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f]")
 # Merged ranges and links of a sheet beyond these are not looked at.
+_EVERY = 5000
 _MOST_RANGES, _MOST_OPEN = 200_000, 1000
 
 
@@ -84,14 +85,17 @@ def _named(names: Sequence[str]) -> str:
 class Sheet:
     """One sheet, filled row by row. ``number``: counted from 1, hidden sheets included. ``name``: of its file, for errors.
 
-    ``tail``: lines after the rows, such as charts and text boxes. ``head``: lines before them.
+    ``tail``: lines after the rows, such as charts and text boxes. ``head``: lines before them. ``alive`` is called now
+    and then.
     """
 
-    def __init__(self, number: int, title: str, name: str, left: Left) -> None:
+    def __init__(
+        self, number: int, title: str, name: str, left: Left, alive: Callable[[], None] = lambda: None
+    ) -> None:
         self.number, self.title = number, " ".join(_CONTROL.sub("", title).split())
         self.head: list[str] = []
         self.tail: list[str] = []
-        self._name, self._left = name, left
+        self._name, self._left, self._alive = name, left, alive
         self._rows: list[tuple[int, str]] = []
         self._used: set[int] = set()
         self._chars = 0
@@ -146,7 +150,9 @@ class Sheet:
         for text in self.head:
             yield (rows[0][0] if rows else 1), text
         before = 0
-        for row, packed in rows:
+        for count, (row, packed) in enumerate(rows):
+            if count % _EVERY == 0:
+                self._alive()
             if before and not self._adjacent(before, row):
                 yield row - 1, ""
             before = row
@@ -157,7 +163,7 @@ class Sheet:
         for text in self.tail:
             yield max(1, before), text
 
-    def parts(self, alive: Callable[[], None] = lambda: None) -> Iterator[DocumentPart]:
+    def parts(self) -> Iterator[DocumentPart]:
         """The text in parts. Those after a table's header begin with it."""
         columns, rows = self._prepared()
         numbers = [row for row, _ in rows]
@@ -175,7 +181,6 @@ class Sheet:
             where = f"rows {part.first}-{part.last}" if part.first < part.last else f"row {part.first}"
             label = f"{self.title}, {where}" if self.title else where
             yield DocumentPart(text, self.number, self.number, label if len(found) > 1 else self.title)
-            alive()
 
     def _adjacent(self, before: int, row: int) -> bool:
         """Whether there is no empty row between two rows, hidden ones apart."""
@@ -199,7 +204,9 @@ class Sheet:
         rows.sort(key=lambda r: r[0])
         ranges = _Ranges(self._merged)
         settled = []
-        for row, packed in rows:
+        for count, (row, packed) in enumerate(rows):
+            if count % _EVERY == 0:
+                self._alive()
             covering = ranges.at(row)
             all_cells = self._cells(packed)
             cells = {c: t for c, t in all_cells if not any(_covers(r, row, c) for r in covering)}

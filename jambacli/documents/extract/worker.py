@@ -1,7 +1,7 @@
 """The process that opens documents with limited memory, so that a file can crash only this process.
 
-It is started by ``sandbox``. A request is one line of JSON on standard input, ``{"kind", "path", "name"}``. Answers are lines
-of JSON on standard output: the unit, the pieces, then "done" with remarks, or "error".
+It is started by ``sandbox``. A request is one line of JSON on standard input, ``{"kind", "path", "name", "ocr"}``. Answers are
+lines of JSON on standard output: the unit, the progress of OCR, the pieces, then "done" with remarks, or "error".
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from jambacli.documents.extract.formats import Extraction, Opening, read
 from jambacli.documents.extract.kinds import HEAD, kind_of
+from jambacli.documents.extract.ocr import Ocr
 from jambacli.documents.extract.pieces import MAX_TEXT, DocumentPart, parts_of_lines
 from jambacli.documents.extract.plain import decode
 from jambacli.errors import BadFileError, JambaError
@@ -34,7 +36,7 @@ def _bound() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _inner(data: bytes, file_name: str) -> Extraction:
+def _inner(ocr: Ocr, data: bytes, file_name: str) -> Extraction:
     """The pieces of a file within a file, by its content and its name."""
     kind = kind_of(data[:HEAD], file_name, data=data)
     if kind == "text":
@@ -44,7 +46,7 @@ def _inner(data: bytes, file_name: str) -> Extraction:
     path = Path(folder.name) / f"attachment.{kind}"
     path.write_bytes(data)
     try:
-        unit, pieces, remarks = read(kind, Opening(str(path), file_name, lambda: None, _inner))
+        unit, pieces, remarks = read(kind, Opening(str(path), file_name, lambda: None, partial(_inner, ocr), ocr))
     except BaseException:
         folder.cleanup()
         raise
@@ -58,14 +60,23 @@ def _then(pieces: Iterator[DocumentPart], end: Callable[[], None]) -> Iterator[D
         end()
 
 
-def _serve(request: dict[str, str], out: IO[str]) -> None:
+def _ocr(wanted: dict[str, Any], say: Callable[..., None]) -> Ocr:
+    store = wanted["store"]
+    return Ocr(
+        wanted["choice"], Path(store) if store else None, wanted["stored"], wanted["forget"], wanted["seconds"], say
+    )
+
+
+def _serve(request: dict[str, Any], out: IO[str]) -> None:
     def say(**answer: Any) -> None:
         out.write(json.dumps(answer) + "\n")
         out.flush()
 
     name, unit = request["name"], "page"
     try:
-        unit, pieces, remarks = read(request["kind"], Opening(request["path"], name, lambda: say(unit=unit), _inner))
+        ocr = _ocr(request["ocr"], say)
+        opening = Opening(request["path"], name, lambda: say(unit=unit), partial(_inner, ocr), ocr)
+        unit, pieces, remarks = read(request["kind"], opening)
         say(unit=unit)
         total = 0
         for piece in pieces:

@@ -52,9 +52,9 @@ def _pieces(path: str, name: str, alive: Callable[[], None], remarks: list[str])
                 book.left.more.append(f"the sheet {title} was left out: it holds macros or a dialog")
             elif relation.target not in seen:
                 seen.add(relation.target)
-                sheet = Sheet(number, title, name, book.left)
+                sheet = Sheet(number, title, name, book.left, alive)
                 _read(package, relation.target, sheet, book, alive)
-                for part in sheet.parts(alive):
+                for part in sheet.parts():
                     shown += 1
                     yield part
         if any(r.kind == "vbaProject" for r in package.relations.values()):

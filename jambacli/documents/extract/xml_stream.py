@@ -41,7 +41,7 @@ def stream(file: Readable, handler: Handler, short_name: Callable[[str], str], a
         return known
 
     def start(tag: str, attributes: dict[str, str]) -> None:
-        if any("}" in key for key in attributes):
+        if "}" in "".join(attributes):
             attributes = {short(key) if "}" in key else key: value for key, value in attributes.items()}
         handler.start(names.get(tag) or short(tag), attributes)
 

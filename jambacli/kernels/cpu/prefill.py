@@ -59,7 +59,7 @@ def dequantize(w: QTensor) -> torch.Tensor:
 
 def linear(x: torch.Tensor, w: QTensor, *, precise: bool = False) -> torch.Tensor:
     """x @ w.T for x float32 [T, in] and w [out, in] in any format: float32 [T, out]. ``precise``: x is not rounded to int8."""
-    if not w.format.native and w.scale is None:
+    if not w.format.native:
         return reference.linear(x, w)
     lib, x, w = built_library(), _rows(x), _with_float_scale(w)
     out = torch.empty(x.shape[0], w.shape[0])
@@ -104,7 +104,7 @@ def _gated(
 def mlp(x: torch.Tensor, gate: QTensor, up: QTensor, down: QTensor, *, precise: bool = False) -> torch.Tensor:
     """The gated feed-forward network down(silu(gate(x)) * up(x)): float32 [T, hidden] in and out."""
     matrices = (gate, up, down)
-    if any(not w.format.native and w.scale is None for w in matrices):
+    if any(not w.format.native for w in matrices):
         return reference.mlp(x, gate, up, down)
     return _gated(x, matrices, [0, x.shape[0]], None, None, precise)
 
@@ -128,7 +128,7 @@ def experts(
     """
     matrices = (gate, up, down)
     parts = [x] if sizes is None else x.split(list(sizes))
-    if any(not w.format.native and w.scale is None for w in matrices):
+    if any(not w.format.native for w in matrices):
         return torch.cat([reference.experts(part, router, gate, up, down, top_k) for part in parts])
     x = x.float()
     # The bits of torch's product depend on the number of rows; those of the library's do not.

@@ -23,11 +23,11 @@ from jambacli.model.moe import MoE
 from jambacli.runtime.cuda.memory import expert_layer, gpu_sizes, is_matrix
 from jambacli.runtime.cuda.model import surviving
 from jambacli.runtime.cuda.placement import PREFILL_CHUNK, Placement, place
-from jambacli.runtime.cuda.upload import Uploader
+from jambacli.runtime.cuda.upload import Uploader, with_planes
 from jambacli.runtime.loader import GetTensor, build
 from jambacli.runtime.options import DeviceOptions
 from jambacli.units import format_bytes
-from quant.formats import FORMATS, QTensor
+from quant.formats import QTensor
 
 if TYPE_CHECKING:
     from jambacli.kernels.triton.repack import Packed
@@ -45,14 +45,11 @@ def free_memory(device: torch.device) -> int:
 
 def upload(w: QTensor, device: torch.device, send: Callable[[torch.Tensor], torch.Tensor] | None = None) -> Packed:
     """A matrix in planes on the GPU; a format without kernels is converted to f16. ``send`` as in ``repack``."""
-    from jambacli.kernels import reference
     from jambacli.kernels.triton.repack import LAYOUTS, repack
 
     if w.format.name not in LAYOUTS:
         logger.warning("%s has no GPU kernel: its weights are kept as f16 on the GPU", w.format.name)
-        values = reference.dequantize(w).to(torch.float16)
-        w = QTensor(values.view(-1).view(torch.uint8), FORMATS["f16"], w.shape)
-    return repack(w, device, send)
+    return repack(with_planes(w), device, send)
 
 
 def uploader(tensor: GetTensor, device: torch.device, host_layers: frozenset[int]) -> GetTensor:

@@ -128,10 +128,10 @@ def estimated_sizes(config: JambaConfig, weights: int, experts: int) -> GpuSizes
 
 
 def matrix_slot_bytes(fmt: str, rows: int, n: int) -> int:
-    """Bytes of a matrix in a slot: its blocks, and for ExpertsInt8 the factors of its rows, both aligned."""
+    """Bytes of a matrix in a slot: its blocks, and for ExpertsInt8 and NVFP4 the factors of its rows, both aligned."""
     form = FORMATS[fmt]
     data = _aligned(rows * n // form.block * form.block_bytes)
-    return data + (_aligned(4 * rows) if fmt == "i8" else 0)
+    return data + (_aligned(4 * rows) if fmt in ("i8", "nvfp4") else 0)
 
 
 def _aligned(nbytes: int) -> int:

@@ -27,7 +27,7 @@ from jambacli.model.moe import MoE
 from jambacli.model.state import KVCache
 from jambacli.runtime.cuda.memory import ALIGNED
 from jambacli.runtime.cuda.model import SMALLEST_PIECE
-from jambacli.runtime.cuda.upload import Uploader, staging
+from jambacli.runtime.cuda.upload import Uploader, staging, with_planes
 from quant.formats import QTensor
 
 logger = logging.getLogger(__name__)
@@ -147,7 +147,7 @@ class HostExperts:
 
 
 def _parts(w: QTensor) -> list[torch.Tensor]:
-    """A weight's blocks, and for ExpertsInt8 the factors of its rows."""
+    """A weight's blocks, and the factors of its rows where it has them."""
     return [w.data] if w.scale is None else [w.data, w.scale]
 
 
@@ -164,7 +164,8 @@ def _repack(data: torch.Tensor, stacks: tuple[QTensor, ...]) -> list[Packed]:
         for whole, size in zip(_parts(w), _aligned_sizes(w), strict=True):
             parts.append(data[at : at + whole.nbytes // w.shape[0]].view(whole.dtype))
             at += size
-        found.append(repack(QTensor(parts[0], w.format, w.shape[1:], parts[1] if len(parts) > 1 else None)))
+        one = QTensor(parts[0], w.format, w.shape[1:], parts[1] if len(parts) > 1 else None)
+        found.append(repack(with_planes(one)))
     return found
 
 

@@ -12,7 +12,10 @@ from typing import Any
 import torch
 
 from jambacli.errors import first_line
+from jambacli.kernels import reference
 from jambacli.kernels.triton.limits import PIECE
+from jambacli.kernels.triton.repack import LAYOUTS
+from quant.formats import FORMATS, QTensor
 
 logger = logging.getLogger(__name__)
 _warned = False
@@ -36,6 +39,14 @@ def staging(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) ->
                 first_line(error),
             )
         return torch.empty(shape, dtype=dtype)
+
+
+def with_planes(w: QTensor) -> QTensor:
+    """``w``, or its values as f16 on the same device if no GPU kernel reads its format."""
+    if w.format.name in LAYOUTS:
+        return w
+    values = reference.dequantize(w).to(torch.float16)
+    return QTensor(values.view(-1).view(torch.uint8), FORMATS["f16"], w.shape)
 
 
 class Uploader:

@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "decode/inner_kernels.h"
+#include "decode/row_blocks.h"
 #include "decode/unpack_avx2.h"
 
 // sum + products of unsigned with signed bytes in fours, of int16 in twos. A test defines them as plain functions.
@@ -17,8 +18,6 @@
 
 namespace jamba {
 namespace {
-
-constexpr int kPrefetch = 2048;  // bytes ahead in the row's stream; hardware prefetchers stop at each page
 
 INLINE float sum_lanes(__m256 x) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
@@ -273,6 +272,14 @@ void prepare() { fill_half_values(); }
 template <class Fmt, bool kPrecise>
 using Products =
     std::conditional_t<Fmt::kIntegerScales && !kPrecise, IntegerProducts<Fmt>, FloatProducts<Fmt, kPrecise>>;
+
+// Every token is multiplied along the rows.
+template <class P>
+struct EightTokens {
+    template <class Pick>
+    EightTokens(const Act&, const int32_t*, int, const Pick&) {}
+    int multiply(const Rows&, int64_t, int64_t, float*, int64_t) const { return 0; }
+};
 
 }  // namespace
 }  // namespace jamba

@@ -1,32 +1,18 @@
 // The loops over rows and tokens that the SIMD block products share, and their table. Included at the end of a file whose
-// anonymous namespace has kPrefetch, prepare(), which is called before the first product, and, for each format and precision, a
+// anonymous namespace has prepare(), which is called before the first product, and, for each format and precision, a
 // kernel: Products<Format, kPrecise> with
 //   Format::Block, kBytes   256 values
 //   Weights                 an unpacked block, from unpack(block, blocks): only the first `blocks` groups of 32 are the row's
 //   Token                   where a token's activations are; next(): those of its next 256 values
 //   Sums                    of one row and token: clear(), add(weights, token, b) for block b of the activations,
 //                           add(block, token) for the first one, unpacked as it is multiplied; total()
+// and EightTokens<Products>, which may take the first tokens of several.
 #pragma once
 
 namespace jamba {
 namespace {
 
 constexpr int kMostTokens = 8;  // for which a block is unpacked once, the most of 1, 2, 4, 6 and 8
-
-inline void prefetch(const uint8_t* p, int bytes) {
-    for (int line = 0; line < bytes; line += 64)
-        _mm_prefetch(reinterpret_cast<const char*>(p + kPrefetch + line), _MM_HINT_T0);
-}
-
-// The last blocks of a row, fewer than 256 values: where they lie, or a copy where reading 256 values would leave the
-// matrix. What lies behind the row is multiplied by zeros.
-template <int kBytes>
-inline const uint8_t* last_blocks(const Rows& w, const uint8_t* p, int64_t rest, uint8_t* copy) {
-    if (p + kBytes <= w.end) return p;
-    memset(copy, 0, kBytes);
-    memcpy(copy, p, static_cast<size_t>(rest));
-    return copy;
-}
 
 // Rows [r0, r1) with M tokens, of which the first `used` are written: a block of the weights is unpacked once for all of them.
 template <class P, int M>
@@ -80,44 +66,60 @@ __attribute__((noinline)) void one_token(const Rows& w, const typename P::Token&
     }
 }
 
+// Tokens that one pass over the weights takes, at most.
+constexpr int kTokensOfPass = 32;
+
 template <class P>
 void products(const Rows& w, const Act& act, const int32_t* tokens, int m, int64_t r0, int64_t r1, float* y, int64_t ldy) {
-    // The tokens first to first + used - 1. An odd number is made even by the last one again, which costs less than a second
-    // pass over the weights.
+    // The tokens first to first + used - 1; those up to first + M are the last one again.
+    const auto pick = [&](auto& a, int first, int used) {
+        int i = 0;
+        for (auto& each : a) {
+            const int t = first + (i < used ? i : used - 1);
+            each = typename P::Token(act, tokens ? tokens[t] : t);
+            ++i;
+        }
+    };
+    // An odd number is made even by the last one again, which costs less than a second pass over the weights.
     const auto run = [&](auto count, int first, int used, int64_t from, int64_t to) {
         constexpr int M = decltype(count)::value;
         typename P::Token a[M];
-        for (int i = 0; i < M; ++i) {
-            const int t = first + (i < used ? i : used - 1);
-            a[i] = typename P::Token(act, tokens ? tokens[t] : t);
-        }
+        pick(a, first, used);
         if constexpr (M == 1)
             one_token<P>(w, a[0], from, to, y + first * ldy);
         else
             some_tokens<P, M>(w, a, used, from, to, y + first * ldy, ldy);
     };
+    const EightTokens<P> eights(act, tokens, m, pick);
     // A panel of rows is used for all tokens while it is in the nearest cache.
     const int64_t panel = m > kMostTokens ? (w.row_bytes < 16384 ? 16384 / w.row_bytes : 1) : r1 - r0;
     for (int64_t from = r0; from < r1; from += panel) {
         const int64_t to = from + panel < r1 ? from + panel : r1;
-        int t = 0;
+        int t = eights.multiply(w, from, to, y, ldy);
         for (; t + kMostTokens <= m; t += kMostTokens) run(Constant<kMostTokens>{}, t, kMostTokens, from, to);
         switch (const int left = m - t) {
-            case 0: break;
             case 1: run(Constant<1>{}, t, 1, from, to); break;
             case 2: run(Constant<2>{}, t, 2, from, to); break;
             case 3:
             case 4: run(Constant<4>{}, t, left, from, to); break;
             case 5:
             case 6: run(Constant<6>{}, t, left, from, to); break;
-            default: run(Constant<8>{}, t, left, from, to); break;
+            case 7: run(Constant<8>{}, t, left, from, to); break;
+            default: break;
         }
     }
 }
 
 template <class Fmt>
 void gemv(const Rows& w, const Act& act, const int32_t* tokens, int m, int64_t r0, int64_t r1, float* y, int64_t ldy) {
-    (act.fine ? products<Products<Fmt, true>> : products<Products<Fmt, false>>)(w, act, tokens, m, r0, r1, y, ldy);
+    const auto multiply = act.fine ? products<Products<Fmt, true>> : products<Products<Fmt, false>>;
+    for (int t = 0; t < m; t += kTokensOfPass) {
+        const int count = m - t < kTokensOfPass ? m - t : kTokensOfPass;
+        if (tokens)
+            multiply(w, act, tokens + t, count, r0, r1, y + t * ldy, ldy);
+        else
+            multiply(w, act.from(t), nullptr, count, r0, r1, y + t * ldy, ldy);
+    }
 }
 
 }  // namespace

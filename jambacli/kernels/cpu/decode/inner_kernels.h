@@ -38,6 +38,21 @@ struct Act {
     const int16_t* multiple128;    // [tokens, padded / 32]: 128 times the integer
     const int16_t* integer_sum16;  // [tokens, padded / 256, 16]: of the first halves of the eight groups, then of the second
     int64_t padded;
+    int64_t stamp;  // of the calling thread: the same only where nothing was written to the arrays since; 0: not known
+
+    // The same without the first `count` tokens.
+    Act from(int64_t count) const {
+        Act a = *this;
+        const auto move = [&](auto& p, int64_t stride) {
+            if (p) p += count * stride;
+        };
+        move(a.f, f_stride), move(a.q, padded), move(a.fine, padded);
+        move(a.d, padded / 32), move(a.sum32, padded / 32), move(a.lost32, padded / 32);
+        move(a.d16, padded / 16), move(a.sum16, padded / 16), move(a.pairs, padded / 16);
+        move(a.step, padded / 256), move(a.multiple16, padded / 16), move(a.multiple128, padded / 32);
+        move(a.integer_sum16, padded / 16);
+        return a;
+    }
 };
 
 // Where quantized activations are written: the arrays of Act of one token.

@@ -19,7 +19,9 @@ uint8_t* scratch_block(size_t bytes) {
 }
 
 ActBuffer take_act(Scratch& scratch, int64_t m, int64_t n, bool quantized) {
+    static thread_local int64_t stamp = 0;
     ActBuffer a;
+    a.stamp = ++stamp;
     a.f_stride = pad_values(n);
     a.f = scratch.take<float>(m * a.f_stride);
     if (quantized) {

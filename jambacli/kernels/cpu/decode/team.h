@@ -37,10 +37,11 @@ struct ActBuffer {
     int64_t f_stride = 0;
     Quantized q{};
     int64_t padded = 0;
+    int64_t stamp = 0;
 
     Act view() const {
         return {f, f_stride, q.q, q.fine, q.d, q.sum32, q.lost32, q.d16, q.sum16, q.pairs, q.step, q.multiple16,
-                q.multiple128, q.integer_sum16, padded};
+                q.multiple128, q.integer_sum16, padded, stamp};
     }
     // The arrays of one token.
     Quantized row(int64_t token) const {
@@ -51,7 +52,7 @@ struct ActBuffer {
     }
 };
 
-// Room for the activations of m tokens of n values; the integer form only where `quantized`.
+// Room for the activations of m tokens of n values; the integer form only where `quantized`, to be filled once before it is read.
 ActBuffer take_act(Scratch& scratch, int64_t m, int64_t n, bool quantized);
 
 // Fills the integer form of values [begin, end) of one token from its floats; begin and end are multiples of 256, or end is
