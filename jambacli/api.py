@@ -91,8 +91,10 @@ class Jamba(LoadedModel):
             raise TypeError(f"options must be DeviceOptions, not {type(options).__name__}; name the device by device=")
         options = dataclasses.replace(options or DeviceOptions(), **keywords)
         from jambacli.documents.given_texts import read_chat_template
+        from jambacli.gguf.jamba_metadata import CHAT_TEMPLATE
         from jambacli.gguf.reader import GGUFFile
         from jambacli.hub.resolve import last_used, remember_used, resolve_model
+        from jambacli.text.template_process import shared
 
         template, template_name = (None, None) if chat_template is None else read_chat_template(chat_template)
         known = last_used() if name is None else resolve_model(str(name))
@@ -108,6 +110,8 @@ class Jamba(LoadedModel):
             path = converted_gguf(path)
         start = time.perf_counter()
         file = GGUFFile.open(path)  # before torch is imported, so that a bad file is reported immediately
+        if template is not None or isinstance(file.metadata.get(CHAT_TEMPLATE), str):
+            shared().start()  # it is ready when torch is
         with importing():
             from jambacli.kernels import set_threads
             from jambacli.runtime.device import load_gguf_on

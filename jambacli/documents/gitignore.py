@@ -12,10 +12,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_NAME = ".gitignore"
-# Only this much of a .gitignore file is read.
-_MAX_BYTES = 1 << 20
+from jambacli.errors import BadFileError
 
+_NAME = ".gitignore"
+# Only this much of a .gitignore file is read. A longer line than a path can be is no pattern, and more patterns than this for
+# one directory are an attack: every path is compared with each.
+_MAX_BYTES, _MAX_LINE, _MAX_RULES = 1 << 20, 4096, 5000
+
+
+# After so many "[" without an end, the others in a pattern are not looked for either.
+_OPEN_SETS = 8
 
 #: What one character of a name must be: that character, any (ANY), any number of any (MANY), or one that a test accepts.
 _Token = str | Callable[[str], bool]
@@ -56,14 +62,20 @@ class Ignored:
                 break
 
     def enter(self, folder: Path) -> None:
-        """Read the directory's own ``.gitignore``, if it has one."""
+        """Read the directory's own ``.gitignore``, if it has one. Raises BadFileError for thousands of patterns."""
         try:
             with (folder / _NAME).open("rb") as file:
                 text = file.read(_MAX_BYTES).decode("utf-8", "replace")
         except OSError:
             return
         base = folder.absolute().as_posix().rstrip("/") + "/"
-        self._rules += [rule for line in text.splitlines() if (rule := _rule(line, base)) is not None]
+        # A walk that comes here has left the directories beside this one.
+        above = [rule for rule in self._rules if base.startswith(rule.folder)]
+        self._rules = above + [rule for line in text.splitlines() if (rule := _rule(line, base)) is not None]
+        if len(self._rules) > _MAX_RULES:
+            raise BadFileError(
+                folder / _NAME, f"more than {_MAX_RULES:,} patterns apply here", remedy="remove some of them"
+            )
 
     def __call__(self, path: Path, is_folder: bool) -> bool:
         """Whether ``path``, in a directory that was entered, is excluded."""
@@ -79,7 +91,11 @@ class Ignored:
 
 
 def _rule(line: str, folder: str) -> _Rule | None:
-    line = re.sub(r"(?<!\\)\s+$", "", line)
+    if len(line) > _MAX_LINE:
+        return None
+    kept = line.rstrip()
+    # A space after a backslash belongs to the pattern.
+    line = kept + line[len(kept) : len(kept) + 1] if kept.endswith("\\") else kept
     if not line or line.startswith("#"):
         return None
     negated = line.startswith("!")
@@ -95,6 +111,7 @@ def _rule(line: str, folder: str) -> _Rule | None:
         names = [None, _tokens(line)]
     elif names[-1] is None:  # what is in a directory, not the directory itself
         names.append((_MANY,))
+    names = [name for i, name in enumerate(names) if name is not None or names[i - 1 : i] != [None]]
     return _Rule(folder, tuple(names), folders_only, negated)
 
 
@@ -137,7 +154,7 @@ def _name_matches(tokens: _Name, name: str) -> bool:
 
 def _tokens(glob: str) -> _Name:
     out: list[_Token] = []
-    at = 0
+    at = open_sets = 0
     while at < len(glob):
         c = glob[at]
         if c == "*":
@@ -145,13 +162,14 @@ def _tokens(glob: str) -> _Name:
                 out.append(_MANY)
         elif c == "?":
             out.append(_ANY)
-        elif c == "[" and (end := _end_of_set(glob, at)) > 0:
+        elif c == "[" and open_sets < _OPEN_SETS and (end := _end_of_set(glob, at)) > 0:
             out.append(_set(glob[at + 1 : end]))
             at = end
         elif c == "\\" and at + 1 < len(glob):
             at += 1
             out.append(glob[at])
         else:
+            open_sets += c == "["
             out.append(c)
         at += 1
     return tuple(out)

@@ -74,6 +74,12 @@ class LoadedModel:
         source = self.tokenizer.template
         return ChatTemplate(source, self.tokenizer, self.name) if source else None
 
+    def cancel_rendering(self) -> None:
+        """Let a rendering of the template that another thread waits for fail at once."""
+        template = self.__dict__.get("template")  # as far as it was needed yet
+        if template is not None:
+            template.cancel()
+
     @functools.cached_property
     def weights(self) -> Weights:
         """The identity of the weights, to which stored states belong. Raises JambaError for a model without a file."""

@@ -223,5 +223,6 @@ class Worker:
 
     def close(self) -> None:
         """Cancel what is running, keep what was read, and end the thread."""
+        self.model.cancel_rendering()
         self._preparing.shutdown(cancel_futures=True)
         self._batch.close()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from jambacli.session.conversation import Conversation, Rendered, ends_in_thought, thought_marks
 from jambacli.text.markup import THINK
+from jambacli.text.template import SENTINEL
 
 if TYPE_CHECKING:
     from jambacli.engine.loaded_model import LoadedModel
@@ -23,15 +24,6 @@ if TYPE_CHECKING:
 SWITCHES = ("enable_thinking", "thinking")
 # Reasoning-3B's template asks for thoughts before the last message, unless this variable has another text for that.
 _PREFIX = "thinking_prefix"
-
-
-class _Nothing(str):
-    """An empty text that is not false: templates replace a false variable by their own text."""
-
-    __slots__ = ()
-
-    def __bool__(self) -> bool:
-        return True
 
 
 def can_think(template: ChatTemplate | None, tokenizer: Tokenizer) -> bool:
@@ -47,7 +39,7 @@ def template_variables(template: ChatTemplate, think: bool | None) -> dict[str, 
         return {}
     chosen: dict[str, Any] = {SWITCHES[0]: think} if SWITCHES[0] in template.source else {}
     if not think and _PREFIX in template.source:
-        chosen[_PREFIX] = _Nothing()
+        chosen[_PREFIX] = SENTINEL  # not false, which the template would replace; encoding removes it
     return chosen
 
 

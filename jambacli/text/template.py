@@ -1,21 +1,20 @@
 """Chat messages -> token ids through the model's own Jinja template.
 
-A template is code from a model file, so it runs in jinja2's immutable sandbox with bounded time and size. Markers inside a
-user's text must stay text: before rendering, a sentinel character is inserted into every marker in the content, and it is
-removed again when the text between the template's own markers is encoded.
+A template is code from a model file, so it runs in jinja2's immutable sandbox, in a process with limits (``template_process``).
+Markers inside a user's text must stay text: before rendering, a sentinel character is inserted into every marker in the
+content, and it is removed again when the text between the template's own markers is encoded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from jambacli.errors import BadFileError, JambaError, UsageError
+from jambacli.errors import BadFileError, UsageError
+from jambacli.text.template_protocol import Kind
+from jambacli.text.template_renderer import Renderer
 
 if TYPE_CHECKING:
-    import jinja2
-
-    from jambacli.text.template_limits import BoundedEnvironment
     from jambacli.text.tokenizer import Tokenizer
 
 MAX_TEMPLATE = 1 << 20
@@ -38,8 +37,6 @@ _ASSISTANT_OWN = frozenset(
 )
 
 Message = Mapping[str, Any]
-# Exceptions that a template can raise besides jinja2's own.
-_FAILURES = (ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RecursionError, MemoryError)
 
 
 class TemplateError(BadFileError):
@@ -54,7 +51,7 @@ class ChatTemplate:
 
     def __init__(self, source: str, tokenizer: Tokenizer, path: object = "model") -> None:
         """Compile ``source``. Raises TemplateError naming ``path`` when it is not a valid template or is too long."""
-        self._environment, self._template = compiled(source, path)
+        self._renderer = compiled(source, path)
         self.source = source
         self._tokenizer = tokenizer
         self._path = path
@@ -120,28 +117,32 @@ class ChatTemplate:
         add_generation_prompt: bool,
         variables: Mapping[str, Any],
     ) -> str:
-        import jinja2
-
         tokenizer = self._tokenizer
         eos = tokenizer.eos_id if tokenizer.eos_id is not None else min(tokenizer.stop_ids, default=None)
         ids = {"bos": tokenizer.bos_id, "eos": eos, "unk": tokenizer.unk_id, "pad": tokenizer.pad_id}
         ids |= {"sep": tokenizer.sep_id, "cls": tokenizer.cls_id, "mask": tokenizer.mask_id}
         # One that the model does not have is undefined, as in transformers.
         names = {f"{name}_token": tokenizer.pieces[i] for name, i in ids.items() if i is not None}
-        self._environment.begin()
         # Absent documents and tools are None, as transformers passes them: templates test "is not none".
-        try:
-            return self._template.render(
-                messages=list(messages),
-                documents=list(documents) if documents is not None else None,
-                tools=list(tools) if tools is not None else None,
-                add_generation_prompt=add_generation_prompt,
-                **{**names, **variables},
-            )
-        except TemplateRefusal as error:
-            raise UsageError(f"the chat template refuses this conversation: {error}") from error
-        except (jinja2.TemplateError, *_FAILURES) as error:
-            raise TemplateError(self._path, f"the chat template fails on this conversation: {_line(error)}") from error
+        kind, text = self._renderer.render(
+            {
+                **names,
+                **variables,
+                "messages": list(messages),
+                "documents": list(documents) if documents is not None else None,
+                "tools": list(tools) if tools is not None else None,
+                "add_generation_prompt": add_generation_prompt,
+            }
+        )
+        if kind is Kind.TEXT:
+            return text
+        if kind is Kind.REFUSED:
+            raise UsageError(f"the chat template refuses this conversation: {text}")
+        raise TemplateError(self._path, f"the chat template fails on this conversation: {text}")
+
+    def cancel(self) -> None:
+        """Let a rendering in another thread fail at once."""
+        self._renderer.cancel()
 
     def protect_message(self, message: Message) -> dict[str, Any]:
         """``message`` with the markers in its text protected, except an assistant's own in its content (thoughts, calls)."""
@@ -171,31 +172,14 @@ class ChatTemplate:
         return value
 
 
-def compiled(source: str, path: object) -> tuple[BoundedEnvironment, jinja2.Template]:
-    """A template with its environment. Raises TemplateError naming ``path`` when it is not a valid one or is too long."""
-    import jinja2
-
-    from jambacli.text.template_limits import BoundedEnvironment
-
+def compiled(source: str, path: object) -> Renderer:
+    """A template that was compiled. Raises TemplateError naming ``path`` when it is not a valid one or is too long."""
     if len(source) > MAX_TEMPLATE:
         raise TemplateError(
             path, f"the chat template is {len(source):,} characters long; the limit is {MAX_TEMPLATE:,}"
         )
-    environment = BoundedEnvironment(kept=SENTINEL + FENCE_OPEN + FENCE_CLOSE)
-    environment.globals["raise_exception"] = _raise
-    try:
-        return environment, environment.bounded(source)
-    except (jinja2.TemplateError, SyntaxError, *_FAILURES) as error:
-        raise TemplateError(path, f"the chat template does not parse: {_line(error)}") from error
-
-
-class TemplateRefusal(JambaError):
-    """The template called raise_exception."""
-
-
-def _raise(message: str) -> NoReturn:
-    raise TemplateRefusal(str(message))
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    renderer = Renderer(source, SENTINEL + FENCE_OPEN + FENCE_CLOSE)
+    kind, text = renderer.compile()
+    if kind is not Kind.TEXT:
+        raise TemplateError(path, f"the chat template does not parse: {text}")
+    return renderer

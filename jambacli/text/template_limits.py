@@ -1,8 +1,9 @@
-"""A jinja2 environment for untrusted templates: sandboxed, and bounded in steps and sizes.
+"""The environment of chat templates bounded in steps and sizes, for where no process with limits can be had.
 
 jinja2's immutable sandbox protects the machine, but does not limit time and memory. Here every loop iteration, macro call and
 produced text is charged to one budget for the whole rendering, and operations that can turn small values into huge ones
-(padding, repeating, joining, replacing, formatting) are measured before they run.
+(padding, repeating, joining, replacing, formatting) are measured before they run. Comparing and hashing nested lists,
+arithmetic and some methods are not: only a process of its own (``template_process``) bounds those.
 """
 
 from __future__ import annotations
@@ -12,16 +13,15 @@ import json
 import math
 import re
 import types
-from collections.abc import Callable, Iterable, Iterator, Sized
-from datetime import datetime
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any
 
 import jinja2
 from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
 from jinja2.filters import make_attrgetter
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
+
+from jambacli.text.template_environment import LimitError, TemplateEnvironment
 
 MAX_STEPS = 20_000_000  # a template that loops over all messages for each message takes millions
 MAX_TEXT = 1 << 26  # characters, of the rendering and of any text in it
@@ -36,48 +36,20 @@ _SIZED = frozenset(["batch", "center", "indent", "round", "slice", "truncate", "
 _WRITTEN = frozenset(["e", "escape", "forceescape", "pprint", "safe", "string", "urlencode", "xmlattr"])
 
 
-class LimitError(OverflowError):
-    """A template exceeds the limits of a rendering."""
-
-
-class Generation(Extension):
-    """``{% generation %}``, which marks assistant text for training; at inference its body is rendered as it is."""
-
-    tags = {"generation"}  # noqa: RUF012 - jinja2 declares it a plain set
-
-    def parse(self, parser: Any) -> nodes.Node:
-        """The block's body in its own scope."""
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.Scope(body, lineno=line)
-
-
-class BoundedEnvironment(ImmutableSandboxedEnvironment):
-    """Compiles templates with ``bounded``; ``begin`` starts the budget of one rendering.
-
-    ``kept``: characters that the ``tojson`` filter never escapes.
-    """
+class BoundedEnvironment(TemplateEnvironment):
+    """Counts what the templates do that it renders."""
 
     intercepted_binops = frozenset(["+", "*", "**", "%"])
 
     def __init__(self, kept: str = "") -> None:
-        super().__init__(
-            trim_blocks=True,
-            lstrip_blocks=True,
-            autoescape=False,
-            extensions=[loopcontrols, Generation],
-            finalize=self._finalized,
-        )
+        super().__init__(kept, finalize=self._finalized)
         self.concat = self._concatenated  # type: ignore[method-assign]
         self._steps = 0
-        self._kept = kept
-        self.filters = {name: self._filter(name, function) for name, function in self.filters.items()}
-        self.filters["tojson"] = self._tojson
-        self.globals.pop("lipsum")
-        self.globals["strftime_now"] = self._now
+        unmeasured = {"tojson": self.filters["tojson"]}  # it measures itself
+        self.filters = {name: self._filter(name, function) for name, function in self.filters.items()} | unmeasured
 
-    def bounded(self, source: str) -> jinja2.Template:
-        """Compile ``source``. Raises jinja2.TemplateError, or what Python's compiler raises, when it is not a template."""
+    def compiled(self, source: str) -> jinja2.Template:
+        """The template of ``source``, with the accounting in it."""
         tree = self.parse(source)
         _Counting().visit(tree)
         tree.set_environment(self)
@@ -86,9 +58,10 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         template.root_render_func.__globals__.update(inf=math.inf, nan=math.nan)
         return template
 
-    def begin(self) -> None:
-        """Reset the budget."""
+    def rendered(self, template: jinja2.Template, values: Mapping[str, Any], limit: int) -> str:
+        """The text of a template, within a budget of its own."""
         self._steps = 0
+        return super().rendered(template, values, min(limit, MAX_TEXT))
 
     def charge(self, steps: int = 1) -> str:
         """Take ``steps`` from the budget. Raises LimitError when it is used up."""
@@ -188,27 +161,15 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             self._check_size(size, "")
         return self._made(separator.join(parts))
 
-    def _tojson(
-        self,
-        value: Any,
-        ensure_ascii: bool = False,
-        indent: int | None = None,
-        separators: tuple[str, str] | None = None,
-        sort_keys: bool = False,
-    ) -> str:
-        """JSON as in transformers: no HTML escaping, non-ASCII characters kept."""
-        if isinstance(indent, int) and indent > 100:
-            raise LimitError(f"an indent of {indent}")
-        encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    def _encoded(self, encoder: json.JSONEncoder, value: Any) -> str:
+        if isinstance(encoder.indent, int) and encoder.indent > 100:
+            raise LimitError(f"an indent of {encoder.indent}")
         self._measure(value)
-        text = self._concatenated(encoder.iterencode(value))
-        for character in self._kept if ensure_ascii else "":
-            text = text.replace(f"\\u{ord(character):04x}", character)
-        return text
+        return self._concatenated(encoder.iterencode(value))
 
     def _now(self, form: str) -> str:
         self._check_format(form, [])
-        return datetime.now().strftime(form)
+        return super()._now(form)
 
     def _charged(self, items: Iterable[Any]) -> Iterator[Any]:
         for item in items:

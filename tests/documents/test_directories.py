@@ -109,6 +109,29 @@ def test_patterns(pattern: str, path: str, matches: bool) -> None:
     assert Globs([pattern])(path) == matches
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["a" + " " * 10**6 + "b", "[" * 10**6, ("[" * 4000 + "\n") * 100, ("**/" * 1000 + "b\n") * 100, "*a*b\n" * 4000],
+)
+def test_a_gitignore_of_a_megabyte_is_read_at_once(tmp_path: Path, text: str) -> None:
+    tree(tmp_path, "a.md", "a" * 100)
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".gitignore").write_text(text)
+    before = process_time()
+    expand([str(tmp_path)])
+    assert process_time() - before < 10
+
+
+def test_thousands_of_patterns_are_refused(tmp_path: Path) -> None:
+    tree(tmp_path, "a.md", "b/c.md", "d/e.md")
+    for folder in ("", "b", "d"):  # those beside each other do not add up
+        (tmp_path / folder / ".gitignore").write_text("*a*b\n" * 2400)
+    assert len(expand([str(tmp_path)]).paths) == 3
+    (tmp_path / "d/.gitignore").write_text("*a*b\n" * 2700)
+    with pytest.raises(JambaError, match=r"d/\.gitignore: more than 5,000 patterns apply here; remove some of them"):
+        expand([str(tmp_path)])
+
+
 @pytest.mark.parametrize("pattern", ["*a" * 60 + "b", "**/a/" * 60 + "b", "[a-z]*" * 50 + "7", "?*" * 60 + "7"])
 def test_a_pattern_that_backtracks_ends_at_once(tmp_path: Path, pattern: str) -> None:
     tree(tmp_path, "a" * 200, "/".join("a" * 60) + "/a.md")

@@ -8,6 +8,7 @@ import pytest
 
 from jambacli.errors import BadFileError, UsageError
 from jambacli.text.template import ChatTemplate
+from jambacli.text.template_process import UnavailableError, shared
 from jambacli.text.tokenizer import Tokenizer
 from tests.support.repository import SHARED_DATA
 from tests.support.vocabularies import byte_level_metadata, sentencepiece_metadata
@@ -140,7 +141,11 @@ def test_an_assistants_thoughts_keep_their_markers() -> None:
         "{{ lipsum(n=100000000) }}",
     ],
 )
-def test_hostile_templates_fail_in_one_line(source: str) -> None:
+def test_without_a_process_hostile_templates_fail_in_one_line(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object) -> None:
+        raise UnavailableError
+
+    monkeypatch.setattr(shared(), "ask", none)
     metadata, _ = byte_level_metadata(["hello"])
     template = ChatTemplate(source, Tokenizer(metadata), "evil.gguf")
     with pytest.raises(BadFileError, match=r"evil\.gguf: the chat template") as caught:
