@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 import marshal
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -61,7 +62,14 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
 
     def compiled(self, source: str) -> jinja2.Template:
         """The template of ``source``. Raises jinja2's or Python's errors when it is not one."""
-        return self.from_string(source)
+        return self.module(source)
+
+    def module(self, source: str | nodes.Template) -> jinja2.Template:
+        """The template of a source or a syntax tree."""
+        template = self.from_string(source)
+        # jinja2 writes constants as repr does, so that an infinite number becomes a name.
+        template.root_render_func.__globals__.update(inf=math.inf, nan=math.nan)
+        return template
 
     def rendered(self, template: jinja2.Template, values: Mapping[str, Any], limit: int) -> str:
         """The text of a template with these variables. Raises whatever the template does, RefusedError, and LimitError for more

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import re
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
@@ -53,10 +52,7 @@ class BoundedEnvironment(TemplateEnvironment):
         tree = self.parse(source)
         _Counting().visit(tree)
         tree.set_environment(self)
-        template = self.from_string(tree)
-        # jinja2 writes constants as repr does, so that an infinite number becomes a name.
-        template.root_render_func.__globals__.update(inf=math.inf, nan=math.nan)
-        return template
+        return self.module(tree)
 
     def rendered(self, template: jinja2.Template, values: Mapping[str, Any], limit: int) -> str:
         """The text of a template, within a budget of its own."""
