@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import json
-import math
 import marshal
+import math
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, NoReturn
