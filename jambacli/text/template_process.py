@@ -37,6 +37,8 @@ _ROOT = str(Path(__file__).resolve().parents[2])
 _START_SECONDS, _PAUSE = 30.0, 30.0
 # What a request waits for longer than its processor time: the process may not be alone.
 _GRACE = 0.5
+# Seconds of a processor with which a process has hardly run: most conversations are rendered in less.
+_HARDLY = 0.1
 # Bytes of an answer that is not a rendering.
 _MESSAGE = 1 << 16
 # A child that ended without a fault of the template is replaced, and asked again.
@@ -317,19 +319,21 @@ _BUSY = 1.8
 
 
 class _TimeLimit:
-    """How long a request may take. On a busy machine it goes on while the process got less than a third of its time."""
+    """How long a request may take. On a busy machine it goes on while the process got less than a third of its time, and much
+    longer while it hardly ran."""
 
     def __init__(self, seconds: float, process: int) -> None:
         self._seconds, self._process = seconds, process
         now = time.monotonic()
-        self._soft, self._hard = now + seconds, now + _BUSY * seconds
+        self._soft, self._hard, self._last = now + seconds, now + _BUSY * seconds, now + _START_SECONDS
         self._used = self._processor_seconds()
 
     def left(self) -> float:
         """Seconds until the next look, 0 when the time is over."""
         now = time.monotonic()
-        starved = self._processor_seconds() - self._used < self._seconds / 3
-        return max(0.0, self._soft - now) or (min(0.1, max(0.0, self._hard - now)) if starved else 0.0)
+        used = self._processor_seconds() - self._used
+        end = self._last if used < _HARDLY else self._hard if used < self._seconds / 3 else self._soft
+        return max(0.0, self._soft - now) or min(0.1, max(0.0, end - now))
 
     def _processor_seconds(self) -> float:
         try:  # Linux's number for the clock of another process, as clock_getcpuclockid gives it
