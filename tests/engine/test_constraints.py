@@ -172,6 +172,8 @@ def test_what_schemas_seldom_use_is_followed_too(schema: dict[str, Any]) -> None
         ({"type": "string", "pattern": "^(?=a)b"}, "look-around"),
         ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "use anyOf"),
         ({"enum": []}, "nothing satisfies it"),
+        ({"type": {}}, "type must be a string"),
+        ({"type": [["object"]]}, "type must be a string"),
         ({"type": "integer", "minimum": 5, "maximum": 3}, "nothing satisfies it: minimum (5)"),
         ({"type": "object", "required": ["a"], "properties": {"a": False}}, "nothing satisfies it"),
         ({"$ref": "#"}, "ever ends"),

@@ -85,7 +85,7 @@ class _Ends:
                 return False
         kinds = part.get("type")
         kinds = kinds if isinstance(kinds, list) else [kinds]
-        if set(kinds) - {"object", "array", None}:
+        if any(kind not in ("object", "array", None) for kind in kinds):  # what is no type is refused later
             return True
         return (kinds == ["array"] or self._object_ends(part)) and (kinds == ["object"] or self._array_ends(part))
 
@@ -109,7 +109,7 @@ class _Ends:
         for step in unquote(ref[1:]).split("/")[1:]:
             name = step.replace("~1", "/").replace("~0", "~")
             if isinstance(part, list):
-                part = part[int(name)] if name.isdecimal() and int(name) < len(part) else None
+                part = part[int(name)] if name.isdecimal() and len(name) < 10 and int(name) < len(part) else None
             else:
                 part = part.get(name) if isinstance(part, Mapping) else None
         return part
