@@ -33,40 +33,47 @@ class Opening:
 
 @dataclass(frozen=True)
 class Format:
-    """``reader``: "module:function" below this package, imported when the first such file is read; the function takes an
-    Opening. ``streamed``: read from its file, whatever its size; else its whole content is held in memory."""
+    """``reader``: "module:function" below this package, imported when the first such file is read. ``takes``: the
+    fields of the Opening that the function is called with; without any it takes the Opening. ``streamed``: read from its file,
+    whatever its size; else its whole content is held in memory."""
 
     reader: str
+    takes: tuple[str, ...] = ()
     streamed: bool = False
+
+
+_USUAL = ("path", "name", "alive")
 
 
 #: By kind, as ``kinds.kind_of`` tells them. "text" is none of them: it is decoded without the worker.
 FORMATS: dict[str, Format] = {
     "pdf": Format("formats:_pdf", streamed=True),
     "image": Format("images:image_pages", streamed=True),
-    "docx": Format("formats:_docx", streamed=True),
-    "xlsx": Format("formats:_xlsx", streamed=True),
-    "xlsb": Format("formats:_xlsb", streamed=True),
-    "xls": Format("formats:_xls", streamed=True),
-    "ods": Format("formats:_ods", streamed=True),
-    "pptx": Format("formats:_pptx", streamed=True),
-    "odp": Format("formats:_odp", streamed=True),
+    "docx": Format("docx:docx_pieces", _USUAL, streamed=True),
+    "xlsx": Format("xlsx:xlsx_pieces", _USUAL, streamed=True),
+    "xlsb": Format("binary_sheets:xlsb_pieces", _USUAL, streamed=True),
+    "xls": Format("binary_sheets:xls_pieces", _USUAL, streamed=True),
+    "ods": Format("ods:ods_pieces", _USUAL, streamed=True),
+    "pptx": Format("pptx:pptx_pieces", _USUAL, streamed=True),
+    "odp": Format("odp:odp_pieces", _USUAL, streamed=True),
+    "odt": Format("odt:odt_pieces", _USUAL, streamed=True),
+    "rtf": Format("rtf:rtf_pieces", _USUAL, streamed=True),
+    "epub": Format("epub:epub_pieces", _USUAL, streamed=True),
     "mbox": Format("formats:_mbox", streamed=True),
-    "odt": Format("formats:_odt", streamed=True),
-    "rtf": Format("formats:_rtf", streamed=True),
-    "epub": Format("formats:_epub", streamed=True),
-    "outlook": Format("formats:_outlook", streamed=True),
-    "subtitles": Format("formats:_subtitles"),
+    "outlook": Format("mail:outlook_pieces", ("path", "name", "inner"), streamed=True),
+    "subtitles": Format("subtitles:subtitle_pieces", ("path", "name")),
     "html": Format("formats:_html"),
     "mail": Format("formats:_mail"),
-    "notebook": Format("formats:_notebook"),
+    "notebook": Format("notebook:notebook_pieces", ("path", "name")),
 }
 
 
 def read(kind: str, opening: Opening) -> Extraction:
     """The pieces of a file of ``kind``. Raises JambaError naming the file."""
     module, _, function = FORMATS[kind].reader.partition(":")
-    found: Extraction = getattr(import_module(f"{__package__}.{module}"), function)(opening)
+    takes = FORMATS[kind].takes
+    arguments = [getattr(opening, name) for name in takes] if takes else [opening]
+    found: Extraction = getattr(import_module(f"{__package__}.{module}"), function)(*arguments)
     return found
 
 
@@ -75,66 +82,6 @@ def _pdf(opening: Opening) -> Extraction:
 
     remarks: list[str] = []
     return "page", pdf_pages(opening.path, opening.name, remarks, opening.ocr), remarks
-
-
-def _docx(opening: Opening) -> Extraction:
-    from jambacli.documents.extract.docx import docx_pieces
-
-    return docx_pieces(opening.path, opening.name, opening.alive)
-
-
-def _xlsx(opening: Opening) -> Extraction:
-    from jambacli.documents.extract.xlsx import xlsx_pieces
-
-    return xlsx_pieces(opening.path, opening.name, opening.alive)
-
-
-def _xls(opening: Opening) -> Extraction:
-    from jambacli.documents.extract.binary_sheets import xls_pieces
-
-    return xls_pieces(opening.path, opening.name, opening.alive)
-
-
-def _xlsb(opening: Opening) -> Extraction:
-    from jambacli.documents.extract.binary_sheets import xlsb_pieces
-
-    return xlsb_pieces(opening.path, opening.name, opening.alive)
-
-
-def _ods(opening: Opening) -> Extraction:
-    from jambacli.documents.extract.ods import ods_pieces
-
-    return ods_pieces(opening.path, opening.name, opening.alive)
-
-
-def _pptx(opening: Opening) -> Extraction:
-    from jambacli.documents.extract.pptx import pptx_pieces
-
-    return pptx_pieces(opening.path, opening.name, opening.alive)
-
-
-def _odp(opening: Opening) -> Extraction:
-    from jambacli.documents.extract.odp import odp_pieces
-
-    return odp_pieces(opening.path, opening.name, opening.alive)
-
-
-def _odt(opening: Opening) -> Extraction:
-    from jambacli.documents.extract.odt import odt_pieces
-
-    return odt_pieces(opening.path, opening.name, opening.alive)
-
-
-def _rtf(opening: Opening) -> Extraction:
-    from jambacli.documents.extract.rtf import rtf_pieces
-
-    return rtf_pieces(opening.path, opening.name, opening.alive)
-
-
-def _epub(opening: Opening) -> Extraction:
-    from jambacli.documents.extract.epub import epub_pieces
-
-    return epub_pieces(opening.path, opening.name, opening.alive)
 
 
 def _mbox(opening: Opening) -> Extraction:
@@ -147,24 +94,6 @@ def _mail(opening: Opening) -> Extraction:
     from jambacli.documents.extract.mail import mail_pieces
 
     return mail_pieces(opening.path, opening.name, False, opening.inner)
-
-
-def _outlook(opening: Opening) -> Extraction:
-    from jambacli.documents.extract.mail import outlook_pieces
-
-    return outlook_pieces(opening.path, opening.name, opening.inner)
-
-
-def _subtitles(opening: Opening) -> Extraction:
-    from jambacli.documents.extract.subtitles import subtitle_pieces
-
-    return subtitle_pieces(opening.path, opening.name)
-
-
-def _notebook(opening: Opening) -> Extraction:
-    from jambacli.documents.extract.notebook import notebook_pieces
-
-    return notebook_pieces(opening.path, opening.name)
 
 
 def _html(opening: Opening) -> Extraction:
