@@ -246,9 +246,10 @@ def test_after_the_mark_a_call_is_constrained(served: Served, monkeypatch: pytes
 def test_no_calls_with_the_choice_none(served: Served) -> None:
     form, model, running = served
     opening = model.tokenizer.marker_id("<tool_calls>" if form == "list" else "<tool_call>")
-    more = {"tool_choice": "none", "logit_bias": {str(opening): 1e6}, "max_tokens": 8}
+    (letter,) = model.tokenizer.encode("a")
+    more = {"tool_choice": "none", "logit_bias": {str(opening): 1e6, str(letter): 1e5}, "max_tokens": 8}
     choice = ask(running, **more)
-    assert choice["message"]["content"] and "tool_calls" not in choice["message"]
+    assert choice["message"]["content"] == "a" * 8 and "tool_calls" not in choice["message"]
 
 
 def test_json_or_calls_where_both_are_asked_for(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
