@@ -119,16 +119,38 @@ def path_of(text: str) -> Path:
 
 
 def jamba_home() -> Path:
-    """The directory of models, sessions and prefixes: ``JAMBA_HOME``, or ``jamba`` in the platform's user cache directory.
+    """The directory of models and of what can be computed again: ``JAMBA_HOME``, or ``jamba`` in the platform's user cache
+    directory.
 
     Raises JambaError for a user without a home directory.
     """
+    return _home("cache")
+
+
+def data_home() -> Path:
+    """The directory of what a user has made, such as sessions: ``JAMBA_HOME``, or ``jamba`` in the platform's user data
+    directory, which no program empties. Raises JambaError for a user without a home directory."""
+    return _home("data")
+
+
+def state_home() -> Path:
+    """The directory of what a user has typed: ``JAMBA_HOME``, or ``jamba`` in the platform's user state directory. Raises
+    JambaError for a user without a home directory."""
+    return _home("state")
+
+
+def _home(kind: str) -> Path:
     if (home := os.environ.get("JAMBA_HOME", "")).strip():
         return path_of(home)
     import platformdirs
 
+    folders = {
+        "cache": platformdirs.user_cache_dir,
+        "data": platformdirs.user_data_dir,
+        "state": platformdirs.user_state_dir,
+    }
     try:
-        return Path(platformdirs.user_cache_dir("jamba", appauthor=False))
+        return Path(folders[kind]("jamba", appauthor=False))
     except RuntimeError as error:
         raise JambaError(
             "this user has no home directory; set JAMBA_HOME to a folder that can be written to"

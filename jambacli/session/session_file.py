@@ -27,6 +27,7 @@ import numpy as np
 from jambacli.cache.prefix_store import Prefix
 from jambacli.errors import BadFileError, JambaError, UsageError
 from jambacli.files import atomic_write, jamba_home, private_folder
+from jambacli.session.lock_file import LockedError, lock_file
 from jambacli.text.template import FENCE_CLOSE, FENCE_OPEN, SENTINEL
 
 logger = logging.getLogger(__name__)
@@ -151,7 +152,9 @@ def read(name: str) -> SavedSession:
     path = session_path(name)
     if not path.exists():
         raise not_there(name)
-    return read_file(path)
+    saved = read_file(path)
+    saved.name = check_name(name)  # a file may have been renamed or copied by hand
+    return saved
 
 
 def not_there(name: str) -> JambaError:
@@ -295,30 +298,14 @@ def acquire(name: str) -> IO[bytes]:
     """Lock a session until the returned file is closed. Raises JambaError with the process that has it open."""
     path = session_path(name).with_suffix(".lock")
     try:
-        file = path.open("a+b")
-    except OSError as error:
-        raise JambaError(f"cannot write {path}: {error.strerror or error}") from error
-    try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not path.exists() or not os.path.samestat(path.stat(), os.fstat(file.fileno())):
-            file.close()
-            return acquire(name)  # the session has just been removed, with its lock file
-    except ImportError:
-        return file  # no fcntl on this platform: there is no locking
-    except OSError as error:
-        file.seek(0)
-        owner = file.read(20).decode("ascii", "replace").strip() or "unknown"
-        file.close()
+        return lock_file(path)
+    except LockedError as error:
         raise JambaError(
-            f"session {name!r} is open in another process ({owner})",
+            f"session {name!r} is open in another process ({error.owner})",
             remedy="close it there, or use {read_only} to look at it",
         ) from error
-    file.truncate(0)
-    file.write(f"{os.getpid()}".encode())
-    file.flush()
-    return file
+    except OSError as error:
+        raise JambaError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def release(name: str, lock: IO[bytes]) -> None:
