@@ -44,11 +44,14 @@ def temporary_beside(path: Path) -> TemporaryFile:
 
 
 def remove_unfinished() -> None:
-    """Remove the temporary files of killed processes under ``jamba_home`` and where ``temporary_beside`` has noted one; log
-    how many. Raises JambaError for a user without a home directory."""
+    """Remove the temporary files of killed processes under ``jamba_home`` and ``data_home`` and where ``temporary_beside`` has
+    noted one; log how many. Raises JambaError for a user without a home directory."""
     home = jamba_home()
     skip = [home / name for name in _STORED]
-    report_removed([*remove_recorded(home / _RECORDS), *remove_abandoned(home, below=True, skip=skip)])
+    found = [*remove_recorded(home / _RECORDS), *remove_abandoned(home, below=True, skip=skip)]
+    if data_home() != home:
+        found += remove_abandoned(data_home(), below=True)
+    report_removed(found)
 
 
 def sync_directory(path: Path) -> None:

@@ -26,12 +26,14 @@ import numpy as np
 
 from jambacli.cache.prefix_store import Prefix
 from jambacli.errors import BadFileError, JambaError, UsageError
-from jambacli.files import atomic_write, jamba_home, private_folder
+from jambacli.files import atomic_write, data_home, jamba_home, private_folder, state_home
 from jambacli.session.lock_file import LockedError, lock_file
+from jambacli.session.moved_sessions import HISTORY, keep_link, move_once
 from jambacli.text.template import FENCE_CLOSE, FENCE_OPEN, SENTINEL
 
 logger = logging.getLogger(__name__)
 
+_FOLDER = "sessions"
 _VERSION = 1
 _MAX_FILE = 256 << 20
 _MAX_VALUES = 4_000_000
@@ -100,19 +102,45 @@ def generated_name() -> str:
 
 
 def sessions_folder() -> Path:
-    """``JAMBA_HOME/sessions``, private to the user. Raises JambaError when it cannot be created."""
-    return private_folder(jamba_home() / "sessions", "keep sessions")
+    """``sessions`` in the user's data (see ``data_home``), private to the user; those of earlier versions are moved there.
+
+    Raises JambaError when it cannot be created.
+    """
+    old, new = jamba_home() / _FOLDER, data_home() / _FOLDER
+    if old == new:
+        return private_folder(new, "keep sessions")
+    keep_link(old, new)
+    private_folder(new, "keep sessions")
+    move_once(old, new, _history_path())
+    return new
+
+
+def history_path() -> Path:
+    """The file of what was typed in chats, in a folder private to the user. Raises JambaError when it cannot be written."""
+    sessions_folder()
+    path = _history_path()
+    _check_writable(private_folder(path.parent, "keep the history"), "keep the history")
+    return path
+
+
+def _history_path() -> Path:
+    if state_home() == jamba_home():
+        return jamba_home() / _FOLDER / HISTORY
+    return state_home() / "history"
 
 
 def require_writable() -> None:
     """Raise JambaError where no session can be saved."""
-    folder = sessions_folder()
+    _check_writable(sessions_folder(), "keep sessions")
+
+
+def _check_writable(folder: Path, purpose: str) -> None:
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise JambaError(
-            f"cannot keep sessions under {folder}: {error.strerror or error}; set JAMBA_HOME to a folder that can be "
+            f"cannot {purpose} under {folder}: {error.strerror or error}; set JAMBA_HOME to a folder that can be "
             "written to"
         ) from error
 
