@@ -16,14 +16,13 @@ from jambacli.session.session_folder import history_place, sessions_folder
 @dataclass(frozen=True, kw_only=True)
 class StoredPlace:
     """One kind of files. ``yours``: made by the user, and never deleted as a part of a cache. ``size``: in bytes on this
-    disk, ``files``: how many. ``clear``: the command that deletes them, "" for none."""
+    disk, ``files``: how many."""
 
     name: str
     path: Path
     size: int
     files: int
     yours: bool = False
-    clear: str = ""
 
 
 def stored_places() -> list[StoredPlace]:
@@ -32,25 +31,25 @@ def stored_places() -> list[StoredPlace]:
     sessions, history = sessions_folder(), history_place()
     prefixes = home / "prefixes"
 
-    def place(name: str, path: Path, counted: tuple[int, int], clear: str = "", yours: bool = False) -> StoredPlace:
-        return StoredPlace(name=name, path=path, size=counted[0], files=counted[1], clear=clear, yours=yours)
+    def place(name: str, path: Path, counted: tuple[int, int], yours: bool = False) -> StoredPlace:
+        return StoredPlace(name=name, path=path, size=counted[0], files=counted[1], yours=yours)
 
     def unfinished(path: Path) -> bool:
         return path.name.endswith(".part")
 
     models = home / "models"
     known = [
-        place("sessions", sessions, _size([sessions], lambda p: p.suffix == ".json"), "jamba sessions rm", True),
-        place("history", history, _size([history]), "", True),
-        place("presets", data / "presets", _size([data / "presets"]), "", True),
-        place("config", config, _size([config / "config.toml", home / "aliases.json"]), "", True),
-        place("files", home / "files", _size([home / "files"]), "", True),
-        place("models", models, _size([models], lambda p: not unfinished(p)), "jamba rm MODEL"),
-        place("unfinished", models, _size([models], unfinished), "jamba rm --unfinished"),
-        place("converted", home / "converted", _size([home / "converted"]), "jamba rm --converted"),
-        place("prefixes", prefixes, _size([prefixes / "blobs", prefixes / "index"]), "jamba cache clear"),
-        place("replies", prefixes / "notes", _size([prefixes / "notes"]), "jamba cache clear"),
-        place("ocr", prefixes / "ocr", _size([prefixes / "ocr"]), "jamba cache clear"),
+        place("sessions", sessions, _size([sessions], lambda p: p.suffix == ".json"), True),
+        place("history", history, _size([history]), True),
+        place("presets", data / "presets", _size([data / "presets"]), True),
+        place("config", config, _size([config / "config.toml", home / "aliases.json"]), True),
+        place("files", home / "files", _size([home / "files"]), True),
+        place("models", models, _size([models], lambda p: not unfinished(p))),
+        place("unfinished", models, _size([models], unfinished)),
+        place("converted", home / "converted", _size([home / "converted"])),
+        place("prefixes", prefixes, _size([prefixes / "blobs", prefixes / "index"])),
+        place("replies", prefixes / "notes", _size([prefixes / "notes"])),
+        place("ocr", prefixes / "ocr", _size([prefixes / "ocr"])),
     ]
     beside = ["files", "models", "converted", "prefixes", "sessions", "presets", "config.toml", "aliases.json"]
     rest = [home / name for name in _names(home) if name not in beside]

@@ -20,6 +20,15 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="What is stored on this machine, and where.", no_args_is_help=True)
 
+#: The command that deletes what lies in a place.
+_CLEAR = {
+    "sessions": "jamba sessions rm",
+    "models": "jamba rm MODEL",
+    "unfinished": "jamba rm --unfinished",
+    "converted": "jamba rm --converted",
+    **dict.fromkeys(("prefixes", "replies", "ocr"), "jamba cache clear"),
+}
+
 
 @app.command()
 def stats(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
@@ -32,7 +41,14 @@ def stats(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON o
     total = sum(place.size for place in places)
     if as_json:
         rows = [
-            {"name": p.name, "path": str(p.path), "bytes": p.size, "files": p.files, "yours": p.yours, "clear": p.clear}
+            {
+                "name": p.name,
+                "path": str(p.path),
+                "bytes": p.size,
+                "files": p.files,
+                "yours": p.yours,
+                "clear": _CLEAR.get(p.name, ""),
+            }
             for p in places
         ]
         print(json.dumps({**s, "total_bytes": total, "places": rows}))
@@ -50,7 +66,7 @@ def stats(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON o
 
 
 def _row(place: StoredPlace) -> str:
-    end = f"   ({place.clear})" if place.clear and place.files else ""
+    end = f"   ({_CLEAR[place.name]})" if place.name in _CLEAR and place.files else ""
     return f"  {place.name:<10}{format_bytes(place.size):>9}  {counted(place.files, 'file'):>12}  {place.path}{end}"
 
 
