@@ -38,6 +38,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("jambacli.hub",),
     ("jambacli.engine",),
     ("jambacli.session",),
+    ("jambacli.storage",),
     ("jambacli.documents",),
     ("jambacli.batch",),
     ("jambacli.chat",),
