@@ -53,6 +53,9 @@ class TemporaryFile:
         """Create the file and return its descriptor, which the caller closes before ``rename``. Raises OSError."""
         if self._search:
             remove_abandoned_once(self.target.parent)
+            if self._records is not None and self._records not in _searched:  # and what was left in other folders
+                _searched.add(self._records)
+                report_removed(remove_recorded(self._records))
         for _ in range(_TRIES):
             fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode)
             try:
