@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,7 +60,9 @@ def rendering_child(process: subprocess.Popen[bytes]) -> psutil.Process:
                 if "template_worker" in " ".join(child.cmdline()) and sum(child.cpu_times()[:2]) > _RENDERS:
                     return child
         time.sleep(0.01)
-    raise AssertionError(f"nothing rendered: {process.communicate()[1]!r}" if process.poll() is not None else "nothing rendered")
+    raise AssertionError(
+        f"nothing rendered: {process.communicate()[1]!r}" if process.poll() is not None else "nothing rendered"
+    )
 
 
 def gone(child: psutil.Process) -> bool:

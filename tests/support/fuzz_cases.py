@@ -301,7 +301,10 @@ def _more(checkpoint: Path, folder: Path) -> list[Case]:
                 {"content": "<x>", "special": True}}, "add_bos_token": True, "model_max_length": 1e30}  # fmt: skip
     pieces = [("<unk>", 2), ("<s>", 3), ("</s>", 3), ("<0x41>", 6), ("a", 1), ("b", 1), ("ab", 1)]
     model = b"".join(_piece(*one) for one in pieces) + _field(2, b"\x18\x02") + _field(3, _field(1, b"identity"))
-    weights_record = {"version": 1, "files": {"a": {"name": "b", "sample": "c", "hash": None, "chunks": [], "aliases": []}}}
+    weights_record = {
+        "version": 1,
+        "files": {"a": {"name": "b", "sample": "c", "hash": None, "chunks": [], "aliases": []}},
+    }
     prefix = {"version": 1, "position": 3, "chain": "0" * 40, "checkpoint": "1" * 40, "segments": ["2" * 40],
               "segment_tokens": 512, "logits": None, "documents": []}  # fmt: skip
     page = b'\n{"page": 1, "text": "Hello", "sure": 90.0}\n\n{"page": 2, "text": "x", "sure": 1}\n'

@@ -16,7 +16,7 @@ from tests.support.fuzzing import Case, Parser
 _TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}
 _CALLED = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
 _OPENAI = {
-    "model": "m", "messages": [{"role": "system", "content": "s"}, {"role": "user", "content": [{"type": "text", "text": "Hi"}]},
+    "model": "m", "messages": [{"role": "system", "content": "s"}, {"role": "user", "content": [{"type": "text", "text": "H"}]},
     {"role": "assistant", "content": None, "tool_calls": [_CALLED]}, {"role": "tool", "tool_call_id": "c", "content": "4"}],
     "tools": [_TOOL], "tool_choice": "auto", "temperature": 0.5, "top_p": 0.9, "stop": ["x", "y"], "logit_bias": {"5": -1},
     "seed": 3, "n": 2, "logprobs": True, "top_logprobs": 3, "stream": True, "max_completion_tokens": 5,

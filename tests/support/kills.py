@@ -33,7 +33,9 @@ from typing import Any
 from jambacli import unfinished
 
 # Lines of a run's standard error that report damage.
-_BAD = re.compile(r"internal:|Traceback|damaged|corrupt|is not valid|unreadable|cannot (?:read|write)|failed", re.IGNORECASE)
+_BAD = re.compile(
+    r"internal:|Traceback|damaged|corrupt|is not valid|unreadable|cannot (?:read|write)|failed", re.IGNORECASE
+)
 _MESSAGES = [f"How many herons were counted on day {i}?" for i in range(4)]
 _LIVES = 4  # killed ones before one that runs to its end
 _KILLED = (None, 143, -signal.SIGTERM)
@@ -219,7 +221,10 @@ class Chat(Kind):
     def check(self, expected: Any) -> None:
         found = self.result(b"")
         assert len(found) >= self._known, f"{self._known - len(found)} turns are lost"
-        assert found == expected[: len(found)], "a turn differs from the one of an uninterrupted chat"
+        same = expected[: len(found)]
+        if found and found != same and found[:-1] == same[:-1] and same[-1][1].startswith(found[-1][1]):
+            return self.reset()  # SIGTERM ends a reply: it is kept as far as it got, and what follows it differs
+        assert found == same, "a turn differs from the one of an uninterrupted chat"
         self._known = len(found)
 
     def reset(self) -> None:
@@ -314,7 +319,9 @@ class Serve(Kind):
         return self._replies
 
     def check(self, expected: Any) -> None:
-        assert self._replies == expected[: len(self._replies)], "a reply differs from the one of a server that was not killed"
+        assert self._replies == expected[: len(self._replies)], (
+            "a reply differs from the one of a server that was not killed"
+        )
 
     def beside(self) -> Callable[[], None]:
         """A client, in a process of its own, that asks until the server is gone or everything is answered; then it ends it."""
@@ -375,7 +382,7 @@ def child(kind: Kind, arguments: list[str], given: bytes) -> int:
         unfinished._searched.clear()  # what this process's parent has searched
         for number, name, flags in ((0, "stdin", os.O_RDONLY), (1, "stdout", _WRITE), (2, "stderr", _WRITE)):
             os.dup2(os.open(kind.folder / name, flags, 0o600), number)
-        sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: PTH123, SIM115
+        sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115
         sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr  # type: ignore[misc]
         sys.argv = ["jamba", "-q", *arguments]
         from jambacli.__main__ import main
