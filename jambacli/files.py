@@ -123,12 +123,34 @@ def jamba_home() -> Path:
 
     Raises JambaError for a user without a home directory.
     """
+    return _user_folder("user_cache_dir")
+
+
+def data_home() -> Path:
+    """The directory of what the user made and would miss: presets, sessions. ``JAMBA_HOME``, or ``jamba`` in the platform's
+    user data directory.
+
+    Raises JambaError for a user without a home directory.
+    """
+    return _user_folder("user_data_dir")
+
+
+def config_home() -> Path:
+    """The directory of ``config.toml``: ``JAMBA_HOME``, or ``jamba`` in the platform's user configuration directory.
+
+    Raises JambaError for a user without a home directory.
+    """
+    return _user_folder("user_config_dir")
+
+
+def _user_folder(kind: str) -> Path:
+    """``JAMBA_HOME``, or ``jamba`` in platformdirs' directory of that kind. Raises JambaError."""
     if (home := os.environ.get("JAMBA_HOME", "")).strip():
         return path_of(home)
     import platformdirs
 
     try:
-        return Path(platformdirs.user_cache_dir("jamba", appauthor=False))
+        return Path(getattr(platformdirs, kind)("jamba", appauthor=False))
     except RuntimeError as error:
         raise JambaError(
             "this user has no home directory; set JAMBA_HOME to a folder that can be written to"

@@ -34,7 +34,6 @@ def stats(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON o
 
 
 @app.command()
-@o.quiet_option
 def clear(
     document: Annotated[
         Path | None, typer.Option("--document", help="Delete only what was stored of this file.")

@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 
 from jambacli import ui
-from jambacli.commands import options as o
 from jambacli.units import format_bytes, format_seconds, parse_size
 
 
@@ -24,7 +23,6 @@ class Type(StrEnum):
     q8_0 = "q8_0"
 
 
-@o.quiet_option
 def convert(
     source: Annotated[
         str, typer.Argument(metavar="SRC", help="An HF checkpoint directory, or a hub repository as OWNER/NAME.")

@@ -27,7 +27,6 @@ class _Instead(Exception):
         self.name = name
 
 
-@o.quiet_option
 def pull(
     name: Annotated[
         str,

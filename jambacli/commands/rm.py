@@ -7,12 +7,10 @@ from typing import Annotated
 import typer
 
 from jambacli import ui
-from jambacli.commands import options as o
 from jambacli.errors import JambaError, UsageError
 from jambacli.units import format_bytes
 
 
-@o.quiet_option
 def rm(
     names: Annotated[
         list[str] | None, typer.Argument(metavar="MODEL...", help="Names of pulled models, as in jamba list.")

@@ -1,0 +1,2 @@
+def completion() -> None:
+    """x"""
