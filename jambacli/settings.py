@@ -273,16 +273,21 @@ def write(name: str, text: str | None) -> Path:
             raise UsageError(f"{setting.name} {text[:60]!r} {error.problem}") from None
     path = config_path()
     try:
-        before = read_regular(path).decode("utf-8-sig")
+        data = read_regular(path)
     except FileNotFoundError:
-        before = ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadFileError(path, f"cannot be read: {error}") from error
-    had = _toml_of(path, before.encode())
+        data = b""
+    except OSError as error:
+        raise BadFileError(path, f"cannot be read: {error.strerror or error}") from error
+    had = _toml_of(path, data)
+    before = data.decode("utf-8-sig")
     after = _edited(before, setting.name, chosen)
     others = {k: v for k, v in had.items() if k.replace("_", "-") != setting.name}
     wanted = others if chosen is None else {**others, setting.name: chosen}
-    if _toml_of(path, after.encode()) != wanted:  # a value over several lines, say
+    try:
+        right = _toml_of(path, after.encode()) == wanted
+    except BadFileError:
+        right = False
+    if not right:  # a value over several lines, say
         raise BadFileError(path, f"{setting.name} cannot be changed in place; edit the file")
     if after == before:
         return path

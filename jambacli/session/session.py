@@ -415,7 +415,8 @@ class Session:
                     self.stats.first_token_seconds = time.perf_counter() - began
                 yield piece
             if constraint is not None:
-                constraint.check_finished(len(result.ids))
+                at_context = max_tokens is None or len(self._prompt) + max_tokens > sequence.ctx
+                constraint.check_finished(len(result.ids), at_context=at_context)
         finally:
             self._reply_ids, self._finish, self._random_state = result.ids, result.finish, sampler.random_state
             self.stats.end(sequence.counters, result, skip)
