@@ -114,6 +114,19 @@ def _show_warning(text: str) -> None:
     print(f"warning: {harmless(text)}", file=sys.stderr, flush=True)
 
 
+def can_ask() -> bool:
+    """Whether there is somebody to answer a question."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def asked(question: str) -> bool:
+    """Ask a question on the terminal; whether the answer is yes. False without a terminal."""
+    if not can_ask():
+        return False
+    print(f"{harmless(question)} [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
 class _LogHandler(logging.Handler):
     """Shows what library code logs: warnings and above as warnings, the rest as notes. An error among a record's arguments
     is worded with the front end's names of options. With ``--verbose`` every line has its time and the logger's name."""

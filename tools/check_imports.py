@@ -24,7 +24,7 @@ REPO = Path(__file__).resolve().parents[1]
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("quant",),
     ("jambacli.errors", "jambacli.progress", "jambacli.startup"),
-    ("jambacli.units",),
+    ("jambacli.units", "jambacli.interrupts"),
     ("jambacli.unfinished",),
     ("jambacli.files", "jambacli.zip_guard"),
     ("jambacli.settings",),
@@ -40,6 +40,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("jambacli.hub",),
     ("jambacli.engine",),
     ("jambacli.session",),
+    ("jambacli.storage",),
     ("jambacli.documents",),
     ("jambacli.batch",),
     ("jambacli.chat",),

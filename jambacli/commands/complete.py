@@ -128,9 +128,9 @@ def _known_models() -> Iterable[tuple[str, str]]:
 
 
 def _sessions() -> Iterable[tuple[str, str]]:
-    from jambacli.files import data_home
+    from jambacli.session.session_folder import names
 
-    return [(path.stem, "") for path in sorted((data_home() / "sessions").glob("*.json")) if path.name[0] != "."]
+    return [(name, "") for name in names()]
 
 
 def _presets() -> Iterable[tuple[str, str]]:

@@ -365,11 +365,6 @@ generation_options = _with_arguments(GenerationArguments)
 measurement_options = _with_arguments(DeviceArguments)
 
 
-def quiet_option(command: Callable[..., None]) -> Callable[..., None]:
-    """Decorator without effect: every command has ``--quiet`` now (see ``commands.common``)."""
-    return command
-
-
 def model_path(name: str | None) -> Path:
     """The file or directory of that name; without a name, that of the last used or the demo model, with a note."""
     from jambacli.hub.resolve import resolve_model

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -100,7 +99,7 @@ def _pull(name: str, options: PullOptions, yes: bool) -> StoreEntry:
         raise JambaError(f"{error.problem}; or make it from the checkpoint with: {_command(error.offer)}") from error
     except hub.NeedsConversion as needed:
         how = f"{needed.problem}; convert and quantize it in one step with: {_command(needed.offer)}"
-        if options.quant is None and not (yes or _asked(f"{how}\nDo that now?")):
+        if options.quant is None and not (yes or ui.asked(f"{how}\nDo that now?")):
             raise JambaError(how) from needed
         from jambacli.hub.from_checkpoint import make_from_checkpoint
 
@@ -119,13 +118,13 @@ def _decide(fit: DownloadFit, yes: bool) -> None:
         return
     fitting = [f"{other.name} ({format_bytes(other.size)})" for other in fit.alternatives]
     hint = f"; what fits: {', '.join(fitting)}" if fitting else ""
-    if not _can_ask():
+    if not ui.can_ask():
         raise JambaError(f"{fit.name} does not fit this machine{hint}; use --yes to download it anyway")
     ui.note(f"It does not fit this machine{hint}.")
     for other in fit.alternatives:
-        if _asked(f"Pull {other.name} instead?"):
+        if ui.asked(f"Pull {other.name} instead?"):
             raise _Instead(other.name)
-    if not _asked(f"Download {fit.name} anyway?"):
+    if not ui.asked(f"Download {fit.name} anyway?"):
         raise JambaError(f"{fit.name} was not downloaded")
 
 
@@ -143,14 +142,3 @@ def _verdict(fit: DownloadFit) -> str:
     free = ", ".join(f"{f.device.name} has {format_bytes(f.device.available)}" for f in plan.fits)
     shorter = f"; it would fit with up to {format_context(fit.longest_ctx)} tokens" if fit.longest_ctx else ""
     return f"needs {need}, but {free} free{shorter}"
-
-
-def _can_ask() -> bool:
-    return sys.stdin.isatty() and sys.stderr.isatty()
-
-
-def _asked(question: str) -> bool:
-    if not _can_ask():
-        return False
-    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
