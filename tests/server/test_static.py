@@ -55,8 +55,8 @@ def test_the_document_loads_every_module_at_once_and_nothing_else() -> None:
 @pytest.mark.parametrize("path", OWN, ids=lambda path: path.name)
 def test_no_module_parses_html_or_runs_text_or_names_another_host(path: Path) -> None:
     text = re.sub(r"^\s*(//|/?\*).*$", "", path.read_text(), flags=re.MULTILINE)
-    for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "dangerouslySetInnerHTML", "document.write", "eval(", "Function("):
-        assert word not in text, word
+    unwanted = re.search(r"innerHTML|outerHTML|insertAdjacentHTML|dangerouslySetInnerHTML|document\.write|\beval\(|Function\(", text)
+    assert unwanted is None, unwanted
     assert not re.search(r"https?://[a-z0-9.]", text)
     imported = re.findall(r'\bfrom "([^"]+)"', text)
     assert all(name.startswith(("./", "../vendor/")) for name in imported)

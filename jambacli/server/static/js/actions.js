@@ -142,8 +142,14 @@ function show(session) {
     messages = messages.slice(0, running.index);
     live = newReply(running.generation, running.kind);
   }
-  set({ session: { ...session, messages }, live, loading: false });
+  set({ session: { ...session, messages: unchanged(messages) }, live, loading: false });
   listed(session);
+}
+
+/** The messages, those that are shown already as the same objects, so that they are not drawn again. */
+function unchanged(messages) {
+  const shownNow = state.session?.name === state.name ? state.session.messages : [];
+  return messages.map((message, i) => (shownNow[i] && JSON.stringify(shownNow[i]) === JSON.stringify(message) ? shownNow[i] : message));
 }
 
 const newReply = (id, kind) => ({ id, kind, text: "", thought: "", status: { phase: "waiting" }, marks: [] });

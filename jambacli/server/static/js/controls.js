@@ -55,7 +55,7 @@ export function Progress({ value, label }) {
 }
 
 /** A button with a list of commands: [{label, icon, action, danger, disabled}]. Arrows, Home, End, Escape and letters work. */
-export function Menu({ label, icon = "more", items, text = null, class: more = null, id: given = null }) {
+export function Menu({ label, icon = "more", items, text = null, class: more, id: given }) {
   const id = useId();
   const button = useRef(null);
   const list = useRef(null);

@@ -99,7 +99,7 @@ function inline(tokens, chip) {
 
 function cells(row, Tag, aligned, chip) {
   return row.map((cell, i) =>
-    h(Tag, { class: aligned[i] ? `to-${aligned[i]}` : null, scope: Tag === "th" ? "col" : null }, inline(cell.tokens, chip)),
+    h(Tag, { class: aligned[i] ? `to-${aligned[i]}` : undefined, scope: Tag === "th" ? "col" : undefined }, inline(cell.tokens, chip)),
   );
 }
 
@@ -119,7 +119,7 @@ function block(token, chip, heading) {
       const items = token.items.map((item) =>
         h(
           "li",
-          { class: item.task ? "task" : null },
+          { class: item.task ? "task" : undefined },
           item.task ? h("span", { class: "tick", role: "img", "aria-label": item.checked ? "done" : "open" }, item.checked ? "\u2611" : "\u2610") : null,
           blocks(item.tokens.filter((inner) => inner.type !== "checkbox"), chip, heading),
         ),
@@ -129,7 +129,7 @@ function block(token, chip, heading) {
     case "table":
       return h(
         "div",
-        { class: "table", tabIndex: 0, role: "region", "aria-label": "Table" },
+        { class: "table", tabIndex: 0, role: "group", "aria-label": "Table" },
         h(
           "table",
           null,
@@ -162,7 +162,7 @@ function Code({ text, lang }) {
     "div",
     { class: "code" },
     h("div", { class: "code-head" }, h("span", null, lang || "text"), h("button", { type: "button", class: "quiet small", onClick: copy }, copied ? "Copied" : "Copy code")),
-    h("pre", { tabIndex: 0, role: "region", "aria-label": lang ? `Code, ${lang}` : "Code" }, h("code", null, text)),
+    h("pre", { tabIndex: 0, role: "group", "aria-label": lang ? `Code, ${lang}` : "Code" }, h("code", null, text)),
   );
 }
 

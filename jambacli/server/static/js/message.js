@@ -162,7 +162,7 @@ function Figures({ stats }) {
     stats.first_token_seconds !== undefined && stats.first_token_seconds !== null && `first word after ${time(stats.first_token_seconds)}`,
     stats.prompt_tokens && `${plural(stats.prompt_tokens, "token")} in all before the reply`,
   ].filter(Boolean).join(", ");
-  return html`<span class="figures" title=${title || null}>${parts.join(" · ")}</span>`;
+  return html`<span class="figures" title=${title || undefined}>${parts.join(" · ")}</span>`;
 }
 
 const MOST_ROWS = 100;
@@ -174,9 +174,9 @@ function Table({ table, index }) {
   const rows = table.rows ?? [];
   const show = (value) => (value === null || value === undefined ? "" : typeof value === "boolean" ? (value ? "yes" : "no") : String(value));
   return html`<div class="extracted">
-    <div class="table" tabindex="0" role="region" aria-label="Extracted table"><table>
-      <thead><tr>${columns.map((column) => html`<th scope="col" class=${column.type === "number" ? "to-right" : null}>${column.name}</th>`)}</tr></thead>
-      <tbody>${rows.slice(0, most).map((row) => html`<tr>${columns.map((column, i) => html`<td class=${column.type === "number" ? "to-right" : null}>${show(row[i])}</td>`)}</tr>`)}</tbody>
+    <div class="table" tabindex="0" role="group" aria-label="Extracted table"><table>
+      <thead><tr>${columns.map((column) => html`<th scope="col" class=${column.type === "number" ? "to-right" : undefined}>${column.name}</th>`)}</tr></thead>
+      <tbody>${rows.slice(0, most).map((row) => html`<tr>${columns.map((column, i) => html`<td class=${column.type === "number" ? "to-right" : undefined}>${show(row[i])}</td>`)}</tr>`)}</tbody>
     </table></div>
     <div class="row-actions"><span class="hint">${plural(rows.length, "row")}</span>
       ${rows.length > most && html`<button type="button" class="quiet small" onClick=${() => setMost(most + 500)}>Show more</button>`}

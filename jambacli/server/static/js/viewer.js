@@ -26,7 +26,7 @@ export function Viewer() {
     <header>
       <h2 class="title" title=${name}>${name}</h2>
       ${pictures && html`<button type="button" class="quiet small" aria-pressed=${mode === "text" ? "true" : "false"} onClick=${toggleViewerMode}>Text</button>`}
-      ${mode === "page" && html`<${IconButton} icon="minus" label="Smaller (−)" onClick=${() => zoom(0.8)} /><button type="button" class="quiet small zoom" title="Fit the width" aria-label="Fit the width" onClick=${() => set({ viewer: { ...state.viewer, zoom: 1 } })}>${Math.round(100 * (viewer.zoom ?? 1))}%</button><${IconButton} icon="plus" label="Larger (+)" onClick=${() => zoom(1.25)} />`}
+      ${mode === "page" && html`<${IconButton} icon="minus" label="Smaller (−)" onClick=${() => zoom(0.8)} /><button type="button" class="quiet small zoom" title="Fit the width" aria-label=${`${Math.round(100 * (viewer.zoom ?? 1))}%: fit the width`} onClick=${() => set({ viewer: { ...state.viewer, zoom: 1 } })}>${Math.round(100 * (viewer.zoom ?? 1))}%</button><${IconButton} icon="plus" label="Larger (+)" onClick=${() => zoom(1.25)} />`}
       <${IconButton} icon="close" label="Close the source (Esc)" onClick=${actions.closeViewer} />
     </header>
     <${Quote} viewer=${viewer} />
