@@ -20,7 +20,9 @@ _SHARE, _WORDS = 0.5, 2
 _SHARE_UNCITED, _WORDS_UNCITED = 0.75, 3
 # Sentences of an answer that are looked up, and of a document; characters of one: longer ones are cut.
 _MOST, _MOST_THERE, _LONGEST = 400, 200_000, 600
-_BREAK = re.compile(r"(?<=[.!?…])[\"'”’»)\]]*\s+(?=[\"'“‘«(\[]*[^\s\W_]|[-*•])|\n\s*\n|\n(?=\s*(?:[-*•|#>]|\d+[.)]\s))|(?<=[。！？])")
+_BREAK = re.compile(
+    r"(?<=[.!?…])[\"'”’»)\]]*\s+(?=[\"'“‘«(\[]*[^\s\W_]|[-*•])|\n\s*\n|\n(?=\s*(?:[-*•|#>]|\d+[.)]\s))|(?<=[。！？])"
+)
 _QUOTED = re.compile(r"[“\"„«]([^“”\"„«»\n]{8,400})[”\"“»]")
 
 
@@ -50,7 +52,9 @@ def marks_of(answer: str, cited: Sequence[int], entries: Sequence[DocumentEntry]
     there = _Sentences([entries[i].text for i in among])
     marks: list[Mark] = []
     for start, end in _spans(answer, _MOST):
-        found = there.best(answer[start:end], _SHARE if stated else _SHARE_UNCITED, _WORDS if stated else _WORDS_UNCITED)
+        found = there.best(
+            answer[start:end], _SHARE if stated else _SHARE_UNCITED, _WORDS if stated else _WORDS_UNCITED
+        )
         if found is not None:
             marks.append(Mark(start, end, among[found[0]], found[1:], stated))
     if stated:
@@ -100,7 +104,9 @@ class _Sentences:
             return None
         highest = max(scores.values())
         # Of equally good ones the shortest: it says the least besides.
-        at = min((i for i, s in scores.items() if s >= highest - 1e-9), key=lambda i: self._where[i][2] - self._where[i][1])
+        at = min(
+            (i for i, s in scores.items() if s >= highest - 1e-9), key=lambda i: self._where[i][2] - self._where[i][1]
+        )
         i, start, end = self._where[at]
         shared = words & _words(self._texts[i][start:end])
         if highest < share * total or len(shared) < min(least, len(words)):

@@ -106,8 +106,8 @@ class Worker:
         return await self._start(functools.partial(self._submit, call))
 
     async def start_request(self, make: Callable[[], Request]) -> EngineCall:
-        """Put the request that ``make`` returns into the queue; it is called in the thread for prompts. What is generated is not
-        kept in the history: the caller has the job. Raises ApiError."""
+        """Put the request that ``make`` returns into the queue; it is called in the thread for prompts. What is generated is
+        not kept in the history: the caller has the job. Raises ApiError."""
         return await self._start(functools.partial(self._submit_request, make))
 
     async def _start(self, submit: Callable[[EngineCall], None]) -> EngineCall:

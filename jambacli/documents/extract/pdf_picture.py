@@ -33,7 +33,7 @@ def page_picture(path: str, name: str, number: int, scale: float, out: str) -> t
     # Neither scripts nor forms of the file run: only its drawing is painted.
     picture = page.render(scale=scale, may_draw_forms=False).to_pil()
     picture.save(Path(out), "PNG", compress_level=4)
-    return picture.size  # type: ignore[no-any-return]
+    return picture.size
 
 
 def page_boxes(path: str, name: str, number: int, quote: str) -> list[tuple[float, float, float, float]]:

@@ -1,9 +1,9 @@
 """The process that opens documents with limited memory, so that a file can crash only this process.
 
-It is started by ``sandbox``. A request is one line of JSON on standard input, ``{"kind", "path", "name", "ocr"}``. Answers are
-lines of JSON on standard output: the unit, the progress of OCR, the pieces, then "done" with remarks, or "error".
-With ``"picture": {"page", "scale", "out"}`` or ``"find": {"page", "quote"}`` besides, a page of a PDF is drawn or looked through:
-the answer is "done" with its size or the boxes.
+It is started by ``sandbox``. A request is one line of JSON on standard input, ``{"kind", "path", "name", "ocr"}``. Answers
+are lines of JSON on standard output: the unit, the progress of OCR, the pieces, then "done" with remarks, or "error".
+With ``"picture": {"page", "scale", "out"}`` or ``"find": {"page", "quote"}`` besides, a page of a PDF is drawn or
+looked through: the answer is "done" with its size or the boxes.
 """
 
 from __future__ import annotations
