@@ -16,8 +16,8 @@ from starlette.routing import Route
 
 from jambacli import __version__
 from jambacli.server.http import compact, handler
-from jambacli.server.openapi_schemas import BODIES, ERRORS, SCHEMAS
 from jambacli.server.openapi_page import PAGE_BODIES, PAGE_SCHEMAS
+from jambacli.server.openapi_schemas import BODIES, ERRORS, SCHEMAS
 
 _JSON, _SSE, _LINES, _TEXT = "application/json", "text/event-stream", "application/x-ndjson", "text/plain"
 _EVENTS = "application/vnd.amazon.eventstream"
@@ -47,6 +47,10 @@ def _models(tag: str) -> Operation:
 
 def _begun(summary: str, body: str) -> Operation:
     return Operation("Library", summary, body, "Begun", status="202")
+
+
+def _made(summary: str, body: str, answer: str) -> Operation:
+    return Operation("Library", summary, body, answer, status="201")
 
 
 _DOCUMENT, _SESSION = "/v1/library/documents/{id}", "/v1/library/sessions/{name}"
@@ -98,7 +102,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("GET", "/v1/page/state"): Operation("Page", "What the page needs to know of the server."),
     ("POST", "/v1/page/login"): Operation("Page", "The key, for a cookie.", "PageLogin"),
     ("POST", "/v1/page/logout"): Operation("Page", "Remove the cookie.", "Empty"),
-    ("POST", "/v1/library/documents"): Operation("Library", "Add a document: a form, or a text.", "PastedText", "Document", status="201"),
+    ("POST", "/v1/library/documents"): _made("Add a document: a form, or a text.", "PastedText", "Document"),
     ("GET", "/v1/library/documents"): Operation("Library", "List or search the documents.", query=("q",)),
     ("GET", _DOCUMENT): Operation("Library", "Describe a document.", answer="Document"),
     ("PATCH", _DOCUMENT): Operation("Library", "Rename a document.", "NewName", "Document"),
@@ -108,7 +112,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ),
     ("GET", f"{_DOCUMENT}/locate"): Operation("Library", "Where words stand.", query=("quote", "page")),
     ("GET", "/v1/library/sessions"): Operation("Library", "List or search the conversations.", query=("q",)),
-    ("POST", "/v1/library/sessions"): Operation("Library", "Begin a conversation.", "NewSession", "Session", status="201"),
+    ("POST", "/v1/library/sessions"): _made("Begin a conversation.", "NewSession", "Session"),
     ("GET", _SESSION): Operation("Library", "A conversation with its messages.", answer="Session"),
     ("PATCH", _SESSION): Operation("Library", "Change a conversation's name, title, options ...", "NewSession", "Session"),
     ("DELETE", _SESSION): Operation("Library", "Delete a conversation.", answer="Deleted"),
@@ -125,7 +129,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("POST", f"{_SESSION}/summarize"): _begun("Summarize documents.", "Summary"),
     ("POST", f"{_SESSION}/compare"): _begun("Compare two documents.", "Comparison"),
     ("POST", f"{_SESSION}/table"): _begun("Make a table.", "Table"),
-    ("POST", f"{_SESSION}/branch"): Operation("Library", "Begin another conversation with the same messages.", "Branch", "Session", status="201"),
+    ("POST", f"{_SESSION}/branch"): _made("Begin another conversation with the same messages.", "Branch", "Session"),
     ("POST", f"{_SESSION}/select"): Operation("Library", "Show another version of a message.", "Select", "Session"),
     ("POST", f"{_SESSION}/stop"): Operation("Library", "End the reply that is being written.", "Empty"),
     ("GET", "/openapi.json"): Operation("Server", "This description."),

@@ -586,7 +586,7 @@ class Conversations:
     async def _events(self, name: str, start: int | None, until_done: bool) -> Any:
         channel = self._channel(name)
         yield b": events\n\n"
-        if until_done and name not in self._generations and (start is None or start >= channel.next):
+        if until_done and name not in self._generations and start in (None, channel.next):
             return
         self._versions.setdefault(name, self.store.version(name))
         quiet = time.monotonic()

@@ -10,7 +10,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from jambacli.server.errors import ApiError, bad_request
+from jambacli.errors import UsageError
+from jambacli.server.errors import ApiError, as_api_error, bad_request
 from jambacli.server.http import error_response, handler
 from jambacli.server.page.static_files import SAFE
 
@@ -40,9 +41,15 @@ def checked(work: Work) -> Work:
 def safe(work: Work) -> Work:
     """A handler whose answers have the headers of the page, also its errors."""
 
+    async def worded(request: Request) -> Response:
+        try:
+            return await work(request)
+        except UsageError as error:
+            raise as_api_error(error, 400) from error
+
     @functools.wraps(work)
     async def handle(request: Request) -> Response:
-        answer = await handler(work, error_response)(request)
+        answer = await handler(worded, error_response)(request)
         for name, value in SAFE.items():
             answer.headers.setdefault(name, value)
         answer.headers.setdefault("cache-control", "no-store")

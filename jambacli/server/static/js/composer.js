@@ -19,6 +19,7 @@ export function Composer() {
   const loaded = useStore((s) => s.loaded);
   const documents = useStore((s) => s.documents);
   const presets = useStore((s) => s.page?.presets);
+  const uploads = useStore((s) => s.uploads);
   useStore((s) => s.gathered);
   const field = useRef(null);
 
@@ -35,7 +36,7 @@ export function Composer() {
   const ids = actions.sourceIds();
   const sources = documents.filter((document) => ids.includes(document.id));
   const ready = sources.some((document) => document.state === "ready");
-  const waiting = sources.some((document) => document.state === "extracting");
+  const waiting = uploads.some((upload) => !upload.error);
   if (session && session.writable === false)
     return html`<div class="composer closed"><p>${session.reason ?? (session.open_elsewhere ? "Another program has this conversation open." : "This conversation cannot be continued.")}</p></div>`;
 
@@ -73,7 +74,7 @@ export function Composer() {
         <${Context} session=${session} sources=${sources} />
         ${live
           ? html`<button type="button" class="send stop" aria-label="Stop (Esc)" title="Stop (Esc)" onClick=${actions.stop}><${Icon} name="stop" /></button>`
-          : html`<button type="submit" class="send" aria-label="Send" title=${waiting ? "A file is still being opened" : "Send (Enter)"} disabled=${!draft.trim() || waiting}><${Icon} name="send" /></button>`}
+          : html`<button type="submit" class="send" aria-label="Send" title=${waiting ? "A file is still being sent" : "Send (Enter)"} disabled=${!draft.trim() || waiting}><${Icon} name="send" /></button>`}
       </div>
     </form>
   </div>`;

@@ -58,7 +58,7 @@ function inlineText(text, chip) {
       break;
     }
     if (found.index) out.push(rest.slice(0, found.index));
-    out.push(chip ? chip(Number(found[1])) : null);
+    if (chip) out.push("\u2060", chip(Number(found[1]))); // a joiner: the mark is not parted from its words
     rest = rest.slice(found.index + found[0].length);
   }
   return out;
