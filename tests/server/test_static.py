@@ -48,14 +48,18 @@ def test_the_first_view_is_under_150_kb_compressed() -> None:
 def test_the_document_loads_every_module_at_once_and_nothing_else() -> None:
     document = (STATIC / "index.html").read_text()
     named = set(re.findall(r'(?:src|href)="/static/([^"]+)"', document))
-    assert named == {str(path.relative_to(STATIC)) for path in STATIC.rglob("*") if path.suffix in {".js", ".css", ".svg"}}
+    assert named == {
+        str(path.relative_to(STATIC)) for path in STATIC.rglob("*") if path.suffix in {".js", ".css", ".svg"}
+    }
     assert "<style" not in document and not re.search(r"<script(?![^>]*\ssrc=)|\son\w+=|\sstyle=", document)
 
 
 @pytest.mark.parametrize("path", OWN, ids=lambda path: path.name)
 def test_no_module_parses_html_or_runs_text_or_names_another_host(path: Path) -> None:
     text = re.sub(r"^\s*(//|/?\*).*$", "", path.read_text(), flags=re.MULTILINE)
-    unwanted = re.search(r"innerHTML|outerHTML|insertAdjacentHTML|dangerouslySetInnerHTML|document\.write|\beval\(|Function\(", text)
+    unwanted = re.search(
+        r"innerHTML|outerHTML|insertAdjacentHTML|dangerouslySetInnerHTML|document\.write|\beval\(|Function\(", text
+    )
     assert unwanted is None, unwanted
     assert not re.search(r"https?://[a-z0-9.]", text)
     imported = re.findall(r'\bfrom "([^"]+)"', text)
