@@ -51,19 +51,12 @@ class Ask:
 
 @dataclass
 class Prepared:
-    """A conversation that waits for a reply. ``before``: how many turns are before the message that is answered;
-    ``documents_end``: tokens up to the end of the documents."""
+    """A conversation that waits for a reply. ``documents_end``: tokens up to the end of the documents."""
 
     conversation: Conversation
     request: Request
     documents: list[str]
-    before: int
     documents_end: int
-
-    @property
-    def question(self) -> dict[str, Any]:
-        """The message that is answered, as in a session's file."""
-        return self.conversation.turns[self.before].to_json()
 
 
 def conversation_of(model: LoadedModel, saved: SavedSession) -> Conversation:
@@ -103,7 +96,7 @@ def prepare(model: LoadedModel, saved: SavedSession, ask: Ask) -> Prepared:
     rendered = render_reply(conversation, options.think)
     request = request_of(model, rendered, options, chat=True)
     hashes = [*saved.documents, *(text_hash(entry.text) for entry in ask.entries)]
-    return Prepared(conversation, replace(request, documents=hashes), hashes, len(turns) - 1, rendered.documents_end)
+    return Prepared(conversation, replace(request, documents=hashes), hashes, rendered.documents_end)
 
 
 def _numbered(conversation: Conversation) -> int | None:

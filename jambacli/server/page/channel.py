@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 from jambacli.server.http import compact
@@ -47,7 +47,7 @@ class Channel:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
-    async def read(self, start: int | None, silence: float) -> AsyncIterator[bytes | None]:
+    async def read(self, start: int | None, silence: float) -> AsyncGenerator[bytes | None, None]:
         """The events from the number ``start`` on, None for from now on, as server-sent events; None after each ``silence``
         seconds without any. Ends with a ``reset`` when some of them are not kept."""
         at = self.next if start is None else start

@@ -53,9 +53,6 @@ class Answering(Protocol):
     async def start(self, saved: SavedSession, ask: Ask) -> Running:
         """Begin the reply. Raises ApiError."""
 
-    def question(self) -> tuple[dict[str, Any], int]:
-        """The message that is answered as a turn of a session's file, and its index among all turns."""
-
     def status(self, began: float) -> dict[str, Any] | None:
         """How far the reply is, as fields of a "status"; None if that is not known. ``began``: when reading began."""
 
@@ -69,7 +66,7 @@ class Answering(Protocol):
 class Generation:
     """One reply, from the question to the session's file. For the thread of the event loop.
 
-    ``index``: of the reply among the messages. ``since``: the number of its first event.
+    ``index``: of the reply among the messages.
     """
 
     def __init__(
@@ -79,12 +76,14 @@ class Generation:
         channel: Channel,
         answering: Answering,
         documents_ready: Callable[[Callable[[dict[str, Any]], None]], Awaitable[Ask]],
+        *,
+        index: int,
     ) -> None:
         """``documents_ready``: waits until the documents have been read, says how far they are, and returns the ask with
         them."""
         self.id = f"gen-{secrets.token_hex(8)}"
         self.name, self.kind, self.channel = name, ask.kind, channel
-        self.index: int | None = None
+        self.index = index
         self.stopped = False
         self._ask, self._answering, self._ready = ask, answering, documents_ready
         self._running: Running | None = None
@@ -106,14 +105,12 @@ class Generation:
         elif self._task is not None:
             self._task.cancel()
 
-    async def run(self, saved: SavedSession, asked: Callable[[dict[str, Any], int], None]) -> Ended:
-        """Generate. ``asked``: called with the question and its index among all turns when the reply is begun. Raises nothing
-        but a cancellation of the whole server."""
+    async def run(self, saved: SavedSession) -> Ended:
+        """Generate. Raises nothing but a cancellation of the whole server."""
         try:
             self._ask = await self._until_stopped(self._ready(self._status))
             self._status({"phase": "waiting"})
             self._running = await self._until_stopped(self._answering.start(saved, self._ask))
-            asked(*self._answering.question())
             answer = await self._follow(self._running)
         except ApiError as error:
             return await self._ended(saved, None, None if self.stopped else error)
@@ -231,11 +228,6 @@ class ModelAnswering:
         self._running = await self._worker.start_request(make)
         return self._running
 
-    def question(self) -> tuple[dict[str, Any], int]:
-        """See Answering."""
-        assert self._prepared is not None
-        return self._prepared.question, self._prepared.before
-
     def status(self, began: float) -> dict[str, Any] | None:
         """See Answering."""
         job, engine = self._running.jobs[0], self._worker.engine
@@ -334,10 +326,6 @@ class UpstreamAnswering:
         self._hashes = [*saved.documents, *(text_hash(entry.text) for entry in ask.entries)]
         self._running = await self._upstream.start(Call(messages=messages, options=options, model=self._model))
         return self._running
-
-    def question(self) -> tuple[dict[str, Any], int]:
-        """See Answering."""
-        return self._turns[-1], len(self._turns) - 1
 
     def status(self, began: float) -> dict[str, Any] | None:
         """See Answering."""

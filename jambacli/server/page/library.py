@@ -15,7 +15,7 @@ from pathlib import Path
 
 from jambacli.cache.prefix_store import PrefixStore
 from jambacli.errors import JambaError
-from jambacli.files import atomic_write, jamba_home, private_folder, read_regular
+from jambacli.files import atomic_write, data_home, private_folder, read_regular
 from jambacli.server.errors import ApiError
 from jambacli.server.files import FileStore, StoredFile, Upload, clean_name, not_stored
 from jambacli.server.page.document import DocumentText, LibraryDocument
@@ -34,7 +34,7 @@ class Library:
     """The documents. All methods may be called from any thread."""
 
     def __init__(self, *, keep: bool = True, root: Path | None = None, budget: int = LIBRARY_BUDGET) -> None:
-        """``keep``: on the disk beyond the end of this process. ``root``: by default below ``jamba_home``."""
+        """``keep``: on the disk beyond the end of this process. ``root``: by default below ``data_home``."""
         self.keep, self.budget = keep, budget
         self._temporary = None if keep else tempfile.TemporaryDirectory(prefix="jamba-library-")
         self._root = root if self._temporary is None else Path(self._temporary.name)
@@ -44,6 +44,8 @@ class Library:
         # By the hash of a part's text its document and number, of the documents whose parts were hashed.
         self._hashes: dict[str, tuple[str, int]] = {}
         self._hashed: set[str] = set()
+        #: How often documents were added, read or removed.
+        self.changes = 0
         self._files: FileStore | None = None
         self._pictures: Pictures | None = None
 
@@ -54,7 +56,7 @@ class Library:
         with self._lock:
             if self._root is None or self._files is None:
                 self._root = private_folder(
-                    self._root or jamba_home() / "library", "keep documents", inside=("documents",)
+                    self._root or data_home() / "library", "keep documents", inside=("documents",)
                 )
                 # The library refuses what does not fit, so nothing is removed to make room.
                 root = self._root / "files"
@@ -177,6 +179,7 @@ class Library:
             except JambaError as error:
                 raise not_stored(error) from error
             self._remember(document.id, text)
+            self.changes += 1
 
     def text(self, document: LibraryDocument) -> DocumentText:
         """The text of a document that is ready. Raises ApiError for one that is not."""
@@ -229,6 +232,7 @@ class Library:
         with self._lock:
             self._loaded().pop(document.id, None)
             self._texts.pop(document.id, None)
+            self.changes += 1
             self._hashed.clear()  # another document may have the same part
             self._hashes.clear()
         shared = any(other.digest == document.digest for other in self.all())

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jambacli.errors import JambaError
-from jambacli.files import atomic_write, jamba_home, private_folder, read_regular
+from jambacli.files import atomic_write, data_home, private_folder, read_regular
 from jambacli.session import session_file
 
 _MAX_FILE = 256 << 20
@@ -99,6 +99,15 @@ class NoteFiles:
         with atomic_write(self._path(name), private=True) as file:
             file.write(json.dumps(asdict(notes), ensure_ascii=False).encode("utf-8", "surrogatepass"))
 
+    def version(self, name: str) -> float:
+        """A number that changes when the notes do."""
+        if not self._keep:
+            return float(id(self._memory.get(name)))
+        try:
+            return self._path(name).stat().st_mtime
+        except OSError:
+            return 0.0
+
     def rename(self, name: str, new: str) -> None:
         """Keep the notes under another name."""
         self.write(new, self.read(name))
@@ -112,7 +121,7 @@ class NoteFiles:
                 self._path(name).unlink(missing_ok=True)
 
     def _path(self, name: str) -> Path:
-        folder = private_folder(jamba_home() / "library" / "sessions", "keep conversations")
+        folder = private_folder(data_home() / "library" / "sessions", "keep conversations")
         return folder / f"{session_file.check_name(name)}.json"
 
 

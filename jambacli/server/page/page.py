@@ -15,7 +15,6 @@ from jambacli.server.page.presets import presets
 from jambacli.server.page.static_files import StaticFiles
 
 if TYPE_CHECKING:
-    from jambacli.engine.options import GenerationOptions
     from jambacli.server.models import Models
     from jambacli.server.upstream import Upstream
 
@@ -36,12 +35,12 @@ class Page:
         self.library = library or Library(keep=keep)
         self.files = StaticFiles()
 
-    def open(self, models: Models | Upstream, defaults: GenerationOptions) -> None:
-        """Serve these models. ``defaults``: the options of replies."""
+    def open(self, models: Models | Upstream) -> None:
+        """Serve these models."""
         self.models = models
         self.measure = Measure(models, self.library)
         self.extraction = Extraction(self.library, self.measure.count)
-        self.conversations = Conversations(models, self.library, self.extraction, defaults, keep=self.keep)
+        self.conversations = Conversations(models, self.library, self.extraction, keep=self.keep)
 
     def about(self, document: LibraryDocument) -> dict[str, Any]:
         """A document as the page has it. May be called from any thread."""

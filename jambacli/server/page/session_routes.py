@@ -14,19 +14,21 @@ from starlette.routing import Route
 
 from jambacli.documents.ask import SummaryOptions, question_text
 from jambacli.engine.options import GenerationOptions
-from jambacli.errors import JambaError
+from jambacli.errors import JambaError, UsageError
 from jambacli.server.context import Server
 from jambacli.server.errors import as_api_error, bad_request
 from jambacli.server.http import Streaming, json_response
 from jambacli.server.page import session_view as view
 from jambacli.server.page.ask import Ask
-from jambacli.server.page.conversations import MOST_TEXT, Conversations
+from jambacli.server.page.conversations import Conversations
 from jambacli.server.page.http import number, query_text, routes_of
 from jambacli.server.page.notes import Notes
 from jambacli.server.page.page import Page
 from jambacli.server.page.presets import preset
 from jambacli.server.page.reply_options import generation_options, read_reply_options
+from jambacli.server.page.sessions import MOST_TEXT, not_there
 from jambacli.server.page.tables import INSTRUCTION, Column, read_columns, schema_of, table_file, table_instruction
+from jambacli.session import session_file
 from jambacli.session.session_file import SavedSession
 
 Make = Callable[[SavedSession, Notes], Ask]
@@ -43,7 +45,7 @@ class SessionRoutes:
 
     async def listed(self, request: Request) -> Response:
         """GET /v1/library/sessions?q=."""
-        return json_response({"sessions": await asyncio.to_thread(self._talks.listed, query_text(request, "q"))})
+        return json_response({"sessions": await self._talks.listed(query_text(request, "q"))})
 
     async def create(self, request: Request) -> Response:
         """POST /v1/library/sessions."""
@@ -59,7 +61,7 @@ class SessionRoutes:
 
     async def delete(self, request: Request) -> Response:
         """DELETE /v1/library/sessions/NAME."""
-        return json_response(await self._talks.delete(_name(request)))
+        return json_response({"deleted": True, "freed": await self._talks.delete(_name(request))})
 
     async def branch(self, request: Request) -> Response:
         """POST .../branch: {"index"?, "name"?}."""
@@ -72,7 +74,7 @@ class SessionRoutes:
     async def stop(self, request: Request) -> Response:
         """POST .../stop."""
         name = _name(request)
-        await asyncio.to_thread(self._talks.read, name)
+        await asyncio.to_thread(self._talks.sessions.read, name)
         return json_response({"stopped": await self._talks.stop(name)})
 
     # Replies
@@ -229,7 +231,7 @@ class SessionRoutes:
     async def events(self, request: Request) -> Response:
         """GET .../events?from=N: server-sent events."""
         name = _name(request)
-        await asyncio.to_thread(self._talks.read, name)
+        await asyncio.to_thread(self._talks.sessions.read, name)
         start = number(request.query_params.get("from"), "from", 0, _LAST_EVENT)
         last = request.headers.get("last-event-id")
         if start is None and last:
@@ -244,7 +246,7 @@ class SessionRoutes:
         form = query_text(request, "format", 10) or "csv"
 
         def made() -> tuple[bytes, str]:
-            saved, notes = self._talks.read(name), self._talks.notes.read(name)
+            saved, notes = self._talks.sessions.read(name), self._talks.sessions.notes.read(name)
             assert index is not None
             message = view.message_of(self._page.library, saved, notes, view.place_of(saved.turns, index))
             return table_file(message["table"], form)
@@ -259,7 +261,7 @@ class SessionRoutes:
             raise bad_request("the parameter 'format' must be one of md, json", "format")
 
         def made() -> bytes:
-            saved, notes = self._talks.read(name), self._talks.notes.read(name)
+            saved, notes = self._talks.sessions.read(name), self._talks.sessions.notes.read(name)
             messages = view.messages_of(self._page.library, saved, notes)
             title = view.title_of(saved, notes) or name
             if form == "json":
@@ -313,7 +315,11 @@ def _download(data: bytes, kind: str, name: str) -> Response:
 
 
 def _name(request: Request) -> str:
-    return str(request.path_params["name"])
+    name = str(request.path_params["name"])
+    try:
+        return session_file.check_name(name)
+    except UsageError as error:
+        raise not_there(name) from error
 
 
 def _said(body: Mapping[str, Any], field: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from jambacli.errors import JambaError
-from jambacli.session import session_file
+from jambacli.session import library, session_file
 from jambacli.session.session_file import SavedSession
 
 
@@ -78,13 +78,7 @@ class DiskSessions:
 
     def rename(self, name: str, new: str) -> None:
         """See SessionStore."""
-        with session_file.opened(name), session_file.opened(new):
-            if session_file.exists(new):
-                raise JambaError(f"a session named {new!r} already exists")
-            saved = session_file.read(name)
-            saved.name = session_file.check_name(new)
-            session_file.write(saved)
-            session_file.session_path(name).unlink(missing_ok=True)
+        library.rename(name, new)
 
     def opened(self, name: str) -> contextlib.AbstractContextManager[None]:
         """See SessionStore."""
