@@ -1,4 +1,4 @@
-"""One browser and one server for each file of tests; every test begins with an empty page of its own."""
+"""One browser and one server for all tests; each begins with a new conversation, and the library has what came before."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.browser)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def driver() -> Iterator[Any]:
     """Chromium."""
     for needed in ("starlette", "uvicorn", "pypdfium2", "lxml"):
@@ -27,7 +27,7 @@ def driver() -> Iterator[Any]:
         yield made
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server(driver: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PageServer]:
     """A server of the demo model."""
     running = PageServer(tmp_path_factory.mktemp("page") / "home")

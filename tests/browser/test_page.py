@@ -221,9 +221,11 @@ def test_what_is_deleted_is_gone_from_the_server(page: Page, server: PageServer,
     page.click("[aria-labelledby=documents-title] button[aria-haspopup]", "reports.pdf")
     page.click("[role=menuitem]", "Delete")
     page.click("dialog .primary")
-    page.gone("[aria-labelledby=documents-title]")
+    gone = "[aria-labelledby=documents-title] .row-name"
+    until(lambda: "reports.pdf" not in page.texts(gone), "the document is gone")
     with server.client() as client:
-        assert client.get("/v1/library/documents").json()["documents"] == []
+        left = client.get("/v1/library/documents").json()["documents"]
+        assert "reports.pdf" not in [document["name"] for document in left]
         names = [session["title"] for session in client.get("/v1/library/sessions").json()["sessions"]]
     assert title not in names
 

@@ -80,6 +80,7 @@ export async function route() {
   }
   const document = wanted.get("d");
   if (document && state.viewer?.id !== document) openDocument(document, Number(wanted.get("p")) || 1);
+  else if (!document && state.viewer) set({ viewer: null });
 }
 
 function remember(push = true) {
@@ -139,7 +140,7 @@ function show(session) {
   let { messages } = session;
   let live = null;
   if (running) {
-    messages = messages.slice(0, running.index);
+    messages = messages.slice(0, running.index ?? messages.length);
     live = newReply(running.generation, running.kind);
   }
   set({ session: { ...session, messages: unchanged(messages) }, live, loading: false });
@@ -392,16 +393,15 @@ export const deleteSession = (name) =>
 /** Make a document a source of the open conversation, or of the next one. */
 export async function attach(id) {
   if (state.name && state.session) {
-    const documents = state.session.documents ?? [];
-    if (documents.includes(id)) return;
-    await changeSession(state.name, { documents: [...documents, id] });
+    if (state.session.documents?.includes(id)) return;
+    await changeSession(state.name, { documents: [...(state.session.waiting_documents ?? []), id] });
   } else if (!state.gathered.includes(id)) set({ gathered: [...state.gathered, id] });
 }
 
 export async function detach(id) {
   if (state.picked) set({ picked: state.picked.filter((other) => other !== id) });
   if (state.name && state.session) {
-    await changeSession(state.name, { documents: state.session.documents.filter((other) => other !== id) });
+    await changeSession(state.name, { documents: (state.session.waiting_documents ?? []).filter((other) => other !== id) });
   } else set({ gathered: state.gathered.filter((other) => other !== id) });
 }
 
@@ -418,6 +418,9 @@ export const deleteDocument = (id) =>
     if (state.name) again(state.name);
     say("Deleted.");
   });
+
+/** Whether a source can still be taken out: what a message was asked about stays in its conversation. */
+export const isWaiting = (id) => !state.session || (state.session.waiting_documents ?? []).includes(id);
 
 /** The sources of what is open, in order. */
 export function sourceIds() {

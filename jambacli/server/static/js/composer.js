@@ -93,9 +93,7 @@ function Context({ session, sources }) {
   const context = session?.context ?? page?.context;
   if (!context) return html`<span class="context"></span>`;
   const used = session?.used ?? 0;
-  const all = sources.reduce((sum, document) => sum + (document.state === "ready" ? (document.tokens ?? 0) : 0), 0);
-  const known = session?.document_tokens ?? 0;
-  const coming = Math.max(0, all - Math.min(known, used));
+  const coming = sources.reduce((sum, document) => sum + (actions.isWaiting(document.id) ? (document.tokens ?? 0) : 0), 0);
   const over = used + coming > context;
   const words = `${count(used)} of ${plural(context, "token")} used${coming ? `, ${count(coming)} more with sources that are not read yet` : ""}`;
   return html`<div class=${classes("context", over && "over")} title=${words}>

@@ -71,14 +71,16 @@ function Sources() {
   </section>`;
 }
 
-const KINDS = { page: "page", line: "line", sheet: "sheet", slide: "slide" };
+// Files of other kinds are read in parts that nobody counts.
+const COUNTED = ["page", "sheet", "slide", "chapter", "file"];
 
 /** What is said under a document's name. */
 export function documentFacts(document, context) {
   if (document.state === "extracting") return "";
   if (document.state === "refused") return document.message;
   const parts = [];
-  if (document.pages) parts.push(plural(document.pages, KINDS[document.unit] ?? "part"));
+  if (COUNTED.includes(document.unit)) parts.push(plural(document.pages, document.unit));
+  else parts.push(size(document.bytes ?? 0));
   if (document.tokens === null) parts.push("counting tokens");
   else {
     const stored = document.read?.tokens_stored ?? 0;
@@ -111,7 +113,7 @@ function SourceRow({ id, document, asked, several }) {
       !refused && { label: "Open", icon: "file", action: () => actions.openDocument(id) },
       several && !refused && { label: "Ask only this one", icon: "check", action: () => set({ picked: [id] }) },
       ...documentItems(document),
-      { label: "Take out of the sources", icon: "close", action: () => actions.detach(id) },
+      actions.isWaiting(id) && { label: "Take out of the sources", icon: "close", action: () => actions.detach(id) },
       deleteItem(document),
     ]} />
   </li>`;
@@ -119,7 +121,7 @@ function SourceRow({ id, document, asked, several }) {
 
 function Extracting({ document }) {
   const { done, total, unit } = document.progress ?? {};
-  const words = total ? `${count(done)} of ${plural(total, unit || "part")}` : "Reading the file";
+  const words = total ? `${count(done)} of ${count(total)} ${unit || "parts"}` : "Reading the file";
   return html`<span class="row-facts">${words}</span><${Progress} value=${total ? done / total : null} label=${`Extracting ${shown(document.name)}`} />`;
 }
 

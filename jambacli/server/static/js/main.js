@@ -72,4 +72,6 @@ render(html`<${Page} />`, document.getElementById("app"));
 listen();
 addEventListener("popstate", actions.route);
 addEventListener("hashchange", actions.route);
+// What another tab or the terminal did meanwhile.
+document.addEventListener("visibilitychange", () => !document.hidden && actions.refreshLists());
 actions.start();

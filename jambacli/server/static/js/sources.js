@@ -34,6 +34,7 @@ async function send(key, file, name) {
     const document = await upload(file, name, (share) => change(key, { share }));
     dismissUpload(key);
     known(document);
+    if (document.state !== "extracting") finished(document);
     attach(document.id);
     follow();
   } catch (error) {
