@@ -68,7 +68,7 @@ def title_of(saved: SavedSession, notes: Notes) -> str:
 def documents_of(library: Library, turn: TurnJson, known: Mapping[str, Any]) -> list[str]:
     """The ids of the documents that come before a message, those that the library has."""
     if isinstance(known.get("documents"), list):
-        return [str(name) for name in known["documents"]]
+        return [str(name) for name in known["documents"] if library.find(str(name)) is not None]
     return list(dict.fromkeys(n.document for n in numbered(library, turn, known) if n.document is not None))
 
 
@@ -195,8 +195,14 @@ def message_of(library: Library, saved: SavedSession, notes: Notes, at: int) -> 
         else:
             if "citations" not in known:
                 notes.of(turn, at)["citations"] = marks_json(text, cited, asked_documents(library, saved, notes, at))
-            message["citations"] = notes.of(turn, at)["citations"]
+            message["citations"] = [_alive(library, mark) for mark in notes.of(turn, at)["citations"]]
     return message
+
+
+def _alive(library: Library, mark: dict[str, Any]) -> dict[str, Any]:
+    """A mark, without a document that was deleted since."""
+    name = mark.get("document")
+    return mark if name is None or library.find(name) is not None else {**mark, "document": None}
 
 
 def siblings_of(turns: Sequence[TurnJson], notes: Notes, at: int) -> dict[str, int] | None:
