@@ -8,7 +8,7 @@ import sys
 def main() -> None:
     """Run the command line; exit codes are those of ``jambacli.cli.main``."""
     try:
-        from jambacli.startup import importing, own_process
+        from jambacli.startup import end_process, importing, own_process
 
         own_process()
         with importing():
@@ -16,7 +16,10 @@ def main() -> None:
     except KeyboardInterrupt:  # Ctrl-C during the imports needs no traceback
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    run()
+    try:
+        run()
+    finally:
+        end_process()
 
 
 if __name__ == "__main__":
