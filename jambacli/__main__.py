@@ -12,7 +12,7 @@ def main() -> None:
 
         return complete(sys.argv[2:])
     try:
-        from jambacli.startup import importing, own_process
+        from jambacli.startup import end_process, importing, own_process
 
         own_process()
         with importing():
@@ -20,7 +20,10 @@ def main() -> None:
     except KeyboardInterrupt:  # Ctrl-C during the imports needs no traceback
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    run()
+    try:
+        run()
+    finally:
+        end_process()
 
 
 if __name__ == "__main__":
