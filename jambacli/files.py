@@ -142,6 +142,12 @@ def state_home() -> Path:
     return _home("state")
 
 
+def config_home() -> Path:
+    """The directory of the user's settings: ``JAMBA_HOME``, or ``jamba`` in the platform's user config directory. Raises
+    JambaError for a user without a home directory."""
+    return _home("config")
+
+
 def _home(kind: str) -> Path:
     if (home := os.environ.get("JAMBA_HOME", "")).strip():
         return path_of(home)
@@ -149,6 +155,7 @@ def _home(kind: str) -> Path:
 
     folders = {
         "cache": platformdirs.user_cache_dir,
+        "config": platformdirs.user_config_dir,
         "data": platformdirs.user_data_dir,
         "state": platformdirs.user_state_dir,
     }

@@ -35,7 +35,6 @@ _GRACE = 10
 _KEEP_ALIVE = "5m"
 
 
-@o.quiet_option
 @o.generation_options
 def serve(
     models: Annotated[
@@ -90,7 +89,8 @@ def serve(
     arguments: o.GenerationArguments,
 ) -> None:
     """Answer programs over HTTP. Text that is known from any client, chat or ask is not computed again."""
-    generation = arguments.generation()
+    generation = replace(arguments.generation(), schema=arguments.schema(None))
+    system = arguments.system_message(None)
     try:
         with importing():
             from jambacli.server.app import make_app
@@ -138,7 +138,7 @@ def serve(
         page = None if no_page else Page(keep=not arguments.no_store)
         try:
             access = Access(key=key or None, hosts=hosts, origins=origins)
-            app = make_app(Server(served, generation, files=files, page=page), access)
+            app = make_app(Server(served, generation, files=files, page=page, system=system), access)
             _reuse_later(listener)
             # Ctrl-C and SIGTERM stop the server, which raises them again when it has stopped: that is the regular end.
             with contextlib.suppress(KeyboardInterrupt, SystemExit):

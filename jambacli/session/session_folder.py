@@ -51,19 +51,20 @@ def sessions_folder() -> Path:
         return private_folder(new, "keep sessions")
     keep_link(old, new)
     private_folder(new, "keep sessions")
-    move_once(old, new, _history_path())
+    move_once(old, new, history_place())
     return new
 
 
 def history_path() -> Path:
     """The file of what was typed in chats, in a folder private to the user. Raises JambaError when it cannot be written."""
     sessions_folder()
-    path = _history_path()
+    path = history_place()
     _check_writable(private_folder(path.parent, "keep the history"), "keep the history")
     return path
 
 
-def _history_path() -> Path:
+def history_place() -> Path:
+    """Where the file of what was typed in chats is, if there is one."""
     if state_home() == jamba_home():
         return jamba_home() / _FOLDER / HISTORY
     return state_home() / "history"
