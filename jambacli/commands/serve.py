@@ -138,7 +138,7 @@ def serve(
         page = None if no_page else Page(keep=not arguments.no_store)
         try:
             access = Access(key=key or None, hosts=hosts, origins=origins)
-            app = make_app(Server(served, generation, files=files, system=system, page=page), access)
+            app = make_app(Server(served, generation, files=files, page=page, system=system), access)
             _reuse_later(listener)
             # Ctrl-C and SIGTERM stop the server, which raises them again when it has stopped: that is the regular end.
             with contextlib.suppress(KeyboardInterrupt, SystemExit):

@@ -34,14 +34,14 @@ _MOST_BODIES = 16
 @dataclass
 class Server:
     """What a route needs. ``models``: who answers; ``defaults``: the options of a reply that a body does not set; ``system``:
-    the system message of a chat that has none; ``page``: for browsers, None for none."""
+    the system message of a chat that has none. ``page``: for browsers, None for none."""
 
     models: Models | Upstream
     defaults: GenerationOptions = field(default_factory=GenerationOptions)
     max_body: int = MAX_BODY
     files: FileStore = field(default_factory=FileStore)
-    system: str | None = None
     page: Page | None = None
+    system: str | None = None
     _room: BodyRoom = field(default_factory=lambda: BodyRoom(_MOST_BODIES * MAX_BODY))
 
     def __post_init__(self) -> None:

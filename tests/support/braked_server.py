@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 from jambacli.engine.batch import BatchEngine
 
@@ -16,7 +17,8 @@ BRAKE = "JAMBA_TEST_BRAKE"
 
 def brake(path: Path) -> None:
     """Make every engine of this process obey the file."""
-    step, taken = BatchEngine.step, {"content": "", "steps": 0}
+    step = BatchEngine.step
+    taken: dict[str, Any] = {"content": "", "steps": 0}
 
     def allowed() -> bool:
         try:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,12 @@ from tests.support.page import Page, PageServer, until
 
 @dataclass(frozen=True)
 class Shown:
-    """``session``: a conversation with answers that cite; ``table``: one with a table; ``document``: the cited one."""
+    """``session``: a conversation with answers that cite; ``table``: one with a table; ``documents``: those that
+    are asked."""
 
     session: str
     table: str
-    document: str
+    documents: tuple[str, ...]
     texts: tuple[str, ...]
 
 
@@ -33,7 +36,7 @@ def filled(
         )
         ids.append(answer.raise_for_status().json()["id"])
     for each in ids:
-        until(lambda each=each: _settled(client, each), "a document is read")
+        until(partial(_settled, client, each), "a document is read")
     ready = [each for each in ids if client.get(f"/v1/library/documents/{each}").json()["state"] == "ready"]
     session = _session(client, ready)
     for text in questions:
@@ -41,7 +44,7 @@ def filled(
     table = _session(client, ready[:1])
     types = ["text" if i != 1 else "number" for i in range(len(columns))]
     _reply(client, table, "table", {"columns": [{"name": n, "type": t} for n, t in zip(columns, types, strict=True)]})
-    return Shown(session, table, ready[0], tuple(questions))
+    return Shown(session, table, tuple(ready), tuple(questions))
 
 
 def _settled(client: httpx.Client, document: str) -> bool:
@@ -69,11 +72,7 @@ def _empty(page: Page, shown: Shown, server: PageServer) -> None:
 
 def _sources(page: Page, shown: Shown, server: PageServer) -> None:
     page.open()
-    page.driver.execute_async_script(
-        """const done = arguments[arguments.length - 1];
-        import("/static/js/store.js").then(({ set, state }) => {
-            set({ gathered: state.documents.filter((d) => d.state === "ready").map((d) => d.id) }); done(); })"""
-    )
+    _gather(page, shown.documents)
     page.one(".suggestions .card")
 
 
@@ -83,12 +82,25 @@ def _conversation(page: Page, shown: Shown, server: PageServer) -> None:
 
 
 def _reading(page: Page, shown: Shown, server: PageServer) -> None:
+    server.hold(1)  # one piece of the reading
+    text = "\n".join(f"On day {n} the sky was clear and the wind was cold." for n in range(60))
+    with server.client() as client:
+        notes = {"name": "Field notes.txt", "text": f"Notes {time.time_ns()}.\n{text}"}
+        document = client.post("/v1/library/documents", json=notes).raise_for_status().json()["id"]
+        until(lambda: _settled(client, document), "a document is read")
     page.open()
-    server.hold()
-    _sources(page, shown, server)
+    _gather(page, [document])
     page.fill("#composer", shown.texts[0])
     page.press("\ue007")
-    page.one(".live .status")
+    page.one(".live .status.reading", "left")
+
+
+def _gather(page: Page, documents: Sequence[str]) -> None:
+    page.driver.execute_async_script(
+        """const [documents, done] = arguments;
+        import("/static/js/store.js").then(({ set }) => { set({ gathered: documents }); done(); })""",
+        list(documents),
+    )
 
 
 def _picture(page: Page, shown: Shown, server: PageServer) -> None:

@@ -47,8 +47,17 @@ _CHANNELS = 512
 class Conversations:
     """The conversations. For the thread of the event loop."""
 
-    def __init__(self, models: Models | Upstream, library: Library, extraction: Extraction, *, keep: bool) -> None:
-        """``keep``: on the disk, with the terminal's sessions."""
+    def __init__(
+        self,
+        models: Models | Upstream,
+        library: Library,
+        extraction: Extraction,
+        *,
+        keep: bool,
+        system: str | None = None,
+    ) -> None:
+        """``keep``: on the disk, with the terminal's sessions. ``system``: the message of those that are begun without one."""
+        self._system = system
         self.models, self.library, self.extraction = models, library, extraction
         self.sessions = Sessions(library, keep=keep)
         self._channels: dict[str, Channel] = {}
@@ -123,6 +132,7 @@ class Conversations:
         """Begin a conversation. Raises ApiError."""
         name, title = text_field(body, "name", MOST_NAME), text_field(body, "title", MOST_TITLE)
         system, model = text_field(body, "system", MOST_TEXT), text_field(body, "model", MOST_TITLE)
+        system = self._system if system is None else system
         options = read_reply_options(body.get("options"))
         notes = Notes(title=" ".join((title or "").split()), documents=self.documents(body), options=options)
         if model:

@@ -25,6 +25,8 @@ from jambacli.server.page.pictures import LEAST, MOST
 #: Bytes of a text that is pasted.
 MAX_PASTE = 64 << 20
 _LONGEST_QUOTE = 4000
+# Bytes of a form besides its file.
+_FORM = 1 << 20
 
 
 class DocumentRoutes:
@@ -37,6 +39,9 @@ class DocumentRoutes:
     async def create(self, request: Request) -> Response:
         """POST /v1/library/documents: a form with the field "file", or {"name", "text"}."""
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        length = request.headers.get("content-length", "")
+        if length.isascii() and length.isdigit() and int(length[:20]) > self._library.largest + _FORM:
+            raise ApiError(413, f"the file is larger than {self._library.largest:,} bytes", code="file_too_large")
         upload = await asyncio.to_thread(self._library.receive)
         with upload:
             if kind == "application/json":

@@ -71,6 +71,11 @@ class Library:
         return self._files
 
     @property
+    def largest(self) -> int:
+        """The bytes that a document may have."""
+        return self.files.largest
+
+    @property
     def pictures(self) -> Pictures:
         """The pictures of pages."""
         if self._pictures is None:

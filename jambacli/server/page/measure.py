@@ -35,8 +35,9 @@ _CHARACTERS = 4
 class Measure:
     """Measures documents by the first model that is loaded."""
 
-    def __init__(self, models: Models | Upstream, library: Library) -> None:
-        self._models, self._library = models, library
+    def __init__(self, models: Models | Upstream, library: Library, system: str | None = None) -> None:
+        """``system``: the system message with which conversations begin."""
+        self._models, self._library, self._system = models, library, system
         self._stored: dict[str, tuple[int, int]] = {}
 
     @property
@@ -54,7 +55,7 @@ class Measure:
         if worker is None or worker.model.template is None or worker.model.name in document.tokens:
             return
         try:
-            ids = await worker.prepare(functools.partial(_document_ids, worker.model, text))
+            ids = await worker.prepare(functools.partial(_document_ids, worker.model, text, self._system))
             document.tokens[worker.model.name] = len(ids)
             await asyncio.to_thread(self._keep, document, ids)
         except (JambaError, ApiError) as error:
@@ -106,9 +107,9 @@ class Measure:
             return 0
 
 
-def _document_ids(model: Any, text: DocumentText) -> list[int]:
+def _document_ids(model: Any, text: DocumentText, system: str | None) -> list[int]:
     """The tokens with which a conversation about a document alone begins."""
-    conversation = Conversation(model.template, model.tokenizer)
+    conversation = Conversation(model.template, model.tokenizer, system)
     conversation.add_user("?", [entry.as_document() for entry in text.entries])
     rendered = conversation.render()
     return rendered.ids[: rendered.documents_end or len(rendered.ids)]

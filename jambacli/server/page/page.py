@@ -35,12 +35,12 @@ class Page:
         self.library = library or Library(keep=keep)
         self.files = StaticFiles()
 
-    def open(self, models: Models | Upstream) -> None:
-        """Serve these models."""
+    def open(self, models: Models | Upstream, system: str | None = None) -> None:
+        """Serve these models. ``system``: the system message of conversations that are begun without one."""
         self.models = models
-        self.measure = Measure(models, self.library)
+        self.measure = Measure(models, self.library, system)
         self.extraction = Extraction(self.library, self.measure.count)
-        self.conversations = Conversations(models, self.library, self.extraction, keep=self.keep)
+        self.conversations = Conversations(models, self.library, self.extraction, keep=self.keep, system=system)
 
     def about(self, document: LibraryDocument) -> dict[str, Any]:
         """A document as the page has it. May be called from any thread."""

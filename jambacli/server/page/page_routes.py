@@ -66,7 +66,7 @@ def page_routes(
     server: Server, page: Page, key: str | None, root: Callable[[Request], Awaitable[Response]]
 ) -> list[Route]:
     """All routes of the page."""
-    page.open(server.models)
+    page.open(server.models, server.system)
     routes = PageRoutes(server, page, key, root)
     own = routes_of(
         {

@@ -133,11 +133,12 @@ class SessionRoutes:
         except JambaError as error:
             raise as_api_error(error, 400) from error
         documents = self._talks.documents(body)
-        task = {"kind": "summarize", **{k: v for k, v in fields.items() if v}}
+        task: dict[str, Any] = {"kind": "summarize", **{k: v for k, v in fields.items() if v}}
 
         def make(saved: SavedSession, notes: Notes) -> Ask:
             attached, only = self._attached(saved, notes, documents, needed=True)
             shown = wanted.instruction()
+            task["title"] = f"Summary of {self._of(saved, notes, documents)}"
             options = self._options(body, notes)
             return Ask(kind="summarize", text=shown + only, shown=shown, documents=attached, options=options, task=task)
 
@@ -158,7 +159,8 @@ class SessionRoutes:
         if focus:
             shown += f" Pay most attention to this: {focus.strip()}"
         shown = question_text(shown, language)
-        task = {"kind": "compare", "documents": documents, **({"focus": focus} if focus else {})}
+        title = f"{first.name} and {second.name} compared"
+        task = {"kind": "compare", "title": title, "documents": documents, **({"focus": focus} if focus else {})}
 
         def make(saved: SavedSession, notes: Notes) -> Ask:
             attached, only = self._attached(saved, notes, documents)
@@ -180,12 +182,13 @@ class SessionRoutes:
                 f"the field 'instruction' must be a text of at most {INSTRUCTION} characters", "instruction"
             )
         documents = self._talks.documents(body)
-        task = {"kind": "table", "columns": [column.to_json() for column in columns]}
-        if chosen:
-            task |= {"preset": chosen["id"], "title": chosen["title"]}
+        task: dict[str, Any] = {"kind": "table", "columns": [column.to_json() for column in columns]}
+        task |= {"preset": chosen["id"]} if chosen else {}
 
         def make(saved: SavedSession, notes: Notes) -> Ask:
             attached, only = self._attached(saved, notes, documents, needed=True)
+            what = chosen.get("title", "Table")
+            task["title"] = f"{what}: {self._of(saved, notes, documents)}"
             return Ask(
                 kind="table",
                 text=table_instruction(columns, instruction) + only,
@@ -215,7 +218,8 @@ class SessionRoutes:
         """
         known = view.session_documents(self._page.library, saved, notes)
         waiting = [name for name in notes.documents if self._page.library.find(name) is not None]
-        attached = [name for name in dict.fromkeys([*waiting, *documents]) if name not in known]
+        # Where some are named, the others go on waiting.
+        attached = [name for name in documents or waiting if name not in known]
         everything = [*known, *attached]
         has_some = bool(everything) or any(turn.get("pinned") or turn.get("plain") for turn in saved.turns)
         if needed and not has_some:
@@ -225,6 +229,13 @@ class SessionRoutes:
             names = ", ".join(self._page.library.get(name).title for name in documents)
             only = f"\nAnswer only from: {names}."
         return attached, only
+
+    def _of(self, saved: SavedSession, notes: Notes, documents: list[str]) -> str:
+        """The names of the documents that a task is about, for its title."""
+        library = self._page.library
+        everything = documents or [*view.session_documents(library, saved, notes), *notes.documents]
+        found = [document.name for name in dict.fromkeys(everything) if (document := library.find(name)) is not None]
+        return f"{found[0]} and {len(found) - 1} more" if len(found) > 2 else " and ".join(found) or "the documents"
 
     # Files and events
 

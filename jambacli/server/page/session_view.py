@@ -59,7 +59,10 @@ def title_of(saved: SavedSession, notes: Notes) -> str:
         return notes.title
     for i, turn in enumerate(saved.turns):
         if turn["role"] == "user":
-            text = shown_text(turn, notes.known(turn, i)).lstrip()[: 8 * TITLE]
+            known = notes.known(turn, i)
+            if isinstance(title := (known.get("task") or {}).get("title"), str):
+                return title if len(title) <= TITLE else title[: TITLE - 1].rstrip() + "…"
+            text = shown_text(turn, known).lstrip()[: 8 * TITLE]
             line = " ".join(text.partition("\n")[0].split())
             return line if len(line) <= TITLE else line[: TITLE - 1].rstrip() + "…"
     return str((notes.unsent or {}).get("text", ""))[:TITLE]
