@@ -70,7 +70,9 @@ class Access:
         if kind.lower() == "bearer":
             given.append(value.strip())
         # AWS clients send their key's id, and a signature that only the secret could check.
-        given += re.findall(r"Credential=([^/,\s]+)/", value) if kind.startswith("AWS4") else []
+        for part in value.split("Credential=")[1:] if kind.startswith("AWS4") else ():
+            found = re.match(r"[^/,\s]+(?=/)", part)
+            given += [found[0]] if found else []
         assert self.key is not None
         # Headers are bytes, which were decoded one by one: encoded so again, a key that is not ASCII is its UTF-8.
         if not any(hmac.compare_digest(g.encode("latin-1", "replace"), self.key.encode()) for g in given if g):

@@ -32,7 +32,7 @@ _ANTHROPIC = {
     "thinking": {"type": "enabled", "budget_tokens": 1024},
 }  # fmt: skip
 _OLLAMA = {
-    "model": "m", "messages": [{"role": "user", "content": "Hi"}], "options": {"num_ctx": 50, "temperature": 0.1, "stop": ["x"]},
+    "model": "m", "messages": [{"role": "user", "content": "Hi"}], "options": {"num_ctx": 50, "temperature": 0.1, "stop": "x"},
     "format": {"type": "object"}, "tools": [_TOOL], "think": True, "keep_alive": "5m", "stream": False,
 }  # fmt: skip
 _GENERATE = {"model": "m", "prompt": "Hi", "system": "s", "raw": False, "options": {"num_predict": 3, "top_k": 2}}
