@@ -6,17 +6,22 @@ import contextlib
 import functools
 import logging
 import re
+import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from jambacli.errors import JambaError
+from jambacli.units import format_bytes
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _quiet = False
+# A line on the terminal that disappears; what is printed meanwhile goes above it.
+_standing = ""
 
 
 def set_quiet(quiet: bool) -> None:
@@ -36,12 +41,61 @@ def console() -> Console:
 def note(text: str) -> None:
     """One line of information on stderr."""
     if not _quiet:
-        print(harmless(text), file=sys.stderr, flush=True)
+        _print_above(harmless(text))
 
 
 def warn(text: str) -> None:
     """One line of warning on stderr, even with ``--quiet``."""
-    print(f"warning: {harmless(text)}", file=sys.stderr, flush=True)
+    _print_above(f"warning: {harmless(text)}")
+
+
+def _print_above(text: str) -> None:
+    line = _standing
+    _stand("")
+    print(text, file=sys.stderr, flush=True)
+    _stand(line)
+
+
+def _stand(line: str) -> None:
+    """Show ``line`` as the standing line, in place of the one before; "": none."""
+    global _standing
+    if line or _standing:
+        columns = shutil.get_terminal_size().columns
+        print(f"\r\x1b[K{harmless(line)[: columns - 1]}", end="", file=sys.stderr, flush=True)
+    _standing = line
+
+
+#: Seconds after which a loading line shows how much is done, and between two changes of it.
+_SLOW, _REDRAW = 0.5, 0.1
+
+
+@contextlib.contextmanager
+def loading(title: str, total: int | None, unit: str = "bytes") -> Iterator[Callable[[int], None]]:
+    """A Progress of one line, which stands at once, with the share that is done if it takes longer, and disappears.
+
+    Shows nothing without a terminal or with ``--quiet``. Unlike ``progress`` it imports nothing slow.
+    """
+    if _quiet or not sys.stderr.isatty():
+        yield lambda n: None
+        return
+    size = f" ({format_bytes(total)})" if total and unit == "bytes" else ""
+    done, began = 0, time.monotonic()
+    drawn = began + _SLOW - _REDRAW
+
+    def advance(n: int) -> None:
+        nonlocal done, drawn
+        done += n
+        if stands and total and time.monotonic() - drawn >= _REDRAW:
+            drawn = time.monotonic()
+            _stand(f"{title}{size} ... {min(done / total, 1):.0%}")
+
+    stands = True
+    _stand(f"{title}{size} ...")
+    try:
+        yield advance
+    finally:
+        stands = False
+        _stand("")
 
 
 def can_ask() -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import os
 import stat
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -36,6 +38,13 @@ def _on_or_off(text: str | None, field: str) -> str | None:
     if text is not None and text.lower() not in ("on", "off"):
         raise UsageError("is neither on nor off", field=field, value=text)
     return text and text.lower()
+
+
+def _at_least_one(number: int | None) -> int | None:
+    """A number of tokens, or -1 for no limit. Raises UsageError for another."""
+    if number is not None and number < 1 and number != -1:
+        raise UsageError("is neither at least 1 nor -1, which is no limit", field="max_tokens", value=number)
+    return number
 
 
 def _runtime_option(*flags: str, **settings: Any) -> Any:
@@ -76,8 +85,13 @@ LogitBias = Annotated[
     list[str] | None,
     _sampling_option("--logit-bias", help="TOKEN=BIAS, added to a token's logit; repeatable."),
 ]
-Seed = Annotated[int | None, _sampling_option("--seed", min=0, help="The same seed gives the same text.")]
-MaxTokens = Annotated[int | None, typer.Option("--max-tokens", "-n", min=1, help="Stop after this many tokens.")]
+Seed = Annotated[
+    int | None, _sampling_option("--seed", min=-1, help="The same seed gives the same text; -1: a random one.")
+]
+MaxTokens = Annotated[
+    int | None,
+    typer.Option("--max-tokens", "-n", help="Stop after this many tokens; -1: no limit.", callback=_at_least_one),
+]
 Stop = Annotated[list[str] | None, typer.Option("--stop", help="Stop before this text; repeatable.")]
 Ctx = Annotated[
     str | None,
@@ -187,6 +201,8 @@ class GenerationArguments:
         chosen["logit_bias"] = parse_logit_bias(self.logit_bias) if self.logit_bias else None
         chosen["lookup"] = None if self.lookup is None else self.lookup == "on"
         chosen["stop"] = self.stop or ()
+        for name in ("seed", "max_tokens"):  # as in other programs
+            chosen[name] = None if chosen[name] == -1 else chosen[name]
         return GenerationOptions(**chosen)
 
     def session(self) -> SessionOptions:
@@ -340,6 +356,7 @@ def load_model(
     chat_template: str | None = None,
 ) -> Jamba:
     """Load the model of that name; for None the last used or the demo model, with a note that says which."""
+    began = time.perf_counter()
     with importing():
         from jambacli.api import Jamba
 
@@ -351,7 +368,12 @@ def load_model(
         read_chat_template(chat_template)  # what is wrong with it is reported before a checkpoint is converted
     if path.is_dir():  # convert it here, with progress; Jamba.load then finds the result
         converted_gguf(path, ui.progress)
-    return Jamba.load(name, options, ctx=ctx, kv_type=kv_type, chat_template=chat_template)
+        began = time.perf_counter()
+    model = Jamba.load(name, options, ctx=ctx, kv_type=kv_type, chat_template=chat_template, progress=ui.loading)
+    with contextlib.suppress(JambaError):  # who needs it will say what is wrong with it
+        model.tokenizer  # noqa: B018 - it takes longer than the weights, which are mapped
+    model.load_seconds = time.perf_counter() - began
+    return model
 
 
 def system_message(text: str | None) -> str | None:

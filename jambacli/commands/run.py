@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +23,7 @@ def run(
     first: Annotated[
         str | None, typer.Argument(metavar="[MODEL]", help="A name or a .gguf; default: the last used.")
     ] = None,
-    second: Annotated[str | None, typer.Argument(metavar="[PROMPT]", help="The prompt.")] = None,
+    second: Annotated[str | None, typer.Argument(metavar="[PROMPT]", help="The prompt; -: standard input.")] = None,
     file: Annotated[Path | None, typer.Option("--file", "-f", help="Read (more of) the prompt from a file.")] = None,
     system: o.System = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
@@ -47,7 +46,9 @@ def run(
     model = arguments.load_model(name)
     session = model.session(replace(options, system=system))
     with _raw_offered():
-        raw = raw or model.template is None
+        if not raw and model.template is None:
+            ui.note(f"{model.name} has no chat template: continuing the prompt as plain text, as with --raw")
+            raw = True
         if raw and system:
             raise UsageError(
                 "--system needs the chat template; leave out --raw, or put the system message into the prompt"
@@ -56,7 +57,7 @@ def run(
         pieces = say(prompt, progress=ui.progress, options=generation)
     with session:
         text, interrupted = stream(pieces, show=not as_json)
-        if not as_json and text and not text.endswith("\n") and sys.stdout.isatty():
+        if not as_json and text and not text.endswith("\n"):
             write("\n")
     figures = figures_of_reply(model, session)
     if as_json:
@@ -87,14 +88,18 @@ def _model_and_prompt(first: str | None, second: str | None) -> tuple[str | None
 
     if second is not None or first is None:
         return first, second
+    if first == "-":
+        return None, first
     return (first, None) if is_model_name(first) else (None, first)
 
 
 def _prompt(words: str | None, file: Path | None) -> str:
-    parts = [] if words is None else [words]
-    if file is not None:
+    """The prompt: the words, the file, and standard input, which ``-`` in place of words or file reads in any case."""
+    given = words == "-" or str(file) == "-"
+    parts = [] if words is None or words == "-" else [words]
+    if file is not None and str(file) != "-":
         parts.append(o.read_text(file))
-    if (file is None or str(file) != "-") and o.has_input():
+    if given or o.has_input():
         parts.append(o.read_text(None))
     prompt = "\n\n".join(p for p in parts if p)
     if not prompt:
