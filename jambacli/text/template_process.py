@@ -360,7 +360,7 @@ def _wait(descriptor: int, event: int, limit: _TimeLimit) -> None:
 
 def _packages() -> list[str]:
     """The directories that hold the packages a child imports."""
-    found = {}
+    found: dict[str, None] = {}
     for name in ("jinja2", "markupsafe"):
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.origin is not None:
