@@ -7,6 +7,10 @@ import sys
 
 def main() -> None:
     """Run the command line; exit codes are those of ``jambacli.cli.main``."""
+    if sys.argv[1:2] == ["__complete"]:  # a Tab in a shell: nothing slow is imported
+        from jambacli.commands.complete import main as complete
+
+        return complete(sys.argv[2:])
     try:
         from jambacli.startup import end_process, importing, own_process
 

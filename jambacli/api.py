@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,9 @@ from jambacli.startup import importing
 
 if TYPE_CHECKING:
     from jambacli.engine.batch_job import Job, Request
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -132,6 +136,9 @@ class Jamba(LoadedModel):
             template_name=template_name,
         )
         loaded.load_seconds = time.perf_counter() - start
+        logger.debug(
+            "%s: %d bytes, loaded on %s in %.2f s", path, path.stat().st_size, model.device, loaded.load_seconds
+        )
         if name is not None:
             with contextlib.suppress(JambaError, OSError):  # JAMBA_HOME need not be writable to load a model
                 remember_used(str(name))

@@ -30,7 +30,6 @@ _COMPARE = ("llama.cpp",)
 _FILLS = ("read", "random")
 
 
-@o.quiet_option
 def bench(
     name: Annotated[
         str | None, typer.Argument(metavar="[MODEL]", help="A name or a .gguf; default: a synthetic model.")

@@ -12,12 +12,12 @@ from typing import Annotated
 import typer
 
 from jambacli import ui
+from jambacli.commands import documents_io
 from jambacli.commands import options as o
-from jambacli.commands.reply import figures_of_reply, show_stats, stream, write
+from jambacli.commands.reply import figures_of_reply, show_stats, stream, write, write_json
 from jambacli.errors import BadFileError, UsageError
 
 
-@o.quiet_option
 @o.generation_options
 def run(
     first: Annotated[
@@ -30,13 +30,16 @@ def run(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object with the text and statistics, not streamed.")
     ] = False,
+    json_stream: documents_io.JsonStream = False,
+    schema: documents_io.Schema = None,
     *,
     arguments: o.GenerationArguments,
 ) -> None:
     """Answer a prompt: from the command line, a file, standard input, or all of them together."""
-    generation, options = arguments.generation(), arguments.session()
+    documents_io.check_json(as_json, json_stream)
+    generation, options = arguments.generation(), arguments.session(system)
+    generation = replace(generation, schema=arguments.schema(schema))
     name, words = _model_and_prompt(first, second)
-    system = o.system_message(system)
     prompt = _prompt(words, file)
     if raw and (arguments.think or arguments.chat_template is not None):
         raise UsageError(
@@ -44,22 +47,24 @@ def run(
         )
 
     model = arguments.load_model(name)
-    session = model.session(replace(options, system=system))
+    session = model.session(options)
     with _raw_offered():
         if not raw and model.template is None:
             ui.note(f"{model.name} has no chat template: continuing the prompt as plain text, as with --raw")
             raw = True
-        if raw and system:
+        if raw and options.system:
             raise UsageError(
-                "--system needs the chat template; leave out --raw, or put the system message into the prompt"
+                "a system message needs the chat template; leave out --raw, --system and --preset, or put it into the prompt"
             )
         say = session.complete if raw else session.send
         pieces = say(prompt, progress=ui.progress, options=generation)
     with session:
-        text, interrupted = stream(pieces, show=not as_json)
-        if not as_json and text and not text.endswith("\n"):
+        text, interrupted = stream(pieces, show=not as_json, as_json=json_stream)
+        if not as_json and not json_stream and text and not text.endswith("\n"):
             write("\n")
     figures = figures_of_reply(model, session)
+    if json_stream:
+        write_json({"done": True, "model": model.name, **figures})
     if as_json:
         print(json.dumps({"model": model.name, "text": text, **figures}, ensure_ascii=False))
     if arguments.stats:

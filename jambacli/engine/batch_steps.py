@@ -114,7 +114,9 @@ class BatchSteps:
                     return token
             job.finish()
             if job.request.constraint is not None:
-                job.request.constraint.check_finished(len(job.result.ids))
+                most = job.request.max_tokens
+                at_context = most is None or len(job.ids) + most > sequence.ctx
+                job.request.constraint.check_finished(len(job.result.ids), at_context=at_context)
         except Exception as error:
             self._release(slot, error)
         else:

@@ -55,8 +55,13 @@ def state_spaces(fingerprint: str, state: SequenceState) -> tuple[str, str]:
 
     Earlier versions knew one mode, today's precise one. A state of theirs fits both: either mode can go on from it.
     """
-    earlier = f"{fingerprint}-{state.kv_type}"
-    return f"{earlier}-{'precise' if state.precise else 'int8'}", earlier
+    return spaces_of(fingerprint, state.kv_type, state.precise)
+
+
+def spaces_of(fingerprint: str, kv_type: str, precise: bool) -> tuple[str, str]:
+    """See ``state_spaces``."""
+    earlier = f"{fingerprint}-{kv_type}"
+    return f"{earlier}-{'precise' if precise else 'int8'}", earlier
 
 
 class PrefixCache:

@@ -23,6 +23,7 @@ from jambacli.interrupts import Stop, StoppedError, interrupts_held
 from jambacli.progress import Progress, no_progress
 from jambacli.session.conversation import Rendered, Turn, ends_in_thought, render_plain, thought_marks
 from jambacli.session.functions import Tool, tools_of
+from jambacli.session.given_documents import given_documents
 from jambacli.session.reply_tools import ReplyTools, model_markup, reply_constraint, reply_tools, without_calls
 from jambacli.session.stats import Stats
 from jambacli.session.stored_session import TAKEN_BACK, StoredSession
@@ -75,11 +76,11 @@ class Session(StoredSession):
     ) -> Iterator[str]:
         """Send ``text`` and yield the reply as it is generated.
 
-        ``documents``: mappings with "text" and optionally "title". ``knobs``: the value of the chat template's variable
-        ``knobs``, which sets modes. ``options``, and the same fields as keywords (``temperature=0`` ...), override the
-        session's sampling. A model that thinks first yields its thoughts as ``Thought``, a kind of str. A reply that is
-        stopped or whose iterator is closed early is kept as far as it got. Raises ContextFullError, when the iterator
-        starts, if the conversation and ``reserve`` tokens of a reply do not fit; the message is then taken back.
+        ``documents``: mappings with "text" (or "content") and optionally "title" and "metadata". ``knobs``: the value of the
+        chat template's variable ``knobs``, which sets modes. ``options``, and the same fields as keywords (``temperature=0``
+        ...), override the session's sampling. A model that thinks first yields its thoughts as ``Thought``, a kind of str. A
+        reply that is stopped or whose iterator is closed early is kept as far as it got. Raises ContextFullError, when the
+        iterator starts, if the conversation and ``reserve`` tokens of a reply do not fit; the message is then taken back.
 
         ``tools``: Python functions with type hints that the model may call (see ``Tool.of``). Their results become turns, and
         the model answers again, at most ``tool_rounds`` times (8). ``tool_choice``: "auto", "required", "none" or a function's
@@ -91,6 +92,7 @@ class Session(StoredSession):
         self.use_tools(tools, choice=tool_choice, rounds=tool_rounds, approve=approve)
         switch_thoughts(self.conversation, chosen.think)  # documents are rendered as they will be in the prompt
         before = list(self.conversation.turns)
+        documents = given_documents(documents)
         self.conversation.add_user(text, documents, knobs)
         self._record_documents(documents)
         return self._run(self._taken_back_unless_begun(before, self._answer(chosen, reserve, progress, stop)))
@@ -126,6 +128,7 @@ class Session(StoredSession):
         """Continue ``text`` without a chat template, after ``documents`` as plain text, and yield what follows."""
         stop = self._begin()
         chosen = _merged(options, keywords)
+        documents = given_documents(documents)
         self._chat = False
         self._record_documents(documents)
         rendered = render_plain(self.model.tokenizer, text, documents)
@@ -332,7 +335,8 @@ class Session(StoredSession):
                     self.stats.first_token_seconds = time.perf_counter() - began
                 yield piece
             if constraint is not None and result.finish != "interrupted":
-                constraint.check_finished(len(result.ids))
+                at_context = max_tokens is None or len(self._prompt) + max_tokens > sequence.ctx
+                constraint.check_finished(len(result.ids), at_context=at_context)
         except StoppedError:  # before there was a token
             pass
         finally:
