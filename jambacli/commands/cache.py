@@ -11,7 +11,7 @@ import typer
 
 from jambacli import ui
 from jambacli.commands import options as o
-from jambacli.commands.sessions import age
+from jambacli.commands.durations import age
 from jambacli.errors import JambaError, UsageError
 from jambacli.units import counted, format_bytes
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jambacli import ui
+from jambacli.commands.durations import age
 from jambacli.errors import JambaError, UsageError
-from jambacli.units import counted, format_bytes, parse_duration
+from jambacli.units import counted, format_bytes
 
 if TYPE_CHECKING:
     from jambacli.session.library import SessionSummary
@@ -187,14 +188,6 @@ def _remove(chosen: list[str], named: bool, yes: bool) -> list[str]:
         removed.append(name)
         ui.note(f"removed {name}")
     return removed
-
-
-def age(text: str) -> float:
-    """``--older-than`` in seconds. Raises UsageError for anything but a duration."""
-    seconds = parse_duration(text, "--older-than")
-    if seconds is None:
-        raise UsageError("is not a time that can pass; write it like 30d or 12h", field="older_than", value=text)
-    return seconds
 
 
 @app.command()

@@ -151,7 +151,7 @@ def _numbers(section: str) -> list[int]:
     if re.search(r"[^\W\d_]", plain):
         return []
     # A number with more digits than any count of documents is cut off: it is the number of no document.
-    return [int(n[:12]) for n in re.findall(r"(?<![\d.])-?\d+(?![\d.]*\.\d)", plain)]
+    return [int(n[:12]) for n in re.findall(r"(?<![\d.])-?\d++(?![\d.]*\.\d)", plain)]
 
 
 def _titled(section: str, entries: Sequence[DocumentEntry]) -> list[int]:

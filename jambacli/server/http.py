@@ -74,7 +74,9 @@ class Access:
         if kind.lower() == "bearer":
             given.append(value.strip())
         # AWS clients send their key's id, and a signature that only the secret could check.
-        given += re.findall(r"Credential=([^/,\s]+)/", value) if kind.startswith("AWS4") else []
+        for part in value.split("Credential=")[1:] if kind.startswith("AWS4") else ():
+            found = re.match(r"[^/,\s]+(?=/)", part)
+            given += [found[0]] if found else []
         assert self.key is not None
         if has_cookie(headers.get("cookie", ""), self.key):
             return

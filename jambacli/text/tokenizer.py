@@ -27,6 +27,8 @@ _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+# Characters of control tokens that are found by themselves. Real vocabularies have at most 10,000, such as "[control_767]".
+_MAX_MARKERS = 1 << 15
 _PRE = {
     "default": _GPT2,
     "gpt-2": _GPT2,
@@ -224,6 +226,11 @@ class Tokenizer:
             # Markers in angle brackets are found by their form and looked up: a regex of a thousand alternatives is slow.
             angled = [p for p in names if re.fullmatch(r"<[^<>]+>", p)]
             other = sorted(set(names) - set(angled), key=lambda p: (-len(p), p))
+            if (size := sum(map(len, other))) > _MAX_MARKERS:
+                raise BadFileError(
+                    self._source,
+                    f"its control tokens outside of angle brackets have {size:,} characters; the limit is {_MAX_MARKERS:,}",
+                )
             parts = [re.escape(p) for p in other]
             if angled:
                 parts.append(rf"<[^<>]{{1,{max(len(p) for p in angled) - 2}}}>")

@@ -33,7 +33,7 @@ _ANTHROPIC = {
 }  # fmt: skip
 _OLLAMA = {
     "model": "m", "messages": [{"role": "user", "content": "Hi"}],
-    "options": {"num_ctx": 50, "temperature": 0.1, "stop": ["x"]},
+    "options": {"num_ctx": 50, "temperature": 0.1, "stop": "x"},
     "format": {"type": "object"}, "tools": [_TOOL], "think": True, "keep_alive": "5m", "stream": False,
 }  # fmt: skip
 _GENERATE = {"model": "m", "prompt": "Hi", "system": "s", "raw": False, "options": {"num_predict": 3, "top_k": 2}}
