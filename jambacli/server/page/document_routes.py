@@ -14,6 +14,7 @@ from jambacli.documents.quotes import find_quote
 from jambacli.server.context import Server
 from jambacli.server.errors import ApiError, bad_request
 from jambacli.server.file_routes import read_form
+from jambacli.server.files import clean_name
 from jambacli.server.http import json_response, parse_json, read_bytes
 from jambacli.server.multipart import MultipartReader, boundary_of
 from jambacli.server.page.document import DocumentText, LibraryDocument, paragraphs_of
@@ -49,7 +50,7 @@ class DocumentRoutes:
                 name, text = body.get("name"), body.get("text")
                 if not isinstance(text, str) or not (name is None or isinstance(name, str)):
                     raise bad_request("the fields 'name' and 'text' must be texts", "text")
-                name = (name or "").strip() or "pasted text.txt"
+                name = clean_name(name, "pasted text")
                 if "." not in name[-6:]:
                     name += ".txt"
                 await asyncio.to_thread(upload.write, text.encode("utf-8", "replace"))

@@ -80,7 +80,7 @@ def test_what_a_form_of_another_page_could_send_is_refused(talk: Talk, kind: str
         ("..\\..\\boot.ini.txt", "boot.ini.txt"),
         ("a\r\nSet-Cookie: x=1.txt", "a Set-Cookie: x=1.txt"),
         ("\u202etxt.exe.txt", "txt.exe.txt"),
-        ("/", "document"),
+        ("/", "pasted text"),
     ],
 )
 def test_names_are_no_paths_no_headers_and_no_markup(talk: Talk, given: str, shown: str) -> None:
