@@ -62,7 +62,9 @@ def run_tests(sanitize: str, modules: list[str]) -> None:
     """Those test modules, but for their slow tests, under a sanitizer."""
     paths = [f"tests/{name}" for name in modules]
     marks = ("-m", "not slow and not gpu and not peer")
-    done = run_under(sanitize, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *marks, *paths)
+    # What a sanitizer writes before it ends the process is not captured inside it.
+    plain = ("-x", "-q", "-p", "no:cacheprovider", "--capture=sys")
+    done = run_under(sanitize, "-m", "pytest", *plain, *marks, *paths)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed and int(passed[1]) > 50, done.stdout[-2000:]
