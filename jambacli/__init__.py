@@ -16,9 +16,11 @@ __version__ = "0.1.0"
 __all__ = ["Jamba", "__version__"]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "Jamba":
-        from jambacli.api import Jamba
+if not TYPE_CHECKING:  # a type checker would take any name for one of the package's
 
-        return Jamba
-    raise AttributeError(f"module 'jambacli' has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        if name == "Jamba":
+            from jambacli.api import Jamba
+
+            return Jamba
+        raise AttributeError(f"module 'jambacli' has no attribute {name!r}")

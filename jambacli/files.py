@@ -44,11 +44,14 @@ def temporary_beside(path: Path) -> TemporaryFile:
 
 
 def remove_unfinished() -> None:
-    """Remove the temporary files of killed processes under ``jamba_home`` and where ``temporary_beside`` has noted one; log
-    how many. Raises JambaError for a user without a home directory."""
+    """Remove the temporary files of killed processes under ``jamba_home`` and ``data_home`` and where ``temporary_beside`` has
+    noted one; log how many. Raises JambaError for a user without a home directory."""
     home = jamba_home()
     skip = [home / name for name in _STORED]
-    report_removed([*remove_recorded(home / _RECORDS), *remove_abandoned(home, below=True, skip=skip)])
+    found = [*remove_recorded(home / _RECORDS), *remove_abandoned(home, below=True, skip=skip)]
+    if data_home() != home:
+        found += remove_abandoned(data_home(), below=True)
+    report_removed(found)
 
 
 def sync_directory(path: Path) -> None:
@@ -119,16 +122,45 @@ def path_of(text: str) -> Path:
 
 
 def jamba_home() -> Path:
-    """The directory of models, sessions and prefixes: ``JAMBA_HOME``, or ``jamba`` in the platform's user cache directory.
+    """The directory of models and of what can be computed again: ``JAMBA_HOME``, or ``jamba`` in the platform's user cache
+    directory.
 
     Raises JambaError for a user without a home directory.
     """
+    return _home("cache")
+
+
+def data_home() -> Path:
+    """The directory of what a user has made, such as sessions: ``JAMBA_HOME``, or ``jamba`` in the platform's user data
+    directory, which no program empties. Raises JambaError for a user without a home directory."""
+    return _home("data")
+
+
+def state_home() -> Path:
+    """The directory of what a user has typed: ``JAMBA_HOME``, or ``jamba`` in the platform's user state directory. Raises
+    JambaError for a user without a home directory."""
+    return _home("state")
+
+
+def config_home() -> Path:
+    """The directory of the user's settings: ``JAMBA_HOME``, or ``jamba`` in the platform's user config directory. Raises
+    JambaError for a user without a home directory."""
+    return _home("config")
+
+
+def _home(kind: str) -> Path:
     if (home := os.environ.get("JAMBA_HOME", "")).strip():
         return path_of(home)
     import platformdirs
 
+    folders = {
+        "cache": platformdirs.user_cache_dir,
+        "config": platformdirs.user_config_dir,
+        "data": platformdirs.user_data_dir,
+        "state": platformdirs.user_state_dir,
+    }
     try:
-        return Path(platformdirs.user_cache_dir("jamba", appauthor=False))
+        return Path(folders[kind]("jamba", appauthor=False))
     except RuntimeError as error:
         raise JambaError(
             "this user has no home directory; set JAMBA_HOME to a folder that can be written to"

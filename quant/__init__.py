@@ -14,14 +14,16 @@ if TYPE_CHECKING:
 __all__ = ["FORMATS", "Format", "QTensor", "Rows", "dequantize", "get_format", "quantize"]
 
 
-def __getattr__(name: str) -> Any:
-    # Lazy: many commands need the table of formats and nothing else.
-    if name == "quantize":
-        from quant.quantize_blocks import quantize
+if not TYPE_CHECKING:  # a type checker would take any name for one of the package's
 
-        return quantize
-    if name == "dequantize":
-        from quant.dequantize_blocks import dequantize
+    def __getattr__(name: str) -> Any:
+        # Lazy: many commands need the table of formats and nothing else.
+        if name == "quantize":
+            from quant.quantize_blocks import quantize
 
-        return dequantize
-    raise AttributeError(f"module 'quant' has no attribute {name!r}")
+            return quantize
+        if name == "dequantize":
+            from quant.dequantize_blocks import dequantize
+
+            return dequantize
+        raise AttributeError(f"module 'quant' has no attribute {name!r}")

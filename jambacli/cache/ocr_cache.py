@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ class OcrCache:
         except (OSError, ValueError):
             return {}
         for line in lines:
-            with contextlib.suppress(ValueError, KeyError, TypeError):
+            with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError, OverflowError):
                 value = json.loads(line)
                 found[int(value["page"])] = Recognized(str(value["text"]), float(value["sure"]))
         with contextlib.suppress(OSError):
@@ -92,11 +93,12 @@ class OcrCache:
         with contextlib.suppress(OSError):
             self._path(digest, variant).unlink(missing_ok=True)
 
-    def clear(self) -> None:
-        """Delete every page."""
+    def clear(self, latest: float = math.inf) -> None:
+        """Delete every page, or those of files last used by the time ``latest``, in seconds since 1970."""
         for path in self._files():
             with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
+                if path.stat().st_mtime <= latest:
+                    path.unlink(missing_ok=True)
 
     def _path(self, digest: str, variant: str) -> Path:
         return self.folder / f"{digest}~{variant}.jsonl"

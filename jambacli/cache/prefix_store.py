@@ -16,8 +16,10 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import os
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -247,17 +249,21 @@ class PrefixStore:
             "models": len({path.parent.name for path, _, _ in prefixes}),
         }
 
-    def clear(self, documents: str | Iterable[str] | None = None) -> int:
-        """Delete everything, or every prefix and reply made from documents of these hashes; returns the bytes freed."""
+    def clear(self, documents: str | Iterable[str] | None = None, *, older_than: float = 0.0) -> int:
+        """Delete everything, or every prefix and reply made from documents of these hashes; returns the bytes freed.
+
+        ``older_than``: only what was last used over so many seconds ago.
+        """
         hashes = [documents] if isinstance(documents, str) else documents
         affected = None if hashes is None else frozenset(hashes)
+        latest = time.time() - older_than if older_than else math.inf
         with self._locked(exclusive=True):
             before = self._blob_bytes()
-            ReplyCache(self.root).clear(affected)
+            ReplyCache(self.root).clear(affected, latest)
             if affected is None:
-                OcrCache(self.root).clear()
-            for path, _, prefix in self._prefixes():
-                if affected is None or not affected.isdisjoint(prefix.documents):
+                OcrCache(self.root).clear(latest)
+            for path, used, prefix in self._prefixes():
+                if used <= latest and (affected is None or not affected.isdisjoint(prefix.documents)):
                     path.unlink(missing_ok=True)
             named = {name for _, _, prefix in self._prefixes() for name in prefix.blobs}
             for name, (path, _, _) in self._blobs().items():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -50,13 +51,24 @@ class ReplyCache:
             for path in sorted(files, key=lambda p: p.stat().st_mtime)[: max(0, len(files) - _MAX_REPLIES)]:
                 path.unlink(missing_ok=True)
 
-    def clear(self, documents: Iterable[str] | None = None) -> None:
-        """Delete every reply, or those made from any of the documents with these hashes."""
+    def clear(self, documents: Iterable[str] | None = None, latest: float = math.inf) -> None:
+        """Delete every reply, or those made from any of the documents with these hashes; of these, the ones last used by the
+        time ``latest``, in seconds since 1970."""
         affected = None if documents is None else set(documents)
         for path in self.folder.glob("*.json") if self.folder.is_dir() else ():
+            if last_used(path) > latest:
+                continue
             entry = self.get(path.stem) if affected is not None else None
             if affected is None or entry is None or affected & set(entry.get("documents", ())):
                 path.unlink(missing_ok=True)
+
+
+def last_used(path: Path) -> float:
+    """When a stored file was last used, in seconds since 1970; 0 for one that is gone."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def reply_key(*parts: Any) -> str:

@@ -17,7 +17,7 @@ from jambacli import ui
 from jambacli.chat.commands import HELP, Chat
 from jambacli.engine.generate import Thought
 from jambacli.errors import JambaError
-from jambacli.session.session_file import require_writable, sessions_folder
+from jambacli.session.session_file import history_path, require_writable
 from jambacli.units import counted, format_context
 
 _REDRAW_SECONDS = 0.08
@@ -201,6 +201,7 @@ def _can_keep(wanted: bool) -> bool:
         return False
     try:
         require_writable()
+        history_path()
     except JambaError:
         return False
     return True
@@ -241,9 +242,9 @@ def talk(
         else:
             buffer.validate_and_handle()
 
-    # The history is as private as the sessions, so it is stored in their folder.
+    # The history is as private as the sessions.
     prompt: PromptSession[str] = PromptSession(
-        history=FileHistory(str(sessions_folder() / ".history")) if _can_keep(keep_history) else InMemoryHistory(),
+        history=FileHistory(str(history_path())) if _can_keep(keep_history) else InMemoryHistory(),
         completer=WordCompleter([name.split()[0] for name in HELP], sentence=True),
         complete_while_typing=False,
         key_bindings=keys,

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from jambacli.text.tool_calls import ToolCall
 
 
-@o.quiet_option
 @o.generation_options
 def chat(
     name: Annotated[
@@ -44,11 +43,11 @@ def chat(
     arguments: o.GenerationArguments,
 ) -> None:
     """Chat. Every turn is saved, and no process computes the same text twice."""
-    generation, options = arguments.generation(), arguments.session()
+    generation, options = arguments.generation(), arguments.session(system)
     if session is not None and arguments.no_store:
         raise UsageError("--session and --no-store exclude each other: a named session is stored on disk")
 
-    system = o.system_message(system)
+    generation = replace(generation, schema=arguments.schema(None))
     functions = []
     if tools is not None:
         if not yes_tools and not _on_terminal():
@@ -69,7 +68,7 @@ def chat(
         )
     talk = Chat(
         model,
-        options=replace(options, system=system or None, read_only=read_only),
+        options=replace(options, read_only=read_only),
         generation=generation,
         name=session,
         overflow=overflow,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import shlex
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -27,7 +27,6 @@ class _Instead(Exception):
         self.name = name
 
 
-@o.quiet_option
 def pull(
     name: Annotated[
         str,
@@ -54,16 +53,19 @@ def pull(
     ] = None,
     kv_type: Annotated[str, typer.Option("--kv-type", help="Keys and values as f16, bf16, f32 or q8_0.")] = "f16",
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask; download even what does not fit.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object with the name and the files.")] = False,
 ) -> None:
     """Download a model, or resume its download, verify it and register it under a name."""
     from jambacli.cache.fingerprint import record
     from jambacli.hub import pull as hub
-    from jambacli.hub.demo import is_demo_model
+    from jambacli.hub.demo import DEMO_NAME, demo_model_path, is_demo_model
     from jambacli.hub.store import Store
     from jambacli.model.config import KV_TYPES
 
     if is_demo_model(name):
         ui.note(f"{name} comes with the program; run it with: jamba run {name}")
+        if as_json:
+            print(json.dumps({"name": DEMO_NAME, "files": [str(demo_model_path())]}))
         return
     kv_type = kv_type.lower()
     if kv_type not in KV_TYPES:
@@ -73,8 +75,12 @@ def pull(
         entry = _pull(name, options, yes)
     except _Instead as chosen:
         entry = _pull(chosen.name, hub.PullOptions(None, None, own_name, options.ctx, kv_type), yes)
-    for path in Store().paths(entry)[:1]:
+    paths = Store().paths(entry)
+    for path in paths[:1]:
         record(path)
+    if as_json:
+        shown = {"name": entry.name, "bytes": entry.size, "type": entry.quant, "files": [str(path) for path in paths]}
+        print(json.dumps(shown))
     ui.note(f"{entry.name} is ready: jamba run {shlex.quote(entry.name)}")
 
 
@@ -93,7 +99,7 @@ def _pull(name: str, options: PullOptions, yes: bool) -> StoreEntry:
         raise JambaError(f"{error.problem}; or make it from the checkpoint with: {_command(error.offer)}") from error
     except hub.NeedsConversion as needed:
         how = f"{needed.problem}; convert and quantize it in one step with: {_command(needed.offer)}"
-        if options.quant is None and not (yes or _asked(f"{how}\nDo that now?")):
+        if options.quant is None and not (yes or ui.asked(f"{how}\nDo that now?")):
             raise JambaError(how) from needed
         from jambacli.hub.from_checkpoint import make_from_checkpoint
 
@@ -112,13 +118,13 @@ def _decide(fit: DownloadFit, yes: bool) -> None:
         return
     fitting = [f"{other.name} ({format_bytes(other.size)})" for other in fit.alternatives]
     hint = f"; what fits: {', '.join(fitting)}" if fitting else ""
-    if not _can_ask():
+    if not ui.can_ask():
         raise JambaError(f"{fit.name} does not fit this machine{hint}; use --yes to download it anyway")
     ui.note(f"It does not fit this machine{hint}.")
     for other in fit.alternatives:
-        if _asked(f"Pull {other.name} instead?"):
+        if ui.asked(f"Pull {other.name} instead?"):
             raise _Instead(other.name)
-    if not _asked(f"Download {fit.name} anyway?"):
+    if not ui.asked(f"Download {fit.name} anyway?"):
         raise JambaError(f"{fit.name} was not downloaded")
 
 
@@ -136,14 +142,3 @@ def _verdict(fit: DownloadFit) -> str:
     free = ", ".join(f"{f.device.name} has {format_bytes(f.device.available)}" for f in plan.fits)
     shorter = f"; it would fit with up to {format_context(fit.longest_ctx)} tokens" if fit.longest_ctx else ""
     return f"needs {need}, but {free} free{shorter}"
-
-
-def _can_ask() -> bool:
-    return sys.stdin.isatty() and sys.stderr.isatty()
-
-
-def _asked(question: str) -> bool:
-    if not _can_ask():
-        return False
-    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip().lower() in ("y", "yes")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import quote
 
 import typer
 
@@ -33,7 +35,6 @@ _GRACE = 10
 _KEEP_ALIVE = "5m"
 
 
-@o.quiet_option
 @o.generation_options
 def serve(
     models: Annotated[
@@ -82,11 +83,14 @@ def serve(
     cors_origin: Annotated[
         list[str] | None, typer.Option("--cors-origin", help="A web page's origin that may ask; repeatable.")
     ] = None,
+    no_page: Annotated[bool, typer.Option("--no-page", help="Leave out the page for browsers.")] = False,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
     *,
     arguments: o.GenerationArguments,
 ) -> None:
     """Answer programs over HTTP. Text that is known from any client, chat or ask is not computed again."""
-    generation = arguments.generation()
+    generation = replace(arguments.generation(), schema=arguments.schema(None))
+    system = arguments.system_message(None)
     try:
         with importing():
             from jambacli.server.app import make_app
@@ -94,6 +98,7 @@ def serve(
             from jambacli.server.context import Server
             from jambacli.server.files import FileStore
             from jambacli.server.http import Access, is_loopback
+            from jambacli.server.page.page import Page
     except ImportError as error:
         if error.name not in ("uvicorn", "starlette"):
             raise
@@ -112,6 +117,9 @@ def serve(
     if arguments.chat_template is not None and (several or upstream is not None):
         raise UsageError("goes with one model, served alone", field="chat_template")
 
+    if open_page and (no_page or unix is not None):
+        raise UsageError("a browser cannot open that", field="no_page" if no_page else "unix")
+
     with _listening(host, port, unix) as listener:
         local = unix is not None or (is_loopback(host) and is_loopback(str(listener.getsockname()[0])))
         if not local and not key:
@@ -127,17 +135,21 @@ def serve(
         else:
             served, what = _one(workers, *names[:1], alias=next(iter(aliases), None))
         files = FileStore(keep=not arguments.no_store)
+        page = None if no_page else Page(keep=not arguments.no_store)
         try:
-            app = make_app(
-                Server(served, generation, files=files), Access(key=key or None, hosts=hosts, origins=origins)
-            )
+            access = Access(key=key or None, hosts=hosts, origins=origins)
+            app = make_app(Server(served, generation, files=files, system=system, page=page), access)
             _reuse_later(listener)
             # Ctrl-C and SIGTERM stop the server, which raises them again when it has stopped: that is the regular end.
             with contextlib.suppress(KeyboardInterrupt, SystemExit):
-                _server(server_config(app, grace=_GRACE), what, listener).run(sockets=[listener])
+                _server(server_config(app, grace=_GRACE), what, listener, key if open_page else None).run(
+                    sockets=[listener]
+                )
         finally:
             served.close()
             files.close()
+            if page is not None:
+                page.close()
     ui.note("stopped")
 
 
@@ -292,16 +304,35 @@ def _listen_unix(path: Path) -> socket.socket:
     return listener
 
 
-def _server(config: Any, what: str, listener: socket.socket) -> Any:
-    """A uvicorn server that says what it serves and where once it listens."""
+def _server(config: Any, what: str, listener: socket.socket, browser_key: str | None = None) -> Any:
+    """A uvicorn server that says what it serves and where once it listens. ``browser_key``: then open a browser too, which gets
+    the key, if it is not empty; None: do not."""
     import uvicorn
 
     class Announced(uvicorn.Server):
         async def startup(self, sockets: Any = None) -> None:
             await super().startup(sockets)
-            ui.note(f"{what.replace('{address}', _address(listener.getsockname()))}; Ctrl-C stops it")
+            address = _address(listener.getsockname())
+            ui.note(f"{what.replace('{address}', address)}; Ctrl-C stops it")
+            if browser_key is not None:
+                threading.Thread(target=_open_browser, args=(address, browser_key), daemon=True).start()
 
     return Announced(config)
+
+
+def _open_browser(address: str, key: str) -> None:
+    """Open the page. The key is in the fragment of the address, which browsers send nowhere and the page removes."""
+    import webbrowser
+
+    address = address.replace("0.0.0.0", "127.0.0.1").replace("[::]", "[::1]")
+    page = f"{address}/#key={quote(key, safe='')}" if key else f"{address}/"
+    try:
+        opened = webbrowser.open(page)
+    except Exception as error:  # whatever the user has set as a browser
+        opened = False
+        ui.warn(f"no browser could be opened: {error}")
+    if not opened:
+        ui.note(f"open the page yourself: {address}/")
 
 
 def _address(name: Any) -> str:

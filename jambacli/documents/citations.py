@@ -65,38 +65,17 @@ class Cited:
         return places_of(self.cited(entries), entries)
 
     def _text(self, pieces: Iterable[str]) -> Iterator[str]:
-        held, blank, inside = "", "", False  # white space is held back: it is dropped before a section
+        split = SectionSplitter(self.sections)
         try:
             for piece in pieces:
                 if isinstance(piece, Thought):
                     yield piece
-                    continue
-                held += piece
-                while (at := held.find(CITATIONS_END if inside else CITATIONS)) >= 0:
-                    before, held = held[:at], held[at + len(CITATIONS_END if inside else CITATIONS) :]
-                    if inside:
-                        self.sections.append(before)
-                    elif said := (blank + before).rstrip():
-                        yield said
-                    blank, inside = "", not inside
-                if not inside:
-                    may_begin = next(n for n in range(len(CITATIONS) - 1, -1, -1) if held.endswith(CITATIONS[:n]))
-                    text = blank + held[: len(held) - may_begin]
-                    held = held[len(held) - may_begin :]
-                    said = text.rstrip()
-                    blank = text[len(said) :]
-                    if said:
-                        yield said
-            if inside:  # never closed: the list is the section, the rest is text
-                found = _LIST.match(held)
-                cut = found.end() if found else 0
-                self.sections.append(held[:cut])
-                inside, held = False, held[cut:].rstrip()
-            if (rest := blank + held) and (rest.strip() or not self.has_section):
+                elif said := split.push(piece):
+                    yield said
+            if rest := split.end():
                 yield rest
         finally:
-            if inside:
-                self.sections.append(held)
+            split.close()
 
     def _whole_json(self, pieces: Iterable[str]) -> Iterator[str]:
         said = ""
@@ -114,6 +93,51 @@ class Cited:
         section = said[end:].strip()
         if section.startswith(CITATIONS):
             self.sections.append(section[len(CITATIONS) :].partition(CITATIONS_END)[0])
+
+
+class SectionSplitter:
+    """Takes a reply piece by piece and gives its text without the sections of citations, which it adds to ``sections``."""
+
+    def __init__(self, sections: list[str]) -> None:
+        self.sections = sections
+        self._held = self._blank = ""  # white space is held back: it is dropped before a section
+        self._inside = False
+
+    def push(self, piece: str) -> str:
+        """The text that is certain with this piece."""
+        said = []
+        self._held += piece
+        while (at := self._held.find(CITATIONS_END if self._inside else CITATIONS)) >= 0:
+            before = self._held[:at]
+            self._held = self._held[at + len(CITATIONS_END if self._inside else CITATIONS) :]
+            if self._inside:
+                self.sections.append(before)
+            else:
+                said.append((self._blank + before).rstrip())
+            self._blank, self._inside = "", not self._inside
+        if not self._inside:
+            held = self._held
+            may_begin = next(n for n in range(len(CITATIONS) - 1, -1, -1) if held.endswith(CITATIONS[:n]))
+            text = self._blank + held[: len(held) - may_begin]
+            self._held = held[len(held) - may_begin :]
+            said.append(text.rstrip())
+            self._blank = text[len(said[-1]) :]
+        return "".join(said)
+
+    def end(self) -> str:
+        """The rest of the text, at the end of the reply."""
+        if self._inside:  # never closed: the list is the section, the rest is text
+            found = _LIST.match(self._held)
+            cut = found.end() if found else 0
+            self.sections.append(self._held[:cut])
+            self._inside, self._held = False, self._held[cut:].rstrip()
+        rest = self._blank + self._held
+        return rest if rest.strip() or not self.sections else ""
+
+    def close(self) -> None:
+        """Keep the section in which a reply was cut off, if ``end`` was not called."""
+        if self._inside:
+            self.sections.append(self._held)
 
 
 def places_of(ids: Iterable[int], entries: Sequence[DocumentEntry]) -> list[Source]:

@@ -7,11 +7,11 @@ prefills only the question.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from jambacli.documents.modes import Modes, Task
 from jambacli.documents.pages import DocumentEntry
 from jambacli.engine.batch import BatchEngine
 from jambacli.engine.options import GenerationOptions
@@ -22,7 +22,6 @@ from jambacli.session.options import SessionOptions
 from jambacli.session.requests import request_of
 from jambacli.session.session import Session
 from jambacli.session.thinking import render_reply, switch_thoughts
-from jambacli.text.markup import CITATIONS, CITATIONS_END
 
 if TYPE_CHECKING:
     from jambacli.engine.batch_job import Request
@@ -30,19 +29,6 @@ if TYPE_CHECKING:
 
 #: Tokens kept free for a reply if the user sets no limit and the context is large enough.
 REPLY_TOKENS = 1024
-
-
-@dataclass(frozen=True)
-class Task:
-    """What to do with the documents: an instruction or a question.
-
-    ``schema``: the reply is JSON of that schema. ``citations``: the reply names documents in a section after the text or the
-    JSON (see ``documents.citations``).
-    """
-
-    text: str
-    citations: bool = False
-    schema: Mapping[str, Any] | None = None
 
 
 class Reader:
@@ -62,7 +48,7 @@ class Reader:
         self.progress = progress
         self.ctx = self.options.ctx or model.config.context_length
         self.session: Session | None = None
-        self._modes: dict[str, bool] = {}
+        self._known_modes: Modes | None = None
 
     def reserve(self) -> int:
         """Tokens to keep free for the reply."""
@@ -131,27 +117,11 @@ class Reader:
 
     def knobs(self, task: Task) -> dict[str, Any] | None:
         """The template's modes for the task, None when it has none."""
-        if self.model.template is None:
-            return None
-        knobs: dict[str, Any] = {}
-        if task.citations and self._has_mode("citation_mode", "fast"):
-            knobs["citation_mode"] = "fast"
-        if task.schema is not None and self._has_mode("response_format", "json_object"):
-            knobs["response_format"] = "json_object"
-        return {"is_set": True, **knobs} if knobs else None
+        return self._modes().knobs(task)
 
     def instruction(self, task: Task) -> str:
         """The text after the documents: the task, with instructions for anything that the template has no mode for."""
-        text = task.text
-        if task.schema is not None:
-            text += f"\n\nReply in JSON that follows this schema: {json.dumps(task.schema, ensure_ascii=False)}"
-        if task.citations and not self._has_mode("citation_mode", "fast"):
-            what = "answer" if task.schema is None else "JSON"
-            text += (
-                f"\n\nAfter the {what}, list the IDs of the documents it is based on, like this: "
-                f"{CITATIONS}[2, 5]{CITATIONS_END}"
-            )
-        return text
+        return self._modes().instruction(task)
 
     def close(self) -> None:
         """Wait until the prefixes are stored, and close the session."""
@@ -181,9 +151,7 @@ class Reader:
             self.session = Session(self.model, self.options)
         return self.session
 
-    def _has_mode(self, knob: str, value: str) -> bool:
-        if self.model.template is None:
-            return False
-        if knob not in self._modes:
-            self._modes[knob] = self._opened().conversation.takes(**{knob: value})
-        return self._modes[knob]
+    def _modes(self) -> Modes:
+        if self._known_modes is None:
+            self._known_modes = Modes(self._opened().conversation if self.model.template is not None else None)
+        return self._known_modes

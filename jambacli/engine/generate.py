@@ -14,6 +14,7 @@ from jambacli.engine.drafted_steps import DraftedSteps
 from jambacli.engine.sampling import Logits, Sampler
 from jambacli.engine.sequence import TokenSequence
 from jambacli.errors import JambaError
+from jambacli.interrupts import Stop, interrupts_held
 from jambacli.text.markup import CITATIONS, CITATIONS_END
 from jambacli.text.streaming import StopMatcher, StreamDecoder
 from jambacli.text.tokenizer import Tokenizer
@@ -170,14 +171,17 @@ def generate(
     result: Generated,
     lookup: bool = False,
     markup: Mapping[int, str] | None = None,
+    stop: Stop | None = None,
 ) -> Iterator[str]:
     """Yield text as tokens are drawn after ``sequence``, until a stop token, a stop string, ``max_tokens`` or the context.
 
     ``sequence.logits`` must be known. ``result`` is kept up to date, so that a caller that closes the iterator early still
     has the reply so far. The last token drawn may not have been fed to the model yet. The other arguments are those of
     ``Reply``. ``lookup``: whether to compute several tokens in a step where earlier text says what probably comes next; the
-    reply is the same. Raises JambaError when logits are not finite.
+    reply is the same. ``stop``: looked at between tokens; once it is asked, no more is drawn and ``result.finish`` stays
+    "interrupted". A Ctrl-C takes effect between tokens too. Raises JambaError when logits are not finite.
     """
+    stop = stop or Stop()
     reply = Reply(
         tokenizer,
         max_tokens=max_tokens,
@@ -190,11 +194,16 @@ def generate(
     logits = sequence.logits
     assert logits is not None
     drafted = DraftedSteps(sequence, sampler, stop_ids) if lookup else None
-    while reply.wants(len(sequence.tokens), sequence.ctx):
-        token = draw(sampler, logits)
-        if piece := reply.push(token):
+    token: int | None = None
+    while not (stop.asked or reply.ended):
+        with interrupts_held():
+            if token is not None:
+                logits = sequence.step(token) if drafted is None else drafted.step(token, reply.left)
+            if not reply.wants(len(sequence.tokens), sequence.ctx):
+                break
+            token = draw(sampler, logits)
+            piece = reply.push(token)
+        if piece:
             yield piece
-        if not reply.ended:
-            logits = sequence.step(token) if drafted is None else drafted.step(token, reply.left)
     if piece := reply.flush():
         yield piece

@@ -14,13 +14,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
 from jambacli.cache.stored_prefix import DamagedPrefixError
 from jambacli.engine.lookup import Lookup
 from jambacli.errors import UsageError
+from jambacli.interrupts import Stop, StoppedError, interrupts_held
 from jambacli.model.config import CHECKPOINT_BYTES, MAX_DRAFT
 from jambacli.progress import Progress, no_progress
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 # Tokens of a long prefill between two checkpoints, where no boundary falls.
 CHECKPOINT_STEP = 4096
+# Passes of this many tokens can be abandoned in between; a copy of the Mamba part is small beside them.
+_LONG_PASS = 64
 #: Checkpoints that are kept whatever the budget: the newest two and one to go back to.
 KEPT_CHECKPOINTS = 3
 
@@ -176,20 +179,26 @@ class TokenSequence:
         boundaries: Iterable[int] = (),
         progress: Progress = no_progress,
         reserve: int = 0,
+        stop: Stop | None = None,
     ) -> Logits:
         """Make the sequence exactly ``ids`` and return the logits after it, float32 [vocab].
 
         Only what follows the longest usable common prefix, in the sequence or the store, is computed. ``boundaries`` are
-        positions at which to take a checkpoint. Raises UsageError for no tokens, ContextFullError when they and ``reserve``
-        more do not fit (the sequence is unchanged then).
+        positions at which to take a checkpoint. ``stop``: once it is asked, what was read is kept and stored, the piece in
+        hand is abandoned, and StoppedError raised; a Ctrl-C does the same. Raises UsageError for no tokens,
+        ContextFullError when they and ``reserve`` more do not fit (the sequence is unchanged then).
         """
-        start = self.prepare(ids, reserve)
+        with interrupts_held():
+            start = self.prepare(ids, reserve)
         if start < len(ids):
             with progress("Reading", len(ids) - start, "tokens") as advance:
                 try:
-                    self._prefill(ids, sorted(set(boundaries)), advance)
+                    self._prefill(ids, sorted(set(boundaries)), advance, stop or Stop())
                 except BaseException:
-                    self.commit_checkpoints()
+                    with interrupts_held():
+                        if self.consistent:
+                            self.checkpoint()
+                        self.commit_checkpoints()
                     raise
         assert self.logits is not None
         return self.logits
@@ -419,18 +428,45 @@ class TokenSequence:
                 f"{n:,} tokens do not fit in the context of {self.ctx:,}", remedy="use a larger {ctx}"
             )
 
-    def _prefill(self, ids: Sequence[int], boundaries: list[int], advance: Callable[[int], None]) -> None:
+    def _prefill(self, ids: Sequence[int], boundaries: list[int], advance: Callable[[int], None], stop: Stop) -> None:
         """Compute the ``ids`` that are missing in chunks, with checkpoints at the boundaries and at fixed steps."""
         import torch
 
         tokens = torch.tensor(ids, dtype=torch.int64)
         while (at := len(self.tokens)) < len(ids):
-            began = time.perf_counter()
-            stop = self.next_stop(len(ids), boundaries)
-            last = stop == len(ids)
-            logits = self.model.forward(tokens[at:stop], self.state, logits="last" if last else "none")
-            self.prefilled(ids, stop, boundaries, logits, began)
-            advance(stop - at)
+            if stop.asked:
+                raise StoppedError("stopped while the prompt was read")
+            with interrupts_held() as interrupt:
+                began = time.perf_counter()
+                end = self.next_stop(len(ids), boundaries)
+                logits, done = self._pass(tokens[at:end], end == len(ids), (stop, interrupt))
+                if done:
+                    self.prefilled(ids, end, boundaries, logits, began)
+            if done:
+                advance(end - at)
+
+    def _pass(self, ids: torch.Tensor, last: bool, stops: Sequence[Stop]) -> tuple[torch.Tensor | None, bool]:
+        """One pass of a prefill: the logits of its last token if ``last``, and whether it was done. A long one on the CPU is
+        abandoned once one of the ``stops`` is asked; the state is then as before."""
+        from jambacli.model.state import PassAbandonedError
+
+        state = self.state
+        logits: Literal["last", "none"] = "last" if last else "none"
+        if len(ids) < _LONG_PASS or state.device.type != "cpu":
+            return self.model.forward(ids, state, logits=logits), True
+        at = state.position
+        before = (self.checkpoints.get(at) or state.snapshot()) if at else None
+        state.abandon = lambda: any(stop.asked for stop in stops)
+        try:
+            return self.model.forward(ids, state, logits=logits), True
+        except PassAbandonedError:
+            if before is not None:
+                state.restore(before)
+            else:
+                state.reset()
+            return None, False
+        finally:
+            state.abandon = None
 
     def _thin(self) -> None:
         """Drop checkpoints until they fit the budget, first the one whose loss costs the fewest tokens to compute again.

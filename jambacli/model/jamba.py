@@ -23,7 +23,7 @@ from jambacli.model.config import CPU_PREFILL_CHUNK, JambaConfig
 from jambacli.model.mamba import Mamba
 from jambacli.model.moe import MLP, MoE
 from jambacli.model.spans import Span, SpanDecoder, StepDecoder, check_spans, run_in_steps
-from jambacli.model.state import KVCache, MambaState, SequenceState
+from jambacli.model.state import KVCache, MambaState, PassAbandonedError, SequenceState
 from quant.formats import QTensor
 
 __all__ = ["JambaModel", "Layer", "Span", "SpanDecoder", "StepDecoder"]
@@ -224,6 +224,8 @@ class JambaModel:
         ops = self.ops.precise if state.precise and self.ops.precise is not None else self.ops
         x = ops.embed(ids, self.embedding)
         for layer, part in zip(self.layers, state.layers, strict=True):
+            if state.abandon is not None and state.abandon():
+                raise PassAbandonedError("the pass was abandoned")
             x = layer.forward(x, part, state.position, ops)
         state.commit(n_tokens)
         if n_logits == 0:

@@ -12,7 +12,7 @@ move between them:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -36,6 +36,10 @@ _HISTORY_SLOTS = 4
 
 class ContextFullError(JambaError):
     """The tokens do not fit into the context of the state."""
+
+
+class PassAbandonedError(JambaError):
+    """A pass was abandoned between two layers; the state is inconsistent until it is restored."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +161,8 @@ class SequenceState:
         self._newest_checkpoint = 0  # highest position of a checkpoint since the last recorded overwrite
         #: Set during a forward pass, and afterwards if the pass did not finish.
         self.interrupted = False
+        #: Asked between the layers of a pass: whether to abandon it, with PassAbandonedError.
+        self.abandon: Callable[[], bool] | None = None
         self.conv = torch.zeros(config.n_mamba_layers, config.d_inner, config.d_conv - 1, device=self.device)
         self.ssm = torch.zeros(config.n_mamba_layers, config.d_inner, config.d_state, device=self.device)
         mamba = (MambaState(conv, ssm) for conv, ssm in zip(self.conv, self.ssm, strict=True))
@@ -228,6 +234,8 @@ class SequenceState:
             return
         slots = -(-tokens // _HISTORY_SLOTS) * _HISTORY_SLOTS
         conv, ssm = (x.new_empty(x.shape[0], slots, *x.shape[1:]) for x in (self.conv, self.ssm))
+        if ssm.device.type == "cpu":
+            prefer_huge_pages(ssm.data_ptr(), ssm.nbytes)
         self._history = conv, ssm
         self.moves += 1
 

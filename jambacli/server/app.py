@@ -26,6 +26,7 @@ from jambacli.server.http import Access, Guard, Streaming, handler, json_respons
 from jambacli.server.models import Models
 from jambacli.server.ollama import ollama_routes
 from jambacli.server.openapi import openapi_routes
+from jambacli.server.page.page_routes import page_routes
 from jambacli.server.request import Call, model_name, read_flag, read_messages, read_variables
 from jambacli.server.responses import responses_routes
 from jambacli.server.tools import read_tools
@@ -221,8 +222,8 @@ async def _wrong_method(request: Request, error: Exception) -> Response:
     return answer
 
 
-def app_routes(server: Server) -> list[Route]:
-    """Every route of a server."""
+def app_routes(server: Server, key: str | None = None) -> list[Route]:
+    """Every route of a server. ``key``: the one that requests need."""
     models = server.models
     own = own_routes(server, models) if isinstance(models, Models) else upstream_routes(server, models)
     routes = [
@@ -234,6 +235,10 @@ def app_routes(server: Server) -> list[Route]:
         *responses_routes(server),
         *file_routes(server),
     ]
+    if server.page is not None:  # browsers get the page, programs what "/" answered before
+        root = next(route for route in routes if route.path == "/")
+        routes.remove(root)
+        routes += page_routes(server, server.page, key, root.endpoint)
     return routes + openapi_routes(routes)
 
 
@@ -241,7 +246,7 @@ def make_app(server: Server, access: Access | None = None) -> ASGIApp:
     """The server as an ASGI application."""
     access = access or Access()
     handlers: dict[Any, Callable[..., Any]] = {404: _not_found, 405: _wrong_method}
-    app: ASGIApp = Starlette(routes=app_routes(server), exception_handlers=handlers)
+    app: ASGIApp = Starlette(routes=app_routes(server, access.key), exception_handlers=handlers)
     app = Guard(app, access, refusal_for)
     if access.origins:
         app = CORSMiddleware(app, allow_origins=list(access.origins), allow_methods=["*"], allow_headers=["*"])

@@ -37,7 +37,7 @@ class FileRoutes:
         reader = MultipartReader(boundary_of(request.headers.get("content-type", "")))
         upload = await asyncio.to_thread(self.files.receive)
         with upload:
-            name, values = await _read_form(request, reader, upload)
+            name, values = await read_form(request, reader, upload)
             purpose = clean_name(values.get("purpose"), _PURPOSE)
             return self._answer(request, await asyncio.to_thread(upload.finish, name, purpose))
 
@@ -133,7 +133,7 @@ async def _pieces(request: Request) -> AsyncIterator[bytes]:
             return
 
 
-async def _read_form(request: Request, reader: MultipartReader, upload: Upload) -> tuple[str | None, dict[str, str]]:
+async def read_form(request: Request, reader: MultipartReader, upload: Upload) -> tuple[str | None, dict[str, str]]:
     """Write the field "file" to ``upload``; returns its name and the other fields. Raises ApiError."""
     part: Part | None = None
     seen, name = False, None

@@ -124,7 +124,7 @@ class FileStore:
         file = StoredFile(f"file-{secrets.token_hex(16)}", name, size, time.time(), purpose, digest)
         try:
             part.replace(self.path(file))
-            with atomic_write(self.folder() / f"{file.id}.json") as out:
+            with atomic_write(self.folder() / f"{file.id}.json", private=True) as out:
                 out.write(json.dumps(asdict(file)).encode())
         except (OSError, JambaError) as error:
             self.delete(file)

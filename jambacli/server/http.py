@@ -22,6 +22,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jambacli.server.errors import ApiError, as_api_error, bad_request, stopping
+from jambacli.server.login import has_cookie
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,9 @@ logger = logging.getLogger(__name__)
 BODY_SECONDS = 120.0
 _LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 # Answered without a key: they say nothing of what is asked or answered.
-_PUBLIC = ("/health", "/v1/health", "/")
+_PUBLIC = ("/health", "/v1/health", "/", "/v1/page/login", "/v1/page/logout")
+# The files of the page, which asks for the key.
+_PUBLIC_FILES = "/static/"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +59,8 @@ class Access:
             raise ApiError(403, f"the origin {origin[:80]!r} is not allowed", kind="permission_error")
         if origin is None and not allowed and headers.get("sec-fetch-site") in ("cross-site", "same-site"):
             raise ApiError(403, "requests from other web pages are not allowed", kind="permission_error")
-        if self.key is not None and method != "OPTIONS" and path not in _PUBLIC:
+        public = path in _PUBLIC or path.startswith(_PUBLIC_FILES)
+        if self.key is not None and method != "OPTIONS" and not public:
             self._check_key(headers)
 
     def _local(self, host: str) -> bool:
@@ -72,6 +76,8 @@ class Access:
         # AWS clients send their key's id, and a signature that only the secret could check.
         given += re.findall(r"Credential=([^/,\s]+)/", value) if kind.startswith("AWS4") else []
         assert self.key is not None
+        if has_cookie(headers.get("cookie", ""), self.key):
+            return
         # Headers are bytes, which were decoded one by one: encoded so again, a key that is not ASCII is its UTF-8.
         if not any(hmac.compare_digest(g.encode("latin-1", "replace"), self.key.encode()) for g in given if g):
             raise ApiError(401, "a valid API key is required", kind="authentication_error", code="invalid_api_key")

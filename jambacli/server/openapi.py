@@ -16,6 +16,7 @@ from starlette.routing import Route
 
 from jambacli import __version__
 from jambacli.server.http import compact, handler
+from jambacli.server.openapi_page import PAGE_BODIES, PAGE_SCHEMAS
 from jambacli.server.openapi_schemas import BODIES, ERRORS, SCHEMAS
 
 _JSON, _SSE, _LINES, _TEXT = "application/json", "text/event-stream", "application/x-ndjson", "text/plain"
@@ -25,7 +26,7 @@ _EVENTS = "application/vnd.amazon.eventstream"
 @dataclass(frozen=True)
 class Operation:
     """One method of one path. ``body``: a name of BODIES; ``answer``: a name of SCHEMAS; ``types``: the content types of
-    answers; ``tag``: the API, which has a form of errors."""
+    answers; ``tag``: the API, which has a form of errors; ``status``: of an answer."""
 
     tag: str
     summary: str
@@ -33,6 +34,7 @@ class Operation:
     answer: str = "Object"
     types: Sequence[str] = (_JSON,)
     query: Sequence[str] = ()
+    status: str = "200"
 
 
 def _chat(tag: str) -> Operation:
@@ -42,6 +44,16 @@ def _chat(tag: str) -> Operation:
 def _models(tag: str) -> Operation:
     return Operation(tag, "List the models.", answer="Models")
 
+
+def _begun(summary: str, body: str) -> Operation:
+    return Operation("Library", summary, body, "Begun", status="202")
+
+
+def _made(summary: str, body: str, answer: str) -> Operation:
+    return Operation("Library", summary, body, answer, status="201")
+
+
+_DOCUMENT, _SESSION = "/v1/library/documents/{id}", "/v1/library/sessions/{name}"
 
 #: Method and path, as the application's routes have it -> what it does.
 OPERATIONS: Mapping[tuple[str, str], Operation] = {
@@ -86,6 +98,40 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("DELETE", "/v1/files/{name}"): Operation("Files", "Remove an upload."),
     ("GET", "/v1/files/{name}/content"): Operation("Files", "The bytes of an upload.", types=("*/*",)),
     ("GET", "/tokenizer_info"): Operation("Server", "The tokenizer's markers, as vLLM has them.", query=("model",)),
+    ("GET", "/static/{name}"): Operation("Page", "A file of the page.", types=("*/*",)),
+    ("GET", "/v1/page/state"): Operation("Page", "What the page needs to know of the server."),
+    ("POST", "/v1/page/login"): Operation("Page", "The key, for a cookie.", "PageLogin"),
+    ("POST", "/v1/page/logout"): Operation("Page", "Remove the cookie.", "Empty"),
+    ("POST", "/v1/library/documents"): _made("Add a document: a form, or a text.", "PastedText", "Document"),
+    ("GET", "/v1/library/documents"): Operation("Library", "List or search the documents.", query=("q",)),
+    ("GET", _DOCUMENT): Operation("Library", "Describe a document.", answer="Document"),
+    ("PATCH", _DOCUMENT): Operation("Library", "Rename a document.", "NewName", "Document"),
+    ("DELETE", _DOCUMENT): Operation("Library", "Delete a document and what was stored of it.", answer="Deleted"),
+    ("GET", f"{_DOCUMENT}/pages/{{number}}"): Operation(
+        "Library", "A page's text or, with .png after the number, its picture.", types=(_JSON, "image/png"), query=("scale",)
+    ),
+    ("GET", f"{_DOCUMENT}/locate"): Operation("Library", "Where words stand.", query=("quote", "page")),
+    ("GET", "/v1/library/sessions"): Operation("Library", "List or search the conversations.", query=("q",)),
+    ("POST", "/v1/library/sessions"): _made("Begin a conversation.", "NewSession", "Session"),
+    ("GET", _SESSION): Operation("Library", "A conversation with its messages.", answer="Session"),
+    ("PATCH", _SESSION): Operation("Library", "Change a conversation's name, title, options ...", "NewSession", "Session"),
+    ("DELETE", _SESSION): Operation("Library", "Delete a conversation.", answer="Deleted"),
+    ("GET", f"{_SESSION}/export"): Operation("Library", "A conversation as a file.", types=("*/*",), query=("format",)),
+    ("GET", f"{_SESSION}/events"): Operation(
+        "Library", "What happens in a conversation.", types=(_SSE,), query=("from", "until")
+    ),
+    ("GET", f"{_SESSION}/tables/{{index}}"): Operation(
+        "Library", "A message's table as a file.", types=("*/*",), query=("format",)
+    ),
+    ("POST", f"{_SESSION}/messages"): _begun("Ask.", "Question"),
+    ("POST", f"{_SESSION}/regenerate"): _begun("Answer again.", "Again"),
+    ("POST", f"{_SESSION}/edit"): _begun("Change a message, and answer it.", "Edit"),
+    ("POST", f"{_SESSION}/summarize"): _begun("Summarize documents.", "Summary"),
+    ("POST", f"{_SESSION}/compare"): _begun("Compare two documents.", "Comparison"),
+    ("POST", f"{_SESSION}/table"): _begun("Make a table.", "Table"),
+    ("POST", f"{_SESSION}/branch"): _made("Begin another conversation with the same messages.", "Branch", "Session"),
+    ("POST", f"{_SESSION}/select"): Operation("Library", "Show another version of a message.", "Select", "Session"),
+    ("POST", f"{_SESSION}/stop"): Operation("Library", "End the reply that is being written.", "Empty"),
     ("GET", "/openapi.json"): Operation("Server", "This description."),
 }  # fmt: skip
 
@@ -106,7 +152,13 @@ def describe(routes: Sequence[Route]) -> dict[str, Any]:
     for method, path, text in operations_of(routes):
         operation = OPERATIONS.get((method, path)) or Operation("Server", text or path)
         paths.setdefault(path, {})[method.lower()] = _described(operation, method, path)
-    schemas = {**SCHEMAS, **BODIES, **{f"{name}Error": value for name, value in ERRORS.items()}}
+    schemas = {
+        **SCHEMAS,
+        **PAGE_SCHEMAS,
+        **BODIES,
+        **PAGE_BODIES,
+        **{f"{name}Error": value for name, value in ERRORS.items()},
+    }
     key = {"type": "http", "scheme": "bearer", "description": "Only where the server has a key."}
     return {
         "openapi": "3.1.0",
@@ -127,7 +179,7 @@ def _described(operation: Operation, method: str, path: str) -> dict[str, Any]:
         "tags": [operation.tag],
         "summary": operation.summary,
         "responses": {
-            "200": {"description": "The answer.", "content": content},
+            operation.status: {"description": "The answer.", "content": content},
             "default": {"description": "Why there is none.", "content": error},
         },
     }

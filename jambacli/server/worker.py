@@ -66,7 +66,9 @@ class Worker:
         if ctx is not None and ctx > limit > 0:
             raise UsageError(f"{ctx:,} is more than the {limit:,} tokens {model.name} was made for", field="ctx")
         self.model, self.ctx, self.keep_alive, self._queue, self._stats = model, ctx or limit, keep_alive, queue, stats
-        store = store and model.path is not None
+        self.kv_type = kv_type or "f16"
+        #: Whether prefixes and replies are kept on the disk.
+        self.stores = store = store and model.path is not None
         self.engine = BatchEngine(
             model,
             parallel=parallel or default_parallel(model.model, self.ctx, kv_type),
@@ -90,7 +92,7 @@ class Worker:
             weights = self.model.weights
             return PrefixCache(PrefixStore(), state_spaces(weights.name, state), state.layout, weights.in_use)
         except JambaError as error:
-            logger.warning("%s; nothing will be stored on disk", error)
+            self.model.say_unstored(error)
             return None
 
     # Requests
@@ -101,10 +103,18 @@ class Worker:
 
     async def start(self, call: Call) -> EngineCall:
         """Check a call wholly and put it into the queue. Raises ApiError for whatever is wrong with it."""
+        return await self._start(functools.partial(self._submit, call))
+
+    async def start_request(self, make: Callable[[], Request]) -> EngineCall:
+        """Put the request that ``make`` returns into the queue; it is called in the thread for prompts. What is generated is
+        not kept in the history: the caller has the job. Raises ApiError."""
+        return await self._start(functools.partial(self._submit_request, make))
+
+    async def _start(self, submit: Callable[[EngineCall], None]) -> EngineCall:
         self._check_queue()
         running = EngineCall(self, asyncio.get_running_loop())
         try:
-            await self.prepare(functools.partial(self._submit, call, running))
+            await self.prepare(functools.partial(submit, running))
         except BaseException as error:
             running.cancel()
             if isinstance(error, Exception):
@@ -173,6 +183,14 @@ class Worker:
         for index, request in enumerate(requests):
             scanner = tools.scanner(request.thinking) if tools is not None else None
             running.add(index, request, chain, self._echo(call, index, request), scanner)
+        self.counts["calls"] += 1
+
+    def _submit_request(self, make: Callable[[], Request], running: EngineCall) -> None:
+        request = make()
+        if len(request.ids) + 1 > self.ctx:
+            raise context_full(len(request.ids), self.ctx)
+        self._check_queue()
+        running.add(0, request, None)
         self.counts["calls"] += 1
 
     def _echo(self, call: Call, index: int, request: Request) -> Echo | None:

@@ -11,12 +11,7 @@ import contextlib
 import difflib
 import json
 import logging
-import os
-import re
 import stat
-import tempfile
-import time
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -25,8 +20,20 @@ from typing import IO, Any
 import numpy as np
 
 from jambacli.cache.prefix_store import Prefix
-from jambacli.errors import BadFileError, JambaError, UsageError
-from jambacli.files import atomic_write, jamba_home, private_folder
+from jambacli.errors import BadFileError, JambaError
+from jambacli.files import atomic_write
+from jambacli.session.lock_file import LockedError, lock_file
+from jambacli.session.session_folder import (  # noqa: F401 - what else is known of the files
+    check_name,
+    exists,
+    generated_name,
+    history_path,
+    is_generated,
+    names,
+    require_writable,
+    session_path,
+    sessions_folder,
+)
 from jambacli.text.template import FENCE_CLOSE, FENCE_OPEN, SENTINEL
 
 logger = logging.getLogger(__name__)
@@ -74,63 +81,6 @@ class SavedSession:
         return self.prompt + self.reply
 
 
-def check_name(name: str) -> str:
-    """``name`` in NFC, if it is valid: up to 64 letters, marks and digits of any script, dots, dashes, underscores.
-
-    Raises UsageError otherwise, or for more than 200 bytes: file systems limit the length of a file's name.
-    """
-    composed = unicodedata.normalize("NFC", name)
-    # \w leaves out marks, such as vowels in Devanagari and Thai, and points in Hebrew.
-    letters = "".join(c for c in composed[1:] if not unicodedata.category(c).startswith("M"))
-    valid = re.fullmatch(r"\w[\w.-]*", composed[:1] + letters) and len(composed) <= 64
-    if not valid or len(composed.encode()) > 200:
-        raise UsageError(
-            f"session name {name[:80]!r} is not valid; use up to 64 letters, digits, dots, dashes or underscores"
-        )
-    return composed
-
-
-def generated_name() -> str:
-    """A new name for a session without one."""
-    start, number = time.strftime("chat-%Y%m%d-%H%M%S"), os.getpid() % 10000
-    while exists(f"{start}-{number:04d}"):
-        number = (number + 1) % 10000
-    return f"{start}-{number:04d}"
-
-
-def sessions_folder() -> Path:
-    """``JAMBA_HOME/sessions``, private to the user. Raises JambaError when it cannot be created."""
-    return private_folder(jamba_home() / "sessions", "keep sessions")
-
-
-def require_writable() -> None:
-    """Raise JambaError where no session can be saved."""
-    folder = sessions_folder()
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise JambaError(
-            f"cannot keep sessions under {folder}: {error.strerror or error}; set JAMBA_HOME to a folder that can be "
-            "written to"
-        ) from error
-
-
-def session_path(name: str) -> Path:
-    """The file of the session of that name."""
-    return sessions_folder() / f"{check_name(name)}.json"
-
-
-def exists(name: str) -> bool:
-    """Whether there is a session of that name."""
-    return session_path(name).exists()
-
-
-def is_generated(name: str) -> bool:
-    """Whether a name comes from ``generated_name``."""
-    return re.fullmatch(r"chat-\d{8}-\d{6}-\d{4}", name) is not None
-
-
 def write(saved: SavedSession) -> None:
     """Replace the session's file; a kill or a power cut leaves the old one or the new one."""
     with atomic_write(session_path(saved.name)) as file:
@@ -151,7 +101,9 @@ def read(name: str) -> SavedSession:
     path = session_path(name)
     if not path.exists():
         raise not_there(name)
-    return read_file(path)
+    saved = read_file(path)
+    saved.name = check_name(name)  # a file may have been renamed or copied by hand
+    return saved
 
 
 def not_there(name: str) -> JambaError:
@@ -239,16 +191,6 @@ def _is_pinned(value: Any) -> bool:
     return 0 <= value[0] <= _MAX_FILE and not set(value[1]) & {SENTINEL, FENCE_OPEN, FENCE_CLOSE}
 
 
-def names() -> list[str]:
-    """The names of all sessions, most recently used first."""
-    used: dict[str, float] = {}
-    for path in sessions_folder().glob("*.json"):
-        if not path.name.startswith("."):
-            with contextlib.suppress(FileNotFoundError):  # another process has just removed it
-                used[unicodedata.normalize("NFC", path.stem)] = path.stat().st_mtime
-    return sorted(used, key=lambda name: -used[name])
-
-
 def readable() -> Iterator[tuple[str, SavedSession]]:
     """Every readable session, most recently used first; a warning for each of the others."""
     for name in names():
@@ -295,30 +237,14 @@ def acquire(name: str) -> IO[bytes]:
     """Lock a session until the returned file is closed. Raises JambaError with the process that has it open."""
     path = session_path(name).with_suffix(".lock")
     try:
-        file = path.open("a+b")
-    except OSError as error:
-        raise JambaError(f"cannot write {path}: {error.strerror or error}") from error
-    try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not path.exists() or not os.path.samestat(path.stat(), os.fstat(file.fileno())):
-            file.close()
-            return acquire(name)  # the session has just been removed, with its lock file
-    except ImportError:
-        return file  # no fcntl on this platform: there is no locking
-    except OSError as error:
-        file.seek(0)
-        owner = file.read(20).decode("ascii", "replace").strip() or "unknown"
-        file.close()
+        return lock_file(path)
+    except LockedError as error:
         raise JambaError(
-            f"session {name!r} is open in another process ({owner})",
+            f"session {name!r} is open in another process ({error.owner})",
             remedy="close it there, or use {read_only} to look at it",
         ) from error
-    file.truncate(0)
-    file.write(f"{os.getpid()}".encode())
-    file.flush()
-    return file
+    except OSError as error:
+        raise JambaError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def release(name: str, lock: IO[bytes]) -> None:

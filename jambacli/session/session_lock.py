@@ -36,7 +36,7 @@ class SessionLock:
         try:
             if resume:
                 self.found = files.read(resume)
-                _check_model(self.found, model)
+                check_model(self.found, model)
                 self.created, self.parent = self.found.created, self.found.parent
             elif name and files.exists(name):
                 raise UsageError(f"a session named {name!r} already exists; resume it, or choose another name")
@@ -85,7 +85,7 @@ class SessionLock:
             self._lock = None
 
 
-def _check_model(found: files.SavedSession, model: LoadedModel) -> None:
+def check_model(found: files.SavedSession, model: LoadedModel) -> None:
     """Raise JambaError when the session was made with another model, or another version of the file."""
     if model.weights.are(found.fingerprint) or model.weights.were(found.fingerprint, found.model_path, found.updated):
         return

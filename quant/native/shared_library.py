@@ -26,6 +26,7 @@ class SharedLibrary:
             names.append(name.decode())
         self.isa_names: tuple[str, ...] = tuple(names)
         self._limit = len(names) - 1
+        self._first: str | None = None  # the level before any was set: the best one, or what JAMBA_CPU_ISA says
 
     @property
     def isa(self) -> str:
@@ -38,8 +39,9 @@ class SharedLibrary:
         return self.isa_names[min(self.functions.native_best_isa(), self._limit)]
 
     def set_isa(self, name: str | None) -> str:
-        """Run at most at level ``name`` (None: the best one of this processor); returns the level now in use."""
-        wanted = self.best_isa if name is None else name
+        """Run at most at level ``name`` (None: the one it began with); returns the level now in use."""
+        self._first = self._first or self.isa
+        wanted = self._first if name is None else name
         level = self.functions.native_set_isa(min(self.isa_names.index(wanted), self._limit))
         return self.isa_names[level]
 

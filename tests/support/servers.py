@@ -40,32 +40,41 @@ def serving(
     name: str = "jamba:tiny",
     defaults: GenerationOptions | None = None,
     most_connections: int | None = None,
+    page: Any = None,
     **options: Any,
 ) -> Iterator[Running]:
-    """Serve ``model``; ``options`` are the worker's."""
+    """Serve ``model``; ``page``: with it; ``options`` are the worker's."""
     from jambacli.server.models import Models
     from jambacli.server.worker import Worker
 
     worker = Worker(model, **{"parallel": 4, "store": False, **options})
     served = Models.of(worker, name)
-    with serving_models(served, access=access, defaults=defaults, most_connections=most_connections) as running:
+    more = {"access": access, "defaults": defaults, "most_connections": most_connections, "page": page}
+    with serving_models(served, **more) as running:
         yield Running(running.url, running.client, worker)
 
 
 @contextlib.contextmanager
 def serving_models(
-    models: Any, *, access: Any = None, defaults: GenerationOptions | None = None, most_connections: int | None = None
+    models: Any,
+    *,
+    access: Any = None,
+    defaults: GenerationOptions | None = None,
+    most_connections: int | None = None,
+    page: Any = None,
 ) -> Iterator[Running]:
-    """Serve ``Models`` or ``Upstream``; they are closed at the end."""
+    """Serve ``Models`` or ``Upstream``; they are closed at the end, as is ``page``."""
     from jambacli.server.app import make_app
     from jambacli.server.context import Server
 
     try:
-        app = make_app(Server(models, defaults or GenerationOptions()), access)
+        app = make_app(Server(models, defaults or GenerationOptions(), page=page), access)
         with serving_app(app, most_connections=most_connections) as running:
             yield running
     finally:
         models.close()
+        if page is not None:
+            page.close()
 
 
 @contextlib.contextmanager

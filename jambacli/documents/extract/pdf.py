@@ -27,23 +27,9 @@ def pdf_pages(path: str, name: str, remarks: list[str], ocr: Ocr | None = None) 
 
     Raises BadFileError naming ``name`` when the file is encrypted, damaged, has no text at all, or is an XFA form.
     """
-    try:
-        import pypdfium2
-    except ImportError as error:
-        raise JambaError(f"{name}: reading PDFs needs: pip install 'jambacli[docs]'") from error
-    damaged: BadFileError | None = None
-    try:
-        document: Any = pypdfium2.PdfDocument(path)
-    except pypdfium2.PdfiumError as error:
-        if "assword" in str(error) or "ecurity" in str(error):
-            raise BadFileError(name, "is encrypted; remove the password first, for example with qpdf") from error
-        damaged = BadFileError(
-            name, f"is damaged or not a PDF ({_reason(error)}); repair it (qpdf IN OUT) or print it to a PDF again"
-        )
-        document = _repaired(path)
-        if document is None:
-            raise damaged from error
-        remarks.append("the end of the file is missing; what is left of it was read")
+    document, damaged = _opened(path, name, remarks)
+    import pypdfium2
+
     count = len(document)
     if not 0 < count <= MAX_PAGES:
         raise BadFileError(name, f"has {count:,} pages; split it" if count else "has no pages")
@@ -69,6 +55,32 @@ def pdf_pages(path: str, name: str, remarks: list[str], ocr: Ocr | None = None) 
         pages = "page has" if count == 1 else f"{count:,} pages have"
         raise BadFileError(name, f"its {pages} no text{without_text(ocr)}")
     remarks += reader.left_out()
+
+
+def opened(path: str, name: str, remarks: list[str]) -> Any:
+    """The document of pdfium, of a damaged file as far as it goes. Raises BadFileError."""
+    return _opened(path, name, remarks)[0]
+
+
+def _opened(path: str, name: str, remarks: list[str]) -> tuple[Any, BadFileError | None]:
+    try:
+        import pypdfium2
+    except ImportError as error:
+        raise JambaError(f"{name}: reading PDFs needs: pip install 'jambacli[docs]'") from error
+    damaged: BadFileError | None = None
+    try:
+        document: Any = pypdfium2.PdfDocument(path)
+    except pypdfium2.PdfiumError as error:
+        if "assword" in str(error) or "ecurity" in str(error):
+            raise BadFileError(name, "is encrypted; remove the password first, for example with qpdf") from error
+        damaged = BadFileError(
+            name, f"is damaged or not a PDF ({_reason(error)}); repair it (qpdf IN OUT) or print it to a PDF again"
+        )
+        document = _repaired(path)
+        if document is None:
+            raise damaged from error
+        remarks.append("the end of the file is missing; what is left of it was read")
+    return document, damaged
 
 
 def _repaired(path: str) -> Any | None:

@@ -62,9 +62,12 @@ class Sandbox:
         *,
         ocr: OcrRequest | None = None,
         progress: Progress = no_progress,
+        on_piece: Callable[[DocumentPart], None] | None = None,
     ) -> None:
-        """``ocr``: by default no page is recognized. ``progress``: of the recognition of a document's pages."""
+        """``ocr``: by default no page is recognized. ``progress``: of the recognition of a document's pages. ``on_piece``:
+        called with each piece as it comes."""
         self.page_seconds, self.ocr, self.progress = page_seconds, ocr or OcrRequest(), progress
+        self._on_piece = on_piece
         self._process: subprocess.Popen[str] | None = None
         self._answers: queue.Queue[str | None] = queue.Queue()
         self._served = 0
@@ -81,16 +84,39 @@ class Sandbox:
 
         Raises JambaError, naming ``name``, for any problem with the file, even when the process crashes or hangs on it.
         """
-        process = self._running()
-        assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # the process died, which reading its answer will report
-            process.stdin.write(json.dumps({"kind": kind, "path": path, "name": name, "ocr": asdict(self.ocr)}) + "\n")
-            process.stdin.flush()
-        self._served += 1
+        self._ask({"kind": kind, "path": path, "name": name, "ocr": asdict(self.ocr)})
         unit = "page"
         pieces: list[DocumentPart] = []
         with contextlib.ExitStack() as stack:
             return self._collected(name, pieces, unit, stack)
+
+    def picture(self, path: str, name: str, page: int, scale: float, out: Path) -> tuple[int, int]:
+        """Draw a page (from 1) of a PDF as a PNG into the file ``out``; returns its width and height in pixels.
+
+        See ``pdf_picture.page_picture``. Raises JambaError, naming ``name``, for any problem with the file.
+        """
+        self._ask({"path": path, "name": name, "picture": {"page": page, "scale": scale, "out": str(out)}})
+        width, height = self._found(name)
+        return int(width), int(height)
+
+    def find(self, path: str, name: str, page: int, quote: str) -> list[list[float]]:
+        """The boxes of a quote on a page of a PDF; see ``pdf_picture.page_boxes``. Raises JambaError, naming ``name``."""
+        self._ask({"path": path, "name": name, "find": {"page": page, "quote": quote}})
+        return [list(map(float, box)) for box in self._found(name)]
+
+    def _found(self, name: str) -> Any:
+        answer = self._next(name, [])
+        if "error" in answer:
+            raise JambaError(answer["error"])
+        return answer["found"]
+
+    def _ask(self, request: dict[str, Any]) -> None:
+        process = self._running()
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # the process died, which reading its answer will report
+            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.flush()
+        self._served += 1
 
     def _collected(self, name: str, pieces: list[DocumentPart], unit: str, stack: contextlib.ExitStack) -> Extracted:
         advance: Callable[[int], None] = lambda n: None  # noqa: E731
@@ -110,6 +136,8 @@ class Sandbox:
                 unit = answer["unit"]
             else:
                 pieces.append(DocumentPart(answer["text"], answer["first"], answer["last"], answer["label"]))
+                if self._on_piece is not None:
+                    self._on_piece(pieces[-1])
 
     def close(self) -> None:
         """End the process and its children."""

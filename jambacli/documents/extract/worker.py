@@ -1,7 +1,9 @@
 """The process that opens documents with limited memory, so that a file can crash only this process.
 
-It is started by ``sandbox``. A request is one line of JSON on standard input, ``{"kind", "path", "name", "ocr"}``. Answers are
-lines of JSON on standard output: the unit, the progress of OCR, the pieces, then "done" with remarks, or "error".
+It is started by ``sandbox``. A request is one line of JSON on standard input, ``{"kind", "path", "name", "ocr"}``. Answers
+are lines of JSON on standard output: the unit, the progress of OCR, the pieces, then "done" with remarks, or "error".
+With ``"picture": {"page", "scale", "out"}`` or ``"find": {"page", "quote"}`` besides, a page of a PDF is drawn or
+looked through: the answer is "done" with its size or the boxes.
 """
 
 from __future__ import annotations
@@ -75,6 +77,17 @@ def _ocr(wanted: dict[str, Any], say: Callable[..., None]) -> Ocr:
     )
 
 
+def _looked(request: dict[str, Any]) -> Any:
+    """The size of a page's picture, or the boxes of a quote on it."""
+    from jambacli.documents.extract.pdf_picture import page_boxes, page_picture
+
+    path, name = request["path"], request["name"]
+    if "picture" in request:
+        wanted = request["picture"]
+        return page_picture(path, name, wanted["page"], wanted["scale"], wanted["out"])
+    return page_boxes(path, name, request["find"]["page"], request["find"]["quote"])
+
+
 def _serve(request: dict[str, Any], out: IO[str]) -> None:
     def say(**answer: Any) -> None:
         out.write(json.dumps(answer) + "\n")
@@ -82,6 +95,9 @@ def _serve(request: dict[str, Any], out: IO[str]) -> None:
 
     name, unit = request["name"], "page"
     try:
+        if "picture" in request or "find" in request:
+            say(done=True, found=_looked(request))
+            return
         ocr = _ocr(request["ocr"], say)
         opening = Opening(request["path"], name, lambda: say(unit=unit), partial(_inner, ocr, 1), ocr)
         unit, pieces, remarks = read(request["kind"], opening)

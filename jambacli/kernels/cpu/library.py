@@ -90,7 +90,7 @@ def available() -> bool:
 
 
 def set_isa(name: str | None) -> str:
-    """Run kernels at most at level ``name`` (None: the best this machine has); returns the level now in use."""
+    """Run kernels at most at level ``name`` (None: the best, or JAMBA_CPU_ISA); returns the level now in use."""
     return built_library().set_isa(name)
 
 
