@@ -1,6 +1,7 @@
 """The C++ libraries under sanitizers: the tests of kernels and block formats, at every instruction set of this machine.
 
-Building the libraries takes ten minutes the first time, half an hour on a busy machine; objects are kept in build/native.
+Building the libraries takes two minutes each the first time, their tests some ten; much longer on a busy machine. Objects are
+kept in build/native.
 """
 
 from __future__ import annotations
