@@ -1,6 +1,7 @@
 """The C++ libraries under sanitizers: the tests of kernels and block formats, at every instruction set of this machine.
 
-Building the libraries takes ten minutes the first time, half an hour on a busy machine; objects are kept in build/native.
+Building the libraries takes two minutes each the first time, their tests some ten; much longer on a busy machine. Objects are
+kept in build/native.
 """
 
 from __future__ import annotations
@@ -62,7 +63,9 @@ def run_tests(sanitize: str, modules: list[str]) -> None:
     """Those test modules, but for their slow tests, under a sanitizer."""
     paths = [f"tests/{name}" for name in modules]
     marks = ("-m", "not slow and not gpu and not peer")
-    done = run_under(sanitize, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *marks, *paths)
+    # What a sanitizer writes before it ends the process is not captured inside it.
+    plain = ("-x", "-q", "-p", "no:cacheprovider", "--capture=sys")
+    done = run_under(sanitize, "-m", "pytest", *plain, *marks, *paths)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed and int(passed[1]) > 50, done.stdout[-2000:]

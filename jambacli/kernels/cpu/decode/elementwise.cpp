@@ -26,7 +26,7 @@ SIMD_FN void quantize_group(const float* x, float factor, float inverse, int64_t
     const int64_t at = b / 4 * 8 + b % 4;
     out.d[b] = out.d16[2 * b] = out.d16[2 * b + 1] = out.pairs[at] = factor;
     out.sum32[b] = out.pairs[at + 4] = factor * (sums[0] + sums[1]);
-    out.lost32[b] = all - out.sum32[b];
+    out.lost32[b] = 0.5f * (all - out.sum32[b]);
     for (int h = 0; h < 2; ++h) {
         out.sum16[2 * b + h] = factor * sums[h];
         if constexpr (!kPrecise) out.integer_sum16[b / 8 * 16 + 8 * h + b % 8] = static_cast<int16_t>(sums[h]);

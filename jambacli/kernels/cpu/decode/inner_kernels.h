@@ -28,7 +28,7 @@ struct Act {
     const int8_t* fine;  // [tokens, padded], -64 to 64
     const float* d;      // [tokens, padded / 32]: the factors
     const float* sum32;  // [tokens, padded / 32]
-    const float* lost32; // [tokens, padded / 32]: the sum of the floats less sum32, which products take times kMiddleLevel's value
+    const float* lost32; // [tokens, padded / 32]: half the sum of the floats less sum32; products take it times kMiddle's value
     const float* d16;    // [tokens, padded / 16]: each factor twice
     const float* sum16;  // [tokens, padded / 16]
     const float* pairs;  // [tokens, padded / 256, 16]: factors 0-3, sums 0-3, factors 4-7, sums 4-7 of groups of 32

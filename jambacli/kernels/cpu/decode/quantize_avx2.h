@@ -131,7 +131,8 @@ inline void round_256(const float* x, int64_t block, const Factors& f, const Qua
     const __m256 sum32 = _mm256_mul_ps(factor, _mm256_cvtepi32_ps(_mm256_add_epi32(first, second)));
     _mm256_storeu_ps(out.d + 8 * block, factor);
     _mm256_storeu_ps(out.sum32 + 8 * block, sum32);
-    _mm256_storeu_ps(out.lost32 + 8 * block, _mm256_sub_ps(sums_of_each(exact), sum32));
+    const __m256 lost = _mm256_sub_ps(sums_of_each(exact), sum32);
+    _mm256_storeu_ps(out.lost32 + 8 * block, _mm256_mul_ps(_mm256_set1_ps(0.5f), lost));
     _mm256_storeu_ps(out.pairs + 16 * block, _mm256_permute2f128_ps(factor, sum32, 0x20));
     _mm256_storeu_ps(out.pairs + 16 * block + 8, _mm256_permute2f128_ps(factor, sum32, 0x31));
 }

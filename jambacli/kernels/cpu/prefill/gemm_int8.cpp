@@ -515,6 +515,8 @@ inline void micro(const uint8_t* w, const int64_t* w_at, const uint8_t* scales, 
                   int64_t chunks, float* const* c, bool accumulate) {
     constexpr int kGroups = 32 / Fmt::kGroup, kSteps = Fmt::kGroup / 4;
     constexpr int kTerms = Fmt::kMost <= 15 || planes<Fmt>() == 2 ? 8 : Fmt::kMost <= 31 ? 4 : 2;
+    // By bytes: a vector may begin in the middle of the structs' arrays.
+    const auto scales_of = [&](int v, int64_t at) { return reinterpret_cast<const float*>(scales + scales_at[v] + at); };
     vf total[kVectors][T];
     for (int v = 0; v < kVectors; ++v)
         for (int t = 0; t < T; ++t) total[v][t] = vf{};
@@ -522,7 +524,7 @@ inline void micro(const uint8_t* w, const int64_t* w_at, const uint8_t* scales, 
         if constexpr (integer_scales<Fmt>()) {
             vbytes acc[kVectors][T];
             for (int v = 0; v < kVectors; ++v)
-                for (int t = 0; t < T; ++t) acc[v][t] = load_bytes(scales + scales_at[v] + offsetof(IntegerScales, start));
+                for (int t = 0; t < T; ++t) acc[v][t] = load_bytes(scales_of(v, offsetof(IntegerScales, start)));
             for (int half = 0; half < 2; ++half) {
                 const auto* u = reinterpret_cast<const uint8_t(*)[kChunk]>(x->u[0] + half * 16);
                 integer_sums<kSteps, kTerms, true, T>(w + half * kSteps * kGroup * 4, w_at, u, scales + half * kGroup * 4, scales_at, 1,
@@ -534,24 +536,26 @@ inline void micro(const uint8_t* w, const int64_t* w_at, const uint8_t* scales, 
             continue;
         }
         for (int half = 0; half < kGroups; ++half) {
-            const auto scales_of = [&](int v) { return reinterpret_cast<const GroupScales*>(scales + scales_at[v]) + half; };
+            const int64_t group = half * sizeof(GroupScales);
             vbytes acc[kVectors][T];
             for (int v = 0; v < kVectors; ++v)
                 for (int t = 0; t < T; ++t)
-                    acc[v][t] = ranged<Fmt>() ? set_ints(kMagicBits) : load_bytes(scales_of(v)->third.start);
+                    acc[v][t] = ranged<Fmt>() ? set_ints(kMagicBits) : load_bytes(scales_of(v, group + offsetof(GroupScales, third)));
             const auto* u = reinterpret_cast<const uint8_t(*)[kChunk]>(x->u[0] + half * 16);
             if constexpr (planes<Fmt>() == 2)
                 plane_sums<kSteps, T>(w, chunks * kChunkSize, w_at, u, acc);
             else
                 integer_sums<kSteps, kTerms, false, T>(w + half * kSteps * kGroup * 4, w_at, u, nullptr, nullptr, 1, acc);
             for (int v = 0; v < kVectors; ++v) {
-                const GroupScales* s = scales_of(v);
-                const vf scale = load(s->scale), minus_magic = load(s->minus_magic);
+                const vf scale = load(scales_of(v, group + offsetof(GroupScales, scale)));
+                const vf minus_magic = load(scales_of(v, group + offsetof(GroupScales, minus_magic)));
+                const float* third = scales_of(v, group + offsetof(GroupScales, third));
+                const float* offset = scales_of(v, group + offsetof(GroupScales, offset));
                 for (int t = 0; t < T; ++t) {
                     total[v][t] = fma(fma((vf)acc[v][t], scale, minus_magic), set1(x->factor[t]), total[v][t]);
-                    if constexpr (ranged<Fmt>()) total[v][t] = fma(load(s->third.sum), set1(x->zero[t]), total[v][t]);
+                    if constexpr (ranged<Fmt>()) total[v][t] = fma(load(third), set1(x->zero[t]), total[v][t]);
                     if constexpr (Fmt::kMinimum)
-                        total[v][t] = fma(load(s->offset), set1(kGroups == 1 ? x->sum[t] : x->half_sum[half][t]), total[v][t]);
+                        total[v][t] = fma(load(offset), set1(kGroups == 1 ? x->sum[t] : x->half_sum[half][t]), total[v][t]);
                 }
             }
         }
@@ -561,7 +565,7 @@ inline void micro(const uint8_t* w, const int64_t* w_at, const uint8_t* scales, 
             vf sum = total[v][t];
             // One super-block at most: `scales` is one chunk further.
             if constexpr (integer_scales<Fmt>())
-                sum = sum * load(reinterpret_cast<const IntegerScales*>(scales + scales_at[v] - sizeof(PanelScales))->factor);
+                sum = sum * load(scales_of(v, offsetof(IntegerScales, factor) - static_cast<int64_t>(sizeof(PanelScales))));
             store(c[v] + t * kGroup, accumulate ? load(c[v] + t * kGroup) + sum : sum);
         }
     }
