@@ -229,7 +229,7 @@ def read_file(path: Path) -> Mapping[str, Any]:
     """
     try:
         data = read_regular(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
         raise BadFileError(path, f"cannot be read: {error.strerror or error}") from error
@@ -274,7 +274,7 @@ def write(name: str, text: str | None) -> Path:
     path = config_path()
     try:
         data = read_regular(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         data = b""
     except OSError as error:
         raise BadFileError(path, f"cannot be read: {error.strerror or error}") from error
