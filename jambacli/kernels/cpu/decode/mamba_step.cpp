@@ -45,7 +45,7 @@ void keep(const float* state, float* history, int64_t slot, int64_t size, int64_
         for (; i + 16 <= count; i += 16)
             for (int part = 0; part < 16; part += 4) _mm_stream_ps(to + i + part, _mm_loadu_ps(from + i + part));
 #endif
-    std::memcpy(to + i, from + i, static_cast<size_t>(count - i) * sizeof(float));
+    if (i < count) std::memcpy(to + i, from + i, static_cast<size_t>(count - i) * sizeof(float));  // null where a state is empty
 }
 
 // Makes what keep() has written visible to other threads.
