@@ -163,7 +163,9 @@ function Conversations() {
   </section>`;
 }
 
-export const sessionTitle = (session) => shown(session?.title || session?.name || "New conversation");
+// A name that the server made says nothing.
+const made = (name) => /^chat-\d{8}-\d{6}/.test(name ?? "");
+export const sessionTitle = (session) => shown(session?.title || (made(session?.name) ? "New conversation" : session?.name) || "New conversation");
 
 export const exportFile = (name, format) => download(`/v1/library/sessions/${encodeURIComponent(name)}/export?format=${format}`);
 

@@ -58,7 +58,11 @@ function inlineText(text, chip) {
       break;
     }
     if (found.index) out.push(rest.slice(0, found.index));
-    if (chip) out.push("\u2060", chip(Number(found[1]))); // a joiner: the mark is not parted from its words
+    if (chip) {
+      // The mark is not parted from the word before it.
+      const [, before, word] = /^(.*?)(\S{0,40})$/s.exec(typeof out.at(-1) === "string" ? out.pop() : "");
+      out.push(before, h("span", { class: "together" }, word, chip(Number(found[1]))));
+    }
     rest = rest.slice(found.index + found[0].length);
   }
   return out;

@@ -98,7 +98,9 @@ function placesOf(marks) {
 
 const placeWords = (mark) => {
   const name = mark.document ? actions.documentName(mark.document) : null;
-  return { name: name ?? (mark.document ? "a deleted document" : shown(mark.label ?? "an unknown document")), place: name ? (mark.label ?? `page ${mark.page}`) : null, open: Boolean(name) };
+  // A label begins with its file's name.
+  const label = name && mark.label?.startsWith(name) ? mark.label.slice(name.length).replace(/^[,\s]+/, "") : mark.label;
+  return { name: name ?? (mark.document ? "a deleted document" : shown(mark.label ?? "an unknown document")), place: name ? (label ?? `page ${mark.page}`) : null, open: Boolean(name) };
 };
 
 function Cite({ mark, number, id }) {
