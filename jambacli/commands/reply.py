@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from jambacli import ui
+from jambacli.interrupts import interrupts_stop
 from jambacli.units import format_bytes
 
 if TYPE_CHECKING:
@@ -14,10 +15,10 @@ if TYPE_CHECKING:
     from jambacli.session.session import Session
 
 
-def stream(pieces: Iterable[str], show: bool) -> tuple[str, bool]:
-    """Collect a reply, with ``show`` printing it as it is generated; thoughts go to stderr.
+def stream(pieces: Iterable[str], show: bool, session: Session) -> tuple[str, bool]:
+    """Collect a reply of the session, with ``show`` printing it as it is generated; thoughts go to stderr.
 
-    Returns the reply and whether Ctrl-C ended it.
+    Returns the reply and whether Ctrl-C ended it. A second Ctrl-C ends it at once.
     """
     from jambacli.engine.generate import Thought
 
@@ -25,13 +26,15 @@ def stream(pieces: Iterable[str], show: bool) -> tuple[str, bool]:
     interrupted = False
     on_terminal = sys.stdout.isatty()
     try:
-        for piece in pieces:
-            if isinstance(piece, Thought):
-                ui.thought(piece)
-                continue
-            said.append(piece)
-            if show:
-                write(ui.harmless(piece) if on_terminal else piece)
+        with interrupts_stop(session.stop) as came:
+            for piece in pieces:
+                if isinstance(piece, Thought):
+                    ui.thought(piece)
+                    continue
+                said.append(piece)
+                if show:
+                    write(ui.harmless(piece) if on_terminal else piece)
+        interrupted = came.asked and session.stats.finish == "interrupted"
     except KeyboardInterrupt:
         interrupted = True
     return "".join(said), interrupted

@@ -55,7 +55,7 @@ def run(
         say = session.complete if raw else session.send
         pieces = say(prompt, progress=ui.progress, options=generation)
     with session:
-        text, interrupted = stream(pieces, show=not as_json)
+        text, interrupted = stream(pieces, not as_json, session)
         if not as_json and text and not text.endswith("\n") and sys.stdout.isatty():
             write("\n")
     figures = figures_of_reply(model, session)
