@@ -6,15 +6,22 @@ PROMPT ?= The report says that Leila Haddad counted 42 herons at Lake Tuz. Who c
 
 .PHONY: run test test-fast test-all format lint docs native clean
 
+# pip shows what it downloads on a terminal, and is silent elsewhere.
+PIP = $(BIN)/python -m pip install $(shell test -t 2 || echo -q) --disable-pip-version-check -c constraints.txt
+
 $(VENV)/.base: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e .
-	touch $@
+	@echo "Making a virtual environment in $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@echo "Installing torch, unless it is there (200 MB and more; see README.md for a torch without CUDA) ..."
+	@$(PIP) torch
+	@echo "Installing the other packages and building the C++ kernels (some minutes) ..."
+	@$(PIP) -e .
+	@touch $@
 
 $(VENV)/.test: $(VENV)/.base
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test,lint]'
-	touch $@
+	@echo "Installing what the tests need ..."
+	@$(PIP) -e '.[test,lint]'
+	@touch $@
 
 run: $(VENV)/.base
 	@# With its own JAMBA_HOME, so that the demo model answers whatever model was used last.
@@ -30,7 +37,8 @@ test-fast: $(VENV)/.test
 
 # Everything, peers included: builds llama-cpp-python (about five minutes) the first time.
 test-all: $(VENV)/.test
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[peers]'
+	@echo "Building llama-cpp-python (some minutes the first time) ..."
+	@$(PIP) -e '.[peers]'
 	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
 
 format: $(VENV)/.test

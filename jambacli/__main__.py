@@ -7,8 +7,12 @@ import sys
 
 def main() -> None:
     """Run the command line; exit codes are those of ``jambacli.cli.main``."""
+    if sys.argv[1:2] == ["__complete"]:  # a Tab in a shell: nothing slow is imported
+        from jambacli.commands.complete import main as complete
+
+        return complete(sys.argv[2:])
     try:
-        from jambacli.startup import importing, own_process
+        from jambacli.startup import end_process, importing, own_process
 
         own_process()
         with importing():
@@ -16,7 +20,10 @@ def main() -> None:
     except KeyboardInterrupt:  # Ctrl-C during the imports needs no traceback
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    run()
+    try:
+        run()
+    finally:
+        end_process()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,9 @@ from jambacli.startup import importing
 
 if TYPE_CHECKING:
     from jambacli.engine.batch_job import Job, Request
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,6 +76,7 @@ class Jamba(LoadedModel):
         ctx: int | None = None,
         kv_type: str | None = None,
         chat_template: str | Path | None = None,
+        progress: Progress = no_progress,
         **keywords: Unpack[DeviceKeywords],
     ) -> Jamba:
         """Load a model by name, by the path of a GGUF file (any part of a split one) or of a Hugging Face checkpoint.
@@ -84,6 +89,7 @@ class Jamba(LoadedModel):
         process. GPU memory is planned for ``ctx`` tokens (by default the model's limit) of ``kv_type`` (by default f16).
 
         ``chat_template``: a chat template in place of the file's own: the path of a file, or the template itself.
+        ``progress``: shows the bytes of the weights that are placed.
 
         Raises JambaError for an unknown name, or a file that is not a valid Jamba GGUF or not a chat template.
         """
@@ -112,14 +118,15 @@ class Jamba(LoadedModel):
         file = GGUFFile.open(path)  # before torch is imported, so that a bad file is reported immediately
         if template is not None or isinstance(file.metadata.get(CHAT_TEMPLATE), str):
             shared().start()  # it is ready when torch is
-        with importing():
-            from jambacli.kernels import set_threads
-            from jambacli.runtime.device import load_gguf_on
+        with progress(f"Loading {path.name}", sum(info.nbytes for info in file.tensors.values())) as advance:
+            with importing():
+                from jambacli.kernels import set_threads
+                from jambacli.runtime.device import load_gguf_on
 
-            importlib.import_module("jambacli.runtime.loader")  # this imports torch
-        if options.threads is not None:
-            set_threads(options.threads)
-        model = load_gguf_on(file, options, ctx=ctx, kv_type=kv_type)
+                importlib.import_module("jambacli.runtime.loader")  # this imports torch
+            if options.threads is not None:
+                set_threads(options.threads)
+            model = load_gguf_on(file, options, ctx=ctx, kv_type=kv_type, advance=advance)
         loaded = cls(
             model,
             file.metadata,
@@ -129,6 +136,9 @@ class Jamba(LoadedModel):
             template_name=template_name,
         )
         loaded.load_seconds = time.perf_counter() - start
+        logger.debug(
+            "%s: %d bytes, loaded on %s in %.2f s", path, path.stat().st_size, model.device, loaded.load_seconds
+        )
         if name is not None:
             with contextlib.suppress(JambaError, OSError):  # JAMBA_HOME need not be writable to load a model
                 remember_used(str(name))

@@ -6,6 +6,7 @@ import codecs
 import contextlib
 import importlib
 import io
+import logging
 import os
 import signal
 import sys
@@ -17,32 +18,36 @@ from typing import Annotated, Any, NoReturn, TextIO
 import typer
 
 from jambacli import __version__, ui
+from jambacli.commands import common
 from jambacli.commands.flags import flag
-from jambacli.commands.options import Quiet
 from jambacli.errors import GpuMemoryError, JambaError
 from jambacli.startup import importing
 
 # Click's base class of command-line errors; some versions of typer bring their own copy of click.
 _CommandLineError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
-# The module and function of every command. Groups (eval, sessions, cache) are apps with commands of their own.
+# The module and function of every command, and what the list of commands says of it, in at most 42 characters: a narrow
+# terminal shows no more. Groups (eval, sessions, cache, config, preset) are apps with commands of their own.
 COMMANDS = {
-    "pull": "pull:pull",
-    "list": "list_models:list_models",
-    "show": "show:show",
-    "rm": "rm:rm",
-    "convert": "convert:convert",
-    "quantize": "quantize:quantize",
-    "run": "run:run",
-    "chat": "chat:chat",
-    "summarize": "summarize:summarize",
-    "ask": "ask:ask",
-    "batch": "batch:batch",
-    "serve": "serve:serve",
-    "bench": "bench:bench",
-    "eval": "eval:app",
-    "sessions": "sessions:app",
-    "cache": "cache:app",
+    "pull": ("pull:pull", "Download a model and verify it"),
+    "list": ("list_models:list_models", "List the pulled models"),
+    "show": ("show:show", "Show what a model is, and its memory"),
+    "rm": ("rm:rm", "Remove pulled models"),
+    "convert": ("convert:convert", "Convert an HF checkpoint to GGUF"),
+    "quantize": ("quantize:quantize", "Quantize a GGUF file"),
+    "run": ("run:run", "Answer one prompt"),
+    "chat": ("chat:chat", "Chat; every turn is saved"),
+    "summarize": ("summarize:summarize", "Summarize documents"),
+    "ask": ("ask:ask", "Ask about documents"),
+    "batch": ("batch:batch", "Answer many requests together"),
+    "serve": ("serve:serve", "Answer programs over HTTP"),
+    "bench": ("bench:bench", "Measure speed and memory"),
+    "eval": ("eval:app", "Measure how good a model is"),
+    "sessions": ("sessions:app", "The chats saved on this machine"),
+    "cache": ("cache:app", "The prefixes stored on this machine"),
+    "config": ("config:app", "Your defaults, and where each is set"),
+    "preset": ("preset:app", "System messages and options by name"),
+    "completion": ("completion:completion", "Complete words with Tab in your shell"),
 }
 
 
@@ -52,25 +57,35 @@ def make_app(names: Iterable[str] = COMMANDS) -> typer.Typer:
         name="jamba",
         help="Run AI21's Jamba models locally: quantized, with long contexts, and without computing a prefix twice.",
         no_args_is_help=True,
+        add_completion=False,  # `jamba completion` knows models and sessions too
         pretty_exceptions_enable=False,
         rich_markup_mode=None,  # plain help takes 0.24 s, help in rich panels 0.42 s
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(options)
     for name in names:
-        module, _, attribute = COMMANDS[name].partition(":")
+        place, short_help = COMMANDS[name]
+        module, _, attribute = place.partition(":")
         command = getattr(importlib.import_module(f"jambacli.commands.{module}"), attribute)
         if isinstance(command, typer.Typer):
-            app.add_typer(command, name=name)
+            for inner in command.registered_commands:
+                assert inner.callback is not None
+                inner.cls, inner.callback = common.Command, common.with_common_options(inner.callback)
+            app.add_typer(command, name=name, short_help=short_help)
         else:
-            app.command(name)(command)
+            app.command(name, cls=common.Command, short_help=short_help)(common.with_common_options(command))
     return app
 
 
 def _called(arguments: Sequence[str]) -> Iterable[str]:
     """The command that a command line begins with; all of them if it begins with something else."""
-    first = next((word for word in arguments if word not in ("-q", "--quiet", "--debug")), None)
-    return [first] if first in COMMANDS else COMMANDS
+    words = iter(arguments)
+    for word in words:
+        if word == "--log":
+            next(words, None)
+        elif word not in ("-q", "--quiet", "-v", "--verbose", "--debug") and not word.startswith("--log="):
+            return [word] if word in COMMANDS else COMMANDS
+    return COMMANDS
 
 
 def _version(value: bool) -> None:
@@ -80,15 +95,18 @@ def _version(value: bool) -> None:
 
 
 def options(
-    quiet: Quiet = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    quiet: common.Quiet = False,
+    verbose: common.Verbose = False,
+    log: common.Log = None,
+    debug: common.Debug = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Handle the options before the subcommand."""
-    ui.set_quiet(quiet)
+    ui.set_quiet(False)
     ui.show_log(flag)
+    common.common(quiet, verbose, log, debug)
 
 
 def main() -> None:
@@ -121,10 +139,12 @@ def main() -> None:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except OSError as error:
+        ui.record(logging.ERROR, "the error below:", error)
         if debug:
             raise
         _fail(_explained(error), 1)
     except (JambaError, MemoryError) as error:
+        ui.record(logging.DEBUG, "the error below:", error)
         if debug:  # the line with the flags follows
             traceback.print_exception(error)
         _fail(
@@ -132,6 +152,7 @@ def main() -> None:
             getattr(error, "exit_code", 1),
         )
     except Exception as error:
+        ui.record(logging.ERROR, "the error below:", error)
         if debug:
             raise
         if type(error).__name__ == "OutOfMemoryError":  # torch's, outside of a pass through the model
@@ -213,5 +234,7 @@ def _explained(error: OSError) -> str:
 
 
 def _fail(text: str, code: int) -> NoReturn:
-    print(f"error: {ui.harmless(' '.join(text.split()))}", file=sys.stderr)
+    text = " ".join(text.split())
+    ui.record(logging.ERROR, text)
+    print(f"error: {ui.harmless(text)}", file=sys.stderr)
     sys.exit(code)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
+import signal
 from collections.abc import Iterator
 
 _own = False
@@ -20,6 +21,14 @@ def own_process() -> None:
     if not _own:
         _own = True
         atexit.register(gc.freeze)  # not at exit either
+
+
+def end_process() -> None:
+    """Let a signal end the process at once from here on: Python would report it from wherever its own end is, with a
+    traceback."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        with contextlib.suppress(AttributeError, ValueError):  # not on this platform, or not in the main thread
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
 
 
 @contextlib.contextmanager

@@ -47,14 +47,18 @@ class TemporaryFile:
         self._records, self._search = records, search
         self._record: Path | None = None
         self._lock = -1
-        self.renamed = False
+        self._created = self.renamed = False
 
     def open(self, mode: int = 0o666) -> int:
         """Create the file and return its descriptor, which the caller closes before ``rename``. Raises OSError."""
         if self._search:
             remove_abandoned_once(self.target.parent)
+            if self._records is not None and self._records not in _searched:  # and what was left in other folders
+                _searched.add(self._records)
+                report_removed(remove_recorded(self._records))
         for _ in range(_TRIES):
             fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode)
+            self._created = True
             try:
                 # Between its creation and its lock, another process may have taken it for abandoned.
                 if _locked(fd) is not False and os.fstat(fd).st_nlink:
@@ -75,7 +79,7 @@ class TemporaryFile:
 
     def remove(self) -> None:
         """Remove the file, if it has not been renamed, and release its lock."""
-        if not self.renamed:
+        if self._created and not self.renamed:  # on a read-only file system, removing nothing fails too
             self.path.unlink(missing_ok=True)
         self._release()
 

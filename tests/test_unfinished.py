@@ -3,6 +3,7 @@ living writer's never are."""
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from jambacli import files, unfinished
+from jambacli.errors import JambaError
 from jambacli.files import atomic_write, remove_unfinished
 from jambacli.gguf.writer import GGUFWriter
 from jambacli.unfinished import TemporaryFile, remove_if_abandoned
@@ -222,3 +224,34 @@ def test_writing_leaves_no_part_and_no_record(tmp_path: Path) -> None:
         (record,) = (tmp_path / "home" / files._RECORDS).iterdir()
         assert record.read_bytes() == os.fsencode(one_part(tmp_path))
     assert [p.name for p in tmp_path.iterdir()] == ["out.gguf"]
+
+
+def test_the_next_large_file_anywhere_removes_what_was_left_elsewhere_and_its_record(tmp_path: Path) -> None:
+    elsewhere, records = tmp_path / "elsewhere", tmp_path / "home" / files._RECORDS
+    elsewhere.mkdir()
+    killed = killed_part(elsewhere)
+    records.mkdir(parents=True)
+    (records / "0123456789abcdef").write_bytes(os.fsencode(killed))
+    with atomic_write(tmp_path / "out", recorded=True) as file:
+        file.write(b"new")
+        assert not killed.exists()
+    assert not records.exists()
+
+
+def killed_part(folder: Path) -> Path:
+    """A temporary file whose writer is gone."""
+    path = folder / f".out.{os.getpid()}.{'0' * 16}.part"
+    path.write_bytes(b"half")
+    return path
+
+
+def test_on_a_read_only_file_system_the_output_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> int:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "unlink", refused)  # there, removing a file that does not exist fails too
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refused)
+        context = atomic_write(tmp_path / "out.txt")
+        with pytest.raises(JambaError, match=r"^cannot write .*out\.txt: Read-only file system"):
+            context.__enter__()

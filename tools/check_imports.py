@@ -27,6 +27,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("jambacli.units", "jambacli.interrupts"),
     ("jambacli.unfinished",),
     ("jambacli.files", "jambacli.zip_guard"),
+    ("jambacli.settings",),
+    ("jambacli.presets",),
     ("jambacli.hardware", "jambacli.text", "jambacli.data"),
     ("jambacli.kernels",),
     ("jambacli.model.config",),

@@ -1,7 +1,7 @@
-"""Writes docs/cli.md from the Typer app, or checks that it is up to date.
+"""Writes docs/cli.md, the man page docs/jamba.1 and the table for completion from the Typer app, or checks them.
 
-python -m tools.cli_docs            # write it
-python -m tools.cli_docs --check    # exit with 1 when it is out of date
+python -m tools.cli_docs            # write them
+python -m tools.cli_docs --check    # exit with 1 when one is out of date
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def _command(path: str, command: Any) -> list[str]:
             lines += _command(f"{path} {name}".strip(), children[name])
         return lines
     arguments = [p for p in command.params if isinstance(p, TyperArgument)]
-    options = [p for p in command.params if not isinstance(p, TyperArgument) and p.name != "help" and not p.hidden]
+    general = ("help", "quiet", "verbose", "log", "debug")
+    options = [p for p in command.params if not isinstance(p, TyperArgument) and p.name not in general and not p.hidden]
     usage = " ".join(["jamba", path, *map(_metavar, arguments)])
     lines += ["```", usage + (" [OPTIONS]" if options else ""), "```", ""]
     for argument in arguments:
@@ -64,22 +65,36 @@ def render() -> str:
     group: Any = typer.main.get_command(make_app())
     lines = [_HEAD]
     general = [p for p in group.params if p.name not in ("help", "install_completion", "show_completion")]
-    lines += ["## Before the command", "", "| option | |", "| --- | --- |", *(_option(o) for o in general), ""]
+    lines += [
+        "## Before or behind the command",
+        "",
+        "| option | |",
+        "| --- | --- |",
+        *(_option(o) for o in general),
+        "",
+    ]
     for name in group.commands:
         lines += _command(name, group.commands[name])
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip() + "\n"
 
 
 def main() -> None:
-    """Write or check docs/cli.md of the checkout this runs in."""
-    path = Path(__file__).resolve().parents[1] / "docs" / "cli.md"
-    text = render()
-    if "--check" in sys.argv:
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
-            print(f"error: docs/{path.name} is out of date; run `make docs` and commit it", file=sys.stderr)
+    """Write or check the files of the checkout this runs in."""
+    from tools import completion_table, man_page
+
+    root = Path(__file__).resolve().parents[1]
+    texts = {
+        "docs/cli.md": render(),
+        "docs/jamba.1": man_page.render(),
+        "jambacli/data/completion.json": completion_table.as_text(),
+    }
+    for name, text in texts.items():
+        path = root / name
+        if "--check" not in sys.argv:
+            path.write_text(text, encoding="utf-8")
+        elif not path.exists() or path.read_text(encoding="utf-8") != text:
+            print(f"error: {name} is out of date; run `make docs` and commit it", file=sys.stderr)
             sys.exit(1)
-        return
-    path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

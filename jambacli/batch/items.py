@@ -71,13 +71,23 @@ def common_parts(model: LoadedModel, options: GenerationOptions, ctx: int, kv_ty
     return [model.fingerprint, model.model.precise, kv_type, ctx, chosen]
 
 
-def request_items(lines: Iterable[str], model: LoadedModel, options: GenerationOptions, keys: Keys) -> list[Item]:
-    """An item for each line in OpenAI's batch format. A line that is wrong is an item whose request raises why."""
+def request_items(
+    lines: Iterable[str],
+    model: LoadedModel,
+    options: GenerationOptions,
+    keys: Keys,
+    *,
+    system: str | None = None,
+) -> list[Item]:
+    """An item for each line in OpenAI's batch format. A line that is wrong is an item whose request raises why.
+
+    ``system``: the system message of requests that have none.
+    """
     items: list[Item] = []
     seen: dict[str, int] = {}
     for number, text in enumerate(lines, 1):
         if text.strip():
-            items.append(_request_item(number, text, seen, model, options, keys))
+            items.append(_request_item(number, text, seen, model, options, keys, system))
     return items
 
 
@@ -88,17 +98,21 @@ def _request_item(
     model: LoadedModel,
     options: GenerationOptions,
     keys: Keys,
+    system: str | None,
 ) -> Item:
     line: openai.BatchLine | None = None
     wrong: Exception | None = None
     try:
         line = openai.read_line(number, text)
+        if system:
+            line = openai.with_system(line, system)
         before = seen.setdefault(line.custom_id, number)
         if before != number:
             raise openai.BadRequestError(f"has the custom_id {line.custom_id!r} of line {before}", "custom_id")
     except JambaError as error:
         wrong = error
-    key = keys.key(text if line is None else [line.custom_id, line.url, line.body])
+    parts = text if line is None else [line.custom_id, line.url, line.body]
+    key = keys.key(parts) if options.schema is None else keys.key(parts, options.schema)
     name = f"line {number}"
 
     def request() -> Request:

@@ -112,6 +112,18 @@ def read_line(number: int, text: str) -> BatchLine:
         raise
 
 
+def with_system(line: BatchLine, system: str) -> BatchLine:
+    """The request with a system message, if it is a chat that has none."""
+    messages = line.body.get("messages")
+    if line.url != CHAT or not isinstance(messages, list) or any(_is_system(m) for m in messages):
+        return line
+    return replace(line, body={**line.body, "messages": [{"role": "system", "content": system}, *messages]})
+
+
+def _is_system(message: Any) -> bool:
+    return isinstance(message, dict) and message.get("role") in ("system", "developer")
+
+
 def _batch_line(number: int, value: Mapping[str, Any]) -> BatchLine:
     if unknown := sorted(value.keys() - {"custom_id", "method", "url", "body"}):
         raise BadRequestError(f"has the unknown field {unknown[0]!r}")

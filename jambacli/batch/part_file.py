@@ -108,7 +108,7 @@ class PartFile:
             try:
                 value = json.loads(line) if line.endswith(b"\n") else None
                 key, record = (value["key"], value["record"]) if isinstance(value, dict) else (None, None)
-            except (ValueError, KeyError):
+            except (ValueError, KeyError, RecursionError):
                 key, record = None, None
             if not isinstance(key, str) or not isinstance(record, dict):
                 break

@@ -61,7 +61,7 @@ class OcrCache:
         except (OSError, ValueError):
             return {}
         for line in lines:
-            with contextlib.suppress(ValueError, KeyError, TypeError):
+            with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError, OverflowError):
                 value = json.loads(line)
                 found[int(value["page"])] = Recognized(str(value["text"]), float(value["sure"]))
         with contextlib.suppress(OSError):

@@ -14,7 +14,6 @@ from jambacli.errors import UsageError
 from jambacli.startup import importing
 
 
-@o.quiet_option
 @o.generation_options
 def ask(
     files: Annotated[
@@ -30,6 +29,7 @@ def ask(
     language: documents_io.Language = None,
     citations: documents_io.Citations = False,
     as_json: documents_io.Json = False,
+    json_stream: documents_io.JsonStream = False,
     schema: documents_io.Schema = None,
     include: documents_io.Include = None,
     exclude: documents_io.Exclude = None,
@@ -40,17 +40,21 @@ def ask(
     arguments: o.GenerationArguments,
 ) -> None:
     """Ask about documents. They are read once; a later question, in any process, computes only the question itself."""
+    documents_io.check_json(as_json, json_stream)
     output = documents_io.output_path(output)
+    if json_stream and output is not None:
+        raise UsageError("--json-stream goes to standard output: leave out -o")
     with importing():
         from jambacli.documents.ask import ask_documents, question_text
 
-    if interactive and (as_json or schema is not None or output is not None or passes):
-        raise UsageError("-i answers in a chat; leave out --json, --schema, --passes and -o")
+    if interactive and (as_json or json_stream or schema is not None or output is not None or passes):
+        raise UsageError("-i answers in a chat; leave out --json, --json-stream, --schema, --passes and -o")
     generation, options = arguments.generation(), arguments.session()
     names, question = _files_and_question(list(files or ()), interactive)
     if interactive and "-" in names:
         raise UsageError("-i reads questions from standard input; name the documents as files")
-    task = documents_io.task_of(question_text(question or "", language), citations, schema)
+    chosen = None if interactive else arguments.schema(schema)  # a chat's replies are texts
+    task = documents_io.task_of(question_text(question or "", language), citations, chosen)
     if model is not None:
         o.model_path(model)  # an unknown name is reported before long documents are opened
     entries = read_entries(names, output, include, exclude, ocr=ocr, store=options.store)
@@ -63,7 +67,16 @@ def ask(
             return
         documents_io.check_schema(reader, task)
         answer = ask_documents(reader, entries, task, passes=passes)
-        documents_io.deliver(reader, answer, task, key="answer", output=output, as_json=as_json, stats=arguments.stats)
+        documents_io.deliver(
+            reader,
+            answer,
+            task,
+            key="answer",
+            output=output,
+            as_json=as_json,
+            json_stream=json_stream,
+            stats=arguments.stats,
+        )
 
 
 def _files_and_question(words: list[str], interactive: bool) -> tuple[list[str], str | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,7 +31,6 @@ _FAULTS = 20
 _JSON_LINES = (".jsonl", ".ndjson")
 
 
-@o.quiet_option
 @o.generation_options
 def batch(
     inputs: Annotated[
@@ -76,8 +76,7 @@ def batch(
         from jambacli.batch.part_file import PartFile
         from jambacli.engine.parallel import default_parallel
 
-    system = o.system_message(system)
-    generation, options = arguments.generation(), arguments.session()
+    generation, options = arguments.generation(), arguments.session(system)
     lines: list[str] = []
     documents: list[Document] = []
     unread: list[tuple[int, str, JambaError]] = []  # with the number of documents before
@@ -108,7 +107,7 @@ def batch(
             )
     if model is not None:
         o.model_path(model)  # an unknown name is reported before anything else is done
-    task = documents_io.task_of(question or "", citations, schema)
+    task = documents_io.task_of(question or "", citations, arguments.schema(schema))
 
     loaded = arguments.load_model(model)
     with documents_io.reader(loaded, options, generation) as reader:
@@ -125,12 +124,12 @@ def batch(
                 items.insert(before, made.unread_item(name, error, keys, _worded))
             columns = csv_columns(["file"], task.schema, citations=citations)
         elif requests:
-            items = made.request_items(lines, loaded, generation, keys)
-        else:
-            from dataclasses import replace
-
+            # What a request does not say for itself, the preset does.
             chosen = replace(generation, schema=task.schema)
-            items = made.prompt_items(lines, loaded, chosen, keys, _worded, system=system)
+            items = made.request_items(lines, loaded, chosen, keys, system=options.system)
+        else:
+            chosen = replace(generation, schema=task.schema)
+            items = made.prompt_items(lines, loaded, chosen, keys, _worded, system=options.system)
             columns = csv_columns(["line", "prompt"], task.schema)
         if not items:
             raise UsageError("there is nothing to answer")

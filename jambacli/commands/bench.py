@@ -8,6 +8,7 @@ import dataclasses
 import io
 import itertools
 import json
+import math
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +30,6 @@ _COMPARE = ("llama.cpp",)
 _FILLS = ("read", "random")
 
 
-@o.quiet_option
 def bench(
     name: Annotated[
         str | None, typer.Argument(metavar="[MODEL]", help="A name or a .gguf; default: a synthetic model.")
@@ -114,23 +114,27 @@ def bench(
         precise=precise,
     )
     plan = {"ctx": max(longest, 64), "kv_type": _largest(kv_types)}
-    with _model(name, shape or "jamba-3b", quant or "q4_k_m", where, plan, compare is not None) as (model, path):
-        if model.model.device.type != "cpu":
-            thread_counts = thread_counts[:1]  # CPU threads do not matter on a GPU
-        for level, count, kv in itertools.product(levels, thread_counts, kv_types):
-            with _at_level(level):
-                rows += _measure(
-                    model,
-                    path if compare else None,
-                    cases,
-                    count,
-                    kv,
-                    repetitions,
-                    chunk,
-                    level,
-                    cast("Fill | None", fill),
-                )
-    print({"md": _markdown, "json": _json, "csv": _csv}[output](rows))
+    try:
+        with _model(name, shape or "jamba-3b", quant or "q4_k_m", where, plan, compare is not None) as (model, path):
+            if model.model.device.type != "cpu":
+                thread_counts = thread_counts[:1]  # CPU threads do not matter on a GPU
+            for level, count, kv in itertools.product(levels, thread_counts, kv_types):
+                with _at_level(level):
+                    _measure(
+                        rows,
+                        model,
+                        path if compare else None,
+                        cases,
+                        count,
+                        kv,
+                        repetitions,
+                        chunk,
+                        level,
+                        cast("Fill | None", fill),
+                    )
+    finally:  # also after Ctrl-C: what was measured took its time
+        if rows:
+            print({"md": _markdown, "json": _json, "csv": _csv}[output](rows), flush=True)
 
 
 def _numbers(text: str, what: str) -> list[int]:
@@ -205,29 +209,34 @@ def _model(
     """
     from jambacli.api import Jamba
     from jambacli.evaluation.bench_gpu import synthetic_on
-    from jambacli.evaluation.synthetic import shape_config, write_gguf
+    from jambacli.evaluation.synthetic import shape_config, synthetic_bytes, write_gguf
 
     options = {**dataclasses.asdict(where), **plan}
     if name is not None:
         from jambacli.hub.resolve import resolve_model
 
-        yield Jamba.load(name, **options), resolve_model(name)
+        yield Jamba.load(name, **options, progress=ui.loading), resolve_model(name)
         return
     config, label = shape_config(shape), f"synthetic {Path(shape).stem if '/' in shape else shape} {quant.lower()}"
+    size = synthetic_bytes(config, quant)
     if not needs_file:
-        ui.note(f"making {label} in memory ...")
-        yield Jamba(synthetic_on(where, config, quant, **plan), {}, label), None
+        ui.note(f"making the random weights of {label} in memory: {format_bytes(size)} ...")
+        with ui.progress("Making weights", size) as made:
+            model = Jamba(synthetic_on(where, config, quant, **plan, advance=made), {}, label)
+        yield model, None
         return
     with tempfile.TemporaryDirectory(prefix="jamba-bench-") as folder:
         path = Path(folder) / "synthetic.gguf"
-        ui.note(f"writing {label} to a temporary file ...")
-        write_gguf(path, config, quant)
-        model = Jamba.load(path, **options)
+        ui.note(f"writing the random weights of {label} to a temporary file: {format_bytes(size)} ...")
+        with ui.progress("Making weights", size) as made:
+            write_gguf(path, config, quant, advance=made)
+        model = Jamba.load(path, **options, progress=ui.loading)
         model.name = label
         yield model, path
 
 
 def _measure(
+    rows: list[dict[str, Any]],
     model: Jamba,
     peer_file: Path | None,
     cases: list[Case],
@@ -237,7 +246,9 @@ def _measure(
     chunk: int | None,
     isa: str,
     fill: Fill | None,
-) -> list[dict[str, Any]]:
+) -> None:
+    """Measure the cases and add their rows; after Ctrl-C those of the finished cases, without shares of the peak rates, which
+    are measured last."""
     from jambacli import kernels
     from jambacli.evaluation.bench import ModelRunner, fill_at, measure, prefill_speed, weight_bytes_per_token
     from jambacli.evaluation.bench_gpu import device_name, gpu_rates
@@ -253,9 +264,13 @@ def _measure(
         runners.append(peer)
         if peer.handicap:
             ui.warn(f"llama.cpp: {peer.handicap}")
+    results: list[Result] = []
+    interrupted: KeyboardInterrupt | None = None
     try:
         with ui.progress("Measuring", len(cases) * repetitions * len(runners), "runs") as done:
-            results = measure(runners, cases, repetitions, done)
+            measure(runners, cases, repetitions, done, results)
+    except KeyboardInterrupt as error:
+        interrupted = error
     finally:
         if peer is not None:
             peer.close()
@@ -264,10 +279,12 @@ def _measure(
     if speed is not None and not on_gpu and isa == cpu_features().get("best_isa", ""):
         with contextlib.suppress(OSError):  # only used for the estimates of ``jamba show``
             remember_speed(cpu_key(used), speed)
-    bandwidth, gemm, rate = gpu_rates(model.model.device) if on_gpu else (read_bandwidth(), *matrix_rate())
+    bandwidth, gemm, rate = math.nan, "", math.nan
+    if interrupted is None:
+        bandwidth, gemm, rate = gpu_rates(model.model.device) if on_gpu else (read_bandwidth(), *matrix_rate())
+    measured = interrupted is None
     device = device_name(model.model.device)
     touched, flops = weight_bytes_per_token(model.model), 2 * model.config.active_params()
-    rows = []
     for result in results:
         ours = next(r for r in results if r.case == result.case and r.runner == runners[0].name)
         case = result.case
@@ -294,16 +311,19 @@ def _measure(
                 "spread": result.spread,
                 "first_token_seconds": result.first_token_seconds,
                 "peak_memory_bytes": result.peak_memory,
-                "bandwidth_share": touched / result.step_seconds / bandwidth if decodes and one_token else None,
-                "matrix_share": result.rate * flops / rate if not case.n_gen else None,
+                "bandwidth_share": touched / result.step_seconds / bandwidth
+                if decodes and one_token and measured
+                else None,
+                "matrix_share": result.rate * flops / rate if not case.n_gen and measured else None,
                 "ratio": ours.rate / result.rate if peer is not None and result is not ours else None,
-                "read_bandwidth_bytes_per_second": bandwidth,
-                "matrix_rate_flops": rate,
-                "matrix_type": gemm,
+                "read_bandwidth_bytes_per_second": bandwidth if measured else None,
+                "matrix_rate_flops": rate if measured else None,
+                "matrix_type": gemm if measured else None,
                 "repetitions": result.rates,
             }
         )
-    return rows
+    if interrupted is not None:
+        raise interrupted
 
 
 def _one_token_step(result: Result, results: list[Result]) -> Result | None:
@@ -350,6 +370,8 @@ def _markdown(rows: list[dict[str, Any]]) -> str:
     lines.append("")
     if random := list(dict.fromkeys(r["test"] for r in rows if r["fill"] == "random")):
         lines += [f"Filled with random keys, values and states, not computed: the context of {', '.join(random)}.", ""]
+    if first["matrix_rate_flops"] is None:
+        return "\n".join(lines).rstrip("\n")
     verb = "copies" if first["on_gpu"] else "reads"
     lines.append(
         f"{first['device']}: {verb} {format_bytes(first['read_bandwidth_bytes_per_second'])}/s and multiplies "

@@ -71,7 +71,6 @@ def _row(place: StoredPlace) -> str:
 
 
 @app.command()
-@o.quiet_option
 def clear(
     document: Annotated[
         Path | None, typer.Option("--document", help="Delete only what was stored of this file.")

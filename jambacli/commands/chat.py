@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from jambacli.text.tool_calls import ToolCall
 
 
-@o.quiet_option
 @o.generation_options
 def chat(
     name: Annotated[
@@ -51,11 +50,11 @@ def chat(
     arguments: o.GenerationArguments,
 ) -> None:
     """Chat. Every turn is saved, and no process computes the same text twice."""
-    generation, options = arguments.generation(), arguments.session()
+    generation, options = arguments.generation(), arguments.session(system)
     if session is not None and arguments.no_store:
         raise UsageError("--session and --no-store exclude each other: a named session is stored on disk")
 
-    system = o.system_message(system)
+    generation = replace(generation, schema=arguments.schema(None))
     functions = []
     if tools is not None:
         if not yes_tools and not _on_terminal():
@@ -83,9 +82,7 @@ def chat(
     reread = saved is not None and _reread(saved, model, yes)
     talk = Chat(
         model,
-        options=replace(
-            options, system=system if saved is not None else system or None, read_only=read_only, reread=reread
-        ),
+        options=replace(options, read_only=read_only, reread=reread),
         generation=generation,
         name=session,
         overflow=overflow,
@@ -94,7 +91,7 @@ def chat(
         approve=_announced if yes_tools else _approved,
         load=arguments.load_model,
     )
-    if saved is not None and system is not None:
+    if saved is not None and options.system is not None:
         what = short(talk.session.system) if talk.session.system else "none"
         ui.note(f"session {talk.session.name}: the system message is now: {what}")
     run_chat(talk, stats=arguments.stats, keep_history=not arguments.no_store)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from enum import StrEnum
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Annotated
 import typer
 
 from jambacli import ui
-from jambacli.commands import options as o
 from jambacli.units import format_bytes, format_seconds, parse_size
 
 
@@ -24,7 +24,6 @@ class Type(StrEnum):
     q8_0 = "q8_0"
 
 
-@o.quiet_option
 def convert(
     source: Annotated[
         str, typer.Argument(metavar="SRC", help="An HF checkpoint directory, or a hub repository as OWNER/NAME.")
@@ -42,6 +41,7 @@ def convert(
     ] = None,
     name: Annotated[str | None, typer.Option("--name", help="The model's name in the file.")] = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace the output if it exists.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object with the files written.")] = False,
 ) -> None:
     """Convert a Hugging Face Jamba checkpoint to GGUF."""
     from jambacli.cache.fingerprint import record
@@ -62,3 +62,6 @@ def convert(
         f"wrote {where}: {done.type}, {done.tensors} tensors, {format_bytes(done.nbytes)} in {format_seconds(took)} "
         f"({format_bytes(done.nbytes / max(took, 1e-3))}/s)"
     )
+    if as_json:
+        files = [str(path) for path in done.paths]
+        print(json.dumps({"type": done.type, "tensors": done.tensors, "bytes": done.nbytes, "files": files}))

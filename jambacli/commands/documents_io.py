@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,6 +39,10 @@ Citations = Annotated[bool, typer.Option("--citations", help="Cite the files and
 Language = Annotated[str | None, typer.Option("--language", help="Answer in this language.")]
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object with the answer, its sources and statistics.")
+]
+JsonStream = Annotated[
+    bool,
+    typer.Option("--json-stream", help="Print a JSON object a line: pieces of the text as they come, then statistics."),
 ]
 Schema = Annotated[
     Path | None,
@@ -73,6 +77,12 @@ Output = Annotated[
 _WORTH_A_NOTE = 256
 # Seconds between progress notes without a terminal.
 _EVERY = 5.0
+
+
+def check_json(as_json: bool, json_stream: bool) -> None:
+    """Raise UsageError for both forms at once."""
+    if as_json and json_stream:
+        raise UsageError("exclude each other", field=("json", "json_stream"))
 
 
 def output_path(output: Path | None) -> Path | None:
@@ -144,8 +154,9 @@ def noted(
 class Answer:
     """An answer that is written to stdout or a file, with its sources at the end."""
 
-    def __init__(self, *, output: Path | None, as_json: bool, schema: bool, citations: bool) -> None:
+    def __init__(self, *, output: Path | None, as_json: bool, json_stream: bool, schema: bool, citations: bool) -> None:
         self.output, self.as_json, self.schema, self.citations = output, as_json, schema, citations
+        self.json_stream = json_stream
         self.text = ""
         self.interrupted = False
         self._live = output is None and not schema and not as_json
@@ -153,7 +164,7 @@ class Answer:
     def take(self, pieces: Iterable[str], session: Session) -> None:
         """Collect the pieces of a reply of the session, and print them as they come if they go to stdout unchanged. Ctrl-C
         keeps the partial answer."""
-        self.text, self.interrupted = stream(pieces, self._live, session)
+        self.text, self.interrupted = stream(pieces, self._live, session, as_json=self.json_stream)
 
     def finish(self, key: str, entries: Sequence[DocumentEntry], cited: Cited, figures: dict[str, Any]) -> None:
         """Write what has not been written yet: the sources, the JSON, the file. ``key``: the key of the answer with --json.
@@ -177,8 +188,10 @@ class Answer:
         moved = " (where the answer's words occur)" if checked.replaced else ""
         listed = [f"- {s}{moved}" for s in sources]
         out = ""
-        if self.as_json:
+        if self.as_json or self.json_stream:
             value: dict[str, Any] = {key: json.loads(self.text) if self.schema else self.text.strip()}
+            if self.json_stream:
+                value = {"done": True, **value}
             if self.citations:
                 by = {"by": "words"} if checked.replaced else {}
                 value["citations"] = [{**s.to_json(), **by} for s in sources]
@@ -254,12 +267,11 @@ def show_figures(figures: dict[str, Any]) -> None:
     )
 
 
-def task_of(text: str, citations: bool, schema: Path | None) -> Task:
-    """The task, with its schema read from a file. Raises JambaError when that is not one."""
+def task_of(text: str, citations: bool, schema: Mapping[str, Any] | None) -> Task:
+    """The task of a reply, which is JSON of a schema if there is one."""
     from jambacli.documents.reader import Task
-    from jambacli.engine.constraints.json_schema import read_schema
 
-    return Task(text, citations, read_schema(schema) if schema is not None else None)
+    return Task(text, citations, schema)
 
 
 def check_schema(reader: Reader, task: Task) -> None:
@@ -290,13 +302,27 @@ def reader(model: LoadedModel, options: SessionOptions, generation: GenerationOp
 
 
 def deliver(
-    reader: Reader, pending: PendingAnswer, task: Task, *, key: str, output: Path | None, as_json: bool, stats: bool
+    reader: Reader,
+    pending: PendingAnswer,
+    task: Task,
+    *,
+    key: str,
+    output: Path | None,
+    as_json: bool,
+    json_stream: bool,
+    stats: bool,
 ) -> None:
     """Write the answer as it is generated, then its sources and figures. Raises KeyboardInterrupt if Ctrl-C ended it."""
     from jambacli.documents.citations import Cited
 
     cited = Cited(json=task.schema is not None)
-    answer = Answer(output=output, as_json=as_json, schema=task.schema is not None, citations=task.citations)
+    answer = Answer(
+        output=output,
+        as_json=as_json,
+        json_stream=json_stream,
+        schema=task.schema is not None,
+        citations=task.citations,
+    )
     assert reader.session is not None
     answer.take(cited.answer(pending.pieces), reader.session)
     figures = figures_of(reader)

@@ -31,7 +31,6 @@ Limit = Annotated[str | None, typer.Option("--tokens", "-n", help="Use at most t
 
 
 @app.command()
-@o.quiet_option
 @o.measurement_options
 def perplexity(
     models: Annotated[
@@ -65,7 +64,6 @@ def perplexity(
 
 
 @app.command()
-@o.quiet_option
 @o.measurement_options
 def kl(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The model to measure, e.g. a quantized one.")],
@@ -113,7 +111,6 @@ def kl(
 
 
 @app.command()
-@o.quiet_option
 @o.measurement_options
 def needle(
     model: Annotated[
@@ -168,7 +165,6 @@ def needle(
 
 
 @app.command()
-@o.quiet_option
 @o.measurement_options
 def lookup(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A text file (- for stdin).")],

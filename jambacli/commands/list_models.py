@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jambacli import ui
-from jambacli.commands import options as o
 from jambacli.errors import JambaError
 from jambacli.units import format_bytes, format_context, format_count
 
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     from jambacli.hub.store import StoreEntry
 
 
-@o.quiet_option
 def list_models(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import os
 import stat
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from jambacli import ui
+from jambacli import presets, settings, ui
+from jambacli.commands import common
 from jambacli.errors import JambaError, UsageError
 from jambacli.startup import importing
 from jambacli.units import parse_size
@@ -36,6 +39,13 @@ def _on_or_off(text: str | None, field: str) -> str | None:
     if text is not None and text.lower() not in ("on", "off"):
         raise UsageError("is neither on nor off", field=field, value=text)
     return text and text.lower()
+
+
+def _at_least_one(number: int | None) -> int | None:
+    """A number of tokens, or -1 for no limit. Raises UsageError for another."""
+    if number is not None and number < 1 and number != -1:
+        raise UsageError("is neither at least 1 nor -1, which is no limit", field="max_tokens", value=number)
+    return number
 
 
 def _runtime_option(*flags: str, **settings: Any) -> Any:
@@ -76,8 +86,13 @@ LogitBias = Annotated[
     list[str] | None,
     _sampling_option("--logit-bias", help="TOKEN=BIAS, added to a token's logit; repeatable."),
 ]
-Seed = Annotated[int | None, _sampling_option("--seed", min=0, help="The same seed gives the same text.")]
-MaxTokens = Annotated[int | None, typer.Option("--max-tokens", "-n", min=1, help="Stop after this many tokens.")]
+Seed = Annotated[
+    int | None, _sampling_option("--seed", min=-1, help="The same seed gives the same text; -1: a random one.")
+]
+MaxTokens = Annotated[
+    int | None,
+    typer.Option("--max-tokens", "-n", help="Stop after this many tokens; -1: no limit.", callback=_at_least_one),
+]
 Stop = Annotated[list[str] | None, typer.Option("--stop", help="Stop before this text; repeatable.")]
 Ctx = Annotated[
     str | None,
@@ -102,9 +117,15 @@ CpuExperts = Annotated[
     int | None,
     _runtime_option("--cpu-experts", min=0, help="Keep the experts of this many layers in RAM."),
 ]
-CpuKv = Annotated[bool, _runtime_option("--cpu-kv", help="Keep keys and values in RAM, not on the GPU.")]
+CpuKv = Annotated[
+    bool,
+    _runtime_option("--cpu-kv/--no-cpu-kv", show_default=False, help="Keep keys and values in RAM, not on the GPU."),
+]
 Precise = Annotated[
-    bool, _runtime_option("--precise", help="Round activations less: slower, closer to the exact model.")
+    bool,
+    _runtime_option(
+        "--precise/--no-precise", show_default=False, help="Round activations less: slower, closer to the exact model."
+    ),
 ]
 Lookup = Annotated[
     str | None,
@@ -134,11 +155,22 @@ System = Annotated[
         help="System message, or @ and the file that holds it; @@ for a text that begins with @.",
     ),
 ]
-Stats = Annotated[bool, _runtime_option("--stats", help="Print speed, token counts and memory to stderr.")]
+Stats = Annotated[
+    bool,
+    _runtime_option("--stats/--no-stats", show_default=False, help="Print speed, token counts and memory to stderr."),
+]
 
-NoStore = Annotated[bool, _runtime_option("--no-store", help="Store no text or state on disk.")]
-
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Hide progress and notes.")]
+NoStore = Annotated[
+    bool, _runtime_option("--no-store/--store", show_default=False, help="Store no text or state on disk.")
+]
+PresetName = Annotated[
+    presets.Preset | None,
+    typer.Option("--preset", metavar="NAME", parser=presets.find, help="Use a preset's system message and options."),
+]
+Param = Annotated[
+    list[str] | None,
+    typer.Option("--param", "-p", metavar="NAME=VALUE", help="Fill in a variable of the preset; repeatable."),
+]
 
 #: Maximum size of a text that is read whole, in bytes.
 MAX_INPUT = 256 << 20
@@ -148,6 +180,8 @@ MAX_INPUT = 256 << 20
 class GenerationArguments:
     """The arguments of a command that generates text: one option per field, in the order of its ``--help``."""
 
+    preset: PresetName = None
+    param: Param = None
     temp: Temp = None
     top_p: TopP = None
     top_k: TopK = None
@@ -187,14 +221,40 @@ class GenerationArguments:
         chosen["logit_bias"] = parse_logit_bias(self.logit_bias) if self.logit_bias else None
         chosen["lookup"] = None if self.lookup is None else self.lookup == "on"
         chosen["stop"] = self.stop or ()
+        for name in ("seed", "max_tokens"):  # as in other programs
+            chosen[name] = None if chosen[name] == -1 else chosen[name]
         return GenerationOptions(**chosen)
 
-    def session(self) -> SessionOptions:
-        """The options of a session. Raises UsageError when ``--ctx`` is not a number of tokens."""
+    def session(self, system: str | None = None) -> SessionOptions:
+        """The options of a session, with the system message of ``--system`` or of the preset.
+
+        Raises UsageError when ``--ctx`` is not a number of tokens, and as ``system_message`` does.
+        """
         with importing():
             from jambacli.session.options import SessionOptions
 
-        return SessionOptions(ctx=context(self.ctx), kv_type=self.kv_type, store=not self.no_store)
+        text = self.system_message(system)
+        return SessionOptions(ctx=context(self.ctx), kv_type=self.kv_type, store=not self.no_store, system=text or None)
+
+    def system_message(self, text: str | None) -> str | None:
+        """The system message of ``--system``, else the preset's with its variables; None without either.
+
+        Raises JambaError for a file that cannot be read, UsageError for the preset's variables.
+        """
+        given = presets.parse_given(self.param or ())
+        if self.preset is None:
+            if given:
+                raise UsageError("fills in a variable of a preset", field="param", remedy="add {preset}")
+            return system_message(text)
+        return self.preset.filled(given) if text is None else system_message(text)
+
+    def schema(self, path: Path | None) -> Mapping[str, Any] | None:
+        """The JSON schema of ``--schema``, else the preset's. Raises JambaError for a file that is not one."""
+        if path is None:
+            return None if self.preset is None else self.preset.schema
+        from jambacli.engine.constraints.json_schema import read_schema
+
+        return read_schema(path)
 
     def load_model(self, name: str | None, chat_template: str | None = None) -> Jamba:
         """Load a model as ``load_model`` does. ``chat_template``: used where none was given.
@@ -202,7 +262,7 @@ class GenerationArguments:
         Raises UsageError for a biased token, or for thoughts, that it does not have; notes when there are none to switch off.
         """
         model = load_model(
-            name,
+            self.preset.model if name is None and self.preset is not None else name,
             device_options(self),
             ctx=context(self.ctx),
             kv_type=self.kv_type,
@@ -218,6 +278,42 @@ class GenerationArguments:
                     raise UsageError(f"needs a chat template with thoughts; {model.name} has none", field="think")
                 ui.note(f"{model.name} does not think; there is nothing to switch off")
         return model
+
+
+@dataclass(frozen=True, kw_only=True)
+class PresetArguments:
+    """The options that a preset may hold: one per field, in the order of its ``--help``."""
+
+    temp: Temp = None
+    top_p: TopP = None
+    top_k: TopK = None
+    min_p: MinP = None
+    typical_p: TypicalP = None
+    repeat_penalty: RepeatPenalty = None
+    presence_penalty: PresencePenalty = None
+    frequency_penalty: FrequencyPenalty = None
+    penalty_last_n: PenaltyLastN = None
+    seed: Seed = None
+    max_tokens: MaxTokens = None
+    stop: Stop = None
+    think: Think = None
+
+    def chosen(self) -> dict[str, Any]:
+        """The options that are set, by their Python names. Raises UsageError for a value out of its range."""
+        chosen: dict[str, Any] = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if value is None or value == []:
+                continue
+            if f.name == "stop":
+                chosen["stop"] = tuple(value)
+                continue
+            setting = settings.SETTINGS[f.name.replace("_", "-")]
+            try:
+                chosen[f.name] = setting.check(value)
+            except UsageError as error:
+                raise UsageError(error.problem, field=f.name, value=value) from None
+        return chosen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,7 +360,9 @@ def _with_arguments(group: type[Any]) -> Callable[[Callable[..., None]], Callabl
             for f in fields(group)
         ]
         signature = inspect.signature(command, eval_str=True)
-        parameters = [p for q in signature.parameters.values() for p in (options if q.name == "arguments" else [q])]
+        own = signature.parameters.values()
+        options = common.beside(own, options)
+        parameters = [p for q in own for p in (options if q.name == "arguments" else [q])]
 
         @functools.wraps(command)
         def grouped(**values: Any) -> None:
@@ -277,26 +375,10 @@ def _with_arguments(group: type[Any]) -> Callable[[Callable[..., None]], Callabl
     return decorate
 
 
-#: Decorators for a command with a parameter ``arguments: GenerationArguments`` or ``arguments: DeviceArguments``.
+#: Decorators for a command with a parameter ``arguments`` of one of these classes.
+preset_options = _with_arguments(PresetArguments)
 generation_options = _with_arguments(GenerationArguments)
 measurement_options = _with_arguments(DeviceArguments)
-
-
-def quiet_option(command: Callable[..., None]) -> Callable[..., None]:
-    """Decorator: give a command its own ``--quiet``, so that it works after the command as well as before it."""
-    signature = inspect.signature(command, eval_str=True)
-    option = inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Quiet)
-
-    @functools.wraps(command)
-    def with_quiet(*values: Any, quiet: bool = False, **named: Any) -> None:
-        if quiet:
-            ui.set_quiet(True)
-        command(*values, **named)
-
-    with_quiet.__signature__ = signature.replace(  # type: ignore[attr-defined]
-        parameters=[*signature.parameters.values(), option]
-    )
-    return with_quiet
 
 
 def model_path(name: str | None) -> Path:
@@ -314,6 +396,23 @@ def is_path(name: str) -> bool:
         return path_of(name).exists()
     except (OSError, ValueError):
         return False
+
+
+def chosen_model(name: str | None) -> str | None:
+    """``name``, or without one the user's default; None where there is none either.
+
+    Raises JambaError for a default that is no model, naming where it is set.
+    """
+    from jambacli.hub.resolve import resolve_model
+
+    chosen = settings.find("model") if name is None else None
+    if chosen is None:
+        return name
+    try:
+        resolve_model(chosen.value)
+    except JambaError as error:
+        raise JambaError(f"the default model ({chosen.where}): {error.worded()}") from None
+    return str(chosen.value)
 
 
 def _default_model() -> Path:
@@ -339,19 +438,27 @@ def load_model(
     kv_type: str | None = None,
     chat_template: str | None = None,
 ) -> Jamba:
-    """Load the model of that name; for None the last used or the demo model, with a note that says which."""
+    """Load the model of that name; for None the user's default, the last used or the demo model, with a note that says
+    which."""
+    began = time.perf_counter()
     with importing():
         from jambacli.api import Jamba
 
     from jambacli.documents.given_texts import read_chat_template
     from jambacli.hub.converted_cache import converted_gguf
 
+    name = chosen_model(name)
     path = model_path(name)
     if chat_template is not None:
         read_chat_template(chat_template)  # what is wrong with it is reported before a checkpoint is converted
     if path.is_dir():  # convert it here, with progress; Jamba.load then finds the result
         converted_gguf(path, ui.progress)
-    return Jamba.load(name, options, ctx=ctx, kv_type=kv_type, chat_template=chat_template)
+        began = time.perf_counter()
+    model = Jamba.load(name, options, ctx=ctx, kv_type=kv_type, chat_template=chat_template, progress=ui.loading)
+    with contextlib.suppress(JambaError):  # who needs it will say what is wrong with it
+        model.tokenizer  # noqa: B018 - it takes longer than the weights, which are mapped
+    model.load_seconds = time.perf_counter() - began
+    return model
 
 
 def system_message(text: str | None) -> str | None:

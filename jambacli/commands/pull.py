@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,7 +27,6 @@ class _Instead(Exception):
         self.name = name
 
 
-@o.quiet_option
 def pull(
     name: Annotated[
         str,
@@ -53,16 +53,19 @@ def pull(
     ] = None,
     kv_type: Annotated[str, typer.Option("--kv-type", help="Keys and values as f16, bf16, f32 or q8_0.")] = "f16",
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask; download even what does not fit.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object with the name and the files.")] = False,
 ) -> None:
     """Download a model, or resume its download, verify it and register it under a name."""
     from jambacli.cache.fingerprint import record
     from jambacli.hub import pull as hub
-    from jambacli.hub.demo import is_demo_model
+    from jambacli.hub.demo import DEMO_NAME, demo_model_path, is_demo_model
     from jambacli.hub.store import Store
     from jambacli.model.config import KV_TYPES
 
     if is_demo_model(name):
         ui.note(f"{name} comes with the program; run it with: jamba run {name}")
+        if as_json:
+            print(json.dumps({"name": DEMO_NAME, "files": [str(demo_model_path())]}))
         return
     kv_type = kv_type.lower()
     if kv_type not in KV_TYPES:
@@ -72,8 +75,12 @@ def pull(
         entry = _pull(name, options, yes)
     except _Instead as chosen:
         entry = _pull(chosen.name, hub.PullOptions(None, None, own_name, options.ctx, kv_type), yes)
-    for path in Store().paths(entry)[:1]:
+    paths = Store().paths(entry)
+    for path in paths[:1]:
         record(path)
+    if as_json:
+        shown = {"name": entry.name, "bytes": entry.size, "type": entry.quant, "files": [str(path) for path in paths]}
+        print(json.dumps(shown))
     ui.note(f"{entry.name} is ready: jamba run {shlex.quote(entry.name)}")
 
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from jambacli import ui
-from jambacli.commands import options as o
 from jambacli.commands.flags import flag
 from jambacli.errors import JambaError, UsageError, name_options
 from jambacli.kernels import MAX_THREADS
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-@o.quiet_option
 def quantize(
     source: Annotated[
         str,

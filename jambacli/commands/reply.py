@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,9 @@ if TYPE_CHECKING:
     from jambacli.session.session import Session
 
 
-def stream(pieces: Iterable[str], show: bool, session: Session) -> tuple[str, bool]:
-    """Collect a reply of the session, with ``show`` printing it as it is generated; thoughts go to stderr.
+def stream(pieces: Iterable[str], show: bool, session: Session, as_json: bool = False) -> tuple[str, bool]:
+    """Collect a reply of the session, with ``show`` printing it as it is generated; thoughts go to stderr. ``as_json``: print
+    an object a line for every piece, ``{"text": ...}`` or ``{"thought": ...}``.
 
     Returns the reply and whether Ctrl-C ended it. A second Ctrl-C ends it at once.
     """
@@ -29,10 +31,15 @@ def stream(pieces: Iterable[str], show: bool, session: Session) -> tuple[str, bo
         with interrupts_stop(session.stop) as came:
             for piece in pieces:
                 if isinstance(piece, Thought):
-                    ui.thought(piece)
+                    if as_json:
+                        write_json({"thought": str(piece)})
+                    else:
+                        ui.thought(piece)
                     continue
                 said.append(piece)
-                if show:
+                if as_json:
+                    write_json({"text": piece})
+                elif show:
                     write(ui.harmless(piece) if on_terminal else piece)
         interrupted = came.asked and session.stats.finish == "interrupted"
     except KeyboardInterrupt:
@@ -44,6 +51,11 @@ def write(text: str) -> None:
     """Write text to stdout as UTF-8 and flush."""
     sys.stdout.buffer.write(text.encode("utf-8", "replace"))
     sys.stdout.buffer.flush()
+
+
+def write_json(value: dict[str, Any]) -> None:
+    """Write an object in one line to stdout and flush."""
+    write(json.dumps(value, ensure_ascii=False) + "\n")
 
 
 def figures_of_reply(model: LoadedModel, session: Session) -> dict[str, Any]:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated
 
 import typer
 
 from jambacli import ui
-from jambacli.commands import options as o
 from jambacli.errors import JambaError, UsageError
 from jambacli.units import format_bytes
 
 
-@o.quiet_option
 def rm(
     names: Annotated[
         list[str] | None, typer.Argument(metavar="MODEL...", help="Names of pulled models, as in jamba list.")
@@ -21,6 +20,7 @@ def rm(
     converted: Annotated[
         bool, typer.Option("--converted", help="Remove the GGUFs converted from checkpoint directories.")
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object with what was removed.")] = False,
 ) -> None:
     """Remove pulled models. Files outside the store (in the hub's cache, or pulled by path) are kept."""
     from jambacli.hub.converted_cache import remove_converted
@@ -39,11 +39,19 @@ def rm(
         if entry is None:
             raise JambaError(f"{name[:100]!a} is not a pulled model; see jamba list")
         found.append(entry)
+    removed: list[str] = []
+    total = 0
     for entry in found:
         freed = store.remove(entry.name)
+        removed.append(entry.name)
+        total += freed
         shared = "" if freed or entry.set_id is None else "; another name still uses its files"
         ui.note(f"removed {entry.name}, {format_bytes(freed)} freed{shared}")
     if unfinished:
-        ui.note(f"removed unfinished downloads, {format_bytes(store.remove_unfinished())} freed")
+        total += (freed := store.remove_unfinished())
+        ui.note(f"removed unfinished downloads, {format_bytes(freed)} freed")
     if converted:
-        ui.note(f"removed converted checkpoints, {format_bytes(remove_converted())} freed")
+        total += (freed := remove_converted())
+        ui.note(f"removed converted checkpoints, {format_bytes(freed)} freed")
+    if as_json:
+        print(json.dumps({"removed": removed, "bytes": total}))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,31 +12,34 @@ from typing import Annotated
 import typer
 
 from jambacli import ui
+from jambacli.commands import documents_io
 from jambacli.commands import options as o
-from jambacli.commands.reply import figures_of_reply, show_stats, stream, write
+from jambacli.commands.reply import figures_of_reply, show_stats, stream, write, write_json
 from jambacli.errors import BadFileError, UsageError
 
 
-@o.quiet_option
 @o.generation_options
 def run(
     first: Annotated[
         str | None, typer.Argument(metavar="[MODEL]", help="A name or a .gguf; default: the last used.")
     ] = None,
-    second: Annotated[str | None, typer.Argument(metavar="[PROMPT]", help="The prompt.")] = None,
+    second: Annotated[str | None, typer.Argument(metavar="[PROMPT]", help="The prompt; -: standard input.")] = None,
     file: Annotated[Path | None, typer.Option("--file", "-f", help="Read (more of) the prompt from a file.")] = None,
     system: o.System = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object with the text and statistics, not streamed.")
     ] = False,
+    json_stream: documents_io.JsonStream = False,
+    schema: documents_io.Schema = None,
     *,
     arguments: o.GenerationArguments,
 ) -> None:
     """Answer a prompt: from the command line, a file, standard input, or all of them together."""
-    generation, options = arguments.generation(), arguments.session()
+    documents_io.check_json(as_json, json_stream)
+    generation, options = arguments.generation(), arguments.session(system)
+    generation = replace(generation, schema=arguments.schema(schema))
     name, words = _model_and_prompt(first, second)
-    system = o.system_message(system)
     prompt = _prompt(words, file)
     if raw and (arguments.think or arguments.chat_template is not None):
         raise UsageError(
@@ -45,20 +47,24 @@ def run(
         )
 
     model = arguments.load_model(name)
-    session = model.session(replace(options, system=system))
+    session = model.session(options)
     with _raw_offered():
-        raw = raw or model.template is None
-        if raw and system:
+        if not raw and model.template is None:
+            ui.note(f"{model.name} has no chat template: continuing the prompt as plain text, as with --raw")
+            raw = True
+        if raw and options.system:
             raise UsageError(
-                "--system needs the chat template; leave out --raw, or put the system message into the prompt"
+                "a system message needs the chat template; leave out --raw, --system and --preset, or put it into the prompt"
             )
         say = session.complete if raw else session.send
         pieces = say(prompt, progress=ui.progress, options=generation)
     with session:
-        text, interrupted = stream(pieces, not as_json, session)
-        if not as_json and text and not text.endswith("\n") and sys.stdout.isatty():
+        text, interrupted = stream(pieces, not as_json, session, as_json=json_stream)
+        if not as_json and not json_stream and text and not text.endswith("\n"):
             write("\n")
     figures = figures_of_reply(model, session)
+    if json_stream:
+        write_json({"done": True, "model": model.name, **figures})
     if as_json:
         print(json.dumps({"model": model.name, "text": text, **figures}, ensure_ascii=False))
     if arguments.stats:
@@ -87,14 +93,18 @@ def _model_and_prompt(first: str | None, second: str | None) -> tuple[str | None
 
     if second is not None or first is None:
         return first, second
+    if first == "-":
+        return None, first
     return (first, None) if is_model_name(first) else (None, first)
 
 
 def _prompt(words: str | None, file: Path | None) -> str:
-    parts = [] if words is None else [words]
-    if file is not None:
+    """The prompt: the words, the file, and standard input, which ``-`` in place of words or file reads in any case."""
+    given = words == "-" or str(file) == "-"
+    parts = [] if words is None or words == "-" else [words]
+    if file is not None and str(file) != "-":
         parts.append(o.read_text(file))
-    if (file is None or str(file) != "-") and o.has_input():
+    if given or o.has_input():
         parts.append(o.read_text(None))
     prompt = "\n\n".join(p for p in parts if p)
     if not prompt:

@@ -33,7 +33,6 @@ _GRACE = 10
 _KEEP_ALIVE = "5m"
 
 
-@o.quiet_option
 @o.generation_options
 def serve(
     models: Annotated[
@@ -86,7 +85,8 @@ def serve(
     arguments: o.GenerationArguments,
 ) -> None:
     """Answer programs over HTTP. Text that is known from any client, chat or ask is not computed again."""
-    generation = arguments.generation()
+    generation = replace(arguments.generation(), schema=arguments.schema(None))
+    system = arguments.system_message(None)
     try:
         with importing():
             from jambacli.server.app import make_app
@@ -129,7 +129,8 @@ def serve(
         files = FileStore(keep=not arguments.no_store)
         try:
             app = make_app(
-                Server(served, generation, files=files), Access(key=key or None, hosts=hosts, origins=origins)
+                Server(served, generation, files=files, system=system),
+                Access(key=key or None, hosts=hosts, origins=origins),
             )
             _reuse_later(listener)
             # Ctrl-C and SIGTERM stop the server, which raises them again when it has stopped: that is the regular end.

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jambacli import ui
-from jambacli.commands import options as o
 from jambacli.errors import JambaError, UsageError
 from jambacli.units import counted, format_bytes, parse_duration
 
@@ -28,7 +27,6 @@ NewName = Annotated[str, typer.Argument(metavar="NEW", help="The new name.")]
 
 
 @app.command("list")
-@o.quiet_option
 def list_(as_json: Json = False) -> None:
     """All sessions, the most recently used first, each with the first line of its first message."""
     from jambacli.session import library
@@ -46,7 +44,6 @@ def list_(as_json: Json = False) -> None:
 
 
 @app.command()
-@o.quiet_option
 def search(
     text: Annotated[list[str], typer.Argument(metavar="TEXT...", help="Words, in any case.")],
     limit: Annotated[int, typer.Option("--limit", min=1, help="Show at most this many sessions.")] = 50,
@@ -115,7 +112,6 @@ def show(name: Name, as_json: Json = False) -> None:
 
 
 @app.command()
-@o.quiet_option
 def rename(name: Name, new: NewName, as_json: Json = False) -> None:
     """Give a session another name."""
     from jambacli.session import library
@@ -125,7 +121,6 @@ def rename(name: Name, new: NewName, as_json: Json = False) -> None:
 
 
 @app.command()
-@o.quiet_option
 def copy(name: Name, new: NewName, as_json: Json = False) -> None:
     """Copy a session, to go on from it twice. The stored state is shared."""
     from jambacli.session import library
@@ -142,7 +137,6 @@ def _renamed(what: str, name: str, new: str, as_json: bool) -> None:
 
 
 @app.command()
-@o.quiet_option
 def rm(
     names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Sessions to remove.")] = None,
     unnamed: Annotated[bool, typer.Option("--unnamed", help="Remove all chats without a name of their own.")] = False,
@@ -204,7 +198,6 @@ def age(text: str) -> float:
 
 
 @app.command()
-@o.quiet_option
 def export(
     name: Name,
     output: Annotated[
@@ -261,7 +254,6 @@ def _written(path: Path, size: int, as_json: bool) -> None:
 
 
 @app.command("import")
-@o.quiet_option
 def import_(
     path: Annotated[Path, typer.Argument(metavar="FILE", help="A file made by export.")],
     name: Annotated[str | None, typer.Option("--name", help="Import it under this name.")] = None,

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from jambacli.runtime.memory_plan import MemoryPlan
 
 
-@o.quiet_option
 def show(
     model: Annotated[
         str | None,

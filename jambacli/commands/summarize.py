@@ -9,10 +9,10 @@ import typer
 from jambacli.commands import documents_io
 from jambacli.commands import options as o
 from jambacli.commands.open_documents import read_entries
+from jambacli.errors import UsageError
 from jambacli.startup import importing
 
 
-@o.quiet_option
 @o.generation_options
 def summarize(
     files: Annotated[
@@ -25,6 +25,7 @@ def summarize(
     language: documents_io.Language = None,
     citations: documents_io.Citations = False,
     as_json: documents_io.Json = False,
+    json_stream: documents_io.JsonStream = False,
     schema: documents_io.Schema = None,
     include: documents_io.Include = None,
     exclude: documents_io.Exclude = None,
@@ -35,7 +36,10 @@ def summarize(
     arguments: o.GenerationArguments,
 ) -> None:
     """Summarize documents. They are read once; text longer than the context is summarized in parts."""
+    documents_io.check_json(as_json, json_stream)
     output = documents_io.output_path(output)
+    if json_stream and output is not None:
+        raise UsageError("--json-stream goes to standard output: leave out -o")
     with importing():
         from jambacli.documents.ask import SummaryOptions, summarize_documents
 
@@ -44,7 +48,7 @@ def summarize(
     names = list(files or ()) or documents_io.stdin_as_file(
         "there is nothing to summarize: name files, or pipe in a text"
     )
-    task = documents_io.task_of(summary.instruction(), citations, schema)
+    task = documents_io.task_of(summary.instruction(), citations, arguments.schema(schema))
     if model is not None:
         o.model_path(model)  # an unknown name is reported before long documents are opened
     entries = read_entries(names, output, include, exclude, ocr=ocr, store=options.store)
@@ -53,4 +57,13 @@ def summarize(
     with documents_io.reader(loaded, options, generation) as reader:
         documents_io.check_schema(reader, task)
         answer = summarize_documents(reader, entries, task, summary)
-        documents_io.deliver(reader, answer, task, key="summary", output=output, as_json=as_json, stats=arguments.stats)
+        documents_io.deliver(
+            reader,
+            answer,
+            task,
+            key="summary",
+            output=output,
+            as_json=as_json,
+            json_stream=json_stream,
+            stats=arguments.stats,
+        )

@@ -29,8 +29,9 @@ class ReplyConstraint(Constraint, Protocol):
     def begin(self, budget: int, thinking: bool = False, said: Sequence[int] = ()) -> None:
         """Start a reply of at most ``budget`` tokens. Raises JambaError when nothing valid fits into them."""
 
-    def check_finished(self, tokens: int) -> None:
-        """Raise JambaError for a reply of ``tokens`` tokens that is not complete."""
+    def check_finished(self, tokens: int, *, at_context: bool = False) -> None:
+        """Raise JambaError for a reply of ``tokens`` tokens that is not complete. ``at_context``: also for one that was cut
+        short to fit."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,10 +24,6 @@ logger = logging.getLogger(__name__)
 _Wanted: TypeAlias = Literal["last", "all", "none"]
 
 
-#: Most tokens of a draft: a sequence keeps a copy of its Mamba state for each token of a step with one.
-MOST_DRAFTED = 7
-
-
 @dataclass(frozen=True)
 class Pass:
     """Tokens to append to a slot's sequence; see ``Span``."""
@@ -90,7 +86,7 @@ class BatchSteps:
         while (token := self._draw(slot)) is not None:
             if slot.drafted is None and self._drafts(slot):
                 slot.drafted = DraftedSteps(sequence, job.sampler, job.stop_ids)
-            prediction = nothing if slot.drafted is None else slot.drafted.push(token, job.reply.left, MOST_DRAFTED)
+            prediction = nothing if slot.drafted is None else slot.drafted.push(token, job.reply.left)
             if not sequence.expects(token):
                 return token, prediction
             sequence.step(token)  # a draft predicted it: it is in the state already
@@ -118,7 +114,9 @@ class BatchSteps:
                     return token
             job.finish()
             if job.request.constraint is not None:
-                job.request.constraint.check_finished(len(job.result.ids))
+                most = job.request.max_tokens
+                at_context = most is None or len(job.ids) + most > sequence.ctx
+                job.request.constraint.check_finished(len(job.result.ids), at_context=at_context)
         except Exception as error:
             self._release(slot, error)
         else:

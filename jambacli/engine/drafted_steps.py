@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from jambacli.engine.lookup import MAX_DRAFT, Prediction, draft_lengths
+from jambacli.engine.lookup import Prediction, draft_lengths
 
 if TYPE_CHECKING:
     from jambacli.engine.sampling import Logits, Sampler
@@ -35,9 +35,9 @@ class DraftedSteps:
             costs.record(1 + length, time.perf_counter() - start)
         return logits
 
-    def push(self, token: int, left: int, most: int = MAX_DRAFT) -> Prediction:
-        """What may follow ``token``, which was drawn and not appended yet, at most ``most`` tokens; nothing if the sequence
-        expects it. Call it once a token. ``left``: as for ``step``."""
+    def push(self, token: int, left: int) -> Prediction:
+        """What may follow ``token``, which was drawn and not appended yet; nothing if the sequence expects it. Call it once a
+        token. ``left``: as for ``step``."""
         sequence, lookup = self._sequence, self._sequence.lookup
         if not self._begun:  # at the first token, which is shown by then
             lookup.index.follow(sequence.tokens)
@@ -46,7 +46,7 @@ class DraftedSteps:
         if sequence.expects(token):
             return Prediction([], [])
         # The last token that is drawn need not be computed.
-        most = min(most, sequence.max_draft, left - 1, sequence.ctx - len(sequence.tokens) - 1)
+        most = min(sequence.max_draft, left - 1, sequence.ctx - len(sequence.tokens) - 1)
         tokens, chances = lookup.predict(most, self._sampler.forced())
         end = next((i for i, t in enumerate(tokens) if t in self._stop_ids), len(tokens))
         return Prediction(tokens[:end], chances[:end])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from jambacli.cache.fingerprint import Weights
     from jambacli.model.config import JambaConfig
     from jambacli.model.jamba import JambaModel
+
+logger = logging.getLogger(__name__)
 
 
 class LoadedModel:
@@ -49,6 +52,7 @@ class LoadedModel:
         self.load_seconds = 0.0
         self.chat_template = chat_template
         self._template_name = template_name or name
+        self._said_unstored = False
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
@@ -65,6 +69,12 @@ class LoadedModel:
                 f"the vocabulary has {tokenizer.vocab_size:,} tokens, but the model has {rows:,}; convert it again",
             )
         return tokenizer
+
+    def say_unstored(self, why: JambaError) -> None:
+        """Warn that nothing can be stored, once for all sequences."""
+        if not self._said_unstored:
+            self._said_unstored = True
+            logger.warning("%s; nothing will be stored on disk", why)
 
     @functools.cached_property
     def template(self) -> ChatTemplate | None:

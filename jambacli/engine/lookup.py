@@ -15,9 +15,6 @@ from typing import NamedTuple
 
 from jambacli.engine.token_index import LONGEST, Rival, TokenIndex
 
-#: Most tokens of a draft; a backend's step may hold fewer.
-MAX_DRAFT = 15
-
 # Matches are told apart by their length up to these, and by their rivals; a token that a grammar forces is the last kind.
 _LENGTHS = (2, 3, 4, 6, 9, 13, 20, LONGEST)
 _FORCED = len(_LENGTHS) * len(Rival)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from jambacli.engine.batch_steps import MOST_DRAFTED
 from jambacli.engine.sequence import KEPT_CHECKPOINTS
 from jambacli.hardware.devices import devices
-from jambacli.model.config import CHECKPOINT_BYTES
+from jambacli.model.config import CHECKPOINT_BYTES, MAX_DRAFT
 
 if TYPE_CHECKING:
     from jambacli.model.config import JambaConfig
@@ -39,5 +38,5 @@ def sequence_bytes(config: JambaConfig, tokens: int, kv_type: str | None = None,
     ``drafts``: with copies of the state for each token of a step with a draft.
     """
     kv = min(tokens, config.context_length) * config.kv_bytes_per_token(kv_type or "f16")
-    copies = 1 + KEPT_CHECKPOINTS + (1 + MOST_DRAFTED if drafts else 0)
+    copies = 1 + KEPT_CHECKPOINTS + (1 + MAX_DRAFT if drafts else 0)
     return config.state_bytes() * copies + kv

@@ -26,6 +26,7 @@ from jambacli.cache.stored_prefix import (
     read_prefix,
     segment_bytes,
 )
+from jambacli.errors import JambaError
 
 if TYPE_CHECKING:
     from jambacli.engine.sequence import SequenceContent
@@ -87,6 +88,8 @@ class PrefixCache:
         self._queue: queue.Queue[_Batch | None] = queue.Queue(_QUEUE)
         self._thread: threading.Thread | None = None
         self._failed = self._changed = False
+        #: Why the last ``done`` failed, None if it did not.
+        self.unsaved: str | None = None
 
     def find(self, tokens: Sequence[int], above: int) -> Iterator[StoredPrefix]:
         """The stored prefixes of ``tokens`` longer than ``above``, longest first; incomplete ones are removed.
@@ -228,6 +231,7 @@ class PrefixCache:
                     logger.warning(
                         "cannot write to %s: %s; continuing without stored prefixes", self.store.root, reason
                     )
+                self._finish(batch)  # a conversation takes less room than its state
             finally:
                 self._queue.task_done()
         self._queue.task_done()
@@ -241,6 +245,18 @@ class PrefixCache:
                 store.sync(batch.blobs)
             for prefix in batch.prefixes:
                 store.put_prefix(self.space, prefix)
-            if batch.done is not None:
-                batch.done()
+            self._finish(batch)
         store.evict()
+
+    def _finish(self, batch: _Batch) -> None:
+        """Call the batch's ``done``; what it cannot write is reported once, and tried again with the next batch."""
+        if batch.done is None:
+            return
+        try:
+            batch.done()
+        except (OSError, JambaError) as error:
+            if self.unsaved is None:
+                logger.warning("%s; the conversation is not saved", error)
+            self.unsaved = str(error)
+        else:
+            self.unsaved = None

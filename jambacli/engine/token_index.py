@@ -16,7 +16,7 @@ LONGEST = 32
 # Runs of this many last tokens are looked up, the longest first. A run's later occurrences are tried first, and no more than
 # this many of them.
 _RUNS = (4, 2)
-_CANDIDATES = 16
+_CANDIDATES = 32
 # Buckets of the hash tables, as a power of two.
 _BITS = 18
 _MULTIPLIER = 0x9E3779B1
@@ -188,13 +188,14 @@ class TokenIndex:
         self._last[i][buckets[last]] = places[last] + 1
 
     def _search(self) -> None:
-        """Find the longest earlier occurrence of the last tokens; the latest of equal ones."""
+        """Find the longest earlier occurrence of the last tokens; of equal ones the one with the more frequent continuation."""
         text, end = self._text_view, self._length - 1
         self.place, self.matched, self.rival = None, 0, Rival.NONE
         for run, earlier in zip(_RUNS, self._earlier_views, strict=True):
             if end < run:
                 continue
-            following: dict[int, int] = {}  # the tokens that followed, and the longest match before each
+            # For each token that followed: the longest match before it, the latest place of one so long, how often it did.
+            following: dict[int, tuple[int, int, int]] = {}
             at = earlier[end]
             for _ in range(_CANDIDATES):
                 if at < 0:
@@ -202,16 +203,19 @@ class TokenIndex:
                 length, most = 0, min(LONGEST, at + 1)
                 while length < most and text[at - length] == text[end - length] != _BREAK:
                     length += 1
-                if length >= _RUNS[-1]:
-                    follows = text[at + 1]
-                    following[follows] = max(length, following.get(follows, 0))
-                    if length > self.matched:
-                        self.place, self.matched = at + 1, length
-                        if length == LONGEST:
-                            break
+                follows = text[at + 1]
+                if length >= _RUNS[-1] and follows != _BREAK:
+                    longest, place, times = following.get(follows, (0, 0, 0))
+                    if length > longest:
+                        longest, place = length, at + 1
+                    following[follows] = longest, place, times + 1
+                    if length == LONGEST:
+                        break
                 at = earlier[at]
-            if self.place is not None:
-                del following[text[self.place]]
-                longest = max(following.values(), default=0)
+            if following:
+                # The longest match; of equal ones the token that followed most often.
+                best = max(following, key=lambda token: (following[token][0], following[token][2]))
+                self.matched, self.place, _ = following.pop(best)
+                longest = max((length for length, _, _ in following.values()), default=0)
                 self.rival = Rival((longest > 0) + (longest == self.matched))
                 return

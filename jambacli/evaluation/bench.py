@@ -220,17 +220,22 @@ class ModelRunner:
 
 
 def measure(
-    runners: Sequence[Runner], cases: Sequence[Case], repetitions: int, done: Callable[[int], None] = lambda n: None
+    runners: Sequence[Runner],
+    cases: Sequence[Case],
+    repetitions: int,
+    done: Callable[[int], None] = lambda n: None,
+    results: list[Result] | None = None,
 ) -> list[Result]:
     """Run every case ``repetitions`` times on every runner; calls ``done(1)`` after each run. Results by case, then runner.
 
     A short untimed run comes first. With a depth, all repetitions continue one sequence, so the depth grows a little.
+    ``results``: the list to which those of a case are added as soon as it is finished.
     """
     for runner in runners:
         runner.start(0, 40)
         runner.prefill(32)
         runner.decode(4)
-    results = []
+    results = [] if results is None else results
     for case in cases:
         row = [Result(case, runner.name) for runner in runners]
         room = case.n_prompt + case.n_gen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from jambacli.evaluation.timing import seconds
@@ -12,7 +13,9 @@ if TYPE_CHECKING:
 
     from jambacli.model.config import JambaConfig
     from jambacli.model.jamba import JambaModel
+    from jambacli.runtime.loader import GetTensor
     from jambacli.runtime.options import DeviceOptions
+    from quant.formats import QTensor
 
 
 def device_name(device: torch.device) -> str:
@@ -44,21 +47,35 @@ def gpu_rates(device: torch.device, size: int = 1 << 30, width: int = 8192) -> t
 
 
 def synthetic_on(
-    options: DeviceOptions, config: JambaConfig, quant: str, *, ctx: int | None = None, kv_type: str | None = None
+    options: DeviceOptions,
+    config: JambaConfig,
+    quant: str,
+    *,
+    ctx: int | None = None,
+    kv_type: str | None = None,
+    advance: Callable[[int], None] = lambda n: None,
 ) -> JambaModel:
-    """A random model of file type ``quant`` on the device that ``options`` names, made there. See ``device.load_on``."""
+    """A random model of file type ``quant`` on the device that ``options`` names, made there. See ``device.load_on``.
+    ``advance`` is called with the bytes of each tensor that is made."""
     from jambacli.evaluation.synthetic import choices, synthetic_model
     from jambacli.evaluation.synthetic_gpu import GpuTensors
     from jambacli.runtime.device import load_on
 
     def on_cpu() -> JambaModel:
-        return synthetic_model(config, quant)
+        return synthetic_model(config, quant, advance=advance)
 
     def tensors() -> dict[str, tuple[str, tuple[int, ...]]]:
         return {name: (c.format, c.tensor.shape) for name, c in choices(config, quant).items()}
 
-    def make(device: torch.device) -> GpuTensors:
-        return GpuTensors(config, quant, device)
+    def make(device: torch.device) -> GetTensor:
+        tensor = GpuTensors(config, quant, device)
+
+        def counted(name: str) -> QTensor:
+            weight = tensor(name)
+            advance(weight.nbytes)
+            return weight
+
+        return counted
 
     model = load_on(options, lambda: config, tensors, make, on_cpu, ctx=ctx, kv_type=kv_type)
     return dataclasses.replace(model, precise=options.precise)

@@ -83,7 +83,7 @@ class ForcedReply:
 
 
 def quoting(document: Sequence[int], share: float, tokens: int, seed: int = 0) -> list[int]:
-    """A reply of ``tokens`` tokens, of which ``share`` are runs of the document; between them its tokens in random order.
+    """A reply of ``tokens`` tokens, of which ``share`` are runs of the document; after each of them its tokens in random order.
 
     The latter match the document by chance alone, in two tokens or three, as unrelated prose does. Raises UsageError for a
     share outside 0 to 1, or a document that is shorter than a run.
@@ -92,17 +92,16 @@ def quoting(document: Sequence[int], share: float, tokens: int, seed: int = 0) -
         raise UsageError("is outside 0 to 100", field="quoted", value=round(100 * share))
     if len(document) < _RUN[1]:
         raise UsageError(f"a text of {len(document)} tokens is too short to quote; use at least {_RUN[1]}")
-    random, reply, quoted = Random(seed), list[int](), 0
-    while len(reply) < tokens:
-        length = random.randint(*_RUN)
-        if share > 0 and quoted <= share * len(reply):
-            start = random.randrange(len(document) - length + 1)
-            reply += document[start : start + length]
-            quoted += length
-        else:
-            length = max(1, round(length * (1 - share) / share)) if share else length
-            reply += random.choices(document, k=length)
-    return reply[:tokens]
+    random, reply, taken = Random(seed), list[int](), 0
+    quoted = round(share * tokens)
+    while taken < quoted:
+        length = min(random.randint(*_RUN), quoted - taken)
+        start = random.randrange(len(document) - length + 1)
+        reply += document[start : start + length]
+        taken += length
+        # As much between the runs as the share leaves.
+        reply += random.choices(document, k=taken * tokens // quoted - len(reply))
+    return reply + random.choices(document, k=tokens - len(reply))
 
 
 def forced_reply(

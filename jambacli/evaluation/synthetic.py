@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,8 +103,16 @@ def synthetic_bytes(config: JambaConfig, quant: str) -> int:
     return sum(choice.nbytes for choice in choices(config, quant).values())
 
 
-def synthetic_model(config: JambaConfig, quant: str, *, seed: int = 0, ops: Ops | None = None) -> JambaModel:
-    """A model of ``config`` in file type ``quant`` with random weights in memory; ``ops`` as in ``loader.build``.
+def synthetic_model(
+    config: JambaConfig,
+    quant: str,
+    *,
+    seed: int = 0,
+    ops: Ops | None = None,
+    advance: Callable[[int], None] = lambda n: None,
+) -> JambaModel:
+    """A model of ``config`` in file type ``quant`` with random weights in memory; ``ops`` as in ``loader.build``. ``advance``
+    is called with the bytes of each tensor that is made.
 
     Raises UsageError as ``choices`` does, JambaError if the free memory is too small.
     """
@@ -118,7 +126,10 @@ def synthetic_model(config: JambaConfig, quant: str, *, seed: int = 0, ops: Ops 
             f"weights of this shape in {quant} take {format_bytes(needed)}, but only {format_bytes(free)} of memory is free",
             remedy="choose a smaller {shape} or {quant}",
         )
-    tensors = dict(synthetic_tensors(config, quant, seed=seed))
+    tensors = {}
+    for name, weight in synthetic_tensors(config, quant, seed=seed):
+        tensors[name] = weight
+        advance(weight.nbytes)
     return build(config, tensors.__getitem__, ops=ops)
 
 
@@ -137,8 +148,9 @@ def write_gguf(
     seed: int = 0,
     force: bool = False,
     vocabulary: Iterable[tuple[str, Any, str]] = ((keys.TOKENIZER_MODEL, "none", "str"),),
+    advance: Callable[[int], None] = lambda n: None,
 ) -> None:
-    """Write the same random model as a GGUF file.
+    """Write the same random model as a GGUF file. ``advance`` is called with the bytes of each tensor that is written.
 
     ``vocabulary``: the tokenizer's (key, value, kind) for ``GGUFWriter.add``; by default there is none. Raises as
     ``synthetic_model`` and ``GGUFWriter`` do.
@@ -159,6 +171,7 @@ def write_gguf(
         writer.begin()
         for name, w in synthetic_tensors(config, quant, seed=seed):
             writer.write_tensor(name, w.data.numpy())
+            advance(w.nbytes)
 
 
 class _Maker:

@@ -17,6 +17,8 @@ from jambacli.errors import BadFileError, JambaError
 from jambacli.files import jamba_home
 
 FILE = "aliases.json"
+#: The name of the demo model, which comes with the program.
+DEMO_NAME = "jamba:tiny"
 #: The type taken when neither the name nor the table says one.
 DEFAULT_QUANT = "Q4_K_M"
 SHORT = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}(?::[a-z0-9][a-z0-9_.-]{0,63})?")

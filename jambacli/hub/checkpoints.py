@@ -41,6 +41,10 @@ COMPANION_FILES = [
 ]
 
 
+# Seconds to wait for a connection to the hub.
+_PATIENCE = 10.0
+
+
 def find_checkpoint(source: str) -> Path:
     """The directory that ``source`` (a directory, or a hub repository as OWNER/NAME) names, downloaded if necessary.
 
@@ -76,15 +80,32 @@ def fetch_checkpoint(repo: str) -> Path:
 
     if not sys.stderr.isatty():
         disable_progress_bars()
+    # It says every one of its tries, for half a minute where there is no network.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     with _one_line_errors(repo):
-        config = Path(hf_hub_download(repo, "config.json"))
+        offline = not _answers()
+        config = Path(hf_hub_download(repo, "config.json", local_files_only=offline))
         check_config(read_json(config), f"{repo}/config.json")
         logger.info("downloading %s from the hub", repo)
         for weights in ("model*.safetensors", "*.safetensors"):
-            folder = Path(snapshot_download(repo, allow_patterns=[*COMPANION_FILES, weights]))
+            folder = Path(snapshot_download(repo, allow_patterns=[*COMPANION_FILES, weights], local_files_only=offline))
             if next(folder.glob("*.safetensors"), None):
                 return folder
         raise no_weights(repo, HfApi().list_repo_files(repo))
+
+
+def _answers() -> bool:
+    """Whether the hub can be reached at all; where it cannot, what has been downloaded is used at once."""
+    import httpx
+    from huggingface_hub import constants
+
+    try:
+        httpx.head(constants.ENDPOINT, timeout=_PATIENCE)
+    except (httpx.ConnectError, httpx.ConnectTimeout):
+        return False
+    except httpx.HTTPError:
+        pass
+    return True
 
 
 @contextlib.contextmanager

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from jambacli.errors import JambaError
-from jambacli.hub.aliases import load_table
+from jambacli.hub.aliases import DEMO_NAME, load_table
 
-DEMO_NAME = "jamba:tiny"
 _PATH = Path(__file__).parents[1] / "data" / "tiny-jamba-bf16.gguf"
 
 

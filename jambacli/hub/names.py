@@ -11,7 +11,7 @@ import urllib.parse
 from dataclasses import dataclass, replace
 
 from jambacli.errors import UsageError
-from jambacli.hub.aliases import REPO, SHORT, Model, Table, load_table
+from jambacli.hub.aliases import DEMO_NAME, REPO, SHORT, Model, Table, load_table
 from jambacli.hub.paths import is_safe_path
 
 MAX_NAME = 400
@@ -240,14 +240,15 @@ def _ollama(text: str) -> Name:
 
 
 def _nearest(full: str, table: Table) -> str:
-    """The most similar names, and all known names."""
-    names = table.names()
+    """The most similar names, and all known names, the demo model's among them."""
+    names = sorted({*table.names(), DEMO_NAME})
     family, _, tag = full.partition(":")
     families = sorted({name.partition(":")[0] for name in names if ":" in name})
     near = [f"{f}:{tag}" for f in difflib.get_close_matches(family, families, 1, 0.6) if _short(f"{f}:{tag}", table, 0)]
     base, _, quant = full.rpartition("-")
     if not near and QUANT.fullmatch(quant):
         near = [f"{name}-{quant}" for name in difflib.get_close_matches(base, names, 3, 0.6)]
+    near = near or [name for name in names if name.partition(":")[2] == family]  # "tiny" for jamba:tiny
     near = near or difflib.get_close_matches(full, names, 3, 0.6)
     head = f"did you mean {' or '.join(near)}? There are" if near else "there are"
     return f"{head} {', '.join(names)}, each also followed by a type (jamba:3b-q8_0), and OWNER/REPO on the hub"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 from jambacli.errors import JambaError, UsageError
@@ -32,6 +33,8 @@ def resolve_model(name: str) -> Path:
     try:
         known = parse_name(name)
     except UsageError as error:
+        if near := difflib.get_close_matches(name.lower(), [e.name for e in store.entries()], 2, 0.6):
+            hint = f"of the pulled models, {' or '.join(near)} is similar; {hint}"
         raise JambaError(f"{str(error).split(';')[0]}; {hint}" if "/" in name else f"{error}; {hint}") from None
     raise JambaError(f"{name} has not been pulled; get it with: jamba pull {known.text}; or {hint}")
 

@@ -23,7 +23,7 @@ CHECKPOINT_BYTES = 256 << 20
 CPU_PREFILL_CHUNK = 512
 #: Most tokens of a draft; a backend's step may hold fewer. A state keeps a copy of its Mamba part before each and before the
 #: token that they follow.
-MAX_DRAFT = 15
+MAX_DRAFT = 7
 
 
 def check_kv_type(kv_type: str) -> None:

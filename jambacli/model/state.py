@@ -234,6 +234,8 @@ class SequenceState:
             return
         slots = -(-tokens // _HISTORY_SLOTS) * _HISTORY_SLOTS
         conv, ssm = (x.new_empty(x.shape[0], slots, *x.shape[1:]) for x in (self.conv, self.ssm))
+        if ssm.device.type == "cpu":
+            prefer_huge_pages(ssm.data_ptr(), ssm.nbytes)
         self._history = conv, ssm
         self.moves += 1
 

@@ -133,7 +133,8 @@ def _means(path: Path, name: str, sums: np.ndarray, counts: np.ndarray) -> np.nd
     rows: Any = sums.reshape(counts.size, -1)
     seen = counts > 0
     means = np.ones_like(rows)
-    np.divide(rows, counts[:, None], out=means, where=seen[:, None])
+    with np.errstate(all="ignore"):  # an infinite mean is refused
+        np.divide(rows, counts[:, None], out=means, where=seen[:, None])
     return _valid_weights(path, name, means.reshape(-1))
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from jambacli.model.config import JambaConfig
     from jambacli.model.jamba import JambaModel
     from jambacli.runtime.loader import GetTensor
+    from quant.formats import QTensor
 
 logger = logging.getLogger(__name__)
 
@@ -100,17 +101,26 @@ def load_gguf_on(
     *,
     ctx: int | None = None,
     kv_type: str | None = None,
+    advance: Callable[[int], None] = lambda n: None,
 ) -> JambaModel:
-    """The model in an opened GGUF file, loaded as ``load_on`` does."""
+    """The model in an opened GGUF file, loaded as ``load_on`` does; ``advance`` is called with the bytes of each tensor."""
     from jambacli.gguf.jamba_metadata import jamba_config
-    from jambacli.runtime.loader import from_gguf
+    from jambacli.runtime.loader import build
+
+    def config() -> JambaConfig:
+        return jamba_config(file.metadata, file.tensors)
+
+    def tensor(name: str) -> QTensor:
+        weight = file.qtensor(name)
+        advance(file.tensors[name].nbytes)
+        return weight
 
     model = load_on(
         options,
-        lambda: jamba_config(file.metadata, file.tensors),
+        config,
         lambda: {name: (info.format.name, tuple(info.shape)) for name, info in file.tensors.items()},
-        lambda device: file.qtensor,
-        lambda: from_gguf(file),
+        lambda device: tensor,
+        lambda: build(config(), tensor, source=file),
         ctx=ctx,
         kv_type=kv_type,
         source=file,

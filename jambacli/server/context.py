@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.requests import Request
@@ -14,6 +14,7 @@ from jambacli.server.documents import DocumentReader
 from jambacli.server.errors import ApiError
 from jambacli.server.files import FileStore
 from jambacli.server.http import BodyRoom, parse_json, read_bytes
+from jambacli.server.request import Message
 
 if TYPE_CHECKING:
     from jambacli.server.events import Running
@@ -31,12 +32,14 @@ _MOST_BODIES = 16
 
 @dataclass
 class Server:
-    """What a route needs. ``models``: who answers; ``defaults``: the options of a reply that a body does not set."""
+    """What a route needs. ``models``: who answers; ``defaults``: the options of a reply that a body does not set; ``system``:
+    the system message of a chat that has none."""
 
     models: Models | Upstream
     defaults: GenerationOptions = field(default_factory=GenerationOptions)
     max_body: int = MAX_BODY
     files: FileStore = field(default_factory=FileStore)
+    system: str | None = None
     _room: BodyRoom = field(default_factory=lambda: BodyRoom(_MOST_BODIES * MAX_BODY))
 
     def __post_init__(self) -> None:
@@ -67,6 +70,8 @@ class Server:
                 starting.cancel()
 
     async def _started(self, call: Call, bedrock: bool) -> Running:
+        if self.system and call.messages and all(m.role != "system" for m in call.messages):
+            call = replace(call, messages=[Message("system", self.system), *call.messages])
         return await self.models.start(await self.documents.attach(call), bedrock=bedrock)
 
 

@@ -118,5 +118,7 @@ def _part(disposition: str) -> Part:
     name = message.get_param("name", header="content-disposition")
     if message.get_content_disposition() != "form-data" or not isinstance(name, str):
         raise bad_request("a field of the form has no name")
-    filename = message.get_filename()
-    return Part(name, filename)
+    try:
+        return Part(name, message.get_filename())
+    except (ValueError, LookupError) as error:  # an encoding of no known name
+        raise bad_request("a field of the form has a file name that cannot be read") from error

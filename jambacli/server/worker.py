@@ -90,7 +90,7 @@ class Worker:
             weights = self.model.weights
             return PrefixCache(PrefixStore(), state_spaces(weights.name, state), state.layout, weights.in_use)
         except JambaError as error:
-            logger.warning("%s; nothing will be stored on disk", error)
+            self.model.say_unstored(error)
             return None
 
     # Requests

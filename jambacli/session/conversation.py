@@ -88,6 +88,8 @@ class Conversation:
         self.variables: dict[str, Any] = {}
         self._tails: list[tuple[int, str]] = []  # per document its length in characters and its last ones
         self._latest: tuple[str, list[Turn], Rendered] | None = None
+        # The last rendering without options: adding a message needs it too, and rendering takes a call to another process.
+        self._latest_text: tuple[str, str] | None = None
 
     def set_system(self, text: str) -> None:
         """Insert a system message at the beginning."""
@@ -108,9 +110,11 @@ class Conversation:
         self._tails += [
             (_AROUND + len(str(d.get("text", ""))), str(d.get("text", ""))[-_TAIL:]) for d in documents or ()
         ]
-        if documents and self._pin(documents, None) is None:
-            turn.plain, documents = plain_documents(documents), None
-        if documents or knobs:
+        if documents:
+            turn.pinned = self._pin(documents, None)
+            if turn.pinned is None:
+                turn.plain, documents = plain_documents(documents), None
+        if knobs:
             turn.pinned = self._pin(documents, knobs)
 
     def clear(self) -> None:
@@ -181,9 +185,15 @@ class Conversation:
             if "reasoning_content" in message:
                 message["reasoning_content"] = f"{_fence(i, 't')}{message['reasoning_content']}{FENCE_CLOSE}"
             messages.append(message)
-        return self.template.render(
-            messages, add_generation_prompt=add_generation_prompt, **{**self.variables, **options}
-        )
+        if options:
+            return self.template.render(
+                messages, add_generation_prompt=add_generation_prompt, **{**self.variables, **options}
+            )
+        key = repr((messages, add_generation_prompt, self.variables))
+        if self._latest_text is None or self._latest_text[0] != key:
+            text = self.template.render(messages, add_generation_prompt=add_generation_prompt, **self.variables)
+            self._latest_text = key, text
+        return self._latest_text[1]
 
     def _pin(
         self, documents: Sequence[Mapping[str, Any]] | None, knobs: Mapping[str, Any] | None

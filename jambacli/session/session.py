@@ -332,7 +332,8 @@ class Session(StoredSession):
                     self.stats.first_token_seconds = time.perf_counter() - began
                 yield piece
             if constraint is not None and result.finish != "interrupted":
-                constraint.check_finished(len(result.ids))
+                at_context = max_tokens is None or len(self._prompt) + max_tokens > sequence.ctx
+                constraint.check_finished(len(result.ids), at_context=at_context)
         except StoppedError:  # before there was a token
             pass
         finally:

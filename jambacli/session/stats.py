@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from jambacli.engine.generate import Generated
     from jambacli.engine.sequence import Counters
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -47,3 +51,8 @@ class Stats:
         self.drafted_tokens = counters.drafted
         self.accepted_tokens = counters.accepted
         self.finish = result.finish
+        logger.debug(
+            "prompt of %d tokens: %d reused, %d read in %.2f s; %d written in %.2f s, end: %s",
+            self.prompt_tokens, self.reused_tokens, self.prefilled_tokens, self.prefill_seconds,
+            self.generated_tokens, self.decode_seconds, self.finish,
+        )  # fmt: skip

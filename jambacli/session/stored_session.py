@@ -137,6 +137,8 @@ class StoredSession:
         self._lock.rename(name)
         self.commit()
         self.prefix_cache.close()
+        if self.prefix_cache.unsaved is not None:
+            raise JambaError(self.prefix_cache.unsaved)
 
     @property
     def _last_reply(self) -> tuple[list[int], list[int], str, dict[str, Any] | None]:
@@ -157,7 +159,7 @@ class StoredSession:
         except JambaError as error:
             if self.name:
                 raise
-            logger.warning("%s; nothing will be stored on disk", error)
+            self.model.say_unstored(error)
             return None
 
     def close(self) -> None:

@@ -103,7 +103,3 @@ def main() -> NoReturn:
         os._exit(0)
     except MemoryError:
         os._exit(MEMORY_CODE)
-
-
-if __name__ == "__main__":
-    main()

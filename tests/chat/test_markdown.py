@@ -51,7 +51,7 @@ Text before a rule
 A hard break.
 
 """
-DOCUMENT = "".join(SECTION.format(n=n) for n in range(1, 14))
+DOCUMENT = "".join(SECTION.format(n=n) for n in range(1, 16))
 
 
 def console(width: int) -> Console:

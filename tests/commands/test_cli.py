@@ -82,7 +82,7 @@ def test_an_output_that_takes_nothing_is_said_in_words(model: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["run", "MODEL", "hi", "--seed", "-1"], "--seed"),
+        (["run", "MODEL", "hi", "--seed", "-2"], "--seed"),
         (["run", "MODEL", "hi", "--threads", "100000"], "--threads 100000 exceeds the maximum of 1,024"),
         (["quantize", "PLAIN", "out.gguf", "--threads", "100000"], "--threads"),
         (["quantize", "PLAIN", "out.gguf", "--device", "meta"], "--device 'meta' is not a device"),

@@ -69,7 +69,7 @@ class Terminal:
 
     def see(self, text: str) -> str:
         """Wait until ``text`` appears after what was waited for before; what was shown up to it, without colours."""
-        until = time.monotonic() + 60
+        until = time.monotonic() + 240
         while time.monotonic() < until:
             shown = self.shown()
             at = shown.find(text, self._seen)

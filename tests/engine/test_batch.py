@@ -17,7 +17,7 @@ from jambacli import Jamba
 from jambacli.engine import parallel as parallel_module
 from jambacli.engine.batch import BatchEngine
 from jambacli.engine.batch_job import Job, Request
-from jambacli.engine.batch_steps import MOST_DRAFTED, BatchSteps
+from jambacli.engine.batch_steps import BatchSteps
 from jambacli.engine.batch_worker import BatchWorker
 from jambacli.engine.generate import Generated, generate
 from jambacli.engine.lookup import Lookup, Prediction, StepCosts
@@ -26,7 +26,7 @@ from jambacli.engine.prefix_cache import PrefixCache, state_spaces
 from jambacli.engine.sampling import Sampler, Sampling
 from jambacli.engine.sequence import TokenSequence
 from jambacli.errors import JambaError, UsageError
-from jambacli.model.config import CHECKPOINT_BYTES
+from jambacli.model.config import CHECKPOINT_BYTES, MAX_DRAFT
 from jambacli.model.state import ContextFullError
 from tests.support.drafts import certain, draft_all
 from tests.support.sequences import ids
@@ -223,7 +223,7 @@ def test_several_replies_that_repeat_themselves_are_drafted_in_the_same_steps(
     assert [job.result.ids for job in jobs] == expected
     *drafted, plain = (job.counters for job in jobs)
     assert all(c.accepted > 40 and c.steps < 40 for c in drafted) and plain.drafted == 0
-    assert max(passes[-75:]) <= 4 + 3 * MOST_DRAFTED
+    assert max(passes[-75:]) <= 4 + 3 * MAX_DRAFT
 
 
 def test_text_stops_and_thoughts_are_those_of_the_plain_loop(small: Jamba) -> None:

@@ -10,8 +10,10 @@ import jsonschema
 import pytest
 
 from jambacli.api import Jamba
+from jambacli.engine.constraints import schema_objects
 from jambacli.engine.constraints.json_schema import SchemaConstraint
 from jambacli.engine.constraints.schema_dates import with_calendar
+from jambacli.engine.constraints.schema_objects import closed
 from jambacli.errors import JambaError, UsageError
 from tests.support.schemas import random_schema
 from tests.support.small_models import small_model
@@ -65,8 +67,8 @@ def test_a_document_ends_validly_within_the_tokens_there_are(max_tokens: int) ->
         assert len(model.tokenizer.encode(text)) <= 2 * max_tokens + 8
 
 
-@pytest.mark.parametrize("max_tokens", [300, 1000, None])
-def test_a_string_without_bounds_ends_however_many_tokens_there_are(max_tokens: int | None) -> None:
+@pytest.mark.parametrize("max_tokens", [300, 1000])
+def test_a_string_without_bounds_ends_however_many_tokens_there_are(max_tokens: int) -> None:
     schema = {
         "type": "object",
         "properties": {"who": {"type": "string"}, "n": {"type": "integer"}},
@@ -74,6 +76,83 @@ def test_a_string_without_bounds_ends_however_many_tokens_there_are(max_tokens: 
         "additionalProperties": False,
     }
     jsonschema.validate(json.loads(reply(small_model(), schema, 1, max_tokens)), schema)
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_json_that_fills_the_context_is_an_error_unless_so_few_tokens_were_asked_for(asked: bool) -> None:
+    """A quote is never drawn, so the string ends only where it must."""
+    schema = {"type": "object", "properties": {"who": {"type": "string"}}, "required": ["who"]}
+    model = small_model()
+    quotes = {t: -1e6 for t in range(model.tokenizer.vocab_size) if b'"' in model.tokenizer.token_bytes(t)}
+    with model.session(ctx=512, store=False) as session:
+        pieces = session.send("Go.", schema=schema, logit_bias=quotes, max_tokens=200 if asked else None)
+        if asked:
+            jsonschema.validate(json.loads("".join(pieces)), schema)
+        else:
+            with pytest.raises(JambaError, match=r"the JSON was cut short after .* at the end of the context"):
+                "".join(pieces)
+    request: dict[str, Any] = {"schema": schema, "logit_bias": quotes, "max_tokens": 200 if asked else None}
+    (answer,) = model.generate_batch(["Go."], ctx=512, **request)
+    assert (answer.error is None) == asked
+    assert asked or "cut short" in str(answer.error)
+
+
+_NAMED = {"type": "object", "properties": {"a": {"type": "integer"}}}
+_OTHERS = {"type": "object", "properties": {"b": {"type": "integer"}}}
+
+
+def _shut(schema: dict[str, Any]) -> dict[str, Any]:
+    return {**schema, "additionalProperties": False}
+
+
+@pytest.mark.parametrize(
+    ("schema", "expected"),
+    [
+        (_NAMED, _shut(_NAMED)),
+        ({"type": "object"}, {"type": "object"}),
+        ({**_NAMED, "additionalProperties": True}, {**_NAMED, "additionalProperties": True}),
+        ({**_NAMED, "patternProperties": {"x": {}}}, {**_NAMED, "patternProperties": {"x": {}}}),
+        ({"type": "array", "items": _NAMED}, {"type": "array", "items": _shut(_NAMED)}),
+        ({"anyOf": [_NAMED, _OTHERS]}, {"anyOf": [_shut(_NAMED), _shut(_OTHERS)]}),
+        ({"allOf": [_NAMED, _OTHERS]}, {"allOf": [_NAMED, _OTHERS]}),
+        ({**_NAMED, "anyOf": [_OTHERS]}, {**_NAMED, "anyOf": [_OTHERS]}),
+        ({**_NAMED, "anyOf": [{"required": ["a"]}]}, _shut({**_NAMED, "anyOf": [{"required": ["a"]}]})),
+        ({"$ref": "#/$defs/n", "$defs": {"n": _NAMED}}, {"$ref": "#/$defs/n", "$defs": {"n": _shut(_NAMED)}}),
+        (
+            {"allOf": [{"$ref": "#/$defs/n"}, _OTHERS], "$defs": {"n": _NAMED, "o": _OTHERS}},
+            {"allOf": [{"$ref": "#/$defs/n"}, _OTHERS], "$defs": {"n": _NAMED, "o": _shut(_OTHERS)}},
+        ),
+        (
+            {"type": "object", "properties": {"properties": {"const": _NAMED}}},
+            {"type": "object", "properties": {"properties": {"const": _NAMED}}, "additionalProperties": False},
+        ),
+    ],
+)
+def test_objects_that_name_their_properties_take_no_others(schema: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert closed(schema) == expected
+
+
+def test_other_properties_are_written_only_where_the_schema_allows_them(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(schema_objects, "_said", False)
+    model = small_model()
+    with caplog.at_level("INFO", "jambacli"):
+        for _ in range(2):
+            constraint = SchemaConstraint(model.tokenizer, _NAMED, model.config.vocab_size, (None, None))
+    assert sum("additionalProperties" in record.message for record in caplog.records) == 1
+    more = SchemaConstraint(
+        model.tokenizer, {**_NAMED, "additionalProperties": True}, model.config.vocab_size, (None, None)
+    )
+    for made, allowed in ((constraint, False), (more, True)):
+        made.begin(200)
+        for token in model.tokenizer.encode('{"a": 1, "'):
+            valid = made.allowed()
+            fits = valid is not None and bool(valid[token])
+            if not fits:
+                break
+            made.accept(token)
+        assert fits == allowed
 
 
 def test_too_few_tokens_for_any_document_is_one_clear_line() -> None:

@@ -128,6 +128,17 @@ def test_other_continuations_of_the_last_tokens_are_rivals() -> None:
     assert index.push(4) and index.rival == Rival.NONE  # the other continuation was not drawn
 
 
+def test_of_equal_matches_the_more_frequent_continuation_is_drafted() -> None:
+    def draft(*text: int) -> list[int]:
+        index = TokenIndex()
+        index.follow(text)
+        return index.draft(1)
+
+    assert draft(7, 1, 2, 3, 8, 1, 2, 3, 9, 1, 2, 4, 6, 1, 2) == [3]
+    assert draft(7, 1, 2, 3, 9, 1, 2, 4, 6, 1, 2) == [4]  # the later one
+    assert draft(7, 1, 2, 3, 8, 1, 2, 3, 6, 1, 2, 4, 6, 1, 2) == [4]  # the longer one
+
+
 def test_the_memory_of_an_index_is_a_few_bytes_a_token() -> None:
     index = TokenIndex()
     index.follow(np.random.default_rng(0).integers(0, 65536, 262_144).tolist())

@@ -1,6 +1,6 @@
 """The C++ libraries under sanitizers: the tests of kernels and block formats, at every instruction set of this machine.
 
-Building the libraries takes some minutes the first time; objects are kept in build/native.
+Building the libraries takes ten minutes the first time, half an hour on a busy machine; objects are kept in build/native.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ THREADS = ["kernels/test_cpu_decode_steps.py", "model/test_spans.py"]
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(3 * 3600),
     pytest.mark.skipif(
         not sys.platform.startswith("linux"), reason="the sanitizers' runtimes are preloaded as on Linux"
     ),

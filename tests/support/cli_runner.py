@@ -67,4 +67,6 @@ def jamba(*arguments: str, stdin: bytes | None = None) -> Done:
             code = int(leaving.code or 0)
         finally:
             ui.set_quiet(False)
+            ui.set_verbose(False)
+            ui.log_to(None)
         return Done(code, out.getvalue(), err.getvalue())

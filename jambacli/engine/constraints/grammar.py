@@ -69,6 +69,7 @@ class GrammarConstraint:
         self._checked = 0
         self._guard = _NEAR
         self._forced: list[int] = []
+        self._cut = False  # whether the document was brought to its end for want of tokens
         self._text = _Text()
 
     def begin(self, budget: int, thinking: bool = False, said: Sequence[int] = ()) -> None:
@@ -99,8 +100,16 @@ class GrammarConstraint:
         """Whether the text so far is a complete document."""
         return not self._thinking and bool(self._matcher.is_accepting())
 
-    def check_finished(self, tokens: int) -> None:
-        """Raise JambaError for a reply of ``tokens`` tokens that has ended before its document."""
+    def check_finished(self, tokens: int, *, at_context: bool = False) -> None:
+        """Raise JambaError for a reply of ``tokens`` tokens that has ended before its document.
+
+        ``at_context``: nobody asked for fewer tokens than the context holds, so a document that was cut short is an error too.
+        """
+        if self._cut and at_context:
+            raise JambaError(
+                f"the JSON was cut short after {tokens:,} tokens, at the end of the context",
+                remedy="use a larger {ctx}, or {max_tokens}, or give strings a maxLength and arrays a maxItems",
+            )
         if not self.finished:
             raise JambaError(
                 f"the JSON was not finished within {tokens:,} tokens",
@@ -166,10 +175,14 @@ class GrammarConstraint:
             still = _leads_out(self._matcher, known, self._left + 1)
             way = known if still else self._way_out(self._matcher, self._text, self._left + 1)
             if way:
+                self._cut = True
                 self._forced = way[1:]
                 self._closing = None
                 return way[0]
-            return token if way is None else min(self._stop_ids)  # complete already
+            if way is None:
+                return token
+            self._cut = True
+            return min(self._stop_ids)  # complete already
         self._closing = way
         self._guard = max(self._guard, len(way) + _NEAR)
         return token

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from jambacli.engine.constraints.grammar import JSON_FORM, GrammarConstraint
 from jambacli.engine.constraints.schema_checks import check_ends
 from jambacli.engine.constraints.schema_dates import with_calendar
+from jambacli.engine.constraints.schema_objects import closed, say_closed
 from jambacli.errors import JambaError, UsageError
 from jambacli.text.markup import CITATIONS, CITATIONS_END
 
@@ -54,11 +55,25 @@ class SchemaConstraint(GrammarConstraint):
         Raises UsageError for a schema that is invalid, unsupported by llguidance or satisfied by nothing; JambaError
         without llguidance, or for a model without a stop token.
         """
-        check_ends(schema)
+        rule = closed_rule(schema)
         # Models begin a reply with a space after the header, or with line breaks after their thoughts.
-        lark = f"start: /[ \\n]{{0,2}}/ json{' cited' if citable else ''}\njson: {json_rule(schema)}\n"
+        lark = f"start: /[ \\n]{{0,2}}/ json{' cited' if citable else ''}\njson: {rule}\n"
         lark += _citations(tokenizer, citable) if citable else ""
         super().__init__(tokenizer, lark, n_vocab, marks)
+
+
+def closed_rule(schema: Mapping[str, Any]) -> str:
+    """``json_rule`` of the schema with its objects closed (see ``schema_objects``), which is logged once.
+
+    Raises UsageError also for a schema whose documents have no end.
+    """
+    check_ends(schema)
+    try:
+        chosen = closed(schema)
+        say_closed(schema, chosen)
+    except (RecursionError, ValueError) as error:
+        raise UsageError(f"the schema is not JSON: {error}") from error
+    return json_rule(chosen)
 
 
 def json_rule(schema: Mapping[str, Any]) -> str:

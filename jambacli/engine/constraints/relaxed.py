@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jambacli.engine.constraints.json_schema import json_rule
 from jambacli.engine.constraints.schema_checks import check_ends
 from jambacli.engine.constraints.schema_dates import DATA, NAMED
+from jambacli.engine.constraints.schema_objects import closed
 from jambacli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,10 +19,6 @@ if TYPE_CHECKING:
 
 # Rounds of leaving something out before all of a schema is.
 _ROUNDS = 16
-# Keywords beside which an object's properties are not all that it may have.
-_OPEN = frozenset(
-    ("additionalProperties", "patternProperties", "unevaluatedProperties", "allOf", "anyOf", "oneOf", "$ref")
-)
 
 #: What no schema is left of.
 ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
@@ -45,7 +42,7 @@ def _relaxed(schema: Mapping[str, Any], vocabulary: Vocabulary) -> tuple[Mapping
     part: Any = schema if "type" in schema or "$ref" in schema else {**schema, "type": "object"}
     gone: list[str] = []
     try:
-        part = _closed(part)
+        part = closed(part)
         check_ends(part)
         for _ in range(_ROUNDS):
             problem = vocabulary.refusal(f"start: {json_rule(part)}")
@@ -58,13 +55,6 @@ def _relaxed(schema: Mapping[str, Any], vocabulary: Vocabulary) -> tuple[Mapping
     except (UsageError, RecursionError):
         pass
     return ANY_OBJECT, ["the whole schema"]
-
-
-def _closed(part: Any) -> Any:
-    def close(one: dict[str, Any]) -> dict[str, Any]:
-        return {**one, "additionalProperties": False} if "properties" in one and not _OPEN & one.keys() else one
-
-    return _changed(part, close, into_all=False)
 
 
 _Change = Callable[[dict[str, Any]], dict[str, Any]]
@@ -98,16 +88,16 @@ def _any_of(one: dict[str, Any]) -> dict[str, Any]:
     return {**rest, "anyOf": choices} if "anyOf" not in one else rest
 
 
-def _changed(part: Any, change: _Change, into_all: bool = True) -> Any:
-    """``part`` with the change made to every schema in it. ``into_all``: also to those of an allOf, which hold together."""
-    again = functools.partial(_changed, change=change, into_all=into_all)
+def _changed(part: Any, change: _Change) -> Any:
+    """``part`` with the change made to every schema in it."""
+    again = functools.partial(_changed, change=change)
     if isinstance(part, list):
         return [again(p) for p in part]
     if not isinstance(part, Mapping):
         return part
     parts: dict[str, Any] = {}
     for key, value in part.items():
-        if key in DATA or (key == "allOf" and not into_all):
+        if key in DATA:
             parts[key] = value
         elif key in NAMED and isinstance(value, Mapping):
             parts[key] = {name: again(p) for name, p in value.items()}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jambacli.engine.constraints.grammar import GrammarConstraint, vocabulary_of
-from jambacli.engine.constraints.json_schema import json_rule
+from jambacli.engine.constraints.json_schema import closed_rule, json_rule
 from jambacli.engine.constraints.relaxed import ANY_OBJECT, relaxed
 from jambacli.engine.constraints.schema_checks import check_ends
 from jambacli.errors import JambaError, UsageError
@@ -80,12 +80,10 @@ class _Calls:
 
     def whole(self, schema: Mapping[str, Any] | None) -> str:
         """A reply that is calls, or if there is a ``schema``, JSON of it."""
-        if schema is not None:
-            check_ends(schema)
         required = self._tools.choice == "required"
         kinds = "calls" if schema is None or required else "(calls | json)"
         rules = f"start: /[ \\n]{{0,2}}/ {kinds}\ncalls: {self._opening} {self._rest()}\n{self._rules}"
-        return rules if schema is None or required else f"{rules}\njson: {json_rule(schema)}"
+        return rules if schema is None or required else f"{rules}\njson: {closed_rule(schema)}"
 
     def after_opening(self) -> str:
         """What follows the first opening mark."""
@@ -142,7 +140,7 @@ class FreeUntilCall:
         for token in said:
             self.accept(token)
 
-    def check_finished(self, tokens: int) -> None:
+    def check_finished(self, tokens: int, *, at_context: bool = False) -> None:
         """Nothing: the reply is free to end."""
 
     def allowed(self) -> np.ndarray | None:

@@ -64,6 +64,7 @@ template <class Fmt, bool kPrecise>
 struct FloatProducts {
     using Format = Fmt;
     using Weights = Unpacked;
+    static constexpr bool kAhead = false;
 
     struct Token {
         const int8_t *q = nullptr, *fine = nullptr;
@@ -146,6 +147,12 @@ struct IntegerProducts {
     static constexpr bool kHalves = std::is_same_v<Fmt, Q6_K>;
     using Format = Fmt;
     using Weights = UnpackedIntegers;
+    static constexpr bool kAhead = Fmt::kGroup == 32;
+
+    struct Factors {
+        alignas(32) int32_t scales[8];  // of groups of 32, each twice in int16
+        float factor;
+    };
 
     struct Token {
         const int8_t* q = nullptr;
@@ -177,38 +184,44 @@ struct IntegerProducts {
         INLINE void add(const UnpackedIntegers& u, const Token& a, int64_t b) {
             add_block<false>(u, [&](auto k) { return u.w[k.value]; }, a, b);
         }
-        // The same for a single token: nothing goes by way of memory.
+        // The same for a single token: weights do not go by way of memory.
         INLINE void add(const typename Fmt::Block* block, const Token& a) {
             UnpackedIntegers u;
             Fmt::integers(block, u);
             add_block<true>(u, [&](auto k) { return Fmt::template weight<k.value>(block); }, a, 0);
         }
+        // The same in two steps for groups of 32: no product waits for its factor. prepare() is for block i from `block`.
+        INLINE void prepare(const typename Fmt::Block* block, const Token& a, int i, Factors& f) {
+            UnpackedIntegers u;
+            Fmt::integers(block + i, u);
+            _mm256_store_si256(reinterpret_cast<__m256i*>(f.scales), multiplied(u.scale, a, i));
+            f.factor = _mm256_cvtss_f32(_mm256_mul_ps(u.factor, _mm256_broadcast_ss(a.step + i)));
+            if constexpr (Fmt::kOffset) offset = _mm256_fnmadd_ps(u.offset, _mm256_loadu_ps(a.sum32 + 8 * i), offset);
+        }
+        INLINE void add(const typename Fmt::Block* block, const Token& a, const Factors& f) {
+            __m256i total = _mm256_setzero_si256();
+            each_of_8([&](auto k) __attribute__((always_inline)) {
+                const __m256i pairs = pair_sums<Fmt::kSigned>(Fmt::template weight<k.value>(block), a.q + 32 * k.value);
+                total = add_products(total, pairs, _mm256_set1_epi32(f.scales[k.value]));
+            });
+            sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(total), _mm256_broadcast_ss(&f.factor), sum);
+        }
         INLINE float total() const { return sum_lanes(_mm256_add_ps(sum, offset)); }
 
        private:
-        // kByLoads: where weights do not come from memory, loads take the place of shuffles.
+        // kByLoads: where weights do not come from memory, loads take the place of shuffles (groups of 16).
         template <bool kByLoads, class Weight>
         INLINE void add_block(const UnpackedIntegers& u, Weight weight, const Token& a, int64_t b) {
             const int8_t* q = a.q + 256 * b;
             const __m256i scale = multiplied(u.scale, a, b);
             __m256i total = _mm256_setzero_si256(), first_half;
             if constexpr (Fmt::kGroup == 32) {  // each scale twice
-                alignas(32) int32_t twice[8];
-                __m256i four[2];
-                if constexpr (kByLoads) {
-                    _mm256_store_si256(reinterpret_cast<__m256i*>(twice), scale);
-                    __asm__("" : "+m"(twice));
-                } else {
-                    four[0] = _mm256_permute2x128_si256(scale, scale, 0x00);
-                    four[1] = _mm256_permute2x128_si256(scale, scale, 0x11);
-                }
+                const __m256i four[2] = {_mm256_permute2x128_si256(scale, scale, 0x00),
+                                         _mm256_permute2x128_si256(scale, scale, 0x11)};
                 each_of_8([&](auto number) __attribute__((always_inline)) {
                     constexpr int k = decltype(number)::value;
                     const __m256i pairs = pair_sums<Fmt::kSigned>(weight(number), q + 32 * k);
-                    if constexpr (kByLoads)
-                        total = add_products(total, pairs, _mm256_set1_epi32(twice[k]));
-                    else
-                        total = add_products(total, pairs, _mm256_shuffle_epi32(four[k / 4], k % 4 * 0x55));
+                    total = add_products(total, pairs, _mm256_shuffle_epi32(four[k / 4], k % 4 * 0x55));
                 });
             } else {
                 alignas(32) float twice[4][8];  // of vectors 2 j and 2 j + 1 in turn: each scale in two int16, two of each

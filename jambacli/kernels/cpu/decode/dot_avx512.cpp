@@ -74,6 +74,7 @@ template <class Fmt, bool kFine>
 struct Products {
     using Format = Fmt;
     using Weights = Unpacked;
+    static constexpr bool kAhead = false;
     static constexpr bool kPrecise = kFine, kSigned = Fmt::kSigned;
     static constexpr bool kOffset = kFullBytes || !kSigned;
 

@@ -6,6 +6,8 @@
 //   Token                   where a token's activations are; next(): those of its next 256 values
 //   Sums                    of one row and token: clear(), add(weights, token, b) for block b of the activations,
 //                           add(block, token) for the first one, unpacked as it is multiplied; total()
+//   kAhead                  whether a single token's factors are computed a block ahead of its products, into Factors: Sums
+//                           then has prepare(block, token, i, factors) for block i from there, add(block, token, factors)
 // and EightTokens<Products>, which may take the first tokens of several.
 #pragma once
 
@@ -52,10 +54,21 @@ __attribute__((noinline)) void one_token(const Rows& w, const typename P::Token&
         typename P::Token at = a;
         typename P::Sums sums;
         sums.clear();
-        for (int64_t b = 0; b < full; ++b, p += kBytes) {
+        const auto take = [&](const auto&... factors) {
             prefetch(p, kBytes);
-            sums.add(reinterpret_cast<const Block*>(p), at);
+            sums.add(reinterpret_cast<const Block*>(p), at, factors...);
             at.next();
+            p += kBytes;
+        };
+        if constexpr (P::kAhead) {
+            typename P::Factors factors[2];
+            if (full > 0) sums.prepare(reinterpret_cast<const Block*>(p), at, 0, factors[0]);
+            for (int64_t b = 0; b < full; ++b) {
+                if (b + 1 < full) sums.prepare(reinterpret_cast<const Block*>(p), at, 1, factors[(b + 1) & 1]);
+                take(factors[b & 1]);
+            }
+        } else {
+            for (int64_t b = 0; b < full; ++b) take();
         }
         if (rest) {
             uint8_t copy[kBytes];

@@ -1,6 +1,9 @@
 // The Mamba step of decoding: projections, convolution, norms, state update and gate.
 #include <algorithm>
 #include <cstring>
+#if defined(__SSE2__) || defined(_M_X64)
+#include <emmintrin.h>
+#endif
 
 #include "decode/steps.h"
 
@@ -31,9 +34,25 @@ void norm_selection(const Run& run, const MambaStep& s, const float* projected, 
     if (wants_int8(s.dt)) quantize_part(*run.k, out.dt, t, rank, 0, rank);
 }
 
-// Keeps channels [c0, c1) of a state of `size` channels of n values in a slot of its history.
+// Keeps channels [c0, c1) of a state of `size` channels of n values in a slot of its history. It is read at most once, much
+// later: so it is written past the caches, without reading what was there. Call kept() before the next barrier.
 void keep(const float* state, float* history, int64_t slot, int64_t size, int64_t n, int64_t c0, int64_t c1) {
-    std::memcpy(history + (slot * size + c0) * n, state + c0 * n, static_cast<size_t>((c1 - c0) * n) * sizeof(float));
+    const float* from = state + c0 * n;
+    float* to = history + (slot * size + c0) * n;
+    int64_t i = 0, count = (c1 - c0) * n;
+#if defined(__SSE2__) || defined(_M_X64)
+    if (reinterpret_cast<uintptr_t>(to) % 64 == 0)
+        for (; i + 16 <= count; i += 16)
+            for (int part = 0; part < 16; part += 4) _mm_stream_ps(to + i + part, _mm_loadu_ps(from + i + part));
+#endif
+    std::memcpy(to + i, from + i, static_cast<size_t>(count - i) * sizeof(float));
+}
+
+// Makes what keep() has written visible to other threads.
+void kept() {
+#if defined(__SSE2__) || defined(_M_X64)
+    _mm_sfence();
+#endif
 }
 
 }  // namespace
@@ -71,6 +90,7 @@ void mamba_step(Team* team, const Run& run, const MambaStep& s, int64_t index, S
             }
         }
     });
+    kept();
     if (wants_int8(s.x))
         quantize_shared(*team, k, u, m, d_inner);
     else
@@ -105,6 +125,7 @@ void mamba_step(Team* team, const Run& run, const MambaStep& s, int64_t index, S
             }
         }
     });
+    kept();
     if (wants_int8(s.out))
         quantize_shared(*team, k, y, m, d_inner);
     else
