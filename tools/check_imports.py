@@ -48,6 +48,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("jambacli.training", "jambacli.evaluation"),
     ("jambacli.gpu_check",),
     ("jambacli.ui",),
+    ("jambacli.chat.screen",),
     ("jambacli.chat.terminal",),
     ("jambacli.server",),
     ("jambacli.commands",),
@@ -59,8 +60,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 LAZY = {("jambacli", "jambacli.api")}
 
 #: Modules that talk to a person. All others log, call back and raise.
-FRONT_ENDS = ("jambacli.cli", "jambacli.__main__", "jambacli.ui", "jambacli.commands", "jambacli.chat.terminal",
-              "jambacli.server", "jambacli.gpu_check", "quant.native.build")  # fmt: skip
+FRONT_ENDS = ("jambacli.cli", "jambacli.__main__", "jambacli.ui", "jambacli.commands", "jambacli.chat.screen",
+              "jambacli.chat.terminal", "jambacli.server", "jambacli.gpu_check", "quant.native.build")  # fmt: skip
 
 #: Modules that pass flags to other programs.
 OTHER_PROGRAMS = ("jambacli.evaluation.llama_cpp", "jambacli.documents.extract.tesseract")

@@ -1,52 +1,52 @@
-"""A chat's messages and commands: regenerate, edit, undo, branch, attach, load.
-
-Every command changes the turns of a Session and, if a reply follows, returns it as a stream. The session decides which
-tokens it can reuse and which it must prefill again.
-"""
+"""The commands of a chat: regenerate, edit, undo, branch, attach, load, set ..."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jambacli.chat.attachments import Attachments
+from jambacli.chat.chat_session import ChatSession, Outcome, no_message, short
+from jambacli.chat.settings import SETTINGS, changed, shown
 from jambacli.documents.given_texts import text_or_file
 from jambacli.documents.load import read_documents
 from jambacli.documents.pages import entries_of
 from jambacli.documents.paths import expand, typed_paths
-from jambacli.engine.options import GenerationOptions
-from jambacli.engine.sequence import common_prefix
 from jambacli.errors import JambaError, UsageError
-from jambacli.progress import Progress, no_progress
+from jambacli.files import atomic_write, path_of
+from jambacli.interrupts import Stop
 from jambacli.session import session_file
-from jambacli.session.conversation import Conversation, Turn
+from jambacli.session.conversation import Turn
 from jambacli.session.options import SessionOptions
-from jambacli.session.session import Session
+from jambacli.session.other_model import turns_for_another_model
+from jambacli.session.session_lock import made_with
 from jambacli.session.thinking import can_think
-from jambacli.units import counted
+from jambacli.session.transcript import to_markdown
+from jambacli.units import counted, format_context
 
 if TYPE_CHECKING:
     from jambacli.engine.loaded_model import LoadedModel
-    from jambacli.session.functions import Tool
-    from jambacli.text.tool_calls import ToolCall
-
-logger = logging.getLogger(__name__)
 
 HELP = {
     "/help": "show this list",
     "/regenerate": "generate another reply to the last message",
     "/edit [N] TEXT": "change the last (or Nth) message",
-    "/undo": "undo the last message and its reply",
+    "/undo": "undo the last message and its reply, an /edit or /clear",
     "/continue": "resume a reply that was cut off",
+    "/history [N]": "the (last N) messages and their numbers",
+    "/e [TEXT]": "write the message in your editor (also Ctrl-G)",
     "/branch NAME": "continue under another name; the current chat is unchanged",
     "/branches": "list the branches of this chat",
-    "/system TEXT": "set the system message; @FILE reads it from a file",
+    "/system [TEXT]": "show or set the system message; @FILE reads it, none removes it",
     "/file PATH ...": "attach files or directories to the next message",
+    "/set [NAME VALUE]": "list or set the sampling options",
+    "/show": "the model, system message, sampling, context and files",
+    "/model NAME": "go on with another model",
     "/save NAME": "save this chat as NAME",
+    "/save-as FILE.md": "write this chat to a Markdown file",
+    "/copy": "copy the last reply to the clipboard",
     "/load NAME": "resume another chat",
     "/think [on|off]": "let the model think or not; alone: show or hide its thoughts",
     "/stats": "statistics of the last reply and the context",
@@ -55,49 +55,8 @@ HELP = {
 }
 
 
-# Tokens that ``overflow`` keeps free for a reply without a limit of its own.
-_ROOM = 512
-
-
-@dataclass
-class Outcome:
-    """The result of an input: a reply to stream, lines to show, or the end of the chat."""
-
-    reply: Iterator[str] | None = None
-    lines: list[str] = field(default_factory=list)
-    leave: bool = False
-
-
-class Chat:
+class Chat(ChatSession):
     """A session and the commands on it."""
-
-    def __init__(
-        self,
-        model: LoadedModel,
-        *,
-        options: SessionOptions | None = None,
-        generation: GenerationOptions | None = None,
-        name: str | None = None,
-        overflow: bool = False,
-        progress: Progress = no_progress,
-        tools: Sequence[Tool] = (),
-        approve: Callable[[ToolCall], bool] | None = None,
-    ) -> None:
-        """``options``: for every session that is opened. ``generation``: for every reply. ``name``: resume the session of that
-        name, or start it. ``overflow``: drop the oldest turns when the context is full. ``tools``: functions that the model
-        may call; ``approve`` is asked before each call.
-        """
-        self.model = model
-        self.show_thoughts = True
-        # Tokens of the remaining turns after an undo; None: all tokens in the sequence count.
-        self._standing: int | None = None
-        self._options, self._generation = options or SessionOptions(), generation or GenerationOptions()
-        self._overflow = overflow
-        self._progress = progress
-        self._tools, self._approve = tools, approve
-        self.attachments = Attachments()
-        self.session = self._open(name)
-        self._count()  # raises for a model without a chat template
 
     def handle(self, text: str) -> Outcome:
         """Handle one input: a message or a command. When it raises JambaError, nothing has changed."""
@@ -112,11 +71,17 @@ class Chat:
             "/edit": self._edit,
             "/undo": self._undo,
             "/continue": self._continue,
+            "/history": self._history,
             "/branch": self._branch,
             "/branches": self._branches,
             "/system": self._system,
             "/file": self._file,
+            "/set": self._set,
+            "/show": self._show,
+            "/model": self._model,
             "/save": self._save,
+            "/save-as": self._save_as,
+            "/copy": self._copy,
             "/load": self._load,
             "/think": self._think,
             "/stats": self._stats,
@@ -129,166 +94,11 @@ class Chat:
             raise UsageError(
                 f"there is no command {word}; /help lists the commands (begin a message with a space to send it)"
             )
+        self._stopping = Stop()
         return action(rest.strip())
 
-    def say(self, text: str) -> Outcome:
-        """Send a message, even one that begins like a command."""
-        return Outcome(reply=self._reply(self._say(self.attachments.with_suffix(text))))
-
-    def close(self) -> None:
-        """Wait for pending writes and close the session."""
-        self.session.close()
-
-    @property
-    def used(self) -> int:
-        """How many tokens of the context the conversation takes."""
-        held = len(self.session.sequence.tokens)
-        return held if self._standing is None else min(held, self._standing)
-
-    @property
-    def messages(self) -> int:
-        """The number of the user's messages."""
-        return len(self._asked())
-
-    @property
-    def last(self) -> str:
-        """The beginning of the user's last message."""
-        return _short(self.message(self.messages))
-
-    def message(self, number: int) -> str:
-        """The user's message of that number, from 1. Raises UsageError when there is none."""
-        asked = self._asked()
-        if not 1 <= number <= len(asked):
-            raise UsageError(f"there is no message {number} to edit; there are {len(asked)}")
-        return self.attachments.without_suffix(self.session.conversation.turns[asked[number - 1]].content)
-
-    def to_edit(self, text: str) -> int | None:
-        """The number of the message to edit for "/edit" or "/edit N" without a text, None for any other input."""
-        word, _, rest = text.strip().partition(" ")
-        number = int(rest) if rest.strip().isdigit() else 0 if rest.strip() else self.messages
-        return number if word == "/edit" and 1 <= number <= self.messages else None
-
-    def _asked(self) -> list[int]:
-        """The indices of the user's turns."""
-        return [i for i, t in enumerate(self.session.conversation.turns) if t.role == "user"]
-
-    def _open(self, name: str | None) -> Session:
-        session = self._opened(name)
-        try:
-            session.use_tools(self._tools, approve=self._approve)
-        except BaseException:
-            session.close()
-            raise
-        return session
-
-    def _opened(self, name: str | None) -> Session:
-        options = self._options
-        name = name and session_file.check_name(name)
-        if name is not None and session_file.exists(name):
-            return Session(self.model, replace(options, resume=name))
-        if options.store and not options.read_only:
-            if name is None:
-                try:
-                    session_file.require_writable()
-                except JambaError as error:
-                    logger.warning("%s; this chat is not saved", error)
-                    return Session(self.model, replace(options, store=False))
-            return Session(self.model, replace(options, name=name or session_file.generated_name()))
-        if name is not None:
-            raise session_file.not_there(name)
-        return Session(self.model, options)
-
-    def _say(self, text: str) -> Iterator[str]:
-        before = list(self.session.conversation.turns)
-        try:
-            yield from self._answered(before, lambda reserve: self._send(text, reserve), asked=False)
-        finally:
-            if self.session.conversation.turns != before:  # else the documents wait for the next message
-                self.attachments.waiting = []
-
-    def _send(self, text: str, reserve: int) -> Iterator[str]:
-        turns = self.session.conversation.turns
-        entries, knobs = self.attachments.for_next(turns)
-        documents = [e.as_document() for e in entries] or None
-        pieces = self.session.send(
-            text,
-            documents=documents,
-            knobs=knobs,
-            reserve=reserve,
-            progress=self._progress,
-            options=self._generation,
-        )
-        self.attachments.sent(turns[-1], entries)
-        return pieces
-
-    def _reply(self, pieces: Iterator[str]) -> Iterator[str]:
-        """The pieces without citations; afterwards ``attachments.places`` has the cited places."""
-        return self.attachments.reply(pieces, self.session.conversation.turns)
-
-    def _answer(self, before: list[Turn]) -> Iterator[str]:
-        """A reply to turns that have been changed; ``before``: the turns before that."""
-
-        def start(reserve: int) -> Iterator[str]:
-            return self.session.answer(reserve=reserve, progress=self._progress, options=self._generation)
-
-        return self._answered(before, start, asked=True)
-
-    def _answered(self, before: list[Turn], start: Callable[[int], Iterator[str]], asked: bool) -> Iterator[str]:
-        """Stream the reply that ``start(reserve)`` generates; restore the turns to ``before`` if there is none.
-
-        If the context is full, drop the oldest turns or raise an error that lists the choices. ``asked``: the message to answer
-        is already a turn and must be kept.
-        """
-        from jambacli.model.state import ContextFullError
-
-        conversation, ctx = self.session.conversation, self.session.sequence.ctx
-        self._standing = None
-        room = min(self._generation.max_tokens or _ROOM, ctx // 8) if self._overflow else 0
-        standing, dropped = list(conversation.turns), 0
-        try:
-            while True:
-                try:
-                    with contextlib.closing(start(room)) as pieces:  # type: ignore[type-var]
-                        yield from pieces
-                    return
-                except ContextFullError as error:
-                    conversation.turns[:] = standing
-                    if not self._overflow:
-                        raise JambaError(
-                            error.problem,
-                            remedy="use a larger {ctx}, remove turns with /undo, start over with /clear, or run with "
-                            "{overflow} to drop the oldest turns",
-                        ) from error
-                    gone = _drop_oldest(conversation, keep_last=asked)
-                    if not gone and not room:
-                        raise
-                    # Everything after the dropped turns is prefilled again, so make room for more than one turn at once.
-                    room = ctx // 4 if gone else 0
-                    standing, dropped = list(conversation.turns), dropped + gone
-        except (JambaError, KeyboardInterrupt):
-            turns = conversation.turns
-            if not turns or turns[-1].role != "assistant" or any(turns[-1] is t for t in before):
-                turns[:] = before
-            raise
-        finally:
-            if dropped and conversation.turns != before:
-                logger.info("[the context was full: the oldest %s dropped]", counted(dropped, "turn"))
-
-    def _changed(self) -> None:
-        """Save the session after turns were undone, and count the tokens that remain in the context."""
-        self.session.changed()
-        self._count()
-
-    def _count(self) -> None:
-        """Count the tokens of the remaining turns if turns were undone since the last reply."""
-        conversation = self.session.conversation
-        self._standing = None
-        if self.session.taken_back:
-            ids = conversation.render(add_generation_prompt=False).ids if conversation.turns else []
-            self._standing = common_prefix(self.session.sequence.tokens, ids)
-
     def _help(self, _: str) -> Outcome:
-        return Outcome(lines=[f"{name:<16} {what}" for name, what in HELP.items()])
+        return Outcome(lines=[f"{name:<17} {what}" for name, what in HELP.items()])
 
     def _regenerate(self, _: str) -> Outcome:
         if not self._asked():
@@ -304,21 +114,32 @@ class Chat:
         number = int(first) if first.isdigit() and more.strip() else len(asked)
         text = more.strip() if first.isdigit() and more.strip() else rest
         if not asked or not 1 <= number <= len(asked):
-            raise UsageError(f"there is no message {number} to edit; there are {len(asked)}")
+            raise no_message(number, len(asked))
         if not text:
             raise UsageError("/edit needs the new text: /edit TEXT, or /edit N TEXT for the Nth message")
         at, before = asked[number - 1], list(turns)
         turns[at:] = [replace(turns[at], content=self.attachments.with_suffix(text))]
+        self._remember(f"/edit of message {number}", before)
         return Outcome(reply=self._reply(self._answer(before)))
 
     def _undo(self, _: str) -> Outcome:
         turns, asked = self.session.conversation.turns, self._asked()
+        while self._dropped:
+            what, before, after = self._dropped.pop()
+            messages = [t for t in turns if t.role in ("system", "user")]
+            if len(messages) == len(after) and all(a is b for a, b in zip(messages, after, strict=True)):
+                turns[:] = before
+                self._changed()
+                return Outcome(lines=[f"undone: {what}; {counted(self.messages, 'message')} in this chat again"])
+            if len(messages) > len(after):  # messages came after it, which are undone first
+                self._dropped.append((what, before, after))
+                break
         if not asked:
             raise UsageError("there is nothing to undo")
         text = turns[asked[-1]].content
         del turns[asked[-1] :]
         self._changed()
-        return Outcome(lines=[f"undone: {_short(text)}"])
+        return Outcome(lines=[f"undone: {short(text)}"])
 
     def _continue(self, _: str) -> Outcome:
         return Outcome(reply=self._reply(self.session.extend(progress=self._progress, options=self._generation)))
@@ -335,14 +156,18 @@ class Chat:
         return Outcome(lines=[("* " if n == self.session.name else "  ") + n for n in family])
 
     def _system(self, text: str) -> Outcome:
-        text = text_or_file(text, "system")
-        turns = self.session.conversation.turns
-        if turns and turns[0].role == "system":
-            del turns[0]
-        if text:
-            self.session.conversation.set_system(text)
+        if not text:
+            return Outcome(lines=self._system_lines())
+        text = "" if text == "none" else text_or_file(text, "system")
+        if not text and self.session.system is None:
+            return Outcome(lines=["there is no system message"])
+        self.session.set_system(text)
         self.session.commit()
-        return Outcome(lines=["the system message is " + (f"now: {_short(text)}" if text else "removed")])
+        return Outcome(lines=[f"the system message is now: {short(text)}" if text else "the system message is removed"])
+
+    def _system_lines(self) -> list[str]:
+        system = self.session.system
+        return ["there is no system message"] if system is None else [f"system: {line}" for line in system.split("\n")]
 
     def _file(self, path: str) -> Outcome:
         if not path:
@@ -358,7 +183,8 @@ class Chat:
         what = Path(paths[0]).name if len(documents) == 1 else f"{len(documents):,} files"
         lines += [r for d in documents for r in d.remarks]
         lines += [f"left out: {left_out}"] if (left_out := sources.left_out_text()) else []
-        return Outcome(lines=[*lines, f"{what} ({count:,} tokens) goes with the next message"])
+        go = "goes" if len(documents) == 1 else "go"
+        return Outcome(lines=[*lines, f"{what} ({counted(count, 'token')}) {go} with the next message"])
 
     def _save(self, name: str) -> Outcome:
         name = name and session_file.check_name(name)
@@ -375,11 +201,12 @@ class Chat:
             )
         if name == self.session.name:
             return Outcome(lines=[f"{name} is the current chat"])
-        session = self._open(name)
-        self.attachments = Attachments()
-        self.session.close()
-        self.session = session
-        self._count()
+        saved = session_file.read(name)
+        model = self.model
+        if not made_with(saved, model) and self._load_model is not None and Path(saved.model_path).exists():
+            model = self._load_model(saved.model_path)
+        self._switch(name, model, replace(self._options, system=None, reread=False))
+        self.attachments, self._dropped = Attachments(), []
         return Outcome(lines=[f"continuing {name}: {counted(self.messages, 'message')}, {counted(self.used, 'token')}"])
 
     def _think(self, switch: str) -> Outcome:
@@ -401,7 +228,7 @@ class Chat:
 
     def _stats(self, _: str) -> Outcome:
         s = self.session.stats
-        lines = [f"context  {self.used:,} of {self.session.sequence.ctx:,} tokens, {self.messages} messages"]
+        lines = [f"context  {self.used:,} of {self.session.sequence.ctx:,} tokens, {counted(self.messages, 'message')}"]
         if s.prompt_tokens:
             lines.append(
                 f"last     {s.prompt_tokens:,} tokens: {s.reused_tokens:,} reused, {s.prefilled_tokens:,} read; "
@@ -415,25 +242,122 @@ class Chat:
         return Outcome(lines=lines)
 
     def _clear(self, _: str) -> Outcome:
-        turns = self.session.conversation.turns
+        turns, gone = self.session.conversation.turns, self.messages
+        before = list(turns)
         turns[:] = [t for t in turns[:1] if t.role == "system"]
+        if gone:
+            self._remember("/clear", before)
         self._changed()
-        return Outcome(lines=["started over"])
+        return Outcome(
+            lines=[f"started over; /undo brings {counted(gone, 'message')} back" if gone else "started over"]
+        )
 
+    def _remember(self, what: str, before: list[Turn]) -> None:
+        """Turns that were dropped can be brought back with /undo, as long as the chat is open."""
+        messages = [t for t in self.session.conversation.turns if t.role in ("system", "user")]
+        self._dropped.append((what, before, messages))
 
-def _drop_oldest(conversation: Conversation, keep_last: bool) -> int:
-    """Drop the oldest exchange, but not the system message; returns how many turns were dropped.
+    def _history(self, last: str) -> Outcome:
+        if last and (not last.isdecimal() or int(last) < 1):
+            raise UsageError("/history takes a number of messages, or nothing for all of them")
+        lines: list[str] = []
+        turns, asked = self.session.conversation.turns, self._asked()
+        for number, at in list(enumerate(asked, 1))[-int(last or len(asked)) :] if asked else []:
+            replies = [
+                t for t in turns[at + 1 : asked[number] if number < len(asked) else None] if t.role == "assistant"
+            ]
+            lines.append(f"{number:>3}  {short(self.message(number))}")
+            lines += [f"     {short(replies[-1].content)}"] if replies else []
+        return Outcome(lines=lines or ["there are no messages yet"])
 
-    ``keep_last``: the user's last message has no reply yet and must be kept.
-    """
-    turns = conversation.turns
-    first = 1 if turns and turns[0].role == "system" else 0
-    following = [i for i in range(first + 1, len(turns)) if turns[i].role == "user"]
-    stop = following[0] if following else first if keep_last else len(turns)
-    del turns[first:stop]
-    return stop - first
+    def _set(self, text: str) -> Outcome:
+        defaults = self.session.sampling
+        if not text:
+            return Outcome(lines=[shown(self._generation, defaults, name) for name in SETTINGS])
+        generation, name = changed(self._generation, text)
+        generation.sampling(defaults).check_vocabulary(self.model.config.vocab_size)
+        self._generation = generation
+        return Outcome(lines=[shown(generation, defaults, name)])
 
+    def _show(self, _: str) -> Outcome:
+        session, waiting = self.session, self.attachments.waiting
+        settings = [shown(self._generation, session.sampling, name) for name in SETTINGS]
+        chosen = [s for s in settings if s.endswith("(set here)") or s.split()[0] in ("temp", "top-p")]
+        sampling = ", ".join(" ".join(s.removesuffix("(set here)").split()) for s in chosen)
+        files = dict.fromkeys(s.file for e in waiting for s in e.sources)
+        sent = len(session.prefix_cache.documents) if session.prefix_cache is not None else 0
+        return Outcome(
+            lines=[
+                f"model     {self.model.name} ({self.model.path})",
+                f"session   {session.name or 'not stored'}, {counted(self.messages, 'message')}",
+                f"system    {short(session.system) if session.system else 'none'}",
+                f"sampling  {sampling} (/set lists all)",
+                f"context   {self.used:,} of {format_context(session.sequence.ctx)} tokens, keys and values as "
+                f"{session.state.kv_type}",
+                f"files     {', '.join(map(str, files)) or 'none'} for the next message; {counted(sent, 'document')} sent",
+            ]
+        )
 
-def _short(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= 60 else line[:57] + "..."
+    def _model(self, name: str) -> Outcome:
+        if not name:
+            return Outcome(lines=[f"{self.model.name} ({self.model.path})"])
+        if self._load_model is None:
+            raise UsageError("this chat cannot load another model")
+        model = self._load_model(name)
+        if model.template is None:
+            raise UsageError(f"{model.name} has no chat template")
+        before = self.session
+        options = replace(self._options, system=None, ctx=None, kv_type=None, reread=True)
+        if before.name is not None and session_file.exists(before.name):
+            before.save()
+            self._switch(before.name, model, options)
+        else:
+            self._switch(before.name, model, options, list(before.conversation.turns))
+        self._dropped = []
+        again = f"; {counted(self.messages, 'message')} are read again" if self.messages else ""
+        return Outcome(lines=[f"continuing with {model.name}{again.replace('1 message are', '1 message is')}"])
+
+    def _switch(
+        self, name: str | None, model: LoadedModel, options: SessionOptions, turns: list[Turn] | None = None
+    ) -> None:
+        """Go on with another session, or this one under another model; when that fails, nothing has changed."""
+        before = self.session, self.model
+        same = name is not None and name == before[0].name
+        if same:
+            before[0].close()
+        try:
+            self.model = model
+            session = self._open(name, options)
+        except BaseException:
+            self.model = before[1]
+            if same:
+                self.session = self._open(name)
+            raise
+        if turns is not None:
+            template, own = before[1].template, model.template
+            assert template is not None and own is not None
+            session.conversation.turns = turns_for_another_model(turns, template.source == own.source)
+        if not same:
+            before[0].close()
+        self.session = session
+        self._count()
+
+    def _save_as(self, path: str) -> Outcome:
+        if not path:
+            raise UsageError("/save-as needs the name of a file, such as chat.md")
+        target = path_of(typed_paths(path)[0]).expanduser()
+        if target.exists():
+            raise UsageError(f"{target} exists already; choose another name")
+        turns = [t.to_json() for t in self.session.conversation.turns]
+        try:
+            with atomic_write(target) as file:
+                file.write(to_markdown(turns, title=self.session.name or "Chat", model=self.model.name).encode())
+        except OSError as error:
+            raise JambaError(f"cannot write {target}: {error.strerror or error}") from error
+        return Outcome(lines=[f"written to {target}"])
+
+    def _copy(self, _: str) -> Outcome:
+        replies = [t for t in self.session.conversation.turns if t.role == "assistant"]
+        if not replies:
+            raise UsageError("there is no reply to copy yet")
+        return Outcome(copied=replies[-1].content)

@@ -1,198 +1,26 @@
-"""The chat's terminal: a multi-line prompt with history, streamed Markdown, dimmed thoughts.
-
-Finished blocks of Markdown (paragraphs, lists, code) are printed once; only the block being written is redrawn, so a long
-answer never flickers or scrolls back.
-"""
+"""The chat's prompt: a multi-line editor with history and completion, and the loop of messages, replies and commands."""
 
 from __future__ import annotations
 
+import base64
 import contextlib
-import re
-import textwrap
-import time
-from collections.abc import Callable, Iterable, Iterator
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from jambacli import ui
-from jambacli.chat.commands import HELP, Chat
-from jambacli.engine.generate import Thought
-from jambacli.errors import JambaError
+from jambacli.chat.commands import Chat
+from jambacli.chat.screen import Screen
+from jambacli.errors import JambaError, UsageError
 from jambacli.session.session_file import history_path, require_writable
 from jambacli.units import counted, format_context
 
-_REDRAW_SECONDS = 0.08
-
-
-def blocks(text: str) -> tuple[list[str], str]:
-    """Split Markdown into its finished blocks and the one still being written.
-
-    A blank line ends a block, but not inside a code fence.
-    """
-    done: list[str] = []
-    current: list[str] = []
-    fence = ""
-    lines = text.split("\n")
-    for i, line in enumerate(lines):
-        last = i == len(lines) - 1
-        mark = re.match(r" {0,3}(`{3,}|~{3,})", line)
-        if mark and not fence:
-            fence = mark[1]
-        elif mark and fence and line.strip().startswith(fence) and not line.strip().strip(fence[0]):
-            fence = ""
-        if not line.strip() and not fence and not last:
-            if any(part.strip() for part in current):
-                done.append("\n".join(current))
-            current = []
-        else:
-            current.append(line)
-    return done, "\n".join(current)
-
-
-@contextlib.contextmanager
-def _without_echo() -> Iterator[None]:
-    """Echo no keys and no "^C" while a reply is drawn; typed text appears at the next prompt."""
-    try:
-        import termios
-    except ImportError:  # not on this platform
-        yield
-        return
-    try:
-        before = termios.tcgetattr(0)
-    except termios.error:
-        yield
-        return
-    quiet = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
-    termios.tcsetattr(0, termios.TCSADRAIN, quiet)
-    try:
-        yield
-    finally:
-        termios.tcsetattr(0, termios.TCSADRAIN, before)
-
-
-def markdown(text: str) -> Any:
-    """Markdown ready to print. HTML is shown as text, where Markdown would hide it."""
-    from markdown_it import MarkdownIt
-    from rich.markdown import Markdown
-
-    shown = Markdown("")
-    shown.parsed = MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"]).parse(text)
-    return shown
-
-
-class Screen:
-    """Shows replies and notes on the terminal."""
-
-    def __init__(self, option: Callable[[str], str] = str) -> None:
-        """``option``: the name under which errors mention an option."""
-        from rich.console import Console
-
-        self._option = option
-        self.console = Console(highlight=False)
-        self._shown = False
-
-    def reply(self, pieces: Iterable[str], show_thoughts: bool) -> bool:
-        """Show a reply as it is generated. Ctrl-C ends it and keeps the partial reply; returns whether that happened."""
-        self._shown = False
-        try:
-            with _without_echo():
-                self._stream(iter(pieces), show_thoughts)
-            return False
-        except KeyboardInterrupt:
-            self.note(
-                "[stopped; the partial reply is kept]"
-                if self._shown
-                else "[stopped before a reply; press Up to edit your message]"
-            )
-            return True
-        finally:
-            close = getattr(pieces, "close", None)
-            if close is not None:
-                close()
-
-    def note(self, text: str) -> None:
-        """A dimmed line; in a table of names and meanings, a long meaning is wrapped in its column."""
-        column = re.match(r"\S.{0,18}?\s{2,}(?=\S)", text)
-        indent = " " * column.end() if column and column.end() < self.console.width // 2 else ""
-        lines = textwrap.wrap(text, self.console.width, subsequent_indent=indent, break_on_hyphens=False) or [""]
-        for line in lines:
-            self.console.print(line, style="dim", markup=False)
-
-    def error(self, error: JambaError) -> None:
-        """An error in one line."""
-        self.console.print(f"error: {' '.join(error.worded(self._option).split())}", style="red", markup=False)
-
-    def _stream(self, pieces: Iterator[str], show_thoughts: bool) -> None:
-        from rich.live import Live
-
-        thought_tokens = 0
-        pending = ""
-        drawn = 0.0
-        with Live(console=self.console, auto_refresh=False, transient=True, vertical_overflow="crop") as live:
-            try:
-                for piece in pieces:
-                    self._shown = True
-                    if isinstance(piece, Thought):
-                        thought_tokens += 1
-                        if show_thoughts:
-                            self._thought(live, piece)
-                        else:
-                            live.update(
-                                f"[dim]thinking ... {thought_tokens} tokens (/think shows them)[/dim]", refresh=True
-                            )
-                        continue
-                    if thought_tokens:
-                        self._end_thoughts(live, show_thoughts, thought_tokens)
-                        thought_tokens = 0
-                    pending += ui.harmless(piece)
-                    done, pending = blocks(pending)
-                    for block in done:
-                        live.update("")
-                        live.console.print(self._rendered(block), "")
-                    if done or time.monotonic() - drawn > _REDRAW_SECONDS:
-                        live.update(self._rendered(self._tail(pending)), refresh=True)
-                        drawn = time.monotonic()
-            finally:  # the partial reply stays on the screen after an interruption too
-                live.update("", refresh=True)
-                if thought_tokens:
-                    self._end_thoughts(live, show_thoughts, thought_tokens)
-                if pending.strip():
-                    live.console.print(self._rendered(pending), end="")
-
-    def _rendered(self, text: str) -> Any:
-        """A block of Markdown without the blank lines that lists and code have around them; one is printed between blocks."""
-        from rich.segment import Segment, Segments
-
-        lines = self.console.render_lines(markdown(text), pad=False)
-        shown = [bool("".join(s.text for s in line).strip()) for line in lines]
-        if not any(shown):
-            return Segments([])
-        lines = lines[shown.index(True) : len(lines) - shown[::-1].index(True)]
-        return Segments([s for line in lines for s in (*line, Segment.line())])
-
-    def _tail(self, text: str) -> str:
-        """The last lines of an unfinished block: a live region cannot be taller than the terminal."""
-        return "\n".join(text.split("\n")[-max(self.console.height - 4, 4) :])
-
-    _thought_line = ""
-
-    def _thought(self, live: Any, piece: str) -> None:
-        from rich.text import Text
-
-        self._thought_line += ui.harmless(piece)
-        *lines, self._thought_line = self._thought_line.split("\n")
-        for line in lines:
-            live.console.print(Text(line, style="dim italic"))
-        live.update(Text(self._thought_line, style="dim italic"), refresh=True)
-
-    def _end_thoughts(self, live: Any, shown: bool, tokens: int) -> None:
-        from rich.text import Text
-
-        live.update("", refresh=True)
-        if shown and self._thought_line.strip():
-            live.console.print(Text(self._thought_line, style="dim italic"))
-        if not shown:
-            live.console.print(Text(f"[thought for {tokens} tokens]", style="dim italic"))
-        self._thought_line = ""
+# Terminals take this much text for the clipboard, in bytes.
+_MOST_COPIED = 74_000
 
 
 def _can_keep(wanted: bool) -> bool:
@@ -219,13 +47,57 @@ def talk(
     ``stats``: show statistics after every reply. ``first``: a message that is sent at once. ``option``: the name under which
     errors mention an option.
     """
+    screen = Screen(option)
+    ask = _prompt(chat, screen, keep_history)
+    screen.note(_greeting(chat, screen.console.width))
+    if turns := chat.messages:
+        screen.note(f"continuing {chat.session.name}: {counted(turns, 'message')}, {counted(chat.used, 'token')}")
+        _show_last(chat, screen)
+    waiting = first
+    while True:
+        try:
+            if waiting is None:
+                text = _typed(chat, ask)
+            else:
+                screen.console.print(f">>> {waiting}", markup=False)
+                text = None
+        except KeyboardInterrupt:  # the line is gone; Ctrl-D and /exit leave
+            continue
+        except EOFError:
+            break
+        except JambaError as error:
+            screen.error(error)
+            continue
+        try:
+            outcome = chat.handle(text) if text is not None else chat.say(waiting or "")
+            waiting = None
+            for line in outcome.lines:
+                screen.note(line)
+            if outcome.copied is not None:
+                screen.note(_copy(outcome.copied, screen))
+            if outcome.reply is not None:
+                screen.reply(outcome.reply, chat.show_thoughts, chat.stop, lambda: chat.stopped)
+                for line in closing_lines(chat):
+                    screen.note(line)
+                screen.note(f"[{figures(chat)}]" if stats else "")
+            if outcome.leave:
+                break
+        except JambaError as error:
+            waiting = None
+            screen.error(error)
+    if chat.messages and (name := chat.session.name) and chat.saved:
+        screen.note(f"[saved as {name}: jamba chat --session {name}]")
+
+
+def _prompt(chat: Chat, screen: Screen, keep_history: bool) -> Callable[..., str]:
+    """Reads a message: ``ask(prompt, default)``. Raises KeyboardInterrupt for Ctrl-C, EOFError for Ctrl-D."""
     from prompt_toolkit import PromptSession
-    from prompt_toolkit.completion import WordCompleter
     from prompt_toolkit.history import FileHistory, InMemoryHistory
     from prompt_toolkit.key_binding import KeyBindings
     from prompt_toolkit.patch_stdout import patch_stdout
 
-    screen = Screen(option)
+    from jambacli.chat.completion import completer
+
     keys = KeyBindings()
 
     @keys.add("escape", "enter")
@@ -242,61 +114,97 @@ def talk(
         else:
             buffer.validate_and_handle()
 
+    @keys.add("c-g")
+    def _edit(event: Any) -> None:
+        event.current_buffer.open_in_editor()
+
     # The history is as private as the sessions.
     prompt: PromptSession[str] = PromptSession(
         history=FileHistory(str(history_path())) if _can_keep(keep_history) else InMemoryHistory(),
-        completer=WordCompleter([name.split()[0] for name in HELP], sentence=True),
+        completer=completer(chat),
         complete_while_typing=False,
         key_bindings=keys,
         multiline=True,
         prompt_continuation="... ",
+        tempfile_suffix=".md",
     )
 
     def ask(what: str, default: str = "") -> str:
-        return prompt.prompt(what, default=default, bottom_toolbar=lambda: status_line(chat, screen.console.width))
+        with patch_stdout():
+            return prompt.prompt(what, default=default, bottom_toolbar=lambda: status_line(chat, screen.console.width))
 
-    screen.note(f"{chat.model.name} - /help lists the commands, Alt-Enter inserts a new line, Ctrl-D exits")
-    if turns := chat.messages:
-        screen.note(
-            f"continuing {chat.session.name}: {counted(turns, 'message')}, {counted(chat.used, 'token')}; "
-            f"last: {chat.last}"
+    return ask
+
+
+def _typed(chat: Chat, ask: Callable[..., str]) -> str:
+    """The next input. /edit without a text offers the message itself to be changed; /e opens the editor."""
+    text = ask(">>> ")
+    word, _, rest = text.strip().partition(" ")
+    if word == "/e":
+        return ask(">>> ", _in_editor(rest))
+    number = chat.to_edit(text)
+    return text if number is None else f"/edit {number} {ask('edit ', chat.message(number))}"
+
+
+def _in_editor(text: str) -> str:
+    """``text`` as it is after the user's editor was closed. Raises UsageError if that does not run."""
+    editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or next(filter(shutil.which, ("nano", "vi")), "")
+    if not editor:
+        raise UsageError("there is no editor; set the environment variable EDITOR")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "message.md"
+        path.write_text(text, encoding="utf-8")
+        try:
+            code = subprocess.run([*shlex.split(editor), str(path)], check=False).returncode
+        except (OSError, ValueError) as error:
+            raise UsageError(f"the editor {editor!r} does not run: {error}") from error
+        if code:
+            raise UsageError(f"the editor {editor!r} ended with exit code {code}; nothing is sent")
+        return path.read_text(encoding="utf-8", errors="replace").rstrip("\n")
+
+
+def _copy(text: str, screen: Screen) -> str:
+    """Copy to the clipboard: of the terminal (OSC 52, also through ssh), and with the desktop's program where there is one.
+    Returns what to tell."""
+    data = text.encode("utf-8", "replace")
+    programs = (
+        (["wl-copy"], "WAYLAND_DISPLAY"),
+        (["xclip", "-selection", "clipboard"], "DISPLAY"),
+        (["pbcopy"], ""),
+    )
+    done = False
+    for command, needed in programs:
+        if shutil.which(command[0]) and (not needed or os.environ.get(needed)):
+            with contextlib.suppress(OSError, subprocess.SubprocessError):
+                quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+                done = subprocess.run(command, input=data, check=False, timeout=5, **quiet).returncode == 0  # type: ignore[call-overload]
+                break
+    encoded = base64.b64encode(data)
+    if len(encoded) <= _MOST_COPIED:
+        screen.console.file.write(f"\x1b]52;c;{encoded.decode()}\x07")
+        screen.console.file.flush()
+    elif not done:
+        raise UsageError(
+            "the reply is too long for the terminal's clipboard; /save-as FILE.md writes the chat to a file"
         )
-    interrupted = False
-    waiting = first
-    while True:
-        try:
-            if waiting is None:
-                with patch_stdout():
-                    text = ask(">>> ")
-                    number = chat.to_edit(text)
-                    if number is not None:  # /edit without a text: offer the message itself to be changed
-                        text = f"/edit {number} {ask('edit ', chat.message(number))}"
-            else:
-                screen.console.print(f">>> {waiting}", markup=False)
-        except KeyboardInterrupt:
-            if interrupted:
-                return
-            interrupted = True
-            screen.note("[press Ctrl-C again to exit]")
-            continue
-        except EOFError:
-            return
-        interrupted = False
-        try:
-            outcome = chat.handle(text) if waiting is None else chat.say(waiting)
-            waiting = None
-            for line in outcome.lines:
-                screen.note(line)
-            if outcome.reply is not None:
-                interrupted = screen.reply(outcome.reply, chat.show_thoughts)
-                for line in closing_lines(chat):
-                    screen.note(line)
-                screen.note(f"[{figures(chat)}]" if stats else "")
-            if outcome.leave:
-                return
-        except JambaError as error:
-            waiting = None
-            screen.error(error)
+    return f"copied: {counted(len(text), 'character')}"
+
+
+def _greeting(chat: Chat, width: int) -> str:
+    """The first line: the model, and as many hints as fit."""
+    hints = ["/help lists the commands", "Alt-Enter inserts a new line", "Ctrl-D exits"]
+    while len(line := f"{chat.model.name} - {', '.join(hints)}") > width and len(hints) > 1:
+        del hints[1]
+    return line
+
+
+def _show_last(chat: Chat, screen: Screen) -> None:
+    """The last exchange, as it was shown."""
+    question, answer = chat.last_exchange
+    lines = question.split("\n")
+    screen.console.print("\n".join([f">>> {lines[0]}", *(f"... {line}" for line in lines[1:])]), markup=False)
+    screen.markdown(answer)
+    screen.note("")
 
 
 def closing_lines(chat: Chat) -> list[str]:

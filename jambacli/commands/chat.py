@@ -15,10 +15,13 @@ from jambacli import ui
 from jambacli.commands import options as o
 from jambacli.commands.flags import flag
 from jambacli.errors import JambaError, UsageError
+from jambacli.interrupts import interrupts_stop
 from jambacli.startup import importing
 
 if TYPE_CHECKING:
+    from jambacli.api import Jamba
     from jambacli.chat.commands import Chat
+    from jambacli.session.session_file import SavedSession
     from jambacli.text.tool_calls import ToolCall
 
 
@@ -30,6 +33,7 @@ def chat(
     session: Annotated[
         str | None, typer.Option("--session", "-s", help="Start a session with this name, or resume it.")
     ] = None,
+    resume_last: Annotated[bool, typer.Option("--continue", help="Resume the last session.")] = False,
     read_only: Annotated[bool, typer.Option("--read-only", help="Open a session without changing it.")] = False,
     system: o.System = None,
     overflow: Annotated[
@@ -38,6 +42,9 @@ def chat(
     tools: Annotated[
         Path | None, typer.Option("--tools", metavar="FILE.py", help="Python functions that the model may call.")
     ] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Go on with a session of another model without asking.")
+    ] = False,
     yes_tools: Annotated[bool, typer.Option("--yes-tools", help="Run the calls of --tools without asking.")] = False,
     *,
     arguments: o.GenerationArguments,
@@ -59,37 +66,90 @@ def chat(
         functions = read_tools(tools)
 
     with importing():
+        from jambacli.chat.chat_session import short
         from jambacli.chat.commands import Chat
 
-    model = arguments.load_model(name, _own_template(session, arguments))
+    if resume_last:
+        session = _last_session(session)
+    saved = _saved(session)
+    if name is None and saved is not None:
+        name = _own_model(saved)
+    model = arguments.load_model(name, _own_template(saved, arguments))
     if model.template is None:
         raise UsageError(
             f"{model.name} has no chat template; continue plain text with it (jamba run --raw), or give --chat-template FILE"
         )
+    reread = saved is not None and _reread(saved, model, yes)
     talk = Chat(
         model,
-        options=replace(options, read_only=read_only),
+        options=replace(options, read_only=read_only, reread=reread),
         generation=generation,
         name=session,
         overflow=overflow,
         progress=ui.progress,
         tools=functions,
         approve=_announced if yes_tools else _approved,
+        load=arguments.load_model,
     )
+    if saved is not None and options.system is not None:
+        what = short(talk.session.system) if talk.session.system else "none"
+        ui.note(f"session {talk.session.name}: the system message is now: {what}")
     run_chat(talk, stats=arguments.stats, keep_history=not arguments.no_store)
 
 
-def _own_template(name: str | None, arguments: o.GenerationArguments) -> str | None:
-    """The chat template that a saved session was made with, if it is not the model's own and no other is given."""
-    if name is None or arguments.chat_template is not None:
-        return None
+def _last_session(name: str | None) -> str:
+    """The session that was used last."""
     from jambacli.session import session_file
 
-    name = session_file.check_name(name)
-    own = session_file.read(name).chat_template if session_file.exists(name) else None
-    if own is not None:
-        ui.note(f"session {name} goes on with the chat template that it was made with")
-    return own
+    if name is not None:
+        raise UsageError("--continue resumes the last session; leave it out to resume the one of --session")
+    for last in session_file.names():
+        return last
+    raise UsageError("there is no session to continue yet; `jamba chat` starts one")
+
+
+def _saved(name: str | None) -> SavedSession | None:
+    """The saved session of that name, None if there is none yet."""
+    from jambacli.session import session_file
+
+    name = name and session_file.check_name(name)
+    return session_file.read(name) if name and session_file.exists(name) else None
+
+
+def _own_model(saved: SavedSession) -> str:
+    """The file of the model that a session was made with."""
+    if not Path(saved.model_path).exists():
+        raise JambaError(
+            f"session {saved.name!r} was made with {saved.model}, whose file {saved.model_path} is gone; "
+            f"`jamba chat MODEL --session {saved.name}` goes on with another model"
+        )
+    ui.note(f"session {saved.name} goes on with {saved.model}")
+    return saved.model_path
+
+
+def _own_template(saved: SavedSession | None, arguments: o.GenerationArguments) -> str | None:
+    """The chat template that a saved session was made with, if it is not the model's own and no other is given."""
+    if saved is None or saved.chat_template is None or arguments.chat_template is not None:
+        return None
+    ui.note(f"session {saved.name} goes on with the chat template that it was made with")
+    return saved.chat_template
+
+
+def _reread(saved: SavedSession, model: Jamba, yes: bool) -> bool:
+    """Whether the session is to go on with another model than it was made with. Raises JambaError if that is not wanted."""
+    from jambacli.session.session_lock import made_with
+
+    if made_with(saved, model) or saved.model_path == str(model.path):  # a changed file is an error of its own
+        return False
+    differs = f"session {saved.name!r} was made with {saved.model}, not with {model.name}"
+    if not yes:
+        if not _on_terminal():
+            raise JambaError(f"{differs}; --yes goes on with its text, which {model.name} reads again")
+        ui.note(f"{differs}. Go on with its text? {model.name} reads it again. [y/N]")
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            raise JambaError(f"{differs}; leave the model out to go on with its own")
+    ui.note(f"session {saved.name} goes on with {model.name}, which reads its text again")
+    return True
 
 
 def _on_terminal() -> bool:
@@ -135,11 +195,16 @@ def _piped(chat: Chat, stats: bool, first: str | None) -> None:
             outcome = chat.handle(text) if text is not None else chat.say(first or "")
             for shown in outcome.lines:
                 ui.note(shown)
+            if outcome.copied is not None:
+                raise UsageError("/copy needs a terminal")
             if outcome.reply is not None:
-                for piece in outcome.reply:
-                    if not isinstance(piece, Thought):
-                        sys.stdout.write(piece)
-                        sys.stdout.flush()
+                with interrupts_stop(chat.stop) as came:
+                    for piece in outcome.reply:
+                        if not isinstance(piece, Thought):
+                            sys.stdout.write(piece)
+                            sys.stdout.flush()
+                if came.asked:
+                    raise KeyboardInterrupt
                 places = chat.attachments.places
                 sys.stdout.write("\n" + ("\nSources:\n" + "".join(f"- {p}\n" for p in places) if places else ""))
                 sys.stdout.flush()

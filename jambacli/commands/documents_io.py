@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from jambacli.engine.loaded_model import LoadedModel
     from jambacli.engine.options import GenerationOptions
     from jambacli.session.options import SessionOptions
+    from jambacli.session.session import Session
 
 Model = Annotated[
     str | None,
@@ -160,9 +161,10 @@ class Answer:
         self.interrupted = False
         self._live = output is None and not schema and not as_json
 
-    def take(self, pieces: Iterable[str]) -> None:
-        """Collect the pieces, and print them as they come if they go to stdout unchanged. Ctrl-C keeps the partial answer."""
-        self.text, self.interrupted = stream(pieces, show=self._live, as_json=self.json_stream)
+    def take(self, pieces: Iterable[str], session: Session) -> None:
+        """Collect the pieces of a reply of the session, and print them as they come if they go to stdout unchanged. Ctrl-C
+        keeps the partial answer."""
+        self.text, self.interrupted = stream(pieces, self._live, session, as_json=self.json_stream)
 
     def finish(self, key: str, entries: Sequence[DocumentEntry], cited: Cited, figures: dict[str, Any]) -> None:
         """Write what has not been written yet: the sources, the JSON, the file. ``key``: the key of the answer with --json.
@@ -321,7 +323,8 @@ def deliver(
         schema=task.schema is not None,
         citations=task.citations,
     )
-    answer.take(cited.answer(pending.pieces))
+    assert reader.session is not None
+    answer.take(cited.answer(pending.pieces), reader.session)
     figures = figures_of(reader)
     answer.finish(key, pending.entries, cited, {**figures, "passes": pending.passes})
     if stats:

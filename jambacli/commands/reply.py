@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from jambacli import ui
+from jambacli.interrupts import interrupts_stop
 from jambacli.units import format_bytes
 
 if TYPE_CHECKING:
@@ -15,11 +16,11 @@ if TYPE_CHECKING:
     from jambacli.session.session import Session
 
 
-def stream(pieces: Iterable[str], show: bool, as_json: bool = False) -> tuple[str, bool]:
-    """Collect a reply, with ``show`` printing it as it is generated; thoughts go to stderr. ``as_json``: print an object a
-    line for every piece, ``{"text": ...}`` or ``{"thought": ...}``.
+def stream(pieces: Iterable[str], show: bool, session: Session, as_json: bool = False) -> tuple[str, bool]:
+    """Collect a reply of the session, with ``show`` printing it as it is generated; thoughts go to stderr. ``as_json``: print
+    an object a line for every piece, ``{"text": ...}`` or ``{"thought": ...}``.
 
-    Returns the reply and whether Ctrl-C ended it.
+    Returns the reply and whether Ctrl-C ended it. A second Ctrl-C ends it at once.
     """
     from jambacli.engine.generate import Thought
 
@@ -27,18 +28,20 @@ def stream(pieces: Iterable[str], show: bool, as_json: bool = False) -> tuple[st
     interrupted = False
     on_terminal = sys.stdout.isatty()
     try:
-        for piece in pieces:
-            if isinstance(piece, Thought):
+        with interrupts_stop(session.stop) as came:
+            for piece in pieces:
+                if isinstance(piece, Thought):
+                    if as_json:
+                        write_json({"thought": str(piece)})
+                    else:
+                        ui.thought(piece)
+                    continue
+                said.append(piece)
                 if as_json:
-                    write_json({"thought": str(piece)})
-                else:
-                    ui.thought(piece)
-                continue
-            said.append(piece)
-            if as_json:
-                write_json({"text": piece})
-            elif show:
-                write(ui.harmless(piece) if on_terminal else piece)
+                    write_json({"text": piece})
+                elif show:
+                    write(ui.harmless(piece) if on_terminal else piece)
+        interrupted = came.asked and session.stats.finish == "interrupted"
     except KeyboardInterrupt:
         interrupted = True
     return "".join(said), interrupted

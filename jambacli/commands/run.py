@@ -59,7 +59,7 @@ def run(
         say = session.complete if raw else session.send
         pieces = say(prompt, progress=ui.progress, options=generation)
     with session:
-        text, interrupted = stream(pieces, show=not as_json, as_json=json_stream)
+        text, interrupted = stream(pieces, not as_json, session, as_json=json_stream)
         if not as_json and not json_stream and text and not text.endswith("\n"):
             write("\n")
     figures = figures_of_reply(model, session)

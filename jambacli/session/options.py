@@ -20,6 +20,7 @@ class SessionKeywords(TypedDict, total=False):
     name: str | None
     resume: str | None
     read_only: bool
+    reread: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,8 @@ class SessionOptions:
     (the default), bf16, f32 or q8_0 for keys and values. ``system``: a system message. ``sampling``: how tokens are chosen,
     by default as the model's file says. ``store``: keep prefixes on disk, so that no process computes them twice. ``name``:
     start a session that is saved under that name after every turn. ``resume``: continue the session of that name, and
-    save it unless ``read_only``.
+    save it unless ``read_only``; with ``system`` its system message is replaced. ``reread``: go on with a session that was
+    made with another model: its text is read again, and from the next reply on it is this model's.
     """
 
     ctx: int | None = None
@@ -41,3 +43,4 @@ class SessionOptions:
     name: str | None = None
     resume: str | None = None
     read_only: bool = False
+    reread: bool = False

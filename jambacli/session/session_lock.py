@@ -16,27 +16,33 @@ class SessionLock:
     """A session's name, locked for this process until ``close``.
 
     Attributes: ``name`` (None: not named yet); ``read_only`` (nothing is written); ``found`` (the saved session that is
-    resumed, None for a new one); ``created`` (seconds since 1970); ``parent`` (the name it was branched from).
+    resumed, None for a new one); ``reread`` (it was made with another model, so only its text is used); ``created`` (seconds
+    since 1970); ``parent`` (the name it was branched from).
     """
 
-    def __init__(self, model: LoadedModel, *, name: str | None, resume: str | None, read_only: bool) -> None:
+    def __init__(
+        self, model: LoadedModel, *, name: str | None, resume: str | None, read_only: bool, reread: bool = False
+    ) -> None:
         """``resume``: the name of an existing session; ``name``: that of a new one.
 
-        Raises JambaError for a session that does not exist, is open in another process or was made with another model,
-        UsageError for a new name that is taken.
+        Raises JambaError for a session that does not exist, is open in another process or was made with another model
+        (unless ``reread``), UsageError for a new name that is taken.
         """
         self.name = resume or name
         self.read_only = read_only
         self.found: files.SavedSession | None = None
         self.created = time.time()
         self.parent: str | None = None
+        self.reread = False
         self._lock: IO[bytes] | None = None
         if self.name and not read_only:
             self._lock = files.acquire(self.name)
         try:
             if resume:
                 self.found = files.read(resume)
-                check_model(self.found, model)
+                self.reread = reread and not made_with(self.found, model)
+                if not self.reread:
+                    check_model(self.found, model)
                 self.created, self.parent = self.found.created, self.found.parent
             elif name and files.exists(name):
                 raise UsageError(f"a session named {name!r} already exists; resume it, or choose another name")
@@ -48,6 +54,8 @@ class SessionLock:
         """The KV type of the saved session, else ``chosen``, else f16. Raises JambaError when the first two differ."""
         if self.found is None:
             return chosen or "f16"
+        if self.reread:
+            return chosen or self.found.kv_type
         if chosen is not None and chosen != self.found.kv_type:
             raise JambaError(
                 f"session {self.found.name!r} stores its keys and values as {self.found.kv_type}, not {chosen}",
@@ -58,7 +66,7 @@ class SessionLock:
     def precise(self, chosen: bool) -> bool:
         """The mode of the saved session, else ``chosen``. Raises JambaError for a session that is not precise if
         ``chosen``."""
-        if self.found is None:
+        if self.found is None or self.reread:
             return chosen
         if chosen and not self.found.precise:
             raise JambaError(
@@ -85,9 +93,15 @@ class SessionLock:
             self._lock = None
 
 
+def made_with(found: files.SavedSession, model: LoadedModel) -> bool:
+    """Whether the session was made with this model."""
+    weights = model.weights
+    return weights.are(found.fingerprint) or weights.were(found.fingerprint, found.model_path, found.updated)
+
+
 def check_model(found: files.SavedSession, model: LoadedModel) -> None:
     """Raise JambaError when the session was made with another model, or another version of the file."""
-    if model.weights.are(found.fingerprint) or model.weights.were(found.fingerprint, found.model_path, found.updated):
+    if made_with(found, model):
         return
     if found.model_path == str(model.path):
         raise JambaError(

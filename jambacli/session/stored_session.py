@@ -14,6 +14,7 @@ from jambacli.errors import JambaError, UsageError
 from jambacli.session import session_file
 from jambacli.session.conversation import Conversation, Turn
 from jambacli.session.options import SessionOptions
+from jambacli.session.other_model import turns_for_another_model
 from jambacli.session.session_lock import SessionLock
 from jambacli.session.stats import Stats
 from jambacli.session.tool_loop import ToolOptions
@@ -56,17 +57,21 @@ class StoredSession:
         self._by_grammar = False  # whether a grammar decided all of the last reply
         #: The stored prefixes of this session, None without a store.
         self.prefix_cache: PrefixCache | None = None
-        self._lock = SessionLock(model, name=options.name, resume=options.resume, read_only=options.read_only)
+        self._lock = SessionLock(
+            model, name=options.name, resume=options.resume, read_only=options.read_only, reread=options.reread
+        )
         try:
             found = self._lock.found
             kv_type = self._lock.kv_type(options.kv_type)
             precise = self._lock.precise(model.model.precise)
-            ctx = options.ctx or (found.ctx if found else limit)
+            ctx = options.ctx or (min(found.ctx, limit) if found and limit > 0 else found.ctx if found else limit)
             self.sequence = TokenSequence(model.model, ctx, kv_type, precise=precise)
             if options.store:
                 self.sequence.prefixes = self.prefix_cache = self.open_prefix_cache(self.sequence)
             if found is not None:
                 self._resume(found)
+                if options.system is not None and self._chat and options.system != (self.system or ""):
+                    self.set_system(options.system)
         except BaseException:
             self.close()
             raise
@@ -90,6 +95,21 @@ class StoredSession:
                 raise UsageError(f"{self.model.name} has no chat template; it can only continue plain text")
             self._conversation = Conversation(template, self.model.tokenizer, self._system)
         return self._conversation
+
+    @property
+    def system(self) -> str | None:
+        """The system message, None without one."""
+        turns = self.conversation.turns
+        return turns[0].content if turns and turns[0].role == "system" else None
+
+    def set_system(self, text: str | None) -> None:
+        """Replace the system message; "" or None for none. What follows it is read again with the next message."""
+        turns = self.conversation.turns
+        if turns and turns[0].role == "system":
+            del turns[0]
+        self._system = text or None
+        if text:
+            self.conversation.set_system(text)
 
     @property
     def taken_back(self) -> bool:
@@ -161,7 +181,7 @@ class StoredSession:
     def _resume(self, saved: session_file.SavedSession) -> None:
         """Take over a saved session: its turns, and the longest of its prefixes that is still stored."""
         ids = [*saved.tokens, *(i for t in saved.turns for k in ("ids", "thought_ids") for i in t.get(k) or ())]
-        if ids and not 0 <= min(ids) <= max(ids) < self.model.config.vocab_size:
+        if ids and not self._lock.reread and not 0 <= min(ids) <= max(ids) < self.model.config.vocab_size:
             raise JambaError(
                 f"session {saved.name!r} is damaged: it holds tokens that the model does not have; delete it"
             )
@@ -174,12 +194,21 @@ class StoredSession:
                     saved.name,
                 )
             self._system = saved.system
-            self.conversation.turns = [Turn.from_json(t) for t in saved.turns]
+            turns = [Turn.from_json(t) for t in saved.turns]
+            if self._lock.reread:
+                turns = turns_for_another_model(turns, saved.template_hash in ("", self._template_hash()))
+                self._prompt, self._reply_ids, self._finish, self._random_state = [], [], TAKEN_BACK, None
+            self.conversation.turns = turns
+        elif self._lock.reread:
+            raise JambaError(
+                f"session {saved.name!r} continues plain text, whose tokens are those of {saved.model}: it cannot go on with "
+                f"{self.model.name}"
+            )
         cache, sequence = self.prefix_cache, self.sequence
         assert cache is not None
         cache.documents = list(saved.documents)
         fitting = [p for p in saved.prefixes if p.position <= sequence.ctx]
-        if sequence.restore_first(cache.read(fitting, saved.tokens)):
+        if not self._lock.reread and sequence.restore_first(cache.read(fitting, saved.tokens)):
             cache.add_stored(p for p in fitting if p.position < len(sequence.tokens))
 
     def _template_hash(self) -> str:

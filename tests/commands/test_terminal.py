@@ -145,8 +145,13 @@ def test_a_chat_about_a_file_in_a_terminal(terminal: Terminal, report: Path) -> 
     reused, read = (int(n.replace(",", "")) for n in re.findall(r"([\d,]+) (?:reused|read)", figures))
     assert reused > 500 and read < 60  # nothing of the document, nor of what was said before the interruption
     terminal.see(">>>")
+    terminal.type("not this\x03")  # clears the line, however often
+    terminal.see(">>>")
     terminal.type("\x03")
-    terminal.see("[press Ctrl-C again to exit]")
+    terminal.see(">>>")
+    terminal.type("/stats\r")
+    assert "not this/stats" not in terminal.see("3 messages")
     terminal.see(">>>")
     terminal.type("\x04")
+    terminal.see("[saved as chat-")
     assert terminal.leave() == 0
