@@ -15,7 +15,6 @@ function Page() {
   const viewing = useStore((s) => Boolean(s.viewer));
   return html`
     <a class="skip" href="#conversation" onClick=${(event) => { event.preventDefault(); document.getElementById("composer")?.focus(); }}>To the message field</a>
-    <h1 class="unseen">Jamba</h1>
     <div class=${classes("page", pane && "with-library", viewing && "with-viewer")}>
       <${Library} />
       <div class="shade" onClick=${() => set({ pane: null })}></div>
