@@ -14,6 +14,7 @@ export function Conversation() {
   const loaded = useStore((s) => s.loaded);
   const offline = useStore((s) => s.offline);
   return html`<main class="conversation" id="conversation" tabindex="-1">
+    <h1 class="unseen">Jamba</h1>
     <${Head} />
     ${offline && html`<p class="banner"><span class="pulse"></span>The server does not answer. This page tries again; nothing that was written is lost.</p>`}
     ${name ? html`<${Messages} key=${name} />` : loaded ? html`<${Beginning} />` : html`<div class="scroll"></div>`}

@@ -19,7 +19,7 @@ export function Library() {
   const loaded = useStore((s) => s.loaded);
   return html`<nav class="library" aria-label="Library">
     <header>
-      <h1><img src="/static/icon.svg" alt="" width="24" height="24" />Jamba</h1>
+      <p class="brand"><img src="/static/icon.svg" alt="" width="24" height="24" />Jamba</p>
       <${IconButton} icon="compose" label="New conversation (Alt+N)" onClick=${actions.newConversation} />
       <${IconButton} icon="close" label="Close the library" class="narrow-only" onClick=${() => set({ pane: null })} />
     </header>
