@@ -174,9 +174,10 @@ class Page:
 
     def _stable(self, rows: list[Row], width: int) -> int:
         """How many of these rows no further text changes."""
-        if (
-            _parser().parse(self._text)[0].type == "fence"
-        ):  # its complete lines; empty ones at its end are not shown yet
+        kind = _parser().parse(self._text)[0].type
+        if kind == "table_open":  # a wider cell moves every column
+            return 0
+        if kind == "fence":  # its complete lines; empty ones at its end are not shown yet
             complete = self._text[: self._text.rfind("\n") + 1]
             return len(self._rest(complete, width)) if complete.count("\n") > 1 else 0
         if len(rows) == self._probed:  # the comparison costs much, and finds more when there is another row
