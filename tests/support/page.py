@@ -20,7 +20,7 @@ from jambacli.hub.demo import demo_model_path
 from tests.support.braked_server import BRAKE
 from tests.support.repository import REPO
 
-_WAIT = 240.0  # for machines with much else to do; nothing waits so long
+_WAIT = float(os.environ.get("JAMBA_BROWSER_WAIT", "240"))  # for machines with much else to do; nothing waits so long
 
 
 class PageServer:

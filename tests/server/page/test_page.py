@@ -175,6 +175,17 @@ def test_a_killed_server_loses_no_question_and_no_turn(own_home: Path) -> None:
         assert talk.get(name)["unsent"] is None and session_file.exists(name)
 
 
+def test_an_open_page_does_not_keep_the_server_from_stopping(own_home: Path) -> None:
+    with serve_process() as (server, client):
+        name = Talk(client).session()
+        with client.stream("GET", f"{SESSIONS}/{name}/events") as stream:
+            lines = stream.iter_lines()
+            assert next(lines) == ": events"
+            server.send_signal(signal.SIGINT)
+            assert list(lines) == [""]  # to the end of the stream, not of the connection
+            assert server.wait(60) == 0
+
+
 @pytest.fixture
 def front(tiny: Jamba) -> Iterator[Talk]:
     """The page in front of another server."""
