@@ -48,7 +48,7 @@ class PageServer:
                 stderr=log,
                 text=True,
             )
-        until(self._answers, "the server answers")
+        until(self._answers, "the server answers", seconds=240)
 
     def _answers(self) -> bool:
         assert self._process is not None
