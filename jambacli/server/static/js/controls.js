@@ -127,9 +127,13 @@ export function Dialog({ title, children, actions, onSubmit, onClose = () => set
   const id = useId();
   useLayoutEffect(() => {
     const before = document.activeElement;
-    dialog.current.showModal();
+    const own = dialog.current;
+    own.showModal();
     dialog.current.querySelector("[autofocus], input:checked[type=radio], input:not([type=checkbox], [type=radio]), textarea, select")?.focus();
-    return () => before?.isConnected && before.focus();
+    return () => {
+      own.close(); // while it is modal nothing else can have the focus
+      if (before?.isConnected) before.focus();
+    };
   }, []);
   const submit = (event) => {
     event.preventDefault();
