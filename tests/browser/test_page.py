@@ -10,18 +10,10 @@ import pytest
 
 from tests.support.document_files import docx_bytes, paragraph
 from tests.support.page import Page, PageServer, until
-from tests.support.pdf_files import pdf_of
+from tests.support.reports import FACT, thirty_pages
 
-FACT = "Report 12 on herons: Leila Haddad counted 42 herons at Lake Tuz on Sunday."
 WORD = "Report 2 on otters: Tomas Hedlin saw 7 otters at Cape Arda on Monday."
 QUESTION = "How many herons were counted?"
-
-
-def thirty_pages() -> bytes:
-    """A PDF of 30 pages with one report, on page 12, below the middle."""
-    pages = [[(f"The sky was clear. The wind was cold on page {n}.", 72.0, 700.0)] for n in range(1, 31)]
-    pages[11].append((FACT, 72.0, 300.0))
-    return pdf_of(pages)
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.browser.test_page import thirty_pages
 from tests.support.document_files import docx_bytes, paragraph
 from tests.support.page import Page, PageServer, axe, browser
+from tests.support.reports import thirty_pages
 from tests.support.screens import SCREENS, Shown, filled
 
 

@@ -14,8 +14,8 @@ from jambacli.cache.ocr_cache import OcrCache, Recognized
 from jambacli.cache.prefix_store import Prefix, PrefixStore, blob_name
 from jambacli.cache.reply_cache import ReplyCache
 from jambacli.session import session_file
-from tests.session.test_library import saved
 from tests.support.cli_runner import jamba
+from tests.support.saved_sessions import saved
 from tests.support.terminal import in_terminal
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from jambacli.session import session_file
 from jambacli.session.transcript import to_markdown
-from tests.session.test_library import aged, saved
 from tests.support.cli_runner import Done, jamba
+from tests.support.saved_sessions import aged, saved
 from tests.support.terminal import in_terminal
 
 terminal = pytest.mark.skipif(not hasattr(os, "openpty"), reason="there are no pseudo-terminals on this platform")

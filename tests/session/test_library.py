@@ -3,36 +3,15 @@
 from __future__ import annotations
 
 import logging
-import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from jambacli.errors import JambaError, UsageError
 from jambacli.session import library, session_file
-
-
-def saved(name: str, *messages: str, parent: str | None = None, **fields: object) -> session_file.SavedSession:
-    """Write a session of these messages, in turn of the user and the model."""
-    roles = ("user", "assistant")
-    turns = [{"role": roles[i % 2], "content": text} for i, text in enumerate(messages)]
-    now = time.time()
-    session = session_file.SavedSession(
-        name, "small", "/small.gguf", "f" * 24, "f16", 512, now, now, parent=parent, turns=turns
-    )
-    for field, value in fields.items():
-        setattr(session, field, value)
-    session_file.write(session)
-    return session
-
-
-def aged(name: str, seconds: float) -> None:
-    """Make a session look that old."""
-    then = time.time() - seconds
-    os.utime(session_file.session_path(name), (then, then))
+from tests.support.saved_sessions import aged, saved
 
 
 def test_a_summary_says_what_a_list_shows() -> None:
