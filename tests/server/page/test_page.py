@@ -23,7 +23,7 @@ from jambacli.server.upstream import Upstream
 from jambacli.server.upstream_client import UpstreamClient
 from jambacli.session import session_file
 from tests.server.page.talking import DOCUMENTS, HERONS, OWLS, SESSIONS, Talk
-from tests.server.test_upstream import DONE, USAGE, Canned, piece, streamed
+from tests.support.canned_server import DONE, USAGE, Canned, piece, streamed
 from tests.support.servers import serve_process, serving, serving_app, serving_models
 
 HTML = {"Accept": "text/html,application/xhtml+xml"}
