@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -313,3 +314,15 @@ def test_the_server_answers_others_while_it_generates(talk: Talk) -> None:
     assert talk.client.get("/health").json()["status"] == "ok" and time.monotonic() - began < 5
     talk.client.post(f"{SESSIONS}/{name}/stop", json={})
     assert list(talk.events(name, begun["from"]))[-1]["type"] == "done"
+
+
+def test_requests_at_the_same_time_do_not_take_each_other_for_another_process(talk: Talk) -> None:
+    name = talk.session()
+    talk.ask(name, text="Hello", options={"max_tokens": 2})
+
+    def look(n: int) -> bool:
+        session = talk.client.get(f"{SESSIONS}/{name}").raise_for_status().json()
+        return bool(session["writable"]) and not session["open_elsewhere"]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(look, range(40)))

@@ -121,8 +121,8 @@ function place(button, menu) {
   menu.style.top = `${top}px`;
 }
 
-/** A modal dialog with a form. The browser keeps the focus within, and gives it back afterwards. */
-export function Dialog({ title, children, actions, onSubmit, onClose = () => set({ dialog: null }), wide = false, lead = null }) {
+/** A modal dialog with a form; `reads`: it is scrolled by the keyboard, since it has no fields. The browser keeps the focus within, and gives it back afterwards. */
+export function Dialog({ title, children, actions, onSubmit, onClose = () => set({ dialog: null }), wide = false, lead = null, reads = false }) {
   const dialog = useRef(null);
   const id = useId();
   useLayoutEffect(() => {
@@ -143,7 +143,7 @@ export function Dialog({ title, children, actions, onSubmit, onClose = () => set
     onCancel=${(event) => { event.preventDefault(); onClose(); }} onMouseDown=${(event) => event.target === dialog.current && onClose()}>
     <form method="dialog" onSubmit=${submit}>
       <header><h2 id=${id}>${title}</h2><${IconButton} icon="close" label="Close" onClick=${onClose} /></header>
-      <div class="dialog-body">${lead && html`<p class="lead">${lead}</p>`}${children}</div>
+      <div class="dialog-body" role="group" aria-labelledby=${id} tabindex=${reads ? "0" : null}>${lead && html`<p class="lead">${lead}</p>`}${children}</div>
       ${actions && html`<footer>${actions}</footer>`}
     </form>
   </dialog>`;
