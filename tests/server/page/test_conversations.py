@@ -136,6 +136,7 @@ def test_events_that_are_not_kept_begin_with_a_reset(talk: Talk, start: int) -> 
     assert [event["type"] for event in talk.events(name, start)] == ["reset"]
 
 
+@pytest.mark.slow
 def test_one_reply_at_a_time_and_stop_keeps_what_was_written(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
     step, released, steps = BatchEngine.step, threading.Event(), itertools.count()
 
