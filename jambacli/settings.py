@@ -212,7 +212,10 @@ def _of_environment(setting: Setting) -> Value | None:
 
 
 def _of_file(setting: Setting) -> Value | None:
-    path = config_path()
+    try:
+        path = config_path()
+    except JambaError:  # a user without a home directory has no file
+        return None
     given = read_file(path).get(setting.name)
     if given is None:
         return None
