@@ -87,7 +87,7 @@ def capture(names: list[str]) -> None:
             )
         )
         scan.write_bytes(pdf_of([[]]))
-        server = PageServer(folder / "home")
+        server = PageServer(folder / "home", "--alias", "jamba:tiny")
         server.start()
         try:
             with server.client() as client:

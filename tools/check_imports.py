@@ -9,6 +9,7 @@ Exits with 1 and one line for each violation. CI runs it with the other lint ste
 from __future__ import annotations
 
 import ast
+import functools
 import io
 import re
 import sys
@@ -174,28 +175,30 @@ def import_cycles(found: Iterable[Module]) -> list[list[str]]:
 
 def console_uses(found: Iterable[Module]) -> list[str]:
     """A line for every use of the console, every print and every flag named in a text or comment below the front ends."""
+    return [line for module in found if not module.name.startswith(FRONT_ENDS) for line in _console_uses(module)]
+
+
+@functools.cache
+def _console_uses(module: Module) -> tuple[str, ...]:
     lines = []
-    for module in found:
-        if module.name.startswith(FRONT_ENDS):
-            continue
-        for node in ast.walk(ast.parse(module.text)):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
-                lines.append(
-                    f"{module.path}:{node.lineno}: print() below the front ends; use logging, or a Progress callback"
-                )
-            if isinstance(node, ast.ImportFrom) and (
-                node.module == "jambacli.ui"
-                or (node.module == "jambacli" and any(alias.name == "ui" for alias in node.names))
-            ):
-                lines.append(f"{module.path}:{node.lineno}: imports jambacli.ui; use logging, or a Progress callback")
-        if module.name in OTHER_PROGRAMS:
-            continue
-        for token in tokenize.generate_tokens(io.StringIO(module.text).readline):
-            middle = getattr(tokenize, "FSTRING_MIDDLE", -1)  # Python 3.12 takes f-strings apart
-            if token.type in (tokenize.STRING, tokenize.COMMENT, middle) and (flag := _FLAG.search(token.string)):
-                line = token.start[0] + token.string.count("\n", 0, flag.start())
-                lines.append(f"{module.path}:{line}: names the flag {flag[0]}; name the option instead")
-    return lines
+    for node in ast.walk(ast.parse(module.text)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
+            lines.append(
+                f"{module.path}:{node.lineno}: print() below the front ends; use logging, or a Progress callback"
+            )
+        if isinstance(node, ast.ImportFrom) and (
+            node.module == "jambacli.ui"
+            or (node.module == "jambacli" and any(alias.name == "ui" for alias in node.names))
+        ):
+            lines.append(f"{module.path}:{node.lineno}: imports jambacli.ui; use logging, or a Progress callback")
+    if module.name in OTHER_PROGRAMS:
+        return tuple(lines)
+    for token in tokenize.generate_tokens(io.StringIO(module.text).readline):
+        middle = getattr(tokenize, "FSTRING_MIDDLE", -1)  # Python 3.12 takes f-strings apart
+        if token.type in (tokenize.STRING, tokenize.COMMENT, middle) and (flag := _FLAG.search(token.string)):
+            line = token.start[0] + token.string.count("\n", 0, flag.start())
+            lines.append(f"{module.path}:{line}: names the flag {flag[0]}; name the option instead")
+    return tuple(lines)
 
 
 #: Packages that take a tenth of a second or more to import: functions import them, so that `jamba --help` is immediate.

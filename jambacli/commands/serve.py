@@ -23,6 +23,7 @@ from jambacli.units import parse_duration
 if TYPE_CHECKING:
     from jambacli.engine.batch_worker import Turn
     from jambacli.server.models import Models
+    from jambacli.server.page.page import Page
     from jambacli.server.served_model import ServedModel
     from jambacli.server.upstream import Upstream
     from jambacli.server.worker import Worker
@@ -142,9 +143,8 @@ def serve(
             _reuse_later(listener)
             # Ctrl-C and SIGTERM stop the server, which raises them again when it has stopped: that is the regular end.
             with contextlib.suppress(KeyboardInterrupt, SystemExit):
-                _server(server_config(app, grace=_GRACE), what, listener, key if open_page else None).run(
-                    sockets=[listener]
-                )
+                config = server_config(app, grace=_GRACE)
+                _server(config, what, listener, page, key if open_page else None).run(sockets=[listener])
         finally:
             served.close()
             files.close()
@@ -304,7 +304,7 @@ def _listen_unix(path: Path) -> socket.socket:
     return listener
 
 
-def _server(config: Any, what: str, listener: socket.socket, browser_key: str | None = None) -> Any:
+def _server(config: Any, what: str, listener: socket.socket, page: Page | None, browser_key: str | None = None) -> Any:
     """A uvicorn server that says what it serves and where once it listens. ``browser_key``: then open a browser too, which gets
     the key, if it is not empty; None: do not."""
     import uvicorn
@@ -316,6 +316,11 @@ def _server(config: Any, what: str, listener: socket.socket, browser_key: str | 
             ui.note(f"{what.replace('{address}', address)}; Ctrl-C stops it")
             if browser_key is not None:
                 threading.Thread(target=_open_browser, args=(address, browser_key), daemon=True).start()
+
+        async def shutdown(self, sockets: Any = None) -> None:
+            if page is not None:
+                page.stop()
+            await super().shutdown(sockets)
 
     return Announced(config)
 

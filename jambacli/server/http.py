@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 #: Seconds in which a body must arrive.
 BODY_SECONDS = 120.0
+# Of a body that is refused: the bytes that are still read, and the seconds in which the client finds the answer.
+_SMALL_REST, _LINGER_SECONDS = 1 << 20, 0.5
 _LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 # Answered without a key: they say nothing of what is asked or answered.
 _PUBLIC = ("/health", "/v1/health", "/", "/v1/page/login", "/v1/page/logout")
@@ -150,7 +152,31 @@ def error_response(
     error: ApiError, body: ErrorBody = openai_error, headers: Mapping[str, str] | None = None
 ) -> Response:
     """The answer to a request that failed."""
-    return json_response(body(error), error.status, {**error.headers(), **(headers or {})})
+    fields = {**error.headers(), **(headers or {})}
+    if error.status == 413:
+        return _TooLarge(compact(body(error)), 413, {**fields, "connection": "close"}, media_type="application/json")
+    return json_response(body(error), error.status, fields)
+
+
+class _TooLarge(Response):
+    """The answer to a body that is still coming. The rest is not read: the client finds the answer while it cannot send, and
+    then the connection ends. One that ended at once would take the answer with it."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it, and leave the client time to read it."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        left = _SMALL_REST
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER_SECONDS):
+                while left > 0:
+                    message = await receive()
+                    if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                        break
+                    left -= len(message.get("body", b""))
+                else:
+                    await asyncio.sleep(_LINGER_SECONDS)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 class BodyRoom:

@@ -31,9 +31,11 @@ def driver() -> Iterator[Any]:
 def server(driver: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PageServer]:
     """A server of the demo model."""
     running = PageServer(tmp_path_factory.mktemp("page") / "home")
-    running.start()
-    yield running
-    running.kill()
+    try:
+        running.start()
+        yield running
+    finally:
+        running.kill()
 
 
 @pytest.fixture

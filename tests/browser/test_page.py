@@ -194,7 +194,7 @@ def test_a_summary_and_a_table_by_naming_columns(page: Page, server: PageServer,
     )
     with server.client() as client:
         texts = [client.get(link).raise_for_status().text for link in links]
-    assert len(texts) == 3 and texts[0].splitlines()[0] == "Animal,Number"
+    assert len(texts) == 3 and texts[0].lstrip("\ufeff").splitlines()[0] == "Animal,Number"
     json.loads(texts[1])
     assert texts[2].startswith("|")
 

@@ -45,6 +45,8 @@ def test_axe_finds_nothing(screen: Any, server: PageServer, shown: Shown, name: 
         assert axe(page) == []
     finally:
         server.go_on()
+        if page.all(".send.stop"):
+            page.click(".send.stop")
 
 
 def test_the_keyboard_reaches_everything_on_a_page(page: Page, shown: Shown) -> None:

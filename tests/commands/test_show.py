@@ -126,7 +126,7 @@ def test_the_plan_follows_context_and_kv_type(tmp_path: Path, capsys: pytest.Cap
     # Two attention layers, keys and values, two heads of 16, two bytes each.
     assert [plan["kv"]["f16"] for plan in (at_model, longer, small)] == [n * 256 for n in (4096, 8192, 1000)]
     assert small["state"] == 7 * 128 * (16 + 3) * 4
-    assert small["drafts"] == 16 * small["state"]
+    assert small["drafts"] == 8 * small["state"]
     assert "copies of the Mamba state" in page(capsys, path)
     assert "more than the model's 4k" in page(capsys, path, "8k")
     wide = model(tmp_path / "w.gguf", dataclasses.replace(SHAPE, heads=2, kv_heads=1))

@@ -213,7 +213,7 @@ BAD: dict[str, tuple[Change, str]] = {
     "an index to a number": (write_index({"a": 5}), "not inside the directory"),
     "an index to a pickle": (write_index({"a": "pytorch_model.bin"}), "not a safetensors file"),
     "an empty index": (write_index({}), "weight_map is missing or empty"),
-    "an index to a missing file": (index_missing_file, "model-00001-of-00002.safetensors is missing"),
+    "an index to a missing file": (index_missing_file, "'model-00001-of-00002.safetensors' is missing"),
     "a part alone": (lone_part, "part model-00001-of-00003.safetensors is missing"),
     "no tokenizer": (lambda folder: (folder / "tokenizer.model").unlink(), "there is no tokenizer"),
 }

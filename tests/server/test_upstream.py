@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
@@ -12,7 +11,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -21,10 +20,7 @@ import pytest
 pytest.importorskip("starlette", reason="the extra `serve` is not installed")
 pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
 
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from jambacli.api import Jamba
 from jambacli.engine.batch import BatchEngine
@@ -32,6 +28,7 @@ from jambacli.hub.demo import demo_model_path
 from jambacli.server.http import Access
 from jambacli.server.upstream import Upstream
 from jambacli.server.upstream_client import UpstreamClient
+from tests.support.canned_server import DONE, USAGE, Canned, piece, streamed
 from tests.support.servers import Running, events, serving, serving_app, serving_models
 from tests.support.tool_models import WEATHER, of_openai, script, tool_model, written
 
@@ -283,30 +280,6 @@ def called_in(answer: httpx.Response, path: str, stream: bool) -> list[Any]:
     return [first, json.loads(joined[at:])]
 
 
-class Canned:
-    """A server that answers chats with ``answer`` and keeps what it was asked."""
-
-    def __init__(self, owner: str = "other", names: tuple[str, ...] = ("one",)) -> None:
-        self.owner, self.names = owner, names
-        self.answer: Any = None
-        self.asked: list[dict[str, Any]] = []
-        self.app = Starlette(
-            routes=[
-                Route("/v1/models", self.models),
-                Route("/v1/chat/completions", self.chat, methods=["POST"]),
-                Route("/elsewhere", self.chat, methods=["GET", "POST"]),
-            ]
-        )
-
-    async def models(self, request: Request) -> Response:
-        data = [{"id": name, "object": "model", "owned_by": self.owner, "max_model_len": 4096} for name in self.names]
-        return JSONResponse({"object": "list", "data": data})
-
-    async def chat(self, request: Request) -> Response:
-        self.asked.append(json.loads(await request.body() or b"{}"))
-        return self.answer()
-
-
 @pytest.fixture(scope="module")
 def canned() -> Iterator[tuple[Canned, Running]]:
     behind = Canned(names=("one", "two"))
@@ -314,25 +287,6 @@ def canned() -> Iterator[tuple[Canned, Running]]:
         yield behind, front
 
 
-def streamed(*chunks: Any, seconds: float = 0.0) -> Response:
-    async def parts() -> AsyncIterator[bytes]:
-        yield b": a comment\n\n"
-        for chunk in chunks:
-            await asyncio.sleep(seconds)
-            yield chunk if isinstance(chunk, bytes) else b"data: " + json.dumps(chunk).encode() + b"\n\n"
-
-    return StreamingResponse(parts(), media_type="text/event-stream")
-
-
-def piece(text: str, finish: str | None = None, **more: Any) -> dict[str, Any]:
-    return {"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": finish, **more}]}
-
-
-USAGE = {
-    "choices": [],
-    "usage": {"prompt_tokens": 9, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 4}},
-}
-DONE = b"data: [DONE]\n\n"
 MESSAGES = {"model": "two", "max_tokens": 5, "messages": ASK}
 
 

@@ -63,8 +63,12 @@ def docx_bytes(body: str, *, raw: bytes | None = None, compress: bool = True) ->
     out = io.BytesIO()
     method = zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED
     with zipfile.ZipFile(out, "w", method) as archive:
-        archive.writestr("[Content_Types].xml", "<Types/>")
-        archive.writestr("word/document.xml", raw if raw is not None else _OPEN + body + _CLOSE)
+        # Members without the time of day: the same text is the same file.
+        for name, content in (
+            ("[Content_Types].xml", "<Types/>"),
+            ("word/document.xml", raw if raw is not None else _OPEN + body + _CLOSE),
+        ):
+            archive.writestr(zipfile.ZipInfo(name), content, method)
     return out.getvalue()
 
 

@@ -58,8 +58,9 @@ def _session(client: httpx.Client, documents: Sequence[str]) -> str:
 
 
 def _reply(client: httpx.Client, session: str, route: str, body: dict[str, Any]) -> None:
-    client.post(f"/v1/library/sessions/{session}/{route}", json=body).raise_for_status()
-    until(lambda: client.get(f"/v1/library/sessions/{session}").json()["running"] is None, "a reply is whole")
+    path = f"/v1/library/sessions/{session}"
+    client.post(f"{path}/{route}", json=body).raise_for_status()
+    until(lambda: client.get(path).raise_for_status().json()["running"] is None, "a reply is whole")
 
 
 # Each opens one screen.
@@ -83,7 +84,7 @@ def _conversation(page: Page, shown: Shown, server: PageServer) -> None:
 
 def _reading(page: Page, shown: Shown, server: PageServer) -> None:
     server.hold(1)  # one piece of the reading
-    text = "\n".join(f"On day {n} the sky was clear and the wind was cold." for n in range(60))
+    text = "\n".join(f"On day {n} the sky was clear and the wind was cold." for n in range(200))
     with server.client() as client:
         notes = {"name": "Field notes.txt", "text": f"Notes {time.time_ns()}.\n{text}"}
         document = client.post("/v1/library/documents", json=notes).raise_for_status().json()["id"]
@@ -92,7 +93,7 @@ def _reading(page: Page, shown: Shown, server: PageServer) -> None:
     _gather(page, [document])
     page.fill("#composer", shown.texts[0])
     page.press("\ue007")
-    page.one(".live .status.reading", "left")
+    page.one(".live .status.reading", " of ")
 
 
 def _gather(page: Page, documents: Sequence[str]) -> None:

@@ -63,6 +63,7 @@ class Conversations:
         self._channels: dict[str, Channel] = {}
         self._generations: dict[str, Generation] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._stopping = False
         # Sessions that are being changed, and when those that clients watch were changed last.
         self._changing: set[str] = set()
         self._versions: dict[str, float] = {}
@@ -329,11 +330,9 @@ class Conversations:
             await asyncio.sleep(0.02)
         return True
 
-    async def close(self) -> None:
-        """End all replies: the server stops."""
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+    def stop_watching(self) -> None:
+        """End the streams of events: at once, or with the reply that is being generated. The server stops."""
+        self._stopping = True
 
     # Events
 
@@ -353,6 +352,8 @@ class Conversations:
                     if until_done and b'"type":"done"' in data:
                         return
                     continue
+                if self._stopping and name not in self._generations:
+                    return
                 self._watch(name, channel)
                 if time.monotonic() - sent > _QUIET:
                     sent = time.monotonic()

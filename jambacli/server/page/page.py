@@ -90,9 +90,9 @@ class Page:
             "missing": [] if here else list(_MISSING),
         }
 
-    async def stop(self) -> None:
-        """End replies: the server stops."""
-        await self.conversations.close()
+    def stop(self) -> None:
+        """Let the browsers go: their connections would keep the server from stopping."""
+        self.conversations.stop_watching()
 
     def close(self) -> None:
         """Remove what is not to be kept, after the event loop has ended."""

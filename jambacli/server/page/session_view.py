@@ -121,9 +121,10 @@ def block_entries(block: str) -> list[DocumentEntry]:
 def asked_documents(library: Library, saved: SavedSession, notes: Notes, end: int) -> list[Numbered]:
     """The documents that a reply at turn ``end`` cites by number: those that came last before it."""
     for i in range(end - 1, -1, -1):
-        turn = saved.turns[i]
-        if turn["role"] == "user" and (turn.get("pinned") or turn.get("plain")):
-            found = numbered(library, turn, notes.known(turn, i))
+        turn, known = saved.turns[i], notes.known(saved.turns[i], i)
+        # In front of another server the turns have no blocks of documents: they are in the notes alone.
+        if turn["role"] == "user" and (turn.get("pinned") or turn.get("plain") or known.get("documents")):
+            found = numbered(library, turn, known)
             if found:
                 return found
     return []

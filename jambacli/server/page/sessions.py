@@ -32,6 +32,9 @@ _MOST_VERSIONS = 20
 #: Characters of a message, a name and a title.
 MOST_TEXT, MOST_NAME, MOST_TITLE = 4_000_000, 64, 200
 
+# Tries to get a session's lock beside other requests, and the seconds between them.
+_TRIES, _PAUSE = 15, 0.02
+
 
 class Sessions:
     """The sessions and their notes. All methods may be called from any thread."""
@@ -102,7 +105,7 @@ class Sessions:
         before = [sorted(known) for known in notes.messages.values()]
         messages = view.messages_of(self.library, saved, notes)
         if before != [sorted(known) for known in notes.messages.values()]:  # marks were looked up
-            with contextlib.suppress(JambaError), self.locked(name):
+            with contextlib.suppress(JambaError, ApiError), self.locked(name):
                 self.notes.write(name, notes)
         system = saved.turns[0]["content"] if view.place_of_first(saved.turns) else saved.system
         options = {k: v for k, v in notes.options.items() if k != "model"}
@@ -119,10 +122,10 @@ class Sessions:
     def open_elsewhere(self, name: str) -> bool:
         """Whether another process has a session open."""
         try:
-            with self.store.opened(name):
-                return False
+            self._open(name).__exit__(None, None, None)
         except JambaError:
             return True
+        return False
 
     # Changing
 
@@ -263,12 +266,30 @@ class Sessions:
         except JambaError as error:
             raise ApiError(507, error.worded(), kind="server_error", code="not_stored") from error
 
+    def _open(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """A session's lock, held. Raises JambaError when another process has it open.
+
+        Other requests to this server hold it for a moment, also those that only look whether another process has it.
+        """
+        for again in range(_TRIES, -1, -1):
+            opened = self.store.opened(name)
+            try:
+                opened.__enter__()
+            except UsageError:
+                raise
+            except JambaError:
+                if not again:
+                    raise
+                time.sleep(_PAUSE)
+            else:
+                break
+        return opened
+
     @contextlib.contextmanager
     def locked(self, name: str) -> Iterator[None]:
         """Hold a session's lock. Raises ApiError when another process has it open."""
-        opened = self.store.opened(name)
         try:
-            opened.__enter__()
+            opened = self._open(name)
         except UsageError as error:
             raise not_there(name) from error
         except JambaError as error:

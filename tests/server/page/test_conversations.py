@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from jambacli.api import Jamba
+from jambacli.engine.batch import BatchEngine
 from jambacli.errors import JambaError
 from jambacli.session import session_file
 from tests.server.page.talking import HERONS, OWLS, SESSIONS, Talk
@@ -133,9 +136,17 @@ def test_events_that_are_not_kept_begin_with_a_reset(talk: Talk, start: int) -> 
     assert [event["type"] for event in talk.events(name, start)] == ["reset"]
 
 
-def test_one_reply_at_a_time_and_stop_keeps_what_was_written(talk: Talk) -> None:
-    name = talk.session(options={"max_tokens": 2000, "temperature": 1.5, "min_p": 0})
-    begun = talk.begin(name, text="Tell me everything.")
+def test_one_reply_at_a_time_and_stop_keeps_what_was_written(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    step, released, steps = BatchEngine.step, threading.Event(), itertools.count()
+
+    def held(self: BatchEngine) -> bool:
+        if next(steps) >= 6:  # some tokens are written; the reply is not at its end
+            released.wait(120)
+        return step(self)
+
+    monkeypatch.setattr(BatchEngine, "step", held)
+    name = talk.session(options={"temperature": 0})
+    begun = talk.begin(name, text="Who are you?")
     stream = talk.events(name, begun["from"])
     for event in stream:
         if event["type"] == "text":
@@ -144,6 +155,7 @@ def test_one_reply_at_a_time_and_stop_keeps_what_was_written(talk: Talk) -> None
     assert busy.status_code == 409 and busy.json()["error"]["code"] == "busy"
     assert talk.client.patch(f"{SESSIONS}/{name}", json={"title": "x"}).status_code == 409
     talk.client.post(f"{SESSIONS}/{name}/stop", json={})
+    released.set()
     finish = next(event for event in stream if event["type"] == "done")["finish"]
     reply = talk.get(name)["messages"][-1]
     assert finish in ("stopped", "stop") and reply["role"] == "assistant" and reply["text"]
@@ -302,3 +314,15 @@ def test_the_server_answers_others_while_it_generates(talk: Talk) -> None:
     assert talk.client.get("/health").json()["status"] == "ok" and time.monotonic() - began < 5
     talk.client.post(f"{SESSIONS}/{name}/stop", json={})
     assert list(talk.events(name, begun["from"]))[-1]["type"] == "done"
+
+
+def test_requests_at_the_same_time_do_not_take_each_other_for_another_process(talk: Talk) -> None:
+    name = talk.session()
+    talk.ask(name, text="Hello", options={"max_tokens": 2})
+
+    def look(n: int) -> bool:
+        session = talk.client.get(f"{SESSIONS}/{name}").raise_for_status().json()
+        return bool(session["writable"]) and not session["open_elsewhere"]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(look, range(40)))

@@ -23,7 +23,8 @@ from jambacli.server.upstream import Upstream
 from jambacli.server.upstream_client import UpstreamClient
 from jambacli.session import session_file
 from tests.server.page.talking import DOCUMENTS, HERONS, OWLS, SESSIONS, Talk
-from tests.support.servers import serve_process, serving, serving_models
+from tests.support.canned_server import DONE, USAGE, Canned, piece, streamed
+from tests.support.servers import serve_process, serving, serving_app, serving_models
 
 HTML = {"Accept": "text/html,application/xhtml+xml"}
 
@@ -174,6 +175,17 @@ def test_a_killed_server_loses_no_question_and_no_turn(own_home: Path) -> None:
         assert talk.get(name)["unsent"] is None and session_file.exists(name)
 
 
+def test_an_open_page_does_not_keep_the_server_from_stopping(own_home: Path) -> None:
+    with serve_process() as (server, client):
+        name = Talk(client).session()
+        with client.stream("GET", f"{SESSIONS}/{name}/events") as stream:
+            lines = stream.iter_lines()
+            assert next(lines) == ": events"
+            server.send_signal(signal.SIGINT)
+            assert list(lines) == [""]  # to the end of the stream, not of the connection
+            assert server.wait(60) == 0
+
+
 @pytest.fixture
 def front(tiny: Jamba) -> Iterator[Talk]:
     """The page in front of another server."""
@@ -190,12 +202,25 @@ def test_in_front_of_another_server_it_talks_about_documents(front: Talk) -> Non
     assert document["state"] == "ready" and document["tokens"] is None and document["fits"] is None
     name = front.session(documents=[document["id"]])
     reply = front.ask(name, text="Who counted the owls?")
-    assert "Ines Vorban" in reply["text"] and reply["stats"]["prompt_tokens"] > 50
-    assert reply["citations"] and reply["citations"][0]["document"] == document["id"]
+    assert reply["text"] and reply["stats"]["prompt_tokens"] > 50
     assert front.ask(name, text="And where was that?")["role"] == "assistant"
     assert front.ask(name, "regenerate")["siblings"]["count"] == 2
     front.ask(name, "edit", index=0, text="What is the code word?")
     assert len(front.get(name)["messages"]) == 2 and front.get(name)["writable"]
+
+
+def test_citations_of_another_server_are_found_in_the_documents(own_home: Path) -> None:
+    behind = Canned()
+    said = piece("Ines Vorban counted 17 owls.<citations>[0]</citations>", "stop")
+    behind.answer = lambda: streamed(said, USAGE, DONE)
+    with serving_app(behind.app) as other, serving_models(Upstream(UpstreamClient(other.url)), page=Page()) as running:
+        talk = Talk(running.client)
+        document = talk.document()
+        reply = talk.ask(talk.session(documents=[document["id"]]), text="Who counted the owls?")
+    assert reply["text"] == "Ines Vorban counted 17 owls." and reply["cited"]
+    (mark,) = reply["citations"]
+    assert mark["document"] == document["id"] and mark["page"] == 1 and mark["found"]
+    assert "Ines Vorban counted 17 owls" in mark["quote"]
 
 
 def test_a_server_behind_that_is_gone_is_said(own_home: Path) -> None:

@@ -310,7 +310,10 @@ async function ensureSession() {
   const options = Object.keys(state.options).length ? { options: state.options } : {};
   const system = state.system ? { system: state.system } : {};
   const model = state.model ? { model: state.model } : {};
-  const session = await post("/v1/library/sessions", { documents: state.gathered, ...options, ...system, ...model });
+  // What was refused has said so; the question is about the others.
+  const refused = new Set(state.documents.filter((entry) => entry.state === "refused").map((entry) => entry.id));
+  const documents = state.gathered.filter((id) => !refused.has(id));
+  const session = await post("/v1/library/sessions", { documents, ...options, ...system, ...model });
   set({ name: session.name, gathered: [] });
   show({ ...session, messages: session.messages ?? [] });
   attend(session.name, session.next ?? null);

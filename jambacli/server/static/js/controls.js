@@ -121,15 +121,19 @@ function place(button, menu) {
   menu.style.top = `${top}px`;
 }
 
-/** A modal dialog with a form. The browser keeps the focus within, and gives it back afterwards. */
-export function Dialog({ title, children, actions, onSubmit, onClose = () => set({ dialog: null }), wide = false, lead = null }) {
+/** A modal dialog with a form; `reads`: it is scrolled by the keyboard, since it has no fields. The browser keeps the focus within, and gives it back afterwards. */
+export function Dialog({ title, children, actions, onSubmit, onClose = () => set({ dialog: null }), wide = false, lead = null, reads = false }) {
   const dialog = useRef(null);
   const id = useId();
   useLayoutEffect(() => {
     const before = document.activeElement;
-    dialog.current.showModal();
+    const own = dialog.current;
+    own.showModal();
     dialog.current.querySelector("[autofocus], input:checked[type=radio], input:not([type=checkbox], [type=radio]), textarea, select")?.focus();
-    return () => before?.isConnected && before.focus();
+    return () => {
+      own.close(); // while it is modal nothing else can have the focus
+      if (before?.isConnected) before.focus();
+    };
   }, []);
   const submit = (event) => {
     event.preventDefault();
@@ -139,7 +143,7 @@ export function Dialog({ title, children, actions, onSubmit, onClose = () => set
     onCancel=${(event) => { event.preventDefault(); onClose(); }} onMouseDown=${(event) => event.target === dialog.current && onClose()}>
     <form method="dialog" onSubmit=${submit}>
       <header><h2 id=${id}>${title}</h2><${IconButton} icon="close" label="Close" onClick=${onClose} /></header>
-      <div class="dialog-body">${lead && html`<p class="lead">${lead}</p>`}${children}</div>
+      <div class="dialog-body" role="group" aria-labelledby=${id} tabindex=${reads ? "0" : null}>${lead && html`<p class="lead">${lead}</p>`}${children}</div>
       ${actions && html`<footer>${actions}</footer>`}
     </form>
   </dialog>`;

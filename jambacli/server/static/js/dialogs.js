@@ -200,7 +200,7 @@ function Settings() {
 
 function Help() {
   const [single, setSingle] = useState(letters());
-  return html`<${Dialog} wide title="Keyboard" onSubmit=${close} actions=${html`
+  return html`<${Dialog} wide reads title="Keyboard" onSubmit=${close} actions=${html`
       <label class="check"><input type="checkbox" checked=${single} onChange=${(e) => { setLetters(e.target.checked); setSingle(e.target.checked); }} /><span>Shortcuts of a single key</span></label>
       <button type="submit" class="primary">Done</button>`}>
     <div class="shortcuts">${SHORTCUTS.map(
