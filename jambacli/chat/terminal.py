@@ -103,8 +103,8 @@ def _pager() -> str | None:
 
 def _agreed(gone: int, screen: Screen) -> bool:
     """Whether messages may be dropped."""
-    screen.console.print(f"drop {counted(gone, 'message')} of this saved chat? [y/N] ", end="", markup=False)
     try:
+        screen.console.print(f"drop {counted(gone, 'message')} of this saved chat? [y/N] ", end="", markup=False)
         return sys.stdin.readline().strip().lower() in ("y", "yes")
     except KeyboardInterrupt:
         screen.console.print()
