@@ -52,12 +52,12 @@ class Terminal:
         while time.monotonic() < end:
             if re.search(pattern, shown := self.screen(), re.MULTILINE):
                 return shown
-            time.sleep(0.05)
+            time.sleep(0.01)
         sys.exit(f"the terminal never showed {pattern!r}:\n{self.screen()}")
 
     def ready(self) -> str:
         """Wait for the prompt, and after a reply for its figures in the status line; returns the screen."""
-        time.sleep(0.3)
+        time.sleep(0.05)
         return self.wait(r"^>>> *$(?s:.*)context [\d,]+ of")
 
     def say(self, text: str) -> str:

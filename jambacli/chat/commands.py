@@ -108,11 +108,21 @@ class Chat(ChatSession):
             self._generation = replace(self._generation, seed=seed + 1)
         return Outcome(reply=self._reply(self._answer(list(self.session.conversation.turns))))
 
+    def would_drop(self, text: str) -> int:
+        """How many messages of a saved chat an input drops besides the one that it changes."""
+        word, _, rest = text.strip().partition(" ")
+        if not self.saved or word not in ("/clear", "/edit"):
+            return 0
+        return self.messages if word == "/clear" else max(self.messages - self._edited(rest.strip())[0], 0)
+
+    def _edited(self, rest: str) -> tuple[int, str]:
+        """The number and the new text of "/edit N TEXT" or "/edit TEXT"."""
+        first, _, more = rest.partition(" ")
+        return (int(first), more.strip()) if first.isdecimal() and more.strip() else (self.messages, rest)
+
     def _edit(self, rest: str) -> Outcome:
         turns, asked = self.session.conversation.turns, self._asked()
-        first, _, more = rest.partition(" ")
-        number = int(first) if first.isdigit() and more.strip() else len(asked)
-        text = more.strip() if first.isdigit() and more.strip() else rest
+        number, text = self._edited(rest)
         if not asked or not 1 <= number <= len(asked):
             raise no_message(number, len(asked))
         if not text:

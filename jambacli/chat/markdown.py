@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     Row = list[Segment]
 
+CODE_THEME = "monokai"
+
 # What text may go on with: words, ends of emphasis, code and links, lines and blocks. A row is finished if none changes it.
 _ENDS = ("*", "**", "***", "_", "__", "`", "``", "~~", "](x)", ")", ">")
 _NEXT = (
@@ -68,11 +70,14 @@ def _renderer() -> Any:
     return Rendered
 
 
-def block_rows(console: Console, text: str, width: int) -> list[Row]:
-    """The rows of one block of Markdown, without the blank rows around it and the spaces at their ends."""
+def block_rows(console: Console, text: str, width: int, code_theme: str = CODE_THEME) -> list[Row]:
+    """The rows of one block of Markdown, without the blank rows around it and the spaces at their ends.
+
+    ``code_theme``: the colours of code, one of pygments' styles.
+    """
     from rich.segment import Segment
 
-    shown = _renderer()("")
+    shown = _renderer()("", code_theme=code_theme)
     shown.parsed = _parser().parse(text)
     rows = console.render_lines(shown, console.options.update(width=width, height=None), pad=False)
     rows = [[s for s in row if not s.control] for row in rows]
@@ -96,8 +101,8 @@ def plain(row: Row) -> str:
 class Page:
     """Markdown that is being written, as rows. ``push`` text, then ``take`` the finished rows and show the ``live`` ones."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, console: Console, code_theme: str = CODE_THEME) -> None:
+        self._console, self._code_theme = console, code_theme
         self._text = ""  # the block being written
         self._shown = ""  # of its rows that were taken: what they show, without spaces
         self._taken: list[str] = []  # these rows
@@ -164,7 +169,7 @@ class Page:
     def _rest(self, text: str, width: int) -> list[Row]:
         """The rows of a block after those that were taken. At another width, or where text has become something else, what
         they showed is left out."""
-        rows = block_rows(self._console, text, width)
+        rows = block_rows(self._console, text, width, self._code_theme)
         if width == self._width and [plain(r) for r in rows[: len(self._taken)]] == self._taken:
             return rows[len(self._taken) :]
         if not self._shown:

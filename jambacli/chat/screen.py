@@ -7,16 +7,20 @@ text comes, so there are few of them, mostly one. Nothing else moves the cursor 
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import shlex
+import signal
+import subprocess
 import textwrap
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jambacli import ui
-from jambacli.chat.markdown import Page, plain
+from jambacli.chat.markdown import CODE_THEME, Page, plain
 from jambacli.engine.generate import Thought
-from jambacli.errors import JambaError
+from jambacli.errors import JambaError, UsageError
 from jambacli.interrupts import interrupts_stop
 
 if TYPE_CHECKING:
@@ -24,6 +28,8 @@ if TYPE_CHECKING:
 
 _REDRAW_SECONDS = 0.08
 _THOUGHT, _PLAIN = "\x1b[2;3m", "\x1b[0m"
+# Styles that cannot be read on a light background, changed.
+_LIGHT = {"markdown.code": "bold blue", "markdown.code_block": "blue", "markdown.block_quote": "dark_magenta"}
 
 
 @contextlib.contextmanager
@@ -90,12 +96,20 @@ class LiveRows:
 class Screen:
     """Shows replies and notes on the terminal."""
 
-    def __init__(self, option: Callable[[str], str] = str) -> None:
-        """``option``: the name under which errors mention an option."""
+    def __init__(self, option: Callable[[str], str] = str, theme: str = "auto", pager: str | None = None) -> None:
+        """``option``: the name under which errors mention an option. ``theme``: auto, dark, light (for a light background) or
+        plain (no colours and styles). ``pager``: a command that shows texts taller than the window."""
         from rich.console import Console
+        from rich.theme import Theme
 
-        self._option = option
-        self.console = Console(highlight=False)
+        self._option, self._pager = option, pager
+        light, self._plain = theme == "light", theme == "plain"
+        self._code_theme = "ansi_light" if light else CODE_THEME
+        self.console = Console(
+            highlight=False,
+            color_system=None if self._plain else "auto",
+            theme=Theme(_LIGHT if light else {}),
+        )
         self._shown = False
 
     def reply(
@@ -120,29 +134,40 @@ class Screen:
 
     def markdown(self, text: str) -> None:
         """Show Markdown that is complete; of one that is taller than the window, the end."""
-        page, live = Page(self.console), LiveRows(self.console)
+        page, live = Page(self.console, self._code_theme), LiveRows(self.console)
         page.push(ui.harmless(text))
         rows, most = page.take(self.console.width, end=True), max(self.console.height - 6, 3)
         if len(rows) > most:
             self.note("...")
         live.show(rows[-most:], [])
 
-    def note(self, text: str) -> None:
-        """A dimmed line; in a table of names and meanings, a long meaning is wrapped in its column."""
-        column = re.match(r"\S.{0,18}?\s{2,}(?=\S)", text)
-        indent = " " * column.end() if column and column.end() < self.console.width // 2 else ""
-        lines = textwrap.wrap(text, self.console.width, subsequent_indent=indent, break_on_hyphens=False) or [""]
+    def notes(self, texts: Sequence[str]) -> None:
+        """Notes; in the pager, if there is one, where they are taller than the window. Raises UsageError if it does not run."""
+        lines = [line for text in texts for line in self._wrapped(text)]
+        if self._pager is not None and len(lines) >= self.console.height:
+            _page("\n".join([*lines, ""]), self._pager)
+            return
         for line in lines:
             self.console.print(line, style="dim", markup=False)
+
+    def note(self, text: str) -> None:
+        """A dimmed line; in a table of names and meanings, a long meaning is wrapped in its column."""
+        for line in self._wrapped(text):
+            self.console.print(line, style="dim", markup=False)
+
+    def _wrapped(self, text: str) -> list[str]:
+        column = re.match(r"\S.{0,18}?\s{2,}(?=\S)", text)
+        indent = " " * column.end() if column and column.end() < self.console.width // 2 else ""
+        return textwrap.wrap(text, self.console.width, subsequent_indent=indent, break_on_hyphens=False) or [""]
 
     def error(self, error: JambaError) -> None:
         """An error in one line."""
         self.console.print(f"error: {' '.join(error.worded(self._option).split())}", style="red", markup=False)
 
     def _stream(self, pieces: Iterator[str], show_thoughts: bool) -> None:
-        page, live = Page(self.console), LiveRows(self.console)
+        page, live = Page(self.console, self._code_theme), LiveRows(self.console)
         width, due = self.console.width, 0.0
-        thoughts = _Thoughts(live, show_thoughts)
+        thoughts = _Thoughts(live, show_thoughts, styled=not self._plain)
         try:
             for piece in pieces:
                 self._shown = True
@@ -170,11 +195,23 @@ class Screen:
         return now
 
 
+def _page(text: str, command: str) -> None:
+    """Show a text in a pager, which has the Ctrl-C to itself."""
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        environment = {"LESS": "FRX", **os.environ}
+        subprocess.run(shlex.split(command), input=text.encode("utf-8", "replace"), check=False, env=environment)
+    except (OSError, ValueError, IndexError) as error:
+        raise UsageError(f"the pager {command!r} does not run: {error}", remedy="jamba config set pager off") from error
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 class _Thoughts:
     """Thoughts as they come, dimmed, or how many tokens they have."""
 
-    def __init__(self, live: LiveRows, shown: bool) -> None:
-        self._live, self._shown = live, shown
+    def __init__(self, live: LiveRows, shown: bool, styled: bool) -> None:
+        self._live, self._shown, self._styled = live, shown, styled
         self._tokens = 0
         self._at_start = True
 
@@ -184,7 +221,7 @@ class _Thoughts:
 
         self._tokens += 1
         if self._shown:
-            self._live._write(f"{_THOUGHT}{piece}{_PLAIN}")
+            self._live._write(f"{_THOUGHT}{piece}{_PLAIN}" if self._styled else piece)
             self._at_start = piece.endswith("\n") if piece else self._at_start
         else:
             text = f"thinking ... {self._tokens} tokens (/think shows them)"

@@ -8,11 +8,13 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from jambacli import settings
 from jambacli.chat.commands import Chat
 from jambacli.chat.screen import Screen
 from jambacli.errors import JambaError, UsageError
@@ -41,13 +43,15 @@ def talk(
     stats: bool = False,
     first: str | None = None,
     option: Callable[[str], str] = str,
+    yes: bool = False,
 ) -> None:
     """The interactive chat: read and answer until /exit or Ctrl-D.
 
     ``stats``: show statistics after every reply. ``first``: a message that is sent at once. ``option``: the name under which
-    errors mention an option.
+    errors mention an option. ``yes``: drop messages of a saved session without asking. Raises UsageError for settings that are
+    not valid.
     """
-    screen = Screen(option)
+    screen = Screen(option, theme=settings.value("theme") or "auto", pager=_pager())
     ask = _prompt(chat, screen, keep_history)
     screen.note(_greeting(chat, screen.console.width))
     if turns := chat.messages:
@@ -69,10 +73,11 @@ def talk(
             screen.error(error)
             continue
         try:
+            if text is not None and not yes and (gone := chat.would_drop(text)) and not _agreed(gone, screen):
+                continue
             outcome = chat.handle(text) if text is not None else chat.say(waiting or "")
             waiting = None
-            for line in outcome.lines:
-                screen.note(line)
+            screen.notes(outcome.lines)
             if outcome.copied is not None:
                 screen.note(_copy(outcome.copied, screen))
             if outcome.reply is not None:
@@ -85,8 +90,25 @@ def talk(
         except JambaError as error:
             waiting = None
             screen.error(error)
+    chat.close()  # the first turn may still be on its way to the disk
     if chat.messages and (name := chat.session.name) and chat.saved:
         screen.note(f"[saved as {name}: jamba chat --session {name}]")
+
+
+def _pager() -> str | None:
+    """The command that shows long texts, None for none."""
+    command = settings.value("pager") or os.environ.get("PAGER", "").strip()
+    return None if command.lower() in ("", "off") else command
+
+
+def _agreed(gone: int, screen: Screen) -> bool:
+    """Whether messages may be dropped."""
+    try:
+        screen.console.print(f"drop {counted(gone, 'message')} of this saved chat? [y/N] ", end="", markup=False)
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+    except KeyboardInterrupt:
+        screen.console.print()
+        return False
 
 
 def _prompt(chat: Chat, screen: Screen, keep_history: bool) -> Callable[..., str]:

@@ -43,7 +43,7 @@ def chat(
         Path | None, typer.Option("--tools", metavar="FILE.py", help="Python functions that the model may call.")
     ] = None,
     yes: Annotated[
-        bool, typer.Option("--yes", "-y", help="Go on with a session of another model without asking.")
+        bool, typer.Option("--yes", "-y", help="Ask nothing: neither about another model nor before dropping messages.")
     ] = False,
     yes_tools: Annotated[bool, typer.Option("--yes-tools", help="Run the calls of --tools without asking.")] = False,
     *,
@@ -94,7 +94,7 @@ def chat(
     if saved is not None and options.system is not None:
         what = short(talk.session.system) if talk.session.system else "none"
         ui.note(f"session {talk.session.name}: the system message is now: {what}")
-    run_chat(talk, stats=arguments.stats, keep_history=not arguments.no_store)
+    run_chat(talk, stats=arguments.stats, keep_history=not arguments.no_store, yes=yes)
 
 
 def _last_session(name: str | None) -> str:
@@ -172,13 +172,14 @@ def _shown(call: ToolCall) -> str:
     return ui.harmless(f"{call.name} {call.arguments}")
 
 
-def run_chat(talk: Chat, *, stats: bool, keep_history: bool, first: str | None = None) -> None:
-    """Chat in the terminal, or turn by turn from a pipe; then close the chat. ``first``: a message that is sent at once."""
+def run_chat(talk: Chat, *, stats: bool, keep_history: bool, first: str | None = None, yes: bool = False) -> None:
+    """Chat in the terminal, or turn by turn from a pipe; then close the chat. ``first``: a message that is sent at once.
+    ``yes``: drop messages of a saved session without asking; a pipe never asks."""
     try:
         if _on_terminal():
             from jambacli.chat.terminal import talk as talk_in_terminal
 
-            talk_in_terminal(talk, keep_history=keep_history, stats=stats, first=first, option=flag)
+            talk_in_terminal(talk, keep_history=keep_history, stats=stats, first=first, option=flag, yes=yes)
         else:
             _piped(talk, stats, first)
     finally:

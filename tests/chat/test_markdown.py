@@ -163,7 +163,7 @@ def test_500_lines_of_markdown_stand_in_the_terminal_as_their_finished_rendering
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
-@pytest.mark.parametrize(("before", "after"), [((50, 15), (80, 24)), ((50, 15), (80, 15))])
+@pytest.mark.parametrize(("before", "after"), [((50, 15), (80, 24)), ((50, 15), (80, 15)), ((80, 24), (50, 15))])
 def test_a_resize_in_mid_reply_leaves_no_fragments(
     tmp_path: Path, before: tuple[int, int], after: tuple[int, int]
 ) -> None:

@@ -2,103 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
-import select
-import struct
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.document_files import pdf_bytes
-from tests.support.repository import REPO
+from tests.support.scripted_chat import Terminal
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo terminal")
-
-# Runs jamba with a model that says what it is told to, "!" in its place being a Ctrl-C within a pass.
-PROGRAM = """
-import signal, sys
-from jambacli.session import session
-from jambacli.engine.generate import Thought
-from jambacli.engine.sampling import Sampler
-from jambacli.cli import main
-
-replies, saying = eval(sys.argv.pop()), {}
-
-def says(tokenizer, text):
-    for i, part in enumerate(text.split("!")):
-        if i:
-            signal.raise_signal(signal.SIGINT)
-        yield from tokenizer.encode(part, markers="all")
-    yield min(tokenizer.stop_ids)
-
-def scripted(sequence, sampler, tokenizer, **options):
-    saying[sampler] = says(tokenizer, replies.pop(0))
-    yield Thought("hm, let me see")
-    yield from generate(sequence, sampler, tokenizer, **options)
-
-generate, session.generate = session.generate, scripted
-Sampler.sample = lambda sampler, logits: next(saying[sampler])
-main()
-"""
-
-
-class Terminal:
-    """A command in a terminal of its own."""
-
-    def __init__(self, columns: int, *arguments: str, replies: list[str], home: Path) -> None:
-        import fcntl
-        import pty
-        import termios
-
-        self.pid, self.fd = pty.fork()
-        if not self.pid:
-            environment = {**os.environ, "TERM": "xterm", "JAMBA_HOME": str(home), "PYTHONPATH": str(REPO)}
-            os.execve(sys.executable, [sys.executable, "-c", PROGRAM, *arguments, repr(replies)], environment)
-        fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-        self.raw = b""
-        self._seen = 0
-
-    def type(self, keys: str) -> None:
-        """Press keys."""
-        os.write(self.fd, keys.encode())
-
-    def see(self, text: str) -> str:
-        """Wait until ``text`` appears after what was waited for before; what was shown up to it, without colours."""
-        until = time.monotonic() + 240
-        while time.monotonic() < until:
-            shown = self.shown()
-            at = shown.find(text, self._seen)
-            if at >= 0:
-                before, self._seen = shown[self._seen : at], at + len(text)
-                return before
-            if select.select([self.fd], [], [], 1)[0]:
-                try:
-                    data = os.read(self.fd, 65536)
-                except OSError:
-                    break
-                self.raw += data
-                if b"\x1b[6n" in data:  # where is the cursor?
-                    os.write(self.fd, b"\x1b[1;1R")
-        raise AssertionError(
-            f"{text!r} did not appear after {self.shown()[: self._seen]!r}:\n{self.shown()[self._seen :]}"
-        )
-
-    def shown(self) -> str:
-        """All that was written, without what moves the cursor and colours."""
-        whole = re.sub(rb"\x1b[^A-Za-z]*$", b"", self.raw)  # an end cut off in mid-sequence comes with the next read
-        return re.sub(rb"\x1b(\[[0-9;?]*[A-Za-z]|\][^\x07]*\x07|[=>])", b"", whole).decode(errors="replace")
-
-    def leave(self) -> int:
-        """The exit code, once it has ended."""
-        with contextlib.suppress(OSError):
-            while os.read(self.fd, 65536):
-                pass
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
 @pytest.fixture

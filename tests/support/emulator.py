@@ -37,7 +37,13 @@ class _Screen(pyte.HistoryScreen):  # type: ignore[name-defined,misc]
         self.cursor.y -= gone
         at = self.cursor.y
         self.lines = lines or self.lines
+        hidden = {
+            y: dict(row) for y, row in self.buffer.items()
+        }  # of a narrower screen: the ends of rows are out of sight
         super().resize(self.lines, columns)
+        for y, row in hidden.items():
+            if y < self.lines:
+                self.buffer[y].update(row)
         self.cursor.y = at
 
 
