@@ -76,7 +76,7 @@ class Terminal:
         os.write(self.fd, keys.encode())
 
     def prompted(self) -> None:
-        """Wait until a prompt that was not there at the last ``type`` takes keys: Enter before it is a line break of the next."""
+        """Wait until a prompt newer than the last ``type`` takes keys: Enter before it is a line break in the next."""
         self._wait(lambda: self.raw.count(PROMPT) > self._prompts, "another prompt")
 
     def see(self, text: str) -> str:
