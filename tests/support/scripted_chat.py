@@ -107,7 +107,9 @@ class Terminal:
                 self.raw += data
                 if b"\x1b[6n" in data:  # where is the cursor?
                     os.write(self.fd, b"\x1b[1;1R")
-        raise AssertionError(f"{what} did not appear after {self.shown()[: self._seen]!r}:\n{self.shown()[self._seen :]}")
+        raise AssertionError(
+            f"{what} did not appear after {self.shown()[: self._seen]!r}:\n{self.shown()[self._seen :]}"
+        )
 
     def shown(self) -> str:
         """All that was written, without what moves the cursor and colours."""
