@@ -16,7 +16,7 @@ from pathlib import Path
 from jambacli.cache.prefix_store import PrefixStore
 from jambacli.errors import JambaError
 from jambacli.files import atomic_write, data_home, private_folder, read_regular
-from jambacli.server.errors import ApiError
+from jambacli.server.errors import ApiError, not_found
 from jambacli.server.files import FileStore, StoredFile, Upload, clean_name, not_stored
 from jambacli.server.page.document import DocumentText, LibraryDocument
 from jambacli.server.page.pictures import Pictures
@@ -106,7 +106,7 @@ class Library:
         with self._lock:
             found = self._loaded().get(name) if _ID.fullmatch(name) else None
         if found is None:
-            raise ApiError(404, f"there is no document {name[:80]!r}", kind="not_found_error", code="not_found")
+            raise not_found(f"there is no document {name[:80]!r}")
         return found
 
     @property

@@ -21,7 +21,7 @@ from jambacli.server.http import Streaming, json_response
 from jambacli.server.page import session_view as view
 from jambacli.server.page.ask import Ask
 from jambacli.server.page.conversations import Conversations
-from jambacli.server.page.http import number, query_text, routes_of
+from jambacli.server.page.http import collection_routes, number, query_text
 from jambacli.server.page.notes import Notes
 from jambacli.server.page.page import Page
 from jambacli.server.page.presets import preset
@@ -350,25 +350,18 @@ def _short(body: Mapping[str, Any], field: str) -> str | None:
 def session_routes(server: Server, page: Page) -> list[Route]:
     """The routes of conversations."""
     routes = SessionRoutes(server, page)
-    one = "/v1/library/sessions/{name}"
-    return routes_of(
-        {
-            ("GET", "/v1/library/sessions"): routes.listed,
-            ("POST", "/v1/library/sessions"): routes.create,
-            ("GET", one): routes.get,
-            ("PATCH", one): routes.change,
-            ("DELETE", one): routes.delete,
-            ("GET", f"{one}/export"): routes.export,
-            ("GET", f"{one}/events"): routes.events,
-            ("GET", f"{one}/tables/{{index}}"): routes.table_file,
-            ("POST", f"{one}/messages"): routes.message,
-            ("POST", f"{one}/regenerate"): routes.regenerate,
-            ("POST", f"{one}/edit"): routes.edit,
-            ("POST", f"{one}/branch"): routes.branch,
-            ("POST", f"{one}/select"): routes.select,
-            ("POST", f"{one}/summarize"): routes.summarize,
-            ("POST", f"{one}/compare"): routes.compare,
-            ("POST", f"{one}/table"): routes.table,
-            ("POST", f"{one}/stop"): routes.stop,
-        }
-    )
+    reading = {"export": routes.export, "events": routes.events, "tables/{index}": routes.table_file}
+    changing = {
+        "messages": routes.message,
+        "regenerate": routes.regenerate,
+        "edit": routes.edit,
+        "branch": routes.branch,
+        "select": routes.select,
+        "summarize": routes.summarize,
+        "compare": routes.compare,
+        "table": routes.table,
+        "stop": routes.stop,
+    }
+    more = {("GET", path): work for path, work in reading.items()}
+    more |= {("POST", path): work for path, work in changing.items()}
+    return collection_routes("/v1/library/sessions", "name", routes, more)

@@ -12,7 +12,7 @@ from jambacli.documents.citation_check import check_citations
 from jambacli.documents.citations import Cited
 from jambacli.documents.pages import DocumentEntry
 from jambacli.documents.quotes import marks_of
-from jambacli.server.errors import ApiError
+from jambacli.server.errors import not_found
 from jambacli.server.page.library import Library
 from jambacli.server.page.notes import Notes, TurnJson, chain_key
 from jambacli.server.page.tables import table_of
@@ -42,7 +42,7 @@ def place_of(turns: Sequence[TurnJson], index: int) -> int:
     """The index among all turns of the message ``index``: the system message is none. Raises ApiError when there is none."""
     first = int(bool(turns) and turns[0]["role"] == "system")
     if not 0 <= index < len(turns) - first:
-        raise ApiError(404, f"there is no message {index}", kind="not_found_error", code="not_found", parameter="index")
+        raise not_found(f"there is no message {index}", "index")
     return index + first
 
 

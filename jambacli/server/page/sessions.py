@@ -13,7 +13,7 @@ from typing import Any
 from jambacli.cache.prefix_store import PrefixStore
 from jambacli.engine.prefix_cache import spaces_of
 from jambacli.errors import JambaError, UsageError
-from jambacli.server.errors import ApiError, as_api_error, bad_request
+from jambacli.server.errors import ApiError, as_api_error, bad_request, not_found
 from jambacli.server.page import session_view as view
 from jambacli.server.page.ask import Ask
 from jambacli.server.page.library import Library
@@ -218,8 +218,7 @@ class Sessions:
             at = view.place_of(saved.turns, index)
             version = notes.versions.get(chain_key(saved.turns[:at]))
             if version is None or version["place"] != at or not 0 <= sibling < len(version["tails"]):
-                message = "there is no such version"
-                raise ApiError(404, message, kind="not_found_error", code="not_found", parameter="sibling")
+                raise not_found("there is no such version", "sibling")
             if sibling == version["shown"]:
                 return
             tail = version["tails"][sibling]
@@ -302,7 +301,7 @@ class Sessions:
 
 def not_there(name: str) -> ApiError:
     """The error for a session that there is not."""
-    return ApiError(404, f"there is no session {name[:80]!r}", kind="not_found_error", code="not_found")
+    return not_found(f"there is no session {name[:80]!r}")
 
 
 def text_field(body: Mapping[str, Any], field: str, most: int) -> str | None:
