@@ -118,7 +118,11 @@ class SessionRoutes:
             at = view.place_of(saved.turns, index)
             if saved.turns[at]["role"] != "user":
                 raise bad_request(f"message {index} is not a person's", "index")
-            return Ask(kind="edit", text=text, shown=text, at=at, options=self._options(body, notes))
+            known = notes.known(saved.turns[at], at)
+            # What was read in parts is asked again.
+            documents = view.documents_of(self._page.library, saved.turns[at], known) if known.get("parts") else []
+            options = self._options(body, notes)
+            return Ask(kind="edit", text=text, shown=text, at=at, documents=documents, options=options)
 
         return await self._started(request, make)
 
@@ -140,7 +144,15 @@ class SessionRoutes:
             shown = wanted.instruction()
             task["title"] = f"Summary of {self._of(saved, notes, documents)}"
             options = self._options(body, notes)
-            return Ask(kind="summarize", text=shown + only, shown=shown, documents=attached, options=options, task=task)
+            return Ask(
+                kind="summarize",
+                text=shown + only,
+                shown=shown,
+                documents=attached,
+                options=options,
+                task=task,
+                each=wanted.part_instruction,
+            )
 
         return await self._started(request, make)
 
@@ -217,16 +229,19 @@ class SessionRoutes:
         Raises ApiError if there are none at all and some are ``needed``.
         """
         known = view.session_documents(self._page.library, saved, notes)
-        waiting = [name for name in notes.documents if self._page.library.find(name) is not None]
+        library = self._page.library
+        waiting = [d.id for name in notes.documents if (d := library.find(name)) is not None and d.state != "refused"]
+        # Documents larger than the context are not in the conversation: they are asked anew, in their parts.
+        again = view.documents_in_parts(library, saved, notes)
         # Where some are named, the others go on waiting.
-        attached = [name for name in documents or waiting if name not in known]
+        attached = [name for name in documents or [*again, *waiting] if name not in known or name in again]
         everything = [*known, *attached]
         has_some = bool(everything) or any(turn.get("pinned") or turn.get("plain") for turn in saved.turns)
         if needed and not has_some:
             raise bad_request("the conversation has no documents: add some", "documents")
         only = ""
         if documents and known and set(documents) < set(everything):
-            names = ", ".join(self._page.library.get(name).title for name in documents)
+            names = ", ".join(library.get(name).title for name in documents)
             only = f"\nAnswer only from: {names}."
         return attached, only
 

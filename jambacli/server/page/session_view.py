@@ -81,6 +81,16 @@ def session_documents(library: Library, saved: SavedSession, notes: Notes) -> li
     return list(dict.fromkeys(found))
 
 
+def documents_in_parts(library: Library, saved: SavedSession, notes: Notes) -> list[str]:
+    """The ids of a session's documents that are larger than the context: of them it has only what their parts said."""
+    found: list[str] = []
+    for i, turn in enumerate(saved.turns):
+        known = notes.known(turn, i)
+        if known.get("parts"):
+            found += documents_of(library, turn, known)
+    return list(dict.fromkeys(found))
+
+
 def numbered(library: Library, turn: TurnJson, known: Mapping[str, Any]) -> list[Numbered]:
     """The documents before a message, as its prompt numbers them."""
     ids = known.get("documents")
@@ -187,6 +197,8 @@ def message_of(library: Library, saved: SavedSession, notes: Notes, at: int) -> 
         "task": known.get("task"),
         "table": None,
         "siblings": siblings_of(saved.turns, notes, at),
+        "parts": known.get("parts"),
+        "left_out": known.get("left_out") or [],
     }
     if turn["role"] == "user":
         message |= {"text": shown_text(turn, known), "documents": documents_of(library, turn, known)}
@@ -198,7 +210,9 @@ def message_of(library: Library, saved: SavedSession, notes: Notes, at: int) -> 
             message["table"] = table_of(text, task.get("columns", ()))
         else:
             if "citations" not in known:
-                notes.of(turn, at)["citations"] = marks_json(text, cited, asked_documents(library, saved, notes, at))
+                # What the parts said was numbered, not the documents: their words tell where the answer stands.
+                numbers = Cited() if known.get("parts") else cited
+                notes.of(turn, at)["citations"] = marks_json(text, numbers, asked_documents(library, saved, notes, at))
             message["citations"] = [_alive(library, mark) for mark in notes.of(turn, at)["citations"]]
     return message
 

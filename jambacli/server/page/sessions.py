@@ -247,16 +247,23 @@ class Sessions:
                 about |= {k: v for k, v in notes.known(before.turns[ask.at], ask.at).items() if k == "documents"}
             if ask.task is not None:
                 about["task"] = dict(ask.task)
-        task = notes.known(question, at - 1).get("task")
+            about |= {"parts": ask.parts} if ask.parts else {}
+        asked = notes.known(question, at - 1)
         about = notes.of(reply, at)
-        about |= {"stats": dict(stats), "finish": stats.get("finish"), **({"task": task} if task is not None else {})}
-        notes.documents = [name for name in notes.documents if name not in ask.documents]
+        about |= {"stats": dict(stats), "finish": stats.get("finish")}
+        about |= {name: asked[name] for name in ("task", "parts") if asked.get(name)}
+        about |= {"left_out": list(ask.left_out)} if ask.left_out else {}
+        notes.documents = [name for name in notes.documents if name not in ask.documents and self._readable(name)]
         notes.unsent = None
         notes.shared = notes.shared or int(stats.get("document_tokens") or 0)
         notes.without(ended.turns)
         messages = [view.message_of(self.library, ended, notes, i) for i in (at - 1, at)]
         self._write(ended, notes)
         return messages
+
+    def _readable(self, name: str) -> bool:
+        document = self.library.find(name)
+        return document is not None and document.state != "refused"
 
     def _write(self, saved: SavedSession, notes: Notes) -> None:
         try:

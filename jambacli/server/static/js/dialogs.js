@@ -4,6 +4,7 @@ import * as actions from "./actions.js";
 import { Choice, Dialog, Field, Icon, IconButton } from "./controls.js";
 import { shown } from "./format.js";
 import { SHORTCUTS, letters, setLetters } from "./keys.js";
+import { ahead, setAhead } from "./settings.js";
 import { addText } from "./sources.js";
 import { set, state, useStore } from "./store.js";
 
@@ -162,12 +163,14 @@ function Settings() {
   const now = { ...(session ? session.options : state.options) };
   const [options, setOptions] = useState(now);
   const [system, setSystem] = useState((session ? session.system : state.system) ?? "");
+  const [reads, setReads] = useState(ahead());
   const [model, setModel] = useState(state.model ?? session?.model ?? page?.model);
   const change = (name, value) => setOptions({ ...options, [name]: value });
   const models = page?.models ?? [];
   const served = models.find((entry) => entry.name === model) ?? models[0];
   const submit = () => {
     close();
+    setAhead(reads);
     const fields = { options };
     if (session) {
       if (system !== (session.system ?? "")) fields.system = system;
@@ -185,6 +188,7 @@ function Settings() {
       : html`<p class="fact"><span>Model</span><b>${shown(session?.model ?? page?.model ?? "")}</b></p>`}
     <div class="checks">
       <label><input type="checkbox" checked=${options.citations !== false} onChange=${(e) => change("citations", e.target.checked)} /><span>Cite the sources</span></label>
+      ${!page?.upstream && html`<label><input type="checkbox" checked=${reads} onChange=${(e) => setReads(e.target.checked)} /><span>Read sources as soon as they are added</span></label>`}
       ${served?.thinks && html`<label><input type="checkbox" checked=${options.think !== false} onChange=${(e) => change("think", e.target.checked)} /><span>Think before answering</span></label>`}
     </div>
     <div class="grid">

@@ -6,6 +6,7 @@ import { Conversation } from "./conversation.js";
 import { Dialogs } from "./dialogs.js";
 import { listen } from "./keys.js";
 import { Library } from "./library.js";
+import { startReading } from "./reading.js";
 import { addFiles, droppedFiles } from "./sources.js";
 import { set, useStore } from "./store.js";
 import { Viewer } from "./viewer.js";
@@ -74,4 +75,5 @@ addEventListener("popstate", actions.route);
 addEventListener("hashchange", actions.route);
 // What another tab or the terminal did meanwhile.
 document.addEventListener("visibilitychange", () => !document.hidden && actions.refreshLists());
+startReading();
 actions.start();
