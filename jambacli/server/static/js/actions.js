@@ -240,7 +240,10 @@ function happened(name, event) {
     case "message": {
       flush();
       const messages = [...session.messages.slice(0, event.message.index), event.message];
-      set({ session: { ...session, messages }, live: event.message.role === "assistant" ? null : state.live });
+      // Until it is fetched again a new conversation is called by its first question.
+      const title = session.title || (event.message.task?.title ?? event.message.text).trim().split("\n")[0].slice(0, 80);
+      set({ session: { ...session, title, messages }, live: event.message.role === "assistant" ? null : state.live });
+      if (title !== session.title) listed(state.session);
       break;
     }
     case "status": {

@@ -140,7 +140,7 @@ function Beginning() {
     <p>They are read once and known from then on, today and after a restart. Every answer shows where it comes from. All of it stays on this machine.</p>
     <div class="drop" role="group" aria-label="Add sources">
       <${Icon} name="file" />
-      <p>Drop files or a folder anywhere on this page</p>
+      <p><span class="with-mouse">Drop files or a folder anywhere on this page</span><span class="with-finger">Add files from this device</span></p>
       <p class="hint">PDF, Word, Excel, PowerPoint, e-books, web pages, mail, code and plain text</p>
       <div><button type="button" class="primary" onClick=${() => chooseFiles()}>Choose files…</button>
       <button type="button" class="plain" onClick=${() => set({ dialog: { kind: "paste" } })}>Paste text…</button></div>

@@ -65,7 +65,7 @@ function Sources() {
       ${several && html`<span class="note">${picked ? `${picked.length} of ${ids.length} asked` : "all asked"}</span>`}
       <${Menu} label="Add sources" icon="plus" items=${addItems()} />
     </div>
-    ${!ids.length && !uploads.length && html`<p class="empty">Drop files anywhere on this page.</p>`}
+    ${!ids.length && !uploads.length && html`<p class="empty"><span class="with-mouse">Drop files anywhere on this page.</span><span class="with-finger">None yet.</span></p>`}
     <ul class="rows">
       ${ids.map((id) => html`<${SourceRow} key=${id} id=${id} document=${known.get(id)} asked=${!picked || picked.includes(id)} several=${several} />`)}
       ${uploads.map((upload) => html`<${UploadRow} key=${`upload-${upload.key}`} upload=${upload} />`)}
@@ -112,7 +112,7 @@ function readingFacts(document, reading) {
 function SourceRow({ id, document, asked, several }) {
   const opened = useStore((s) => s.viewer?.id === id);
   const context = useStore((s) => s.session?.context ?? s.page?.context);
-  const ahead = useStore((s) => s.reading);
+  const ahead = useStore((s) => (s.live ? null : s.reading));
   if (!document)
     return html`<li class="row"><div class="row-main"><span class="row-name">A deleted document</span></div>
       <${IconButton} icon="close" label="Take it out of the sources" onClick=${() => actions.detach(id)} /></li>`;
