@@ -184,6 +184,11 @@ class Page:
         self.driver.get("about:blank")
         self.driver.get(self.url + address)
         self.one("#composer, dialog")
+        # A tab keeps what was gathered in it; here nothing was.
+        self.driver.execute_async_script(
+            """const done = arguments[arguments.length - 1];
+            import("/static/js/store.js").then(({ set }) => { set({ gathered: [], draft: "" }); done(); }, done)"""
+        )
         return self
 
     def click(self, selector: str, text: str | None = None) -> Any:

@@ -134,12 +134,12 @@ function Table({ columns: given = null, instruction: givenInstruction = "" }) {
       onClick=${() => { setColumns(preset.columns.map((column) => ({ description: "", ...column }))); setInstruction(preset.question ?? preset.instruction ?? ""); }}>${preset.title}</button>`)}</div>`}
     <fieldset class="columns"><legend>Columns</legend>
       ${columns.map((column, i) => html`<div class="column" key=${i}>
-        <input aria-label=${`Name of column ${i + 1}`} placeholder=${["Party", "Amount", "Due date"][i] ?? "Name"} value=${column.name} maxlength="80" onInput=${(e) => change(i, { name: e.target.value })} />
+        <input aria-label=${`Name of column ${i + 1}`} placeholder=${["Party", "Amount", "Due date"][i] ?? "Name"} value=${column.name} maxlength="60" onInput=${(e) => change(i, { name: e.target.value })} />
         <select aria-label=${`Type of column ${i + 1}`} onChange=${(e) => change(i, { type: e.target.value })}>${TYPES.map((type) => html`<option value=${type} selected=${type === column.type}>${type}</option>`)}</select>
         <input class="wide" aria-label=${`What belongs in column ${i + 1}`} placeholder="What belongs here (may stay empty)" value=${column.description} maxlength="300" onInput=${(e) => change(i, { description: e.target.value })} />
         <${IconButton} icon="close" label=${`Remove column ${i + 1}`} disabled=${columns.length === 1} onClick=${() => setColumns(columns.filter((_, other) => other !== i))} />
       </div>`)}
-      <button type="button" class="quiet" disabled=${columns.length >= 40} onClick=${() => setColumns([...columns, { name: "", type: "text", description: "" }])}><${Icon} name="plus" />Add a column</button>
+      <button type="button" class="quiet" disabled=${columns.length >= 24} onClick=${() => setColumns([...columns, { name: "", type: "text", description: "" }])}><${Icon} name="plus" />Add a column</button>
     </fieldset>
     <${Field} label="Rows" hint="What makes a row, such as “one for each invoice”. May stay empty.">${(id, hint) => html`<input id=${id} aria-describedby=${hint} value=${instruction} maxlength="500" onInput=${(e) => setInstruction(e.target.value)} />`}<//>
   <//>`;
