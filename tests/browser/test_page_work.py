@@ -21,21 +21,22 @@ ROWS = "[aria-labelledby=sources-title] .row"
 
 @pytest.fixture
 def herons(tmp_path: Path) -> Path:
-    path = tmp_path / "herons.txt"
+    path = tmp_path / "field herons.txt"
     path.write_text(FACT, encoding="utf-8")
     return path
 
 
 @pytest.fixture
 def broken(tmp_path: Path) -> Path:
-    path = tmp_path / "broken.pdf"
+    path = tmp_path / "cut off.pdf"
     path.write_bytes(b"%PDF-1.7\nnothing else")
     return path
 
 
-def test_sources_are_read_before_something_is_asked(page: Page, herons: Path) -> None:
-    herons.write_text(FACT + "\nThe sky was clear, and the reeds stood high." * 20, encoding="utf-8")
-    page.drop(herons)
+def test_sources_are_read_before_something_is_asked(page: Page, tmp_path: Path) -> None:
+    reeds = tmp_path / "reeds.txt"  # the library has what other tests put in: each name is of one content
+    reeds.write_text(FACT + "\nThe sky was clear, and the reeds stood high." * 20, encoding="utf-8")
+    page.drop(reeds)
     until(lambda: any("read" in text.split("·")[-1] for text in page.texts(f"{ROWS} .row-facts")), "it is read")
     page.ask("How many herons were counted?")
     assert "42" in page.replies[0]
@@ -46,45 +47,45 @@ def test_sources_are_read_before_something_is_asked(page: Page, herons: Path) ->
 
 def test_a_reload_keeps_what_was_gathered_and_typed(page: Page, herons: Path) -> None:
     page.drop(herons)
-    page.ready("herons.txt")
+    page.ready("field herons.txt")
     page.fill("#composer", "How many herons")
     page.driver.refresh()
-    page.ready("herons.txt")
+    page.ready("field herons.txt")
     assert page.one("#composer").get_attribute("value") == "How many herons"
 
 
 def test_a_file_that_cannot_be_read_is_left_out_or_taken_away(page: Page, herons: Path, broken: Path) -> None:
     page.drop(herons)
-    page.ready("herons.txt")
+    page.ready("field herons.txt")
     page.ask("How many herons were counted?")
     page.drop(broken)
-    page.one(f"{ROWS}.refused", "broken.pdf")
+    page.one(f"{ROWS}.refused", "cut off.pdf")
     page.ask("Where were they?")
-    page.one(".note-line", "Left out, since it cannot be read: broken.pdf.")
+    page.one(".note-line", "Left out, since it cannot be read: cut off.pdf.")
     page.gone(f"{ROWS}.refused")
-    other = broken.with_name("again.pdf")
+    other = broken.with_name("cut again.pdf")
     other.write_bytes(b"%PDF-1.7\nnothing else either")
     page.drop(other)
-    page.one(f"{ROWS}.refused", "again.pdf")
-    page.click(f"{ROWS}.refused button", "Take again.pdf out of the sources")
+    page.one(f"{ROWS}.refused", "cut again.pdf")
+    page.click(f"{ROWS}.refused button", "Take cut again.pdf out of the sources")
     page.gone(f"{ROWS}.refused")
 
 
 def test_a_file_that_comes_while_a_reply_is_written_joins_after_it(
     page: Page, server: PageServer, herons: Path, tmp_path: Path
 ) -> None:
-    otters = tmp_path / "otters.docx"
+    otters = tmp_path / "late otters.docx"
     otters.write_bytes(docx_bytes(paragraph(OTTERS)))
     page.drop(herons)
-    page.ready("herons.txt")
+    page.ready("field herons.txt")
     server.hold()
     page.ask("How many herons were counted?", wait=False)
     page.one(".live")
     page.drop(otters)
-    page.one(ROWS, "otters.docx")
+    page.one(ROWS, "late otters.docx")
     server.go_on()
     page.answered(1)
-    page.ready("otters.docx")
+    page.ready("late otters.docx")
     page.ask("How many otters were seen?")
     assert "7" in page.replies[1]
 
