@@ -34,7 +34,7 @@ class ReadingRoutes:
         talks, models = self._page.conversations, self._page.models
         if not isinstance(models, Models):
             raise ApiError(409, "the server behind this one reads documents when it answers", code="upstream")
-        documents = talks.documents(body)
+        documents = talks.documents(body, refused=True)  # those are left out once that is known of all
         if not documents:
             raise bad_request("the field 'documents' must be a list of ids", "documents")
         name, model = text_field(body, "session", MOST_NAME), text_field(body, "model", MOST_TITLE)
