@@ -121,8 +121,11 @@ def test_the_pages_of_a_pdf_are_counted_before_they_are_read(talk: Talk, monkeyp
 
     seen: list[tuple[int, int | None]] = []
     piece = Extracting.piece
-    monkeypatch.setattr(
-        Extracting, "piece", lambda state, part: (piece(state, part), seen.append((state.done, state.total)))[0]
-    )
+
+    def told(state: Extracting, part: Any) -> None:
+        piece(state, part)
+        seen.append((state.done, state.total))
+
+    monkeypatch.setattr(Extracting, "piece", told)
     talk.upload(pdf_of([[(f"Page {n}.", 72.0, 700.0)] for n in range(1, 8)]), "seven.pdf")
     assert seen == [(n, 7) for n in range(1, 8)]
