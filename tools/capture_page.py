@@ -25,6 +25,12 @@ CHOSEN = ("empty", "sources", "reading", "conversation", "citation", "text", "ta
 SIZES = {"desktop": (1280, 800, 1.0), "phone": (390, 844, 1.5)}
 MOST = 100_000  # bytes of a picture
 
+COUNTS = """Report 1 on herons: Leila Haddad counted 42 herons at Lake Tuz on Sunday.
+Report 2 on otters: Tomas Hedlin saw 7 otters at Cape Arda on Monday.
+Report 3 on owls: Ines Vorban counted 17 owls at Cape Drel on Friday.
+Report 4 on geese: Clara Tasban counted 128 geese at Fort Kem on Friday.
+Report 5 on cranes: Hugo Lamin saw 3 cranes at Lake Odra on Saturday.
+Report 6 on swans: Rita Belkor counted 64 swans at Lake Tuz on Sunday."""
 _FACT = "Report 12 on herons: Leila Haddad counted 42 herons at Lake Tuz on Sunday."
 _REMARKS = ("The sky was clear.", "The wind was cold.", "The road was dry.", "The water was high.")
 
@@ -90,10 +96,8 @@ def capture(names: list[str]) -> None:
         server = PageServer(folder / "home", "--alias", "jamba:tiny")
         server.start()
         try:
-            with server.client() as client:
-                shown = filled(
-                    client, [pdf, word, scan], ["How many herons were counted?", "How many otters were seen?"]
-                )
+            questions = ["How many herons were counted?", "How many otters were seen?"]
+            shown = filled(server, [pdf, word, scan], questions, COUNTS)
             for size, (width, height, density) in SIZES.items():
                 for dark in (False, True):
                     with browser(width, height, dark=dark, density=density) as driver:

@@ -58,6 +58,21 @@ class SummaryOptions:
             text += f" Pay most attention to this: {self.focus.strip()}"
         return text + _in_language(self.language)
 
+    def part_instruction(self, part: int, parts: int) -> str:
+        """The instruction for one part of documents that are larger than the context."""
+        what = f"the documents, which are part {part} of {parts} of a longer text,"
+        return replace(self, length="medium").instruction(what)
+
+
+def asked_part(question: str, part: int, parts: int) -> str:
+    """The question about one part of the documents."""
+    return f"{question}\n\nThese documents are part {part} of {parts}. If they say nothing about it, answer {_NOTHING}."
+
+
+def telling(said: Sequence[DocumentEntry]) -> Sequence[DocumentEntry]:
+    """The replies to parts that say something, or the first one."""
+    return [e for e in said if e.text.strip() and e.text.strip(" .\n") != _NOTHING] or said[:1]
+
 
 def question_text(question: str, language: str | None = None) -> str:
     """The question as the model gets it."""
@@ -90,10 +105,7 @@ def summarize_documents(
     """Summarize; documents larger than the context are summarized in parts, then their summaries are."""
 
     def each(i: int, n: int) -> Task:
-        part = replace(options, length="medium").instruction(
-            f"the documents, which are part {i} of {n} of a longer text,"
-        )
-        return Task(part, task.citations)
+        return Task(options.part_instruction(i, n), task.citations)
 
     return _in_passes(reader, entries, task, each, "Summary")
 
@@ -108,8 +120,7 @@ def ask_documents(
     """Answer a question. Raises JambaError for documents larger than the context, unless ``passes`` allows parts."""
 
     def each(i: int, n: int) -> Task:
-        text = f"{task.text}\n\nThese documents are part {i} of {n}. If they say nothing about it, answer {_NOTHING}."
-        return Task(text, task.citations)
+        return Task(asked_part(task.text, i, n), task.citations)
 
     if not passes:
         first = plan(reader, entries, task)
@@ -154,7 +165,7 @@ def _in_passes(
         resumes = "; if interrupted, the same command continues where it stopped" if cache else ""
         logger.info("%s: reading in %d passes, then their replies%s", size, n, resumes)
         said = read_in_passes(reader, chosen.groups, each, reply_title=reply_title, cache=cache)
-        entries = [e for e in said if e.text.strip() and e.text.strip(" .\n") != _NOTHING] or said[:1]
+        entries = telling(said)
     raise JambaError(
         f"the text does not get short enough for a context of {reader.ctx:,} tokens", remedy="use a larger {ctx}"
     )

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from jambacli.cache.prefix_store import text_hash
 from jambacli.cache.reply_cache import ReplyCache, reply_key
@@ -22,13 +22,32 @@ from jambacli.text.markup import THINK
 
 if TYPE_CHECKING:
     from jambacli.engine.batch_job import Job, Request
+    from jambacli.engine.loaded_model import LoadedModel
 
 logger = logging.getLogger(__name__)
 
 # Tokens around a document's text and title: markup, its number, line breaks.
 _AROUND = 16
-# Maximum reply to a part if the user sets no limit; never more than an eighth of the context.
-_PART_REPLY = 512
+#: Maximum reply to a part if the user sets no limit; never more than an eighth of the context.
+PART_REPLY = 512
+
+
+class PromptReader(Protocol):
+    """What ``plan`` needs of a ``Reader``: the size of the context and of prompts."""
+
+    @property
+    def model(self) -> LoadedModel:
+        """The model."""
+
+    @property
+    def ctx(self) -> int:
+        """The context, in tokens."""
+
+    def reserve(self) -> int:
+        """Tokens to keep free for the reply."""
+
+    def prompt(self, entries: Sequence[DocumentEntry], task: Task) -> list[int]:
+        """The tokens of the whole prompt."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +58,9 @@ class ReadingPlan:
     tokens: int
 
 
-def plan(reader: Reader, entries: Sequence[DocumentEntry], task: Task, *, each: Task | None = None) -> ReadingPlan:
+def plan(
+    reader: PromptReader, entries: Sequence[DocumentEntry], task: Task, *, each: Task | None = None
+) -> ReadingPlan:
     """One group if everything fits together with the reply, else groups in order, with room for the task ``each``.
 
     Raises JambaError for a context that has no room for documents.
@@ -50,7 +71,7 @@ def plan(reader: Reader, entries: Sequence[DocumentEntry], task: Task, *, each: 
         return ReadingPlan([list(entries)], total)
     tokenizer = reader.model.tokenizer
     around = len(reader.prompt([DocumentEntry("", "", ())], each or task))
-    room = reader.ctx - around - min(_PART_REPLY, reader.ctx // 8) - 8
+    room = reader.ctx - around - min(PART_REPLY, reader.ctx // 8) - 8
     if room < 4 * _AROUND:
         raise JambaError(
             f"a context of {reader.ctx:,} tokens is too small to read documents", remedy="use a larger {ctx}"
@@ -120,11 +141,13 @@ def read_in_passes(
         if found is None:
             missing.append(part)
         else:
-            logger.info("pass %d of %d: %s: reusing the stored reply", i + 1, len(groups), _span(group))
+            logger.info("pass %d of %d: %s: reusing the stored reply", i + 1, len(groups), group_span(group))
             said[i] = found["text"], found.get("numbers", [])
 
     def request(part: _Part) -> Request:
-        logger.info("pass %d of %d: %s, %s tokens", part.index + 1, len(groups), _span(part.group), f"{part.tokens:,}")
+        logger.info(
+            "pass %d of %d: %s, %s tokens", part.index + 1, len(groups), group_span(part.group), f"{part.tokens:,}"
+        )
         return reader.request(part.group, part.task, max_tokens=part.max_tokens)
 
     def ended(part: _Part, job: Job | None, error: Exception | None) -> None:
@@ -147,8 +170,8 @@ def read_in_passes(
     for i, group in enumerate(groups):
         text, numbers = said[i]
         named = [s for n in numbers if isinstance(n, int) and n < len(group) for s in group[n].sources]
-        sources = list(dict.fromkeys(named)) or _whole(group)
-        replies.append(DocumentEntry(f"{reply_title} of {_span(group)}", text, tuple(sources)))
+        sources = list(dict.fromkeys(named)) or group_sources(group)
+        replies.append(DocumentEntry(f"{reply_title} of {group_span(group)}", text, tuple(sources)))
     return replies
 
 
@@ -167,7 +190,7 @@ class _Part:
 def _part(reader: Reader, index: int, group: Sequence[DocumentEntry], task: Task) -> _Part:
     ids = reader.prompt(group, task)
     thinks = reader.model.tokenizer.marker_id(THINK) in ids[-4:]
-    usual = _PART_REPLY * (4 if thinks else 1)
+    usual = PART_REPLY * (4 if thinks else 1)
     max_tokens = min(reader.generation.max_tokens or usual, max(1, reader.ctx // 8))
     return _Part(index, group, task, len(ids), max_tokens, _key(reader, ids, max_tokens, task))
 
@@ -180,7 +203,7 @@ def _key(reader: Reader, ids: Sequence[int], max_tokens: int, task: Task) -> str
     return reply_key(weights, reader.options.kv_type, list(ids), max_tokens, sampling, task.citations)
 
 
-def _whole(group: Sequence[DocumentEntry]) -> list[Source]:
+def group_sources(group: Sequence[DocumentEntry]) -> list[Source]:
     """All places of a group; pages of a file that follow one another are one span."""
     found: list[Source] = []
     for place in dict.fromkeys(s for e in group for s in e.sources):
@@ -192,7 +215,7 @@ def _whole(group: Sequence[DocumentEntry]) -> list[Source]:
     return found
 
 
-def _span(group: Sequence[DocumentEntry]) -> str:
+def group_span(group: Sequence[DocumentEntry]) -> str:
     """What a group covers: ``contract.pdf, pages 3-40``, or its first and last file or title."""
     places = [s for e in group for s in e.sources]
     files = list(dict.fromkeys(s.file for s in places))

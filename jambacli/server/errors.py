@@ -47,6 +47,11 @@ def bad_request(message: str, parameter: str | None = None) -> ApiError:
     return ApiError(400, message, parameter=parameter)
 
 
+def not_found(message: str, parameter: str | None = None) -> ApiError:
+    """The error of a request for what there is not."""
+    return ApiError(404, message, kind="not_found_error", code="not_found", parameter=parameter)
+
+
 def stopping() -> ApiError:
     """The error of a request that the server has no time left for."""
     return ApiError(503, "the server is stopping", kind="unavailable_error", retry_after=1)

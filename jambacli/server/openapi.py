@@ -46,7 +46,11 @@ def _models(tag: str) -> Operation:
 
 
 def _begun(summary: str, body: str) -> Operation:
-    return Operation("Library", summary, body, "Begun", status="202")
+    return _accepted(summary, body, "Begun")
+
+
+def _accepted(summary: str, body: str, answer: str) -> Operation:
+    return Operation("Library", summary, body, answer, status="202")
 
 
 def _made(summary: str, body: str, answer: str) -> Operation:
@@ -54,6 +58,7 @@ def _made(summary: str, body: str, answer: str) -> Operation:
 
 
 _DOCUMENT, _SESSION = "/v1/library/documents/{id}", "/v1/library/sessions/{name}"
+_READING = "/v1/library/reading/{id}"
 
 #: Method and path, as the application's routes have it -> what it does.
 OPERATIONS: Mapping[tuple[str, str], Operation] = {
@@ -111,6 +116,9 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         "Library", "A page's text or, with .png after the number, its picture.", types=(_JSON, "image/png"), query=("scale",)
     ),
     ("GET", f"{_DOCUMENT}/locate"): Operation("Library", "Where words stand.", query=("quote", "page")),
+    ("POST", "/v1/library/reading"): _accepted("Let the model read documents before a question.", "ToRead", "Reading"),
+    ("GET", _READING): Operation("Library", "How far documents have been read.", answer="Reading"),
+    ("DELETE", _READING): Operation("Library", "Stop reading documents.", answer="Reading"),
     ("GET", "/v1/library/sessions"): Operation("Library", "List or search the conversations.", query=("q",)),
     ("POST", "/v1/library/sessions"): _made("Begin a conversation.", "NewSession", "Session"),
     ("GET", _SESSION): Operation("Library", "A conversation with its messages.", answer="Session"),

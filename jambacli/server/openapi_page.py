@@ -46,6 +46,13 @@ PAGE_BODIES: dict[str, Schema] = {
     "PageLogin": _object({"key": {"type": "string"}}),
     "PastedText": _object({"text": _TEXT}, name=_maybe("string")),
     "NewName": _object({"name": _TEXT}),
+    "ToRead": _object(
+        {"documents": {**_IDS, "minItems": 1}},
+        session=_maybe("string"),
+        system=_maybe("string"),
+        model=_maybe("string"),
+        options=_OPTIONS,
+    ),
     "NewSession": _object(
         name=_maybe("string"),
         title=_maybe("string"),
@@ -102,6 +109,16 @@ PAGE_SCHEMAS: dict[str, Schema] = {
             "documents": _IDS,
             "running": {"type": ["object", "null"]},
         }
+    ),
+    "Reading": _object(
+        {
+            "id": _TEXT,
+            "state": {"enum": ["waiting", "reading", "done", "cancelled", "too_large", "failed"]},
+            "documents": {"type": "array", "items": _object({"id": _TEXT, "done": _COUNT, "total": _COUNT})},
+            "done": _COUNT,
+            "total": _COUNT,
+        },
+        left_s=_maybe("number"),
     ),
     "Begun": _object({"generation": _TEXT, "from": _COUNT}),
     "Deleted": _object({"deleted": _FLAG, "freed": _COUNT}),

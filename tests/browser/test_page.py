@@ -10,10 +10,11 @@ import pytest
 
 from tests.support.document_files import docx_bytes, paragraph
 from tests.support.page import Page, PageServer, until
-from tests.support.reports import FACT, thirty_pages
+from tests.support.reports import COLUMNS, FACT, rows_of, thirty_pages
 
 WORD = "Report 2 on otters: Tomas Hedlin saw 7 otters at Cape Arda on Monday."
 QUESTION = "How many herons were counted?"
+TABLE = f"{FACT} {WORD} Report 3 on owls: Ines Vorban counted 17 owls at Cape Drel on Friday."
 
 
 @pytest.fixture
@@ -166,9 +167,11 @@ def test_edit_versions_regenerate_and_branch(page: Page, pdf: Path) -> None:
     until(lambda: len(page.replies) == 1, "the first conversation again")
 
 
-def test_a_summary_and_a_table_by_naming_columns(page: Page, server: PageServer, pdf: Path) -> None:
-    page.drop(pdf)
-    page.ready("reports.pdf")
+def test_a_summary_and_a_table_by_naming_columns(page: Page, server: PageServer, tmp_path: Path) -> None:
+    counts = tmp_path / "counts.txt"
+    counts.write_text(TABLE, encoding="utf-8")
+    page.drop(counts)
+    page.ready("counts.txt")
     page.click(".card", "Summarize")
     page.click("dialog .choice input[value=short]")
     page.click("dialog .choice input[value=bullets]")
@@ -177,15 +180,22 @@ def test_a_summary_and_a_table_by_naming_columns(page: Page, server: PageServer,
     page.one(".question", "Summary")
     assert page.replies[0]
 
+    # The demo model has learnt no JSON: the rows are dictated, the schema decides whether they may be said.
+    rows = rows_of(TABLE)
+    server.dictate(rows)
     page.chord("KeyT", "t")
-    page.fill("dialog input", "Animal", "Name of column 1")
-    page.fill("dialog input", "Number", "Name of column 2")
+    for i, name in enumerate(COLUMNS, 1):
+        if i > 2:
+            page.click("dialog .columns > .quiet", "Add a column")
+        page.fill("dialog input", name, f"Name of column {i}")
     page.click("dialog select", "Type of column 2")
     page.click("dialog select[aria-label='Type of column 2'] option", "number")
     page.click("dialog .primary")
     page.one(".extracted th", "Number")
     page.answered(2)
-    assert page.texts(".extracted th") == ["Animal", "Number"]
+    assert page.texts(".extracted th") == list(COLUMNS)
+    assert page.texts(".extracted tbody tr") == ["".join(map(str, row.values())) for row in rows]
+    page.one(".extracted .row-actions", "3 rows")
     links = page.driver.execute_script(
         """const links = []; const click = HTMLAnchorElement.prototype.click;
         HTMLAnchorElement.prototype.click = function () { links.push(this.href); };
@@ -194,9 +204,10 @@ def test_a_summary_and_a_table_by_naming_columns(page: Page, server: PageServer,
     )
     with server.client() as client:
         texts = [client.get(link).raise_for_status().text for link in links]
-    assert len(texts) == 3 and texts[0].lstrip("\ufeff").splitlines()[0] == "Animal,Number"
-    json.loads(texts[1])
-    assert texts[2].startswith("|")
+    lines = [",".join(COLUMNS), *(",".join(map(str, row.values())) for row in rows)]
+    assert len(texts) == 3 and texts[0].lstrip("\ufeff").splitlines() == lines
+    assert json.loads(texts[1]) == rows
+    assert texts[2].splitlines()[2] == "| herons | 42 | Leila Haddad | Lake Tuz | Sunday |"
 
 
 def test_what_is_deleted_is_gone_from_the_server(page: Page, server: PageServer, pdf: Path) -> None:

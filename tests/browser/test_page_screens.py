@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.document_files import docx_bytes, paragraph
 from tests.support.page import Page, PageServer, axe, browser
-from tests.support.reports import thirty_pages
+from tests.support.reports import FACT, thirty_pages
 from tests.support.screens import SCREENS, Shown, filled
 
 
@@ -21,8 +21,9 @@ def shown(server: PageServer, tmp_path_factory: pytest.TempPathFactory) -> Shown
     pdf.write_bytes(thirty_pages())
     word.write_bytes(docx_bytes(paragraph("Report 2 on otters: Tomas Hedlin saw 7 otters at Cape Arda on Monday.")))
     broken.write_bytes(b"%PDF-1.7\nnothing else")
-    with server.client() as client:
-        return filled(client, [pdf, word, broken], ["How many herons were counted?", "How many otters were seen?"])
+    questions = ["How many herons were counted?", "How many otters were seen?"]
+    counts = f"{FACT}\nReport 2 on otters: Tomas Hedlin saw 7 otters at Cape Arda on Monday."
+    return filled(server, [pdf, word, broken], questions, counts)
 
 
 @pytest.fixture(scope="module", params=["desktop", "phone"])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import httpx
 import pytest
 
 from jambacli.hub.demo import demo_model_path
-from tests.support.braked_server import BRAKE
+from tests.support.braked_server import BRAKE, DICTATED
 from tests.support.repository import REPO
 
 _WAIT = float(os.environ.get("JAMBA_BROWSER_WAIT", "240"))  # for machines with much else to do; nothing waits so long
@@ -32,13 +33,15 @@ class PageServer:
             self.port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self._brake = home.parent / f"{home.name}-brake"
+        self._dictated = home.parent / f"{home.name}-dictated"
         self._steps = 0
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
         """Start it and wait until it answers."""
         command = [sys.executable, "-m", "tests.support.braked_server", "serve", str(demo_model_path())]
-        environment = {**os.environ, "PYTHONPATH": str(REPO), "JAMBA_HOME": str(self.home), BRAKE: str(self._brake)}
+        environment = {**os.environ, "PYTHONPATH": str(REPO), "JAMBA_HOME": str(self.home)}
+        environment |= {BRAKE: str(self._brake), DICTATED: str(self._dictated)}
         with (self.home.parent / f"{self.home.name}.log").open("a") as log:
             self._process = subprocess.Popen(
                 [*command, "--port", str(self.port), *self.options],
@@ -76,6 +79,10 @@ class PageServer:
     def go_on(self) -> None:
         """Let the engine run."""
         self._brake.unlink(missing_ok=True)
+
+    def dictate(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """What tables have as their rows from now on, as far as their columns allow it."""
+        self._dictated.write_text(json.dumps({"rows": list(rows)}), encoding="utf-8")
 
     def client(self) -> httpx.Client:
         """Asks it without a browser."""
@@ -177,6 +184,11 @@ class Page:
         self.driver.get("about:blank")
         self.driver.get(self.url + address)
         self.one("#composer, dialog")
+        # A tab keeps what was gathered in it; here nothing was.
+        self.driver.execute_async_script(
+            """const done = arguments[arguments.length - 1];
+            import("/static/js/store.js").then(({ set }) => { set({ gathered: [], draft: "" }); done(); }, done)"""
+        )
         return self
 
     def click(self, selector: str, text: str | None = None) -> Any:

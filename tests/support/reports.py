@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 from tests.support.pdf_files import pdf_of
 
 FACT = "Report 12 on herons: Leila Haddad counted 42 herons at Lake Tuz on Sunday."
+
+
+_REPORT = re.compile(r"Report \d+ on (\w+): ([\w ]+?) (?:counted|saw) (\d+) \w+ at ([\w ]+?) on (\w+)\.")
+#: The columns of a table of reports.
+COLUMNS = ("Animal", "Number", "Observer", "Place", "Day")
+
+
+def rows_of(text: str) -> list[dict[str, Any]]:
+    """The reports in a text as the rows of a table."""
+    found = _REPORT.findall(text)
+    return [
+        dict(zip(COLUMNS, (animal, int(number), who, place, day), strict=True))
+        for animal, who, number, place, day in found
+    ]
 
 
 def thirty_pages() -> bytes:

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 
 from tests.support.page import Page, PageServer, until
+from tests.support.reports import COLUMNS, rows_of
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,16 @@ class Shown:
     texts: tuple[str, ...]
 
 
-def filled(
-    client: httpx.Client, paths: Sequence[Path], questions: Sequence[str], columns: Sequence[str] = ("Animal", "Number")
+def filled(server: PageServer, paths: Sequence[Path], questions: Sequence[str], counts: str) -> Shown:
+    """Put documents into the library of a server (the last one may be refused), ask the questions, and extract a table of the
+    reports in the text ``counts``."""
+    with server.client() as client:
+        return _filled(client, server, paths, questions, counts)
+
+
+def _filled(
+    client: httpx.Client, server: PageServer, paths: Sequence[Path], questions: Sequence[str], counts: str
 ) -> Shown:
-    """Put documents into the library of a server (the last one may be refused), ask the questions, and extract a table."""
     ids = []
     for path in paths:
         answer = client.post(
@@ -41,9 +48,14 @@ def filled(
     session = _session(client, ready)
     for text in questions:
         _reply(client, session, "messages", {"text": text})
-    table = _session(client, ready[:1])
-    types = ["text" if i != 1 else "number" for i in range(len(columns))]
-    _reply(client, table, "table", {"columns": [{"name": n, "type": t} for n, t in zip(columns, types, strict=True)]})
+    # Not among the documents that are asked: added last, it would be the first in the library.
+    body = {"name": "Counts of the year.txt", "text": counts}
+    extracted = client.post("/v1/library/documents", json=body).raise_for_status().json()["id"]
+    until(partial(_settled, client, extracted), "a document is read")
+    server.dictate(rows_of(counts))
+    table = _session(client, [extracted])
+    types = ["number" if name == "Number" else "text" for name in COLUMNS]
+    _reply(client, table, "table", {"columns": [{"name": n, "type": t} for n, t in zip(COLUMNS, types, strict=True)]})
     return Shown(session, table, tuple(ready), tuple(questions))
 
 
@@ -83,13 +95,18 @@ def _conversation(page: Page, shown: Shown, server: PageServer) -> None:
 
 
 def _reading(page: Page, shown: Shown, server: PageServer) -> None:
-    server.hold(1)  # one piece of the reading
     text = "\n".join(f"On day {n} the sky was clear and the wind was cold." for n in range(200))
     with server.client() as client:
         notes = {"name": "Field notes.txt", "text": f"Notes {time.time_ns()}.\n{text}"}
         document = client.post("/v1/library/documents", json=notes).raise_for_status().json()["id"]
         until(lambda: _settled(client, document), "a document is read")
+        # What an earlier screen left is read before the engine is held.
+        until(lambda: client.get("/health").json()["active"] == 0, "the engine rests")
+    # Here the question reads it, not the page before.
+    page.driver.execute_script("localStorage.setItem('ahead', 'off')")
     page.open()
+    page.driver.execute_script("localStorage.removeItem('ahead')")
+    server.hold(1)  # one piece of the reading
     _gather(page, [document])
     page.fill("#composer", shown.texts[0])
     page.press("\ue007")
@@ -122,7 +139,7 @@ def _text(page: Page, shown: Shown, server: PageServer) -> None:
 
 def _table(page: Page, shown: Shown, server: PageServer) -> None:
     page.open(f"/#c={shown.table}")
-    page.one(".extracted table")
+    page.one(".extracted tbody tr")
 
 
 def _columns(page: Page, shown: Shown, server: PageServer) -> None:

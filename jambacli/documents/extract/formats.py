@@ -21,7 +21,8 @@ class Opening:
     """A file to read.
 
     ``path``: where it lies. ``name``: what errors call it. ``alive``: call it now and then while nothing is yielded.
-    ``inner``: reads a file within it, such as an attachment. ``ocr``: recognizes its pages that are pictures.
+    ``inner``: reads a file within it, such as an attachment. ``ocr``: recognizes its pages that are pictures. ``counted``: call
+    it with the number of pages, where that is known before they are read.
     """
 
     path: str
@@ -29,6 +30,7 @@ class Opening:
     alive: Callable[[], None]
     inner: ReadInner
     ocr: Ocr = field(default_factory=Ocr)
+    counted: Callable[[int], None] = lambda count: None
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def _pdf(opening: Opening) -> Extraction:
     from jambacli.documents.extract.pdf import pdf_pages
 
     remarks: list[str] = []
-    return "page", pdf_pages(opening.path, opening.name, remarks, opening.ocr), remarks
+    return "page", pdf_pages(opening.path, opening.name, remarks, opening.ocr, opening.counted), remarks
 
 
 def _mbox(opening: Opening) -> Extraction:

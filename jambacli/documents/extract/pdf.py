@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -22,8 +22,15 @@ MAX_PAGES = 100_000
 _FORM_PAGES = 20
 
 
-def pdf_pages(path: str, name: str, remarks: list[str], ocr: Ocr | None = None) -> Iterator[DocumentPart]:
+def pdf_pages(
+    path: str,
+    name: str,
+    remarks: list[str],
+    ocr: Ocr | None = None,
+    counted_pages: Callable[[int], None] = lambda count: None,
+) -> Iterator[DocumentPart]:
     """All pages; those without text are empty pieces, or recognized by ``ocr``. What was left out is added to ``remarks``.
+    ``counted_pages`` is called with their number before they are read.
 
     Raises BadFileError naming ``name`` when the file is encrypted, damaged, has no text at all, or is an XFA form.
     """
@@ -33,6 +40,7 @@ def pdf_pages(path: str, name: str, remarks: list[str], ocr: Ocr | None = None) 
     count = len(document)
     if not 0 < count <= MAX_PAGES:
         raise BadFileError(name, f"has {count:,} pages; split it" if count else "has no pages")
+    counted_pages(count)
     reader = _Pages(document, pypdfium2.PdfiumError)
     if reader.forms.xfa and not any(reader.fields(i) for i in range(min(count, _FORM_PAGES))):
         raise BadFileError(

@@ -63,11 +63,13 @@ class Sandbox:
         ocr: OcrRequest | None = None,
         progress: Progress = no_progress,
         on_piece: Callable[[DocumentPart], None] | None = None,
+        on_count: Callable[[int], None] | None = None,
     ) -> None:
         """``ocr``: by default no page is recognized. ``progress``: of the recognition of a document's pages. ``on_piece``:
-        called with each piece as it comes."""
+        called with each piece as it comes. ``on_count``: called with the number of a file's pages where it is known before
+        they are read."""
         self.page_seconds, self.ocr, self.progress = page_seconds, ocr or OcrRequest(), progress
-        self._on_piece = on_piece
+        self._on_piece, self._on_count = on_piece, on_count
         self._process: subprocess.Popen[str] | None = None
         self._answers: queue.Queue[str | None] = queue.Queue()
         self._served = 0
@@ -132,6 +134,9 @@ class Sandbox:
             elif "recognized" in answer:
                 if answer["recognized"]:
                     advance(answer["recognized"])
+            elif "count" in answer:
+                if self._on_count is not None:
+                    self._on_count(answer["count"])
             elif "unit" in answer:
                 unit = answer["unit"]
             else:

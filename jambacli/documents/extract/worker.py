@@ -1,7 +1,8 @@
 """The process that opens documents with limited memory, so that a file can crash only this process.
 
 It is started by ``sandbox``. A request is one line of JSON on standard input, ``{"kind", "path", "name", "ocr"}``. Answers
-are lines of JSON on standard output: the unit, the progress of OCR, the pieces, then "done" with remarks, or "error".
+are lines of JSON on standard output: the unit, the number of pages where it is known, the progress of OCR, the pieces, then
+"done" with remarks, or "error".
 With ``"picture": {"page", "scale", "out"}`` or ``"find": {"page", "quote"}`` besides, a page of a PDF is drawn or
 looked through: the answer is "done" with its size or the boxes.
 """
@@ -99,7 +100,14 @@ def _serve(request: dict[str, Any], out: IO[str]) -> None:
             say(done=True, found=_looked(request))
             return
         ocr = _ocr(request["ocr"], say)
-        opening = Opening(request["path"], name, lambda: say(unit=unit), partial(_inner, ocr, 1), ocr)
+        opening = Opening(
+            request["path"],
+            name,
+            lambda: say(unit=unit),
+            partial(_inner, ocr, 1),
+            ocr,
+            lambda count: say(count=count),
+        )
         unit, pieces, remarks = read(request["kind"], opening)
         say(unit=unit)
         total = 0

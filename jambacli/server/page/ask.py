@@ -6,13 +6,14 @@ The same turns, tokens and prefixes as a session of the terminal makes, so that 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from jambacli.cache.prefix_store import Prefix, PrefixStore, text_hash
 from jambacli.documents.modes import Modes, Task
 from jambacli.documents.pages import DocumentEntry
+from jambacli.engine.batch_job import Request
 from jambacli.engine.options import GenerationOptions
 from jambacli.engine.prefix_cache import spaces_of
 from jambacli.errors import JambaError, UsageError
@@ -23,7 +24,7 @@ from jambacli.session.session_file import SavedSession
 from jambacli.session.thinking import render_reply, switch_thoughts
 
 if TYPE_CHECKING:
-    from jambacli.engine.batch_job import Job, Request
+    from jambacli.engine.batch_job import Job
     from jambacli.engine.loaded_model import LoadedModel
 
 
@@ -34,7 +35,9 @@ class Ask:
     ``kind``: "message", "edit", "regenerate", "summarize", "compare" or "table". ``text``: for the model, without what its
     template has modes for; ``shown``: for people. ``documents``: ids of those that come before it, with their ``entries``.
     ``at``: the index of the turn that is replaced, of all turns. ``schema``: of the reply. ``citations``: whether the reply is
-    to cite. ``task``: what was asked for, for the page.
+    to cite. ``task``: what was asked for, for the page. ``each``: the instruction for part i of n of documents larger than the
+    context; ``parts``: in how many they were read, and ``originals``: the hashes of their texts; ``entries`` are then what the
+    parts said. ``left_out``: names of documents that could not be read.
     """
 
     kind: str
@@ -47,6 +50,10 @@ class Ask:
     schema: Mapping[str, Any] | None = None
     citations: bool = True
     task: Mapping[str, Any] | None = None
+    each: Callable[[int, int], str] | None = None
+    parts: int = 0
+    originals: Sequence[str] = ()
+    left_out: Sequence[str] = ()
 
 
 @dataclass
@@ -83,10 +90,12 @@ def prepare(model: LoadedModel, saved: SavedSession, ask: Ask) -> Prepared:
             turns.pop()
         if not turns or turns[-1].role != "user":
             raise UsageError("there is nothing to answer yet")
-    elif ask.kind == "edit":
+    elif ask.kind == "edit" and not ask.entries:
         assert ask.at is not None
         turns[ask.at :] = [replace(turns[ask.at], content=modes.instruction(task))]
     else:
+        if ask.at is not None:
+            del turns[ask.at :]
         documents = [entry.as_document() for entry in ask.entries]
         knobs = modes.knobs(task) if documents or ask.schema is not None else None
         conversation.add_user(modes.instruction(task), documents or None, knobs)
@@ -95,8 +104,31 @@ def prepare(model: LoadedModel, saved: SavedSession, ask: Ask) -> Prepared:
         options = replace(options, schema=ask.schema, cite=cite)
     rendered = render_reply(conversation, options.think)
     request = request_of(model, rendered, options, chat=True)
-    hashes = [*saved.documents, *(text_hash(entry.text) for entry in ask.entries)]
+    hashes = list(dict.fromkeys([*saved.documents, *ask.originals, *(text_hash(entry.text) for entry in ask.entries)]))
     return Prepared(conversation, replace(request, documents=hashes), hashes, rendered.documents_end)
+
+
+def document_request(model: LoadedModel, saved: SavedSession | None, ask: Ask) -> Request:
+    """What reads the documents of ``ask``, and writes nothing: the tokens from the beginning of a session, or of a new one
+    whose system message is ``ask.text``, to the end of its documents. Raises JambaError or ApiError."""
+    if saved is not None:
+        conversation = conversation_of(model, saved)
+        known = list(saved.documents)
+    else:
+        assert model.template is not None
+        conversation, known = Conversation(model.template, model.tokenizer, ask.text or None), []
+    switch_thoughts(conversation, ask.options.think)
+    modes = Modes(conversation)
+    knobs = modes.knobs(Task("?", ask.citations))
+    conversation.add_user("?", [entry.as_document() for entry in ask.entries], knobs)
+    rendered = render_reply(conversation, ask.options.think)
+    end = rendered.documents_end or len(rendered.ids)
+    return Request(
+        ids=rendered.ids[:end],
+        boundaries=[b for b in rendered.boundaries if b <= end],
+        max_tokens=0,
+        documents=[*known, *(text_hash(entry.text) for entry in ask.entries)],
+    )
 
 
 def _numbered(conversation: Conversation) -> int | None:

@@ -21,14 +21,16 @@ from jambacli.server.page.generation import (
     Answering,
     Generation,
     ModelAnswering,
-    UpstreamAnswering,
     check_session,
     documents_ready,
 )
 from jambacli.server.page.library import Library
 from jambacli.server.page.notes import Notes
+from jambacli.server.page.questions import first_index, pending_message, reply_index, unsent_question
+from jambacli.server.page.reading import ReadingAhead
 from jambacli.server.page.reply_options import read_reply_options
 from jambacli.server.page.sessions import MOST_NAME, MOST_TEXT, MOST_TITLE, Sessions, text_field
+from jambacli.server.page.upstream_answering import UpstreamAnswering
 from jambacli.session.session_file import SavedSession
 
 if TYPE_CHECKING:
@@ -60,6 +62,7 @@ class Conversations:
         self._system = system
         self.models, self.library, self.extraction = models, library, extraction
         self.sessions = Sessions(library, keep=keep)
+        self.ahead = ReadingAhead(library, extraction)
         self._channels: dict[str, Channel] = {}
         self._generations: dict[str, Generation] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -103,7 +106,7 @@ class Conversations:
             known = {info.name: info.context for info in infos}
             return known.get(saved.model) or next(iter(known.values()), 0) or None, None
         try:
-            worker = self._model(saved).worker
+            worker = self.model_of(saved).worker
             if worker is None:
                 return saved.ctx, None
             await asyncio.to_thread(check_session, worker, saved)
@@ -111,7 +114,7 @@ class Conversations:
             return None, error.message
         return worker.ctx, None
 
-    def _model(self, saved: SavedSession) -> ServedModel:
+    def model_of(self, saved: SavedSession) -> ServedModel:
         """The model that goes on with a session. Raises ApiError."""
         from jambacli.server.models import Models
 
@@ -165,7 +168,8 @@ class Conversations:
 
     async def change(self, name: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Change a session's name, title, options, system message or waiting documents. Raises ApiError."""
-        documents = self.documents(body) if body.get("documents") is not None else None
+        # What cannot be read stays in the list, with the reason, until a message leaves it out or a person takes it away.
+        documents = self.documents(body, refused=True) if body.get("documents") is not None else None
         async with self._alone(name):
             new = await asyncio.to_thread(self.sessions.change, name, body, documents)
         if new != name and name in self._channels:
@@ -211,16 +215,19 @@ class Conversations:
 
     # Replies
 
-    def documents(self, body: Mapping[str, Any]) -> list[str]:
-        """The ids of documents in a body. Raises ApiError for one that there is not or that is refused."""
+    def documents(self, body: Mapping[str, Any], *, refused: bool = False) -> list[str]:
+        """The ids of documents in a body; those that cannot be read are left out, unless ``refused`` ones are wanted too.
+
+        Raises ApiError for one that there is not, and if none can be read.
+        """
         value = body.get("documents") or []
         if not isinstance(value, list) or len(value) > 1000 or not all(isinstance(name, str) for name in value):
             raise bad_request("the field 'documents' must be a list of ids", "documents")
-        for name in value:
-            document = self.library.get(name)
-            if document.state == "refused":
-                raise ApiError(400, document.message, code="document_refused", parameter="documents")
-        return list(dict.fromkeys(value))
+        documents = [self.library.get(name) for name in dict.fromkeys(value)]
+        kept = [document.id for document in documents if refused or document.state != "refused"]
+        if documents and not kept:
+            raise ApiError(400, documents[0].message, code="document_refused", parameter="documents")
+        return kept
 
     async def start(self, name: str, make: Callable[[SavedSession, Notes], Ask]) -> dict[str, Any]:
         """Start a reply to what ``make``, called in a thread, returns for the session. Raises ApiError."""
@@ -233,7 +240,7 @@ class Conversations:
             answering, release = await self._answering(saved, notes)
             held.callback(release)
             # Whatever happens from here on, the question is not lost.
-            notes.unsent = _unsent(saved, ask)
+            notes.unsent = unsent_question(saved, ask)
             await asyncio.to_thread(self.sessions.notes.write, name, notes)
         except BaseException:
             held.close()
@@ -243,12 +250,12 @@ class Conversations:
         channel = self._channel(name)
         since = channel.begin()
         ready = partial(documents_ready, self.library, self.extraction, ask)
-        generation = Generation(name, ask, channel, answering, ready, index=_reply_index(saved, ask))
+        generation = Generation(name, ask, channel, answering, ready, index=reply_index(saved, ask))
         self._generations[name] = generation
         about = {"generation": generation.id, "kind": generation.kind}
-        channel.put({"type": "begin", **about, "index": _first_index(saved, ask)})
+        channel.put({"type": "begin", **about, "index": first_index(saved, ask)})
         if ask.kind != "regenerate":
-            channel.put({"type": "message", "message": _pending(saved, ask)})
+            channel.put({"type": "message", "message": pending_message(saved, ask)})
         task = asyncio.ensure_future(self._run(generation, saved, notes, held))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -257,7 +264,10 @@ class Conversations:
     def _asked(self, name: str, make: Callable[[SavedSession, Notes], Ask]) -> tuple[SavedSession, Notes, Ask]:
         saved, notes = self.sessions.read(name), self.sessions.notes.read(name)
         ask = make(saved, notes)
-        return saved, notes, replace(ask, citations=ask.citations and notes.options.get("citations", True))
+        found = [document for name in notes.documents if (document := self.library.find(name)) is not None]
+        refused = [document.name for document in found if document.state == "refused"]
+        citations = ask.citations and notes.options.get("citations", True)
+        return saved, notes, replace(ask, citations=citations, left_out=refused)
 
     async def _answering(self, saved: SavedSession, notes: Notes) -> tuple[Answering, Callable[[], None]]:
         """Who answers, and what to call when it has."""
@@ -267,7 +277,7 @@ class Conversations:
             model = await self.models.named(saved.model)
             return UpstreamAnswering(self.models, model, partial(self._turn_entries, notes)), lambda: None
         using = contextlib.AsyncExitStack()
-        worker = await using.enter_async_context(self.models.loaded(self._model(saved)))
+        worker = await using.enter_async_context(self.models.loaded(self.model_of(saved)))
         try:
             await asyncio.to_thread(check_session, worker, saved)
         except BaseException:
@@ -333,6 +343,7 @@ class Conversations:
     def stop_watching(self) -> None:
         """End the streams of events: at once, or with the reply that is being generated. The server stops."""
         self._stopping = True
+        self.ahead.stop()
 
     # Events
 
@@ -377,49 +388,3 @@ class Conversations:
                     self._versions.pop(other, None)
             self._channels[name] = Channel()
         return self._channels[name]
-
-
-def _first_index(saved: SavedSession, ask: Ask) -> int:
-    """The index of the first message that a reply replaces or adds."""
-    return _reply_index(saved, ask) - (ask.kind != "regenerate")
-
-
-def _reply_index(saved: SavedSession, ask: Ask) -> int:
-    """The index of the reply among the messages."""
-    first = view.place_of_first(saved.turns)
-    if ask.kind == "edit":
-        return (ask.at or 0) + 1 - first
-    if ask.kind == "regenerate":
-        return max((i for i, turn in enumerate(saved.turns) if turn["role"] == "user"), default=first) + 1 - first
-    return len(saved.turns) + 1 - first
-
-
-def _pending(saved: SavedSession, ask: Ask) -> dict[str, Any]:
-    """A person's message as it is shown before it is part of the session."""
-    return {
-        "index": _first_index(saved, ask),
-        "role": "user",
-        "text": ask.shown,
-        "thought": None,
-        "documents": list(ask.documents),
-        "citations": [],
-        "cited": False,
-        "stats": None,
-        "finish": None,
-        "task": ask.task,
-        "table": None,
-        "siblings": None,
-    }
-
-
-def _unsent(saved: SavedSession, ask: Ask) -> dict[str, Any]:
-    """What is to be asked again when no reply comes."""
-    more = {"index": _first_index(saved, ask)} if ask.kind == "edit" else {}
-    return {
-        "kind": ask.kind,
-        "text": ask.shown,
-        "documents": list(ask.documents),
-        "task": ask.task,
-        "message": "",
-        **more,
-    }

@@ -12,13 +12,13 @@ from starlette.routing import Route
 
 from jambacli.documents.quotes import find_quote
 from jambacli.server.context import Server
-from jambacli.server.errors import ApiError, bad_request
+from jambacli.server.errors import ApiError, bad_request, not_found
 from jambacli.server.file_routes import read_form
 from jambacli.server.files import clean_name
 from jambacli.server.http import json_response, parse_json, read_bytes
 from jambacli.server.multipart import MultipartReader, boundary_of
 from jambacli.server.page.document import DocumentText, LibraryDocument, paragraphs_of
-from jambacli.server.page.http import number, query_text, routes_of
+from jambacli.server.page.http import collection_routes, number, query_text
 from jambacli.server.page.library import search
 from jambacli.server.page.page import Page
 from jambacli.server.page.pictures import LEAST, MOST
@@ -129,7 +129,7 @@ class DocumentRoutes:
     async def _picture(self, request: Request, name: str) -> Response:
         document, text, at = await self._part(request, name)
         if document.kind != "pdf":
-            raise ApiError(404, f"{document.name} has no pictures of pages", kind="not_found_error", code="not_found")
+            raise not_found(f"{document.name} has no pictures of pages")
         try:
             scale = float(request.query_params.get("scale", "1.5")[:16])
         except ValueError:
@@ -174,8 +174,7 @@ class DocumentRoutes:
         text = await asyncio.to_thread(self._library.text, document)
         count = len(text.document.parts)
         if not (name.isascii() and name.isdigit() and len(name) < 10 and 1 <= int(name) <= count):
-            message = f"{document.name} has no page {name[:20]!r}; there are {count}"
-            raise ApiError(404, message, kind="not_found_error", code="not_found")
+            raise not_found(f"{document.name} has no page {name[:20]!r}; there are {count}")
         return document, text, int(name)
 
     async def _answer(self, document: LibraryDocument, status: int = 200) -> Response:
@@ -194,15 +193,5 @@ def _found(text: DocumentText, quote: str, page: int | None) -> tuple[int, int, 
 def document_routes(server: Server, page: Page) -> list[Route]:
     """The routes of documents."""
     routes = DocumentRoutes(server, page)
-    one = "/v1/library/documents/{id}"
-    return routes_of(
-        {
-            ("POST", "/v1/library/documents"): routes.create,
-            ("GET", "/v1/library/documents"): routes.listed,
-            ("GET", one): routes.get,
-            ("PATCH", one): routes.change,
-            ("DELETE", one): routes.delete,
-            ("GET", f"{one}/pages/{{number}}"): routes.page,
-            ("GET", f"{one}/locate"): routes.locate,
-        }
-    )
+    more = {("GET", "pages/{number}"): routes.page, ("GET", "locate"): routes.locate}
+    return collection_routes("/v1/library/documents", "id", routes, more)

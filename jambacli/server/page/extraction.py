@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from jambacli.documents.extract.pieces import DocumentPart
 from jambacli.documents.extract.sandbox import Sandbox
@@ -25,12 +26,25 @@ _AT_ONCE = 2
 
 @dataclass
 class Extracting:
-    """How far a document is: ``done`` of ``total`` parts (None: not known) called ``unit``."""
+    """How far a document is: ``done`` of ``total`` parts (None: not known) called ``unit``; ``began``: when the first of
+    these was begun."""
 
     done: int = 0
     total: int | None = None
     unit: str = "pages"
     cancelled: bool = False
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def left_s(self) -> float | None:
+        """The seconds until it is read, None while that is not known."""
+        if not self.total or not self.done:
+            return None
+        return (self.total - self.done) * (time.monotonic() - self.began) / self.done
+
+    def counted(self, count: int) -> None:
+        """The number of pages is known."""
+        self.total, self.began = count, time.monotonic()
 
     def progress(
         self, title: str, total: int | None, unit: str = "pages"
@@ -40,19 +54,19 @@ class Extracting:
 
     @contextlib.contextmanager
     def _recognizing(self, total: int | None) -> Iterator[Callable[[int], None]]:
-        before, self.total, self.unit = self.done, total, "scanned pages"
-        self.done = 0
+        before = self.done, self.total, self.unit, self.began
+        self.done, self.total, self.unit, self.began = 0, total, "scanned pages", time.monotonic()
 
         def advance(n: int) -> None:
             self.done += n
 
         yield advance
-        self.done, self.total, self.unit = before, None, "pages"
+        self.done, self.total, self.unit, self.began = before
 
     def piece(self, part: DocumentPart) -> None:
         """A part has come."""
-        if self.total is None:
-            self.done += 1
+        if self.unit == "pages":  # empty pages are pieces too, with their numbers
+            self.done = min(self.done + 1, self.total or self.done + 1)
         if self.cancelled:
             raise JambaError("it was removed")
 
@@ -120,7 +134,7 @@ class Extraction:
         library = self._library
         try:
             request = ocr_request("auto", store=library.keep)
-            with Sandbox(ocr=request, progress=state.progress, on_piece=state.piece) as sandbox:
+            with Sandbox(ocr=request, progress=state.progress, on_piece=state.piece, on_count=state.counted) as sandbox:
                 kind, read = _read_content(library, document, sandbox)
             text = DocumentText.of(read)
             library.keep_text(document, text)

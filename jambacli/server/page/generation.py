@@ -7,25 +7,23 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from jambacli.cache.prefix_store import text_hash
 from jambacli.documents.citations import SectionSplitter
-from jambacli.documents.pages import DocumentEntry, entries_of
+from jambacli.documents.pages import entries_of
 from jambacli.server.errors import ApiError, as_api_error
 from jambacli.server.events import Answer, Piece, Running, Waiting
 from jambacli.server.page.ask import Ask, Prepared, conversation_of, fingerprint_of, prepare, with_reply
 from jambacli.server.page.channel import Channel
 from jambacli.server.page.library import Library
-from jambacli.server.request import Call, Message
+from jambacli.server.page.parts import in_parts
 from jambacli.session.session_file import SavedSession
 from jambacli.session.session_lock import check_model
 
 if TYPE_CHECKING:
     from jambacli.server.page.extraction import Extraction
-    from jambacli.server.upstream import Upstream
     from jambacli.server.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -49,6 +47,9 @@ class Ended:
 
 class Answering(Protocol):
     """Who answers: a model here, or another server."""
+
+    async def fitted(self, saved: SavedSession, ask: Ask, say: Callable[[dict[str, Any]], None]) -> Ask:
+        """``ask`` as it fits the context: of documents that do not, what their parts say. Raises ApiError."""
 
     async def start(self, saved: SavedSession, ask: Ask) -> Running:
         """Begin the reply. Raises ApiError."""
@@ -110,6 +111,7 @@ class Generation:
         try:
             self._ask = await self._until_stopped(self._ready(self._status))
             self._status({"phase": "waiting"})
+            self._ask = await self._until_stopped(self._answering.fitted(saved, self._ask, self._status))
             self._running = await self._until_stopped(self._answering.start(saved, self._ask))
             answer = await self._follow(self._running)
         except ApiError as error:
@@ -184,7 +186,7 @@ class Generation:
 
     def _status(self, fields: dict[str, Any]) -> None:
         """Say how far the reply is, if that is news."""
-        same = ("phase", "done", "total", "position")
+        same = ("phase", "done", "total", "position", "part")
         if any(self._last.get(name) != fields.get(name) for name in same):
             self._last = fields
             self.channel.put({"type": "status", **fields})
@@ -193,7 +195,8 @@ class Generation:
 async def documents_ready(
     library: Library, extraction: Extraction, ask: Ask, say: Callable[[dict[str, Any]], None]
 ) -> Ask:
-    """``ask`` with the entries of its documents, once all have been read. Raises ApiError for one that is refused."""
+    """``ask`` with the entries of its documents, once all have been read; those that are refused are left out. Raises ApiError
+    if only such are asked about."""
     documents = [library.get(name) for name in ask.documents]
     for document in documents:
         while document.state == "extracting":
@@ -201,12 +204,21 @@ async def documents_ready(
             while not waiting.done():
                 state = extraction.progress(document)
                 if state is not None:
-                    text = f"reading {document.name}"
-                    say({"phase": "extracting", "done": state.done, "total": state.total, "text": text})
+                    about = {"done": state.done, "total": state.total, "unit": state.unit, "left_s": state.left_s}
+                    say({"phase": "extracting", **about, "text": document.name})
                 await asyncio.wait((waiting,), timeout=_LOOK)
             await waiting
-    texts = await asyncio.to_thread(lambda: [library.text(document).document for document in documents])
-    return replace(ask, entries=entries_of(texts) if texts else [])
+    refused = [document for document in documents if document.state == "refused"]
+    ready = [document for document in documents if document.state != "refused"]
+    if refused and not ready and ask.task is not None:
+        raise ApiError(400, refused[0].message, code="document_refused", parameter="documents")
+    texts = await asyncio.to_thread(lambda: [library.text(document).document for document in ready])
+    return replace(
+        ask,
+        documents=[document.id for document in ready],
+        entries=entries_of(texts) if texts else [],
+        left_out=[*ask.left_out, *(document.name for document in refused)],
+    )
 
 
 class ModelAnswering:
@@ -217,12 +229,17 @@ class ModelAnswering:
         self._prepared: Prepared | None = None
         self._running: Any = None
 
+    async def fitted(self, saved: SavedSession, ask: Ask, say: Callable[[dict[str, Any]], None]) -> Ask:
+        """See Answering."""
+        ask, self._prepared = await in_parts(self._worker, saved, ask, say)
+        return ask
+
     async def start(self, saved: SavedSession, ask: Ask) -> Running:
         """See Answering."""
         model = self._worker.model
 
         def make() -> Any:
-            self._prepared = prepare(model, saved, ask)
+            self._prepared = self._prepared or prepare(model, saved, ask)
             return self._prepared.request
 
         self._running = await self._worker.start_request(make)
@@ -233,6 +250,8 @@ class ModelAnswering:
         job, engine = self._running.jobs[0], self._worker.engine
         total, read, known = len(job.ids), job.tokens_read, job.counters.reused
         if job.phase == "waiting":
+            if (ahead := self._ahead(job)) is not None:
+                return ahead
             return {"phase": "waiting", "position": engine.queue_position(job), "total": total}
         if job.phase == "reading":
             seconds = time.perf_counter() - began
@@ -242,6 +261,19 @@ class ModelAnswering:
         counters = job.counters
         rate = counters.decoded / counters.decode_seconds if counters.decode_seconds else None
         return {"phase": "writing", "done": len(job.result.ids), "total": None, "rate": rate}
+
+    def _ahead(self, job: Any) -> dict[str, Any] | None:
+        """How far the request is whose beginning ``job`` waits for: what is read ahead for it."""
+        for other in self._worker.engine.jobs:
+            size = len(other.ids)
+            if other.phase != "reading" or size > len(job.ids) or not (job.array[:size] == other.array).all():
+                continue
+            read = other.tokens_read - other.counters.reused
+            rate = read / other.counters.prefill_seconds if other.counters.prefill_seconds > 0 and read > 0 else None
+            left = (len(job.ids) - other.tokens_read) / rate if rate else None
+            about = {"done": other.tokens_read, "total": len(job.ids), "known": other.counters.reused}
+            return {"phase": "reading", **about, "rate": rate, "left_s": left}
+        return None
 
     async def end(
         self, saved: SavedSession, answer: Answer | None, said: str
@@ -284,81 +316,6 @@ def stats_of(job: Any) -> dict[str, Any]:
         "write_rate": counters.decoded / write if write else None,
         "first_token_seconds": job.first_token_seconds,
     }
-
-
-class UpstreamAnswering:
-    """The server behind this one answers: what it knows of earlier text is its own matter."""
-
-    def __init__(
-        self, upstream: Upstream, model: str, documents: Callable[[Any, int], Sequence[DocumentEntry]]
-    ) -> None:
-        """``documents``: those before a turn of the session's file, by its index."""
-        self._upstream, self._model, self._documents = upstream, model, documents
-        self._turns: list[dict[str, Any]] = []
-        self._hashes: list[str] = []
-        self._running: Any = None
-        self._began = time.perf_counter()
-
-    async def start(self, saved: SavedSession, ask: Ask) -> Running:
-        """See Answering."""
-        from jambacli.documents.modes import Modes, Task
-
-        turns = [dict(turn) for turn in saved.turns]
-        entries = {i: self._documents(turn, i) for i, turn in enumerate(turns)}
-        if ask.kind == "regenerate":
-            while turns and turns[-1]["role"] != "user":
-                turns.pop()
-            if not turns:
-                raise ApiError(400, "there is nothing to answer yet")
-        else:
-            if ask.kind == "edit" and ask.at is not None:
-                del turns[ask.at :]
-            if ask.entries:
-                entries[len(turns)] = ask.entries
-            cites = ask.citations and any(entries.get(i) for i in range(len(turns) + 1))
-            turns.append({"role": "user", "content": Modes(None).instruction(Task(ask.text, cites, ask.schema))})
-        messages = []
-        for i, turn in enumerate(turns):
-            documents = [entry.as_document() for entry in entries.get(i) or ()]
-            messages.append(Message(turn["role"], turn["content"], documents=documents))
-        options = replace(ask.options, schema=ask.schema) if ask.schema is not None else ask.options
-        self._turns = turns
-        self._hashes = [*saved.documents, *(text_hash(entry.text) for entry in ask.entries)]
-        self._running = await self._upstream.start(Call(messages=messages, options=options, model=self._model))
-        return self._running
-
-    def status(self, began: float) -> dict[str, Any] | None:
-        """See Answering."""
-        return None
-
-    async def end(
-        self, saved: SavedSession, answer: Answer | None, said: str
-    ) -> tuple[SavedSession | None, dict[str, Any]]:
-        """See Answering."""
-        text = answer.text if answer is not None else said
-        if not text.strip():
-            return None, {}
-        turn = {"role": "assistant", "content": text}
-        ended = replace(
-            saved, updated=time.time(), turns=[*self._turns, turn], documents=self._hashes, model=self._model
-        )
-        if answer is None:
-            return ended, {}
-        if answer.thoughts:
-            turn["thoughts"] = answer.thoughts
-        seconds = time.perf_counter() - self._began
-        stats = {
-            "prompt_tokens": answer.prompt_tokens,
-            "reused_tokens": answer.cached_tokens,
-            "read_tokens": answer.prompt_tokens - answer.cached_tokens,
-            "written_tokens": answer.generated_tokens,
-            "read_seconds": None,
-            "write_seconds": seconds,
-            "read_rate": None,
-            "write_rate": None,
-            "first_token_seconds": answer.first_token or None,
-        }
-        return ended, stats
 
 
 def check_session(worker: Worker, saved: SavedSession) -> None:

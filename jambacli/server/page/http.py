@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -65,6 +65,38 @@ def routes_of(table: dict[tuple[str, str], Work]) -> list[Route]:
         changes = method in ("POST", "PATCH", "PUT")
         found.append(Route(path, safe(checked(work) if changes else work), methods=[method]))
     return found
+
+
+class Collection(Protocol):
+    """The handlers of what can be listed, made, looked at, changed and deleted."""
+
+    async def listed(self, request: Request) -> Response:
+        """GET the collection."""
+
+    async def create(self, request: Request) -> Response:
+        """POST to the collection."""
+
+    async def get(self, request: Request) -> Response:
+        """GET one."""
+
+    async def change(self, request: Request) -> Response:
+        """PATCH one."""
+
+    async def delete(self, request: Request) -> Response:
+        """DELETE one."""
+
+
+def collection_routes(path: str, key: str, of: Collection, more: Mapping[tuple[str, str], Work]) -> list[Route]:
+    """The routes of a collection at ``path``, whose members ``key`` names, with ``more`` by method and path below a member."""
+    one = f"{path}/{{{key}}}"
+    table = {
+        ("GET", path): of.listed,
+        ("POST", path): of.create,
+        ("GET", one): of.get,
+        ("PATCH", one): of.change,
+        ("DELETE", one): of.delete,
+    }
+    return routes_of({**table, **{(method, f"{one}/{rest}"): work for (method, rest), work in more.items()}})
 
 
 def number(value: str | None, name: str, low: int, high: int, default: int | None = None) -> int | None:

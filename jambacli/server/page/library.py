@@ -16,7 +16,7 @@ from pathlib import Path
 from jambacli.cache.prefix_store import PrefixStore
 from jambacli.errors import JambaError
 from jambacli.files import atomic_write, data_home, private_folder, read_regular
-from jambacli.server.errors import ApiError
+from jambacli.server.errors import ApiError, not_found
 from jambacli.server.files import FileStore, StoredFile, Upload, clean_name, not_stored
 from jambacli.server.page.document import DocumentText, LibraryDocument
 from jambacli.server.page.pictures import Pictures
@@ -106,7 +106,7 @@ class Library:
         with self._lock:
             found = self._loaded().get(name) if _ID.fullmatch(name) else None
         if found is None:
-            raise ApiError(404, f"there is no document {name[:80]!r}", kind="not_found_error", code="not_found")
+            raise not_found(f"there is no document {name[:80]!r}")
         return found
 
     @property
@@ -301,8 +301,8 @@ def search(library: Library, query: str) -> list[tuple[LibraryDocument, dict[str
     return found
 
 
-# Characters of an excerpt on each side of the word.
-_AROUND = 80
+# Characters of an excerpt before the word, few so that it is among the first lines, and after it.
+_BEFORE, _AFTER = 24, 120
 
 
 def _excerpt(text: DocumentText, words: Sequence[str]) -> dict[str, object] | None:
@@ -316,7 +316,9 @@ def _excerpt(text: DocumentText, words: Sequence[str]) -> dict[str, object] | No
     page = text.entries[at].text
     where = page.lower().find(words[0])
     where = max(0, where)
-    start, end = max(0, where - _AROUND), min(len(page), where + len(words[0]) + _AROUND)
+    start, end = max(0, where - _BEFORE), min(len(page), where + len(words[0]) + _AFTER)
+    if start and (space := page.find(" ", start, where)) >= 0:
+        start = space + 1  # not within a word
     shown = " ".join(page[start:where].split())
     shown = ("… " if start else "") + shown + (" " if shown and page[where - 1 : where].isspace() else "")
     begin = len(shown)

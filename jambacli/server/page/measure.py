@@ -82,10 +82,11 @@ class Measure:
             return {"tokens": None, "read": {"tokens_stored": 0}, "fits": None, "estimate_s": None}
         stored = self._known(document, worker)
         rate = reading_rate(worker)
+        room = worker.ctx - min(REPLY_ROOM, worker.ctx // 4)
         return {
             "tokens": tokens,
             "read": {"tokens_stored": stored},
-            "fits": tokens + min(REPLY_ROOM, worker.ctx // 4) <= worker.ctx,
+            "fits": tokens <= room,
             "estimate_s": round((tokens - stored) / rate, 1) if rate else None,
         }
 

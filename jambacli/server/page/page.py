@@ -45,7 +45,9 @@ class Page:
     def about(self, document: LibraryDocument) -> dict[str, Any]:
         """A document as the page has it. May be called from any thread."""
         state = self.extraction.progress(document)
-        progress = {"done": state.done, "total": state.total, "unit": state.unit} if state is not None else None
+        progress = None
+        if state is not None:
+            progress = {"done": state.done, "total": state.total, "unit": state.unit, "left_s": state.left_s}
         return {
             "id": document.id,
             "name": document.name,

@@ -17,6 +17,7 @@ from jambacli.server.login import remove_cookie, set_cookie
 from jambacli.server.page.document_routes import document_routes
 from jambacli.server.page.http import routes_of
 from jambacli.server.page.page import Page
+from jambacli.server.page.reading_routes import reading_routes
 from jambacli.server.page.session_routes import session_routes
 
 # Seconds that a wrong key takes.
@@ -77,4 +78,4 @@ def page_routes(
             ("POST", "/v1/page/logout"): routes.logout,
         }
     )
-    return [*own, *document_routes(server, page), *session_routes(server, page)]
+    return [*own, *document_routes(server, page), *reading_routes(server, page), *session_routes(server, page)]

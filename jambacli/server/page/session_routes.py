@@ -21,7 +21,7 @@ from jambacli.server.http import Streaming, json_response
 from jambacli.server.page import session_view as view
 from jambacli.server.page.ask import Ask
 from jambacli.server.page.conversations import Conversations
-from jambacli.server.page.http import number, query_text, routes_of
+from jambacli.server.page.http import collection_routes, number, query_text
 from jambacli.server.page.notes import Notes
 from jambacli.server.page.page import Page
 from jambacli.server.page.presets import preset
@@ -118,7 +118,11 @@ class SessionRoutes:
             at = view.place_of(saved.turns, index)
             if saved.turns[at]["role"] != "user":
                 raise bad_request(f"message {index} is not a person's", "index")
-            return Ask(kind="edit", text=text, shown=text, at=at, options=self._options(body, notes))
+            known = notes.known(saved.turns[at], at)
+            # What was read in parts is asked again.
+            documents = view.documents_of(self._page.library, saved.turns[at], known) if known.get("parts") else []
+            options = self._options(body, notes)
+            return Ask(kind="edit", text=text, shown=text, at=at, documents=documents, options=options)
 
         return await self._started(request, make)
 
@@ -140,7 +144,15 @@ class SessionRoutes:
             shown = wanted.instruction()
             task["title"] = f"Summary of {self._of(saved, notes, documents)}"
             options = self._options(body, notes)
-            return Ask(kind="summarize", text=shown + only, shown=shown, documents=attached, options=options, task=task)
+            return Ask(
+                kind="summarize",
+                text=shown + only,
+                shown=shown,
+                documents=attached,
+                options=options,
+                task=task,
+                each=wanted.part_instruction,
+            )
 
         return await self._started(request, make)
 
@@ -217,16 +229,19 @@ class SessionRoutes:
         Raises ApiError if there are none at all and some are ``needed``.
         """
         known = view.session_documents(self._page.library, saved, notes)
-        waiting = [name for name in notes.documents if self._page.library.find(name) is not None]
+        library = self._page.library
+        waiting = [d.id for name in notes.documents if (d := library.find(name)) is not None and d.state != "refused"]
+        # Documents larger than the context are not in the conversation: they are asked anew, in their parts.
+        again = view.documents_in_parts(library, saved, notes)
         # Where some are named, the others go on waiting.
-        attached = [name for name in documents or waiting if name not in known]
+        attached = [name for name in documents or [*again, *waiting] if name not in known or name in again]
         everything = [*known, *attached]
         has_some = bool(everything) or any(turn.get("pinned") or turn.get("plain") for turn in saved.turns)
         if needed and not has_some:
             raise bad_request("the conversation has no documents: add some", "documents")
         only = ""
         if documents and known and set(documents) < set(everything):
-            names = ", ".join(self._page.library.get(name).title for name in documents)
+            names = ", ".join(library.get(name).title for name in documents)
             only = f"\nAnswer only from: {names}."
         return attached, only
 
@@ -350,25 +365,18 @@ def _short(body: Mapping[str, Any], field: str) -> str | None:
 def session_routes(server: Server, page: Page) -> list[Route]:
     """The routes of conversations."""
     routes = SessionRoutes(server, page)
-    one = "/v1/library/sessions/{name}"
-    return routes_of(
-        {
-            ("GET", "/v1/library/sessions"): routes.listed,
-            ("POST", "/v1/library/sessions"): routes.create,
-            ("GET", one): routes.get,
-            ("PATCH", one): routes.change,
-            ("DELETE", one): routes.delete,
-            ("GET", f"{one}/export"): routes.export,
-            ("GET", f"{one}/events"): routes.events,
-            ("GET", f"{one}/tables/{{index}}"): routes.table_file,
-            ("POST", f"{one}/messages"): routes.message,
-            ("POST", f"{one}/regenerate"): routes.regenerate,
-            ("POST", f"{one}/edit"): routes.edit,
-            ("POST", f"{one}/branch"): routes.branch,
-            ("POST", f"{one}/select"): routes.select,
-            ("POST", f"{one}/summarize"): routes.summarize,
-            ("POST", f"{one}/compare"): routes.compare,
-            ("POST", f"{one}/table"): routes.table,
-            ("POST", f"{one}/stop"): routes.stop,
-        }
-    )
+    reading = {"export": routes.export, "events": routes.events, "tables/{index}": routes.table_file}
+    changing = {
+        "messages": routes.message,
+        "regenerate": routes.regenerate,
+        "edit": routes.edit,
+        "branch": routes.branch,
+        "select": routes.select,
+        "summarize": routes.summarize,
+        "compare": routes.compare,
+        "table": routes.table,
+        "stop": routes.stop,
+    }
+    more = {("GET", path): work for path, work in reading.items()}
+    more |= {("POST", path): work for path, work in changing.items()}
+    return collection_routes("/v1/library/sessions", "name", routes, more)

@@ -12,7 +12,7 @@ from jambacli.documents.citation_check import check_citations
 from jambacli.documents.citations import Cited
 from jambacli.documents.pages import DocumentEntry
 from jambacli.documents.quotes import marks_of
-from jambacli.server.errors import ApiError
+from jambacli.server.errors import not_found
 from jambacli.server.page.library import Library
 from jambacli.server.page.notes import Notes, TurnJson, chain_key
 from jambacli.server.page.tables import table_of
@@ -42,7 +42,7 @@ def place_of(turns: Sequence[TurnJson], index: int) -> int:
     """The index among all turns of the message ``index``: the system message is none. Raises ApiError when there is none."""
     first = int(bool(turns) and turns[0]["role"] == "system")
     if not 0 <= index < len(turns) - first:
-        raise ApiError(404, f"there is no message {index}", kind="not_found_error", code="not_found", parameter="index")
+        raise not_found(f"there is no message {index}", "index")
     return index + first
 
 
@@ -78,6 +78,16 @@ def documents_of(library: Library, turn: TurnJson, known: Mapping[str, Any]) -> 
 def session_documents(library: Library, saved: SavedSession, notes: Notes) -> list[str]:
     """The ids of all documents in a session."""
     found = [d for i, turn in enumerate(saved.turns) for d in documents_of(library, turn, notes.known(turn, i))]
+    return list(dict.fromkeys(found))
+
+
+def documents_in_parts(library: Library, saved: SavedSession, notes: Notes) -> list[str]:
+    """The ids of a session's documents that are larger than the context: of them it has only what their parts said."""
+    found: list[str] = []
+    for i, turn in enumerate(saved.turns):
+        known = notes.known(turn, i)
+        if known.get("parts"):
+            found += documents_of(library, turn, known)
     return list(dict.fromkeys(found))
 
 
@@ -187,6 +197,8 @@ def message_of(library: Library, saved: SavedSession, notes: Notes, at: int) -> 
         "task": known.get("task"),
         "table": None,
         "siblings": siblings_of(saved.turns, notes, at),
+        "parts": known.get("parts"),
+        "left_out": known.get("left_out") or [],
     }
     if turn["role"] == "user":
         message |= {"text": shown_text(turn, known), "documents": documents_of(library, turn, known)}
@@ -198,7 +210,9 @@ def message_of(library: Library, saved: SavedSession, notes: Notes, at: int) -> 
             message["table"] = table_of(text, task.get("columns", ()))
         else:
             if "citations" not in known:
-                notes.of(turn, at)["citations"] = marks_json(text, cited, asked_documents(library, saved, notes, at))
+                # What the parts said was numbered, not the documents: their words tell where the answer stands.
+                numbers = Cited() if known.get("parts") else cited
+                notes.of(turn, at)["citations"] = marks_json(text, numbers, asked_documents(library, saved, notes, at))
             message["citations"] = [_alive(library, mark) for mark in notes.of(turn, at)["citations"]]
     return message
 

@@ -13,7 +13,7 @@ from typing import Any
 from jambacli.cache.prefix_store import PrefixStore
 from jambacli.engine.prefix_cache import spaces_of
 from jambacli.errors import JambaError, UsageError
-from jambacli.server.errors import ApiError, as_api_error, bad_request
+from jambacli.server.errors import ApiError, as_api_error, bad_request, not_found
 from jambacli.server.page import session_view as view
 from jambacli.server.page.ask import Ask
 from jambacli.server.page.library import Library
@@ -218,8 +218,7 @@ class Sessions:
             at = view.place_of(saved.turns, index)
             version = notes.versions.get(chain_key(saved.turns[:at]))
             if version is None or version["place"] != at or not 0 <= sibling < len(version["tails"]):
-                message = "there is no such version"
-                raise ApiError(404, message, kind="not_found_error", code="not_found", parameter="sibling")
+                raise not_found("there is no such version", "sibling")
             if sibling == version["shown"]:
                 return
             tail = version["tails"][sibling]
@@ -248,16 +247,23 @@ class Sessions:
                 about |= {k: v for k, v in notes.known(before.turns[ask.at], ask.at).items() if k == "documents"}
             if ask.task is not None:
                 about["task"] = dict(ask.task)
-        task = notes.known(question, at - 1).get("task")
+            about |= {"parts": ask.parts} if ask.parts else {}
+        asked = notes.known(question, at - 1)
         about = notes.of(reply, at)
-        about |= {"stats": dict(stats), "finish": stats.get("finish"), **({"task": task} if task is not None else {})}
-        notes.documents = [name for name in notes.documents if name not in ask.documents]
+        about |= {"stats": dict(stats), "finish": stats.get("finish")}
+        about |= {name: asked[name] for name in ("task", "parts") if asked.get(name)}
+        about |= {"left_out": list(ask.left_out)} if ask.left_out else {}
+        notes.documents = [name for name in notes.documents if name not in ask.documents and self._readable(name)]
         notes.unsent = None
         notes.shared = notes.shared or int(stats.get("document_tokens") or 0)
         notes.without(ended.turns)
         messages = [view.message_of(self.library, ended, notes, i) for i in (at - 1, at)]
         self._write(ended, notes)
         return messages
+
+    def _readable(self, name: str) -> bool:
+        document = self.library.find(name)
+        return document is not None and document.state != "refused"
 
     def _write(self, saved: SavedSession, notes: Notes) -> None:
         try:
@@ -302,7 +308,7 @@ class Sessions:
 
 def not_there(name: str) -> ApiError:
     """The error for a session that there is not."""
-    return ApiError(404, f"there is no session {name[:80]!r}", kind="not_found_error", code="not_found")
+    return not_found(f"there is no session {name[:80]!r}")
 
 
 def text_field(body: Mapping[str, Any], field: str, most: int) -> str | None:

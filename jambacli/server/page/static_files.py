@@ -11,7 +11,7 @@ from pathlib import Path
 
 from starlette.responses import Response
 
-from jambacli.server.errors import ApiError
+from jambacli.server.errors import not_found
 
 FOLDER = Path(__file__).parents[1] / "static"
 #: The kinds of files that are served.
@@ -84,7 +84,7 @@ class StaticFiles:
         """The answer to a request for a file. Raises ApiError when there is none of that name."""
         path = self._names.get(name)
         if path is None:
-            raise ApiError(404, f"there is no {name[:80]!r} here", kind="not_found_error", code="not_found")
+            raise not_found(f"there is no {name[:80]!r} here")
         file = self._file(name, path)
         shown = {**SAFE, "etag": file.etag, "cache-control": "no-cache", "vary": "accept, accept-encoding"}
         if file.etag in [tag.strip().removeprefix("W/") for tag in headers.get("if-none-match", "").split(",")]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jambacli.server.errors import ApiError, bad_request
+from jambacli.server.errors import bad_request, not_found
 
 #: Columns of a table; characters of a column's name and description, and of an instruction.
 MOST_COLUMNS, _NAME, _DESCRIPTION, INSTRUCTION = 24, 60, 400, 4000
@@ -132,7 +132,7 @@ def table_file(table: Mapping[str, Any] | None, form: str) -> tuple[bytes, str]:
     if form not in FORMATS:
         raise bad_request(f"the parameter 'format' must be one of {', '.join(FORMATS)}", "format")
     if table is None:
-        raise ApiError(404, "this message has no table", kind="not_found_error", code="not_found")
+        raise not_found("this message has no table")
     write, kind = FORMATS[form]
     return write(table), kind
 

@@ -4,7 +4,8 @@ import { documentPath, get, patch, post, remove, sessionPath } from "./api.js";
 import { follow } from "./events.js";
 import { shown } from "./format.js";
 import * as sources from "./sources.js";
-import { set, state } from "./store.js";
+import { keep, stored } from "./settings.js";
+import { set, state, watch } from "./store.js";
 
 let notices = 0;
 
@@ -37,7 +38,20 @@ async function tried(work) {
 
 // Start
 
+let kept = "";
+
 export async function start() {
+  try {
+    // A reload keeps what was gathered and typed for a conversation that has not begun.
+    const { gathered, draft } = JSON.parse(stored("begun", "sessionStorage") ?? "{}");
+    if (Array.isArray(gathered)) set({ gathered, draft: String(draft ?? "") });
+  } catch {
+    // It was kept by another version.
+  }
+  watch(() => {
+    const begun = state.name ? "{}" : JSON.stringify({ gathered: state.gathered, draft: state.draft.slice(0, 1e6) });
+    if (begun !== kept) keep("begun", (kept = begun), "sessionStorage");
+  });
   const key = new URLSearchParams(location.hash.slice(1)).get("key");
   if (key) {
     history.replaceState(null, "", location.pathname);
@@ -53,7 +67,9 @@ export async function load() {
       get("/v1/library/documents"),
       get("/v1/library/sessions"),
     ]);
-    set({ page, documents: documents.documents, sessions: sessions.sessions, loaded: true, needsKey: false, offline: false });
+    const known = new Set(documents.documents.map((entry) => entry.id));
+    const gathered = state.gathered.filter((id) => known.has(id));
+    set({ page, documents: documents.documents, sessions: sessions.sessions, gathered, loaded: true, needsKey: false, offline: false });
     sources.follow();
     await route();
   } catch (error) {
@@ -76,7 +92,7 @@ export async function route() {
   const name = wanted.get("c");
   if (name !== state.name) {
     if (name) await openSession(name, { remember: false });
-    else leave();
+    else if (state.name) leave();
   }
   const document = wanted.get("d");
   if (document && state.viewer?.id !== document) openDocument(document, Number(wanted.get("p")) || 1);
@@ -98,7 +114,7 @@ let unfollow = null;
 export function leave() {
   unfollow?.();
   unfollow = null;
-  set({ name: null, session: null, live: null, editing: null, picked: null, gathered: [], draft: "" });
+  set({ name: null, session: null, live: null, editing: null, picked: null, gathered: [], later: [], draft: "" });
 }
 
 export function newConversation() {
@@ -110,7 +126,7 @@ export function newConversation() {
 
 export async function openSession(name, { remember: keep = true } = {}) {
   unfollow?.();
-  set({ name, session: null, live: null, loading: true, editing: null, picked: null, gathered: [], pane: null, draft: "" });
+  set({ name, session: null, live: null, loading: true, editing: null, picked: null, gathered: [], later: [], pane: null, draft: "" });
   if (keep) {
     set({ viewer: null });
     remember();
@@ -224,7 +240,10 @@ function happened(name, event) {
     case "message": {
       flush();
       const messages = [...session.messages.slice(0, event.message.index), event.message];
-      set({ session: { ...session, messages }, live: event.message.role === "assistant" ? null : state.live });
+      // Until it is fetched again a new conversation is called by its first question.
+      const title = session.title || (event.message.task?.title ?? event.message.text).trim().split("\n")[0].slice(0, 80);
+      set({ session: { ...session, title, messages }, live: event.message.role === "assistant" ? null : state.live });
+      if (title !== session.title) listed(state.session);
       break;
     }
     case "status": {
@@ -252,7 +271,7 @@ function happened(name, event) {
       flush();
       set({ live: null });
       say({ stop: "The answer is complete.", length: "The answer reached its length.", stopped: "Stopped." }[event.finish] ?? "Ended.");
-      again(name);
+      again(name).then(join);
       break;
     case "changed":
       again(name);
@@ -262,6 +281,15 @@ function happened(name, event) {
       break;
     default:
   }
+}
+
+/** Make those sources of the conversation that came while a reply was written. */
+async function join() {
+  const ids = state.later;
+  if (!ids.length || !state.session || state.live) return;
+  set({ later: [] });
+  const waiting = state.session.waiting_documents ?? [];
+  await changeSession(state.name, { documents: [...new Set([...waiting, ...ids])] });
 }
 
 /** Change the last reply's fields. */
@@ -311,8 +339,7 @@ async function ensureSession() {
   const system = state.system ? { system: state.system } : {};
   const model = state.model ? { model: state.model } : {};
   // What was refused has said so; the question is about the others.
-  const refused = new Set(state.documents.filter((entry) => entry.state === "refused").map((entry) => entry.id));
-  const documents = state.gathered.filter((id) => !refused.has(id));
+  const documents = state.gathered.filter(readable);
   const session = await post("/v1/library/sessions", { documents, ...options, ...system, ...model });
   set({ name: session.name, gathered: [] });
   show({ ...session, messages: session.messages ?? [] });
@@ -334,7 +361,11 @@ async function begin(route, body) {
   });
 }
 
-const chosen = () => (state.picked?.length ? { documents: state.picked } : {});
+const readable = (id) => state.documents.some((entry) => entry.id === id && entry.state !== "refused");
+const chosen = () => {
+  const documents = state.picked?.filter(readable);
+  return documents?.length ? { documents } : {};
+};
 
 export async function send(text) {
   if (!text.trim() || state.live) return;
@@ -397,12 +428,15 @@ export const deleteSession = (name) =>
 export async function attach(id) {
   if (state.name && state.session) {
     if (state.session.documents?.includes(id)) return;
-    await changeSession(state.name, { documents: [...(state.session.waiting_documents ?? []), id] });
+    // A conversation is not changed while a reply is written: the source joins it after that.
+    if (state.live) set({ later: state.later.includes(id) ? state.later : [...state.later, id] });
+    else await changeSession(state.name, { documents: [...(state.session.waiting_documents ?? []), id] });
   } else if (!state.gathered.includes(id)) set({ gathered: [...state.gathered, id] });
 }
 
 export async function detach(id) {
   if (state.picked) set({ picked: state.picked.filter((other) => other !== id) });
+  if (state.later.includes(id)) return set({ later: state.later.filter((other) => other !== id) });
   if (state.name && state.session) {
     await changeSession(state.name, { documents: (state.session.waiting_documents ?? []).filter((other) => other !== id) });
   } else set({ gathered: state.gathered.filter((other) => other !== id) });
@@ -423,11 +457,11 @@ export const deleteDocument = (id) =>
   });
 
 /** Whether a source can still be taken out: what a message was asked about stays in its conversation. */
-export const isWaiting = (id) => !state.session || (state.session.waiting_documents ?? []).includes(id);
+export const isWaiting = (id) => !state.session || state.later.includes(id) || (state.session.waiting_documents ?? []).includes(id);
 
 /** The sources of what is open, in order. */
 export function sourceIds() {
-  return state.session ? (state.session.documents ?? []) : state.gathered;
+  return state.session ? [...new Set([...(state.session.documents ?? []), ...state.later])] : state.gathered;
 }
 
 export function pick(id) {

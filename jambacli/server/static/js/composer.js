@@ -21,6 +21,7 @@ export function Composer() {
   const presets = useStore((s) => s.page?.presets);
   const uploads = useStore((s) => s.uploads);
   useStore((s) => s.gathered);
+  useStore((s) => s.later);
   const field = useRef(null);
 
   useLayoutEffect(() => {
@@ -93,14 +94,14 @@ function Context({ session, sources }) {
   const context = session?.context ?? page?.context;
   if (!context) return html`<span class="context"></span>`;
   const used = session?.used ?? 0;
-  const coming = sources.reduce((sum, document) => sum + (actions.isWaiting(document.id) ? (document.tokens ?? 0) : 0), 0);
+  const coming = sources.reduce((sum, document) => sum + (actions.isWaiting(document.id) && document.state === "ready" ? (document.tokens ?? 0) : 0), 0);
   const over = used + coming > context;
-  const words = `${count(used)} of ${plural(context, "token")} used${coming ? `, ${count(coming)} more with sources that are not read yet` : ""}`;
+  const words = `${count(used)} of ${plural(context, "token")} used${coming ? `, ${count(coming)} more with sources that nothing was asked about yet` : ""}${over ? "; the sources are asked in parts" : ""}`;
   return html`<div class=${classes("context", over && "over")} title=${words}>
     <div class="bar" role="meter" aria-label="Context used" aria-valuemin="0" aria-valuemax=${context} aria-valuenow=${Math.min(used, context)} aria-valuetext=${words}>
       <div class="used" style=${{ inlineSize: `${Math.min(100, (100 * used) / context)}%` }}></div>
       <div class="coming" style=${{ inlineSize: `${Math.min(100 - Math.min(100, (100 * used) / context), (100 * coming) / context)}%` }}></div>
     </div>
-    <span>${over ? "Does not fit: " : ""}${short(used + coming)} of ${short(context)}</span>
+    <span>${over && coming ? "In parts: " : ""}${short(used + coming)} of ${short(context)}</span>
   </div>`;
 }

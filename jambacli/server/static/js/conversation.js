@@ -4,8 +4,9 @@ import * as actions from "./actions.js";
 import { Composer } from "./composer.js";
 import { Icon, IconButton, Menu } from "./controls.js";
 import { plural, short, shown, time } from "./format.js";
-import { addItems, sessionItems, sessionTitle } from "./library.js";
+import { addItems, partsOf, sessionItems, sessionTitle } from "./library.js";
 import { LiveReply, Message } from "./message.js";
+import { isReading } from "./reading.js";
 import { chooseFiles } from "./sources.js";
 import { set, state, useStore } from "./store.js";
 
@@ -139,7 +140,7 @@ function Beginning() {
     <p>They are read once and known from then on, today and after a restart. Every answer shows where it comes from. All of it stays on this machine.</p>
     <div class="drop" role="group" aria-label="Add sources">
       <${Icon} name="file" />
-      <p>Drop files or a folder anywhere on this page</p>
+      <p><span class="with-mouse">Drop files or a folder anywhere on this page</span><span class="with-finger">Add files from this device</span></p>
       <p class="hint">PDF, Word, Excel, PowerPoint, e-books, web pages, mail, code and plain text</p>
       <div><button type="button" class="primary" onClick=${() => chooseFiles()}>Choose files…</button>
       <button type="button" class="plain" onClick=${() => set({ dialog: { kind: "paste" } })}>Paste text…</button></div>
@@ -154,6 +155,7 @@ function Suggestions() {
   const page = useStore((s) => s.page);
   const session = useStore((s) => s.session);
   useStore((s) => s.gathered);
+  useStore((s) => s.later);
   const ids = actions.sourceIds();
   if (!ids.length) return null;
   const sources = ids.map((id) => documents.find((document) => document.id === id)).filter(Boolean);
@@ -162,10 +164,14 @@ function Suggestions() {
   const tokens = ready.reduce((sum, document) => sum + (document.tokens ?? 0), 0);
   const context = session?.context ?? page?.context ?? Infinity;
   const presets = page?.presets ?? [];
+  const reading = useStore((s) => s.reading);
   return html`<div class="suggestions">
     <h3>${ready.length < sources.length && !ready.length ? "Opening the files" : `${plural(ready.length, "source is ready", "sources are ready")}`}</h3>
     ${ready.length > 0 && html`<p>${tokens > context
-      ? html`<strong class="tight">Together they have ${short(tokens)} tokens; the context holds ${short(context)}. Ask fewer of them at once.</strong>`
+      ? `${ready.length > 1 ? "Together they have" : "It has"} ${short(tokens)} tokens, and the context holds ${short(context)}. So each question is asked of about ${partsOf(tokens, context)} parts one after another, and the answer is made of what they say${ready.length > 1 ? "; or ask fewer sources at once" : ""}.`
+      : isReading(reading) && reading.total
+        ? `The model reads ${ready.length > 1 ? "them" : "it"}: ${short(reading.done)} of ${short(reading.total)} tokens${reading.left_s >= 1 ? `, ${time(reading.left_s)} left` : ""}. You can ask already.`
+        : reading?.state === "done" ? `${ready.length > 1 ? "They are" : "It is"} read: answers come at once. Ask below, or begin with one of these.`
       : estimate >= 1 ? `The first answer takes about ${time(estimate)} longer, while they are read. After that they are known.` : "Ask below, or begin with one of these."}</p>`}
     <div class="cards">
       <${Card} icon="lines" title="Summarize" text="Choose length, style, focus and language" onClick=${() => set({ dialog: { kind: "summarize" } })} disabled=${!ready.length} />

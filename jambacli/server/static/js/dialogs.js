@@ -4,6 +4,7 @@ import * as actions from "./actions.js";
 import { Choice, Dialog, Field, Icon, IconButton } from "./controls.js";
 import { shown } from "./format.js";
 import { SHORTCUTS, letters, setLetters } from "./keys.js";
+import { ahead, setAhead } from "./settings.js";
 import { addText } from "./sources.js";
 import { set, state, useStore } from "./store.js";
 
@@ -133,12 +134,12 @@ function Table({ columns: given = null, instruction: givenInstruction = "" }) {
       onClick=${() => { setColumns(preset.columns.map((column) => ({ description: "", ...column }))); setInstruction(preset.question ?? preset.instruction ?? ""); }}>${preset.title}</button>`)}</div>`}
     <fieldset class="columns"><legend>Columns</legend>
       ${columns.map((column, i) => html`<div class="column" key=${i}>
-        <input aria-label=${`Name of column ${i + 1}`} placeholder=${["Party", "Amount", "Due date"][i] ?? "Name"} value=${column.name} maxlength="80" onInput=${(e) => change(i, { name: e.target.value })} />
+        <input aria-label=${`Name of column ${i + 1}`} placeholder=${["Party", "Amount", "Due date"][i] ?? "Name"} value=${column.name} maxlength="60" onInput=${(e) => change(i, { name: e.target.value })} />
         <select aria-label=${`Type of column ${i + 1}`} onChange=${(e) => change(i, { type: e.target.value })}>${TYPES.map((type) => html`<option value=${type} selected=${type === column.type}>${type}</option>`)}</select>
         <input class="wide" aria-label=${`What belongs in column ${i + 1}`} placeholder="What belongs here (may stay empty)" value=${column.description} maxlength="300" onInput=${(e) => change(i, { description: e.target.value })} />
         <${IconButton} icon="close" label=${`Remove column ${i + 1}`} disabled=${columns.length === 1} onClick=${() => setColumns(columns.filter((_, other) => other !== i))} />
       </div>`)}
-      <button type="button" class="quiet" disabled=${columns.length >= 40} onClick=${() => setColumns([...columns, { name: "", type: "text", description: "" }])}><${Icon} name="plus" />Add a column</button>
+      <button type="button" class="quiet" disabled=${columns.length >= 24} onClick=${() => setColumns([...columns, { name: "", type: "text", description: "" }])}><${Icon} name="plus" />Add a column</button>
     </fieldset>
     <${Field} label="Rows" hint="What makes a row, such as “one for each invoice”. May stay empty.">${(id, hint) => html`<input id=${id} aria-describedby=${hint} value=${instruction} maxlength="500" onInput=${(e) => setInstruction(e.target.value)} />`}<//>
   <//>`;
@@ -162,12 +163,14 @@ function Settings() {
   const now = { ...(session ? session.options : state.options) };
   const [options, setOptions] = useState(now);
   const [system, setSystem] = useState((session ? session.system : state.system) ?? "");
+  const [reads, setReads] = useState(ahead());
   const [model, setModel] = useState(state.model ?? session?.model ?? page?.model);
   const change = (name, value) => setOptions({ ...options, [name]: value });
   const models = page?.models ?? [];
   const served = models.find((entry) => entry.name === model) ?? models[0];
   const submit = () => {
     close();
+    setAhead(reads);
     const fields = { options };
     if (session) {
       if (system !== (session.system ?? "")) fields.system = system;
@@ -185,6 +188,7 @@ function Settings() {
       : html`<p class="fact"><span>Model</span><b>${shown(session?.model ?? page?.model ?? "")}</b></p>`}
     <div class="checks">
       <label><input type="checkbox" checked=${options.citations !== false} onChange=${(e) => change("citations", e.target.checked)} /><span>Cite the sources</span></label>
+      ${!page?.upstream && html`<label><input type="checkbox" checked=${reads} onChange=${(e) => setReads(e.target.checked)} /><span>Read sources as soon as they are added</span></label>`}
       ${served?.thinks && html`<label><input type="checkbox" checked=${options.think !== false} onChange=${(e) => change("think", e.target.checked)} /><span>Think before answering</span></label>`}
     </div>
     <div class="grid">

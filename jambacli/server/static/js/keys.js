@@ -1,5 +1,6 @@
 // The keyboard, and the theme. Alt with a letter works everywhere; single keys only outside of fields, and can be switched off.
 import * as actions from "./actions.js";
+import { keep, stored } from "./settings.js";
 import { chooseFiles } from "./sources.js";
 import { set, state } from "./store.js";
 
@@ -35,26 +36,11 @@ export const SHORTCUTS = [
   ]],
 ];
 
-const stored = (name) => {
-  try {
-    return localStorage.getItem(name);
-  } catch {
-    return null;
-  }
-};
-const store = (name, value) => {
-  try {
-    localStorage.setItem(name, value);
-  } catch {
-    // Without storage the choice holds until the page is left.
-  }
-};
-
 let single = stored("letters") !== "off";
 export const letters = () => single;
 export function setLetters(on) {
   single = on;
-  store("letters", on ? "on" : "off");
+  keep("letters", on ? "on" : "off");
 }
 
 export const themeNow = () =>
@@ -62,7 +48,7 @@ export const themeNow = () =>
 
 export function setTheme(theme) {
   document.documentElement.dataset.theme = theme;
-  store("theme", theme);
+  keep("theme", theme);
   return theme;
 }
 

@@ -4,6 +4,7 @@ import * as actions from "./actions.js";
 import { Icon, IconButton, Menu, Progress } from "./controls.js";
 import { ask, confirm } from "./dialogs.js";
 import { count, plural, short, shown, size, time, when } from "./format.js";
+import { readNow, readingOf, stopReading } from "./reading.js";
 import { chooseFiles, dismissUpload } from "./sources.js";
 import { set, useStore } from "./store.js";
 import { setTheme, themeNow } from "./keys.js";
@@ -54,6 +55,7 @@ function Sources() {
   const uploads = useStore((s) => s.uploads);
   const picked = useStore((s) => s.picked);
   useStore((s) => s.gathered);
+  useStore((s) => s.later);
   if (name && !session) return null;
   const ids = actions.sourceIds();
   const known = new Map(documents.map((document) => [document.id, document]));
@@ -63,7 +65,7 @@ function Sources() {
       ${several && html`<span class="note">${picked ? `${picked.length} of ${ids.length} asked` : "all asked"}</span>`}
       <${Menu} label="Add sources" icon="plus" items=${addItems()} />
     </div>
-    ${!ids.length && !uploads.length && html`<p class="empty">Drop files anywhere on this page.</p>`}
+    ${!ids.length && !uploads.length && html`<p class="empty"><span class="with-mouse">Drop files anywhere on this page.</span><span class="with-finger">None yet.</span></p>`}
     <ul class="rows">
       ${ids.map((id) => html`<${SourceRow} key=${id} id=${id} document=${known.get(id)} asked=${!picked || picked.includes(id)} several=${several} />`)}
       ${uploads.map((upload) => html`<${UploadRow} key=${`upload-${upload.key}`} upload=${upload} />`)}
@@ -75,41 +77,62 @@ function Sources() {
 const COUNTED = ["page", "sheet", "slide", "chapter", "file"];
 
 /** What is said under a document's name. */
-export function documentFacts(document, context) {
+export function documentFacts(document, context, { reading = null, asked = false } = {}) {
   if (document.state === "extracting") return "";
-  if (document.state === "refused") return document.message;
+  if (document.state === "refused") {
+    const why = document.message.replace(`${document.name}: `, "");
+    return why.charAt(0).toUpperCase() + why.slice(1);
+  }
+  if (reading && reading.state !== "too_large") return readingFacts(document, reading);
   const parts = [];
   if (COUNTED.includes(document.unit)) parts.push(plural(document.pages, document.unit));
   else parts.push(size(document.bytes ?? 0));
   if (document.tokens === null) parts.push("counting tokens");
   else {
     const stored = document.read?.tokens_stored ?? 0;
-    if (document.fits === false) return `${short(document.tokens)} tokens do not fit the context of ${short(context ?? 0)}.`;
-    if (stored >= document.tokens * 0.95) parts.push("read");
+    if (document.fits === false) parts.push(`${short(document.tokens)} tokens, asked in ${partsOf(document.tokens, context)} parts`);
+    else if (asked || stored >= document.tokens * 0.95) parts.push("read");
     else if (document.estimate_s >= 1) parts.push(`${time(document.estimate_s)} to read`);
     else parts.push(`${short(document.tokens)} tokens`);
   }
   return parts.join(" · ");
 }
 
+/** About how many parts documents are read in that are larger than the context. */
+export const partsOf = (tokens, context) => Math.max(2, Math.ceil(tokens / (0.85 * (context || 1))));
+
+function readingFacts(document, reading) {
+  const total = reading.total || document.tokens;
+  if (reading.state === "done") return [COUNTED.includes(document.unit) && plural(document.pages, document.unit), "read"].filter(Boolean).join(" · ");
+  if (reading.state === "waiting") return total ? `${short(total)} tokens wait to be read` : "Waits to be read";
+  if (reading.state === "reading") return [`${short(reading.done)} of ${short(total)} tokens`, reading.left_s >= 1 && `${time(reading.left_s)} left`].filter(Boolean).join(" · ");
+  return `${total ? `${short(total)} tokens, not` : "Not"} read yet`;
+}
+
 function SourceRow({ id, document, asked, several }) {
   const opened = useStore((s) => s.viewer?.id === id);
   const context = useStore((s) => s.session?.context ?? s.page?.context);
+  const ahead = useStore((s) => (s.live ? null : s.reading));
   if (!document)
     return html`<li class="row"><div class="row-main"><span class="row-name">A deleted document</span></div>
       <${IconButton} icon="close" label="Take it out of the sources" onClick=${() => actions.detach(id)} /></li>`;
   const name = shown(document.name);
   const refused = document.state === "refused";
-  const tight = document.state === "ready" && document.fits === false;
-  return html`<li class=${classes("row", opened && "current", (refused || tight) && "refused")}>
+  const reading = document.state === "ready" ? readingOf(ahead, id) : null;
+  const now = reading?.state === "reading";
+  const facts = { reading, asked: !actions.isWaiting(id) };
+  return html`<li class=${classes("row", opened && "current", refused && "refused")}>
     ${several && html`<label class="tick" title="Ask it"><input type="checkbox" checked=${asked} aria-label=${`Ask ${name}`} onChange=${() => actions.pick(id)} /></label>`}
     <button type="button" class="row-main" aria-current=${opened ? "true" : null} disabled=${refused} onClick=${() => actions.openDocument(id)}>
       <span class="row-name">${name}</span>
       ${document.state === "extracting"
         ? html`<${Extracting} document=${document} />`
-        : html`<span class="row-facts">${(refused || tight) && html`<${Icon} name="warn" />`}${documentFacts(document, context)}</span>`}
+        : html`<span class="row-facts">${refused && html`<${Icon} name="warn" />`}${documentFacts(document, context, facts)}</span>${now && html`<${Progress} value=${reading.done / reading.total} label=${`Reading ${name}`} />`}`}
     </button>
+    ${now && html`<${IconButton} icon="stop" class="shown" label="Do not read the sources now" onClick=${stopReading} />`}
+    ${refused && actions.isWaiting(id) && html`<${IconButton} icon="close" class="shown" label=${`Take ${name} out of the sources`} onClick=${() => actions.detach(id)} />`}
     <${Menu} label=${`More for ${name}`} items=${[
+      reading?.state === "cancelled" && { label: "Read it now", icon: "lines", action: readNow },
       !refused && { label: "Open", icon: "file", action: () => actions.openDocument(id) },
       several && !refused && { label: "Ask only this one", icon: "check", action: () => set({ picked: [id] }) },
       ...documentItems(document),
@@ -119,9 +142,18 @@ function SourceRow({ id, document, asked, several }) {
   </li>`;
 }
 
+/** "page 12 of 200 · 8 s left": how far a file is that is being opened. */
+export function extractingWords(progress) {
+  const { done, total, unit, left_s: left } = progress ?? {};
+  if (!progress) return "Waits to be opened";
+  if (!total) return done ? plural(done, "page") : "Opening the file";
+  const place = `${(unit || "parts").replace(/s$/, "")} ${count(done)} of ${count(total)}`;
+  return left >= 1 ? `${place} · ${time(left)} left` : place;
+}
+
 function Extracting({ document }) {
-  const { done, total, unit } = document.progress ?? {};
-  const words = total ? `${count(done)} of ${count(total)} ${unit || "parts"}` : "Reading the file";
+  const { done, total } = document.progress ?? {};
+  const words = extractingWords(document.progress);
   return html`<span class="row-facts">${words}</span><${Progress} value=${total ? done / total : null} label=${`Extracting ${shown(document.name)}`} />`;
 }
 
@@ -220,6 +252,7 @@ function Others() {
   const documents = useStore((s) => s.documents);
   useStore((s) => s.session);
   useStore((s) => s.gathered);
+  useStore((s) => s.later);
   const here = new Set(actions.sourceIds());
   const others = documents.filter((document) => !here.has(document.id) && document.state !== "refused");
   const refused = documents.filter((document) => !here.has(document.id) && document.state === "refused");

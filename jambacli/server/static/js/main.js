@@ -6,6 +6,7 @@ import { Conversation } from "./conversation.js";
 import { Dialogs } from "./dialogs.js";
 import { listen } from "./keys.js";
 import { Library } from "./library.js";
+import { startReading } from "./reading.js";
 import { addFiles, droppedFiles } from "./sources.js";
 import { set, useStore } from "./store.js";
 import { Viewer } from "./viewer.js";
@@ -68,10 +69,14 @@ function DropTarget() {
   return over ? html`<div class="dropping" aria-hidden="true"><p>Drop to add as sources</p></div>` : null;
 }
 
-render(html`<${Page} />`, document.getElementById("app"));
 listen();
 addEventListener("popstate", actions.route);
 addEventListener("hashchange", actions.route);
 // What another tab or the terminal did meanwhile.
 document.addEventListener("visibilitychange", () => !document.hidden && actions.refreshLists());
-actions.start();
+// The modules have just been run; to draw is a task of its own, so that neither is long.
+setTimeout(() => {
+  render(html`<${Page} />`, document.getElementById("app"));
+  startReading();
+  actions.start();
+});

@@ -4,7 +4,7 @@ import * as actions from "./actions.js";
 import { Icon, IconButton, Progress } from "./controls.js";
 import { count, plural, rate, shown, short, time } from "./format.js";
 import { copy } from "./keys.js";
-import { download } from "./library.js";
+import { download, extractingWords } from "./library.js";
 import { Markdown } from "./markdown.js";
 import { set, state, useStore } from "./store.js";
 
@@ -112,11 +112,11 @@ function Cite({ mark, number, id }) {
 }
 
 function Citations({ message, numbers, places }) {
-  if (!places.length) return message.cited === false ? html`<p class="note-line">No source was cited.</p>` : null;
+  if (!places.length) return message.cited === false && !message.table ? html`<p class="note-line">No source was cited.</p>` : null;
   return html`<div class="citations"><h3>Sources</h3><ol>${places.map(({ mark }, i) => {
     const { name, place, open } = placeWords(mark);
     const id = `source-${message.index}-${i}`;
-    const inside = html`<span class="number" aria-hidden="true">${i + 1}</span><span class="cited-name">${name}</span>${place && html`<span class="cited-place">${place}</span>`}${!mark.found && html`<span class="cited-note">words not found</span>`}${mark.by === "words" && html`<span class="cited-note" title="The reply named another place; its words stand here">by its words</span>`}`;
+    const inside = html`<span class="number" aria-hidden="true">${i + 1}</span><span class="cited-name">${name}</span>${place && html`<span class="cited-place">${place}</span>`}${!mark.found && html`<span class="cited-note">words not found</span>`}${mark.by === "words" && !message.parts && html`<span class="cited-note" title="The reply named another place; its words stand here">by its words</span>`}`;
     return html`<li>${open
       ? html`<button type="button" id=${id} class="citation" onClick=${() => actions.openDocument(mark.document, mark.page ?? 1, mark, id)}>${inside}</button>`
       : html`<span class="citation">${inside}</span>`}</li>`;
@@ -138,6 +138,8 @@ function Reply({ message, last, busy }) {
     ${message.thought && html`<${Thought} text=${message.thought} />`}
     ${message.table ? html`<${Table} table=${message.table} index=${message.index} />` : html`<${Markdown} text=${message.text} marks=${marks} chip=${chip} />`}
     ${message.finish === "length" && html`<p class="note-line">The reply reached its longest length.</p>`}
+    ${message.parts > 0 && html`<p class="note-line">The sources are larger than the context: ${plural(message.parts, "part")} were asked, and the answer is made of what they said.</p>`}
+    ${message.left_out?.length > 0 && html`<p class="note-line">Left out, since ${message.left_out.length > 1 ? "they" : "it"} cannot be read: ${message.left_out.map(shown).join(", ")}.</p>`}
     ${message.finish === "stopped" && html`<p class="note-line">Stopped.</p>`}
     <${Citations} message=${message} numbers=${numbers} places=${places} />
     <div class=${classes("actions", last && "stay")}>
@@ -211,12 +213,13 @@ export function LiveReply() {
 const WAITING = { waiting: "Waiting for the model", extracting: "Reading the files", writing: "Thinking about the answer" };
 
 function Status({ status, thinking }) {
+  if (status.phase === "extracting") return html`<p class="status"><span class="pulse"></span>Opening ${shown(status.text)}: ${extractingWords(status)}</p>`;
   if (status.phase === "reading" && status.total) {
     const facts = [`${count(status.done)} of ${plural(status.total, "token")}`];
     if (status.rate) facts.push(`${short(status.rate)}/s`);
     if (status.left_s >= 1) facts.push(`${time(status.left_s)} left`);
     return html`<div class="status reading">
-      <p><b>Reading</b>${status.known ? html`<span class="hint"> ${short(status.known)} known already</span>` : null}</p>
+      <p><b>Reading${status.parts ? ` part ${status.part} of ${status.parts}` : ""}</b>${status.known ? html`<span class="hint"> ${short(status.known)} known already</span>` : null}</p>
       <${Progress} value=${status.done / status.total} label="Reading" />
       <p class="hint">${facts.join(" · ")}</p>
     </div>`;

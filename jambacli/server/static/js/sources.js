@@ -35,7 +35,7 @@ async function send(key, file, name) {
     dismissUpload(key);
     known(document);
     if (document.state !== "extracting") finished(document);
-    attach(document.id);
+    await attach(document.id);
     follow();
   } catch (error) {
     change(key, { error: error.message });
@@ -49,7 +49,7 @@ export async function addText(name, text) {
   try {
     const document = await post("/v1/library/documents", { name, text });
     known(document);
-    attach(document.id);
+    await attach(document.id);
     follow();
     return document;
   } catch (error) {

@@ -15,7 +15,9 @@ export const state = {
   loading: false, // the open conversation is being fetched
   live: null, // the reply that is being written: {id, kind, text, thought, status, marks}
   gathered: [], // ids of documents for a conversation that does not exist yet
+  later: [], // ids of documents for the open conversation, whose reply is being written
   picked: null, // ids of the documents that the next message is about; null: all
+  reading: null, // how far the sources are that the model reads before something is asked
   uploads: [], // {key, name, share, error}
   viewer: null, // the opened source
   dialog: null,
@@ -35,6 +37,9 @@ export function set(patch) {
   Object.assign(state, patch);
   for (const listener of [...listeners]) listener();
 }
+
+/** Call a function after every change. */
+export const watch = (listener) => listeners.add(listener);
 
 /** A component's view of the store: renders again when the selected value is another one. */
 export function useStore(select) {
