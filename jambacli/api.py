@@ -163,12 +163,12 @@ class Jamba(LoadedModel):
         in memory. Nothing is stored on disk. A prompt that fails has an ``error`` in its reply; the others go on.
         """
         from jambacli.engine.batch import BatchEngine
-        from jambacli.engine.parallel import default_parallel
+        from jambacli.engine.parallel import MOST_IN_BULK, default_parallel
         from jambacli.session.requests import chat_request, text_request
 
         options = dataclasses.replace(options or GenerationOptions(), **keywords)
         ctx = ctx or self.config.context_length
-        parallel = parallel or default_parallel(self.model, ctx, kv_type)
+        parallel = parallel or default_parallel(self.model, ctx, kv_type, most=MOST_IN_BULK)
         replies = [BatchReply()] * len(prompts)
 
         def request(prompt: str | Sequence[Mapping[str, Any]]) -> Request:

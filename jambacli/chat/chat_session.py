@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from jambacli.chat.attachments import Attachments
 from jambacli.engine.options import GenerationOptions
-from jambacli.engine.sequence import common_prefix
+from jambacli.engine.prefixes import common_prefix
 from jambacli.errors import JambaError, UsageError
 from jambacli.interrupts import Stop
 from jambacli.progress import Progress, no_progress

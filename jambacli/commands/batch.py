@@ -55,7 +55,7 @@ def batch(
     system: o.System = None,
     parallel: Annotated[
         int | None,
-        typer.Option("--parallel", min=1, help="Requests to run at once; default: up to 8, as memory allows."),
+        typer.Option("--parallel", min=1, help="Requests to run at once; default: up to 16, as memory allows."),
     ] = None,
     skip_unreadable: Annotated[
         bool,
@@ -74,7 +74,7 @@ def batch(
     with importing():
         from jambacli.batch.items import Keys, common_parts
         from jambacli.batch.part_file import PartFile
-        from jambacli.engine.parallel import default_parallel
+        from jambacli.engine.parallel import MOST_IN_BULK, default_parallel
 
     generation, options = arguments.generation(), arguments.session(system)
     lines: list[str] = []
@@ -135,7 +135,7 @@ def batch(
             raise UsageError("there is nothing to answer")
         # About three characters make a token; what does not fit is refused with its numbers.
         longest = min(ctx, max(item.size for item in items) // 3 + (generation.max_tokens or 1024))
-        parallel = parallel or default_parallel(loaded.model, longest, options.kv_type)
+        parallel = parallel or default_parallel(loaded.model, longest, options.kv_type, most=MOST_IN_BULK)
         part = PartFile(output) if output is not None else None
         try:
             if part is not None and not fresh:

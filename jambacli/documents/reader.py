@@ -15,7 +15,7 @@ from jambacli.documents.modes import Modes, Task
 from jambacli.documents.pages import DocumentEntry
 from jambacli.engine.batch import BatchEngine
 from jambacli.engine.options import GenerationOptions
-from jambacli.engine.parallel import MOST_PARALLEL, default_parallel
+from jambacli.engine.parallel import MOST_IN_BULK, default_parallel
 from jambacli.progress import Progress, no_progress
 from jambacli.session.conversation import Rendered, render_plain
 from jambacli.session.options import SessionOptions
@@ -79,7 +79,7 @@ class Reader:
         )
 
     def engine(
-        self, *, parallel: int | None = None, at_most: int = MOST_PARALLEL, commit_ends: bool = True
+        self, *, parallel: int | None = None, at_most: int = MOST_IN_BULK, commit_ends: bool = True
     ) -> BatchEngine:
         """A scheduler for the requests of this reader, which stores what it reads if the session options say so.
 
@@ -90,7 +90,7 @@ class Reader:
         kv_type = session.state.kv_type
         return BatchEngine(
             self.model,
-            parallel=parallel or min(default_parallel(self.model.model, self.ctx, kv_type), at_most),
+            parallel=parallel or min(default_parallel(self.model.model, self.ctx, kv_type, most=MOST_IN_BULK), at_most),
             ctx=self.ctx,
             kv_type=kv_type,
             precise=session.state.precise,

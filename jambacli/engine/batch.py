@@ -23,9 +23,10 @@ import numpy as np
 from jambacli.engine.batch_job import Job, OnLogprobs, Request, reading_stops
 from jambacli.engine.batch_slots import Slot, Slots
 from jambacli.engine.batch_steps import BatchSteps
+from jambacli.engine.counters import Counters
 from jambacli.engine.generate import Generated, Reply
 from jambacli.engine.sampling import Sampler
-from jambacli.engine.sequence import Counters, TokenSequence
+from jambacli.engine.sequence import TokenSequence
 from jambacli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ class BatchEngine:
         self._waiting: deque[Job] = deque()
         self._arrived = threading.Condition()
         self._clock = 0
+        # Whether answers are wanted as soon as possible all together, not each of them.
+        self._in_bulk = False
         self._steps = BatchSteps(model.model, self._slots, self._release)
 
     # Called from any thread
@@ -157,7 +160,8 @@ class BatchEngine:
         self._remove_cancelled()
         self._admit()
         self._steps.decode()
-        self._steps.read()
+        if not (self._in_bulk and self._waiting and self._steps.more_to_read_later(self.parallel)):
+            self._steps.read()
         return not self.idle
 
     def run(self) -> None:
@@ -193,8 +197,8 @@ class BatchEngine:
     ) -> None:
         """Run many requests, each made when its turn comes. ``ended`` is called with its key, its job and its error.
 
-        The job is None if the request could not be made or submitted. ``ended`` is not called for cancelled requests;
-        what it raises is raised here.
+        Short prompts wait for each other, so that the weights are unpacked once for several. The job is None if the request
+        could not be made or submitted. ``ended`` is not called for cancelled requests; what it raises is raised here.
         """
         running = 0
         failures: list[Exception] = []
@@ -211,25 +215,28 @@ class BatchEngine:
 
         waiting = iter(requests)
         more = True
-        while True:
-            # A few beyond those that run, so that the engine sees which of the next ones share a prefix.
-            while more and running < 2 * self.parallel:
-                found = next(waiting, None)
-                if found is None:
-                    more = False
-                    break
-                key, make = found
-                try:
-                    self.submit(make(), on_read=on_read, on_end=functools.partial(end, key))
-                except Exception as error:
-                    ended(key, None, error)
-                else:
-                    running += 1
-            if not running:
-                return
-            self.step()
-            if failures:
-                raise failures[0]
+        self._in_bulk = True
+        try:
+            while more or running:
+                # A few beyond those that run, so that the engine sees which of the next ones share a prefix.
+                while more and running < 2 * self.parallel:
+                    found = next(waiting, None)
+                    if found is None:
+                        more = False
+                        break
+                    key, make = found
+                    try:
+                        self.submit(make(), on_read=on_read, on_end=functools.partial(end, key))
+                    except Exception as error:
+                        ended(key, None, error)
+                    else:
+                        running += 1
+                if running:
+                    self.step()
+                if failures:
+                    raise failures[0]
+        finally:
+            self._in_bulk = False
 
     @property
     def jobs(self) -> list[Job]:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 import numpy as np
 
+from jambacli.engine.counters import Counters
 from jambacli.engine.generate import Generated, Reply, Thought
 from jambacli.engine.logprobs import TokenLogprob, token_logprobs
+from jambacli.engine.prefixes import next_stop
 from jambacli.engine.sampling import Constraint, Logits, Sampler, Sampling
-from jambacli.engine.sequence import Counters, next_stop
 
 if TYPE_CHECKING:
     import torch

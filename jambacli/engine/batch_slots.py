@@ -10,7 +10,8 @@ import numpy as np
 from jambacli.engine.batch_job import Job
 from jambacli.engine.drafted_steps import DraftedSteps
 from jambacli.engine.logprobs import SCORED_CHUNK
-from jambacli.engine.sequence import TokenSequence, common_prefix
+from jambacli.engine.prefixes import common_prefix
+from jambacli.engine.sequence import TokenSequence
 
 if TYPE_CHECKING:
     from jambacli.engine.prefix_cache import PrefixCache

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Reading may wait while one of so many slots have no reply to generate.
+_IDLE_SHARE = 4
 # Which logits of a pass are computed.
 _Wanted: TypeAlias = Literal["last", "all", "none"]
 
@@ -122,6 +124,15 @@ class BatchSteps:
         else:
             self._release(slot, None)
         return None
+
+    def more_to_read_later(self, parallel: int) -> bool:
+        """Whether reading had better wait for more prompts: those in the slots are less than a chunk, and most of the
+        ``parallel`` slots are busy with replies."""
+        replies = sum(slot.answering for slot in self._slots)
+        if parallel - replies > parallel // _IDLE_SHARE:
+            return False
+        left = sum(slot.next_stop() - len(slot.sequence.tokens) for slot in self._slots if slot.reading)
+        return left < self._model.prefill_chunk
 
     def read(self) -> None:
         """Read prompts, as many passes as fit into one chunk, at least one; short ones of several prompts run together."""

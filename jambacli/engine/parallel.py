@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from jambacli.engine.sequence import KEPT_CHECKPOINTS
+from jambacli.engine.checkpoints import KEPT_CHECKPOINTS
 from jambacli.hardware.devices import devices
 from jambacli.model.config import CHECKPOINT_BYTES, MAX_DRAFT
 
@@ -12,14 +12,16 @@ if TYPE_CHECKING:
     from jambacli.model.config import JambaConfig
     from jambacli.model.jamba import JambaModel
 
-#: More at once are hardly faster: see docs/batch.md.
+#: More replies at once are hardly faster: see docs/batch.md.
 MOST_PARALLEL = 8
+#: Where many requests wait anyway, more of their prompts are read together.
+MOST_IN_BULK = 16
 # The share of the free memory that sequences may take.
 _SHARE = 0.5
 
 
-def default_parallel(model: JambaModel, tokens: int, kv_type: str | None = None) -> int:
-    """How many sequences of up to ``tokens`` tokens to run at once on this machine: 1 to MOST_PARALLEL."""
+def default_parallel(model: JambaModel, tokens: int, kv_type: str | None = None, *, most: int = MOST_PARALLEL) -> int:
+    """How many sequences of up to ``tokens`` tokens to run at once on this machine: 1 to ``most``."""
     cpu, *gpus = devices()
     device = model.kv_device or model.device
     if device.type == "cuda":
@@ -29,7 +31,7 @@ def default_parallel(model: JambaModel, tokens: int, kv_type: str | None = None)
         free = cpu.available
     room = int(free * _SHARE) - CHECKPOINT_BYTES
     drafts = model.decoder is not None and model.decoder.max_tokens > 1
-    return max(1, min(MOST_PARALLEL, room // sequence_bytes(model.config, tokens, kv_type, drafts=drafts)))
+    return max(1, min(most, room // sequence_bytes(model.config, tokens, kv_type, drafts=drafts)))
 
 
 def sequence_bytes(config: JambaConfig, tokens: int, kv_type: str | None = None, *, drafts: bool = False) -> int:

@@ -29,7 +29,7 @@ from jambacli.cache.stored_prefix import (
 from jambacli.errors import JambaError
 
 if TYPE_CHECKING:
-    from jambacli.engine.sequence import SequenceContent
+    from jambacli.engine.prefixes import SequenceContent
     from jambacli.model.state import SequenceState, StateLayout
 
 logger = logging.getLogger(__name__)

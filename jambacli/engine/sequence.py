@@ -9,17 +9,18 @@ before that position, prefill the rest.
 
 from __future__ import annotations
 
-import bisect
 import time
 from collections import deque
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from collections.abc import Callable, Container, Iterable, Sequence
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from jambacli.cache.stored_prefix import DamagedPrefixError
+from jambacli.engine.checkpoints import superfluous
+from jambacli.engine.counters import Counters
 from jambacli.engine.lookup import Lookup
+from jambacli.engine.prefixes import Prefixes, SequenceContent, common_prefix, next_stop
 from jambacli.errors import UsageError
 from jambacli.interrupts import Stop, StoppedError, interrupts_held
 from jambacli.model.config import CHECKPOINT_BYTES, MAX_DRAFT
@@ -37,73 +38,6 @@ if TYPE_CHECKING:
 CHECKPOINT_STEP = 4096
 # Passes of this many tokens can be abandoned in between; a copy of the Mamba part is small beside them.
 _LONG_PASS = 64
-#: Checkpoints that are kept whatever the budget: the newest two and one to go back to.
-KEPT_CHECKPOINTS = 3
-
-
-@dataclass
-class Counters:
-    """What a turn cost. Times in seconds; ``reused`` tokens were in the state already or restored from the store.
-
-    ``decoded`` tokens were appended in ``steps`` passes. ``drafted`` tokens were computed ahead, ``accepted`` of them drawn.
-    """
-
-    reused: int = 0
-    prefilled: int = 0
-    prefill_seconds: float = 0.0
-    decoded: int = 0
-    decode_seconds: float = 0.0
-    steps: int = 0
-    drafted: int = 0
-    accepted: int = 0
-
-
-@dataclass(frozen=True)
-class SequenceContent:
-    """What a sequence holds, to be stored; valid until the sequence changes.
-
-    ``checkpoints`` and ``logits`` (float32 [vocab]) are by position; ``state`` gives the keys and values.
-    """
-
-    tokens: list[int]
-    state: SequenceState
-    checkpoints: dict[int, Checkpoint]
-    logits: dict[int, Logits]
-
-
-class Prefixes(Protocol):
-    """Where a sequence stores its prefixes and finds those of others; see ``engine.prefix_cache``."""
-
-    def find(self, tokens: Sequence[int], above: int) -> Iterator[StoredPrefix]:
-        """The stored prefixes of ``tokens`` longer than ``above``, longest first."""
-
-    def restored(self, prefix: StoredPrefix) -> None:
-        """The sequence now holds exactly this prefix."""
-
-    def drop(self, prefix: StoredPrefix) -> None:
-        """This prefix is damaged."""
-
-    def truncate(self, position: int) -> None:
-        """The sequence was cut back to ``position``."""
-
-    def commit(self, content: SequenceContent, *, durable: bool = True) -> None:
-        """Store the content; returns once it is copied."""
-
-
-def common_prefix(a: Sequence[int] | np.ndarray, b: Sequence[int] | np.ndarray) -> int:
-    """Length of the longest common prefix of two lists or arrays of tokens."""
-    n = min(len(a), len(b))
-    x, y = np.asarray(a[:n], dtype=np.int64), np.asarray(b[:n], dtype=np.int64)
-    differ = np.flatnonzero(x != y)
-    return int(differ[0]) if len(differ) else n
-
-
-def next_stop(at: int, end: int, boundaries: Sequence[int], chunk: int) -> int:
-    """Where a pass of a prefill from ``at`` to ``end`` stops: after ``chunk`` tokens, or before at one of the ascending
-    ``boundaries``."""
-    stop = min(at + chunk, end)
-    after = bisect.bisect_right(boundaries, at)
-    return min(stop, boundaries[after]) if after < len(boundaries) else stop
 
 
 class TokenSequence:
@@ -350,7 +284,10 @@ class TokenSequence:
         at = self.state.position
         if at and at not in self.checkpoints:
             self.checkpoints[at] = self.state.snapshot()
-            self._thin()
+            budget = CHECKPOINT_BYTES if self.checkpoint_bytes is None else self.checkpoint_bytes
+            for dropped in superfluous({p: c.nbytes for p, c in self.checkpoints.items()}, budget):
+                del self.checkpoints[dropped]
+                self.known_logits.pop(dropped, None)
         if at and self.logits is not None:
             # A row of several would keep them all.
             self.known_logits[at] = self.logits.copy() if isinstance(self.logits, np.ndarray) else self.logits
@@ -467,16 +404,3 @@ class TokenSequence:
             return None, False
         finally:
             state.abandon = None
-
-    def _thin(self) -> None:
-        """Drop checkpoints until they fit the budget, first the one whose loss costs the fewest tokens to compute again.
-
-        The newest two are always kept: a regeneration and an edit of the last message go back to them.
-        """
-        budget = CHECKPOINT_BYTES if self.checkpoint_bytes is None else self.checkpoint_bytes
-        while len(self.checkpoints) > KEPT_CHECKPOINTS and sum(c.nbytes for c in self.checkpoints.values()) > budget:
-            at = self.positions
-            gaps = {at[i]: at[i + 1] - (at[i - 1] if i else 0) for i in range(len(at) - 2)}
-            least = min(gaps, key=lambda p: gaps[p])
-            del self.checkpoints[least]
-            self.known_logits.pop(least, None)

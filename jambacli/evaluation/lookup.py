@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jambacli.engine.counters import Counters
 from jambacli.engine.generate import Generated, generate
 from jambacli.engine.lookup import Lookup
 from jambacli.engine.sampling import Sampler, Sampling
-from jambacli.engine.sequence import Counters, TokenSequence
+from jambacli.engine.sequence import TokenSequence
 from jambacli.errors import UsageError
 
 if TYPE_CHECKING:

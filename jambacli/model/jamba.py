@@ -55,18 +55,16 @@ class Layer:
     ) -> torch.Tensor:
         """As ``forward`` for several sequences: x float32 [sum(sizes), hidden]; each part has its state and its past tokens.
 
-        The mixer takes each part by itself, the feed-forward network all tokens at once: each expert's weights are read once.
-        Each part has the bits of a ``forward`` of its own.
+        All tokens share the products, so each weight is read and unpacked once; convolution, scan and attention take each part
+        by itself. Each part has the bits of a ``forward`` of its own.
         """
-        mixed = []
-        for u, (state, n_past) in zip(ops.rms_norm(x, self.mixer_norm, self.eps).split(sizes), parts, strict=True):
-            if isinstance(self.mixer, Mamba):
-                assert isinstance(state, MambaState)
-                mixed.append(self.mixer.forward(u, state, ops))
-            else:
-                assert isinstance(state, KVCache)
-                mixed.append(self.mixer.forward(u, state, n_past, ops))
-        x = x + torch.cat(mixed)
+        u = ops.rms_norm(x, self.mixer_norm, self.eps)
+        if isinstance(self.mixer, Mamba):
+            states = [state for state, _ in parts if isinstance(state, MambaState)]
+            x = x + self.mixer.forward_parts(u, sizes, states, ops)
+        else:
+            caches = [(cache, n_past) for cache, n_past in parts if isinstance(cache, KVCache)]
+            x = x + self.mixer.forward_parts(u, sizes, caches, ops)
         h = ops.rms_norm(x, self.ffn_norm, self.eps)
         return x + (self.ffn.forward(h, ops, sizes) if isinstance(self.ffn, MoE) else self.ffn.forward(h, ops))
 
@@ -130,7 +128,7 @@ class JambaModel:
         A token's results do not depend on the other spans. Where the decoder takes several sequences (on the CPU), spans of
         up to ``decoder.max_tokens`` tokens, and revocable ones of any length, share the products of a step, and each token's
         results are to the bit those of ``forward`` with this token alone. Longer ones, such as pieces of prompts, then follow
-        and share the products of feed-forward networks, up to ``prefill_chunk`` tokens at a time; each has the bits of a
+        and share the products, up to ``prefill_chunk`` tokens at a time; each has the bits of a
         ``forward`` of its own. Elsewhere each span is a ``forward``, token by token if it is revocable: so the tokens of a
         revocable span always get the results of decode.
 

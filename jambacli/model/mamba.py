@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,13 +37,33 @@ class Mamba:
 
     def forward(self, u: torch.Tensor, state: MambaState, ops: Ops) -> torch.Tensor:
         """T tokens: normed u float32 [T, hidden] to float32 [T, hidden]; updates ``state`` in place."""
-        d_inner, d_state = self.A.shape
-        x, z = ops.linear(u, self.in_proj).split(d_inner, dim=-1)
+        x, z = ops.linear(u, self.in_proj).split(self.A.shape[0], dim=-1)
         x = ops.causal_conv(x, self.conv_weight, self.conv_bias, state.conv)
+        dt, B, C = self._selection(x, ops)
+        y = ops.selective_scan(x, dt, self.dt_bias, self.A, B, C, self.D, z, state.ssm)
+        return ops.linear(y, self.out_proj)
+
+    def forward_parts(
+        self, u: torch.Tensor, sizes: Sequence[int], states: Sequence[MambaState], ops: Ops
+    ) -> torch.Tensor:
+        """``forward`` for several sequences: u float32 [sum(sizes), hidden], each with its state; they share the products."""
+        x, z = ops.linear(u, self.in_proj).split(self.A.shape[0], dim=-1)
+        parts = zip(x.split(list(sizes)), states, strict=True)
+        x = torch.cat([ops.causal_conv(part, self.conv_weight, self.conv_bias, state.conv) for part, state in parts])
+        scanned = zip(*(v.split(list(sizes)) for v in (x, *self._selection(x, ops), z)), states, strict=True)
+        y = torch.cat(
+            [
+                ops.selective_scan(x, dt, self.dt_bias, self.A, B, C, self.D, z, state.ssm)
+                for x, dt, B, C, z, state in scanned
+            ]
+        )
+        return ops.linear(y, self.out_proj)
+
+    def _selection(self, x: torch.Tensor, ops: Ops) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What depends on the input: dt float32 [T, d_inner], B and C float32 [T, d_state]."""
+        d_state = self.A.shape[1]
         dt, B, C = ops.linear(x, self.x_proj).split([self.dt_norm.shape[0], d_state, d_state], dim=-1)
         dt = ops.rms_norm(dt, self.dt_norm, self.eps)
         B = ops.rms_norm(B, self.b_norm, self.eps)
         C = ops.rms_norm(C, self.c_norm, self.eps)
-        dt = ops.linear(dt, self.dt_proj)
-        y = ops.selective_scan(x, dt, self.dt_bias, self.A, B, C, self.D, z, state.ssm)
-        return ops.linear(y, self.out_proj)
+        return ops.linear(dt, self.dt_proj), B, C

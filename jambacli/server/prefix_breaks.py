@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jambacli.engine.sequence import common_prefix
+from jambacli.engine.prefixes import common_prefix
 
 if TYPE_CHECKING:
     from jambacli.text.tokenizer import Tokenizer

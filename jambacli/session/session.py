@@ -14,10 +14,10 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Unpack
 
+from jambacli.engine.counters import Counters
 from jambacli.engine.generate import Generated, Thought, generate
 from jambacli.engine.options import GenerationKeywords, GenerationOptions
 from jambacli.engine.sampling import Sampler, Sampling
-from jambacli.engine.sequence import Counters
 from jambacli.errors import UsageError
 from jambacli.interrupts import Stop, StoppedError, interrupts_held
 from jambacli.progress import Progress, no_progress

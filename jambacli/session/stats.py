@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from jambacli.engine.counters import Counters
     from jambacli.engine.generate import Generated
-    from jambacli.engine.sequence import Counters
 
 
 logger = logging.getLogger(__name__)

@@ -137,7 +137,7 @@ def test_parts_that_are_read_at_once_get_the_replies_of_one_after_another(monkey
     ]
     one.close()
     for most in (1, 3, 8):
-        monkeypatch.setattr(reader_module, "MOST_PARALLEL", most)
-        monkeypatch.setattr(reader_module, "default_parallel", lambda *_, n=most: n)
+        monkeypatch.setattr(reader_module, "MOST_IN_BULK", most)
+        monkeypatch.setattr(reader_module, "default_parallel", lambda *_, n=most, **__: n)
         said = read_in_passes(new_reader(), groups, task, reply_title="Summary", cache=None)
         assert [e.text for e in said] == alone

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import random
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -266,6 +267,30 @@ def test_the_same_prompt_many_times_is_read_once_and_has_one_answer(
         several.run()
     assert sum(read) == 300
     assert [job.result.ids for job in jobs] == [expected] * 8
+
+
+def test_many_short_prompts_are_read_together(model: Jamba, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bulk, replies that end one after another do not make each next prompt a pass of its own."""
+    requests = [prompt(20 + i % 5, i, max_tokens=4 + 3 * i) for i in range(24)]
+    passes: list[int] = []
+    forward = BatchSteps._forward
+
+    def counted(steps: BatchSteps, spans: Any) -> Any:
+        read = sum(len(span.ids) > 16 for span in spans)
+        passes.extend([read] if read else [])
+        return forward(steps, spans)
+
+    monkeypatch.setattr(BatchSteps, "_forward", counted)
+    ended: dict[int, list[int]] = {}
+
+    def end(i: int, job: Job | None, error: Exception | None) -> None:
+        assert job is not None and error is None
+        ended[i] = job.result.ids
+
+    with engine(model) as several:
+        several.run_all(((i, functools.partial(requests.__getitem__, i)) for i in range(24)), end)
+    assert sum(passes) == 24 and len(passes) <= 14
+    assert [ended[i] for i in range(24)] == [alone(model, r) for r in requests]
 
 
 def test_a_prefix_that_is_shared_within_a_chunk_only_is_not_reused_inexactly(small: Jamba) -> None:

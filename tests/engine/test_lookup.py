@@ -332,8 +332,12 @@ def outcome(model: Jamba, n: int, options: dict[str, Any], lookup: bool, ctx: in
             session.sequence.positions,
             session.stats.decoded_tokens,
         )
-        again = "".join(session.answer(max_tokens=6, lookup=lookup, temperature=0)) if ctx > 200 else ""
-        return (*left, again)
+        if ctx <= 200:
+            return (*left, "")
+        short: dict[str, Any] = {"max_tokens": 6, "lookup": lookup, "temperature": 0}
+        # A message whose reply cannot fit is taken back.
+        again = session.answer(**short) if session.conversation.turns else session.send("Tell.", **short)
+        return (*left, "".join(again))
 
 
 def compare(model: Jamba, n: int, options: dict[str, Any], seed: int, ctx: int = 1024) -> None:

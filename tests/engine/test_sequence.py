@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from jambacli.engine import sequence as sequence_module
-from jambacli.engine.sequence import TokenSequence, common_prefix
+from jambacli.engine.prefixes import common_prefix
+from jambacli.engine.sequence import TokenSequence
 from jambacli.errors import JambaError, UsageError
 from tests.support.sequences import close, ids, straight
 from tests.support.small_models import small_model

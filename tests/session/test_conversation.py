@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jambacli.engine.sequence import common_prefix
+from jambacli.engine.prefixes import common_prefix
 from jambacli.session.conversation import Conversation
 from jambacli.text.template import ChatTemplate
 from jambacli.text.tokenizer import Tokenizer
