@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jambacli import ui
+from jambacli import settings, ui
 from jambacli.commands import options as o
 from jambacli.commands.flags import flag
 from jambacli.errors import JambaError, UsageError
@@ -50,6 +50,9 @@ def chat(
     arguments: o.GenerationArguments,
 ) -> None:
     """Chat. Every turn is saved, and no process computes the same text twice."""
+    if _on_terminal():
+        settings.value("theme")  # a wrong one is reported now
+    ui.starting(name)
     generation, options = arguments.generation(), arguments.session(system)
     if session is not None and arguments.no_store:
         raise UsageError("--session and --no-store exclude each other: a named session is stored on disk")

@@ -37,10 +37,11 @@ def run(
 ) -> None:
     """Answer a prompt: from the command line, a file, standard input, or all of them together."""
     documents_io.check_json(as_json, json_stream)
-    generation, options = arguments.generation(), arguments.session(system)
-    generation = replace(generation, schema=arguments.schema(schema))
     name, words = _model_and_prompt(first, second)
     prompt = _prompt(words, file)
+    ui.starting(name)
+    generation, options = arguments.generation(), arguments.session(system)
+    generation = replace(generation, schema=arguments.schema(schema))
     if raw and (arguments.think or arguments.chat_template is not None):
         raise UsageError(
             "works without the chat template", field="raw", remedy="leave it out, or {think} and {chat_template}"
