@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jambacli import ui
-from jambacli.commands import options as o
 from jambacli.commands.confirm import confirm
 from jambacli.commands.durations import age
+from jambacli.commands.inputs import read_text
 from jambacli.errors import JambaError, UsageError
 from jambacli.units import counted, format_bytes
 
@@ -122,5 +122,5 @@ def _texts(path: Path) -> list[str]:
         if not texts:
             raise
     with contextlib.suppress(JambaError):  # a PDF, say
-        texts.append(o.read_text(path))
+        texts.append(read_text(path))
     return texts

@@ -107,7 +107,7 @@ def test_what_takes_long_shows_how_much_is_done(
 
 
 def test_the_time_to_load_includes_the_tokenizer(model: str) -> None:
-    from jambacli.commands.options import load_model
+    from jambacli.commands.load import load_model
     from jambacli.runtime.options import DeviceOptions
 
     began = time.perf_counter()
