@@ -78,7 +78,7 @@ def batch(
     """Answer many requests together. Run the same command again after a crash: it continues where it stopped."""
     output = documents_io.output_path(output)
     if as_json and output is None:
-        raise UsageError("prints the figures; name a file for the answers with {output}", field="json")
+        raise UsageError("prints the figures", field="json", remedy="name a file for the answers with {output}")
     table = _check_output(output, [] if question is not None else inputs, fresh)
     with importing():
         from jambacli.batch.items import Keys, common_parts

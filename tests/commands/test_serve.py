@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -31,6 +32,19 @@ def test_a_signal_stops_it_in_order(number: signal.Signals) -> None:
         assert client.get("/health").status_code == 200
         server.send_signal(number)
         assert server.wait(60) == 0
+
+
+def test_a_program_reads_the_address() -> None:
+    command = [sys.executable, "-m", "jambacli", "serve", str(demo_model_path()), "--port", "0", "--json"]
+    environment = {**os.environ, "PYTHONPATH": str(REPO)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as server:
+        try:
+            assert server.stdout is not None
+            address = json.loads(server.stdout.readline())["address"]
+            assert httpx.get(f"{address}/health", trust_env=False, timeout=60).status_code == 200
+        finally:
+            server.send_signal(signal.SIGINT)
+        assert server.wait(60) == 0 and server.stdout.read() == b""
 
 
 def test_a_running_reply_does_not_keep_it_from_stopping() -> None:
