@@ -13,5 +13,7 @@ def age(text: str) -> float:
     except UsageError:
         seconds = None
     if seconds is None or text.strip()[-1:].isdigit():
-        raise UsageError("is not a duration with its unit; write it like 30d, 12h or 90m", field="older_than", value=text)
+        raise UsageError(
+            "is not a duration with its unit; write it like 30d, 12h or 90m", field="older_than", value=text
+        )
     return seconds
