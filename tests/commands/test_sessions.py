@@ -108,7 +108,7 @@ def test_old_sessions_are_removed_and_no_others() -> None:
     assert session_file.names() == ["a"]
     assert ok("sessions", "rm", "--older-than", "1d").stderr == b"there are no such sessions\n"
     refused = jamba("sessions", "rm", "--older-than", "forever")
-    assert refused.returncode == 2 and b"--older-than 'forever' is not a time that can pass" in refused.stderr
+    assert refused.returncode == 2 and b"--older-than 'forever' is not a duration with its unit" in refused.stderr
     assert jamba("sessions", "rm").returncode == 2
 
 
@@ -149,7 +149,6 @@ def test_every_subcommand_says_what_is_wrong_with_a_damaged_session(own_home: Pa
     for words in (
         ("show",),
         ("copy", "new"),
-        ("rename", "new"),
         ("export", "-o", str(tmp_path / "out")),
         ("export", "--md"),
     ):
@@ -164,7 +163,8 @@ def test_every_subcommand_says_what_is_wrong_with_a_damaged_session(own_home: Pa
 
 
 @pytest.mark.parametrize(
-    ("text", "left"), [("2h", ["a"]), ("90m", ["a"]), ("0.5d", ["a", "b"]), ("1d12h", None), ("-1h", None)]
+    ("text", "left"),
+    [("2h", ["a"]), ("90m", ["a"]), ("0.5d", ["a", "b"]), ("1d12h", ["a", "b"]), ("30", None), ("-1h", None)],
 )
 def test_times_that_sessions_are_older_than(text: str, left: list[str] | None) -> None:
     saved("a", "hello")
