@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from jambacli.engine.loaded_model import LoadedModel
 from jambacli.engine.options import GenerationKeywords, GenerationOptions
 from jambacli.errors import JambaError
+from jambacli.keywords import with_keywords
 from jambacli.progress import Progress, no_progress
 from jambacli.runtime.options import DeviceKeywords, DeviceOptions
 from jambacli.session.options import SessionKeywords, SessionOptions
@@ -95,7 +96,7 @@ class Jamba(LoadedModel):
         """
         if not isinstance(options, DeviceOptions | None):
             raise TypeError(f"options must be DeviceOptions, not {type(options).__name__}; name the device by device=")
-        options = dataclasses.replace(options or DeviceOptions(), **keywords)
+        options = with_keywords(options or DeviceOptions(), keywords, cls.load)
         from jambacli.documents.given_texts import read_chat_template
         from jambacli.gguf.jamba_metadata import CHAT_TEMPLATE
         from jambacli.gguf.reader import GGUFFile
@@ -166,7 +167,7 @@ class Jamba(LoadedModel):
         from jambacli.engine.parallel import MOST_IN_BULK, default_parallel
         from jambacli.session.requests import chat_request, text_request
 
-        options = dataclasses.replace(options or GenerationOptions(), **keywords)
+        options = with_keywords(options or GenerationOptions(), keywords, self.generate_batch)
         ctx = ctx or self.config.context_length
         parallel = parallel or default_parallel(self.model, ctx, kv_type, most=MOST_IN_BULK)
         replies = [BatchReply()] * len(prompts)
@@ -191,4 +192,8 @@ class Jamba(LoadedModel):
     def session(self, options: SessionOptions | None = None, **keywords: Unpack[SessionKeywords]) -> Session:
         """Open a conversation. ``options``, or its fields as keywords (``ctx=32_768, name="contract"``): see
         SessionOptions, and Session for the errors raised."""
-        return Session(self, dataclasses.replace(options or SessionOptions(), **keywords))
+        elsewhere = {
+            "session.send(...)": GenerationKeywords.__annotations__,
+            "Jamba.load(...)": DeviceKeywords.__annotations__,
+        }
+        return Session(self, with_keywords(options or SessionOptions(), keywords, self.session, elsewhere))

@@ -136,6 +136,7 @@ def main() -> None:
             sys.exit(2)
         _fail(_with_help(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
+        ui.settled()
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except OSError as error:
@@ -235,6 +236,7 @@ def _explained(error: OSError) -> str:
 
 def _fail(text: str, code: int) -> NoReturn:
     text = " ".join(text.split())
+    ui.settled()
     ui.record(logging.ERROR, text)
     print(f"error: {ui.harmless(text)}", file=sys.stderr)
     sys.exit(code)

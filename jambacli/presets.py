@@ -201,7 +201,7 @@ def save(preset: Preset, *, force: bool) -> Path:
         raise JambaError(
             f"the preset {name} already exists", remedy="choose another name, or use {force} to replace it"
         )
-    with atomic_write(path) as file:
+    with atomic_write(path, private=True) as file:
         file.write(as_toml(preset).encode())
     return path
 

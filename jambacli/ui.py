@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import os
 import re
 import shutil
 import sys
@@ -167,6 +168,18 @@ def loading(title: str, total: int | None, unit: str = "bytes") -> Iterator[Call
         _stand("")
 
 
+def starting(name: str | None) -> None:
+    """Say that a model is being loaded before anything is imported for that. The line stands until the one of ``loading``, a
+    question, a bar or an error takes its place. Shows nothing without a terminal or with ``--quiet``."""
+    if not _quiet and sys.stderr.isatty():
+        _stand(f"Loading {os.path.basename(name or '') or 'the model'} ...")  # noqa: PTH119 - of a name or a path
+
+
+def settled() -> None:
+    """Remove the standing line."""
+    _stand("")
+
+
 def can_ask() -> bool:
     """Whether there is somebody to answer a question."""
     return sys.stdin.isatty() and sys.stderr.isatty()
@@ -176,6 +189,7 @@ def asked(question: str) -> bool:
     """Ask a question on the terminal; whether the answer is yes. False without a terminal."""
     if not can_ask():
         return False
+    settled()
     print(f"{harmless(question)} [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
@@ -242,6 +256,7 @@ def progress(title: str, total: int | None, unit: str = "bytes") -> Iterator[Cal
     if _quiet or not sys.stderr.isatty():
         yield lambda n: None
         return
+    settled()
     from rich.progress import (
         BarColumn,
         DownloadColumn,
@@ -283,6 +298,7 @@ def transfers(title: str, total: int, done: int = 0) -> Iterator[Callable[[str, 
     if _quiet or not sys.stderr.isatty():
         yield lambda name, size, done: lambda n: None
         return
+    settled()
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     columns = [BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()]

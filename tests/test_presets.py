@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,14 @@ def test_those_that_come_with_the_program_work() -> None:
         ("system = 3", "system is not a text"),
         ("stop = [1]", "stop is not a list of texts"),
         ("a = = 1", "is not TOML"),
+        ("temp = " + "[" * 5000, "is not TOML"),
+        ("system = '" + "x" * (1 << 20) + "'", "is larger than 1 MB"),
+        ("schema = '" + "[" * 5000 + "'", "schema is not JSON"),
+        ("schema = [1]", "schema is not a JSON schema: it must be an object"),
+        ("model = []", "model is not a text"),
+        ("temp = nan", "temp is outside 0 to 100"),
+        ("seed = 1.5", "seed is not a whole number"),
+        ("think = 'maybe'", "think is neither on nor off"),
     ],
 )
 def test_a_wrong_file_is_one_line_with_its_name(text: str, words: str, tmp_path: Path) -> None:
@@ -84,6 +93,45 @@ def test_a_wrong_file_is_one_line_with_its_name(text: str, words: str, tmp_path:
     assert str(path) in str(caught.value) and words in str(caught.value)
     done = jamba("run", "hello", "--preset", str(path))
     assert (done.returncode, done.stderr.count(b"\n")) == (1, 1)
+
+
+@pytest.mark.parametrize("name", ["../mine", "/etc/passwd", "..", ".", "", "a/b", "a\\b", "\x1b[31m", "x" * 300])
+def test_a_name_is_never_a_path(name: str, tmp_path: Path, own_home: Path) -> None:
+    (own_home / "presets").mkdir(parents=True)
+    (own_home / "mine.toml").write_text("temp = 1")
+    with pytest.raises(UsageError):
+        presets.find(name)
+    with pytest.raises(UsageError):
+        presets.save(Preset(name, Path(), system="x"), force=True)
+    with pytest.raises(UsageError):
+        presets.remove(name)
+    assert not list((own_home / "presets").iterdir()) and (own_home / "mine.toml").exists()
+
+
+def test_what_is_no_file_is_no_preset(own_home: Path) -> None:
+    folder = own_home / "presets"
+    folder.mkdir(parents=True)
+    (folder / "dir.toml").mkdir()
+    os.mkfifo(folder / "pipe.toml")  # reading it would wait for a writer
+    for name in ("dir", "pipe"):
+        with pytest.raises(BadFileError, match="cannot be read"):
+            presets.find(name)
+    assert jamba("preset", "list").stderr.count(b"cannot be read") == 2
+
+
+def test_unknown_and_missing_variables_are_named(own_home: Path) -> None:
+    presets.save(Preset("v", Path(), system="For {{ client }} by {{ when = today }}."), force=False)
+    options = ("run", "jamba:tiny", "hi", "-n", "1", "--preset", "v")
+    for given, words in (
+        ((), "the preset v needs client=..."),
+        (("-p", "clint=A"), "the preset v has no variable 'clint'; its variables are client, when"),
+        (("-p", "client"), "--param 'client' is not NAME=VALUE"),
+    ):
+        done = jamba(*options, *given)
+        assert done.returncode == 2 and words in done.stderr.decode() and done.stdout == b""
+    assert (
+        presets.find("v").filled({"client": "A {{ when }}"}) == "For A {{ when }} by today."
+    )  # a value is no template
 
 
 def test_a_preset_is_used_and_a_flag_comes_before_it(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ REPO = Path(__file__).resolve().parents[1]
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("quant",),
     ("jambacli.errors", "jambacli.progress", "jambacli.startup"),
-    ("jambacli.units", "jambacli.interrupts"),
+    ("jambacli.units", "jambacli.interrupts", "jambacli.keywords"),
     ("jambacli.unfinished",),
     ("jambacli.files", "jambacli.zip_guard"),
     ("jambacli.settings",),

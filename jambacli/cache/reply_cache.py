@@ -45,7 +45,7 @@ class ReplyCache:
         """Store a reply and the hashes of its documents; ``more`` is added to its entry. OSErrors are ignored."""
         with contextlib.suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with atomic_write(self.folder / f"{key}.json", durable=False) as file:
+            with atomic_write(self.folder / f"{key}.json", durable=False, private=True) as file:
                 file.write(json.dumps({**more, "text": text, "documents": list(documents)}).encode())
             files = [p for p in self.folder.glob("*.json") if not p.name.startswith(".")]
             for path in sorted(files, key=lambda p: p.stat().st_mtime)[: max(0, len(files) - _MAX_REPLIES)]:

@@ -108,6 +108,12 @@ class ChatSession:
         return held if self._standing is None else min(held, self._standing)
 
     @property
+    def continuing(self) -> str:
+        """The line that tells which session goes on. A text that is to be read again has no tokens yet."""
+        read = f", {counted(self.used, 'token')}" if self.used else ""
+        return f"continuing {self.session.name}: {counted(self.messages, 'message')}{read}"
+
+    @property
     def messages(self) -> int:
         """The number of the user's messages."""
         return len(self._asked())

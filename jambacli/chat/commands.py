@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -91,8 +92,10 @@ class Chat(ChatSession):
         }
         action = actions.get(word)
         if action is None:
+            near = difflib.get_close_matches(word, actions, 1, 0.6)
+            hint = f"did you mean {near[0]}? " if near else ""
             raise UsageError(
-                f"there is no command {word}; /help lists the commands (begin a message with a space to send it)"
+                f"there is no command {word}; {hint}/help lists the commands (begin a message with a space to send it)"
             )
         self._stopping = Stop()
         return action(rest.strip())
@@ -184,7 +187,7 @@ class Chat(ChatSession):
             raise UsageError("/file needs a path")
         lines: list[str] = []
         paths = typed_paths(path)
-        sources = expand(paths)
+        sources = expand(paths, stdin=False)
         store = self._options.store
         documents = read_documents(sources, problem=lines.append, store=store, progress=self._progress)
         entries = entries_of(documents)
@@ -204,8 +207,10 @@ class Chat(ChatSession):
         return Outcome(lines=[f"saved as {self.session.name}"])
 
     def _load(self, name: str) -> Outcome:
-        name = name and session_file.check_name(name)
-        if not name or not session_file.exists(name):
+        if not name:
+            raise UsageError("/load needs the name of a saved session; Tab completes it")
+        name = session_file.check_name(name)
+        if not session_file.exists(name):
             raise UsageError(
                 f"there is no session {name!r}; the saved sessions are: {', '.join(session_file.names()[:20]) or 'none yet'}"
             )
@@ -217,7 +222,7 @@ class Chat(ChatSession):
             model = self._load_model(saved.model_path)
         self._switch(name, model, replace(self._options, system=None, reread=False))
         self.attachments, self._dropped = Attachments(), []
-        return Outcome(lines=[f"continuing {name}: {counted(self.messages, 'message')}, {counted(self.used, 'token')}"])
+        return Outcome(lines=[self.continuing])
 
     def _think(self, switch: str) -> Outcome:
         if switch:

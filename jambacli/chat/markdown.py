@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -109,6 +109,9 @@ class Page:
         self._width = 0
         self._probed = 0  # rows of it when they were last compared with what may follow
         self._begun = False  # whether a block has been taken
+        self._live = ""  # what ``live`` showed last, and how many rows that was
+        self._live_rows = 0
+        self._goes_on = False  # whether it is a table whose first rows are on the screen as they were
 
     def push(self, text: str) -> None:
         """Add text."""
@@ -131,14 +134,27 @@ class Page:
     def live(self, width: int) -> list[Row]:
         """The rows after those that were taken, as they are now."""
         rows = self._rest(self._text, width) if self._text.strip() else []
-        return [[], *rows] if rows and self._begun and not self._shown else rows
+        rows = [[], *rows] if rows and self._begun and not self._shown else rows
+        self._live, self._live_rows = self._text, len(rows)
+        return rows
 
     def freeze(self, rows: Sequence[Row]) -> None:
-        """These live rows stay on the screen as they are."""
-        self._take([row for row in rows if row])
+        """These live rows stay on the screen as they are, and the text goes on after them: a table with its head again. Where
+        they are not all of the live rows, the text that they show comes again."""
+        if len(rows) != self._live_rows or not self._text.startswith(self._live):
+            return
+        if _parser().parse(self._live)[0].type != "table_open":
+            self._take([row for row in rows if row])
+            return
+        shown = self._live.count("\n")  # a line that is not complete comes again
+        if shown > 2:
+            lines = self._text.split("\n")
+            self._text, self._goes_on, self._begun = "\n".join([*lines[:2], *lines[shown:]]), True, True
 
     def _finish(self, text: str, width: int) -> list[Row]:
-        if not text.strip():
+        no_rows = self._goes_on and len(text.strip().split("\n")) == 2
+        self._goes_on = False
+        if not text.strip() or no_rows:
             return []
         out = self._take(self._rest(text, width))
         self._shown, self._taken, self._probed = "", [], 0
@@ -179,7 +195,8 @@ class Page:
 
     def _stable(self, rows: list[Row], width: int) -> int:
         """How many of these rows no further text changes."""
-        kind = _parser().parse(self._text)[0].type
+        tokens = _parser().parse(self._text)
+        kind = tokens[0].type
         if kind == "table_open":  # a wider cell moves every column
             return 0
         if kind == "fence":  # its complete lines; empty ones at its end are not shown yet
@@ -190,13 +207,28 @@ class Page:
         self._probed = len(rows)
         count = len(rows) - 1
         now = [plain(row) for row in rows]
+        before, render = self._probe(tokens, now, width)
         for following in _NEXT:
             if count <= 0:
                 return 0
-            then = [plain(row) for row in self._rest(self._text + following, width)]
-            count = next((i for i in range(count) if i >= len(then) or then[i] != now[i]), count)
+            then = render(following)
+            changed = (i for i in range(before, count) if i - before >= len(then) or then[i - before] != now[i])
+            count = next(changed, count)
         self._probed -= count
         return count
+
+    def _probe(self, tokens: list[Any], now: list[str], width: int) -> tuple[int, Callable[[str], list[str]]]:
+        """How the block's rows ``now`` would be with more text: how many are there before, and a function of that text that
+        gives those after them. Of a long list only the last items are rendered."""
+        items = [t.map[0] for t in tokens if t.type == "list_item_open" and t.level == 1]
+        if len(items) > 3:
+            tail = "\n".join(self._text.split("\n")[items[-2] :])
+            last = [plain(row) for row in block_rows(self._console, tail, width, self._code_theme)]
+            if (before := len(now) - len(last)) >= 0 and now[before:] == last:
+                return before, lambda following: [
+                    plain(row) for row in block_rows(self._console, tail + following, width, self._code_theme)
+                ]
+        return 0, lambda following: [plain(row) for row in self._rest(self._text + following, width)]
 
 
 def _letters(text: str) -> str:

@@ -70,7 +70,8 @@ class LiveRows:
             while same < min(len(live), len(self.rows)) - 1 and live[same] == self.rows[same]:
                 same += 1
         up = len(self.rows) - 1 - same
-        text = "\r" + (f"\x1b[{up}A" if up > 0 else "") + "\x1b[J" if self.rows else ""
+        # tmux keeps a copy of what "J" clears from the first row of the window on.
+        text = "\r" + (f"\x1b[{up}A\x1b[J" if up > 0 else "\x1b[K") if self.rows else ""
         text += "".join(f"{self._styled(row)}\n" for row in finished)
         # Rows that are wider than the terminal thinks they are must not wrap: they could not be found again.
         text += "\x1b[?7l" + "\n".join(self._styled(row) for row in live[same:]) + "\x1b[?7h" if live else ""
@@ -187,9 +188,11 @@ class Screen:
 
     def _fitted(self, page: Page, live: LiveRows, width: int) -> int:
         """The terminal's width. Where it has become narrower than a live row, terminals differ in whether the row takes two
-        now: it stays as it is, and the text goes on below."""
-        now = self.console.width
-        if now < width and len(live.rows) == 1 and len(plain(live.rows[0])) > now:
+        now, and where it has become too low, rows are out of reach: they stay as they are, and the text goes on below."""
+        from rich.cells import cell_len
+
+        now, rows = self.console.width, live.rows
+        if (now < width and any(cell_len(plain(row)) > now for row in rows)) or len(rows) > self.console.height:
             page.freeze(live.rows)
             live.keep()
         return now

@@ -54,8 +54,8 @@ def talk(
     screen = Screen(option, theme=settings.value("theme") or "auto", pager=_pager())
     ask = _prompt(chat, screen, keep_history)
     screen.note(_greeting(chat, screen.console.width))
-    if turns := chat.messages:
-        screen.note(f"continuing {chat.session.name}: {counted(turns, 'message')}, {counted(chat.used, 'token')}")
+    if chat.messages:
+        screen.note(chat.continuing)
         _show_last(chat, screen)
     waiting = first
     while True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,8 +13,11 @@ import typer
 
 from jambacli import ui
 from jambacli.commands import documents_io
+from jambacli.commands import option_types as t
 from jambacli.commands import options as o
 from jambacli.commands.flags import flag
+from jambacli.commands.inputs import read_text
+from jambacli.commands.load import model_path
 from jambacli.commands.open_documents import open_documents
 from jambacli.commands.reply import write
 from jambacli.errors import JambaError, UsageError, first_line
@@ -52,7 +56,7 @@ def batch(
     ocr: documents_io.Ocr = "auto",
     citations: documents_io.Citations = False,
     schema: documents_io.Schema = None,
-    system: o.System = None,
+    system: t.System = None,
     parallel: Annotated[
         int | None,
         typer.Option("--parallel", min=1, help="Requests to run at once; default: up to 16, as memory allows."),
@@ -64,12 +68,17 @@ def batch(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start over: discard earlier answers and replace the output.")
     ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object with the figures; the answers go to -o.")
+    ] = False,
     model: documents_io.Model = None,
     *,
     arguments: o.GenerationArguments,
 ) -> None:
     """Answer many requests together. Run the same command again after a crash: it continues where it stopped."""
     output = documents_io.output_path(output)
+    if as_json and output is None:
+        raise UsageError("prints the figures", field="json", remedy="name a file for the answers with {output}")
     table = _check_output(output, [] if question is not None else inputs, fresh)
     with importing():
         from jambacli.batch.items import Keys, common_parts
@@ -106,7 +115,7 @@ def batch(
                 "leave out --schema and --system, and write to a .jsonl"
             )
     if model is not None:
-        o.model_path(model)  # an unknown name is reported before anything else is done
+        model_path(model)  # an unknown name is reported before anything else is done
     task = documents_io.task_of(question or "", citations, arguments.schema(schema))
 
     loaded = arguments.load_model(model)
@@ -145,6 +154,8 @@ def batch(
         finally:
             if part is not None:
                 part.close()
+    if as_json:
+        print(json.dumps(_figures(result, len(items), output), ensure_ascii=False))
     if arguments.stats:
         _show_stats(result)
     if result.failed:
@@ -195,7 +206,7 @@ def _lines(inputs: Sequence[str]) -> tuple[bool, list[str]]:
     if len(inputs) > 1:
         raise UsageError("there are several files: give one of requests or prompts, or --question to ask about each")
     path = Path(inputs[0])
-    text = o.read_text(path)
+    text = read_text(path)
     requests = path.suffix in _JSON_LINES or (str(path) == "-" and text.lstrip().startswith("{"))
     return requests, text.split("\n")
 
@@ -261,6 +272,21 @@ def _run(
         again = "; the same command tries them again" if part is not None else ""
         ui.warn(f"{len(result.failed):,} of {counted(len(items), 'request')} failed{again}")
     return result
+
+
+def _figures(result: BatchResult, requests: int, output: Path | None) -> dict[str, Any]:
+    """What was done, by name."""
+    from jambacli.hardware.peaks import peak_memory
+
+    return {
+        "file": str(output),
+        "requests": requests,
+        "failed": len(result.failed),
+        "prompt_tokens": result.prompt_tokens,
+        "shared_tokens": result.shared_tokens,
+        "generated_tokens": result.generated_tokens,
+        "peak_memory_bytes": peak_memory(),
+    }
 
 
 def _show_stats(result: BatchResult) -> None:

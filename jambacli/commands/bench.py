@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from jambacli import ui
+from jambacli.commands import option_types as t
 from jambacli.commands import options as o
 from jambacli.errors import UsageError
 from jambacli.units import format_bytes, format_count, parse_size
@@ -69,17 +70,22 @@ def bench(
     chunk: Annotated[
         int | None, typer.Option("--chunk", min=1, help="Tokens per piece of prefill; default: 512, on a GPU 4,096.")
     ] = None,
-    device: o.Device = "auto",
-    gpu_memory: o.GpuMemory = None,
-    cpu_experts: o.CpuExperts = None,
-    cpu_kv: o.CpuKv = False,
-    precise: o.Precise = False,
+    device: t.Device = "auto",
+    gpu_memory: t.GpuMemory = None,
+    cpu_experts: t.CpuExperts = None,
+    cpu_kv: t.CpuKv = False,
+    precise: t.Precise = False,
     compare: Annotated[
         str | None, typer.Option("--compare", help="Measure another program on the same file: llama.cpp.")
     ] = None,
     output: Annotated[str, typer.Option("--output", "-o", help="Format on stdout: md, json or csv.")] = "md",
+    as_json: Annotated[bool, typer.Option("--json", help="The same as -o json.")] = False,
 ) -> None:
     """Measure tokens per second, time to first token, memory, and the share of this machine's peak rates."""
+    if as_json:
+        if output == "csv":
+            raise UsageError("exclude each other", field=("json", "output"))
+        output = "json"
     if output not in ("md", "json", "csv"):
         raise UsageError("is not one of md, json, csv", field="output", value=output)
     if compare is not None and compare not in _COMPARE:

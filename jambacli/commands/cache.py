@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jambacli import ui
-from jambacli.commands import options as o
+from jambacli.commands.confirm import confirm
 from jambacli.commands.durations import age
+from jambacli.commands.inputs import read_text
 from jambacli.errors import JambaError, UsageError
 from jambacli.units import counted, format_bytes
 
@@ -91,11 +92,10 @@ def clear(
         raise UsageError("give --document or --older-than, not both")
     seconds = 0.0 if older_than is None else age(older_than)
     store = PrefixStore()
-    if not yes and ui.can_ask():
+    if not yes:
         what = f"what was stored of {document}" if document else "prefixes, replies and recognized pages"
         old = f" not used for {older_than}" if older_than else ""
-        if not ui.asked(f"Delete {what}{old} ({format_bytes(store.stats()['bytes'])} are stored)?"):
-            raise JambaError("nothing was deleted")
+        confirm(f"Delete {what}{old} ({format_bytes(store.stats()['bytes'])} are stored)?", "nothing was deleted")
     remove_unfinished()
     hashes = {text_hash(text) for text in _texts(document)} if document else None
     freed = store.clear(hashes, older_than=seconds)
@@ -122,5 +122,5 @@ def _texts(path: Path) -> list[str]:
         if not texts:
             raise
     with contextlib.suppress(JambaError):  # a PDF, say
-        texts.append(o.read_text(path))
+        texts.append(read_text(path))
     return texts

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jambacli import ui
+from jambacli import settings, ui
+from jambacli.commands import documents_io
+from jambacli.commands import option_types as t
 from jambacli.commands import options as o
+from jambacli.commands.chat_pipe import chat_in_a_pipe
 from jambacli.commands.flags import flag
 from jambacli.errors import JambaError, UsageError
-from jambacli.interrupts import interrupts_stop
 from jambacli.startup import importing
 
 if TYPE_CHECKING:
@@ -35,13 +35,17 @@ def chat(
     ] = None,
     resume_last: Annotated[bool, typer.Option("--continue", help="Resume the last session.")] = False,
     read_only: Annotated[bool, typer.Option("--read-only", help="Open a session without changing it.")] = False,
-    system: o.System = None,
+    system: t.System = None,
     overflow: Annotated[
         bool, typer.Option("--overflow", help="When the context is full, drop the oldest turns.")
     ] = False,
     tools: Annotated[
         Path | None, typer.Option("--tools", metavar="FILE.py", help="Python functions that the model may call.")
     ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Of a chat in a pipe, print one JSON object a line for every input.")
+    ] = False,
+    json_stream: documents_io.JsonStream = False,
     yes: Annotated[
         bool, typer.Option("--yes", "-y", help="Ask nothing: neither about another model nor before dropping messages.")
     ] = False,
@@ -50,6 +54,11 @@ def chat(
     arguments: o.GenerationArguments,
 ) -> None:
     """Chat. Every turn is saved, and no process computes the same text twice."""
+    documents_io.check_json(as_json, json_stream)
+    if (as_json or json_stream) and _on_terminal():
+        raise UsageError("is for a chat in a pipe", field="json_stream" if json_stream else "json")
+    check_terminal()
+    ui.starting(name)
     generation, options = arguments.generation(), arguments.session(system)
     if session is not None and arguments.no_store:
         raise UsageError("--session and --no-store exclude each other: a named session is stored on disk")
@@ -94,7 +103,21 @@ def chat(
     if saved is not None and options.system is not None:
         what = short(talk.session.system) if talk.session.system else "none"
         ui.note(f"session {talk.session.name}: the system message is now: {what}")
-    run_chat(talk, stats=arguments.stats, keep_history=not arguments.no_store, yes=yes)
+    run_chat(
+        talk,
+        stats=arguments.stats,
+        keep_history=not arguments.no_store,
+        yes=yes,
+        as_json=as_json,
+        json_stream=json_stream,
+    )
+
+
+def check_terminal() -> None:
+    """Raise UsageError for settings of the terminal that are not valid, before a model is loaded."""
+    if _on_terminal():
+        for name in ("theme", "pager"):
+            settings.value(name)
 
 
 def _last_session(name: str | None) -> str:
@@ -172,67 +195,25 @@ def _shown(call: ToolCall) -> str:
     return ui.harmless(f"{call.name} {call.arguments}")
 
 
-def run_chat(talk: Chat, *, stats: bool, keep_history: bool, first: str | None = None, yes: bool = False) -> None:
+def run_chat(
+    talk: Chat,
+    *,
+    stats: bool,
+    keep_history: bool,
+    first: str | None = None,
+    yes: bool = False,
+    as_json: bool = False,
+    json_stream: bool = False,
+) -> None:
     """Chat in the terminal, or turn by turn from a pipe; then close the chat. ``first``: a message that is sent at once.
-    ``yes``: drop messages of a saved session without asking; a pipe never asks."""
+    ``yes``: drop messages of a saved session without asking; a pipe never asks. ``as_json``, ``json_stream``: see
+    ``chat_in_a_pipe``."""
     try:
         if _on_terminal():
             from jambacli.chat.terminal import talk as talk_in_terminal
 
             talk_in_terminal(talk, keep_history=keep_history, stats=stats, first=first, option=flag, yes=yes)
         else:
-            _piped(talk, stats, first)
+            chat_in_a_pipe(talk, stats, first, as_json=as_json, json_stream=json_stream)
     finally:
         talk.close()
-
-
-def _piped(chat: Chat, stats: bool, first: str | None) -> None:
-    """Handle every line of standard input as a message or a command; replies go to stdout, the rest to stderr."""
-    from jambacli.engine.generate import Thought
-
-    failed: JambaError | None = None
-    for text in itertools.chain([] if first is None else [None], _piped_lines()):
-        try:
-            outcome = chat.handle(text) if text is not None else chat.say(first or "")
-            for shown in outcome.lines:
-                ui.note(shown)
-            if outcome.copied is not None:
-                raise UsageError("/copy needs a terminal")
-            if outcome.reply is not None:
-                with interrupts_stop(chat.stop) as came:
-                    for piece in outcome.reply:
-                        if not isinstance(piece, Thought):
-                            sys.stdout.write(piece)
-                            sys.stdout.flush()
-                if came.asked:
-                    raise KeyboardInterrupt
-                places = chat.attachments.places
-                sys.stdout.write("\n" + ("\nSources:\n" + "".join(f"- {p}\n" for p in places) if places else ""))
-                sys.stdout.flush()
-                if chat.attachments.remark:
-                    ui.note(chat.attachments.remark)
-                if stats:
-                    s = chat.session.stats
-                    ui.note(
-                        f"stats: prompt {s.prompt_tokens} reused {s.reused_tokens} prefilled {s.prefilled_tokens} "
-                        f"generated {s.generated_tokens} first_token {s.first_token_seconds:.3f} s finish {s.finish}"
-                    )
-            if outcome.leave:
-                break
-        except JambaError as error:  # the next line is still handled; the exit code reports the failure
-            failed = error
-            print(f"error: {' '.join(error.worded(flag).split())}", file=sys.stderr, flush=True)
-    if failed is not None:
-        raise typer.Exit(failed.exit_code)
-
-
-def _piped_lines() -> Iterator[str]:
-    """The lines of standard input, as they come. Raises JambaError at the first one that is not UTF-8 text."""
-    for number, data in enumerate(sys.stdin.buffer, 1):
-        try:
-            line = data.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise JambaError(f"standard input is not UTF-8 text (line {number}); convert it first") from error
-        if "\0" in line:
-            raise JambaError(f"standard input is not text (line {number} holds NUL characters); convert it first")
-        yield line.rstrip("\r\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from enum import StrEnum
 from pathlib import Path
@@ -96,12 +97,16 @@ def completion(
     shell: Annotated[Shell, typer.Argument(metavar="bash|zsh|fish", help="The shell.", show_choices=False)],
     install: Annotated[bool, typer.Option("--install", help="Install it for this user.")] = False,
     remove: Annotated[bool, typer.Option("--remove", help="Remove what --install made.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Print a script that completes commands, options, models, sessions, presets, types and files in a shell."""
     if install and remove:
         raise UsageError("exclude each other", field=("install", "remove"))
     if not install and not remove:
-        print(SCRIPTS[shell], end="")
+        if as_json:
+            print(json.dumps({"shell": shell.value, "script": SCRIPTS[shell]}))
+        else:
+            print(SCRIPTS[shell], end="")
         return
     script, start = _places(shell)
     try:
@@ -118,6 +123,9 @@ def completion(
             if start is not None:
                 _add_line(start, None)
             ui.note(f"removed {script}")
+        if as_json:
+            read_by = None if start is None else str(start)
+            print(json.dumps({"shell": shell.value, "file": str(script), "installed": install, "read_by": read_by}))
     except OSError as error:
         raise JambaError(f"{error.filename or script}: {error.strerror or error}") from error
 

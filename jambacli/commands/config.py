@@ -70,31 +70,41 @@ def get(name: Name, as_json: Json = False) -> None:
 
 @app.command("set")
 def set_(
-    name: Name, value: Annotated[str, typer.Argument(metavar="VALUE", help="Its value; on or off for a switch.")]
+    name: Name,
+    value: Annotated[str, typer.Argument(metavar="VALUE", help="Its value; on or off for a switch.")],
+    as_json: Json = False,
 ) -> None:
     """Set a value in the file. Comments and other lines of the file stay."""
     setting = settings.known(name)
     if setting.name == "model":
         _note_unknown_model(value)
     path = settings.write(name, value)
-    ui.note(f"{setting.name} = {_shown(setting.parse(value))} in {path}")
+    if as_json:
+        row = {"name": setting.name, "value": setting.parse(value), "file": str(path)}
+        print(json.dumps(row, ensure_ascii=False))
+    else:
+        ui.note(f"{setting.name} = {_shown(setting.parse(value))} in {path}")
     if os.environ.get(setting.variable, "").strip():
         ui.warn(f"{setting.variable} is set and comes before the file")
 
 
 @app.command()
-def unset(name: Name) -> None:
+def unset(name: Name, as_json: Json = False) -> None:
     """Remove a value from the file."""
     setting = settings.known(name)
     had = setting.name in settings.read_file(settings.config_path())
     path = settings.write(name, None)
-    ui.note(f"{setting.name} removed from {path}" if had else f"{setting.name} is not set in {path}")
+    if as_json:
+        print(json.dumps({"name": setting.name, "removed": had, "file": str(path)}, ensure_ascii=False))
+    else:
+        ui.note(f"{setting.name} removed from {path}" if had else f"{setting.name} is not set in {path}")
 
 
 @app.command()
-def path() -> None:
+def path(as_json: Json = False) -> None:
     """Print the path of the file, whether it exists or not."""
-    print(settings.config_path())
+    file = settings.config_path()
+    print(json.dumps({"path": str(file), "exists": file.exists()}, ensure_ascii=False) if as_json else file)
 
 
 def _note_unknown_model(name: str) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jambacli import ui
-from jambacli.commands.options import has_input
+from jambacli.commands.inputs import has_input
 from jambacli.commands.reply import figures_of_reply, show_stats, stream, write
 from jambacli.errors import JambaError, UsageError
 from jambacli.units import format_seconds

@@ -7,8 +7,13 @@ from jambacli.units import parse_duration
 
 
 def age(text: str) -> float:
-    """``--older-than`` in seconds. Raises UsageError for anything but a duration."""
-    seconds = parse_duration(text, "--older-than")
-    if seconds is None:
-        raise UsageError("is not a time that can pass; write it like 30d or 12h", field="older_than", value=text)
+    """``--older-than`` in seconds. Raises UsageError for anything but a duration with its unit: 30 might be seconds or days."""
+    try:
+        seconds = parse_duration(text)
+    except UsageError:
+        seconds = None
+    if seconds is None or text.strip()[-1:].isdigit():
+        raise UsageError(
+            "is not a duration with its unit; write it like 30d, 12h or 90m", field="older_than", value=text
+        )
     return seconds

@@ -11,6 +11,7 @@ import typer
 
 from jambacli import ui
 from jambacli.commands import options as o
+from jambacli.commands.inputs import read_text
 from jambacli.errors import UsageError
 from jambacli.units import parse_size
 
@@ -199,7 +200,7 @@ def lookup(
     if shape is not None and (model is not None or not shares):
         raise UsageError("--shape, without a --model, needs --quoted: random weights quote nothing by themselves")
     limit, n_reply, repeat = parse_size(tokens, "--tokens"), parse_size(length, "--length"), repetitions
-    text = o.read_text(file)
+    text = read_text(file)
     loaded = arguments.load_model(model, limit + n_reply + 1024) if shape is None else _random(shape, quant, arguments)
     if shares and not loaded.metadata.get("tokenizer.ggml.tokens"):  # random weights in a file: any tokens will do
         loaded = _with_demo_tokenizer(loaded)
@@ -293,7 +294,7 @@ def _windows(model: Jamba, text: Path | None, ctx: str, tokens: str | None) -> l
     from jambacli import data
     from jambacli.evaluation.perplexity import cut
 
-    whole = data.held_out_text() if text is None else o.read_text(text)
+    whole = data.held_out_text() if text is None else read_text(text)
     return cut(model.tokenizer, whole, _size(ctx), None if tokens is None else parse_size(tokens, "--tokens"))
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from jambacli import presets, ui
+from jambacli.commands import option_types as t
 from jambacli.commands import options as o
 from jambacli.errors import BadFileError, UsageError
 
@@ -25,7 +26,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="A preset's name.")]
 @o.preset_options
 def save(
     name: Name,
-    system: o.System = None,
+    system: t.System = None,
     schema: Annotated[
         Path | None, typer.Option("--schema", metavar="FILE", help="Replies are JSON that follows this schema.")
     ] = None,
@@ -34,6 +35,7 @@ def save(
     ] = None,
     description: Annotated[str | None, typer.Option("--description", help="A line for the list.")] = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace the preset of that name.")] = False,
+    as_json: Json = False,
     *,
     arguments: o.PresetArguments,
 ) -> None:
@@ -58,6 +60,9 @@ def save(
         raise UsageError("the preset would be empty: give --system, --schema, --model or an option such as --temp")
     path = presets.save(preset, force=force)
     names = preset.variables
+    if as_json:
+        print(json.dumps({"name": preset.name, "path": str(path), "variables": names}, ensure_ascii=False))
+        return
     ui.note(f"saved {path}" + (f"; variables: {', '.join(names)}" if names else ""))
 
 
@@ -93,8 +98,12 @@ def show(name: Name, as_json: Json = False) -> None:
 
 
 @app.command()
-def rm(names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Presets to remove.")]) -> None:
+def rm(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Presets to remove.")], as_json: Json = False
+) -> None:
     """Remove presets of yours. Those that come with the program stay."""
     for name in names:
         presets.remove(name)
         ui.note(f"removed {name}")
+    if as_json:
+        print(json.dumps({"removed": names}, ensure_ascii=False))

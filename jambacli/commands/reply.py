@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from jambacli import ui
+from jambacli.errors import JambaError
 from jambacli.interrupts import interrupts_stop
 from jambacli.units import format_bytes
 
@@ -44,6 +45,10 @@ def stream(pieces: Iterable[str], show: bool, session: Session, as_json: bool = 
         interrupted = came.asked and session.stats.finish == "interrupted"
     except KeyboardInterrupt:
         interrupted = True
+    except JambaError:
+        if show and not as_json and said and not said[-1].endswith("\n"):
+            write("\n")  # the error begins a line of its own
+        raise
     return "".join(said), interrupted
 
 

@@ -13,7 +13,9 @@ import typer
 
 from jambacli import ui
 from jambacli.commands import documents_io
+from jambacli.commands import option_types as t
 from jambacli.commands import options as o
+from jambacli.commands.inputs import has_input, read_text
 from jambacli.commands.reply import figures_of_reply, show_stats, stream, write, write_json
 from jambacli.errors import BadFileError, UsageError
 
@@ -25,7 +27,7 @@ def run(
     ] = None,
     second: Annotated[str | None, typer.Argument(metavar="[PROMPT]", help="The prompt; -: standard input.")] = None,
     file: Annotated[Path | None, typer.Option("--file", "-f", help="Read (more of) the prompt from a file.")] = None,
-    system: o.System = None,
+    system: t.System = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object with the text and statistics, not streamed.")
@@ -37,10 +39,11 @@ def run(
 ) -> None:
     """Answer a prompt: from the command line, a file, standard input, or all of them together."""
     documents_io.check_json(as_json, json_stream)
-    generation, options = arguments.generation(), arguments.session(system)
-    generation = replace(generation, schema=arguments.schema(schema))
     name, words = _model_and_prompt(first, second)
     prompt = _prompt(words, file)
+    ui.starting(name)
+    generation, options = arguments.generation(), arguments.session(system)
+    generation = replace(generation, schema=arguments.schema(schema))
     if raw and (arguments.think or arguments.chat_template is not None):
         raise UsageError(
             "works without the chat template", field="raw", remedy="leave it out, or {think} and {chat_template}"
@@ -103,9 +106,9 @@ def _prompt(words: str | None, file: Path | None) -> str:
     given = words == "-" or str(file) == "-"
     parts = [] if words is None or words == "-" else [words]
     if file is not None and str(file) != "-":
-        parts.append(o.read_text(file))
-    if given or o.has_input():
-        parts.append(o.read_text(None))
+        parts.append(read_text(file))
+    if given or has_input():
+        parts.append(read_text(None))
     prompt = "\n\n".join(p for p in parts if p)
     if not prompt:
         raise UsageError(

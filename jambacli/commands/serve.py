@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import threading
@@ -16,6 +17,7 @@ import typer
 
 from jambacli import ui
 from jambacli.commands import options as o
+from jambacli.commands.load import is_path
 from jambacli.errors import JambaError, UsageError
 from jambacli.startup import importing
 from jambacli.units import parse_duration
@@ -86,6 +88,9 @@ def serve(
     ] = None,
     no_page: Annotated[bool, typer.Option("--no-page", help="Leave out the page for browsers.")] = False,
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object with the address as soon as it listens.")
+    ] = False,
     *,
     arguments: o.GenerationArguments,
 ) -> None:
@@ -144,7 +149,7 @@ def serve(
             # Ctrl-C and SIGTERM stop the server, which raises them again when it has stopped: that is the regular end.
             with contextlib.suppress(KeyboardInterrupt, SystemExit):
                 config = server_config(app, grace=_GRACE)
-                _server(config, what, listener, page, key if open_page else None).run(sockets=[listener])
+                _server(config, what, listener, page, key if open_page else None, as_json).run(sockets=[listener])
         finally:
             served.close()
             files.close()
@@ -223,7 +228,7 @@ def _several(
 
     for index, name in enumerate(names):
         path = resolve_model(name)
-        plain = path.stem if o.is_path(name) else name
+        plain = path.stem if is_path(name) else name
         add(aliases[index] if index < len(aliases) else plain, name, path)
 
     def more() -> list[ServedModel]:
@@ -235,7 +240,7 @@ def _several(
 
     if pulled and not more():
         raise JambaError("no models have been pulled; get one with: jamba pull jamba:3b")
-    memory = DeviceMemory(o.device_options(arguments), arguments.session().ctx, arguments.kv_type)
+    memory = DeviceMemory(arguments.device_options(), arguments.session().ctx, arguments.kv_type)
     served = list(known.values())
     models = Models(served, memory=memory, most=most, more=more if pulled else None, queue=workers.queue)
     what = f"serving {', '.join(known)} at {{address}} (each is loaded when it is asked for)"
@@ -304,7 +309,14 @@ def _listen_unix(path: Path) -> socket.socket:
     return listener
 
 
-def _server(config: Any, what: str, listener: socket.socket, page: Page | None, browser_key: str | None = None) -> Any:
+def _server(
+    config: Any,
+    what: str,
+    listener: socket.socket,
+    page: Page | None,
+    browser_key: str | None = None,
+    as_json: bool = False,
+) -> Any:
     """A uvicorn server that says what it serves and where once it listens. ``browser_key``: then open a browser too, which gets
     the key, if it is not empty; None: do not."""
     import uvicorn
@@ -313,6 +325,8 @@ def _server(config: Any, what: str, listener: socket.socket, page: Page | None, 
         async def startup(self, sockets: Any = None) -> None:
             await super().startup(sockets)
             address = _address(listener.getsockname())
+            if as_json:
+                print(json.dumps({"address": address}), flush=True)
             ui.note(f"{what.replace('{address}', address)}; Ctrl-C stops it")
             if browser_key is not None:
                 threading.Thread(target=_open_browser, args=(address, browser_key), daemon=True).start()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jambacli import ui
+from jambacli.commands.confirm import confirm
 from jambacli.commands.durations import age
 from jambacli.errors import JambaError, UsageError
 from jambacli.units import counted, format_bytes
@@ -172,10 +173,9 @@ def _remove(chosen: list[str], named: bool, yes: bool) -> list[str]:
     from jambacli.session import library, session_file
 
     present = [name for name in chosen if session_file.exists(name)]
-    if present and not yes and ui.can_ask():
+    if present and not yes:
         some = ", ".join(present[:5]) + (" and others" if len(present) > 5 else "")
-        if not ui.asked(f"Remove {counted(len(present), 'session')} ({some})?"):
-            raise JambaError("nothing was removed")
+        confirm(f"Remove {counted(len(present), 'session')} ({some})?", "nothing was removed")
     removed = []
     for name in chosen:
         try:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from jambacli.commands import option_types as t
 from jambacli.commands import options as o
+from jambacli.commands.load import model_path
 
 if TYPE_CHECKING:
     from jambacli.gguf.summary import Summary
@@ -27,7 +29,7 @@ def show(
         str | None,
         typer.Option("--ctx", "-c", help="Context length to plan memory for, e.g. 256k; default: the model's."),
     ] = None,
-    chat_template: o.ChatTemplateFile = None,
+    chat_template: t.ChatTemplateFile = None,
     kv_type: Annotated[str, typer.Option("--kv-type", help="Keys and values as f16, bf16, f32 or q8_0.")] = "f16",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -40,7 +42,7 @@ def show(
     tokens = o.context(ctx)
     kv_type = kv_type.lower()
     check_kv_type(kv_type)
-    path = o.model_path(model)
+    path = model_path(model)
     if path.is_dir():
         from jambacli.convert.summary import summarize_checkpoint
 

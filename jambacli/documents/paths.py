@@ -75,11 +75,14 @@ class Sources:
         return ", ".join(said)
 
 
-def expand(arguments: Sequence[str], *, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Sources:
+def expand(
+    arguments: Sequence[str], *, include: Sequence[str] = (), exclude: Sequence[str] = (), stdin: bool = True
+) -> Sources:
     """Expand files, directories (searched for files of known kinds), globs and ``-`` to paths in natural order, each once.
 
     ``include``, ``exclude``: patterns as in .gitignore for the files of directories and globs: only those that match one of
     ``include``, of whatever kind, without those that match one of ``exclude``. A file named individually is always read.
+    ``stdin``: whether ``-`` stands for standard input.
 
     The order does not depend on that of the arguments, so the same files always make the same prompt. Raises UsageError for
     a URL, JambaError for a file that does not exist.
@@ -88,7 +91,7 @@ def expand(arguments: Sequence[str], *, include: Sequence[str] = (), exclude: Se
     named: set[Path] = set()
     sources = Sources([], frozenset())
     chosen = _Choice(Globs(include) if include else None, Globs(exclude))
-    stdin = False
+    allowed, stdin = stdin, False
     for argument in map(_from_url, arguments):
         if not argument.strip():
             raise UsageError("a file name is empty (an unset shell variable?)")
@@ -96,7 +99,7 @@ def expand(arguments: Sequence[str], *, include: Sequence[str] = (), exclude: Se
             raise UsageError(f"{shown(argument)} is a file of another computer; copy it here first")
         if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", argument):
             raise UsageError(f"{shown(argument)} is a URL; download it first (curl -o FILE URL)")
-        if argument == "-":
+        if argument == "-" and allowed:
             stdin = True
             continue
         path = path_of(argument)
@@ -108,7 +111,8 @@ def expand(arguments: Sequence[str], *, include: Sequence[str] = (), exclude: Se
         elif any(c in argument for c in "*?["):
             inside = _matching(path, argument, chosen, sources)
         else:
-            raise JambaError(f"there is no file {shown(argument)}; name files, directories, globs, or - for {STDIN}")
+            kinds = f"directories, globs, or - for {STDIN}" if allowed else "directories or globs"
+            raise JambaError(f"there is no file {shown(argument)}; name files, {kinds}")
         for each in inside:
             found.setdefault(_real(each), each)
         if len(found) > MAX_FILES:

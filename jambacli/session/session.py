@@ -11,7 +11,6 @@ import inspect
 import time
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Unpack
 
 from jambacli.engine.counters import Counters
@@ -20,6 +19,7 @@ from jambacli.engine.options import GenerationKeywords, GenerationOptions
 from jambacli.engine.sampling import Sampler, Sampling
 from jambacli.errors import UsageError
 from jambacli.interrupts import Stop, StoppedError, interrupts_held
+from jambacli.keywords import with_keywords
 from jambacli.progress import Progress, no_progress
 from jambacli.session.conversation import Rendered, Turn, ends_in_thought, render_plain, thought_marks
 from jambacli.session.functions import Tool, tools_of
@@ -88,7 +88,7 @@ class Session(StoredSession):
         and for ``answer``, until it is given again; ``tools=[]`` removes the tools.
         """
         stop = self._begin()
-        chosen = _merged(options, keywords)
+        chosen = with_keywords(options or GenerationOptions(), keywords, self.send)
         self.use_tools(tools, choice=tool_choice, rounds=tool_rounds, approve=approve)
         switch_thoughts(self.conversation, chosen.think)  # documents are rendered as they will be in the prompt
         before = list(self.conversation.turns)
@@ -107,7 +107,7 @@ class Session(StoredSession):
     ) -> Iterator[str]:
         """Reply to the user's last turn, after an edit or to regenerate; otherwise like ``send``."""
         stop = self._begin()
-        chosen = _merged(options, keywords)
+        chosen = with_keywords(options or GenerationOptions(), keywords, self.answer)
         turns = self.conversation.turns
         before = list(turns)
         while turns and turns[-1].role in ("assistant", "tool"):
@@ -127,7 +127,7 @@ class Session(StoredSession):
     ) -> Iterator[str]:
         """Continue ``text`` without a chat template, after ``documents`` as plain text, and yield what follows."""
         stop = self._begin()
-        chosen = _merged(options, keywords)
+        chosen = with_keywords(options or GenerationOptions(), keywords, self.complete)
         documents = given_documents(documents)
         self._chat = False
         self._record_documents(documents)
@@ -147,7 +147,10 @@ class Session(StoredSession):
             raise UsageError("there is no reply to continue")
         before = list(self._reply_ids)
         rendered = Rendered(self._prompt + before, [len(self._prompt)])
-        chosen, result = _merged(options, keywords), Generated(ids=list(before))
+        chosen, result = (
+            with_keywords(options or GenerationOptions(), keywords, self.extend),
+            Generated(ids=list(before)),
+        )
         pieces = self._generate(rendered, chosen, self._sampling(chosen), progress, result, stop, skip=len(before))
         return self._run(self._extend_turn(pieces, result) if self._chat else pieces)
 
@@ -355,8 +358,3 @@ class Session(StoredSession):
         sampling = options.sampling(self.sampling)
         sampling.check_vocabulary(self.model.config.vocab_size)
         return forbid_thoughts(self.model, sampling, options.think)
-
-
-def _merged(options: GenerationOptions | None, keywords: GenerationKeywords) -> GenerationOptions:
-    """The options with the keywords in place of their fields. Raises TypeError for an unknown keyword."""
-    return replace(options or GenerationOptions(), **keywords)

@@ -83,7 +83,7 @@ class SavedSession:
 
 def write(saved: SavedSession) -> None:
     """Replace the session's file; a kill or a power cut leaves the old one or the new one."""
-    with atomic_write(session_path(saved.name)) as file:
+    with atomic_write(session_path(saved.name), private=True) as file:
         file.write(to_json(saved))
 
 

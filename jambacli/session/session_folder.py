@@ -60,6 +60,9 @@ def history_path() -> Path:
     sessions_folder()
     path = history_place()
     _check_writable(private_folder(path.parent, "keep the history"), "keep the history")
+    with contextlib.suppress(OSError):  # it exists before others write it, for this user only
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
+        path.chmod(0o600)
     return path
 
 

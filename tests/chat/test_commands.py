@@ -89,6 +89,10 @@ def test_the_system_message_is_shown_set_and_removed(chat: Chat) -> None:
     assert say(chat, "/system none") == ["the system message is removed"] and chat.session.system is None
 
 
+def test_a_text_that_is_to_be_read_again_has_no_tokens_yet(chat: Chat) -> None:
+    assert chat.continuing.startswith("continuing ") and "token" not in chat.continuing
+
+
 def test_show_history_and_saving_as_a_file(chat: Chat, tmp_path: Path) -> None:
     say(chat, "One.", "Two.")
     assert [line.split()[0] for line in say(chat, "/show")] == [

@@ -96,13 +96,13 @@ def test_the_rows_are_those_of_the_whole_document(width: int) -> None:
 
 
 def test_a_block_taller_than_the_window_comes_out_row_by_row() -> None:
-    for line, most in (("word " * 500, 3), ("- an item of a list\n" * 100, 3), ("```\n" + "code\n" * 100, 2)):
+    for line, most in (("word " * 300, 3), ("- an item of a list\n" * 100, 3), ("```\n" + "code\n" * 100, 2)):
         page, taken = Page(console(60)), 0
         for at in range(0, len(line), 50):
             page.push(line[at : at + 50])
             taken += len(page.take(60))
             assert len(page.live(60)) <= most
-        assert taken > 30
+        assert taken > 20
 
 
 def test_code_keeps_its_frame_while_it_is_written() -> None:
@@ -120,6 +120,40 @@ def test_after_a_resize_the_text_goes_on_where_it_was() -> None:
     page.push(" ".join(words[120:]))
     rows += page.take(33, end=True)
     assert " ".join(plain(row) for row in rows).split() == words
+
+
+ROWS = [
+    f"| name{i} | a cell with a text of some length, number {i} | more words in a third column |" for i in range(12)
+]
+TABLE = "\n".join(["| head one | head two | head three |", "| --- | --- | --- |", *ROWS, ""])
+
+
+def names(lines: list[str]) -> list[str]:
+    return re.findall(r"name\d+", " ".join(lines))
+
+
+@pytest.mark.parametrize("cut", [TABLE.index("name5") + 9, TABLE.index("| name5")])
+@pytest.mark.parametrize("rest", [True, False])
+def test_a_table_that_stays_on_the_screen_goes_on_with_its_head(cut: int, rest: bool) -> None:
+    page = Page(console(100))
+    page.push("Before.\n\n" + TABLE[:cut])
+    shown = page.take(100) + (live := page.live(100))
+    page.freeze(live)
+    page.push(TABLE[cut:] if rest else "\n\nAfter.")
+    below = [plain(row) for row in page.take(60, end=True)]
+    again = ["name5"] if cut > TABLE.index("name5") else []  # its row was not complete
+    left = [f"name{i}" for i in range(5 + len(again), 12)] if rest else []
+    assert names([plain(row) for row in shown]) == [f"name{i}" for i in range(5)] + again
+    assert names(below) == again + left
+    assert sum("head one" in line for line in below) == bool(again + left)
+    assert rest or below[-1] == "After."
+
+
+def test_what_is_not_all_on_the_screen_comes_again() -> None:
+    page = Page(console(100))
+    page.push(TABLE[: TABLE.index("name9")])
+    page.freeze(page.live(100)[-4:])  # the window is low
+    assert names([plain(row) for row in page.take(60, end=True)]) == [f"name{i}" for i in range(9)]
 
 
 # Shows a reply in pieces; after half of them it waits for a key.
@@ -184,3 +218,29 @@ def test_a_resize_in_mid_reply_leaves_no_fragments(
     assert found[found.index("THE END") - len(end) : found.index("THE END")] == end
     start = [row.translate(_INVISIBLE) for row in whole(DOCUMENT[:1500], before[0])][:5]
     assert [line[: after[0]] for line in start] == [line[: after[0]] for line in found[:5]]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+@pytest.mark.parametrize(("before", "after"), [((100, 24), (60, 24)), ((80, 24), (50, 15)), ((100, 24), (100, 5))])
+def test_a_window_that_gets_smaller_while_a_table_is_written(
+    tmp_path: Path, before: tuple[int, int], after: tuple[int, int]
+) -> None:
+    from tests.support.emulator import Emulator
+
+    (tmp_path / "reply.md").write_text(f"Before.\n\n{TABLE}\nAfter.\n", encoding="utf-8")
+    terminal = Emulator(*before, ["-c", PROGRAM, str(tmp_path / "reply.md"), "17", str(tmp_path / "waits")])
+    terminal.settle(tmp_path / "waits")
+    terminal.resize(*after)
+    terminal.type("\n")
+    found = terminal.wait("THE END")
+    assert terminal.leave() == 0
+    assert found[0] == "Before." and found.count("Before.") == found.count("After.") == 1
+    heads = [i for i, line in enumerate(found) if "head one" in line]
+    assert len(heads) == 2
+    above, below = names(found[: heads[1]]), names(found[heads[1] :])
+    assert above == [f"name{i}" for i in range(len(above))] and len(above) > 3
+    assert below == [f"name{i}" for i in range(12 - len(below), 12)]
+    assert len(above) + len(below) in (12, 13)  # a row that was being written is there again
+    last = TABLE.split("\n")
+    rows = whole("\n".join([*last[:2], *last[14 - len(below) :]]), after[0])
+    assert found[heads[1] : found.index("After.") - 1] == rows

@@ -89,6 +89,13 @@ def test_mistakes_in_a_chat_are_one_line_and_the_chat_goes_on(model: str) -> Non
     assert err.count("error:") == 4 and len(figures) == 1
 
 
+def test_hints_in_a_chat_are_about_the_chat(model: str) -> None:
+    err = chat(model, "/file -", "/file nothing.txt", "/hist", "/load")[2]
+    assert "there is no file -; name files, directories or globs" in err and "standard input" not in err
+    assert "there is no command /hist; did you mean /history?" in err
+    assert "/load needs the name of a saved session" in err
+
+
 def test_files_are_attached(model: str, tmp_path: Path) -> None:
     file = tmp_path / "report.txt"
     file.write_text("Mira counted 42 herons.", encoding="utf-8")

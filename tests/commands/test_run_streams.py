@@ -73,8 +73,10 @@ def test_a_loading_line_stands_at_once_and_disappears(model: str) -> None:
     size = Path(model).stat().st_size
     assert size > 1000
     code, seen = in_terminal(["run", model, "hello", "-n", "2", "--temp", "0", "--no-store"])
-    start, _, rest = seen.partition(" ...")
-    assert code == 0 and start.startswith(f"\r\x1b[KLoading {Path(model).name} (") and start.endswith("B)")
+    at_once, start, *others = seen.split(" ...")
+    name = f"\r\x1b[KLoading {Path(model).name}"
+    assert code == 0 and at_once == name and start.startswith(f"{name} (") and start.endswith("B)")
+    rest = "".join(others)
     assert "\r\x1b[K" in rest and "\x1b[K\n" not in rest  # it leaves no empty line
     assert "Loading" not in in_terminal(["run", model, "hello", "-n", "2", "--no-store", "-q"])[1]
 
@@ -107,7 +109,7 @@ def test_what_takes_long_shows_how_much_is_done(
 
 
 def test_the_time_to_load_includes_the_tokenizer(model: str) -> None:
-    from jambacli.commands.options import load_model
+    from jambacli.commands.load import load_model
     from jambacli.runtime.options import DeviceOptions
 
     began = time.perf_counter()
@@ -127,7 +129,8 @@ def test_an_interrupted_bench_prints_what_it_has(model: str, form: str, monkeypa
         return decode(self, tokens, at_once)
 
     monkeypatch.setattr(ModelRunner, "decode", interrupted)
-    done = jamba("bench", model, "-p", "16,32", "-n", "4", "-r", "2", "-o", form, "--device", "cpu")
+    options = ["--json"] if form == "json" else ["-o", form]
+    done = jamba("bench", model, "-p", "16,32", "-n", "4", "-r", "2", *options, "--device", "cpu")
     assert (done.returncode, done.stderr) == (130, b"interrupted\n")
     out = done.stdout.decode()
     assert "pp16" in out and "pp32" in out and "tg4" not in out
@@ -144,3 +147,11 @@ def test_a_bench_of_nothing_measured_prints_nothing(model: str, monkeypatch: pyt
     monkeypatch.setattr(ModelRunner, "prefill", interrupted)
     done = jamba("bench", model, "-p", "16", "-n", "0", "--device", "cpu")
     assert (done.returncode, done.stdout) == (130, b"")
+
+
+@terminal
+def test_the_line_is_gone_before_an_error_and_before_the_prompt() -> None:
+    code, seen = in_terminal(["run", "jamba:nope", "hello"])
+    assert code == 1 and "\r\x1b[KLoading jamba:nope ...\r\x1b[Kerror: unknown model" in seen
+    code, seen = in_terminal(["run", "jamba:tiny"])
+    assert code == 2 and "Loading" not in seen and "there is no prompt" in seen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -31,6 +32,35 @@ def test_a_signal_stops_it_in_order(number: signal.Signals) -> None:
         assert client.get("/health").status_code == 200
         server.send_signal(number)
         assert server.wait(60) == 0
+
+
+def test_a_program_reads_the_address_and_a_preset_holds_for_requests() -> None:
+    system = "You are a careful reader of reports about herons."
+    assert jamba("preset", "save", "mine", "--system", system, "-n", "3").returncode == 0
+    options = ["--port", "0", "--json", "--preset", "mine"]
+    command = [sys.executable, "-m", "jambacli", "serve", str(demo_model_path()), *options]
+    environment = {**os.environ, "PYTHONPATH": str(REPO)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as server:
+        try:
+            assert server.stdout is not None
+            address = json.loads(server.stdout.readline())["address"]
+
+            def usage(*messages: tuple[str, str]) -> dict[str, int]:
+                body = {"messages": [{"role": role, "content": text} for role, text in messages]}
+                url = f"{address}/v1/chat/completions"
+                counts: dict[str, int] = httpx.post(url, json=body, trust_env=False, timeout=60).json()["usage"]
+                return counts
+
+            plain, same, other = (
+                usage(("user", "Hi")),
+                usage(("system", system), ("user", "Hi")),
+                usage(("system", "No."), ("user", "Hi")),
+            )
+            assert plain["prompt_tokens"] == same["prompt_tokens"] > other["prompt_tokens"]
+            assert max(plain["completion_tokens"], other["completion_tokens"]) <= 3
+        finally:
+            server.send_signal(signal.SIGINT)
+        assert server.wait(60) == 0 and server.stdout.read() == b""
 
 
 def test_a_running_reply_does_not_keep_it_from_stopping() -> None:

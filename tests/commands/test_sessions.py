@@ -108,7 +108,7 @@ def test_old_sessions_are_removed_and_no_others() -> None:
     assert session_file.names() == ["a"]
     assert ok("sessions", "rm", "--older-than", "1d").stderr == b"there are no such sessions\n"
     refused = jamba("sessions", "rm", "--older-than", "forever")
-    assert refused.returncode == 2 and b"--older-than 'forever' is not a time that can pass" in refused.stderr
+    assert refused.returncode == 2 and b"--older-than 'forever' is not a duration with its unit" in refused.stderr
     assert jamba("sessions", "rm").returncode == 2
 
 
@@ -128,10 +128,58 @@ def test_one_that_is_open_does_not_keep_the_others() -> None:
 def test_removing_asks_on_a_terminal() -> None:
     saved("a", "hello")
     code, seen = in_terminal(["sessions", "rm", "a"], "n\n")
-    assert code == 1 and "Remove 1 session (a)? [y/N]" in seen and seen.endswith("error: nothing was removed\n")
+    assert (
+        code == 1
+        and "Remove 1 session (a)? [y/N]" in seen
+        and seen.endswith("nothing was removed\n")
+        and "error" not in seen
+    )
     assert session_file.exists("a")
     code, seen = in_terminal(["sessions", "rm", "a"], "y\n")
     assert (code, session_file.exists("a")) == (0, False)
     saved("a", "hello")
     code, seen = in_terminal(["sessions", "rm", "a", "--yes"])
     assert (code, seen, session_file.exists("a")) == (0, "removed a\n", False)
+
+
+def test_every_subcommand_says_what_is_wrong_with_a_damaged_session(own_home: Path, tmp_path: Path) -> None:
+    saved("good", "Hello", "Hi")
+    damaged = own_home / "sessions" / "broken.json"
+    damaged.write_bytes(b'{"version": 1, "turns": 7')
+    for words in (
+        ("show",),
+        ("copy", "new"),
+        ("export", "-o", str(tmp_path / "out")),
+        ("export", "--md"),
+    ):
+        done = jamba("sessions", words[0], "broken", *words[1:])
+        assert done.returncode == 1 and done.stdout == b"", words
+        assert done.stderr.count(b"\n") == 1 and b"broken.json: is damaged" in done.stderr, words
+    assert not (tmp_path / "out").exists() and set(session_file.names()) == {"good", "broken"}
+    for words in (("list",), ("search", "hello")):
+        done = ok("sessions", *words)
+        assert done.stdout.startswith(b"good ") and b"broken.json" in done.stderr
+    assert ok("sessions", "rm", "broken").stderr == b"removed broken\n" and not damaged.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [("2h", ["a"]), ("90m", ["a"]), ("0.5d", ["a", "b"]), ("1d12h", ["a", "b"]), ("30", None), ("-1h", None)],
+)
+def test_times_that_sessions_are_older_than(text: str, left: list[str] | None) -> None:
+    saved("a", "hello")
+    saved("b", "hello")
+    aged("b", 3 * 3600)
+    done = jamba("sessions", "rm", f"--older-than={text}")
+    if left is None:
+        assert done.returncode == 2 and b"--older-than" in done.stderr
+    assert sorted(session_file.names()) == (left or ["a", "b"])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="about the modes of files")
+def test_sessions_are_their_users_own(own_home: Path) -> None:
+    saved("a", "hello")
+    with session_file.opened("a"):
+        session_file.history_path()
+        modes = {path.name: path.stat().st_mode & 0o777 for path in (own_home / "sessions").iterdir()}
+    assert modes.keys() >= {"a.json", "a.lock", ".history"} and modes["a.json"] == modes[".history"] == 0o600

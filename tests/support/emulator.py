@@ -132,7 +132,7 @@ def _line(row: Any, columns: int) -> str:
 
     text, x = "", 0
     while x < max(columns, max(row, default=0) + 1):
-        data = row[x].data
+        data = row[x].data if x in row else " "  # rows of a screen that got smaller have no default
         text += data
         x += 2 if data and wcwidth(data[0]) == 2 else 1
     return text.rstrip()
