@@ -144,7 +144,7 @@ def serve(
             # Ctrl-C and SIGTERM stop the server, which raises them again when it has stopped: that is the regular end.
             with contextlib.suppress(KeyboardInterrupt, SystemExit):
                 config = server_config(app, grace=_GRACE)
-                _server(config, what, listener, page, key if open_page else None).run(sockets=[listener])
+                _server(config, what, listener, served, page, key if open_page else None).run(sockets=[listener])
         finally:
             served.close()
             files.close()
@@ -304,7 +304,14 @@ def _listen_unix(path: Path) -> socket.socket:
     return listener
 
 
-def _server(config: Any, what: str, listener: socket.socket, page: Page | None, browser_key: str | None = None) -> Any:
+def _server(
+    config: Any,
+    what: str,
+    listener: socket.socket,
+    served: Models | Upstream,
+    page: Page | None,
+    browser_key: str | None = None,
+) -> Any:
     """A uvicorn server that says what it serves and where once it listens. ``browser_key``: then open a browser too, which gets
     the key, if it is not empty; None: do not."""
     import uvicorn
@@ -318,6 +325,7 @@ def _server(config: Any, what: str, listener: socket.socket, page: Page | None, 
                 threading.Thread(target=_open_browser, args=(address, browser_key), daemon=True).start()
 
         async def shutdown(self, sockets: Any = None) -> None:
+            served.stop_soon()
             if page is not None:
                 page.stop()
             await super().shutdown(sockets)
