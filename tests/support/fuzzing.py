@@ -88,12 +88,12 @@ def damaged(source: bytes, r: random.Random) -> bytes:
     if isinstance(value, dict) and r.random() < 0.5:
         for _ in range(r.choice([1, 1, 2, 3])):
             known = list(places(value))
-            at = r.choice(known)
+            place = r.choice(known)
             if r.random() < 0.7:
                 new = r.choice(ODD_VALUES)
             else:
                 new = functools.reduce(lambda inner, key: inner[key], r.choice(known), value)
-            changed = replaced(value, at, new)
+            changed = replaced(value, place, new)
             value = changed if isinstance(changed, dict) else value
         return json.dumps(value).encode()
     data = bytearray(source)
