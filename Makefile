@@ -27,9 +27,10 @@ run: $(VENV)/.base
 	@# With its own JAMBA_HOME, so that the demo model answers whatever model was used last.
 	@JAMBA_HOME=$(VENV)/home $(BIN)/jamba run "$(PROMPT)"
 
-# ARGS goes to pytest: make test ARGS="-k session".
+# ARGS goes to pytest: make test ARGS="-k session". JOBS: how many files of tests run at a time.
+JOBS ?= 2
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -m "not slow and not gpu and not peer and not browser" $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow and not gpu and not peer and not browser" $(ARGS)
 
 # The tests that take under a minute together, for the time between two edits.
 test-fast: $(VENV)/.test

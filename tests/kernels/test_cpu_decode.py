@@ -89,7 +89,8 @@ def test_products_stay_within_the_rounding_of_activations(isa: str, fmt: str) ->
 
 @pytest.mark.parametrize("fmt", NATIVE)
 def test_products_with_int8_stay_within_the_rounding_of_activations(isa: str, fmt: str) -> None:
-    """A group's step is the least multiple, of up to 127, of its 256 values' step with which it fits 127 levels."""
+    """The step of a group is its largest value over 127; for formats of 256 values the least multiple, of up to 127, of the
+    256 values' step with which the group fits 127 levels."""
     for n in lengths(fmt):
         w, exact = weight(fmt, 37, n)
         x = tokens(17, n)
@@ -101,7 +102,8 @@ def test_products_with_int8_stay_within_the_rounding_of_activations(isa: str, fm
         padded = torch.nn.functional.pad(x.double().abs(), (0, -n % 256)).view(17, -1, 8, 32)
         tops = padded.amax(-1)
         unit = tops.amax(-1, keepdim=True) / 127
-        step = ((tops / unit - 1e-6).ceil() * unit / 127)[..., None].expand_as(padded).reshape(17, -1)[:, :n]
+        levels = (tops / unit - 1e-6).ceil() * unit if fmt in BLOCKS_256 else tops
+        step = (levels / 127)[..., None].expand_as(padded).reshape(17, -1)[:, :n]
         rounding = 2e-5 * (x.double().abs() @ exact.abs().T) + (step / 2) @ exact.abs().T
         assert ((y - expected).abs() <= rounding).all(), (fmt, n)
 
@@ -129,7 +131,7 @@ def test_error_is_a_fraction_of_that_with_ggml_s_activations(isa: str, fmt: str)
     # Blocks of random bytes: those of Q4_1 and Q5_1 have large means.
     w, exact = weight(fmt, 64, 1024)
     compare_with_ggml_s_activations(
-        fmt, w, exact, 0.9 if fmt in BLOCKS_256 else 0.65 if fmt in ("q4_1", "q5_1") else 1.03
+        fmt, w, exact, 0.9 if fmt in BLOCKS_256 else 0.65 if fmt in ("q4_1", "q5_1") else 1.0005
     )
 
 
@@ -138,7 +140,7 @@ def test_error_is_no_larger_than_with_ggml_s_activations_where_weights_have_no_m
     exact = torch.randn(256, 1024, generator=torch.Generator().manual_seed(4))
     data = quantize(exact, fmt)
     w = QTensor(data.flatten(), get_format(fmt), (256, 1024))
-    compare_with_ggml_s_activations(fmt, w, dequantize(data, fmt).view(256, 1024).double(), 1.03)
+    compare_with_ggml_s_activations(fmt, w, dequantize(data, fmt).view(256, 1024).double(), 1.005)
 
 
 @pytest.mark.parametrize("precise", (True, False), ids=("precise", "int8"))

@@ -9,9 +9,13 @@ import select
 import struct
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.support.repository import REPO
+
+#: What a prompt writes once it takes keys: bracketed paste is on.
+PROMPT = b"\x1b[?2004h"
 
 # Runs jamba with a model that says what it is told to, "!" in its place being a Ctrl-C within a pass, "~"
 # the wait for a signal.
@@ -64,21 +68,37 @@ class Terminal:
             os.execve(sys.executable, words, {**os.environ, **own})
         fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         self.raw = b""
-        self._seen = 0
+        self._seen = self._prompts = 0
 
     def type(self, keys: str) -> None:
         """Press keys."""
+        self._prompts = self.raw.count(PROMPT)
         os.write(self.fd, keys.encode())
+
+    def prompted(self) -> None:
+        """Wait until a prompt newer than the last ``type`` takes keys: Enter before it is a line break in the next."""
+        self._wait(lambda: self.raw.count(PROMPT) > self._prompts, "another prompt")
 
     def see(self, text: str) -> str:
         """Wait until ``text`` appears after what was waited for before; what was shown up to it, without colours."""
-        until = time.monotonic() + 240
-        while time.monotonic() < until:
+        found: list[str] = []
+
+        def there() -> bool:
             shown = self.shown()
             at = shown.find(text, self._seen)
             if at >= 0:
-                before, self._seen = shown[self._seen : at], at + len(text)
-                return before
+                found.append(shown[self._seen : at])
+                self._seen = at + len(text)
+            return at >= 0
+
+        self._wait(there, repr(text))
+        return found[0]
+
+    def _wait(self, there: Callable[[], bool], what: str) -> None:
+        until = time.monotonic() + 240
+        while time.monotonic() < until:
+            if there():
+                return
             if select.select([self.fd], [], [], 1)[0]:
                 try:
                     data = os.read(self.fd, 65536)
@@ -88,7 +108,7 @@ class Terminal:
                 if b"\x1b[6n" in data:  # where is the cursor?
                     os.write(self.fd, b"\x1b[1;1R")
         raise AssertionError(
-            f"{text!r} did not appear after {self.shown()[: self._seen]!r}:\n{self.shown()[self._seen :]}"
+            f"{what} did not appear after {self.shown()[: self._seen]!r}:\n{self.shown()[self._seen :]}"
         )
 
     def shown(self) -> str:

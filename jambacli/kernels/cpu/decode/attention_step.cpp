@@ -111,7 +111,7 @@ void attention_step(Team* team, const Run& run, const AttentionStep& s, int64_t 
     const int64_t m = run.m, dim = s.head_dim, q_rows = s.q.rows, kv_rows = s.k.rows;
     const int64_t group = s.n_heads / s.n_kv_heads, depth = attend_depth(dim), query_bytes = packed_query_bytes(dim);
     const ActBuffer input = step_input(team, run, s.input, nullptr, m, s.q.cols,
-                                       wants_int8(s.q) || wants_int8(s.k) || wants_int8(s.v), scratch);
+                                       rounding_for({&s.q, &s.k, &s.v}), scratch);
     float* q = scratch.take<float>(m * q_rows);
     float* new_k = scratch.take<float>(m * kv_rows);
     float* new_v = scratch.take<float>(m * kv_rows);
@@ -129,7 +129,7 @@ void attention_step(Team* team, const Run& run, const AttentionStep& s, int64_t 
     float* best = scratch.take<float>(partial_rows);
     float* sum = scratch.take<float>(partial_rows);
     float* partial_values = scratch.take<float>(partial_rows * depth);
-    const ActBuffer attended = take_act(scratch, m, q_rows, wants_int8(s.out));
+    const ActBuffer attended = take_act(scratch, m, q_rows, rounding_for({&s.out}));
     float* products = scratch.take<float>(m * s.out.rows);
     float* work = nullptr;
     Attending* parts = nullptr;

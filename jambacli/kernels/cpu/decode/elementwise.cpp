@@ -29,7 +29,7 @@ SIMD_FN void quantize_group(const float* x, float factor, float inverse, int64_t
     out.lost32[b] = 0.5f * (all - out.sum32[b]);
     for (int h = 0; h < 2; ++h) {
         out.sum16[2 * b + h] = factor * sums[h];
-        if constexpr (!kPrecise) out.integer_sum16[b / 8 * 16 + 8 * h + b % 8] = static_cast<int16_t>(sums[h]);
+        if (!kPrecise && out.step) out.integer_sum16[b / 8 * 16 + 8 * h + b % 8] = static_cast<int16_t>(sums[h]);
     }
 }
 
@@ -47,11 +47,20 @@ void quantize_precise(const float* row, int64_t begin, int64_t end, const Quanti
     }
 }
 
+// The same in int8, for formats that take such factors.
+[[maybe_unused]] void quantize_own_factors(const float* row, int64_t begin, int64_t end, const Quantized& out) {
+    for (int64_t b = begin / 32; b < end / 32; ++b) {
+        const float top = largest_of_32(row + 32 * b);
+        quantize_group<false>(row + 32 * b, top > kLeastValue ? top / 127.0f : 0.0f, top > kLeastValue ? 127.0f / top : 0.0f, b, out);
+    }
+}
+
 // Each group's factor is the least multiple of its 256 values' step with which the integers fit 8 bits.
 void quantize_int8(const float* row, int64_t begin, int64_t end, const Quantized& out) {
 #if defined(__AVX2__)
     quantize_blocks(row, begin / 256, end / 256, kLeastValue, out);
 #else
+    if (!out.step) return quantize_own_factors(row, begin, end, out);
     constexpr float kMultiples = 127.0f;
     for (int64_t block = begin / 256; block < end / 256; ++block) {
         float tops[8], top = 0.0f;

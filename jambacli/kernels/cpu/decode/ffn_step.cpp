@@ -85,8 +85,8 @@ void mlp_step(Team* team, const Run& run, const MlpStep& s, Scratch& scratch) {
     const int64_t ffn = s.gate.rows;
     const bool down_int8 = wants_int8(s.down);
     const ActBuffer input = step_input(team, run, s.input, nullptr, run.m, s.gate.cols,
-                                       wants_int8(s.gate) || wants_int8(s.up), scratch);
-    const ActBuffer h = take_act(scratch, run.m, ffn, down_int8);
+                                       rounding_for({&s.gate, &s.up}), scratch);
+    const ActBuffer h = take_act(scratch, run.m, ffn, rounding_for({&s.down}));
     float* up = scratch.take<float>(run.m * h.f_stride);
     float* products = scratch.take<float>(run.m * s.down.rows);
     if (!team) return;
@@ -107,9 +107,9 @@ void experts_step(Team* team, const Run& run, const ExpertsStep& s, Scratch& scr
     const int64_t ffn = s.gate.rows, hidden = s.down.rows, slots = run.m * s.top_k;
     const bool down_int8 = wants_int8(s.down);
     const ActBuffer input = step_input(team, run, s.input, nullptr, run.m, s.gate.cols,
-                                       wants_int8(s.gate) || wants_int8(s.up) || wants_int8(s.router), scratch);
+                                       rounding_for({&s.gate, &s.up, &s.router}), scratch);
     float* scores = scratch.take<float>(run.m * s.n_experts);
-    const ActBuffer h = take_act(scratch, slots, ffn, down_int8);
+    const ActBuffer h = take_act(scratch, slots, ffn, rounding_for({&s.down}));
     float* up = scratch.take<float>(slots * h.f_stride);
     float* products = scratch.take<float>(slots * hidden);
     Routing routing{};
@@ -176,7 +176,7 @@ void logits_step(Team* team, const Run& run, const LogitsStep& s, Scratch& scrat
             for (int64_t t = end - run.spans[j].logits; t < end; ++t) rows[at++] = static_cast<int32_t>(t);
         }
     }
-    const ActBuffer input = step_input(team, run, s.input, rows, m, s.out.cols, wants_int8(s.out), scratch);
+    const ActBuffer input = step_input(team, run, s.input, rows, m, s.out.cols, rounding_for({&s.out}), scratch);
     if (!team || !m) return;
     team->chunks(s.out.rows, chunk_rows(s.out.row_bytes, s.out.rows, team->size, 4), [&](int64_t r0, int64_t r1) {
         run.k->gemv[s.out.type](rows_of(s.out), input.view(), nullptr, static_cast<int>(m), r0, r1, run.logits, s.out.rows);

@@ -17,7 +17,7 @@ void linear(const Matrix& w, const float* x, int64_t m, int64_t ldx, float* y, i
         Scratch scratch(base, precise);
         ActBuffer a;
         if (quantized) {
-            a = take_act(scratch, m, w.cols, true);
+            a = take_act(scratch, m, w.cols, rounding_for({&w}));
             const Range mine = team.share(m * a.padded, kPad);
             for (int64_t t = 0; t < m; ++t) {
                 const int64_t begin = std::max(mine.begin - t * a.padded, int64_t{0});
@@ -55,7 +55,7 @@ EXPORT int decode_linear(const jamba::Matrix* w, const float* x, int64_t x_strid
     using namespace jamba;
     if (const Status status = check_matrix(*w)) return status;
     Scratch measure(nullptr, precise);
-    take_act(measure, std::min(m, kTokensAtOnce), w->cols, true);
+    take_act(measure, std::min(m, kTokensAtOnce), w->cols, Rounding::kMultiplesOfStep);
     uint8_t* base = scratch_block(measure.used());
     if (!base) return kNoMemory;
     for (int64_t t = 0; t < m; t += kTokensAtOnce)

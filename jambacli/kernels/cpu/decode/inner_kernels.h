@@ -32,7 +32,8 @@ struct Act {
     const float* d16;    // [tokens, padded / 16]: each factor twice
     const float* sum16;  // [tokens, padded / 16]
     const float* pairs;  // [tokens, padded / 256, 16]: factors 0-3, sums 0-3, factors 4-7, sums 4-7 of groups of 32
-    // Unless precise: the factors of 256 values as integers (0 to 128) times a step, and the sums of q.
+    // Unless precise, and only for formats of 256 values (else null): the factors as integers (0 to 128) times a step of 256
+    // values, and the sums of q.
     const float* step;             // [tokens, padded / 256]
     const int16_t* multiple16;     // [tokens, padded / 16]: the integer of each group of 32 twice
     const int16_t* multiple128;    // [tokens, padded / 32]: 128 times the integer
@@ -58,6 +59,7 @@ struct Act {
 // Where quantized activations are written: the arrays of Act of one token.
 struct Quantized {
     int8_t *q, *fine;  // fine null: not precise
+    // step and what follows it null: each group's factor is its own
     float *d, *sum32, *lost32, *d16, *sum16, *pairs, *step;
     int16_t *multiple16, *multiple128, *integer_sum16;
 };

@@ -18,7 +18,7 @@ struct Selection {
 
 Selection take_selection(Scratch& scratch, const MambaStep& s, int64_t m) {
     Selection out;
-    out.dt = take_act(scratch, m, s.dt.cols, wants_int8(s.dt));
+    out.dt = take_act(scratch, m, s.dt.cols, rounding_for({&s.dt}));
     out.b = scratch.take<float>(m * s.d_state);
     out.c = scratch.take<float>(m * s.d_state);
     return out;
@@ -62,11 +62,11 @@ void mamba_step(Team* team, const Run& run, const MambaStep& s, int64_t index, S
     const int64_t m = run.m, d_inner = s.out.cols;
     const int tokens = static_cast<int>(m);
     const MambaShape shape{d_inner, s.d_state, s.d_conv};
-    const ActBuffer input = step_input(team, run, s.input, nullptr, m, s.in.cols, wants_int8(s.in), scratch);
-    const ActBuffer u = take_act(scratch, m, d_inner, wants_int8(s.x));
+    const ActBuffer input = step_input(team, run, s.input, nullptr, m, s.in.cols, rounding_for({&s.in}), scratch);
+    const ActBuffer u = take_act(scratch, m, d_inner, rounding_for({&s.x}));
     float* z = scratch.take<float>(m * d_inner);
     float* projected = scratch.take<float>(m * s.x.rows);
-    const ActBuffer y = take_act(scratch, m, d_inner, wants_int8(s.out));
+    const ActBuffer y = take_act(scratch, m, d_inner, rounding_for({&s.out}));
     float* products = scratch.take<float>(m * s.out.rows);
     Selection selection{};
     for (int i = 0; i < (m == 1 ? run.threads : 1); ++i) {  // one token: every thread norms for itself

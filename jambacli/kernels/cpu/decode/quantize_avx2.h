@@ -55,14 +55,14 @@ inline void store_words(int16_t* p, const __m256i* x) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), packed);
 }
 
-// Of 256 values: the factors of the eight groups as integers times `step`, as floats, and their reciprocals.
+// Of 256 values: the factors of the eight groups as integers times `step` (unless each is its own), as floats, and their reciprocals.
 struct Factors {
     float step;
     __m256i multiple;
     __m256 factor, inverse;
 };
 
-inline Factors factors_of_256(const float* x, float least) {
+inline Factors factors_of_256(const float* x, float least, bool own) {
     constexpr float kMultiples = 127.0f;
     const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
     __m256 most[8];
@@ -71,6 +71,11 @@ inline Factors factors_of_256(const float* x, float least) {
         for (int i = 0; i < 32; i += 8) most[g] = _mm256_max_ps(most[g], _mm256_and_ps(_mm256_loadu_ps(x + 32 * g + i), magnitude));
     }
     const __m256 tops = largest_of_each(most);
+    if (own) {
+        const __m256 levels = _mm256_set1_ps(127.0f), enough = _mm256_cmp_ps(tops, _mm256_set1_ps(least), _CMP_GT_OQ);
+        return {0.0f, _mm256_setzero_si256(), _mm256_and_ps(_mm256_div_ps(tops, levels), enough),
+                _mm256_and_ps(_mm256_div_ps(levels, tops), enough)};
+    }
     const float top = largest(tops);
     const float step = top > least ? top / (kMultiples * 127.0f) : 0.0f;
     const float by_top = top > least ? kMultiples / top : 0.0f;
@@ -90,9 +95,7 @@ inline Factors factors_of_256(const float* x, float least) {
 
 // Stores the integers of block `block` of a row, 256 floats at `x`, and their factors and sums in all layouts.
 inline void round_256(const float* x, int64_t block, const Factors& f, const Quantized& out) {
-    const __m256i multiple = f.multiple;
     const __m256 factor = f.factor;
-    out.step[block] = f.step;
     float inverses[8];
     _mm256_storeu_ps(inverses, f.inverse);
     __m256i sums[8];
@@ -113,8 +116,15 @@ inline void round_256(const float* x, int64_t block, const Factors& f, const Qua
     }
     __m256i first, second, words[2];
     half_sums(sums, first, second);
-    const __m256i halves[2] = {first, second};
-    store_words(out.integer_sum16 + 16 * block, halves);
+    if (out.step) {
+        const __m256i halves[2] = {first, second}, by_128 = _mm256_slli_epi32(f.multiple, 7);
+        out.step[block] = f.step;
+        store_words(out.integer_sum16 + 16 * block, halves);
+        interleave(f.multiple, f.multiple, words);
+        store_words(out.multiple16 + 16 * block, words);
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(out.multiple128 + 8 * block),
+                         _mm_packs_epi32(_mm256_castsi256_si128(by_128), _mm256_extracti128_si256(by_128, 1)));
+    }
     interleave(first, second, words);
     __m256i factors[2];
     interleave(_mm256_castps_si256(factor), _mm256_castps_si256(factor), factors);
@@ -123,11 +133,6 @@ inline void round_256(const float* x, int64_t block, const Factors& f, const Qua
         _mm256_storeu_ps(out.d16 + 16 * block + 8 * h, twice);
         _mm256_storeu_ps(out.sum16 + 16 * block + 8 * h, _mm256_mul_ps(twice, _mm256_cvtepi32_ps(words[h])));
     }
-    interleave(multiple, multiple, words);
-    store_words(out.multiple16 + 16 * block, words);
-    const __m256i by_128 = _mm256_slli_epi32(multiple, 7);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(out.multiple128 + 8 * block),
-                     _mm_packs_epi32(_mm256_castsi256_si128(by_128), _mm256_extracti128_si256(by_128, 1)));
     const __m256 sum32 = _mm256_mul_ps(factor, _mm256_cvtepi32_ps(_mm256_add_epi32(first, second)));
     _mm256_storeu_ps(out.d + 8 * block, factor);
     _mm256_storeu_ps(out.sum32 + 8 * block, sum32);
@@ -143,7 +148,7 @@ inline void quantize_blocks(const float* row, int64_t begin, int64_t end, float 
     Factors f[kSome];
     for (int64_t block = begin; block < end; block += kSome) {
         const int64_t count = end - block < kSome ? end - block : kSome;
-        for (int64_t i = 0; i < count; ++i) f[i] = factors_of_256(row + 256 * (block + i), least);
+        for (int64_t i = 0; i < count; ++i) f[i] = factors_of_256(row + 256 * (block + i), least, !out.step);
         for (int64_t i = 0; i < count; ++i) round_256(row + 256 * (block + i), block + i, f[i], out);
     }
 }

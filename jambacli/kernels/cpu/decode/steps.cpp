@@ -8,11 +8,11 @@
 namespace jamba {
 
 ActBuffer step_input(Team* team, const Run& run, const Input& input, const int32_t* rows, int64_t m, int64_t hidden,
-                     bool quantized, Scratch& scratch) {
+                     Rounding rounding, Scratch& scratch) {
     const bool own = m == 1;
     ActBuffer a;
     for (int i = 0; i < (own ? run.threads : 1); ++i) {
-        const ActBuffer one = take_act(scratch, m, hidden, quantized);
+        const ActBuffer one = take_act(scratch, m, hidden, rounding);
         if (!own || (team && i == team->id)) a = one;
     }
     if (!team) return a;
@@ -23,7 +23,7 @@ ActBuffer step_input(Team* team, const Run& run, const Input& input, const int32
             run.k->rms_norm(x, input.norm, input.eps, hidden, row);
         else
             std::memcpy(row, x, static_cast<size_t>(hidden) * sizeof(float));
-        if (quantized) quantize_part(*run.k, a, t, hidden, 0, hidden);
+        if (rounding != Rounding::kNone) quantize_part(*run.k, a, t, hidden, 0, hidden);
     }
     if (!own) team->barrier();
     return a;

@@ -99,7 +99,7 @@ void logits_step(Team* team, const Run& run, const LogitsStep& s, Scratch& scrat
 // One token: every thread computes its own copy, which is faster than waiting for another; more tokens are shared out, with
 // a barrier at the end.
 ActBuffer step_input(Team* team, const Run& run, const Input& input, const int32_t* rows, int64_t m, int64_t hidden,
-                     bool quantized, Scratch& scratch);
+                     Rounding rounding, Scratch& scratch);
 
 // Rows of `out` times the activations, added to run.x (or written to run.y), shared out over the team.
 void step_output(Team& team, const Run& run, const Matrix& out, const ActBuffer& a, float* products);

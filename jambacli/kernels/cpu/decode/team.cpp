@@ -18,13 +18,23 @@ uint8_t* scratch_block(size_t bytes) {
     }
 }
 
-ActBuffer take_act(Scratch& scratch, int64_t m, int64_t n, bool quantized) {
+Rounding rounding_for(std::initializer_list<const Matrix*> matrices) {
+    Rounding rounding = Rounding::kNone;
+    for (const Matrix* w : matrices) {
+        if (!wants_int8(*w)) continue;
+        if (type_info(w->type).values == 256) return Rounding::kMultiplesOfStep;
+        rounding = Rounding::kOwnFactors;
+    }
+    return rounding;
+}
+
+ActBuffer take_act(Scratch& scratch, int64_t m, int64_t n, Rounding rounding) {
     static thread_local int64_t stamp = 0;
     ActBuffer a;
     a.stamp = ++stamp;
     a.f_stride = pad_values(n);
     a.f = scratch.take<float>(m * a.f_stride);
-    if (quantized) {
+    if (rounding != Rounding::kNone) {
         a.padded = pad_values(n);
         a.q.q = scratch.take<int8_t>(m * a.padded);
         if (scratch.precise()) a.q.fine = scratch.take<int8_t>(m * a.padded);
@@ -34,6 +44,8 @@ ActBuffer take_act(Scratch& scratch, int64_t m, int64_t n, bool quantized) {
         a.q.d16 = scratch.take<float>(m * a.padded / 16);
         a.q.sum16 = scratch.take<float>(m * a.padded / 16);
         a.q.pairs = scratch.take<float>(m * a.padded / 16);
+    }
+    if (rounding == Rounding::kMultiplesOfStep) {
         a.q.step = scratch.take<float>(m * a.padded / 256);
         a.q.multiple16 = scratch.take<int16_t>(m * a.padded / 16);
         a.q.multiple128 = scratch.take<int16_t>(m * a.padded / 32);

@@ -2,6 +2,8 @@
 // products shared out over a team.
 #pragma once
 
+#include <initializer_list>
+
 #include "decode/inner_kernels.h"
 #include "base/threads.h"
 
@@ -31,6 +33,13 @@ class Scratch {
 // The calling thread's own scratch block of at least `bytes`, kept for its next call; null when memory is short.
 uint8_t* scratch_block(size_t bytes);
 
+// How activations are rounded. Formats of 256 values multiply them by integers and so want factors that are multiples of one step;
+// all others keep the exact factor of every 32, with which the largest of them loses nothing.
+enum class Rounding { kNone, kOwnFactors, kMultiplesOfStep };
+
+// The rounding that suits all of these matrices; kNone where all of them multiply floats.
+Rounding rounding_for(std::initializer_list<const Matrix*> matrices);
+
 // Activations that a kernel writes and Act reads.
 struct ActBuffer {
     float* f = nullptr;
@@ -48,12 +57,13 @@ struct ActBuffer {
         const int64_t by32 = token * (padded / 32), by16 = token * (padded / 16);
         int8_t* fine = q.fine ? q.fine + token * padded : nullptr;
         return {q.q + token * padded, fine, q.d + by32, q.sum32 + by32, q.lost32 + by32, q.d16 + by16, q.sum16 + by16, q.pairs + by16,
-                q.step + token * (padded / 256), q.multiple16 + by16, q.multiple128 + by32, q.integer_sum16 + by16};
+                q.step ? q.step + token * (padded / 256) : nullptr, q.step ? q.multiple16 + by16 : nullptr,
+                q.step ? q.multiple128 + by32 : nullptr, q.step ? q.integer_sum16 + by16 : nullptr};
     }
 };
 
-// Room for the activations of m tokens of n values; the integer form only where `quantized`, to be filled once before it is read.
-ActBuffer take_act(Scratch& scratch, int64_t m, int64_t n, bool quantized);
+// Room for the activations of m tokens of n values; the integer form, unless kNone, is to be filled once before it is read.
+ActBuffer take_act(Scratch& scratch, int64_t m, int64_t n, Rounding rounding);
 
 // Fills the integer form of values [begin, end) of one token from its floats; begin and end are multiples of 256, or end is
 // that of the row (the padding behind it is then cleared).
