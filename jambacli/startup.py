@@ -18,11 +18,15 @@ _own = False
 
 
 def own_process() -> None:
-    """Declare that the process belongs to one command: imported objects are never collected again."""
+    """Declare that the process belongs to one command: imported objects are never collected again, and what a signal raises is
+    not dropped in a finalizer."""
     global _own
     if not _own:
         _own = True
         atexit.register(gc.freeze)  # not at exit either
+        with contextlib.suppress(AttributeError, ValueError):  # not on this platform, or not in the main thread
+            signal.signal(signal.SIGALRM, _raise_again)
+            sys.unraisablehook = _unraisable
 
 
 def signals_raise() -> None:
@@ -30,9 +34,6 @@ def signals_raise() -> None:
     for name in ("SIGTERM", "SIGHUP"):
         with contextlib.suppress(AttributeError, ValueError):  # not on this platform, or not in the main thread
             signal.signal(getattr(signal, name), lambda number, frame: sys.exit(128 + number))
-    with contextlib.suppress(AttributeError, ValueError):
-        signal.signal(signal.SIGALRM, _raise_again)
-        sys.unraisablehook = _unraisable
 
 
 # What a signal raised where Python drops exceptions.

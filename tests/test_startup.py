@@ -99,7 +99,8 @@ def test_help_and_mistakes_know_every_command(arguments: list[str], code: int, w
 
 _IN_A_FINALIZER = """
 import os, signal, sys, time, weakref
-from jambacli.startup import signals_raise
+from jambacli.startup import own_process, signals_raise
+own_process()
 signals_raise()
 class Thing:
     def __del__(self):
