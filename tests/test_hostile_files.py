@@ -224,3 +224,14 @@ def test_a_chat_without_a_writable_home_goes_on_unsaved(
     assert said.count("this chat is not saved") == 1 and done.returncode == 0 and done.stdout
     named = jamba("chat", str(model), "--session", "s", stdin=b"Hello\n")
     assert named.returncode == 1 and b"cannot keep sessions under" in named.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="makes links")
+def test_a_session_that_is_a_link_to_itself_is_replaced_or_named(model: Path) -> None:
+    path = session_file.session_path("looped")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(path.name)
+    done = jamba("chat", str(model), "--session", "looped", "--max-tokens", "2", stdin=b"Hello\n")
+    lines = done.stderr.decode().splitlines()
+    assert not [line for line in lines if "internal" in line or "Traceback" in line], lines
+    assert done.returncode in (0, 1) and len([line for line in lines if line.startswith("error:")]) == done.returncode
