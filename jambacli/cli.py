@@ -8,7 +8,6 @@ import importlib
 import io
 import logging
 import os
-import signal
 import sys
 import traceback
 import warnings
@@ -21,7 +20,7 @@ from jambacli import __version__, ui
 from jambacli.commands import common
 from jambacli.commands.flags import flag
 from jambacli.errors import GpuMemoryError, JambaError
-from jambacli.startup import importing
+from jambacli.startup import importing, signals_raise
 
 # Click's base class of command-line errors; some versions of typer bring their own copy of click.
 _CommandLineError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -119,10 +118,7 @@ def main() -> None:
     _ready_environment()
     if not debug:
         warnings.showwarning = _warned
-    for name in ("SIGTERM", "SIGHUP"):
-        with contextlib.suppress(AttributeError, ValueError):  # not on this platform, or not in the main thread
-            # Unwind the stack, so that temporary files are removed.
-            signal.signal(getattr(signal, name), lambda number, frame: sys.exit(128 + number))
+    signals_raise()
     try:
         with importing():
             app = make_app(_called(sys.argv[1:]))

@@ -299,7 +299,7 @@ def write(name: str, text: str | None) -> Path:
     except OSError as error:
         raise JambaError(f"cannot write {path}: {error.strerror or error}") from error
     # Behind a link, if it is one: files of settings are often kept elsewhere.
-    with atomic_write(path.resolve()) as file:
+    with atomic_write(path) as file:
         file.write(after.encode())
     return path
 

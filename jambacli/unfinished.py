@@ -42,7 +42,8 @@ class TemporaryFile:
     """
 
     def __init__(self, path: Path, *, records: Path | None = None, search: bool = True) -> None:
-        self.target = path.resolve() if path.is_symlink() else path
+        # Not path.resolve(), which fails for a link to itself.
+        self.target = Path(os.path.realpath(path)) if path.is_symlink() else path
         self.path = self._new_name()
         self._records, self._search = records, search
         self._record: Path | None = None

@@ -8,12 +8,14 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from jambacli.documents.extract.sandbox import Sandbox
+from jambacli.errors import JambaError
 from tests.support.fuzz_cases import _DOCUMENTS, cases, document_cases
-from tests.support.fuzzing import Case, run
+from tests.support.fuzzing import ODD_VALUES, Case, place_for, places, replaced, run
 from tests.support.repository import REPO
 
 
@@ -49,6 +51,25 @@ def test_a_damaged_file_is_read_or_refused(parsers: Mapping[str, Case], tmp_path
 @pytest.mark.parametrize("name", [*_DOCUMENTS, *PACKAGES])
 def test_a_damaged_document_is_read_or_refused(documents: Mapping[str, Case], tmp_path: Path, name: str) -> None:
     assert run(documents[name], tmp_path, seed=1, seconds=1.0, most=40) > 0
+
+
+@pytest.mark.parametrize("values", [[[], {"": None}, -1], pytest.param(ODD_VALUES, marks=pytest.mark.slow)], ids=len)
+@pytest.mark.parametrize("name", [n for n in REQUESTS if n not in ("multipart", "upstream")])
+def test_every_field_of_a_request_may_have_any_value(
+    parsers: Mapping[str, Case], tmp_path: Path, name: str, values: list[Any]
+) -> None:
+    pytest.importorskip("starlette", reason="the extra `serve` is not installed")
+    case = parsers[name]
+    path = place_for(case, tmp_path)
+    for source in case.sources:
+        body = json.loads(source)
+        for at in list(places(body))[1:]:
+            for value in values:
+                path.write_text(json.dumps(replaced(body, at, value)))
+                try:
+                    case.parse(path)
+                except (JambaError, *case.refusals) as error:
+                    assert str(error).strip(), (at, value)
 
 
 @pytest.mark.slow

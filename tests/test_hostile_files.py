@@ -224,3 +224,29 @@ def test_a_chat_without_a_writable_home_goes_on_unsaved(
     assert said.count("this chat is not saved") == 1 and done.returncode == 0 and done.stdout
     named = jamba("chat", str(model), "--session", "s", stdin=b"Hello\n")
     assert named.returncode == 1 and b"cannot keep sessions under" in named.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="makes links")
+def test_a_session_that_is_a_link_to_itself_is_replaced_or_named(model: Path) -> None:
+    path = session_file.session_path("looped")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(path.name)
+    done = jamba("chat", str(model), "--session", "looped", "--max-tokens", "2", stdin=b"Hello\n")
+    lines = done.stderr.decode().splitlines()
+    assert not [line for line in lines if "internal" in line or "Traceback" in line], lines
+    assert done.returncode in (0, 1) and len([line for line in lines if line.startswith("error:")]) == done.returncode
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="needs /dev/zero")
+def test_a_file_without_an_end_is_refused(model: Path, tmp_path: Path) -> None:
+    zero = "/dev/zero"
+    for arguments in (
+        ["run", str(model), "Hi", "--schema", zero],
+        ["run", str(model), "Hi", "--chat-template", zero],
+        ["quantize", str(model), str(tmp_path / "q.gguf"), "--type", "q4_k_m", "--imatrix", zero],
+        ["show", zero],
+        ["sessions", "import", zero],
+    ):
+        done = jamba(*arguments)
+        (line,) = [line for line in done.stderr.decode().splitlines() if line.startswith("error:")]
+        assert done.returncode == 1 and "memory" not in line and "internal" not in line, line

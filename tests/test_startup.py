@@ -95,3 +95,28 @@ def test_help_and_mistakes_know_every_command(arguments: list[str], code: int, w
     done = jamba(*arguments)
     assert done.returncode == code
     assert words in (done.stdout + done.stderr).decode()
+
+
+_IN_A_FINALIZER = """
+import os, signal, sys, time, weakref
+from jambacli.startup import own_process, signals_raise
+own_process()
+signals_raise()
+class Thing:
+    def __del__(self):
+        os.kill(os.getpid(), signal.{name})
+        for _ in range(1000): pass
+try:
+    Thing()
+    time.sleep(60)
+    print("lost")
+except BaseException as error:
+    print(type(error).__name__, getattr(error, "code", ""))
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends signals")
+@pytest.mark.parametrize(("name", "raised"), [("SIGTERM", "SystemExit 143"), ("SIGINT", "KeyboardInterrupt")])
+def test_a_signal_within_a_finalizer_is_not_lost(name: str, raised: str) -> None:
+    done = _run(_IN_A_FINALIZER.replace("{name}", name))
+    assert done.stdout.strip() == raised and done.stderr == ""

@@ -165,7 +165,7 @@ def _add_line(path: Path, line: str | None) -> None:
         kept.append(f"{line}\n".encode())
     if b"".join(kept) != text:
         # Behind a link, if it is one: start files are often kept elsewhere.
-        with atomic_write(path.resolve()) as file:
+        with atomic_write(path) as file:
             if path.exists():
                 os.fchmod(file.fileno(), path.stat().st_mode & 0o777)
             file.write(b"".join(kept))

@@ -92,7 +92,7 @@ def output_path(output: Path | None) -> Path | None:
 
 def check_output(output: Path, inputs: Sequence[Path]) -> None:
     """Raise JambaError or UsageError now, not after a long prefill, for an output that cannot be written."""
-    folder = output.resolve().parent
+    folder = Path(os.path.realpath(output)).parent
     exists, plain = output.exists(), output.is_file()
     wrong = (
         "it is a directory"
@@ -243,7 +243,7 @@ def _write_file(path: Path, data: bytes) -> None:
         with path.open("wb") as device:
             device.write(data)
         return
-    with atomic_write(path.resolve()) as file:
+    with atomic_write(path) as file:
         file.write(data)
 
 

@@ -149,7 +149,8 @@ def serve(
             # Ctrl-C and SIGTERM stop the server, which raises them again when it has stopped: that is the regular end.
             with contextlib.suppress(KeyboardInterrupt, SystemExit):
                 config = server_config(app, grace=_GRACE)
-                _server(config, what, listener, page, key if open_page else None, as_json).run(sockets=[listener])
+                browser_key = key if open_page else None
+                _server(config, what, listener, served, page, browser_key, as_json).run(sockets=[listener])
         finally:
             served.close()
             files.close()
@@ -313,6 +314,7 @@ def _server(
     config: Any,
     what: str,
     listener: socket.socket,
+    served: Models | Upstream,
     page: Page | None,
     browser_key: str | None = None,
     as_json: bool = False,
@@ -332,6 +334,7 @@ def _server(
                 threading.Thread(target=_open_browser, args=(address, browser_key), daemon=True).start()
 
         async def shutdown(self, sockets: Any = None) -> None:
+            served.stop_soon()
             if page is not None:
                 page.stop()
             await super().shutdown(sockets)

@@ -156,6 +156,8 @@ def read_legacy(path: Path) -> Imatrix:
     optionally, i32 chunks, i32 length and the data set's name. BadFileError naming the field for anything out of bounds,
     OSError where the file cannot be read.
     """
+    if not path.is_file():  # a device has no end, a pipe was read already
+        raise BadFileError(path, "not an imatrix: it is not a file")
     if (size := path.stat().st_size) > _MAX_FILE:
         raise BadFileError(path, f"{size} bytes are too many for an imatrix")
     reader = _Reader(path, path.read_bytes())

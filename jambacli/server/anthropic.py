@@ -95,9 +95,10 @@ def _tools(body: Mapping[str, Any]) -> ToolUse | None:
         parts = item if isinstance(item, dict) else {}
         fields = (parts.get(k) for k in ("name", "description", "input_schema", "strict"))
         definitions.append(definition(f"tools[{i}]", *fields))
-    kinds: dict[Any, Any] = {None: "auto", "auto": "auto", "any": "required", "none": "none"}
     kind = choice.get("type")
-    wanted = {"type": "function", "name": choice.get("name")} if kind == "tool" else kinds.get(kind, kind)
+    wanted: Any = "auto" if kind is None else "required" if kind == "any" else kind
+    if kind == "tool":
+        wanted = {"type": "function", "name": choice.get("name")}
     return tool_use(definitions, wanted, one=choice.get("disable_parallel_tool_use") is True)
 
 

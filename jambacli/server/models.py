@@ -239,6 +239,12 @@ class Models:
             if await self._until_idle(model):
                 await self._unload(model)
 
+    def stop_soon(self) -> None:
+        """Let prompts that are not ready in a moment fail: the server stops."""
+        for model in self._models.values():
+            if model.worker is not None:
+                model.worker.stop_preparing()
+
     def close(self) -> None:
         """Close what is loaded, after the event loop has ended."""
         for model in self._models.values():

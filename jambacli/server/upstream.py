@@ -84,6 +84,9 @@ class Upstream:
         owners = [str(entry.get("owned_by")).lower() for entry in await self.entries()]
         return bool(owners) and all(owner in _TAKE_DOCUMENTS for owner in owners)
 
+    def stop_soon(self) -> None:
+        """No prompt is prepared here."""
+
     def close(self) -> None:
         """What there is to close has ended with the event loop."""
 

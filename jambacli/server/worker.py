@@ -8,7 +8,6 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from jambacli.server.engine_call import Echo, EngineCall
 from jambacli.server.errors import SOONEST, ApiError, as_api_error, bad_request, context_full
 from jambacli.server.history import History
 from jambacli.server.prefix_breaks import PrefixBreaks
+from jambacli.server.prompt_thread import PromptThread
 from jambacli.session.conversation import Rendered
 from jambacli.session.reply_tools import reply_tools
 from jambacli.session.requests import request_of, text_request
@@ -82,8 +82,7 @@ class Worker:
         self.counts: Counter[str] = Counter()
         self.seconds = {"prefill": 0.0, "decode": 0.0, "answering": 0.0}
         self._breaks = PrefixBreaks(model.tokenizer)
-        # Templates and tokenizers are not made for several threads, so one prepares all prompts.
-        self._preparing = ThreadPoolExecutor(1, "jamba-prompts")
+        self._prompts = PromptThread(model.cancel_rendering)
         self._batch = BatchWorker(self.engine, turn)
 
     def _open_store(self, sequence: TokenSequence) -> PrefixCache | None:
@@ -99,7 +98,7 @@ class Worker:
 
     async def prepare(self, work: Callable[[], Any]) -> Any:
         """Run something that needs the template or the tokenizer, in the thread for it."""
-        return await asyncio.get_running_loop().run_in_executor(self._preparing, work)
+        return await self._prompts.run(work)
 
     async def start(self, call: Call) -> EngineCall:
         """Check a call wholly and put it into the queue. Raises ApiError for whatever is wrong with it."""
@@ -239,8 +238,11 @@ class Worker:
         """How many requests are being read or answered."""
         return sum(job.phase in ("reading", "answering") for job in self.engine.jobs)
 
+    def stop_preparing(self) -> None:
+        """Let prompts that are not ready in a moment fail: the server stops."""
+        self._prompts.stop_soon()
+
     def close(self) -> None:
         """Cancel what is running, keep what was read, and end the thread."""
-        self.model.cancel_rendering()
-        self._preparing.shutdown(cancel_futures=True)
+        self._prompts.close()
         self._batch.close()

@@ -59,9 +59,9 @@ def keep_link(old: Path, new: Path) -> None:
     with contextlib.suppress(OSError):
         if old.is_symlink() and old.is_dir() and not os.path.lexists(new):
             new.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            new.symlink_to(old.resolve())
+            new.symlink_to(os.path.realpath(old))
             old.unlink()
-            logger.info("sessions are now found at %s, a link to %s as %s was", new, new.resolve(), old)
+            logger.info("sessions are now found at %s, a link to %s as %s was", new, os.path.realpath(new), old)
 
 
 @contextlib.contextmanager
@@ -222,14 +222,14 @@ def _names(name: str) -> Iterator[str]:
 def _same(path: Path, target: Path) -> bool:
     """Whether ``target`` is already what ``path`` is to become."""
     if path.is_symlink():
-        return target.is_symlink() and target.resolve() == path.resolve()
+        return target.is_symlink() and os.path.realpath(target) == os.path.realpath(path)
     return target.is_file() and filecmp.cmp(path, target, shallow=False)
 
 
 def _bring(path: Path, target: Path) -> None:
     """Make ``target``, which does not exist, the same file as ``path``, or on another file system a copy. Raises OSError."""
     if path.is_symlink():
-        target.symlink_to(path.resolve())
+        target.symlink_to(os.path.realpath(path))
         return
     try:
         os.link(path, target)

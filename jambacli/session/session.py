@@ -29,6 +29,7 @@ from jambacli.session.stats import Stats
 from jambacli.session.stored_session import TAKEN_BACK, StoredSession
 from jambacli.session.thinking import forbid_thoughts, render_reply, switch_thoughts
 from jambacli.session.tool_loop import ROUNDS, ToolOptions, reply_with_tools
+from jambacli.text.template import TemplateError
 from jambacli.text.tool_calls import ToolCall
 from jambacli.text.tools import ToolUse, tool_choice_of
 
@@ -49,10 +50,11 @@ class Session(StoredSession):
         return self._running is not None and self._running() is not None
 
     def stop(self) -> None:
-        """End the reply in progress between two tokens, or while its prompt is read: its iterator ends, and
+        """End the reply in progress between two tokens, or while its prompt is rendered or read: its iterator ends, and
         ``stats.finish`` is "interrupted". For other threads and for signal handlers; without a reply nothing happens."""
         if self._stop is not None:
             self._stop.ask()
+            self.model.cancel_rendering()
 
     def close(self) -> None:
         """End the reply in progress, wait for pending writes, then release the session's lock."""
@@ -258,6 +260,11 @@ class Session(StoredSession):
             rendered = render_reply(self.conversation, options.think)
             sampling = without_calls(self.model, self._sampling(options), tools)
             calls = reply_tools(self.model, tools)
+        except TemplateError:
+            if not stop.asked:
+                self.conversation.turns.pop()
+                raise
+            return self._not_begun(), None  # the stop ended the rendering
         except BaseException:
             self.conversation.turns.pop()
             raise
@@ -265,6 +272,11 @@ class Session(StoredSession):
         result = Generated()
         pieces = self._generate(rendered, options, sampling, progress, result, stop, reserve=reserve, calls=calls)
         return self._kept(pieces, result, first=True), calls
+
+    def _not_begun(self) -> Iterator[str]:
+        """A reply that was stopped before its prompt was rendered."""
+        self._prompt, self.stats = [], Stats(finish="interrupted")
+        yield from ()
 
     def _kept(self, pieces: Iterator[str], result: Generated, first: bool) -> Iterator[str]:
         """Pass the pieces on and keep the reply as a turn, however it ends, if it has begun."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -107,12 +109,13 @@ def test_a_server_stops(template: str, number: signal.Signals) -> None:
     pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
     from tests.support.servers import serve_process
 
+    answers: list[httpx.Response] = []
     with serve_process("--chat-template", template, "--no-store") as (server, client):
         body = {"messages": [{"role": "user", "content": "Hello."}], "max_tokens": 1}
 
         def ask() -> None:
             with contextlib.suppress(httpx.HTTPError):
-                client.post("/v1/chat/completions", json=body)
+                answers.append(client.post("/v1/chat/completions", json=body))
 
         asking = threading.Thread(target=ask)
         asking.start()
@@ -121,3 +124,42 @@ def test_a_server_stops(template: str, number: signal.Signals) -> None:
         assert server.wait(60) == 0
         assert gone(child)
         asking.join()
+    (answer,) = answers  # that it takes too long would be the answer if the server had waited for it
+    assert answer.status_code == 503 and "stopping" in answer.json()["error"]["message"]
+
+
+def _used_until_gone(child: psutil.Process) -> float:
+    """The processor time of a child at its end."""
+    used = 0.0
+    with contextlib.suppress(psutil.Error):
+        while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
+            used = sum(child.cpu_times()[:2])
+            time.sleep(0.002)
+    return used
+
+
+def test_a_server_ends_a_rendering_that_nobody_waits_for(tmp_path: Path) -> None:
+    """A client that has gone, and a stop on the page."""
+    pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
+    from tests.support.servers import serve_process
+
+    path = tmp_path / "sometimes.jinja"
+    path.write_text("{% if 'slow' in (messages | last).content %}" + ENDLESS + "{% endif %}Hello")
+    slow = {"role": "user", "content": "slow"}
+    with serve_process("--chat-template", str(path), "--no-store") as (server, client):
+        request = json.dumps({"messages": [slow], "max_tokens": 1}).encode()
+        with socket.create_connection((client.base_url.host, client.base_url.port or 80)) as connection:
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(request)}\r\n\r\n"
+            connection.sendall(head.encode() + request)
+            child = rendering_child(server)
+        assert _used_until_gone(child) < 1.5  # its limit is two seconds
+        body = {"messages": [{"role": "user", "content": "Hello."}], "max_tokens": 1}
+        assert client.post("/v1/chat/completions", json=body).status_code == 200
+
+        sessions = "/v1/library/sessions"
+        name = client.post(sessions, json={}).json()["name"]
+        assert client.post(f"{sessions}/{name}/messages", json={"text": "slow"}).status_code in (200, 202)
+        child = rendering_child(server)
+        assert client.post(f"{sessions}/{name}/stop", json={}).json()["stopped"]
+        assert _used_until_gone(child) < 1.5
+        assert client.post("/v1/chat/completions", json=body).status_code == 200

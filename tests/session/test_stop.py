@@ -21,6 +21,7 @@ from jambacli.model.jamba import Layer
 from jambacli.model.state import ContextFullError, SequenceState
 from jambacli.session.conversation import thought_marks
 from jambacli.session.session import Session
+from jambacli.text.template import TemplateError
 from tests.support.small_models import small_file
 
 LONG = "How many herons were counted at the lake on that day? " * 20
@@ -173,6 +174,25 @@ def test_a_message_that_is_stopped_while_it_is_read_is_taken_back(model: Jamba) 
         with Moment(session.stop, 3).hooked():
             assert list(session.send(LONG, **endless(model, 5))) == []
         assert session.conversation.turns == turns and session.stats.finish == "interrupted"
+        list(session.extend(**endless(model, 3)))  # the last reply is still the last one
+        assert session._reply_ids[:30] == reply and len(session._reply_ids) == 33
+
+
+def test_a_stop_ends_the_rendering_of_the_prompt(model: Jamba, monkeypatch: pytest.MonkeyPatch) -> None:
+    with model.session(store=False) as session:
+        list(session.send("First.", **endless(model, 30)))
+        turns, reply = list(session.conversation.turns), list(session._reply_ids)
+
+        def hostile(*_: object, **__: object) -> None:
+            session.stop()
+            raise TemplateError("model", "the process that renders it ended")
+
+        cancelled: list[bool] = []
+        monkeypatch.setattr(model, "cancel_rendering", lambda: cancelled.append(True))
+        with monkeypatch.context() as patched:
+            patched.setattr("jambacli.session.session.render_reply", hostile)
+            assert list(session.send("Second.", **endless(model, 5))) == []
+        assert cancelled and session.conversation.turns == turns and session.stats.finish == "interrupted"
         list(session.extend(**endless(model, 3)))  # the last reply is still the last one
         assert session._reply_ids[:30] == reply and len(session._reply_ids) == 33
 

@@ -25,9 +25,11 @@ _CITED = 32
 def read_schema(path: Path) -> dict[str, Any]:
     """Read a JSON schema. Raises JambaError naming the file when it cannot be read or is not a schema."""
     try:
-        if path.stat().st_size > MAX_SCHEMA:
+        with path.open("rb") as file:  # the size of a device or a pipe is not known before
+            data = file.read(MAX_SCHEMA + 1)
+        if len(data) > MAX_SCHEMA:
             raise JambaError(f"{path} is larger than {MAX_SCHEMA >> 10} kB; a schema is smaller")
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
+        value = json.loads(data.decode("utf-8-sig"))
     except OSError as error:
         raise JambaError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
