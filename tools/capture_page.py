@@ -123,6 +123,19 @@ def _one(page: Page, shown: Shown, server: PageServer, name: str, file: str) -> 
     server.go_on()
     if name == "reading":
         page.click(".send.stop")
+        _cleared(server)
+
+
+def _cleared(server: PageServer) -> None:
+    """Delete the conversation and the document of the screen of a reading, so that the next screens do not show them too."""
+    with server.client() as client:
+        for document in client.get("/v1/library/documents").json()["documents"]:
+            if not document["name"].startswith("Field notes"):
+                continue
+            for session in client.get("/v1/library/sessions").json()["sessions"]:
+                if document["id"] in session["documents"]:
+                    client.delete(f"/v1/library/sessions/{session['name']}").raise_for_status()
+            client.delete(f"/v1/library/documents/{document['id']}").raise_for_status()
 
 
 if __name__ == "__main__":

@@ -41,7 +41,9 @@ def _drawn(page: Page, text: str) -> None:
     page.driver.execute_async_script(
         """const done = arguments[arguments.length - 1];
         Promise.all([import("/static/js/markdown.js"), import("/static/js/view.js")]).then(([{ Markdown }, { h, render }]) => {
-            const box = document.createElement("div"); box.id = "drawn"; document.querySelector(".scroll").prepend(box);
+            // Beside the page: what the page draws anew does not take it away.
+            const box = document.createElement("div"); box.id = "drawn"; document.body.prepend(box);
+            Object.assign(box.style, { position: "fixed", inset: "0", overflow: "auto", zIndex: "9" });
             render(h(Markdown, { text: arguments[0] }), box); setTimeout(done, 300); }, (e) => done(String(e)))""",
         text,
     )

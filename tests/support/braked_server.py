@@ -47,17 +47,18 @@ def dictate(path: Path) -> None:
     def submitted(self: BatchEngine, request: Any, **callbacks: Any) -> Any:
         if not request.constrained or not path.exists():
             return submit(self, request, **callbacks)
-        job = submit(self, request, **callbacks)
         said = iter(self.model.tokenizer.encode(path.read_text(encoding="utf-8")))
-        adjusted = job.sampler._adjusted
+        with self._arrived:  # the engine does not begin before its sampler is told
+            job = submit(self, request, **callbacks)
+            adjusted = job.sampler._adjusted
 
-        def likely(logits: Any) -> Any:
-            x = adjusted(logits)
-            if (token := next(said, None)) is not None:
-                x[token] = x.max() + 1000
-            return x
+            def likely(logits: Any) -> Any:
+                x = adjusted(logits)
+                if (token := next(said, None)) is not None:
+                    x[token] = x.max() + 1000
+                return x
 
-        job.sampler._adjusted = likely  # type: ignore[method-assign]
+            job.sampler._adjusted = likely  # type: ignore[method-assign]
         return job
 
     BatchEngine.submit = submitted  # type: ignore[method-assign]
