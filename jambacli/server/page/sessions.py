@@ -106,7 +106,10 @@ class Sessions:
         messages = view.messages_of(self.library, saved, notes)
         if before != [sorted(known) for known in notes.messages.values()]:  # marks were looked up
             with contextlib.suppress(JambaError, ApiError), self.locked(name):
-                self.notes.write(name, notes)
+                # A reply may have been kept since they were read.
+                latest, kept = self.read(name), self.notes.read(name)
+                view.messages_of(self.library, latest, kept)
+                self.notes.write(name, kept)
         system = saved.turns[0]["content"] if view.place_of_first(saved.turns) else saved.system
         options = {k: v for k, v in notes.options.items() if k != "model"}
         return saved, {

@@ -12,6 +12,7 @@ import pytest
 from jambacli.api import Jamba
 from jambacli.engine.batch import BatchEngine
 from jambacli.errors import JambaError
+from jambacli.server.page.notes import NoteFiles
 from jambacli.session import session_file
 from tests.server.page.talking import HERONS, OWLS, SESSIONS, Talk
 
@@ -274,6 +275,20 @@ def test_deleting_a_conversation_deletes_what_was_stored_of_it_alone(talk: Talk)
     assert talk.client.get(f"{SESSIONS}/{name}").status_code == 404 and not session_file.exists(name)
     stats = talk.ask(talk.session(), text="Who counted the owls?", documents=[document["id"]])["stats"]
     assert stats["reused_tokens"] >= document["tokens"]
+
+
+def test_who_looks_while_a_reply_is_kept_takes_none_of_its_notes_away(
+    talk: Talk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = talk.session(documents=[talk.document()["id"]])
+    before = NoteFiles(True).read(name)  # what is read just before the reply is kept
+    talk.ask(name, text="Who counted the owls?")
+    read, stale = NoteFiles.read, [before]
+    monkeypatch.setattr(NoteFiles, "read", lambda self, name: stale.pop() if stale else read(self, name))
+    talk.get(name)
+    assert not stale
+    shown = talk.get(name)
+    assert shown["waiting_documents"] == [] and shown["messages"][-1]["stats"]["written_tokens"] > 0
 
 
 def test_a_change_in_the_terminal_is_said(talk: Talk, tiny: Jamba) -> None:

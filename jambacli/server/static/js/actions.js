@@ -464,8 +464,11 @@ export function sourceIds() {
   return state.session ? [...new Set([...(state.session.documents ?? []), ...state.later])] : state.gathered;
 }
 
+/** Those that the next message can be about: what cannot be read is left out. */
+export const askedIds = () => sourceIds().filter((id) => state.documents.find((entry) => entry.id === id)?.state !== "refused");
+
 export function pick(id) {
-  const all = sourceIds();
+  const all = askedIds();
   const now = state.picked ?? all;
   const next = now.includes(id) ? now.filter((other) => other !== id) : all.filter((other) => other === id || now.includes(other));
   set({ picked: next.length === all.length || !next.length ? null : next });

@@ -34,7 +34,7 @@ export function Composer() {
     if (matchMedia("(pointer: fine)").matches && !document.querySelector("dialog[open]")) field.current?.focus();
   }, [name, loaded]);
 
-  const ids = actions.sourceIds();
+  const ids = actions.askedIds();
   const sources = documents.filter((document) => ids.includes(document.id));
   const ready = sources.some((document) => document.state === "ready");
   const waiting = uploads.some((upload) => !upload.error);

@@ -63,7 +63,7 @@ function Paste() {
 
 /** Which sources a task is about, in words. */
 function about() {
-  const ids = state.picked ?? actions.sourceIds();
+  const ids = state.picked ?? actions.askedIds();
   if (!ids.length) return null;
   if (ids.length === 1) return `About “${actions.documentName(ids[0]) ?? "a source"}”.`;
   return `About ${ids.length} sources.`;
@@ -92,7 +92,7 @@ function Summarize({ length: givenLength = "medium", style: givenStyle = "prose"
 }
 
 function Compare() {
-  const ids = actions.sourceIds();
+  const ids = actions.askedIds();
   const [first, setFirst] = useState((state.picked ?? ids)[0]);
   const [second, setSecond] = useState((state.picked ?? ids)[1] ?? ids.find((id) => id !== first));
   const [focus, setFocus] = useState("");
@@ -148,7 +148,7 @@ function Table({ columns: given = null, instruction: givenInstruction = "" }) {
 /** The sources that the next message is about. */
 function PickSources() {
   const picked = useStore((s) => s.picked);
-  const ids = actions.sourceIds();
+  const ids = actions.askedIds();
   return html`<${Dialog} title="Ask these sources" onSubmit=${close} actions=${html`
       <button type="button" class="plain" onClick=${() => set({ picked: null })}>All</button><button type="submit" class="primary">Done</button>`}>
     <div class="checks">${ids.map((id) => html`<label><input type="checkbox" checked=${!picked || picked.includes(id)} onChange=${() => actions.pick(id)} /><span>${actions.documentName(id) ?? "A source"}</span></label>`)}</div>

@@ -54,7 +54,7 @@ export function setTheme(theme) {
 
 export const focusOn = (id) => document.getElementById(id)?.focus();
 
-const hasSources = () => actions.sourceIds().length > 0;
+const hasSources = () => actions.askedIds().length > 0;
 const last = (role) => state.session?.messages.findLast((message) => message.role === role);
 
 export function toggleViewerMode() {
@@ -83,7 +83,7 @@ const ALT = {
   KeyA: () => chooseFiles(),
   KeyS: () => hasSources() && set({ dialog: { kind: "summarize" } }),
   KeyT: () => hasSources() && set({ dialog: { kind: "table" } }),
-  KeyC: () => actions.sourceIds().length > 1 && set({ dialog: { kind: "compare" } }),
+  KeyC: () => actions.askedIds().length > 1 && set({ dialog: { kind: "compare" } }),
   KeyK: toSearch,
   KeyL: () => {
     if (matchMedia("(max-width: 900px)").matches) set({ pane: state.pane ? null : "library" });

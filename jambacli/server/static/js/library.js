@@ -59,10 +59,11 @@ function Sources() {
   if (name && !session) return null;
   const ids = actions.sourceIds();
   const known = new Map(documents.map((document) => [document.id, document]));
-  const several = ids.length > 1;
+  const able = actions.askedIds().length;
+  const several = able > 1;
   return html`<section aria-labelledby="sources-title">
     <div class="section-head"><h2 id="sources-title">Sources</h2>
-      ${several && html`<span class="note">${picked ? `${picked.length} of ${ids.length} asked` : "all asked"}</span>`}
+      ${several && html`<span class="note">${picked ? `${picked.length} of ${able} asked` : "all asked"}</span>`}
       <${Menu} label="Add sources" icon="plus" items=${addItems()} />
     </div>
     ${!ids.length && !uploads.length && html`<p class="empty"><span class="with-mouse">Drop files anywhere on this page.</span><span class="with-finger">None yet.</span></p>`}
@@ -122,7 +123,7 @@ function SourceRow({ id, document, asked, several }) {
   const now = reading?.state === "reading";
   const facts = { reading, asked: !actions.isWaiting(id) };
   return html`<li class=${classes("row", opened && "current", refused && "refused")}>
-    ${several && html`<label class="tick" title="Ask it"><input type="checkbox" checked=${asked} aria-label=${`Ask ${name}`} onChange=${() => actions.pick(id)} /></label>`}
+    ${several && !refused && html`<label class="tick" title="Ask it"><input type="checkbox" checked=${asked} aria-label=${`Ask ${name}`} onChange=${() => actions.pick(id)} /></label>`}
     <button type="button" class="row-main" aria-current=${opened ? "true" : null} disabled=${refused} onClick=${() => actions.openDocument(id)}>
       <span class="row-name">${name}</span>
       ${document.state === "extracting"

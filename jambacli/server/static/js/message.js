@@ -112,7 +112,7 @@ function Cite({ mark, number, id }) {
 }
 
 function Citations({ message, numbers, places }) {
-  if (!places.length) return message.cited === false && !message.table ? html`<p class="note-line">No source was cited.</p>` : null;
+  if (!places.length) return message.cited === false && !message.table && actions.sourceIds().length > 0 ? html`<p class="note-line">No source was cited.</p>` : null;
   return html`<div class="citations"><h3>Sources</h3><ol>${places.map(({ mark }, i) => {
     const { name, place, open } = placeWords(mark);
     const id = `source-${message.index}-${i}`;
