@@ -219,6 +219,12 @@ def test_only_options_that_may_be_meant_are_offered(words: list[str], offered: s
     assert said == f"error: No such option: {words[1]}{offered} (see jamba {words[0]} --help)\n"
 
 
+@pytest.mark.parametrize("words", [[], ["cache"], ["cache", "clear"]])
+def test_help_may_be_a_command(words: list[str]) -> None:
+    done = jamba("help", *words)
+    assert (done.returncode, done.stdout) == (0, jamba(*words, "--help").stdout)
+
+
 @pytest.mark.parametrize("words", [["run", "hello"], ["chat"], ["bench"]])
 def test_the_model_may_be_an_option(words: list[str]) -> None:
     done = jamba(*words, "-m", "jamba:nosuch")
