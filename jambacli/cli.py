@@ -114,6 +114,8 @@ def main() -> None:
 
     An error is one line on stderr, with --debug a traceback.
     """
+    if sys.argv[1:2] == ["help"]:  # as git and others take it
+        sys.argv[1:] = [*sys.argv[2:], "--help"]
     debug = "--debug" in sys.argv
     _ready_streams()
     _ready_environment()

@@ -298,7 +298,8 @@ class Chat(ChatSession):
         return Outcome(lines=[shown(generation, defaults, name)])
 
     def _show(self, _: str) -> Outcome:
-        session, waiting = self.session, self.attachments.waiting
+        session = self.session
+        waiting = self.attachments.for_next(session.conversation.turns)[0]
         settings = [shown(self._generation, session.sampling, name) for name in SETTINGS]
         chosen = [s for s in settings if s.endswith("(set here)") or s.split()[0] in ("temp", "top-p")]
         sampling = ", ".join(" ".join(s.removesuffix("(set here)").split()) for s in chosen)

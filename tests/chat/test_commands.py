@@ -123,6 +123,9 @@ def test_files_are_named_as_terminals_paste_them(chat: Chat, tmp_path: Path) -> 
     for typed in (f"'{tmp_path}/a b.txt' {tmp_path}/c.txt", f"{tmp_path}/a\\ b.txt {(tmp_path / 'c.txt').as_uri()}"):
         assert "2 files" in say(chat, f"/file {typed}")[-1] and "go with" in say(chat, f"/file {typed}")[-1]
     assert "c.txt" in say(chat, "/show")[-1]
+    chat.attachments.lasting, chat.attachments.waiting = chat.attachments.waiting[:1], []
+    assert "a b.txt for the next message" in say(chat, "/show")[-1]
+    assert "none for the next message; sent with 1 message" in say(chat, "Who?", "/show")[-1]
 
 
 def test_files_that_do_not_fit_are_taken_back(own_home: Path, tmp_path: Path) -> None:
