@@ -23,8 +23,14 @@ from jambacli.settings import SAMPLING
 
 _SHIPPED = Path(__file__).parent / "data" / "presets"
 _MAX_BYTES = 1 << 20
-_VARIABLE = re.compile(r"\{\{\s*([^\W\d][\w-]*)\s*(?:=\s*(.*?)\s*)?\}\}")
+# The text ends before the next braces of either kind, so that the time is proportional to the message.
+_VARIABLE = re.compile(r"\{\{\s*([^\W\d][\w-]*)\s*(?:=((?:(?!\{\{|\}\}).)*))?\}\}", re.DOTALL)
 _SAMPLING = {s.name: s for s in SAMPLING}
+
+
+def _is_variable(found: re.Match[str]) -> bool:
+    """Whether what is in double braces is a variable: its text is one line."""
+    return found[2] is None or "\n" not in found[2].strip()
 
 
 @dataclass(frozen=True)
@@ -51,8 +57,9 @@ class Preset:
     def variables(self) -> dict[str, str | None]:
         """The variables of the system message, with the text of each where none is given, None where one is needed."""
         found: dict[str, str | None] = {}
-        for name, text in ((m[1], m[2]) for m in _VARIABLE.finditer(self.system or "")):
-            found[name] = found.get(name) if text is None else text
+        for m in _VARIABLE.finditer(self.system or ""):
+            if _is_variable(m):
+                found[m[1]] = found.get(m[1]) if m[2] is None else m[2].strip()
         return found
 
     def filled(self, given: Mapping[str, str]) -> str | None:
@@ -65,7 +72,9 @@ class Preset:
         if missing := [name for name in variables if name not in texts]:
             needed = " ".join(f"{name}=..." for name in missing)
             raise UsageError(f"the preset {self.name} needs {needed}", remedy="give it with {param}")
-        return None if self.system is None else _VARIABLE.sub(lambda m: texts[m[1]], self.system)
+        if self.system is None:
+            return None
+        return _VARIABLE.sub(lambda m: texts[m[1]] if _is_variable(m) else m[0], self.system)
 
     def to_json(self) -> dict[str, Any]:
         """All of it, for programs."""

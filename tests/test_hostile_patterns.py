@@ -11,6 +11,7 @@ import pytest
 from jambacli.documents.citations import Cited
 from jambacli.documents.gitignore import Globs, Ignored
 from jambacli.errors import JambaError
+from jambacli.presets import Preset
 from jambacli.session import library, session_file
 from jambacli.text.streaming import StopMatcher
 from jambacli.text.tokenizer import Tokenizer
@@ -200,3 +201,13 @@ def test_keys_in_headers(part: str) -> None:
         access._check_key({"authorization": "AWS4-HMAC-SHA256 Credential=secret/2026/x, SignedHeaders=host"})
 
     timed(checked)
+
+
+@pytest.mark.parametrize(
+    "part",
+    ["{{ a = ", "{{a=\n", "{{", "{{ ", "{{a", "{{a=x ", "{{ a = \n}", "{{a={", "{{a-", "{{a=b}}", "{{a=\n}}", " "],
+)
+def test_variables_of_a_preset(part: str) -> None:
+    system = "{{ b = c" + part * (200_000 // len(part))
+    preset = Preset("p", Path("p.toml"), system=system)
+    timed(lambda: preset.filled(dict.fromkeys(preset.variables, "x")))

@@ -167,7 +167,7 @@ def test_a_librarys_warning_is_one_line_without_its_place(model: str, monkeypatc
     [
         ["run", "hello", "-n", "1"],
         ["chat", "-n", "1"],
-        ["ask", __file__, "Who?", "-n", "1", "--ctx", "16k"],
+        ["ask", "NOTES", "Who?", "-n", "1"],
         ["quantize", "MODEL", "OUT", "--type", "q4_k_m", "--allow-requantize"],
         ["pull", "jamba:tiny"],
         ["eval", "perplexity", "-n", "8"],
@@ -178,8 +178,11 @@ def test_a_librarys_warning_is_one_line_without_its_place(model: str, monkeypatc
     ids=lambda words: words[0],
 )
 def test_quiet_may_stand_before_and_behind_a_command(model: str, tmp_path: Path, command: list[str]) -> None:
+    notes = tmp_path / "notes.txt"
+    notes.write_text("Leila counted seven herons.", encoding="utf-8")
+
     def said(*words: str) -> bytes:
-        named = {"MODEL": model, "OUT": str(tmp_path / f"{len(list(tmp_path.iterdir()))}.gguf")}
+        named = {"MODEL": model, "NOTES": str(notes), "OUT": str(tmp_path / f"{len(list(tmp_path.iterdir()))}.gguf")}
         done = jamba(*[named.get(word, word) for word in words], stdin=b"hello\n" if "chat" in words else None)
         assert done.returncode == 0, done.stderr
         return done.stderr
@@ -204,6 +207,38 @@ def test_a_wrong_command_line_is_one_line_that_names_the_help(words: list[str], 
     assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1)
     said = done.stderr.decode()
     assert wrong in said and said.endswith(f" (see jamba{group} --help)\n"), said
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (["show", "--model", "x"], ""),
+        (["chat", "--sesion", "x"], " (Possible options: --session)"),
+        (["run", "--temperature", "0"], " (Possible options: --temp)"),
+    ],
+)
+def test_only_options_that_may_be_meant_are_offered(words: list[str], offered: str) -> None:
+    said = jamba(*words).stderr.decode()
+    assert said == f"error: No such option: {words[1]}{offered} (see jamba {words[0]} --help)\n"
+
+
+@pytest.mark.parametrize("words", [[], ["cache"], ["cache", "clear"]])
+def test_help_may_be_a_command(words: list[str]) -> None:
+    done = jamba("help", *words)
+    assert (done.returncode, done.stdout) == (0, jamba(*words, "--help").stdout)
+
+
+@pytest.mark.parametrize("words", [["run", "hello"], ["chat"], ["bench"]])
+def test_the_model_may_be_an_option(words: list[str]) -> None:
+    done = jamba(*words, "-m", "jamba:nosuch")
+    assert done.returncode == 1 and done.stderr.startswith(b"error: unknown model 'jamba:nosuch'")
+
+
+@pytest.mark.parametrize("command", ["run", "chat", "bench", "serve"])
+def test_argument_and_option_name_the_same_model(command: str) -> None:
+    done = jamba(command, "jamba:tiny", "--model", "jamba:3b")
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr == b"error: --model 'jamba:3b' contradicts the argument jamba:tiny: name one model\n"
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,7 @@ def test_a_process_with_another_clock(files: Files, tmp_path: Path, now: str) ->
         arguments, given = files.command(name, tmp_path)
         clock = {"LD_PRELOAD": str(library), "FAKETIME": now, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
         checked(done := _in_process(arguments, given, tmp_path / "home", **clock), tmp_path)
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == 0, (name, done.stderr)
 
 
 @contextlib.contextmanager
@@ -192,13 +192,16 @@ def small_disk(folder: Path, size: str) -> Iterator[Callable[..., None]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", ["16k", "300k", "3m"])
+@pytest.mark.parametrize("size", ["16k", "300k", "8m"])
 def test_a_small_disk(files: Files, tmp_path: Path, size: str) -> None:
     with small_disk(tmp_path / "disk", size):
         for name in NAMES:
             arguments, given = files.command(name, tmp_path / "disk")
             checked(done := _in_process(arguments, given, tmp_path / "disk" / "home"), tmp_path)
-            assert done.returncode == (name in ("convert", "quantize") and size != "3m"), done.stderr
+            if name == "session" and size == "16k" and done.returncode:  # nothing is said that cannot be kept
+                assert b"No space left on device" in done.stderr
+            else:
+                assert done.returncode == (name in ("convert", "quantize") and size != "8m"), (name, done.stderr)
             for path in (tmp_path / "disk").glob("*.gguf"):
                 path.unlink()
 

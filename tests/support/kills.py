@@ -11,9 +11,11 @@ must equal the one of a run that nobody killed, and no part may be left. Prints 
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import gc
 import hashlib
 import importlib
+import itertools
 import json
 import os
 import pkgutil
@@ -40,6 +42,7 @@ _MESSAGES = [f"How many herons were counted on day {i}?" for i in range(4)]
 _LIVES = 4  # killed ones before one that runs to its end
 _KILLED = (None, 143, -signal.SIGTERM)
 _HANGS = 300.0
+_LOOK = 0.002  # seconds between two looks at a command
 _REPORT = "Report of the lake.\n\nLeila Haddad counted 42 herons. Ann Byron counted 17 swans.\n\n"
 
 
@@ -50,6 +53,8 @@ class Kind:
     share = 10
     #: Replies that were kept as far as they got.
     cut = 0
+    #: SIGTERM ends it in good order, with exit code 0, wherever it is.
+    ends_at_sigterm = False
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.home = folder, folder / "home"
@@ -308,6 +313,7 @@ class Batch(Kind):
 
 class Serve(Kind):
     share = 5
+    ends_at_sigterm = True
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -329,14 +335,14 @@ class Serve(Kind):
     def beside(self) -> Callable[[], None]:
         """A client, in a process of its own, that asks until the server is gone or everything is answered; then it ends it."""
         read, write = os.pipe()
-        server = os.getpid()
         client = os.fork()
         if client == 0:
             os.close(read)
-            _ask_server(self._port, write, server)
+            _ask_server(self._port, write, self.folder / "client")
         os.close(write)
 
         def end() -> None:
+            os.kill(client, signal.SIGKILL)  # a server that was killed early never listens: it would wait for it
             with os.fdopen(read, "rb") as said:
                 data = said.read()
             os.waitpid(client, 0)
@@ -345,10 +351,10 @@ class Serve(Kind):
         return end
 
 
-def _ask_server(port: int, write: int, parent: int) -> None:
+def _ask_server(port: int, write: int, errors: Path) -> None:
     import http.client
 
-    with contextlib.suppress(BaseException):
+    try:
         deadline, messages = time.monotonic() + _HANGS, []
         while time.monotonic() < deadline:
             with contextlib.suppress(OSError):
@@ -364,7 +370,9 @@ def _ask_server(port: int, write: int, parent: int) -> None:
             os.write(write, json.dumps(said).encode() + b"\n")
             messages.append({"role": "assistant", "content": said})
             connection.close()
-        os.write(_served[1], b".")
+    except BaseException:  # the server was killed; if it was not, the replies that are missing say so
+        errors.write_text(traceback.format_exc())
+    os.write(_served[1], b".")
     os._exit(0)
 
 
@@ -387,6 +395,7 @@ def child(kind: Kind, arguments: list[str], given: bytes) -> int:
             os.dup2(os.open(kind.folder / name, flags, 0o600), number)
         sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115
         sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr  # type: ignore[misc]
+        faulthandler.register(signal.SIGUSR1, sys.stderr, all_threads=True)
         sys.argv = ["jamba", "-q", *arguments]
         from jambacli.__main__ import main
 
@@ -421,8 +430,9 @@ def one_life(kind: Kind, after: float | None, number: int) -> tuple[int | None, 
         os.read(_served[0], 100)
     process = child(kind, kind.arguments(), kind.given())
     end = kind.beside()
-    deadline, used, status, sent = time.monotonic() + _HANGS, 0.0, 0, False
-    while True:
+    # Looks are counted instead of seconds: while all of this is stopped from outside, nothing hangs.
+    looks, used, status, sent = round(_HANGS / _LOOK), 0.0, 0, False
+    for look in itertools.count():
         done, status = os.waitpid(process, os.WNOHANG)
         if done:
             break
@@ -433,11 +443,13 @@ def one_life(kind: Kind, after: float | None, number: int) -> tuple[int | None, 
         with contextlib.suppress(BlockingIOError):
             if os.read(_served[0], 1):
                 os.kill(process, signal.SIGTERM)
-        if time.monotonic() > deadline:
+        if look > looks:
+            os.kill(process, signal.SIGUSR1)  # it writes where its threads are
+            time.sleep(1)
             os.kill(process, signal.SIGKILL)
             os.waitpid(process, 0)
-            raise AssertionError("it hangs")
-        time.sleep(0.002)
+            raise AssertionError(f"it hangs: {(kind.folder / 'stderr').read_text(errors='replace')[-5000:]}")
+        time.sleep(_LOOK)
     end()
     code = os.waitstatus_to_exitcode(status)
     out, errors = (kind.folder / "stdout").read_bytes(), (kind.folder / "stderr").read_text(errors="replace")
@@ -475,6 +487,8 @@ def kill_often(kind: Kind, kills: int, rng: random.Random, report: dict[str, Any
         where = f"{name}, life {lives}"
         try:
             result = kind.result(out) if code == 0 else None
+            if kind.ends_at_sigterm and code == 0 and number == signal.SIGTERM and not whole and result != expected:
+                code = 143
             kind.check(expected)
             assert not _BAD.search(errors), errors
             if code in _KILLED:
