@@ -12,6 +12,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterable, Sequence
+from difflib import SequenceMatcher
 from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
@@ -221,7 +222,15 @@ def _escaped(error: UnicodeError) -> tuple[str, int]:
 def _with_help(error: Any) -> str:
     """A command-line error, with the --help command that explains the right usage."""
     context = getattr(error, "ctx", None)  # only a UsageError has one
+    if getattr(error, "possibilities", None):
+        error.possibilities = [p for p in error.possibilities if p != "--help" and _resembles(p, error.option_name)]
     return f"{error.format_message()} (see {context.command_path} --help)" if context else error.format_message()
+
+
+def _resembles(option: str, typed: str) -> bool:
+    """Whether ``typed`` may be meant for ``option``: closer than through the dashes that all options begin with."""
+    known, wrong = option.lstrip("-"), typed.lstrip("-")
+    return known.startswith(wrong) or wrong.startswith(known) or SequenceMatcher(None, known, wrong).ratio() > 0.65
 
 
 def _explained(error: OSError) -> str:

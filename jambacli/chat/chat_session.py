@@ -223,7 +223,7 @@ class ChatSession:
         from jambacli.model.state import ContextFullError
 
         conversation, ctx = self.session.conversation, self.session.sequence.ctx
-        self._standing = None
+        counted_before, self._standing = self._standing, None
         room = min(self._generation.max_tokens or _ROOM, ctx // 8) if self._overflow else 0
         standing, dropped = list(conversation.turns), 0
         try:
@@ -237,10 +237,11 @@ class ChatSession:
                 except ContextFullError as error:
                     conversation.turns[:] = standing
                     if not self._overflow:
+                        files = "take files back with /file none, " if self.attachments.waiting else ""
                         raise JambaError(
                             error.problem,
-                            remedy="use a larger {ctx}, remove turns with /undo, start over with /clear, or run with "
-                            "{overflow} to drop the oldest turns",
+                            remedy=f"{files}use a larger {{ctx}}, remove turns with /undo, start over with /clear, or run "
+                            "with {overflow} to drop the oldest turns",
                         ) from error
                     gone = _drop_oldest(conversation, keep_last=asked)
                     if not gone and not room:
@@ -252,6 +253,7 @@ class ChatSession:
             turns = conversation.turns
             if not turns or turns[-1].role not in ("assistant", "tool") or any(turns[-1] is t for t in before):
                 turns[:] = before
+                self._standing = counted_before
             if dropped and conversation.turns != before:
                 logger.info("[the context was full: the oldest %s dropped]", counted(dropped, "turn"))
 

@@ -41,7 +41,7 @@ HELP = {
     "/branch NAME": "continue under another name; the current chat is unchanged",
     "/branches": "list the branches of this chat",
     "/system [TEXT]": "show or set the system message; @FILE reads it, none removes it",
-    "/file PATH ...": "attach files or directories to the next message",
+    "/file PATH ...": "attach files to the next message; none takes them back",
     "/set [NAME VALUE]": "list or set the sampling options",
     "/show": "the model, system message, sampling, context and files",
     "/model NAME": "go on with another model",
@@ -184,7 +184,10 @@ class Chat(ChatSession):
 
     def _file(self, path: str) -> Outcome:
         if not path:
-            raise UsageError("/file needs a path")
+            raise UsageError("/file needs a path, or none to take files back")
+        if path == "none":
+            self.attachments.waiting = []
+            return Outcome(lines=["no files go with the next message"])
         lines: list[str] = []
         paths = typed_paths(path)
         sources = expand(paths, stdin=False)
@@ -300,7 +303,7 @@ class Chat(ChatSession):
         chosen = [s for s in settings if s.endswith("(set here)") or s.split()[0] in ("temp", "top-p")]
         sampling = ", ".join(" ".join(s.removesuffix("(set here)").split()) for s in chosen)
         files = dict.fromkeys(s.file for e in waiting for s in e.sources)
-        sent = len(session.prefix_cache.documents) if session.prefix_cache is not None else 0
+        sent = sum(t.role == "user" and bool(t.plain or t.pinned) for t in session.conversation.turns)
         return Outcome(
             lines=[
                 f"model     {self.model.name} ({self.model.path})",
@@ -309,7 +312,7 @@ class Chat(ChatSession):
                 f"sampling  {sampling} (/set lists all)",
                 f"context   {self.used:,} of {format_context(session.sequence.ctx)} tokens, keys and values as "
                 f"{session.state.kv_type}",
-                f"files     {', '.join(map(str, files)) or 'none'} for the next message; {counted(sent, 'document')} sent",
+                f"files     {', '.join(map(str, files)) or 'none'} for the next message; sent with {counted(sent, 'message')}",
             ]
         )
 

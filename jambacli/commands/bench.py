@@ -19,6 +19,7 @@ import typer
 from jambacli import ui
 from jambacli.commands import option_types as t
 from jambacli.commands import options as o
+from jambacli.commands.load import one_model
 from jambacli.errors import UsageError
 from jambacli.units import format_bytes, format_count, parse_size
 
@@ -35,6 +36,7 @@ def bench(
     name: Annotated[
         str | None, typer.Argument(metavar="[MODEL]", help="A name or a .gguf; default: a synthetic model.")
     ] = None,
+    model_name: t.Model = None,
     shape: Annotated[
         str | None,
         typer.Option("--shape", help="Synthetic model: jamba-mini, jamba-3b, jamba-large, moe or a config.json."),
@@ -82,6 +84,7 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="The same as -o json.")] = False,
 ) -> None:
     """Measure tokens per second, time to first token, memory, and the share of this machine's peak rates."""
+    name = one_model(name, model_name)
     if as_json:
         if output == "csv":
             raise UsageError("exclude each other", field=("json", "output"))

@@ -15,6 +15,7 @@ from jambacli.commands import option_types as t
 from jambacli.commands import options as o
 from jambacli.commands.chat_pipe import chat_in_a_pipe
 from jambacli.commands.flags import flag
+from jambacli.commands.load import one_model
 from jambacli.errors import JambaError, UsageError
 from jambacli.startup import importing
 
@@ -30,6 +31,7 @@ def chat(
     name: Annotated[
         str | None, typer.Argument(metavar="[MODEL]", help="A name or a .gguf; default: the last used.")
     ] = None,
+    model_name: t.Model = None,
     session: Annotated[
         str | None, typer.Option("--session", "-s", help="Start a session with this name, or resume it.")
     ] = None,
@@ -57,6 +59,7 @@ def chat(
     documents_io.check_json(as_json, json_stream)
     if (as_json or json_stream) and _on_terminal():
         raise UsageError("is for a chat in a pipe", field="json_stream" if json_stream else "json")
+    name = one_model(name, model_name)
     check_terminal()
     ui.starting(name)
     generation, options = arguments.generation(), arguments.session(system)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jambacli import settings, ui
-from jambacli.errors import JambaError
+from jambacli.errors import JambaError, UsageError
 from jambacli.startup import importing
 
 if TYPE_CHECKING:
@@ -21,6 +21,13 @@ def model_path(name: str | None) -> Path:
     from jambacli.hub.resolve import resolve_model
 
     return _default_model() if name is None else resolve_model(name)
+
+
+def one_model(argument: str | None, option: str | None) -> str | None:
+    """The model that a command line names as its argument or with ``--model``. Raises UsageError for two of them."""
+    if argument is not None and option is not None and argument != option:
+        raise UsageError(f"contradicts the argument {argument}: name one model", field="model", value=option)
+    return option if argument is None else argument
 
 
 def is_path(name: str) -> bool:

@@ -34,6 +34,8 @@ def _runtime_option(*flags: str, **settings: Any) -> Any:
     return typer.Option(*flags, rich_help_panel="Runtime", **settings)
 
 
+#: Of commands whose argument is the model.
+Model = Annotated[str | None, _runtime_option("--model", "-m", help="The model, in place of the argument MODEL.")]
 Temp = Annotated[float | None, _sampling_option("--temp", help="Temperature; 0 is greedy.")]
 TopP = Annotated[
     float | None,

@@ -16,6 +16,7 @@ from jambacli.commands import documents_io
 from jambacli.commands import option_types as t
 from jambacli.commands import options as o
 from jambacli.commands.inputs import has_input, read_text
+from jambacli.commands.load import one_model
 from jambacli.commands.reply import figures_of_reply, show_stats, stream, write, write_json
 from jambacli.errors import BadFileError, UsageError
 
@@ -26,6 +27,7 @@ def run(
         str | None, typer.Argument(metavar="[MODEL]", help="A name or a .gguf; default: the last used.")
     ] = None,
     second: Annotated[str | None, typer.Argument(metavar="[PROMPT]", help="The prompt; -: standard input.")] = None,
+    model_name: t.Model = None,
     file: Annotated[Path | None, typer.Option("--file", "-f", help="Read (more of) the prompt from a file.")] = None,
     system: t.System = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
@@ -40,6 +42,7 @@ def run(
     """Answer a prompt: from the command line, a file, standard input, or all of them together."""
     documents_io.check_json(as_json, json_stream)
     name, words = _model_and_prompt(first, second)
+    name = one_model(name, model_name)
     prompt = _prompt(words, file)
     ui.starting(name)
     generation, options = arguments.generation(), arguments.session(system)

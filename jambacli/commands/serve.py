@@ -16,8 +16,9 @@ from urllib.parse import quote
 import typer
 
 from jambacli import ui
+from jambacli.commands import option_types as t
 from jambacli.commands import options as o
-from jambacli.commands.load import is_path
+from jambacli.commands.load import is_path, one_model
 from jambacli.errors import JambaError, UsageError
 from jambacli.startup import importing
 from jambacli.units import parse_duration
@@ -46,6 +47,7 @@ def serve(
             metavar="[MODEL]...", help="Names or .gguf files; default: the last used. Several load on demand."
         ),
     ] = None,
+    model_name: t.Model = None,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", "-p", min=0, max=65535, help="Port; 0: any free one.")] = 8080,
     unix: Annotated[Path | None, typer.Option("--unix", help="Listen on this socket instead.")] = None,
@@ -95,6 +97,9 @@ def serve(
     arguments: o.GenerationArguments,
 ) -> None:
     """Answer programs over HTTP. Text that is known from any client, chat or ask is not computed again."""
+    names = models or []
+    first = one_model(next(iter(names), None), model_name)
+    names = names or ([] if first is None else [first])
     generation = replace(arguments.generation(), schema=arguments.schema(None))
     system = arguments.system_message(None)
     try:
@@ -112,7 +117,7 @@ def serve(
     key, origins = (api_key or "").strip(), tuple(cors_origin or ())  # a file's last line end is no part of a key
     if "*" in origins and not key:
         raise UsageError("--cors-origin '*' lets every web page ask: set --api-key too")
-    names, aliases = models or [], alias or []
+    aliases = alias or []
     if len(aliases) > max(1, len(names)):
         raise UsageError("there are more of them than models", field="alias")
     several = len(names) > 1 or pulled

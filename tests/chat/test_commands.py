@@ -10,7 +10,7 @@ import pytest
 from jambacli.chat.commands import HELP, Chat
 from jambacli.chat.completion import completions
 from jambacli.engine.options import GenerationOptions
-from jambacli.errors import UsageError
+from jambacli.errors import JambaError, UsageError
 from jambacli.session.options import SessionOptions
 from jambacli.session.session_folder import sessions_folder
 from tests.support.small_models import small_model
@@ -123,6 +123,21 @@ def test_files_are_named_as_terminals_paste_them(chat: Chat, tmp_path: Path) -> 
     for typed in (f"'{tmp_path}/a b.txt' {tmp_path}/c.txt", f"{tmp_path}/a\\ b.txt {(tmp_path / 'c.txt').as_uri()}"):
         assert "2 files" in say(chat, f"/file {typed}")[-1] and "go with" in say(chat, f"/file {typed}")[-1]
     assert "c.txt" in say(chat, "/show")[-1]
+
+
+def test_files_that_do_not_fit_are_taken_back(own_home: Path, tmp_path: Path) -> None:
+    (tmp_path / "long.txt").write_text("Mira counted 42 herons. " * 50, encoding="utf-8")
+    chat = Chat(small_model(), options=SessionOptions(store=False, ctx=256), generation=GenerationOptions(max_tokens=2))
+    say(chat, "One.", "/undo", f"/file {tmp_path}/long.txt")
+    used = chat.used
+    with pytest.raises(JambaError) as caught:
+        say(chat, "Who?")
+    assert "/file none" in caught.value.worded()
+    assert chat.used == used and "long.txt" in say(chat, "/show")[-1]
+    assert say(chat, "/file none", "/show")[-1] == "files     none for the next message; sent with 0 messages"
+    say(chat, "Who?")
+    assert asked(chat) == ["Who?"]
+    chat.close()
 
 
 def test_a_chat_goes_on_with_another_model(own_home: Path) -> None:

@@ -207,6 +207,32 @@ def test_a_wrong_command_line_is_one_line_that_names_the_help(words: list[str], 
 
 
 @pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (["show", "--model", "x"], ""),
+        (["chat", "--sesion", "x"], " (Possible options: --session)"),
+        (["run", "--temperature", "0"], " (Possible options: --temp)"),
+    ],
+)
+def test_only_options_that_may_be_meant_are_offered(words: list[str], offered: str) -> None:
+    said = jamba(*words).stderr.decode()
+    assert said == f"error: No such option: {words[1]}{offered} (see jamba {words[0]} --help)\n"
+
+
+@pytest.mark.parametrize("words", [["run", "hello"], ["chat"], ["bench"]])
+def test_the_model_may_be_an_option(words: list[str]) -> None:
+    done = jamba(*words, "-m", "jamba:nosuch")
+    assert done.returncode == 1 and done.stderr.startswith(b"error: unknown model 'jamba:nosuch'")
+
+
+@pytest.mark.parametrize("command", ["run", "chat", "bench", "serve"])
+def test_argument_and_option_name_the_same_model(command: str) -> None:
+    done = jamba(command, "jamba:tiny", "--model", "jamba:3b")
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr == b"error: --model 'jamba:3b' contradicts the argument jamba:tiny: name one model\n"
+
+
+@pytest.mark.parametrize(
     "words",
     [
         ("pull", "FILE.gguf"),

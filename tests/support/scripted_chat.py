@@ -29,7 +29,7 @@ from jambacli.cli import main
 replies, saying = eval(sys.argv.pop()), {}
 came, told = os.pipe()
 os.set_blocking(told, False)
-signal.set_wakeup_fd(told)
+os.set_blocking(came, False)
 
 def says(tokenizer, text):
     for part in re.split("([!~])", text):
@@ -42,6 +42,9 @@ def says(tokenizer, text):
     yield min(tokenizer.stop_ids)
 
 def scripted(sequence, sampler, tokenizer, **options):
+    signal.set_wakeup_fd(told)  # again for each reply: every prompt ends with none
+    while select.select([came], [], [], 0)[0]:
+        os.read(came, 4096)
     saying[sampler] = says(tokenizer, replies.pop(0))
     yield Thought("hm, let me see")
     yield from generate(sequence, sampler, tokenizer, **options)

@@ -288,9 +288,9 @@ using Products =
 
 // Every token is multiplied along the rows.
 template <class P>
-struct EightTokens {
+struct TokensInLanes {
     template <class Pick>
-    EightTokens(const Act&, const int32_t*, int, const Pick&) {}
+    TokensInLanes(const Act&, const int32_t*, int, const Pick&) {}
     int multiply(const Rows&, int64_t, int64_t, float*, int64_t) const { return 0; }
 };
 

@@ -8,7 +8,7 @@
 //                           add(block, token) for the first one, unpacked as it is multiplied; total()
 //   kAhead                  whether a single token's factors are computed a block ahead of its products, into Factors: Sums
 //                           then has prepare(block, token, i, factors) for block i from there, add(block, token, factors)
-// and EightTokens<Products>, which may take the first tokens of several.
+// and TokensInLanes<Products>, which may take the first tokens of several.
 #pragma once
 
 namespace jamba {
@@ -103,12 +103,12 @@ void products(const Rows& w, const Act& act, const int32_t* tokens, int m, int64
         else
             some_tokens<P, M>(w, a, used, from, to, y + first * ldy, ldy);
     };
-    const EightTokens<P> eights(act, tokens, m, pick);
+    const TokensInLanes<P> in_lanes(act, tokens, m, pick);
     // A panel of rows is used for all tokens while it is in the nearest cache.
     const int64_t panel = m > kMostTokens ? (w.row_bytes < 16384 ? 16384 / w.row_bytes : 1) : r1 - r0;
     for (int64_t from = r0; from < r1; from += panel) {
         const int64_t to = from + panel < r1 ? from + panel : r1;
-        int t = eights.multiply(w, from, to, y, ldy);
+        int t = in_lanes.multiply(w, from, to, y, ldy);
         for (; t + kMostTokens <= m; t += kMostTokens) run(Constant<kMostTokens>{}, t, kMostTokens, from, to);
         switch (const int left = m - t) {
             case 1: run(Constant<1>{}, t, 1, from, to); break;
