@@ -11,6 +11,8 @@ from jambacli import Jamba
 from jambacli.errors import JambaError, UnsupportedError
 from jambacli.gguf.reader import GGUFFile
 from jambacli.gguf.writer import GGUFWriter
+from jambacli.kernels import cpu
+from tests.support.isa_levels import runnable_levels
 from tests.support.small_models import small_file
 
 
@@ -41,6 +43,36 @@ def test_weights_that_are_no_numbers_end_in_one_line(
     model = Jamba.load(changed(valid, tmp_path / "m.gguf", tensor, "f32", b"\xff"))
     with pytest.raises(JambaError, match="NaN or infinity"), model.session(store=False) as session:
         list(session.send("hello", temperature=temperature, max_tokens=3))
+
+
+@pytest.mark.parametrize("level", runnable_levels(cpu.library()) or ["none"])
+@pytest.mark.parametrize("quant", ["f32", "q8_0", "q4_k_m"])
+def test_no_step_of_a_layer_hides_weights_that_are_no_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quant: str, level: str
+) -> None:
+    """Rounding to int8 and exponentials cut at their ends must leave NaN what it is, at every instruction set."""
+    monkeypatch.setenv("JAMBA_CPU_ISA", level)
+    cpu.set_isa(None)
+    try:
+        file = small_file(tmp_path, quant)
+        names = (
+            "output_norm.weight",
+            "blk.0.attn_norm.weight",
+            "blk.0.ssm_a",
+            "blk.0.ssm_dt.bias",
+            "blk.1.attn_q.weight",
+        )
+        for name in names[: None if quant == "f32" else -1]:
+            model = Jamba.load(changed(file, tmp_path / f"{name}.gguf", name, "f32", b"\xff"))
+            for kv_type in ("f16", "q8_0"):
+                with (
+                    pytest.raises(JambaError, match="NaN or infinity"),
+                    model.session(store=False, kv_type=kv_type) as session,
+                ):
+                    list(session.send("hello", temperature=0, max_tokens=3))
+    finally:
+        monkeypatch.undo()
+        cpu.set_isa(None)
 
 
 @pytest.mark.parametrize("fmt", ["i8", "i32", "f64"])

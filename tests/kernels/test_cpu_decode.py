@@ -108,6 +108,19 @@ def test_products_with_int8_stay_within_the_rounding_of_activations(isa: str, fm
         assert ((y - expected).abs() <= rounding).all(), (fmt, n)
 
 
+@pytest.mark.parametrize("precise", (True, False), ids=("precise", "int8"))
+@pytest.mark.parametrize("fmt", NATIVE)
+def test_a_value_that_is_no_number_makes_all_products_of_its_token_so(isa: str, fmt: str, precise: bool) -> None:
+    """A damaged weight must end in an error, not in a rounded activation."""
+    w, _ = weight(fmt, 37, 768)
+    x = tokens(9, 768)
+    x[2, 40], x[5, 700], x[8] = float("nan"), float("inf"), float("nan")
+    for m in (1, 3, 9):
+        good = run_linear(x[9 - m :].contiguous(), w, 2, precise=precise).isfinite()
+        assert not good[[t + m - 9 for t in (2, 5, 8) if t >= 9 - m]].any(), m
+        assert good[[t + m - 9 for t in (0, 1, 3, 4, 6, 7) if t >= 9 - m]].all(), m
+
+
 def test_sums_of_the_largest_integers_do_not_overflow(isa: str) -> None:
     """Every level and scale of the block at its largest, every activation too."""
     n = 512

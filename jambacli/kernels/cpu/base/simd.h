@@ -69,6 +69,7 @@ SIMD_FN vf fma(vf a, vf b, vf c) {
 #endif
 }
 
+// The larger one; b where either is no number.
 SIMD_FN vf vmax(vf a, vf b) {
 #if defined(__AVX512F__)
     return (vf)_mm512_max_ps((__m512)a, (__m512)b);
@@ -79,6 +80,7 @@ SIMD_FN vf vmax(vf a, vf b) {
 #endif
 }
 
+// The smaller one; b where either is no number.
 SIMD_FN vf vmin(vf a, vf b) {
 #if defined(__AVX512F__)
     return (vf)_mm512_min_ps((__m512)a, (__m512)b);
@@ -105,7 +107,7 @@ SIMD_FN vf exp2v(vf t) {
     const vf r = (vf)_mm512_reduce_ps((__m512)t, 8);
     const vf n = t - r;
 #else
-    t = vmin(vmax(t, set1(-125.0f)), set1(127.0f));
+    t = vmin(set1(127.0f), vmax(set1(-125.0f), t));  // in this order NaN stays NaN
     const vf n = (t + 12582912.0f) - 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
     const vf r = t - n;
 #endif
@@ -126,7 +128,7 @@ constexpr float kLog2e = 1.44269504f;
 
 // e^x, cut at e^87 so that it and its reciprocal are normal floats; 0 below -104 (2^-125 without AVX-512).
 SIMD_FN vf expv(vf x) {
-    x = vmin(vmax(x, set1(-104.0f)), set1(87.0f));
+    x = vmin(set1(87.0f), vmax(set1(-104.0f), x));
     // The product's rounding error times ln 2 is what is lost, so it is carried along: exact to 2e-7.
     const vf high = x * kLog2e;
 #if defined(__AVX512F__) || defined(__AVX2__) || defined(__ARM_NEON)
@@ -163,11 +165,11 @@ SIMD_FN vf log1p01(vf e) {
 }
 
 // log(1 + exp(x)), split so that neither a large x overflows nor a very negative one loses its relative precision.
-SIMD_FN vf softplusv(vf x) { return vmax(x, set1(0.0f)) + log1p01(expv(-vabs(x))); }
+SIMD_FN vf softplusv(vf x) { return vmax(set1(0.0f), x) + log1p01(expv(-vabs(x))); }
 
 // x / (1 + exp(-x)). The exponent is cut where the reciprocal would stop being a normal float, and its rounding error is
 // let through: it is |x| times 6e-8 of a factor that is one where |x| is large and positive, zero where negative.
-SIMD_FN vf siluv(vf x) { return quotient(x, 1.0f + exp2v(vmin(x * -kLog2e, set1(125.0f)))); }
+SIMD_FN vf siluv(vf x) { return quotient(x, 1.0f + exp2v(vmin(set1(125.0f), x * -kLog2e))); }
 
 }  // namespace
 }  // namespace jamba

@@ -28,9 +28,12 @@ struct Ahead {
 int64_t row_groups(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
 
 void pack_query(const float* q, int64_t n, uint8_t* out) {
-    vf most{};
-    for (int64_t i = 0; i < n; i += kLanes) most = vmax(most, vabs(load(q + i)));
-    const float top = hmax(most);
+    vf most{}, poison{};
+    for (int64_t i = 0; i < n; i += kLanes) {
+        most = vmax(most, vabs(load(q + i)));
+        poison = fma(load(q + i), vf{}, poison);
+    }
+    const float top = hmax(most) + hsum(poison);  // NaN where a value is no number, and so all scores
     const vf inverse = set1(top > 0.0f ? 127.0f / top : 0.0f);
     const float factor = top / (127.0f * 128.0f);
     auto* coarse = reinterpret_cast<int8_t*>(out);

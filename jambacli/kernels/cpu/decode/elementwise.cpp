@@ -23,6 +23,7 @@ SIMD_FN void quantize_group(const float* x, float factor, float inverse, int64_t
         if constexpr (kPrecise) whole = whole * 128.0f + store_i8(out.fine + 32 * b + i, (exact - whole) * 128.0f);
         sums[i / 16] += hsum(whole);
     }
+    factor += 0.0f * all;  // a value that is no number makes it NaN, and so all products
     const int64_t at = b / 4 * 8 + b % 4;
     out.d[b] = out.d16[2 * b] = out.d16[2 * b + 1] = out.pairs[at] = factor;
     out.sum32[b] = out.pairs[at + 4] = factor * (sums[0] + sums[1]);
@@ -80,6 +81,7 @@ void quantize_int8(const float* row, int64_t begin, int64_t end, const Quantized
             out.multiple16[2 * b] = out.multiple16[2 * b + 1] = static_cast<int16_t>(multiple);
             out.multiple128[b] = static_cast<int16_t>(128 * multiple);
             quantize_group<false>(row + 32 * b, step * count, multiple ? 127.0f * by_top / count : 0.0f, b, out);
+            out.step[block] += 0.0f * out.d[b];
         }
     }
 #endif

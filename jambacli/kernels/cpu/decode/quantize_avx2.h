@@ -95,7 +95,6 @@ inline Factors factors_of_256(const float* x, float least, bool own) {
 
 // Stores the integers of block `block` of a row, 256 floats at `x`, and their factors and sums in all layouts.
 inline void round_256(const float* x, int64_t block, const Factors& f, const Quantized& out) {
-    const __m256 factor = f.factor;
     float inverses[8];
     _mm256_storeu_ps(inverses, f.inverse);
     __m256i sums[8];
@@ -116,9 +115,13 @@ inline void round_256(const float* x, int64_t block, const Factors& f, const Qua
     }
     __m256i first, second, words[2];
     half_sums(sums, first, second);
+    // A value that is no number makes its group's factor NaN, and the step, and so all products.
+    const __m256 of_group = sums_of_each(exact), poison = _mm256_mul_ps(of_group, _mm256_setzero_ps());
+    const __m256 factor = _mm256_add_ps(f.factor, poison);
     if (out.step) {
         const __m256i halves[2] = {first, second}, by_128 = _mm256_slli_epi32(f.multiple, 7);
-        out.step[block] = f.step;
+        const bool numbers = _mm256_movemask_ps(_mm256_cmp_ps(poison, poison, _CMP_UNORD_Q)) == 0;
+        out.step[block] = numbers ? f.step : __builtin_nanf("");
         store_words(out.integer_sum16 + 16 * block, halves);
         interleave(f.multiple, f.multiple, words);
         store_words(out.multiple16 + 16 * block, words);
@@ -136,7 +139,7 @@ inline void round_256(const float* x, int64_t block, const Factors& f, const Qua
     const __m256 sum32 = _mm256_mul_ps(factor, _mm256_cvtepi32_ps(_mm256_add_epi32(first, second)));
     _mm256_storeu_ps(out.d + 8 * block, factor);
     _mm256_storeu_ps(out.sum32 + 8 * block, sum32);
-    const __m256 lost = _mm256_sub_ps(sums_of_each(exact), sum32);
+    const __m256 lost = _mm256_sub_ps(of_group, sum32);
     _mm256_storeu_ps(out.lost32 + 8 * block, _mm256_mul_ps(_mm256_set1_ps(0.5f), lost));
     _mm256_storeu_ps(out.pairs + 16 * block, _mm256_permute2f128_ps(factor, sum32, 0x20));
     _mm256_storeu_ps(out.pairs + 16 * block + 8, _mm256_permute2f128_ps(factor, sum32, 0x31));

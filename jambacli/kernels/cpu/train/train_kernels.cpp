@@ -27,7 +27,7 @@ struct Narrow {
     }
 };
 
-SIMD_FN vf sigmoidv(vf x) { return quotient(set1(1.0f), 1.0f + exp2v(vmin(vmax(x * -kLog2e, set1(-125.0f)), set1(125.0f)))); }
+SIMD_FN vf sigmoidv(vf x) { return quotient(set1(1.0f), 1.0f + exp2v(vmin(set1(125.0f), vmax(set1(-125.0f), x * -kLog2e)))); }
 
 // d silu(x) / dx, given sigmoid(x).
 SIMD_FN vf silu_slope(vf x, vf sigmoid) { return sigmoid * fma(x, 1.0f - sigmoid, set1(1.0f)); }
