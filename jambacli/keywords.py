@@ -6,9 +6,12 @@ import dataclasses
 import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 
 def with_keywords(
@@ -22,11 +25,11 @@ def with_keywords(
     ``function``: the method that was called, whose own parameters are suggested too. ``elsewhere``: names that other functions
     take, by what to call. Raises TypeError for a keyword that is none of the fields.
     """
-    fields = {f.name for f in dataclasses.fields(options)}  # type: ignore[arg-type]
+    fields = {f.name for f in dataclasses.fields(options)}
     for name in keywords:
         if name not in fields:
             raise TypeError(_unknown(name, fields, function, elsewhere or {}))
-    return dataclasses.replace(options, **keywords)  # type: ignore[type-var]
+    return dataclasses.replace(options, **keywords)
 
 
 def _unknown(name: str, fields: set[str], function: Callable[..., Any], elsewhere: Mapping[str, Iterable[str]]) -> str:

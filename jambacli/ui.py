@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import os
 import re
 import shutil
 import sys
@@ -172,7 +171,7 @@ def starting(name: str | None) -> None:
     """Say that a model is being loaded before anything is imported for that. The line stands until the one of ``loading``, a
     question, a bar or an error takes its place. Shows nothing without a terminal or with ``--quiet``."""
     if not _quiet and sys.stderr.isatty():
-        _stand(f"Loading {os.path.basename(name or '') or 'the model'} ...")  # noqa: PTH119 - of a name or a path
+        _stand(f"Loading {Path(name or '').name or 'the model'} ...")
 
 
 def settled() -> None:

@@ -19,6 +19,7 @@ import pytest
 from jambacli.session import session_file
 from tests.support.checkpoints import make_checkpoint
 from tests.support.cli_runner import Done, jamba
+from tests.support.limits import limited
 from tests.support.repository import REPO
 from tests.support.small_models import small_file
 
@@ -60,16 +61,6 @@ ANSWERING = ("run", "chat", "session", "ask", "batch")
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     return Files(tmp_path_factory.mktemp("misfortunes"))
-
-
-@contextlib.contextmanager
-def limited(what: int, value: int) -> Iterator[None]:
-    before = resource.getrlimit(what)
-    resource.setrlimit(what, (value, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(what, before)
 
 
 def checked(done: Done, folder: Path) -> list[str]:

@@ -22,20 +22,11 @@ from jambacli.api import Jamba
 from jambacli.server.page.page import Page
 from jambacli.session import session_file
 from tests.server.page.talking import SESSIONS, Talk
+from tests.support.limits import limited
 from tests.support.servers import serving
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
 _BODY = {"messages": [{"role": "user", "content": "How many herons?"}], "max_tokens": 3, "temperature": 0}
-
-
-@contextlib.contextmanager
-def limited(what: int, value: int) -> Iterator[None]:
-    before = resource.getrlimit(what)
-    resource.setrlimit(what, (value, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(what, before)
 
 
 def said(client: httpx.Client, **more: Any) -> str:
@@ -61,16 +52,23 @@ def texts(talk: Talk, name: str) -> list[str]:
     return [message["text"] for message in talk.get(name)["messages"]]
 
 
+@contextlib.contextmanager
+def begun(tiny: Jamba) -> Iterator[tuple[Any, Talk, str]]:
+    """A server, its page, and a session with one answer."""
+    with serving(tiny, store=True, page=Page()) as running:
+        talk = Talk(running.client)
+        name = talk.session()
+        assert ended(talk, name, "Before.") == []
+        yield running, talk, name
+
+
 @pytest.fixture
 def home(own_home: Path) -> Path:
     return own_home
 
 
 def test_no_room_on_the_disk(tiny: Jamba, home: Path) -> None:
-    with serving(tiny, store=True, page=Page()) as running:
-        talk = Talk(running.client)
-        name = talk.session()
-        assert ended(talk, name, "Before.") == []
+    with begun(tiny) as (running, talk, name):
         with limited(resource.RLIMIT_FSIZE, 6000):
             whole = said(running.client)
             errors = ended(talk, name, "Within.")
@@ -101,10 +99,7 @@ def test_a_home_that_cannot_be_written(tiny: Jamba, home: Path) -> None:
 
 
 def test_a_store_that_is_deleted_while_it_is_used(tiny: Jamba, home: Path) -> None:
-    with serving(tiny, store=True, page=Page()) as running:
-        talk = Talk(running.client)
-        name = talk.session()
-        assert ended(talk, name, "Before.") == []
+    with begun(tiny) as (running, talk, name):
         whole = said(running.client)
         shutil.rmtree(home)
         assert said(running.client) == whole
@@ -137,10 +132,7 @@ def test_two_servers_on_a_store(tiny: Jamba, home: Path) -> None:
 
 @pytest.mark.parametrize("now", [1.0, 4_294_967_300.0])
 def test_a_clock_in_1970_or_2106(tiny: Jamba, home: Path, monkeypatch: pytest.MonkeyPatch, now: float) -> None:
-    with serving(tiny, store=True, page=Page()) as running:
-        talk = Talk(running.client)
-        name = talk.session()
-        assert ended(talk, name, "Before.") == []
+    with begun(tiny) as (running, talk, name):
         whole = said(running.client)
         monkeypatch.setattr(time, "time", lambda: now)
         monkeypatch.setattr(time, "time_ns", lambda: int(now * 1e9))
@@ -152,13 +144,10 @@ def test_a_clock_in_1970_or_2106(tiny: Jamba, home: Path, monkeypatch: pytest.Mo
 
 
 def test_no_descriptors(tiny: Jamba, home: Path) -> None:
-    with serving(tiny, store=True, page=Page()) as running:
-        talk = Talk(running.client)
-        name = talk.session()
-        assert ended(talk, name, "Before.") == []
+    with begun(tiny) as (running, talk, name):
         whole = said(running.client)
-        used = max(map(int, os.listdir("/proc/self/fd")))  # noqa: PTH208
-        free = [n for n in range(used + 1) if not os.path.exists(f"/proc/self/fd/{n}")]  # noqa: PTH110
+        used = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
+        free = [n for n in range(used + 1) if not Path(f"/proc/self/fd/{n}").exists()]
         taken = [os.open(os.devnull, os.O_RDONLY) for _ in free]
         try:
             with limited(resource.RLIMIT_NOFILE, used + 1):

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from jambacli.errors import JambaError
 from jambacli.server.errors import ApiError, as_api_error, not_found
 from jambacli.server.page.ask import Ask, document_request
 from jambacli.server.page.extraction import Extraction
@@ -126,7 +127,10 @@ class ReadingAhead:
             ahead.state = "cancelled"
         except Exception as error:
             problem = as_api_error(error)
-            logger.info("documents were not read ahead: %s", problem.message)
+            if isinstance(error, JambaError | ApiError):
+                logger.info("documents were not read ahead: %s", problem.message)
+            else:
+                logger.warning("documents were not read ahead: %s: %s", type(error).__name__, error)
             ahead.state, ahead.message = "failed", problem.message
 
     async def _extracted(self, ahead: Ahead) -> list[int]:
