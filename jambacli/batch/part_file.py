@@ -82,8 +82,9 @@ class PartFile:
             self.path.unlink()
 
     def close(self) -> None:
-        """Release the lock."""
-        self._file.close()
+        """Release the lock. What ``add`` could not write is tried once more here, and has been reported by then."""
+        with contextlib.suppress(OSError):
+            self._file.close()
 
     def _lock(self) -> None:
         try:

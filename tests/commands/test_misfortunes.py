@@ -106,8 +106,8 @@ def test_few_descriptors(files: Files, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("JAMBA_HOME", str(tmp_path / "home"))
     arguments, given = files.command(name, tmp_path)
     assert jamba(*arguments, stdin=given).returncode == 0  # everything is imported
-    used = max(map(int, os.listdir("/proc/self/fd")))  # noqa: PTH208
-    free = [n for n in range(used + 1) if not os.path.exists(f"/proc/self/fd/{n}")]  # noqa: PTH110
+    used = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
+    free = [n for n in range(used + 1) if not Path(f"/proc/self/fd/{n}").exists()]
     taken = [os.open(os.devnull, os.O_RDONLY) for _ in free]
     try:
         for more in range(3, 15, 2):
@@ -189,8 +189,8 @@ def test_a_small_disk(files: Files, tmp_path: Path, size: str) -> None:
         for name in NAMES:
             arguments, given = files.command(name, tmp_path / "disk")
             checked(done := _in_process(arguments, given, tmp_path / "disk" / "home"), tmp_path)
-            if name == "session" and size == "16k" and done.returncode:  # nothing is said that cannot be kept
-                assert b"No space left on device" in done.stderr
+            if name in ("session", "batch") and size == "16k" and done.returncode:  # what cannot be kept is not said
+                assert b"No space left on device" in done.stderr and b"cannot read or write" not in done.stderr
             else:
                 assert done.returncode == (name in ("convert", "quantize") and size != "8m"), (name, done.stderr)
             for path in (tmp_path / "disk").glob("*.gguf"):
