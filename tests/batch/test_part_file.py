@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,3 +61,20 @@ def test_two_processes_do_not_write_one_file(tmp_path: Path) -> None:
         PartFile(tmp_path / "out.jsonl")
     part.close()
     PartFile(tmp_path / "out.jsonl").close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a limit of sizes stands for a full disk")
+def test_a_full_disk_is_one_error_that_names_the_file(tmp_path: Path) -> None:
+    import resource
+
+    from tests.support.limits import limited
+
+    part = PartFile(tmp_path / "out.jsonl")
+    part.add("a", {"x": 1})
+    with limited(resource.RLIMIT_FSIZE, 1000):
+        with pytest.raises(JambaError, match=r"cannot write .*out\.jsonl\.part: .*the answers so far are kept"):
+            part.add("b", {"x": "y" * 2000})
+        part.close()
+    again = PartFile(tmp_path / "out.jsonl")
+    assert "a" in again and "b" not in again and again.get("a") == {"x": 1}
+    again.close()
