@@ -13,6 +13,8 @@ from jambacli.text.tools import ToolDefinition, ToolUse, arguments_text, argumen
 
 # Tools of a request, at most.
 _MOST_TOOLS = 1024
+# The longest name of a tool, in characters.
+_LONGEST_NAME = 256
 
 
 def call_id() -> str:
@@ -78,8 +80,12 @@ def _definition(where: str, value: Any) -> ToolDefinition:
 
 def definition(where: str, name: Any, description: Any, parameters: Any, strict: Any = None) -> ToolDefinition:
     """A tool from its parts. Raises ApiError."""
-    if not isinstance(name, str) or not 0 < len(name) <= 256:
+    if not isinstance(name, str) or not name:
         raise bad_request(f"{where} has no name", "tools")
+    if len(name) > _LONGEST_NAME:
+        raise bad_request(
+            f"{where} has a name of {len(name):,} characters; at most {_LONGEST_NAME} are allowed", "tools"
+        )
     if description is not None and not isinstance(description, str):
         raise bad_request(f"{where} has a description that is no text", "tools")
     if parameters is not None and not isinstance(parameters, dict):

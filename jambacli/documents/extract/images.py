@@ -37,7 +37,7 @@ def image_pages(opening: Opening) -> Extraction:
         image = Image.open(opening.path, formats=_FORMATS)
         frames = min(int(getattr(image, "n_frames", 1)), _PAGES)
     except Exception as error:  # the library fails in many ways on damaged files
-        raise BadFileError(name, f"is a damaged image ({type(error).__name__}); save it again") from error
+        raise BadFileError(name, "is a damaged image; save it again") from error
     remarks: list[str] = []
     several = image.format == "TIFF"
     if frames > 1 and not several:
