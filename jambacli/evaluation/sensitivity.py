@@ -7,6 +7,7 @@ computed with the values of the quantized blocks, without rounding activations: 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -14,14 +15,16 @@ from typing import TYPE_CHECKING
 from jambacli.errors import JambaError, UnsupportedError
 from jambacli.evaluation.perplexity import Window
 from jambacli.progress import Progress, no_progress
-from jambacli.quantize.recipes import layer_of
-from jambacli.quantize.sensitivity import Sensitivity
+from jambacli.quantize.allocate import candidates, may_choose
+from jambacli.quantize.recipes import Choice, Tensor, layer_of, may_quantize, visiting_order
+from jambacli.quantize.sensitivity import Sensitivity, imatrix_id, weights_id
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
     from jambacli.api import Jamba
+    from jambacli.gguf.reader import GGUFFile
     from jambacli.model.jamba import JambaModel, Layer
     from jambacli.quantize.imatrix import Imatrix
     from quant.formats import QTensor
@@ -52,11 +55,11 @@ _BLOCK = 1 << 22
 
 @dataclass(frozen=True)
 class Cost:
-    """What a measurement takes: ``layer_tokens``, tokens times layers; ``passes``: the same in passes over the whole text;
-    ``memory``: bytes of kept states and predictions."""
+    """What a measurement takes: ``layer_tokens``, tokens times layers; ``tokens``: the tokens that reading takes as much work
+    for; ``memory``: bytes of kept states and predictions."""
 
     layer_tokens: int
-    passes: float
+    tokens: int
     memory: int
 
 
@@ -68,18 +71,6 @@ def plain_quantizer(name: str, values: torch.Tensor, fmt: str, weights: np.ndarr
 
     importance = None if weights is None else torch.from_numpy(weights)
     return dequantize(quantize(values, fmt, importance), fmt).reshape(values.shape)
-
-
-def measured_names(model: JambaModel) -> list[str]:
-    """The names of the tensors that can be measured, in the order of the model."""
-    names = [_EMBEDDING]
-    for i, layer in enumerate(model.layers):
-        moe = hasattr(layer.ffn, "router")
-        attention = hasattr(layer.mixer, "q_proj")
-        kinds = ("attn_q", "attn_k", "attn_v", "attn_output") if attention else ("ssm_in", "ssm_x", "ssm_dt", "ssm_out")
-        kinds += ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps") if moe else ("ffn_gate", "ffn_up", "ffn_down")
-        names += [f"blk.{i}.{kind}.weight" for kind in kinds]
-    return names if model.output is model.embedding else [*names, _OUTPUT]
 
 
 def text_id(windows: Sequence[Window]) -> str:
@@ -106,7 +97,36 @@ def cost(model: JambaModel, windows: Sequence[Window], wanted: Mapping[str, Sequ
     )
     states = tokens * (layers + 1) * model.embedding.shape[1] * 4
     predictions = sum(len(w.ids) - w.first for w in windows) * model.config.vocab_size * 4
-    return Cost(work, work / (tokens * layers), states + predictions)
+    return Cost(work, work // layers, states + predictions)
+
+
+def wanted_formats(file: GGUFFile, formats: Sequence[str], start: Sensitivity | None = None) -> dict[str, list[str]]:
+    """The formats to measure of each tensor of a file, those that ``start`` has left out."""
+    infos = file.tensors
+    wanted: dict[str, list[str]] = {}
+    for name in visiting_order(infos):
+        info = infos[name]
+        tensor = Tensor(name, info.shape, info.format.name)
+        choice = Choice(tensor, tensor.format, kept=not may_quantize(tensor))
+        if not may_choose(choice):
+            continue
+        known = {} if start is None else start.kl.get(name, {})
+        wanted[name] = [fmt for fmt in candidates(tensor, formats) if fmt not in known]
+    return {name: left for name, left in wanted.items() if left}
+
+
+def new_sensitivity(
+    file: GGUFFile, windows: Sequence[Window], formats: Sequence[str], imatrix: Imatrix | None, quantizer: str = "plain"
+) -> Sensitivity:
+    """A measurement that has not begun."""
+    return Sensitivity(
+        weights=weights_id(file),
+        text=text_id(windows),
+        tokens=sum(len(w.ids) - w.first for w in windows),
+        imatrix=imatrix_id(imatrix),
+        quantizer=quantizer,
+        formats=tuple(formats),
+    )
 
 
 def _first_layer(name: str, layers: int) -> int:
@@ -131,9 +151,7 @@ def measure(
     """
     if model.model.ops.name == "triton" or model.model.device.type != "cpu":
         raise UnsupportedError("sensitivities are measured on the CPU", remedy="use {device} cpu")
-    left = {
-        name: [fmt for fmt in formats if fmt not in start.kl.get(name, {})] for name, formats in wanted.items()
-    }
+    left = {name: [fmt for fmt in formats if fmt not in start.kl.get(name, {})] for name, formats in wanted.items()}
     left = {name: formats for name, formats in left.items() if formats}
     if not left:
         return start
@@ -211,7 +229,7 @@ class _Bench:
             last = self._run(window, first, x, layers)[-1]
             each.append(self._kl(self._expected[number], self._logits(window, last, output)))
         found = float(torch.cat(each).mean())
-        if found != found:
+        if not math.isfinite(found):
             raise JambaError(f"the logits of {self.name} are not finite; the file is probably damaged")
         return max(0.0, found)
 

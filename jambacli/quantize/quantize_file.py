@@ -6,9 +6,10 @@ Reading ahead, quantizing and writing overlap. Only a few panels are in memory a
 
 from __future__ import annotations
 
+import logging
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,10 +23,11 @@ from jambacli.gguf.reader import SPLIT_NAME, GGUFFile
 from jambacli.gguf.values import encode_value
 from jambacli.gguf.writer import GGUFWriter
 from jambacli.progress import Progress, no_progress
-from jambacli.quantize import recipes
+from jambacli.quantize import allocate, recipes
 from jambacli.quantize.error_stats import ErrorStats
 from jambacli.quantize.panels import Panel, split_into_panels
 from jambacli.quantize.recipes import Choice, Facts, Recipe, RecipeOptions
+from jambacli.quantize.sensitivity import imatrix_id, weights_id
 from quant.formats import FLOATS, get_format
 from quant.native import NonFiniteRowError
 from quant.overflow import overflowed_row
@@ -34,7 +36,11 @@ from quant.rows import Rows
 if TYPE_CHECKING:
     import numpy as np
 
+    from jambacli.quantize.allocate import Allocation
     from jambacli.quantize.imatrix import Imatrix
+    from jambacli.quantize.sensitivity import Sensitivity
+
+logger = logging.getLogger(__name__)
 
 _READ_AHEAD = 16  # panels: enough to keep a disk busy, few enough to stay in the page cache
 QUANTIZATION_VERSION = 2
@@ -55,6 +61,17 @@ class Request:
     allow_requantize: bool = False
     report: bool = False
     force: bool = False
+    size: int | None = None
+    """Bytes of the output, metadata included: the formats are chosen for the least divergence at this size."""
+    target: float | None = None
+    """The same as bits per weight."""
+    sensitivity: Sensitivity | None = None
+    """What the choice is based on; None for figures by kind of tensor."""
+
+    @property
+    def chooses(self) -> bool:
+        """Whether formats are chosen by their divergence."""
+        return self.recipe.allocated or self.size is not None or self.target is not None
 
 
 @dataclass(frozen=True)
@@ -81,6 +98,8 @@ class QuantizePlan:
     """Bytes of the output, all parts and headers."""
     unweighted: tuple[str, ...]
     """Tensors to be quantized for which the imatrix has no entry."""
+    allocation: Allocation | None = None
+    """How formats were chosen by their divergence, None where the recipe's mixture decides."""
 
     @property
     def weights(self) -> int:
@@ -128,7 +147,7 @@ def default_output(source: Path, recipe: Recipe) -> Path:
     split = SPLIT_NAME.fullmatch(source.name)
     stem = split["stem"] if split else source.name.removesuffix(".gguf")
     kinds = "|".join(sorted({"f32", "f16", "bf16", "fp16", "fp32", *recipes.RECIPES}, key=len, reverse=True))
-    stem = re.sub(rf"[-._](?:{kinds})$", "", stem, flags=re.IGNORECASE)
+    stem = re.sub(rf"[-._](?:{kinds}|\d+\.\d\dbpw)$", "", stem, flags=re.IGNORECASE)
     return source.with_name(f"{stem}-{recipe.label}.gguf")
 
 
@@ -164,6 +183,10 @@ def plan(source: GGUFFile, request: Request) -> QuantizePlan:
         raise JambaError(f"{source.path}: {error}") from error
     _check_requantizing(source, choices, request.allow_requantize)
     choices = _without_used_factors(source, choices)
+    allocation = None
+    if request.chooses:
+        choices, request, allocation = _allocated(source, choices, request)
+        _check_requantizing(source, choices, request.allow_requantize)
     unweighted: tuple[str, ...] = ()
     if request.imatrix is not None:
         request.imatrix.check({name: info.shape for name, info in source.tensors.items()})
@@ -172,7 +195,57 @@ def plan(source: GGUFFile, request: Request) -> QuantizePlan:
         )
     metadata, tensors = _output_metadata(source, request), _output_tensors(source, choices, request.keep_split)
     size = file_size(metadata, tensors, split_max_size=request.split_max_size)
-    return QuantizePlan(source, request, tuple(choices), metadata, tensors, size, unweighted)
+    return QuantizePlan(source, request, tuple(choices), metadata, tensors, size, unweighted, allocation)
+
+
+def _allocated(
+    source: GGUFFile, choices: list[Choice], request: Request
+) -> tuple[list[Choice], Request, Allocation | None]:
+    """The choices with the formats of the least divergence at the wanted size, and the request with a recipe of that name."""
+    _check_allocating(source, request)
+    metadata = _output_metadata(source, request)
+
+    def size_of(some: list[Choice]) -> int:
+        tensors = _output_tensors(source, some, request.keep_split)
+        return file_size(metadata, tensors, split_max_size=request.split_max_size)
+
+    weights = sum(math.prod(c.tensor.shape) for c in choices)
+    size = request.size
+    if request.target is not None:
+        size = int(request.target * weights / 8)
+    pinned = {c.name for c in choices if _is_pinned(c, request.options)}
+    chosen, allocation = allocate.allocated(
+        choices, size_of, size_of(choices) if size is None else size, request.sensitivity, pinned
+    )
+    if not request.recipe.allocated:
+        bits = size_of(chosen) * 8 / weights if request.target is None else request.target
+        request = replace(request, recipe=allocate.recipe_for(chosen, f"{bits:.2f}bpw"))
+    return chosen, request, allocation
+
+
+def _is_pinned(choice: Choice, options: RecipeOptions) -> bool:
+    """Whether an option of the user's decides the tensor's format."""
+    by_name = {keys.TOKEN_EMBD: options.embedding, keys.OUTPUT: options.output}.get(choice.name)
+    return by_name is not None or any(pattern.search(choice.name) for pattern, _ in options.tensor_types)
+
+
+def _check_allocating(source: GGUFFile, request: Request) -> None:
+    """UsageError for options that contradict each other, JambaError for figures of other weights."""
+    if request.size is not None and request.target is not None:
+        raise UsageError("contradict each other", field=("size", "target"), remedy="choose one")
+    if (request.size or request.target) and request.recipe.allocated:
+        raise UsageError(
+            f"{request.recipe.name} has a size of its own", remedy="leave out {size} and {target}, or {type}"
+        )
+    if request.options.pure:
+        raise UsageError("contradicts a choice of formats by their divergence", field="pure")
+    if request.target is not None and not 1 <= request.target <= 16:
+        raise UsageError("is outside 1 to 16 bits per weight", field="target", value=request.target)
+    sensitivity = request.sensitivity
+    if sensitivity is not None and sensitivity.weights != weights_id(source):
+        raise JambaError("belongs to other weights than those of the input", field="sensitivity")
+    if sensitivity is not None and sensitivity.imatrix != imatrix_id(request.imatrix):
+        logger.warning("the sensitivities were measured with another importance matrix, or without one")
 
 
 def quantize(plan: QuantizePlan, output: Path, progress: Progress = no_progress) -> Result:

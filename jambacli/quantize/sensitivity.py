@@ -3,7 +3,7 @@
 Measured by ``evaluation.sensitivity``, kept in a JSON file, used by ``allocate`` to choose formats.
 
     {"jamba_sensitivity": 1, "weights": ID of the weights, "text": sha256 of the token ids, "tokens": number of scored tokens,
-     "imatrix": sha256 of the importance weights or "", "quantizer": "plain",
+     "imatrix": sha256 of the importance weights or "", "quantizer": "plain", "formats": ["q3_k", ...],
      "kl": {"blk.0.ssm_in.weight": {"q4_k": 0.00123, ...}, ...}}
 """
 
@@ -44,6 +44,8 @@ class Sensitivity:
     """sha256 of the importance weights, "" without."""
     quantizer: str
     """Name of the way of rounding: "plain" or "refined"."""
+    formats: tuple[str, ...] = ()
+    """The formats to measure; a row that does not fit one has its stand-in's figure."""
     kl: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def same_measurement(self, other: Sensitivity) -> bool:
@@ -101,6 +103,9 @@ def read_sensitivity(path: Path) -> Sensitivity:
     tokens = found.get("tokens")
     if isinstance(tokens, bool) or not isinstance(tokens, int) or not 0 < tokens < 1 << 40:
         raise BadFileError(path, "damaged: tokens is not a number of tokens")
+    formats = found.get("formats")
+    if not isinstance(formats, list) or not all(isinstance(fmt, str) and fmt in FORMATS for fmt in formats):
+        raise BadFileError(path, "damaged: formats is not a list of formats")
     kl = found.get("kl")
     if not isinstance(kl, dict):
         raise BadFileError(path, "damaged: kl is not an object")
@@ -110,6 +115,7 @@ def read_sensitivity(path: Path) -> Sensitivity:
         tokens=tokens,
         imatrix=found["imatrix"],
         quantizer=found["quantizer"],
+        formats=tuple(formats),
         kl={name: _figures(path, name, figures) for name, figures in kl.items()},
     )
 
