@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from jambacli import ui
 from jambacli.commands.inputs import read_text
 from jambacli.errors import JambaError, UsageError
-from jambacli.units import format_bytes, format_seconds, parse_size
+from jambacli.units import counted, format_bytes, format_seconds, parse_size
 
 if TYPE_CHECKING:
     from jambacli.api import Jamba
@@ -57,7 +57,7 @@ def sensitivity_from(
     cost = s.cost(model.model, windows, wanted)
     roundings = sum(map(len, wanted.values()))
     ui.note(
-        f"measuring {roundings} roundings of {len(wanted)} tensors on {start.tokens:,} tokens: the work of "
+        f"measuring {counted(roundings, 'rounding')} of {counted(len(wanted), 'tensor')} on {start.tokens:,} tokens: the work of "
         f"reading {cost.tokens:,} tokens, {format_bytes(cost.memory)} of memory; {path} keeps what is done"
     )
     begun = time.monotonic()

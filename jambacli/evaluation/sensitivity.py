@@ -79,14 +79,17 @@ def text_id(windows: Sequence[Window]) -> str:
 
 
 def scored_windows(ids: Sequence[int], bos: int | None, ctx: int) -> list[Window]:
-    """Windows of up to ``ctx`` tokens for a measurement: after its first eighth, all of a window is scored."""
+    """Windows of ``ctx`` tokens, or of all there are, for a measurement: after its first eighth, all of one is scored.
+
+    The rest of the text is a window if it is half as long. Raises JambaError for fewer than 8 tokens.
+    """
     start = [] if bos is None else [bos]
+    ctx = min(ctx, len(start) + len(ids))
+    if ctx < 8:
+        raise JambaError(f"the text has {len(ids)} tokens, too few to measure on")
     room = ctx - len(start)
     parts = [[*start, *ids[i : i + room]] for i in range(0, len(ids), room)]
-    windows = [Window(part, max(1, ctx // 8)) for part in parts if len(part) > max(ctx // 8, ctx // 2)]
-    if not windows:
-        raise JambaError(f"the text has {len(ids)} tokens, too few to measure on; give at least {ctx // 2 + 1}")
-    return windows
+    return [Window(part, ctx // 8) for part in parts if len(part) >= ctx // 2]
 
 
 def cost(model: JambaModel, windows: Sequence[Window], wanted: Mapping[str, Sequence[str]]) -> Cost:
@@ -183,7 +186,7 @@ def _as_weight(values: torch.Tensor) -> QTensor:
 
     from quant.formats import QTensor, get_format
 
-    return QTensor(values.contiguous().view(torch.uint8), get_format("f32"), tuple(values.shape))
+    return QTensor(values.contiguous().view(torch.uint8).reshape(-1), get_format("f32"), tuple(values.shape))
 
 
 class _Bench:

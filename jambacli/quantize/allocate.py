@@ -14,8 +14,8 @@ from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from jambacli.errors import JambaError
-from jambacli.quantize.recipes import Choice, Recipe, Tensor, fall_back, layer_of
+from jambacli.errors import JambaError, UsageError
+from jambacli.quantize.recipes import Choice, Recipe, RecipeOptions, Tensor, fall_back, layer_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,7 +63,7 @@ KIND_WEIGHT = {
     "ffn_down_exps": 0.25,
 }
 _FILE_TYPES = {"q2_k": 10, "q3_k": 12, "iq4_xs": 30, "q4_k": 15, "q5_k": 17, "q6_k": 18, "q8_0": 7, "f16": 1}
-_UNITS = 1 << 16
+_UNITS = 1 << 15
 _ALIGNMENT = 32
 
 
@@ -171,6 +171,26 @@ def recipe_for(choices: Iterable[Choice], name: str) -> Recipe:
     return Recipe(name, _FILE_TYPES[base], base, allocated=True)
 
 
+def check(recipe: Recipe, options: RecipeOptions, size: int | None, target: float | None) -> None:
+    """UsageError for options that contradict each other, or a ``target`` that is no number of bits per weight."""
+    if size is not None and target is not None:
+        raise UsageError("contradict each other", field=("size", "target"), remedy="choose one")
+    if recipe.allocated and (size is not None or target is not None):
+        raise UsageError(f"{recipe.name} has a size of its own", remedy="leave out {size} and {target}, or {type}")
+    if recipe.experts:
+        raise UsageError(f"{recipe.name} has no types to choose from", remedy="leave out {type}")
+    if options.pure:
+        raise UsageError("contradicts a choice of types by their divergence", field="pure")
+    if target is not None and not 1 <= target <= 16:
+        raise UsageError("is outside 1 to 16 bits per weight", field="target", value=target)
+
+
+def is_pinned(choice: Choice, options: RecipeOptions) -> bool:
+    """Whether an option of the user's decides the tensor's format."""
+    by_name = {"token_embd.weight": options.embedding, "output.weight": options.output}.get(choice.name)
+    return by_name is not None or any(pattern.search(choice.name) for pattern, _ in options.tensor_types)
+
+
 def may_choose(choice: Choice) -> bool:
     """Whether there is anything to choose for a tensor: it is quantized, and its kind is known."""
     return not choice.kept and kind_of(choice.name) in KIND_WEIGHT
@@ -212,8 +232,8 @@ def _knapsack(tensors: Sequence[Sequence[Option]], unit: int, capacity: int) -> 
                 break
             other = best[: capacity + 1 - size] + option.cost
             better = other < after[size:]
-            after[size:][better] = other[better]
-            which[size:][better] = i
+            np.copyto(after[size:], other, where=better)
+            np.copyto(which[size:], i, where=better)
         best = after
         taken.append(which)
     chosen, room = [], int(best.argmin())

@@ -6,7 +6,6 @@ Reading ahead, quantizing and writing overlap. Only a few panels are in memory a
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 from dataclasses import dataclass, field, replace
@@ -27,7 +26,6 @@ from jambacli.quantize import allocate, recipes
 from jambacli.quantize.error_stats import ErrorStats
 from jambacli.quantize.panels import Panel, split_into_panels
 from jambacli.quantize.recipes import Choice, Facts, Recipe, RecipeOptions
-from jambacli.quantize.sensitivity import imatrix_id, weights_id
 from quant.formats import FLOATS, get_format
 from quant.native import NonFiniteRowError
 from quant.overflow import overflowed_row
@@ -39,8 +37,6 @@ if TYPE_CHECKING:
     from jambacli.quantize.allocate import Allocation
     from jambacli.quantize.imatrix import Imatrix
     from jambacli.quantize.sensitivity import Sensitivity
-
-logger = logging.getLogger(__name__)
 
 _READ_AHEAD = 16  # panels: enough to keep a disk busy, few enough to stay in the page cache
 QUANTIZATION_VERSION = 2
@@ -202,7 +198,9 @@ def _allocated(
     source: GGUFFile, choices: list[Choice], request: Request
 ) -> tuple[list[Choice], Request, Allocation | None]:
     """The choices with the formats of the least divergence at the wanted size, and the request with a recipe of that name."""
-    _check_allocating(source, request)
+    allocate.check(request.recipe, request.options, request.size, request.target)
+    if request.sensitivity is not None:
+        request.sensitivity.check(source, request.imatrix)
     metadata = _output_metadata(source, request)
 
     def size_of(some: list[Choice]) -> int:
@@ -213,7 +211,7 @@ def _allocated(
     size = request.size
     if request.target is not None:
         size = int(request.target * weights / 8)
-    pinned = {c.name for c in choices if _is_pinned(c, request.options)}
+    pinned = {c.name for c in choices if allocate.is_pinned(c, request.options)}
     chosen, allocation = allocate.allocated(
         choices, size_of, size_of(choices) if size is None else size, request.sensitivity, pinned
     )
@@ -221,31 +219,6 @@ def _allocated(
         bits = size_of(chosen) * 8 / weights if request.target is None else request.target
         request = replace(request, recipe=allocate.recipe_for(chosen, f"{bits:.2f}bpw"))
     return chosen, request, allocation
-
-
-def _is_pinned(choice: Choice, options: RecipeOptions) -> bool:
-    """Whether an option of the user's decides the tensor's format."""
-    by_name = {keys.TOKEN_EMBD: options.embedding, keys.OUTPUT: options.output}.get(choice.name)
-    return by_name is not None or any(pattern.search(choice.name) for pattern, _ in options.tensor_types)
-
-
-def _check_allocating(source: GGUFFile, request: Request) -> None:
-    """UsageError for options that contradict each other, JambaError for figures of other weights."""
-    if request.size is not None and request.target is not None:
-        raise UsageError("contradict each other", field=("size", "target"), remedy="choose one")
-    if (request.size or request.target) and request.recipe.allocated:
-        raise UsageError(
-            f"{request.recipe.name} has a size of its own", remedy="leave out {size} and {target}, or {type}"
-        )
-    if request.options.pure:
-        raise UsageError("contradicts a choice of formats by their divergence", field="pure")
-    if request.target is not None and not 1 <= request.target <= 16:
-        raise UsageError("is outside 1 to 16 bits per weight", field="target", value=request.target)
-    sensitivity = request.sensitivity
-    if sensitivity is not None and sensitivity.weights != weights_id(source):
-        raise JambaError("belongs to other weights than those of the input", field="sensitivity")
-    if sensitivity is not None and sensitivity.imatrix != imatrix_id(request.imatrix):
-        logger.warning("the sensitivities were measured with another importance matrix, or without one")
 
 
 def quantize(plan: QuantizePlan, output: Path, progress: Progress = no_progress) -> Result:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,9 +25,12 @@ if TYPE_CHECKING:
     from jambacli.gguf.reader import GGUFFile
     from jambacli.quantize.imatrix import Imatrix
 
+logger = logging.getLogger(__name__)
+
 _VERSION = 1
 _MOST_BYTES = 64 << 20
 _SAMPLE = 4096
+_MOST_NATS = 1e6
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,13 @@ class Sensitivity:
     def same_measurement(self, other: Sensitivity) -> bool:
         """Whether figures of the two belong together: the same weights, text, importance and rounding."""
         return {**asdict(self), "kl": None} == {**asdict(other), "kl": None}
+
+    def check(self, file: GGUFFile, imatrix: Imatrix | None) -> None:
+        """JambaError for figures of other weights than those in ``file``; a warning for those with another imatrix."""
+        if self.weights != weights_id(file):
+            raise JambaError("belongs to other weights than those of the input", field="sensitivity")
+        if self.imatrix != imatrix_id(imatrix):
+            logger.warning("the sensitivities were measured with another importance matrix, or without one")
 
 
 def weights_id(file: GGUFFile) -> str:
@@ -126,6 +136,6 @@ def _figures(path: Path, name: str, figures: object) -> dict[str, float]:
     for fmt, value in figures.items():
         if fmt not in FORMATS:
             raise BadFileError(path, f"damaged: {name!a} has a figure for {fmt!a}, which is no format")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MOST_NATS:
             raise BadFileError(path, f"damaged: the figure of {name!a} for {fmt} is not a number of nats")
     return {fmt: float(value) for fmt, value in figures.items()}
