@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ from jambacli.gguf.reader import SPLIT_NAME, GGUFFile
 from jambacli.gguf.values import encode_value
 from jambacli.gguf.writer import GGUFWriter
 from jambacli.progress import Progress, no_progress
-from jambacli.quantize import recipes
+from jambacli.quantize import allocate, recipes
 from jambacli.quantize.error_stats import ErrorStats
 from jambacli.quantize.panels import Panel, split_into_panels
 from jambacli.quantize.recipes import Choice, Facts, Recipe, RecipeOptions
@@ -34,7 +34,9 @@ from quant.rows import Rows
 if TYPE_CHECKING:
     import numpy as np
 
+    from jambacli.quantize.allocate import Allocation
     from jambacli.quantize.imatrix import Imatrix
+    from jambacli.quantize.sensitivity import Sensitivity
 
 _READ_AHEAD = 16  # panels: enough to keep a disk busy, few enough to stay in the page cache
 QUANTIZATION_VERSION = 2
@@ -55,6 +57,17 @@ class Request:
     allow_requantize: bool = False
     report: bool = False
     force: bool = False
+    size: int | None = None
+    """Bytes of the output, metadata included: the formats are chosen for the least divergence at this size."""
+    target: float | None = None
+    """The same as bits per weight."""
+    sensitivity: Sensitivity | None = None
+    """What the choice is based on; None for figures by kind of tensor."""
+
+    @property
+    def chooses(self) -> bool:
+        """Whether formats are chosen by their divergence."""
+        return self.recipe.allocated or self.size is not None or self.target is not None
 
 
 @dataclass(frozen=True)
@@ -81,6 +94,8 @@ class QuantizePlan:
     """Bytes of the output, all parts and headers."""
     unweighted: tuple[str, ...]
     """Tensors to be quantized for which the imatrix has no entry."""
+    allocation: Allocation | None = None
+    """How formats were chosen by their divergence, None where the recipe's mixture decides."""
 
     @property
     def weights(self) -> int:
@@ -128,7 +143,7 @@ def default_output(source: Path, recipe: Recipe) -> Path:
     split = SPLIT_NAME.fullmatch(source.name)
     stem = split["stem"] if split else source.name.removesuffix(".gguf")
     kinds = "|".join(sorted({"f32", "f16", "bf16", "fp16", "fp32", *recipes.RECIPES}, key=len, reverse=True))
-    stem = re.sub(rf"[-._](?:{kinds})$", "", stem, flags=re.IGNORECASE)
+    stem = re.sub(rf"[-._](?:{kinds}|\d+\.\d\dbpw)$", "", stem, flags=re.IGNORECASE)
     return source.with_name(f"{stem}-{recipe.label}.gguf")
 
 
@@ -164,6 +179,10 @@ def plan(source: GGUFFile, request: Request) -> QuantizePlan:
         raise JambaError(f"{source.path}: {error}") from error
     _check_requantizing(source, choices, request.allow_requantize)
     choices = _without_used_factors(source, choices)
+    allocation = None
+    if request.chooses:
+        choices, request, allocation = _allocated(source, choices, request)
+        _check_requantizing(source, choices, request.allow_requantize)
     unweighted: tuple[str, ...] = ()
     if request.imatrix is not None:
         request.imatrix.check({name: info.shape for name, info in source.tensors.items()})
@@ -172,7 +191,34 @@ def plan(source: GGUFFile, request: Request) -> QuantizePlan:
         )
     metadata, tensors = _output_metadata(source, request), _output_tensors(source, choices, request.keep_split)
     size = file_size(metadata, tensors, split_max_size=request.split_max_size)
-    return QuantizePlan(source, request, tuple(choices), metadata, tensors, size, unweighted)
+    return QuantizePlan(source, request, tuple(choices), metadata, tensors, size, unweighted, allocation)
+
+
+def _allocated(
+    source: GGUFFile, choices: list[Choice], request: Request
+) -> tuple[list[Choice], Request, Allocation | None]:
+    """The choices with the formats of the least divergence at the wanted size, and the request with a recipe of that name."""
+    allocate.check(request.recipe, request.options, request.size, request.target)
+    if request.sensitivity is not None:
+        request.sensitivity.check(source, request.imatrix)
+    metadata = _output_metadata(source, request)
+
+    def size_of(some: list[Choice]) -> int:
+        tensors = _output_tensors(source, some, request.keep_split)
+        return file_size(metadata, tensors, split_max_size=request.split_max_size)
+
+    weights = sum(math.prod(c.tensor.shape) for c in choices)
+    size = request.size
+    if request.target is not None:
+        size = int(request.target * weights / 8)
+    pinned = {c.name for c in choices if allocate.is_pinned(c, request.options)}
+    chosen, allocation = allocate.allocated(
+        choices, size_of, size_of(choices) if size is None else size, request.sensitivity, pinned
+    )
+    if not request.recipe.allocated:
+        bits = size_of(chosen) * 8 / weights if request.target is None else request.target
+        request = replace(request, recipe=allocate.recipe_for(chosen, f"{bits:.2f}bpw"))
+    return chosen, request, allocation
 
 
 def quantize(plan: QuantizePlan, output: Path, progress: Progress = no_progress) -> Result:
