@@ -6,6 +6,7 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -57,6 +58,13 @@ def quantize(
     pure: Annotated[
         bool, typer.Option("--pure", help="Use the same type for all matrices, without the mixture.")
     ] = False,
+    rotate_kv: Annotated[
+        bool,
+        typer.Option(
+            "--rotate-kv",
+            help="Rotate the heads of keys and values: the same model, with less loss for --kv-type q8_0 and smaller.",
+        ),
+    ] = False,
     keep_split: Annotated[bool, typer.Option("--keep-split", help="Write as many parts as the input has.")] = False,
     split_max_size: Annotated[
         str | None,
@@ -83,9 +91,10 @@ def quantize(
     """Quantize a GGUF file exactly as llama-quantize does, tensor for tensor and byte for byte."""
     from jambacli.cache.fingerprint import record
     from jambacli.files import refuse_existing
+    from jambacli.gguf.jamba_metadata import jamba_config
     from jambacli.gguf.reader import GGUFFile
     from jambacli.hub.resolve import resolve_model
-    from jambacli.quantize import quantize_file, recipes
+    from jambacli.quantize import fold, quantize_file, recipes
     from jambacli.quantize.imatrix import read_imatrix
 
     path = resolve_model(source)
@@ -114,6 +123,9 @@ def quantize(
         force=force,
     )
     with GGUFFile.open(path) as file:
+        if rotate_kv:
+            config = jamba_config(file.metadata, file.tensors)
+            request = replace(request, fold=fold.RotatedHeads.of(config))
         target = quantize_file.output_path(file, recipe, output)
         if not (dry_run or keep_split or split_max_size):
             refuse_existing(target, force)

@@ -30,7 +30,9 @@ def show(
         typer.Option("--ctx", "-c", help="Context length to plan memory for, e.g. 256k; default: the model's."),
     ] = None,
     chat_template: t.ChatTemplateFile = None,
-    kv_type: Annotated[str, typer.Option("--kv-type", help="Keys and values as f16, bf16, f32, q8_0, q5_1 or q4_0.")] = "f16",
+    kv_type: Annotated[
+        str, typer.Option("--kv-type", help="Keys and values as f16, bf16, f32, q8_0, q5_1 or q4_0.")
+    ] = "f16",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show what a model is, layer by layer, and what a context length costs on this machine."""

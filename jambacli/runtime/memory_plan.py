@@ -25,13 +25,14 @@ _DEQUANTIZED_PANEL_BYTES = 64 << 20
 class DeviceFit:
     """Whether and how a model fits on one device.
 
-    ``verdict``: "fits" in the free memory; "tight": in the total memory but not in what is free now; "experts in RAM": on a
-    GPU with the experts of some layers (``offload`` bytes) in host memory; "from disk": host memory is too small, so weights
-    (on a GPU: ``offload`` bytes of experts) are read from the file repeatedly; "too big"; "unsupported": no GPU takes this KV type. ``spare``: free memory minus
-    needed memory in bytes, negative if it does not fit. ``prefill_seconds``: time at the device's full rate, which only
-    "fits" and "tight" reach; None if the rate is unknown. ``cpu_kv``: too big for this GPU, but not with keys and values
-    (and experts, if needed) in host memory. ``largest_ctx``: the longest context that fits in the free memory, by KV type,
-    at most the model's own. ``largest_ctx_offload``: the same for a GPU with experts in host memory as far as needed.
+    ``verdict``: "fits" in the free memory; "tight": in the total memory but not in what is free now; "experts in RAM": on a GPU
+    with the experts of some layers (``offload`` bytes) in host memory; "from disk": host memory is too small, so weights
+    (on a GPU: ``offload`` bytes of experts) are read from the file repeatedly; "too big"; "unsupported": a GPU does not
+    take this KV type. ``spare``: free memory minus needed memory in bytes, negative if it does not fit.
+    ``prefill_seconds``: time at the device's full rate, which only "fits" and "tight" reach; None if the rate is unknown.
+    ``cpu_kv``: too big for this GPU, but not with keys and values (and experts, if needed) in host memory. ``largest_ctx``:
+    the longest context that fits in the free memory, by KV type, at most the model's own. ``largest_ctx_offload``: the same
+    for a GPU with experts in host memory as far as needed.
     """
 
     device: Device
@@ -155,9 +156,7 @@ def _on_gpu(config: JambaConfig, sizes: GpuSizes, ctx: int, kv_type: str, device
         return other is not None and other.host_bytes <= ram
 
     largest = {name: _longest(config, name, whole) for name in config.kv_types if name in GPU_KV_TYPES}
-    largest_offload = (
-        {name: _longest(config, name, offloaded) for name in largest} if sizes.experts else largest
-    )
+    largest_offload = {name: _longest(config, name, offloaded) for name in largest} if sizes.experts else largest
     return DeviceFit(device, verdict, spare, offload, _seconds(config, ctx, device), largest, largest_offload, cpu_kv)
 
 

@@ -327,11 +327,9 @@ def test_mamba_keeps_the_states_before_each_token(isa: str, d_state: int, d_conv
 def test_attention_does_not_depend_on_the_size_of_the_context(isa: str) -> None:
     from jambacli.kernels.cpu.decode import AttentionStep, run_single
 
-    step = AttentionStep(
-        None, EPS, n_heads=4, n_kv_heads=2, kv_type="f16", **attention_weights("q8_0", 4, 2, 64)
-    )
+    step = AttentionStep(None, EPS, n_heads=4, n_kv_heads=2, kv_type="f16", **attention_weights("q8_0", 4, 2, 64))
     x = values(1, HIDDEN)
-    outs = [run_single(step, x, 600, part=cache(torch.float16, room, 2, 64, 600)) for room in (601, 1024, 5000)]
+    outs = [run_single(step, x, 600, part=cache("f16", room, 2, 64, 600)) for room in (601, 1024, 5000)]
     assert torch.equal(outs[0], outs[1])
     assert torch.equal(outs[0], outs[2])
 
@@ -365,8 +363,8 @@ def test_misfits_are_refused() -> None:
     step = AttentionStep(None, EPS, n_heads=4, n_kv_heads=2, kv_type="f16", **w)
     program = Program([step])
     with pytest.raises(ValueError, match="KV type"):
-        program.bind([cache(torch.float32, 8, 2, 32, 0)])
-    binding = program.bind([cache(torch.float16, 8, 2, 32, 0)])
+        program.bind([cache("f32", 8, 2, 32, 0)])
+    binding = program.bind([cache("f16", 8, 2, 32, 0)])
     with pytest.raises(ValueError, match="room"):
         program.run(values(2, HIDDEN), 7, binding)
     with pytest.raises(ValueError, match="size"):

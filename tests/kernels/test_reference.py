@@ -166,7 +166,9 @@ def test_attention_is_causal_grouped_and_without_positions(
     close(reference.attention(q, k, v, past), expected.reshape(tokens, -1))
 
 
-@pytest.mark.parametrize(("kv_type", "tolerance"), [("f16", 1e-3), ("bf16", 8e-3), ("q8_0", 1e-2), ("q5_1", 4e-2), ("q4_0", 9e-2)])
+@pytest.mark.parametrize(
+    ("kv_type", "tolerance"), [("f16", 1e-3), ("bf16", 8e-3), ("q8_0", 1e-2), ("q5_1", 4e-2), ("q4_0", 9e-2)]
+)
 def test_keys_and_values_survive_storage(kv_type: str, tolerance: float) -> None:
     x = random(6, 2, 64)
     cache = torch.zeros(8, 2, row_length(kv_type, 64), dtype=KV_DTYPES[kv_type])

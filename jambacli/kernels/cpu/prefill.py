@@ -18,8 +18,8 @@ import torch
 
 from jambacli.kernels import reference
 from jambacli.kernels.cpu.library import built_library
-from jambacli.kernels.kv_blocks import ROTATED
 from jambacli.kernels.cpu.structs import KV_TYPES, kv_type, matrix
+from jambacli.kernels.kv_blocks import ROTATED
 from quant.formats import QTensor
 
 _CHUNK = 32  # values of a row that are dequantized together

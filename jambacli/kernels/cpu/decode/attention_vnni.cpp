@@ -53,7 +53,8 @@ void pack_query(const float* q, int64_t n, uint8_t* out) {
     memcpy(out + 2 * n + n / 8, &factor, 4);
 }
 
-// Whether values are factor * level + minimum, with the minimum behind the factor.
+// Whether values are factor * level + minimum, with the minimum behind the factor. Levels are then taken less their middle, 16, and
+// minimums as 16 factors more: large parts that cancel would leave the rounding of the weights.
 template <class Block>
 constexpr bool kHasMinimum = std::is_same_v<Block, block_q5_1>;
 
@@ -70,7 +71,7 @@ SIMD_FN __m256i block_levels(const block_q4_0& b) { return _mm256_sub_epi8(nibbl
 SIMD_FN __m256i block_levels(const block_q5_1& b) {
     uint32_t high;
     memcpy(&high, b.qh, 4);
-    return _mm256_or_si256(nibble_levels(b.qs), _mm256_maskz_set1_epi8(high, 16));
+    return _mm256_or_si256(nibble_levels(b.qs), _mm256_maskz_set1_epi8(~high, static_cast<char>(0xf0)));
 }
 
 // The first words of stored block `b` of 16 rows from `first` on; rows from `count` on repeat the last.
@@ -84,7 +85,7 @@ SIMD_FN __m512i row_words(const Source& from, int64_t first, int64_t count, int6
 }
 
 SIMD_FN vf low_halves(__m512i words) { return (vf)_mm512_cvtph_ps(_mm512_cvtepi32_epi16(words)); }
-SIMD_FN vf high_halves(__m512i words) { return low_halves(_mm512_srli_epi32(words, 16)); }
+SIMD_FN vf middles(__m512i words) { return fma(low_halves(words), set1(16.0f), low_halves(_mm512_srli_epi32(words, 16))); }
 
 // Keys of a block: fours of their bytes as 128 + byte, [groups, n / 4, 16 keys], and their factors and minimums [groups, n / 32,
 // 16 keys].
@@ -102,7 +103,7 @@ void arrange_keys(const Source& from, int64_t count, int64_t n, const ByteKeys& 
         for (int64_t b = 0; b < n / 32; ++b) {
             const __m512i words = row_words<Block>(from, g * kGroupKeys, count, b);
             store(out.factors + (g * n / 32 + b) * kGroupKeys, low_halves(words));
-            if constexpr (kHasMinimum<Block>) store(out.minimums + (g * n / 32 + b) * kGroupKeys, high_halves(words));
+            if constexpr (kHasMinimum<Block>) store(out.minimums + (g * n / 32 + b) * kGroupKeys, middles(words));
             // Of keys 0-7, then 8-15: fours 0-7 of two keys, four keys apart, become four i of keys 0-3, four 4 + i of keys
             // 0-3, then the same of keys 4-7.
             __m512i part[2][4];
@@ -207,7 +208,7 @@ void pair_values(const Source& from, int64_t count, int64_t n, const PairedValue
         for (int64_t g = 0; g < kGroups; ++g) {
             const __m512i words = row_words<Block>(from, g * kGroupKeys, count, b);
             store(out.factors + b * kBlockKeys + g * kGroupKeys, low_halves(words));
-            if constexpr (kHasMinimum<Block>) store(out.minimums + b * kBlockKeys + g * kGroupKeys, high_halves(words));
+            if constexpr (kHasMinimum<Block>) store(out.minimums + b * kBlockKeys + g * kGroupKeys, middles(words));
         }
 }
 
