@@ -95,8 +95,8 @@ def _connect(address: str) -> Any:
         else:
             ray.init(address=address, **options)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-        remedy = "start one with: ray start --head"
-        raise JambaError(f"no Ray cluster at {address}: {str(error).splitlines()[0][:150]}; {remedy}") from error
+        why = str(error).splitlines()[0][:150]
+        raise JambaError(f"no Ray cluster at {address}: {why}; start one with ray start") from error
     return ray
 
 

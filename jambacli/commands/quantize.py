@@ -93,6 +93,13 @@ def quantize(
     pure: Annotated[
         bool, typer.Option("--pure", help="Use the same type for all matrices, without the mixture.")
     ] = False,
+    rotate_kv: Annotated[
+        bool,
+        typer.Option(
+            "--rotate-kv",
+            help="Rotate the heads of keys and values: the same model, with less loss for --kv-type q8_0 and smaller.",
+        ),
+    ] = False,
     keep_split: Annotated[bool, typer.Option("--keep-split", help="Write as many parts as the input has.")] = False,
     split_max_size: Annotated[
         str | None,
@@ -119,9 +126,10 @@ def quantize(
     """Quantize a GGUF file exactly as llama-quantize does, tensor for tensor and byte for byte."""
     from jambacli.cache.fingerprint import record
     from jambacli.files import refuse_existing
+    from jambacli.gguf.jamba_metadata import jamba_config
     from jambacli.gguf.reader import GGUFFile
     from jambacli.hub.resolve import resolve_model
-    from jambacli.quantize import quantize_file, recipes
+    from jambacli.quantize import fold, quantize_file, recipes
     from jambacli.quantize.imatrix import read_imatrix
 
     path = resolve_model(source)
@@ -156,6 +164,9 @@ def quantize(
     if sensitivity is None and (calibration is not None or measure_types is not None):
         raise UsageError("--calibration and --measure-types are about the figures of --sensitivity FILE")
     with GGUFFile.open(path) as file:
+        if rotate_kv:
+            config = jamba_config(file.metadata, file.tensors)
+            request = replace(request, fold=fold.RotatedHeads.of(config))
         if sensitivity is not None:
             figures = sensitivity_from(
                 sensitivity, file, request.imatrix, calibration, calibration_tokens, measure_types, threads

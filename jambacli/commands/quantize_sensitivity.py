@@ -57,8 +57,8 @@ def sensitivity_from(
     cost = s.cost(model.model, windows, wanted)
     roundings = sum(map(len, wanted.values()))
     ui.note(
-        f"measuring {counted(roundings, 'rounding')} of {counted(len(wanted), 'tensor')} on {start.tokens:,} tokens: the work of "
-        f"reading {cost.tokens:,} tokens, {format_bytes(cost.memory)} of memory; {path} keeps what is done"
+        f"measuring {counted(roundings, 'rounding')} of {counted(len(wanted), 'tensor')} on {start.tokens:,} tokens: the work "
+        f"of reading {cost.tokens:,} tokens, {format_bytes(cost.memory)} of memory; {path} keeps what is done"
     )
     begun = time.monotonic()
     found = s.measure(

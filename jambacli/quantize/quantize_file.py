@@ -24,6 +24,7 @@ from jambacli.gguf.writer import GGUFWriter
 from jambacli.progress import Progress, no_progress
 from jambacli.quantize import allocate, recipes
 from jambacli.quantize.error_stats import ErrorStats
+from jambacli.quantize.fold import Fold, RotatedHeads
 from jambacli.quantize.panels import Panel, split_into_panels
 from jambacli.quantize.recipes import Choice, Facts, Recipe, RecipeOptions
 from quant.formats import FLOATS, get_format
@@ -68,6 +69,8 @@ class Request:
     def chooses(self) -> bool:
         """Whether formats are chosen by their divergence."""
         return self.recipe.allocated or self.size is not None or self.target is not None
+
+    fold: Fold | None = None
 
 
 @dataclass(frozen=True)
@@ -177,12 +180,12 @@ def plan(source: GGUFFile, request: Request) -> QuantizePlan:
         )
     except ValueError as error:
         raise JambaError(f"{source.path}: {error}") from error
-    _check_requantizing(source, choices, request.allow_requantize)
+    _check_requantizing(source, choices, request.allow_requantize, request.fold)
     choices = _without_used_factors(source, choices)
     allocation = None
     if request.chooses:
         choices, request, allocation = _allocated(source, choices, request)
-        _check_requantizing(source, choices, request.allow_requantize)
+        _check_requantizing(source, choices, request.allow_requantize, request.fold)
     unweighted: tuple[str, ...] = ()
     if request.imatrix is not None:
         request.imatrix.check({name: info.shape for name, info in source.tensors.items()})
@@ -261,8 +264,10 @@ def quantize(plan: QuantizePlan, output: Path, progress: Progress = no_progress)
 
 def _quantize_panel(plan: QuantizePlan, panel: Panel, buffer: np.ndarray) -> ErrorStats | None:
     source, request = plan.source, plan.request
-    data = source.data(panel.name)[panel.start : panel.stop]
-    rows = Rows(data, panel.source, panel.n, _source_scales(source, panel))
+    folded = request.fold is not None and request.fold.changes(panel.name)
+    rows = _source_rows(source, panel)
+    if request.fold is not None and folded:
+        panel, rows = _folded(source, panel, request.fold)
     scale = buffer[panel.scales_start : panel.buffer_bytes].view("<f4") if panel.target.name == "i8" else None
     out = Rows(buffer[: panel.out_bytes], panel.target, panel.n, scale)
     try:
@@ -284,6 +289,24 @@ def _quantize_panel(plan: QuantizePlan, panel: Panel, buffer: np.ndarray) -> Err
     stats = ErrorStats()
     stats.add(quant.dequantize(rows, threads=request.threads), quant.dequantize(out, threads=request.threads))
     return stats
+
+
+def _source_rows(source: GGUFFile, panel: Panel) -> Rows:
+    data = source.data(panel.name)[panel.start : panel.stop]
+    return Rows(data, panel.source, panel.n, _source_scales(source, panel))
+
+
+def _folded(source: GGUFFile, panel: Panel, fold: Fold) -> tuple[Panel, Rows]:
+    """The panel with its changed values, as float32 rows, and the importance that its columns have then."""
+
+    def read(first: int, count: int) -> np.ndarray:
+        values: np.ndarray = quant.dequantize(_source_rows(source, replace(panel, first=first, rows=count)))
+        return values
+
+    values = fold.rows(panel.name, panel.first, panel.rows, read)
+    f32 = get_format("f32")
+    weights = None if panel.weights is None else fold.importance(panel.name, panel.weights)
+    return replace(panel, source=f32, weights=weights), Rows(values.view("u1").reshape(-1), f32, panel.n)
 
 
 def _bad_row(source: GGUFFile, panel: Panel, row: int, problem: str) -> BadFileError:
@@ -314,12 +337,13 @@ def _source_tensors(source: GGUFFile, keep_split: bool) -> list[recipes.Tensor]:
     return [recipes.Tensor(name, infos[name].shape, infos[name].format.name) for name in names]
 
 
-def _check_requantizing(source: GGUFFile, choices: list[Choice], allowed: bool) -> None:
+def _check_requantizing(source: GGUFFile, choices: list[Choice], allowed: bool, fold: Fold | None) -> None:
     for choice in choices:
         fmt = choice.tensor.format
         if fmt == "i8" and not _has_scales(source, choice):
             raise BadFileError(source.path, f"tensor {choice.name} is i8 without separate F32 row scales")
-        if choice.format == fmt or fmt in FLOATS:
+        changed = fold is not None and fold.changes(choice.name)
+        if (choice.format == fmt and not changed) or fmt in FLOATS:
             continue
         if not allowed:
             raise JambaError(
@@ -363,6 +387,8 @@ def _output_metadata(source: GGUFFile, request: Request) -> dict[str, bytes]:
             rows.append(("quantize.imatrix.chunks_count", imatrix.chunks, "u32"))
     if recipe.name == EXPERTS_INT8:
         rows.append((EXPERTS_TYPE, EXPERTS_INT8, "str"))
+    if isinstance(request.fold, RotatedHeads):
+        rows.append((keys.ROTATED_HEADS, True, "bool"))
     values = copied_metadata(source.metadata, skip={EXPERTS_TYPE, *(key for key, _, _ in rows)})
     return values | {key: encode_value(key, value, kind) for key, value, kind in rows}
 
