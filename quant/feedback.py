@@ -1,10 +1,10 @@
 """Rounding with feedback: blocks of a matrix chosen for the error of its products, not of its values.
 
 For inputs x with the second moments H = mean(x x'), the products of a row w with values v instead are off by (w - v) H (w - v)'
-in the mean square. With H = R R', R upper triangular, that is the sum over columns k of ((w - v) R)_k squared, and the k-th term
-holds no column after k. So column blocks are rounded from left to right, each so that its own terms become small with what the
-blocks before it leave (GPTQ, Frantar et al. 2022, in Babai's form, which needs no inverse of H). Columns cannot be put in another order,
-since the blocks of a format are runs of neighbouring columns.
+in the mean square. With H = R R', R upper triangular, that is the sum over columns k of ((w - v) R)_k squared, and term k holds
+no column after k. So column blocks are rounded from left to right, each so that its own terms become small with what the blocks
+before it leave (GPTQ, Frantar et al. 2022, in Babai's form, which needs no inverse of H). Columns cannot be put in another
+order, since the blocks of a format are runs of neighbouring columns.
 
 Within a column block: scales by ``search``, then ``solve``: rounding in order and coordinate descent. A row keeps ggml's blocks
 where these have the smaller error. Work is cut into pieces whose sizes do not depend on the number of threads, each done by one

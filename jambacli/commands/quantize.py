@@ -6,6 +6,7 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -62,6 +63,27 @@ def quantize(
         str | None,
         typer.Option("--split-max-size", metavar="SIZE", help="Split into files of at most this size, e.g. 10G."),
     ] = None,
+    refine: Annotated[
+        bool,
+        typer.Option(
+            "--refine",
+            help="Round better in the same formats: for the inputs that each layer has on a calibration text, or by --imatrix.",
+        ),
+    ] = False,
+    calibration: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--calibration",
+            metavar="FILE",
+            help="Text for --refine, plain; repeatable; default: --imatrix alone, else a mixture that comes with the program.",
+        ),
+    ] = None,
+    refine_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--refine-tokens", metavar="N", min=64, help="Tokens of it to use, spread over all; default: 16384."
+        ),
+    ] = None,
     threads: Annotated[
         int | None, typer.Option("--threads", "-t", min=1, max=MAX_THREADS, help="CPU threads; default: the cores.")
     ] = None,
@@ -80,14 +102,16 @@ def quantize(
     ] = False,
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace the output if it exists.")] = False,
 ) -> None:
-    """Quantize a GGUF file exactly as llama-quantize does, tensor for tensor and byte for byte."""
+    """Quantize a GGUF file exactly as llama-quantize does, tensor for tensor and byte for byte; with --refine, better."""
     from jambacli.cache.fingerprint import record
+    from jambacli.commands import refinement
     from jambacli.files import refuse_existing
     from jambacli.gguf.reader import GGUFFile
     from jambacli.hub.resolve import resolve_model
     from jambacli.quantize import quantize_file, recipes
     from jambacli.quantize.imatrix import read_imatrix
 
+    refinement.check(refine, calibration, refine_tokens, imatrix, device)
     path = resolve_model(source)
     if path.is_dir():
         raise UsageError(f"{path} is a directory; convert a checkpoint to a .gguf with: jamba convert {path}")
@@ -99,7 +123,7 @@ def quantize(
         output=None if output_type is None else _parsed("output_type", recipes.parse_format, output_type),
         embedding=None if embedding_type is None else _parsed("embedding_type", recipes.parse_format, embedding_type),
         pure=pure,
-        has_imatrix=imatrix is not None,
+        has_imatrix=imatrix is not None or refine,
     )
     request = quantize_file.Request(
         recipe,
@@ -114,6 +138,12 @@ def quantize(
         force=force,
     )
     with GGUFFile.open(path) as file:
+        chunks: list[list[int]] = []
+        if refine:
+            names: tuple[str, ...] = ()
+            if imatrix is None or calibration:
+                chunks, names = refinement.chunks_of(file, calibration, refine_tokens)
+            request = replace(request, refinement=quantize_file.Refinement(names, sum(map(len, chunks))))
         target = quantize_file.output_path(file, recipe, output)
         if not (dry_run or keep_split or split_max_size):
             refuse_existing(target, force)
@@ -124,9 +154,9 @@ def quantize(
             return
         start = time.monotonic()
         try:
-            result = quantize_file.quantize(plan, target, ui.progress)
+            result = _refined(plan, chunks, target) if chunks else quantize_file.quantize(plan, target, ui.progress)
         except KeyboardInterrupt:
-            ui.warn(f"interrupted; {target} was not written")
+            ui.warn(f"interrupted; {target} was not written" + ("; the same command continues" if chunks else ""))
             raise
         _show_result(plan, result, time.monotonic() - start)
     record(result.paths[0])
@@ -134,6 +164,20 @@ def quantize(
         print(json.dumps(_report_json(plan, result) if report else _result_json(plan, result), indent=2))
     elif report:
         print("\n".join(_report_lines(plan, result)))
+
+
+def _refined(plan: QuantizePlan, chunks: list[list[int]], target: Path) -> Result:
+    from jambacli.quantize import quantize_file
+    from jambacli.quantize.refine import refine
+
+    if plan.request.threads is not None:
+        from jambacli.kernels import set_threads
+
+        set_threads(plan.request.threads)
+    with refine(plan, chunks, target, ui.progress) as refined:
+        result = quantize_file.quantize(plan, target, ui.progress, refined.tensors)
+        refined.close()
+    return result
 
 
 def _parsed(option: str, parse: Callable[[str], T], text: str) -> T:
