@@ -1,8 +1,8 @@
 """Refined quantization: each layer's weights rounded for its own inputs on a calibration text, layer after layer.
 
 The calibration tokens go through the model once. A layer's inputs are those that the layers before it give, which are quantized
-already; its weights are refined (``quant.feedback``) and it is run again to get the inputs of the next. One layer's inputs are in
-memory at a time. Finished tensors lie beside the output (``refine_parts``) until ``quantize_file.quantize`` writes them.
+already; its weights are refined (``quant.feedback``) and it is run again to get the inputs of the next. One layer's inputs are
+in memory at a time. Finished tensors lie beside the output (``refine_parts``) until ``quantize_file.quantize`` writes them.
 """
 
 from __future__ import annotations
