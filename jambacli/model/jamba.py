@@ -19,7 +19,7 @@ import torch
 from jambacli.errors import JambaError
 from jambacli.kernels import Ops
 from jambacli.model.attention import Attention
-from jambacli.model.config import CPU_PREFILL_CHUNK, JambaConfig
+from jambacli.model.config import CPU_PREFILL_CHUNK, JambaConfig, check_gpu_kv_type
 from jambacli.model.mamba import Mamba
 from jambacli.model.moe import MLP, MoE
 from jambacli.model.spans import Span, SpanDecoder, StepDecoder, check_spans, run_in_steps
@@ -99,11 +99,13 @@ class JambaModel:
         return self.embedding.data.device
 
     def new_state(self, ctx: int, kv_type: str = "f16", *, precise: bool | None = None) -> SequenceState:
-        """An empty sequence of at most ``ctx`` tokens with keys and values in ``kv_type``: f16, bf16, f32 or q8_0.
+        """An empty sequence of at most ``ctx`` tokens with keys and values in ``kv_type``, one of KV_TYPES.
 
         ``precise``: decode with 15-bit activations; None for the model's own ``precise``.
         """
         precise = self.precise if precise is None else precise
+        if self.device.type == "cuda":
+            check_gpu_kv_type(kv_type)
         return SequenceState(self.config, ctx, kv_type, self.device, self.kv_device, precise=precise)
 
     @torch.no_grad()
