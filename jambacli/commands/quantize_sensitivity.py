@@ -55,7 +55,7 @@ def sensitivity_from(
             )
         start = known
     cost = s.cost(model.model, windows, wanted)
-    roundings = sum(map(len, wanted.values()))
+    roundings, tensors = counted(sum(map(len, wanted.values())), "rounding"), counted(len(wanted), "tensor")
     ui.note(
         f"measuring {counted(roundings, 'rounding')} of {counted(len(wanted), 'tensor')} on {start.tokens:,} tokens: the work "
         f"of reading {cost.tokens:,} tokens, {format_bytes(cost.memory)} of memory; {path} keeps what is done"
