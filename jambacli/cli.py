@@ -35,6 +35,8 @@ COMMANDS = {
     "rm": ("rm:rm", "Remove pulled models"),
     "convert": ("convert:convert", "Convert an HF checkpoint to GGUF"),
     "quantize": ("quantize:quantize", "Quantize a GGUF file"),
+    "imatrix": ("imatrix:imatrix", "Collect an importance matrix from texts"),
+    "export": ("export:export", "Write an HF checkpoint from a GGUF file"),
     "run": ("run:run", "Answer one prompt"),
     "chat": ("chat:chat", "Chat; every turn is saved"),
     "summarize": ("summarize:summarize", "Summarize documents"),

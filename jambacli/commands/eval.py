@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jambacli import ui
+from jambacli.commands import eval_common as c
 from jambacli.commands import options as o
+from jambacli.commands.eval_kl import kl
 from jambacli.commands.inputs import read_text
 from jambacli.errors import UsageError
 from jambacli.units import parse_size
@@ -18,17 +20,8 @@ from jambacli.units import parse_size
 if TYPE_CHECKING:
     from jambacli.api import Jamba
     from jambacli.evaluation.needle import Trial
-    from jambacli.evaluation.perplexity import Window
 
 app = typer.Typer(help="Measure a model: perplexity, divergence, recall, lookup decoding.", no_args_is_help=True)
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Text = Annotated[
-    Path | None,
-    typer.Option("--text", "-f", help="A text file (- for stdin); default: the demo model's held-out text."),
-]
-Window_ = Annotated[str, typer.Option("--ctx", "-c", help="Tokens per window, e.g. 512 or 2k.")]
-Limit = Annotated[str | None, typer.Option("--tokens", "-n", help="Use at most this many tokens of the text.")]
 
 
 @app.command()
@@ -37,12 +30,16 @@ def perplexity(
     models: Annotated[
         list[str] | None, typer.Argument(metavar="[MODEL]...", help="Names or .gguf files; default: as in run.")
     ] = None,
-    text: Text = None,
-    ctx: Window_ = "512",
-    tokens: Limit = None,
+    text: Annotated[
+        Path | None,
+        typer.Option("--text", "-f", help="A text file (- for stdin); default: the demo model's held-out text."),
+    ] = None,
+    ctx: c.WindowSize = "512",
+    tokens: c.Limit = None,
+    as_llama: c.AsLlama = False,
     *,
     arguments: o.DeviceArguments,
-    as_json: Json = False,
+    as_json: c.Json = False,
 ) -> None:
     """Measure perplexity on a text, with its standard error; several models make a table."""
     from jambacli.evaluation.perplexity import perplexity as measure_perplexity
@@ -50,65 +47,21 @@ def perplexity(
     rows = []
     names: list[str | None] = [*models] if models else [None]
     for name in names:
-        model = arguments.load_model(name, _size(ctx))
-        windows = _windows(model, text, ctx, tokens)
+        model = arguments.load_model(name, c.size(ctx))
+        windows = c.windows_of(model, text, ctx, tokens, as_llama)
         with ui.progress(f"Reading with {model.name}", sum(len(w.ids) for w in windows), "tokens") as done:
             rows.append(
-                {**_about(model), **asdict(measure_perplexity(model, windows, arguments.kv_type or "f16", done))}
+                {**c.about(model), **asdict(measure_perplexity(model, windows, arguments.kv_type or "f16", done))}
             )
         del model  # GPU memory may hold only one at a time
     if as_json:
         print(json.dumps(rows if len(rows) > 1 else rows[0], ensure_ascii=False))
         return
     cells = [(r["file"], r["type"], f"{r['value']:.4f} ± {r['error']:.4f}", f"{r['tokens']:,}") for r in rows]
-    _table([("model", "type", "perplexity", "tokens"), *cells])
+    c.table([("model", "type", "perplexity", "tokens"), *cells])
 
 
-@app.command()
-@o.measurement_options
-def kl(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="The model to measure, e.g. a quantized one.")],
-    reference: Annotated[
-        str, typer.Argument(metavar="REFERENCE", help="The model to compare it with, e.g. the bf16 file.")
-    ],
-    text: Text = None,
-    random: Annotated[
-        str | None, typer.Option("--random", help="Use this many random tokens (fixed seed) instead of a text.")
-    ] = None,
-    ctx: Window_ = "512",
-    tokens: Limit = None,
-    *,
-    arguments: o.DeviceArguments,
-    as_json: Json = False,
-) -> None:
-    """Measure the Kullback-Leibler divergence from a reference model, and how often the top tokens agree."""
-    from jambacli.evaluation.kl import divergence, random_windows
-
-    if random is not None and text is not None:
-        raise UsageError("give --text or --random, not both")
-    measured, standard = (arguments.load_model(name, _size(ctx)) for name in (model, reference))
-    if random is not None:
-        windows = random_windows(standard.config.vocab_size, parse_size(random, "--random"), _size(ctx))
-    else:
-        windows = _windows(standard, text, ctx, tokens)
-    with ui.progress("Comparing", sum(len(w.ids) for w in windows), "tokens") as done:
-        result = divergence(measured, standard, windows, arguments.kv_type or "f16", done)
-    if as_json:
-        print(
-            json.dumps({"model": _about(measured), "reference": _about(standard), **asdict(result)}, ensure_ascii=False)
-        )
-        return
-    _table(
-        [
-            ("KL(reference, model)", "nats"),
-            ("mean", f"{result.mean:.6f} ± {result.mean_error:.6f}"),
-            ("median", f"{result.median:.6f}"),
-            ("99th percentile", f"{result.p99:.6f}"),
-            ("maximum", f"{result.maximum:.6f}"),
-            ("same top token", f"{result.top1:.2%} ± {result.top1_error:.2%}"),
-            ("tokens", f"{result.tokens:,}"),
-        ]
-    )
+app.command()(kl)
 
 
 @app.command()
@@ -130,7 +83,7 @@ def needle(
     *,
     arguments: o.DeviceArguments,
     show: Annotated[bool, typer.Option("--show", help="Show every wrong answer on stderr.")] = False,
-    as_json: Json = False,
+    as_json: c.Json = False,
 ) -> None:
     """Measure recall of facts from texts of reports about invented people, by length and depth."""
     from jambacli.evaluation.needle import needle as ask
@@ -150,7 +103,7 @@ def needle(
                 if not f.correct:
                     ui.note(f"{length}: {f.question} expected {f.expected!r}, got {f.reply!r}")
     if as_json:
-        print(json.dumps({**_about(loaded), "recall": rows}, ensure_ascii=False))
+        print(json.dumps({**c.about(loaded), "recall": rows}, ensure_ascii=False))
         return
     head = ("tokens", "recall", *(f"depth {d}" for d in ("0-25%", "25-50%", "50-75%", "75-100%")), "questions")
     cells = [
@@ -162,7 +115,7 @@ def needle(
         )
         for r in rows
     ]
-    _table([head, *cells])
+    c.table([head, *cells])
 
 
 @app.command()
@@ -191,7 +144,7 @@ def lookup(
     ] = 2,
     *,
     arguments: o.DeviceArguments,
-    as_json: Json = False,
+    as_json: c.Json = False,
 ) -> None:
     """Measure lookup decoding: how many drafted tokens are accepted, and how much faster replies about a text are."""
     from jambacli.evaluation import lookup as evaluation
@@ -224,7 +177,7 @@ def lookup(
             rows += answers
     if as_json:
         results = [{**asdict(r), "ratio": r.ratio} for r in rows]
-        print(json.dumps({**_about(loaded), "replies": results}, ensure_ascii=False))
+        print(json.dumps({**c.about(loaded), "replies": results}, ensure_ascii=False))
         return
     head = ("reply", "prompt", "tokens", "tokens/s", "with lookup", "ratio", "accepted", "tokens a step", "same")
     cells = [
@@ -241,7 +194,7 @@ def lookup(
         )
         for r in rows
     ]
-    _table([head, *cells])
+    c.table([head, *cells])
 
 
 def _random(shape: str, quant: str, arguments: o.DeviceArguments) -> Jamba:
@@ -283,37 +236,3 @@ def _recall(found: list[Trial]) -> dict[str, Any]:
         "by_kind": {k: sum(v) / len(v) for k, v in kinds.items()},
         "questions": len(found),
     }
-
-
-def _size(ctx: str) -> int:
-    return parse_size(ctx, "--ctx")
-
-
-def _windows(model: Jamba, text: Path | None, ctx: str, tokens: str | None) -> list[Window]:
-    """The windows of ``text`` (default: the demo model's held-out text), or of its first ``tokens``."""
-    from jambacli import data
-    from jambacli.evaluation.perplexity import cut
-
-    whole = data.held_out_text() if text is None else read_text(text)
-    return cut(model.tokenizer, whole, _size(ctx), None if tokens is None else parse_size(tokens, "--tokens"))
-
-
-def _about(model: Jamba) -> dict[str, Any]:
-    from jambacli.gguf import jamba_metadata as keys
-    from jambacli.gguf.summary import FILE_TYPES
-
-    return {
-        "model": model.name,
-        "file": model.path.name if model.path else model.name,
-        "path": str(model.path),
-        "type": FILE_TYPES.get(model.metadata.get(keys.FILE_TYPE, -1), "?"),
-    }
-
-
-def _table(rows: list[tuple[str, ...]]) -> None:
-    """Print rows as a Markdown table; the first one is the header."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for n, row in enumerate(rows):
-        print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |")
-        if n == 0:
-            print("|" + "|".join("-" * (width + 2) for width in widths) + "|")

@@ -8,6 +8,7 @@ _FLAGS = {
     "store": "--no-store",
     "name": "--session",
     "own_name": "--name",
+    "classes": "--class",
 }
 
 

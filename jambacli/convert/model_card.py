@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 _REPO_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 _SNAPSHOT = re.compile(r"models--(?P<owner>.+?)--(?P<name>.+)")
-_SAMPLING = {
+SAMPLING = {
     "temperature": ("general.sampling.temp", "f32", 0.0, 100.0),
     "top_p": ("general.sampling.top_p", "f32", 0.0, 1.0),
     "min_p": ("general.sampling.min_p", "f32", 0.0, 1.0),
@@ -158,7 +158,7 @@ def _sampling(path: Path) -> Rows:
     if settings.get("do_sample") is False:
         return []
     rows: Rows = []
-    for field, (key, kind, minimum, maximum) in _SAMPLING.items():
+    for field, (key, kind, minimum, maximum) in SAMPLING.items():
         value = settings.get(field)
         whole = kind != "i32" or isinstance(value, int)
         if isinstance(value, (int, float)) and not isinstance(value, bool) and whole and minimum <= value <= maximum:

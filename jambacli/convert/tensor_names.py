@@ -96,6 +96,17 @@ def keeps_f32(name: str, shape: tuple[int, ...]) -> bool:
     )
 
 
+def hub_names(name: str, shape: tuple[int, ...]) -> list[str]:
+    """The checkpoint's names for GGUF tensor ``name``: one, or one for each expert of a stack of ``shape``."""
+    if name in _TOP:
+        return [_TOP[name]]
+    _, layer, rest = name.split(".", 2)
+    prefix = f"model.layers.{layer}."
+    if rest in _EXPERTS:
+        return [f"{prefix}feed_forward.experts.{e}.{_EXPERTS[rest]}_proj.weight" for e in range(shape[0])]
+    return [prefix + _LAYER[rest]]
+
+
 def plan(config: JambaConfig, tensors: Mapping[str, StoredTensor], source: object) -> list[Planned]:
     """Every GGUF tensor of ``config`` in file order, with the stored bytes that it is made of.
 

@@ -155,6 +155,17 @@ def read_file(path: Path, sandbox: Sandbox | None = None, *, name: str | None = 
     return _plain(data, name)
 
 
+def is_plain(path: Path) -> bool:
+    """Whether ``path`` is a file of plain text, by its first bytes and its name; False where it cannot be read."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return False
+        with path.open("rb") as file:
+            return kind_of(file.read(HEAD), shown(path), path=path) == "text"
+    except (OSError, ValueError, JambaError):
+        return False
+
+
 def read_stdin(sandbox: Sandbox | None = None) -> Document:
     """The document on standard input: text, or the bytes of a PDF, a Word document or a web page."""
     return _from_bytes(_drained(sys.stdin.buffer, STDIN), STDIN, sandbox)

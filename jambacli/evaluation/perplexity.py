@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 #: Separates the documents of a text.
 DOCUMENT_BREAK = "\f"
+_PIECE = 512
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,26 @@ def perplexity(
 
 def scored(model: Jamba, windows: Sequence[Window], kv_type: str) -> Iterator[tuple[Window, torch.Tensor]]:
     """Each window with the logits float32 [scored tokens, n_vocab] that predict its scored tokens."""
+    import torch
+
     for window in windows:
-        yield window, model.logits(window.ids[:-1], kv_type=kv_type)[window.first - 1 :]
+        yield window, torch.cat(list(scored_pieces(model, window, kv_type)))
+
+
+def scored_pieces(model: Jamba, window: Window, kv_type: str) -> Iterator[torch.Tensor]:
+    """The logits that predict a window's scored tokens: float32 [at most 512, n_vocab] on the CPU, in order.
+
+    They have the bits of ``Jamba.logits``; those of the other tokens are not kept, and where possible not computed.
+    """
+    import torch
+
+    ids = torch.as_tensor(window.ids[:-1], dtype=torch.int64)
+    state, skip = model.model.new_state(len(ids), kv_type), window.first - 1
+    for part in ids.split(_PIECE):
+        logits = model.model.forward(part, state, logits="all" if skip < len(part) else "none")
+        if logits is not None:
+            yield logits[skip:].cpu()
+        skip = max(0, skip - len(part))
 
 
 def log_softmax(logits: torch.Tensor) -> torch.Tensor:

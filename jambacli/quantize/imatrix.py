@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 MAX_NAME_BYTES = 256
 _MAX_FILE = 1 << 31  # the imatrix of Jamba Large, the largest Jamba, takes 100 MB
 _I32 = struct.Struct("<i")
-_SUMS, _COUNTS = ".in_sum2", ".counts"
+SUMS, COUNTS = ".in_sum2", ".counts"
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,23 @@ class Imatrix:
         return JambaError(f"{self.path}: made for another model: {problem}")
 
 
+def imatrix_of(
+    path: str,
+    sums: Mapping[str, np.ndarray],
+    counts: Mapping[str, np.ndarray],
+    datasets: tuple[str, ...] = (),
+    chunks: int = 0,
+) -> Imatrix:
+    """The imatrix of sums of squares [experts, n] and counts [experts] by name; ``path`` names it in errors."""
+    import numpy as np
+
+    entries = {
+        name: _means(Path(path), name, values.astype(np.float32), counts[name].astype(np.float32))
+        for name, values in sums.items()
+    }
+    return Imatrix(path, entries, datasets, chunks)
+
+
 def read_imatrix(path: str | Path) -> Imatrix:
     """The imatrix in ``path``, a GGUF file or the legacy format, told apart by the first four bytes.
 
@@ -96,14 +113,14 @@ def read_imatrix(path: str | Path) -> Imatrix:
 
 
 def _from_gguf(path: Path, file: GGUFFile) -> Imatrix:
-    if not any(name.endswith(_SUMS) for name in file.tensors):
-        raise BadFileError(path, f"not an imatrix: no tensor's name ends in {_SUMS}")
+    if not any(name.endswith(SUMS) for name in file.tensors):
+        raise BadFileError(path, f"not an imatrix: no tensor's name ends in {SUMS}")
     entries: dict[str, np.ndarray] = {}
     for full in file.tensors:
-        name = full.removesuffix(_SUMS).removesuffix(_COUNTS)
+        name = full.removesuffix(SUMS).removesuffix(COUNTS)
         if name == full or name in entries:
             continue
-        entries[name] = _means(path, name, _floats(path, file, name + _SUMS), _floats(path, file, name + _COUNTS))
+        entries[name] = _means(path, name, _floats(path, file, name + SUMS), _floats(path, file, name + COUNTS))
     datasets = file.metadata.get("imatrix.datasets", [])
     chunks = file.metadata.get("imatrix.chunk_count", 0)
     return Imatrix(

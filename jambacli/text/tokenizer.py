@@ -240,11 +240,16 @@ class Tokenizer:
     def _encode_plain(self, text: str) -> list[int]:
         if not text:
             return []
-        if self._bpe is None:
-            self._bpe = self._build()
+        backend = self.library_tokenizer()
         # A lone surrogate has no UTF-8 encoding and becomes "?", rather than an error deep in the library.
         text = text.encode("utf-8", "replace").decode("utf-8") if not text.isascii() else text
-        return list(self._bpe.encode(text, add_special_tokens=False).ids)
+        return list(backend.encode(text, add_special_tokens=False).ids)
+
+    def library_tokenizer(self) -> Any:
+        """The vocabulary as a ``tokenizers.Tokenizer``, in which markers are text. It must not be changed."""
+        if self._bpe is None:
+            self._bpe = self._build()
+        return self._bpe
 
     def _build(self) -> Any:
         from tokenizers import AddedToken, models, normalizers, pre_tokenizers

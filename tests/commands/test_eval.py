@@ -49,6 +49,27 @@ def test_kl_of_a_file_with_itself_is_nothing_and_with_another_something(files: l
     assert "99th percentile" in table and "same top token" in table
 
 
+def test_kl_with_a_file_of_log_probabilities_and_several_texts(files: list[str], text: str, tmp_path: Path) -> None:
+    other, base = tmp_path / "other.txt", str(tmp_path / "base.kld")
+    other.write_text("the lazy dog counted 42 herons over the quick brown fox. " * 8)
+    texts = ("--text", text, "--class", f"second={other}", "--ctx", "32")
+    wrote = jamba("eval", "kl", files[0], "--save-base", base, *texts, "--json")
+    assert wrote.returncode == 0 and json.loads(wrote.stdout)["ctx"] == 32
+    whole = json.loads(jamba("eval", "kl", files[1], "--base", base, "--json").stdout)
+    rows = json.loads(jamba("eval", "kl", files[1], "--base", base, *texts, "--json").stdout)
+    direct = json.loads(jamba("eval", "kl", files[1], files[0], *texts, "--as-llama-perplexity", "--json").stdout)
+    assert rows["mean"] == whole["mean"] == pytest.approx(direct["mean"], rel=1e-3, abs=1e-6)
+    assert [r["class"] for r in rows["by_class"]] == ["text", "second"] and not whole["by_class"]
+    assert sum(r["tokens"] for r in rows["by_position"]) == rows["tokens"]
+    table = jamba("eval", "kl", files[1], "--base", base, *texts).stdout.decode()
+    assert "second" in table and "99.9th percentile" in table
+    for more, said in ((("--text", str(other)), "another text"), (("--save-base", base), "contradict each other")):
+        done = jamba("eval", "kl", files[1], "--base", base, *more)
+        assert done.returncode in (1, 2) and said in done.stderr.decode()
+    again = jamba("eval", "kl", files[0], "--save-base", base, *texts)
+    assert again.returncode == 1 and "already exists" in again.stderr.decode()
+
+
 def test_needle_reports_recall_by_length_and_depth(files: list[str]) -> None:
     options = ("--tokens", "300", "--documents", "1", "--questions", "4")
     done = jamba("eval", "needle", files[0], *options, "--json")
@@ -78,6 +99,10 @@ def test_lookup_compares_replies_with_and_without(files: list[str], text: str) -
         (("needle", "{model}", "--kinds", "colour"), "colour"),
         (("needle", "{model}", "--tokens", "20"), "no report fits"),
         (("kl", "{model}", "{model}", "--random", "64", "--text", "x.txt"), "not both"),
+        (("kl", "{model}"), "nothing to compare"),
+        (("kl", "{model}", "--base", "{text}"), "does not begin with _logits_"),
+        (("kl", "{model}", "{model}", "--class", "name"), "--class 'name' is not NAME=FILE"),
+        (("kl", "{model}", "{model}", "-f", "{text}", "-f", "{text}"), "two texts are called"),
         (("lookup", "nowhere.txt"), "nowhere.txt"),
         (("lookup", "{text}", "--shape", "moe"), "--quoted"),
         (("lookup", "{text}", "--model", "{model}", "--quoted", "120"), "--quoted 120 is outside 0 to 100"),
