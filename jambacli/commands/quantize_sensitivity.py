@@ -57,7 +57,7 @@ def sensitivity_from(
     cost = s.cost(model.model, windows, wanted)
     roundings, tensors = counted(sum(map(len, wanted.values())), "rounding"), counted(len(wanted), "tensor")
     ui.note(
-        f"measuring {counted(roundings, 'rounding')} of {counted(len(wanted), 'tensor')} on {start.tokens:,} tokens: the work "
+        f"measuring {roundings} of {tensors} on {start.tokens:,} tokens: the work "
         f"of reading {cost.tokens:,} tokens, {format_bytes(cost.memory)} of memory; {path} keeps what is done"
     )
     begun = time.monotonic()
