@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,7 +54,7 @@ def sensitivity_from(
                 f"{path} is unfinished, and was begun with another text, importance matrix or number of tokens; "
                 "name them as before, or another file"
             )
-        start = known
+        start = replace(known, formats=tuple(formats))
     cost = s.cost(model.model, windows, wanted)
     roundings, tensors = counted(sum(map(len, wanted.values())), "rounding"), counted(len(wanted), "tensor")
     ui.note(

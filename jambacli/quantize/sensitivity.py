@@ -52,8 +52,9 @@ class Sensitivity:
     kl: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def same_measurement(self, other: Sensitivity) -> bool:
-        """Whether figures of the two belong together: the same weights, text, importance and rounding."""
-        return {**asdict(self), "kl": None} == {**asdict(other), "kl": None}
+        """Whether figures of the two belong together: the same weights, text, importance and rounding, whatever formats."""
+        left_out: dict[str, object] = {"kl": None, "formats": None}
+        return asdict(self) | left_out == asdict(other) | left_out
 
     def check(self, file: GGUFFile, imatrix: Imatrix | None) -> None:
         """JambaError for figures of other weights than those in ``file``; a warning for those with another imatrix."""

@@ -57,6 +57,9 @@ def test_an_unfinished_file_is_gone_on_with_on_the_same_text_only(source: str, f
     done = jamba("quantize", source, "--sensitivity", str(part), *options)
     assert done.returncode == 0 and "measuring 2 roundings of 1 tensor " in done.stderr.decode()
     assert json.loads(part.read_text())["kl"]["blk.3.ssm_in.weight"] == pytest.approx(gone, rel=1e-3)
+    part.write_text(json.dumps(found))
+    fewer = jamba("quantize", source, "--sensitivity", str(part), *options, "--measure-types", "q3_k")
+    assert fewer.returncode == 0 and "measuring 1 rounding of 1 tensor " in fewer.stderr.decode()
 
 
 def test_a_target_and_a_size_without_figures(source: str, tmp_path: Path) -> None:
