@@ -176,11 +176,14 @@ def test_memory_is_what_the_config_computes(model: JambaModel) -> None:
 def test_q8_0_needs_heads_of_whole_blocks() -> None:
     with pytest.raises(UnsupportedError, match="multiple of 32; this model's have 16"):
         SequenceState(config(), 16, "q8_0")
-    assert SequenceState(config(hidden_size=128), 16, "q8_0").caches[0].k.shape == (0, 2, 34)
+    for kv_type, row in (("q8_0", 34), ("q5_1", 24), ("q4_0", 18)):
+        state = SequenceState(config(hidden_size=128), 16, kv_type)
+        assert state.caches[0].k.shape == (0, 2, row)
+        assert state.caches[0].k.dtype == torch.uint8
 
 
 def test_bad_arguments() -> None:
-    with pytest.raises(UsageError, match="kv_type 'int3' is not one of f32, f16, bf16, q8_0"):
+    with pytest.raises(UsageError, match="kv_type 'int3' is not one of f32, f16, bf16, q8_0, q5_1, q4_0"):
         SequenceState(config(), 16, "int3")
     with pytest.raises(UsageError, match="ctx 0 is below 1"):
         SequenceState(config(), 0)
