@@ -92,6 +92,8 @@ class JambaModel:
     prefill_chunk: int = CPU_PREFILL_CHUNK
     #: The mode of new states: see DeviceOptions.
     precise: bool = False
+    #: Whether that mode is the one measured to be faster, not one that was asked for: then sessions of either mode go on.
+    mode_measured: bool = False
 
     @property
     def device(self) -> torch.device:
