@@ -93,16 +93,13 @@ class JambaModel:
     prefill_chunk: int = CPU_PREFILL_CHUNK
     #: The mode of new states: see DeviceOptions.
     precise: bool = False
-<<<<<<< HEAD
     #: The LoRA adapters of new states.
     adapters: AdapterSet = NO_ADAPTERS
     #: The adapters that these weights have. A state of others is computed by the model that ``adapt`` returns for them.
     applied: AdapterSet = NO_ADAPTERS
     adapt: Callable[[AdapterSet], JambaModel] | None = None
-=======
     #: Whether that mode is the one measured to be faster, not one that was asked for: then sessions of either mode go on.
     mode_measured: bool = False
->>>>>>> h-gpu17
 
     @property
     def device(self) -> torch.device:
