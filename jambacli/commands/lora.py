@@ -79,9 +79,7 @@ def convert(
 @app.command()
 def merge(
     source: Annotated[str, typer.Argument(metavar="MODEL", help="The model: a .gguf file or a pulled model.")],
-    lora: Annotated[
-        list[str], typer.Option("--lora", metavar="FILE[:SCALE]", help="The adapter to add; repeatable.")
-    ],
+    lora: Annotated[list[str], typer.Option("--lora", metavar="FILE[:SCALE]", help="The adapter to add; repeatable.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The .gguf to write, or its directory.")],
     type: Annotated[
         str | None,

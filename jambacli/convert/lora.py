@@ -16,6 +16,7 @@ from jambacli.gguf.writer import GGUFWriter
 from jambacli.progress import Progress, no_progress
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 TYPES = ("auto", "f32", "f16", "bf16")
@@ -78,7 +79,9 @@ def convert(
                     # The file has one alpha: what a pair's own differs by goes into its matrix b.
                     factor = pair.scale / (_f32(alpha) / pair.rank)
                     writer.write_tensor(pair.name + form.A, _bytes(a, kind, adapter, pair))
-                    writer.write_tensor(pair.name + form.B, _bytes(b if abs(factor - 1) < 1e-7 else b * factor, kind, adapter, pair))
+                    writer.write_tensor(
+                        pair.name + form.B, _bytes(b if abs(factor - 1) < 1e-7 else b * factor, kind, adapter, pair)
+                    )
                     advance(1)
             writer.finish()
         ranks = tuple(sorted({pair.rank for pair in adapter.pairs}))
@@ -108,11 +111,14 @@ def _f32(value: float) -> float:
     return float(struct.unpack("<f", struct.pack("<f", value))[0])
 
 
-def _bytes(values: torch.Tensor, kind: str, adapter: PeftAdapter, pair: Pair) -> memoryview:
+def _bytes(values: torch.Tensor, kind: str, adapter: PeftAdapter, pair: Pair) -> np.ndarray:
     import torch
 
     dtype = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[kind]
     stored = values.to(dtype).contiguous()
     if not stored.isfinite().all():
-        raise BadFileError(adapter.folder, f"the pair of {pair.name} has values too large for {kind}", remedy="use {type} f32")
-    return memoryview(stored.view(-1).view(torch.uint8).numpy())
+        raise BadFileError(
+            adapter.folder, f"the pair of {pair.name} has values too large for {kind}", remedy="use {type} f32"
+        )
+    data: np.ndarray = stored.view(-1).view(torch.uint8).numpy()
+    return data

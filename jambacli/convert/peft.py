@@ -143,7 +143,9 @@ class PeftAdapter:
                 raise UnsupportedError(f"{tensor.path}: tensor {shown(name)} is stored as {tensor.dtype}")
             module = _current(match["module"])
             if match["part"] in found[module]:
-                raise BadFileError(tensor.path, f"there are two tensors for {shown(name)}: several adapters in one file")
+                raise BadFileError(
+                    tensor.path, f"there are two tensors for {shown(name)}: several adapters in one file"
+                )
             found[module][match["part"]] = tensor
         pairs = {}
         for module, both in found.items():
@@ -236,7 +238,9 @@ class PeftAdapter:
             kind, transposed = self._kind_of_stack(a, b, hidden, others)
             rank = self._settings.rank(f"model.layers.{layer}.feed_forward.experts.{kind}", a)
             if a.shape[0] != b.shape[1] or a.shape[0] % rank:
-                raise BadFileError(a.path, f"{shown(a.name)} has {a.shape[0]} rows, which are not experts of rank {rank}")
+                raise BadFileError(
+                    a.path, f"{shown(a.name)} has {a.shape[0]} rows, which are not experts of rank {rank}"
+                )
             experts = a.shape[0] // rank
             if experts > MAX_EXPERTS:
                 raise BadFileError(a.path, f"{shown(a.name)} would have {experts:,} experts")

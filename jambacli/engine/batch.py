@@ -317,9 +317,7 @@ class BatchEngine:
     def _open_sequence(self, adapters: AdapterSet) -> tuple[TokenSequence, PrefixCache | None]:
         from jambacli.model.config import CHECKPOINT_BYTES
 
-        sequence = TokenSequence(
-            self.model.model, self.ctx, self._kv_type, precise=self._precise, adapters=adapters
-        )
+        sequence = TokenSequence(self.model.model, self.ctx, self._kv_type, precise=self._precise, adapters=adapters)
         # One sequence's budget is divided among all.
         sequence.checkpoint_bytes = CHECKPOINT_BYTES // self.parallel
         cache = self._open_store(sequence) if self._open_store is not None else None

@@ -83,7 +83,7 @@ class AdapterFile:
         for name in sorted(self.pairs):
             for info in self.pairs[name]:
                 hasher.update(f"{info.name}|{info.shape}|{info.format.name}\n".encode())
-                hasher.update(self.file.data(info.name))
+                hasher.update(memoryview(self.file.data(info.name)))  # type: ignore[arg-type]
         return hasher.hexdigest()[:40]
 
     def close(self) -> None:
@@ -108,7 +108,9 @@ def check_pair(
         raise BadFileError(path, f"{name} is not a tensor of {model}: the adapter is of another model")
     shape, found = tuple(weight.shape), (*b[:-1], a[-1])
     if found != shape:
-        raise BadFileError(path, f"{name} is {list(found)}, but {list(shape)} in {model}: the adapter is of another model")
+        raise BadFileError(
+            path, f"{name} is {list(found)}, but {list(shape)} in {model}: the adapter is of another model"
+        )
 
 
 def _check_metadata(path: Path, file: GGUFFile) -> float:
@@ -132,7 +134,9 @@ def _pairs(path: Path, file: GGUFFile) -> dict[str, tuple[TensorInfo, TensorInfo
     names: dict[str, None] = {}
     for name in file.tensors:
         if not name.endswith((A, B)):
-            raise UnsupportedError(f"{path}: tensor {shown(name)} is no part of a LoRA pair ({A}, {B}), and not supported")
+            raise UnsupportedError(
+                f"{path}: tensor {shown(name)} is no part of a LoRA pair ({A}, {B}), and not supported"
+            )
         names[name[: -len(A)]] = None
     if not names:
         raise BadFileError(path, "the adapter holds no tensors")
@@ -142,12 +146,18 @@ def _pairs(path: Path, file: GGUFFile) -> dict[str, tuple[TensorInfo, TensorInfo
         if a is None or b is None:
             raise BadFileError(path, f"tensor {shown(name + (A if a is None else B))} is missing")
         if not is_linear(name):
-            raise UnsupportedError(f"{path}: an adapter of {shown(name)} is not supported; only linear layers have adapters")
+            raise UnsupportedError(
+                f"{path}: an adapter of {shown(name)} is not supported; only linear layers have adapters"
+            )
         dims = 3 if "_exps." in name else 2
         if len(a.shape) != dims or len(b.shape) != dims or a.shape[-2] != b.shape[-1] or a.shape[:-2] != b.shape[:-2]:
-            raise BadFileError(path, f"the pair of {name} is {list(a.shape)} and {list(b.shape)}, which do not fit each other")
+            raise BadFileError(
+                path, f"the pair of {name} is {list(a.shape)} and {list(b.shape)}, which do not fit each other"
+            )
         for info in (a, b):
             if not info.format.native or info.format.name == "i8":
-                raise UnsupportedError(f"{path}: tensor {info.name} is stored as {info.format.name}, which is not supported")
+                raise UnsupportedError(
+                    f"{path}: tensor {info.name} is stored as {info.format.name}, which is not supported"
+                )
         pairs[name] = (a, b)
     return pairs

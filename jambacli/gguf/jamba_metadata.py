@@ -136,7 +136,9 @@ def jamba_config(
     """
     keys = _Keys(metadata, path if path is not None else getattr(metadata, "path", "metadata"))
     if metadata.get(TYPE) == "adapter":
-        raise UnsupportedError(f"{keys.path} is a LoRA adapter, not a model", remedy="load its model, and it with {lora}")
+        raise UnsupportedError(
+            f"{keys.path} is a LoRA adapter, not a model", remedy="load its model, and it with {lora}"
+        )
     check_architecture(metadata, keys.path)
     n_layers = keys.count(BLOCK_COUNT, maximum=MAX_LAYERS)
     hidden = keys.count(EMBEDDING_LENGTH)

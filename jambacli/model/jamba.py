@@ -119,9 +119,7 @@ class JambaModel:
         """
         precise = self.precise if precise is None else precise
         adapters = self.adapters if adapters is None else adapters
-        return SequenceState(
-            self.config, ctx, kv_type, self.device, self.kv_device, precise=precise, adapters=adapters
-        )
+        return SequenceState(self.config, ctx, kv_type, self.device, self.kv_device, precise=precise, adapters=adapters)
 
     def with_adapters(self, adapters: AdapterSet) -> JambaModel:
         """The model whose weights have ``adapters``. Raises JambaError for a model that takes none."""

@@ -36,7 +36,7 @@ def parse_lora(name: LoraName) -> tuple[Path, float]:
     """The path and the scale (by default 1) of an adapter. Raises UsageError for a scale that is out of range."""
     if isinstance(name, tuple):
         path, scale = name
-        return path_of(path), check_scale(scale)
+        return path_of(str(path)), check_scale(scale)
     text = str(name)
     before, colon, after = text.rpartition(":")
     if colon and before and not path_of(text).exists():
@@ -89,7 +89,9 @@ def delta(low: LowRank, n_out: int) -> torch.Tensor:
 class Variants:
     """The models with adapters that were made from one model."""
 
-    def __init__(self, build: Callable[[Callable[[str], QTensor]], JambaModel], tensor: Callable[[str], QTensor]) -> None:
+    def __init__(
+        self, build: Callable[[Callable[[str], QTensor]], JambaModel], tensor: Callable[[str], QTensor]
+    ) -> None:
         """``tensor``: the weights by name; ``build`` assembles a model from such a function."""
         self._build, self._tensor = build, tensor
         self._made: OrderedDict[str, JambaModel] = OrderedDict()
