@@ -152,7 +152,8 @@ def collect(
 
     ``output``: the file that they are for; beside it, what is collected so far is kept in ``….partial`` and continued from by a
     run with the same ``identity`` (of the model's file), chunks and options. ``start``: sums of earlier texts to add to.
-    ``all_experts``: see ``kernels.observe``. ``output_matrix``: collect for the output matrix too. ``kv_type``: of keys and values. Raises JambaError for
+    ``all_experts``: see ``kernels.observe``. ``output_matrix``: collect for the output matrix too. ``kv_type``: of keys and
+    values. Raises JambaError for
     activations that are not finite, naming the weight.
     """
     if not chunks:
