@@ -10,7 +10,7 @@ import itertools
 import json
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -79,6 +79,7 @@ def bench(
     cpu_experts: t.CpuExperts = None,
     cpu_kv: t.CpuKv = False,
     precise: t.Precise = False,
+    lora: t.Lora = None,
     compare: Annotated[
         str | None, typer.Option("--compare", help="Measure another program on the same file: llama.cpp.")
     ] = None,
@@ -101,6 +102,8 @@ def bench(
         if fill == "random":
             raise UsageError("--compare makes both programs read the context: leave out --fill random")
         fill = "read"
+    if lora and (name is None or compare is not None):
+        raise UsageError("goes with a MODEL that is measured alone", field="lora")
     if name is not None and (shape or quant):
         raise UsageError("give a MODEL, or --shape and --quant for a synthetic one, not both")
     from jambacli.runtime.options import DeviceOptions
@@ -126,7 +129,10 @@ def bench(
     )
     plan = {"ctx": max(longest, 64), "kv_type": _largest(kv_types)}
     try:
-        with _model(name, shape or "jamba-3b", quant or "q4_k_m", where, plan, compare is not None) as (model, path):
+        with _model(name, shape or "jamba-3b", quant or "q4_k_m", where, plan, compare is not None, lora or ()) as (
+            model,
+            path,
+        ):
             if model.model.device.type != "cpu":
                 thread_counts = thread_counts[:1]  # CPU threads do not matter on a GPU
             for level, count, kv in itertools.product(levels, thread_counts, kv_types):
@@ -212,7 +218,13 @@ def _largest(kv_types: list[str]) -> str:
 
 @contextlib.contextmanager
 def _model(
-    name: str | None, shape: str, quant: str, where: DeviceOptions, plan: dict[str, Any], needs_file: bool
+    name: str | None,
+    shape: str,
+    quant: str,
+    where: DeviceOptions,
+    plan: dict[str, Any],
+    needs_file: bool,
+    loras: Sequence[str],
 ) -> Iterator[tuple[Jamba, Path | None]]:
     """The model to measure, and its file if another program has to read it (temporary for a synthetic model).
 
@@ -226,7 +238,7 @@ def _model(
     if name is not None:
         from jambacli.hub.resolve import resolve_model
 
-        yield Jamba.load(name, **options, progress=ui.loading), resolve_model(name)
+        yield Jamba.load(name, **options, loras=loras, progress=ui.loading), resolve_model(name)
         return
     config, label = shape_config(shape), f"synthetic {Path(shape).stem if '/' in shape else shape} {quant.lower()}"
     size = synthetic_bytes(config, quant)

@@ -112,6 +112,10 @@ Precise = Annotated[
         "--precise/--no-precise", show_default=False, help="Round activations less: slower, closer to the exact model."
     ),
 ]
+Lora = Annotated[
+    list[str] | None,
+    _runtime_option("--lora", metavar="FILE[:SCALE]", help="Apply a LoRA adapter, a .gguf file; repeatable."),
+]
 Lookup = Annotated[
     str | None,
     _runtime_option(

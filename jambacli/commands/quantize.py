@@ -70,12 +70,8 @@ def quantize(
             "--sensitivity", metavar="FILE", help="Choose by these figures; what the file lacks is measured into it."
         ),
     ] = None,
-    calibration: Annotated[
-        Path | None,
-        typer.Option("--calibration", metavar="TEXT", help="Measure on this text; default: a built-in mixture."),
-    ] = None,
     calibration_tokens: Annotated[
-        str, typer.Option("--calibration-tokens", help="Measure on this many tokens of it.")
+        str, typer.Option("--calibration-tokens", help="Measure for --sensitivity on this many tokens of the text.")
     ] = "4096",
     measure_types: Annotated[
         str | None,
@@ -105,6 +101,27 @@ def quantize(
         str | None,
         typer.Option("--split-max-size", metavar="SIZE", help="Split into files of at most this size, e.g. 10G."),
     ] = None,
+    refine: Annotated[
+        bool,
+        typer.Option(
+            "--refine",
+            help="Round better in the same formats: for the inputs that each layer has on a calibration text, or by --imatrix.",
+        ),
+    ] = False,
+    calibration: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--calibration",
+            metavar="FILE",
+            help="Text for --refine and --sensitivity; repeatable; default: a mixture that comes with the program.",
+        ),
+    ] = None,
+    refine_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--refine-tokens", metavar="N", min=64, help="Tokens of it to use, spread over all; default: 16384."
+        ),
+    ] = None,
     threads: Annotated[
         int | None, typer.Option("--threads", "-t", min=1, max=MAX_THREADS, help="CPU threads; default: the cores.")
     ] = None,
@@ -123,8 +140,9 @@ def quantize(
     ] = False,
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace the output if it exists.")] = False,
 ) -> None:
-    """Quantize a GGUF file exactly as llama-quantize does, tensor for tensor and byte for byte."""
+    """Quantize a GGUF file exactly as llama-quantize does, tensor for tensor and byte for byte; with --refine, better."""
     from jambacli.cache.fingerprint import record
+    from jambacli.commands import refinement
     from jambacli.files import refuse_existing
     from jambacli.gguf.jamba_metadata import jamba_config
     from jambacli.gguf.reader import GGUFFile
@@ -132,6 +150,13 @@ def quantize(
     from jambacli.quantize import fold, quantize_file, recipes
     from jambacli.quantize.imatrix import read_imatrix
 
+    refinement.check(refine, None if sensitivity else calibration, refine_tokens, imatrix, device)
+    if refine and rotate_kv:
+        raise UsageError(
+            "rounds the file's own weights",
+            field="refine",
+            remedy="write a bf16 file with {rotate_kv} first, then refine that",
+        )
     path = resolve_model(source)
     if path.is_dir():
         raise UsageError(f"{path} is a directory; convert a checkpoint to a .gguf with: jamba convert {path}")
@@ -143,7 +168,7 @@ def quantize(
         output=None if output_type is None else _parsed("output_type", recipes.parse_format, output_type),
         embedding=None if embedding_type is None else _parsed("embedding_type", recipes.parse_format, embedding_type),
         pure=pure,
-        has_imatrix=imatrix is not None,
+        has_imatrix=imatrix is not None or refine,
     )
     request = quantize_file.Request(
         recipe,
@@ -161,8 +186,8 @@ def quantize(
     )
     if sensitivity is not None and not request.chooses:
         request = replace(request, recipe=_allocated_recipe(recipe))
-    if sensitivity is None and (calibration is not None or measure_types is not None):
-        raise UsageError("--calibration and --measure-types are about the figures of --sensitivity FILE")
+    if sensitivity is None and measure_types is not None:
+        raise UsageError("--measure-types is about the figures of --sensitivity FILE")
     with GGUFFile.open(path) as file:
         if rotate_kv:
             config = jamba_config(file.metadata, file.tensors)
@@ -172,6 +197,12 @@ def quantize(
                 sensitivity, file, request.imatrix, calibration, calibration_tokens, measure_types, threads
             )
             request = replace(request, sensitivity=figures)
+        chunks: list[list[int]] = []
+        if refine:
+            names: tuple[str, ...] = ()
+            if imatrix is None or calibration:
+                chunks, names = refinement.chunks_of(file, calibration, refine_tokens)
+            request = replace(request, refinement=quantize_file.Refinement(names, sum(map(len, chunks))))
         plan = quantize_file.plan(file, request)
         written = quantize_file.output_path(file, plan.request.recipe, output)
         if not (dry_run or keep_split or split_max_size):
@@ -182,9 +213,9 @@ def quantize(
             return
         start = time.monotonic()
         try:
-            result = quantize_file.quantize(plan, written, ui.progress)
+            result = _refined(plan, chunks, written) if chunks else quantize_file.quantize(plan, written, ui.progress)
         except KeyboardInterrupt:
-            ui.warn(f"interrupted; {written} was not written")
+            ui.warn(f"interrupted; {written} was not written" + ("; the same command continues" if chunks else ""))
             raise
         _show_result(plan, result, time.monotonic() - start)
     record(result.paths[0])
@@ -192,6 +223,20 @@ def quantize(
         print(json.dumps(_report_json(plan, result) if report else _result_json(plan, result), indent=2))
     elif report:
         print("\n".join(_report_lines(plan, result)))
+
+
+def _refined(plan: QuantizePlan, chunks: list[list[int]], target: Path) -> Result:
+    from jambacli.quantize import quantize_file
+    from jambacli.quantize.refine import refine
+
+    if plan.request.threads is not None:
+        from jambacli.kernels import set_threads
+
+        set_threads(plan.request.threads)
+    with refine(plan, chunks, target, ui.progress) as refined:
+        result = quantize_file.quantize(plan, target, ui.progress, refined.tensors)
+        refined.close()
+    return result
 
 
 def _parsed(option: str, parse: Callable[[str], T], text: str) -> T:

@@ -26,12 +26,12 @@ def sensitivity_from(
     path: Path,
     file: GGUFFile,
     imatrix: Imatrix | None,
-    text: Path | None,
+    texts: list[Path] | None,
     tokens: str,
     types: str | None,
     threads: int | None,
 ) -> Sensitivity:
-    """The sensitivities in ``path``; what it lacks is measured on ``text`` and written to it."""
+    """The sensitivities in ``path``; what it lacks is measured on ``texts`` and written to it."""
     from jambacli.evaluation import sensitivity as s
     from jambacli.quantize.sensitivity import read_sensitivity, weights_id, write_sensitivity
 
@@ -45,7 +45,7 @@ def sensitivity_from(
     from jambacli.api import Jamba
 
     model = Jamba.load(file.path, device="cpu", threads=threads, progress=ui.loading)
-    windows = _windows(model, text, parse_size(tokens, "--calibration-tokens"))
+    windows = _windows(model, texts, parse_size(tokens, "--calibration-tokens"))
     start = s.new_sensitivity(file, windows, formats, imatrix)
     if known is not None:
         if not known.same_measurement(start):
@@ -55,9 +55,9 @@ def sensitivity_from(
             )
         start = known
     cost = s.cost(model.model, windows, wanted)
-    roundings = sum(map(len, wanted.values()))
+    roundings, tensors = counted(sum(map(len, wanted.values())), "rounding"), counted(len(wanted), "tensor")
     ui.note(
-        f"measuring {counted(roundings, 'rounding')} of {counted(len(wanted), 'tensor')} on {start.tokens:,} tokens: the work "
+        f"measuring {roundings} of {tensors} on {start.tokens:,} tokens: the work "
         f"of reading {cost.tokens:,} tokens, {format_bytes(cost.memory)} of memory; {path} keeps what is done"
     )
     begun = time.monotonic()
@@ -81,10 +81,11 @@ def _formats(types: str | None) -> tuple[str, ...]:
     return tuple(fmt for fmt in CANDIDATES if fmt in wanted)
 
 
-def _windows(model: Jamba, text: Path | None, tokens: int) -> Sequence[Window]:
+def _windows(model: Jamba, texts: list[Path] | None, tokens: int) -> Sequence[Window]:
     from jambacli import data
     from jambacli.evaluation.sensitivity import scored_windows
 
-    ids = model.tokenizer.encode(data.calibration_text() if text is None else read_text(text))
+    text = "\n".join(read_text(path) for path in texts) if texts else data.calibration_text()
+    ids = model.tokenizer.encode(text)
     bos = model.tokenizer.bos_id if model.tokenizer.add_bos else None
     return scored_windows(ids[:tokens], bos, _CTX)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from jambacli.errors import JambaError
 from jambacli.kernels.kv_blocks import ROTATED, type_of_rows
+from jambacli.kernels.low_rank import adapted, low_of
 from quant.formats import QTensor
 
 # Rows of a quantized matrix are dequantized this many bytes at a time; the whole output matrix of the 3B would take 0.67 GB.
@@ -53,7 +54,7 @@ def select_rows(w: QTensor, start: int, stop: int) -> QTensor:
 def expert(w: QTensor, index: int) -> QTensor:
     """A view of one expert's matrix [out, in] in a stacked weight [experts, out, in]."""
     one = select_rows(w, index, index + 1)
-    return QTensor(one.data, one.format, one.shape[1:], one.scale)
+    return adapted(QTensor(one.data, one.format, one.shape[1:], one.scale), tuple(p.expert(index) for p in low_of(w)))
 
 
 def embed(ids: torch.Tensor, w: QTensor) -> torch.Tensor:
@@ -69,7 +70,18 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 def linear(x: torch.Tensor, w: QTensor) -> torch.Tensor:
-    """x @ w.T for x float32 [T, in] and w [out, in] in any format: float32 [T, out]."""
+    """x @ w.T for x float32 [T, in] and w [out, in] in any format, plus w's adapters: float32 [T, out]."""
+    return add_adapters(_product(x, w), x, w)
+
+
+def add_adapters(out: torch.Tensor, x: torch.Tensor, w: QTensor) -> torch.Tensor:
+    """``out``, the product of x and the weight w itself, plus what w's adapters add to it."""
+    for low in low_of(w):
+        out = out + low.product(x, w.shape[0])
+    return out
+
+
+def _product(x: torch.Tensor, w: QTensor) -> torch.Tensor:
     if w.format.name == "f32":
         return x @ dequantize(w).T
     n_out, n_in = w.shape

@@ -21,6 +21,7 @@ from jambacli.errors import JambaError, UsageError
 from jambacli.hardware.huge_pages import prefer_huge_pages
 from jambacli.kernels.kv_blocks import BLOCK_BYTES, row_length
 from jambacli.model.config import JambaConfig, check_kv_type
+from jambacli.model.lora import NO_ADAPTERS, AdapterSet
 
 KV_DTYPES: dict[str, torch.dtype] = {
     "f32": torch.float32,
@@ -136,9 +137,10 @@ class SequenceState:
         kv_device: torch.device | str | None = None,
         *,
         precise: bool = False,
+        adapters: AdapterSet = NO_ADAPTERS,
     ) -> None:
         """``kv_device``: device of keys and values if not ``device`` (host memory for a model on a GPU). ``precise``:
-        decode with 15-bit activations, see DeviceOptions; states of the two modes differ.
+        decode with 15-bit activations, see DeviceOptions; states of the two modes differ. ``adapters``: those it is computed with.
 
         Raises UsageError for an unknown ``kv_type`` or a ``ctx`` below 1, UnsupportedError for a KV type that does not
         fit the model's heads.
@@ -152,6 +154,7 @@ class SequenceState:
         self.head_dim = config.head_dim
         self.kv_type = kv_type
         self.precise = precise
+        self.adapters = adapters
         self.device = torch.device(device)
         self.position = 0
         self.kv_tokens = 0

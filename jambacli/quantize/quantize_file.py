@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +31,7 @@ from jambacli.quantize.recipes import Choice, Facts, Recipe, RecipeOptions
 from quant.formats import FLOATS, get_format
 from quant.native import NonFiniteRowError
 from quant.overflow import overflowed_row
+from quant.refine_rows import search_rows
 from quant.rows import Rows
 
 if TYPE_CHECKING:
@@ -42,6 +44,14 @@ if TYPE_CHECKING:
 _READ_AHEAD = 16  # panels: enough to keep a disk busy, few enough to stay in the page cache
 QUANTIZATION_VERSION = 2
 _IMATRIX_KEY_BYTES = 127  # the longest string in llama.cpp's metadata overrides
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """That blocks are to be refined: the names of the calibration texts and their ``tokens``; 0: by the imatrix alone."""
+
+    datasets: tuple[str, ...] = ()
+    tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,12 +75,13 @@ class Request:
     sensitivity: Sensitivity | None = None
     """What the choice is based on; None for figures by kind of tensor."""
 
+    fold: Fold | None = None
+    refinement: Refinement | None = None
+
     @property
     def chooses(self) -> bool:
         """Whether formats are chosen by their divergence."""
         return self.recipe.allocated or self.size is not None or self.target is not None
-
-    fold: Fold | None = None
 
 
 @dataclass(frozen=True)
@@ -224,8 +235,15 @@ def _allocated(
     return chosen, request, allocation
 
 
-def quantize(plan: QuantizePlan, output: Path, progress: Progress = no_progress) -> Result:
+def quantize(
+    plan: QuantizePlan,
+    output: Path,
+    progress: Progress = no_progress,
+    refined: Mapping[str, np.ndarray] | None = None,
+) -> Result:
     """Write the quantized model to ``output`` (or its parts); with ``report``, measure the error of each tensor.
+
+    ``refined``: blocks of tensors that are written as they are, uint8 [bytes] by name (``quantize.refine``).
 
     JambaError for an output that exists (without ``force``) or is the input, for a NaN or an infinity (naming tensor and
     row), for weights too large for their format, and for a full disk. After an error or an interrupt, no part of the output
@@ -253,7 +271,7 @@ def quantize(plan: QuantizePlan, output: Path, progress: Progress = no_progress)
                     ahead = panels[i + _READ_AHEAD]
                     source.advise(ahead.name, ahead.start, ahead.stop, needed=True)
                 buffer = out.take()
-                error = _quantize_panel(plan, panel, buffer)
+                error = _quantize_panel(plan, panel, buffer, refined or {})
                 out.write(buffer, panel.pieces(), panel.stop - panel.start)
                 source.advise(panel.name, panel.start, panel.stop, needed=False)
                 if error:
@@ -262,7 +280,9 @@ def quantize(plan: QuantizePlan, output: Path, progress: Progress = no_progress)
         return Result(tuple(writer.paths), errors)
 
 
-def _quantize_panel(plan: QuantizePlan, panel: Panel, buffer: np.ndarray) -> ErrorStats | None:
+def _quantize_panel(
+    plan: QuantizePlan, panel: Panel, buffer: np.ndarray, refined: Mapping[str, np.ndarray]
+) -> ErrorStats | None:
     source, request = plan.source, plan.request
     folded = request.fold is not None and request.fold.changes(panel.name)
     rows = _source_rows(source, panel)
@@ -271,7 +291,15 @@ def _quantize_panel(plan: QuantizePlan, panel: Panel, buffer: np.ndarray) -> Err
     scale = buffer[panel.scales_start : panel.buffer_bytes].view("<f4") if panel.target.name == "i8" else None
     out = Rows(buffer[: panel.out_bytes], panel.target, panel.n, scale)
     try:
-        quant.quantize(rows, panel.target.name, panel.weights, out=out, threads=request.threads, device=request.device)
+        if panel.name in refined:
+            first = panel.first * panel.target.row_bytes(panel.n)
+            out.data[:] = refined[panel.name][first : first + panel.out_bytes]
+        else:
+            quant.quantize(
+                rows, panel.target.name, panel.weights, out=out, threads=request.threads, device=request.device
+            )
+            if request.refinement is not None and panel.weights is not None:
+                search_rows(rows, out, panel.weights, request.threads)
     except NonFiniteRowError as error:
         raise _bad_row(source, panel, error.row, "holds a NaN or an infinity") from None
     except ValueError as error:
@@ -385,6 +413,9 @@ def _output_metadata(source: GGUFFile, request: Request) -> dict[str, bytes]:
         rows.append(("quantize.imatrix.entries_count", len(imatrix.entries), "u32"))
         if imatrix.chunks:
             rows.append(("quantize.imatrix.chunks_count", imatrix.chunks, "u32"))
+    if (refinement := request.refinement) is not None and refinement.tokens:
+        rows.append(("quantize.refine.dataset", _cut(", ".join(refinement.datasets)), "str"))
+        rows.append(("quantize.refine.tokens", refinement.tokens, "u32"))
     if recipe.name == EXPERTS_INT8:
         rows.append((EXPERTS_TYPE, EXPERTS_INT8, "str"))
     if isinstance(request.fold, RotatedHeads):

@@ -88,7 +88,7 @@ class Worker:
     def _open_store(self, sequence: TokenSequence) -> PrefixCache | None:
         state = sequence.state
         try:
-            weights = self.model.weights
+            weights = self.model.weights_with(state.adapters)
             return PrefixCache(PrefixStore(), state_spaces(weights.name, state), state.layout, weights.in_use)
         except JambaError as error:
             self.model.say_unstored(error)

@@ -241,7 +241,7 @@ class ExpertsStep(Step):
         n_experts, hidden = router.shape
         if any(w.shape[0] != n_experts for w in (gate, up, down)):
             raise ValueError(f"the router has {n_experts} experts; gate, up and down do not")
-        scores = Matrix(address(router), None, n_experts, hidden, hidden * 4, 0, 0)
+        scores = Matrix(address(router), None, n_experts, hidden, hidden * 4, 0, 0, None)
         struct = _Experts(_input(norm, eps), scores, matrix(gate), matrix(up), matrix(down), n_experts, top_k)
         super().__init__(struct, norm, router, gate, up, down)
 

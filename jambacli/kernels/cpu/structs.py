@@ -9,6 +9,7 @@ import ctypes
 from typing import TYPE_CHECKING
 
 from jambacli.kernels.kv_blocks import type_of_rows
+from jambacli.kernels.low_rank import AdaptedTensor, LowRankStruct
 from quant.formats import FORMATS
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ class Matrix(ctypes.Structure):
         ("cols", ctypes.c_int64),
         ("row_bytes", ctypes.c_int64),
         ("type", ctypes.c_int32),
-        ("reserved", ctypes.c_int32),
+        ("n_low", ctypes.c_int32),
+        ("low", ctypes.POINTER(LowRankStruct)),
     ]
 
 
@@ -49,7 +51,7 @@ def matrix(w: QTensor) -> Matrix:
         w.shape[-1],
         w.format.row_bytes(w.shape[-1]),
         w.format.ggml_type,
-        0,
+        *((len(w.low), w.structs) if isinstance(w, AdaptedTensor) else (0, None)),
     )
 
 

@@ -49,6 +49,8 @@ static inline Status check_matrix(const Matrix& w) {
     if (w.rows <= 0 || w.cols <= 0 || w.cols % info.values || w.row_bytes != w.cols / info.values * info.bytes)
         return kBadShape;
     if (!w.data || (w.type == kI8) != (w.scale != nullptr)) return kBadShape;
+    for (int32_t i = 0; i < w.n_low; ++i)
+        if (w.low[i].rank <= 0 || w.low[i].b_stride < w.rows || w.low[i].b_stride % 32) return kBadShape;
     return kOk;
 }
 

@@ -189,6 +189,8 @@ void attention_step(Team* team, const Run& run, const AttentionStep& s, int64_t 
     float* partial_values = scratch.take<float>(partial_rows * depth);
     const ActBuffer attended = take_act(scratch, m, q_rows, rounding_for({&s.out}));
     float* products = scratch.take<float>(m * s.out.rows);
+    const LowProduct low_q = take_low(scratch, s.q, m), low_k = take_low(scratch, s.k, m), low_v = take_low(scratch, s.v, m);
+    const LowProduct low_out = take_low(scratch, s.out, m);
     float* work = nullptr;
     Attending* parts = nullptr;
     for (int i = 0; i < run.threads; ++i) {
@@ -206,16 +208,20 @@ void attention_step(Team* team, const Run& run, const AttentionStep& s, int64_t 
         at += span.tokens * s.n_heads * pieces;
     }
 
+    low_shared(*team, k, {low_q, low_k, low_v}, input, m);
     // q, k and v as one range of rows; a chunk may span two of them.
     const int64_t rows = q_rows + 2 * kv_rows;
     team->chunks(rows, chunk_rows(s.q.row_bytes, rows, team->size, 4), [&](int64_t begin, int64_t end) {
-        const auto part = [&](const Matrix& w, int64_t offset, float* out) {
+        const auto part = [&](const LowProduct& low, int64_t offset, float* out) {
+            const Matrix& w = *low.w;
             const int64_t r0 = std::max(begin - offset, int64_t{0}), r1 = std::min(end - offset, w.rows);
-            if (r0 < r1) k.gemv[w.type](rows_of(w), input.view(), nullptr, static_cast<int>(m), r0, r1, out, w.rows);
+            if (r0 >= r1) return;
+            k.gemv[w.type](rows_of(w), input.view(), nullptr, static_cast<int>(m), r0, r1, out, w.rows);
+            add_low(k, low, 0, m, 0, r0, r1, out, w.rows);
         };
-        part(s.q, 0, q);
-        part(s.k, q_rows, new_k);
-        part(s.v, q_rows + kv_rows, new_v);
+        part(low_q, 0, q);
+        part(low_k, q_rows, new_k);
+        part(low_v, q_rows + kv_rows, new_v);
     });
     team->barrier();
 
@@ -269,7 +275,7 @@ void attention_step(Team* team, const Run& run, const AttentionStep& s, int64_t 
         for (int64_t t = 0; t < m && part.begin < part.end; ++t) quantize_part(k, attended, t, q_rows, part.begin, part.end);
         team->barrier();
     }
-    step_output(*team, run, s.out, attended, products);
+    step_output(*team, run, low_out, attended, products);
 }
 
 }  // namespace jamba

@@ -121,6 +121,8 @@ struct InnerKernels {
     void (*add)(float* x, const float* y, int64_t n);
     // y += w * x
     void (*add_scaled)(float* y, const float* x, float w, int64_t n);
+    // c [16, 16] += the sum over k < rank of p[k * p_stride + i] * q[k * q_stride + j], in the order of k.
+    void (*add_outer)(float* c, const float* p, int64_t p_stride, const float* q, int64_t q_stride, int64_t rank);
     // One token through channels [c0, c1): x [d_inner] in, silu(conv + bias) out; state [d_inner, d_conv - 1] moves on.
     void (*conv_step)(const MambaShape& s, const float* x, const float* weight, const float* bias, float* state,
                       int64_t c0, int64_t c1, float* out);

@@ -29,11 +29,14 @@ ActBuffer step_input(Team* team, const Run& run, const Input& input, const int32
     return a;
 }
 
-void step_output(Team& team, const Run& run, const Matrix& out, const ActBuffer& a, float* products) {
+void step_output(Team& team, const Run& run, const LowProduct& low, const ActBuffer& a, float* products) {
+    const Matrix& out = *low.w;
     const int64_t n = out.rows;
+    low_shared(team, *run.k, {low}, a, run.m);
     team.chunks(n, chunk_rows(out.row_bytes, n, team.size, 4), [&](int64_t r0, int64_t r1) {
         float* to = run.y ? run.y : products;
         run.k->gemv[out.type](rows_of(out), a.view(), nullptr, static_cast<int>(run.m), r0, r1, to, n);
+        add_low(*run.k, low, 0, run.m, 0, r0, r1, to, n);
         if (!run.y)
             for (int64_t t = 0; t < run.m; ++t) run.k->add(run.x + t * n + r0, products + t * n + r0, r1 - r0);
     });

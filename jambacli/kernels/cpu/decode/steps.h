@@ -102,6 +102,6 @@ ActBuffer step_input(Team* team, const Run& run, const Input& input, const int32
                      Rounding rounding, Scratch& scratch);
 
 // Rows of `out` times the activations, added to run.x (or written to run.y), shared out over the team.
-void step_output(Team& team, const Run& run, const Matrix& out, const ActBuffer& a, float* products);
+void step_output(Team& team, const Run& run, const LowProduct& out, const ActBuffer& a, float* products);
 
 }  // namespace jamba
