@@ -28,6 +28,9 @@ from quant.quantize_blocks import quantize
 from quant.refine_blocks import can_refine, search, solve
 from quant.rows import row_name
 
+#: ``each(work, items)``: work on every item.
+Each = Callable[[Callable[[int], None], Iterable[int]], None]
+
 COLUMNS = 256
 _ROWS = 512
 _TILE = 512
@@ -61,8 +64,9 @@ def second_moments(inputs: Tensor, threads: int | None = None) -> Tensor:
         part = inputs[:, first : first + _TILE]
         torch.matmul(part.T, inputs[:, first:], out=out[first : first + _TILE, first:])
 
-    _each(range(0, n, _TILE), tile, threads)
-    return out.div_(max(1, len(inputs)))
+    with _workers(threads) as each:
+        each(tile, range(0, n, _TILE))
+        return out.div_(max(1, len(inputs)))
 
 
 def factorize(moments: Tensor, damping: float = DAMPING, threads: int | None = None) -> Curvature:
@@ -71,23 +75,24 @@ def factorize(moments: Tensor, damping: float = DAMPING, threads: int | None = N
     Columns without inputs are damped alone; without any, every column weighs the same. More is added where float32 does not
     suffice. Raises ValueError for moments that are not finite.
     """
-    importance = moments.diagonal().clone()
-    mean = float(importance.double().mean())
-    if not torch.isfinite(moments).all() or bool((importance < 0).any()):
-        raise ValueError("the second moments are not finite")
-    if mean <= 0:
-        importance = torch.ones_like(importance)
-        return Curvature(torch.eye(len(importance)), importance)
-    for more in (1, 10, 100, 1000):
-        triangle = moments.triu()
-        triangle.diagonal().add_(mean * damping * more)
-        with contextlib.suppress(torch.linalg.LinAlgError):
-            _cholesky(triangle, threads)
-            return Curvature(triangle, importance)
-    raise ValueError("the second moments cannot be factorized")
+    with _workers(threads) as each:
+        importance = moments.diagonal().clone()
+        mean = float(importance.double().mean())
+        if not torch.isfinite(moments).all() or bool((importance < 0).any()):
+            raise ValueError("the second moments are not finite")
+        if mean <= 0:
+            importance = torch.ones_like(importance)
+            return Curvature(torch.eye(len(importance)), importance)
+        for more in (1, 10, 100, 1000):
+            triangle = moments.triu()
+            triangle.diagonal().add_(mean * damping * more)
+            with contextlib.suppress(torch.linalg.LinAlgError):
+                _cholesky(triangle, each)
+                return Curvature(triangle, importance)
+        raise ValueError("the second moments cannot be factorized")
 
 
-def _cholesky(h: Tensor, threads: int | None) -> None:
+def _cholesky(h: Tensor, each: Each) -> None:
     """Replace the upper triangular part of H by R with R R' = H, from the last block of columns to the first."""
     n = len(h)
     for first in reversed(range(0, n, COLUMNS)):
@@ -98,15 +103,25 @@ def _cholesky(h: Tensor, threads: int | None) -> None:
         h[first:last, first:last] = own
         if not first:
             break
-        h[:first, first:last] @= torch.linalg.inv(own).T.float()
+        inverse = _inverse(own).T.float()
         above = h[:first, first:last]
+
+        def solve(top: int, above: Tensor = above, inverse: Tensor = inverse) -> None:
+            above[top : top + _TILE] = above[top : top + _TILE] @ inverse
+
+        each(solve, range(0, first, _TILE))
 
         def tile(top: int, above: Tensor = above, first: int = first) -> None:
             bottom = min(top + _TILE, first)
             h[top:bottom, top:first] -= above[top:bottom] @ above[top:].T
 
-        _each(range(0, first, _TILE), tile, threads)
+        each(tile, range(0, first, _TILE))
     h.triu_()
+
+
+def _inverse(upper: Tensor) -> Tensor:
+    """Of an upper triangular matrix."""
+    return torch.linalg.solve_triangular(upper, torch.eye(len(upper), dtype=upper.dtype), upper=True)
 
 
 @dataclass(frozen=True)
@@ -128,7 +143,7 @@ def _blocks(curvature: Curvature) -> list[_Block]:
         exact = curvature.triangle[start:stop, start:stop].double()
         # What a column's error costs when the columns after it are free to make up for it.
         weights = exact.diagonal().square().float().contiguous()
-        own, inverse = exact.float().contiguous(), torch.linalg.inv(exact).float().contiguous()
+        own, inverse = exact.float().contiguous(), _inverse(exact).float().contiguous()
         found.append(_Block(start, stop, own, inverse, (exact @ exact.T).float().contiguous(), weights))
     return found
 
@@ -157,17 +172,23 @@ def refine(
     if not can_refine(fmt) or n != curvature.n:
         raise ValueError(f"cannot refine rows of {n} values in {form.name} for {curvature.n} inputs")
     out = torch.empty(rows, form.row_bytes(n), dtype=torch.uint8) if out is None else out
+    with _workers(threads) as each:
+        _refine_panels(weights, form.name, curvature, out, each)
+    return out
+
+
+def _refine_panels(weights: Tensor, fmt: str, curvature: Curvature, out: Tensor, each: Each) -> None:
+    rows, n = weights.shape
     blocks = _blocks(curvature)
 
     def panel(first: int) -> None:
         part = weights[first : first + _ROWS].float()
         try:
-            out[first : first + _ROWS] = _refine_rows(part, form.name, curvature, blocks)
+            out[first : first + _ROWS] = _refine_rows(part, fmt, curvature, blocks)
         except NonFiniteRowError as error:
             raise NonFiniteRowError(first + error.row, row_name(first + error.row, (rows, n))) from None
 
-    _each(range(0, rows, _ROWS), panel, threads)
-    return out
+    each(panel, range(0, rows, _ROWS))
 
 
 def _refine_rows(w: Tensor, fmt: str, curvature: Curvature, blocks: list[_Block]) -> Tensor:
@@ -198,18 +219,23 @@ def row_errors(weights: Tensor, blocks: Tensor, fmt: str, curvature: Curvature) 
     return (off @ curvature.triangle.double()).square().sum(1)
 
 
-def _each(items: Iterable[int], work: Callable[[int], None], threads: int | None) -> None:
-    """``work`` on every item, on several threads; each computes with one of torch's."""
-    with _single_threaded(threads or default_threads()) as pool:
-        for _ in pool.map(work, items):
-            pass
-
-
 @contextlib.contextmanager
-def _single_threaded(threads: int) -> Iterator[ThreadPoolExecutor]:
+def _workers(threads: int | None) -> Iterator[Each]:
+    """``each(work, items)`` on several threads. They and this one compute with one of torch's threads: with more, small
+    products would wait for each other, and sums could be taken in another order."""
     before = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield pool
+        with ThreadPoolExecutor(threads or default_threads(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+
+            def each(work: Callable[[int], None], items: Iterable[int]) -> None:
+                found = list(items)
+                if len(found) == 1:
+                    work(found[0])
+                    return
+                for _ in pool.map(work, found):
+                    pass
+
+            yield each
     finally:
         torch.set_num_threads(before)

@@ -20,9 +20,9 @@ def check(refine: bool, calibration: list[Path] | None, tokens: int | None, imat
     for option, value in (("calibration", calibration), ("refine_tokens", tokens)):
         if value is not None and not refine:
             remedy = "give {refine} or {sensitivity} too" if option == "calibration" else "give {refine} too"
-            raise UsageError("has no effect alone", field=option, remedy=remedy)
+            raise UsageError("has no effect by itself", field=option, remedy=remedy)
     if refine and device != "cpu":
-        raise UsageError("refines on the CPU only", field="refine", remedy="leave out {device}")
+        raise UsageError("works on the CPU only", field="refine", remedy="leave out {device}")
     if refine and imatrix is not None and tokens is not None and calibration is None:
         raise UsageError(
             "has no effect where an imatrix alone is used", field="refine_tokens", remedy="use {calibration}"
@@ -38,7 +38,9 @@ def chunks_of(
     from jambacli.quantize.refine import spread
     from jambacli.text.tokenizer import Tokenizer
 
+    tokens = TOKENS if tokens is None else tokens
     names = tuple(str(path) for path in calibration or ()) or ("built in",)
     texts = [read_text(path) for path in calibration] if calibration else [data.calibration_text()]
-    chunks, _ = imatrix_collect.chunks_of(Tokenizer(file.metadata, file.path.name), texts)
-    return spread(chunks, TOKENS if tokens is None else tokens), names
+    size = min(imatrix_collect.CHUNK, tokens)
+    chunks, _ = imatrix_collect.chunks_of(Tokenizer(file.metadata, file.path.name), texts, size)
+    return spread(chunks, tokens), names
