@@ -65,7 +65,11 @@ FRONT_ENDS = ("jambacli.cli", "jambacli.__main__", "jambacli.ui", "jambacli.comm
               "jambacli.chat.terminal", "jambacli.server", "jambacli.gpu_check", "quant.native.build")  # fmt: skip
 
 #: Modules that pass flags to other programs.
-OTHER_PROGRAMS = ("jambacli.evaluation.llama_cpp", "jambacli.documents.extract.tesseract")
+OTHER_PROGRAMS = (
+    "jambacli.engine.serving_plan",
+    "jambacli.evaluation.llama_cpp",
+    "jambacli.documents.extract.tesseract",
+)
 
 _FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 

@@ -13,6 +13,7 @@ from jambacli.commands import options as o
 from jambacli.commands.load import model_path
 
 if TYPE_CHECKING:
+    from jambacli.engine.serving_plan import ServingPlan
     from jambacli.gguf.summary import Summary
     from jambacli.runtime.memory_plan import MemoryPlan
 
@@ -30,7 +31,18 @@ def show(
         typer.Option("--ctx", "-c", help="Context length to plan memory for, e.g. 256k; default: the model's."),
     ] = None,
     chat_template: t.ChatTemplateFile = None,
-    kv_type: Annotated[str, typer.Option("--kv-type", help="Keys and values as f16, bf16, f32 or q8_0.")] = "f16",
+    kv_type: Annotated[
+        str, typer.Option("--kv-type", help="Keys and values as f16, bf16, f32, q8_0, q5_1 or q4_0.")
+    ] = "f16",
+    serve: Annotated[
+        int | None,
+        typer.Option(
+            "--serve",
+            min=1,
+            metavar="USERS",
+            help="Plan for so many users at a time, with --ctx each, and print the command of vLLM for them.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show what a model is, layer by layer, and what a context length costs on this machine."""
@@ -59,12 +71,39 @@ def show(
         devices(),
         summary.tensors,
     )
+    serving = None if serve is None else _serving(summary, plan, serve)
     if as_json:
-        print(json.dumps(_as_json(summary, plan), indent=2))
+        found = _as_json(summary, plan)
+        if serving is not None:
+            found["serving"] = {"served": serving.served, **dataclasses.asdict(serving)}
+        print(json.dumps(found, indent=2))
         return
     from jambacli.commands.show_page import print_page
 
-    print_page(summary, plan)
+    print_page(summary, plan, serving)
+
+
+def _serving(summary: Summary, plan: MemoryPlan, users: int) -> ServingPlan:
+    """The plan for several users; vLLM loads the original checkpoint, or what ``export`` writes."""
+    from jambacli.engine.serving_plan import serving_plan
+
+    about, template = summary.about, summary.template
+    if summary.path.is_dir():
+        repository = str(summary.path)
+    else:
+        repository = about.get("source") or about.get("base_model") or f"./{summary.path.stem}-hf"
+    return serving_plan(
+        summary.config,
+        plan.weights,
+        users,
+        plan.ctx,
+        plan.kv_type,
+        [fit.device for fit in plan.fits],
+        repository=repository,
+        name=summary.path.stem,
+        family=template.family if template else "",
+        handles=template.handles if template else (),
+    )
 
 
 def _with_template(summary: Summary, given: str | None) -> Summary:

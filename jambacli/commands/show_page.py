@@ -10,10 +10,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from jambacli.engine.serving_plan import ServingPlan
 from jambacli.gguf.summary import Group, Summary, size_label
 from jambacli.model.config import JambaConfig
 from jambacli.runtime.memory_plan import DeviceFit, MemoryPlan
-from jambacli.units import format_bytes, format_context, format_count, format_seconds
+from jambacli.units import counted, format_bytes, format_context, format_count, format_seconds
 
 # (attention, MoE) -> glyph, ASCII glyph, colour, meaning.
 _LAYERS = {
@@ -28,13 +29,14 @@ _VERDICTS = {
     "experts in RAM": ("yellow", "~", "with {offload} of the experts in RAM"),
     "from disk": ("red", "✗", "too small{what} would be read from disk repeatedly, which is slow"),
     "too big": ("red", "✗", "too small by {short}"),
+    "unsupported": ("red", "✗", "does not take this type of keys and values"),
 }
 _MARGIN = 10
 _NARROWEST = 20
 _ROOM_FOR_BARS = 64  # with fewer columns, bars would leave too little room for the numbers
 
 
-def print_page(summary: Summary, plan: MemoryPlan) -> None:
+def print_page(summary: Summary, plan: MemoryPlan, serving: ServingPlan | None = None) -> None:
     """Print the whole page to standard output, in colour on a terminal and plain into a pipe."""
     console = Console(highlight=False, markup=False, emoji=False)
     page = _Page(console)
@@ -44,6 +46,8 @@ def print_page(summary: Summary, plan: MemoryPlan) -> None:
         _facts(page, summary)
         _weights(page, summary)
         _memory(page, summary, plan)
+        if serving is not None:
+            _serving(page, serving)
     sys.stdout.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
     sys.stdout.flush()
 
@@ -235,6 +239,32 @@ def _memory(page: _Page, s: Summary, plan: MemoryPlan) -> None:
         _device(page, plan, fit)
 
 
+def _serving(page: _Page, plan: ServingPlan) -> None:
+    """What this machine does for several users, and the command of an engine that does more."""
+    users = counted(plan.users, "user")
+    page.print()
+    page.print(Text(f"{users} with {format_context(plan.ctx)} tokens of context each", style="dim"))
+    for device in plan.devices:
+        if not device.at_once:
+            page.print(f"{device.device.name}: the model and one context do not fit in what is free")
+            continue
+        waiting = max(0, plan.users - device.at_once)
+        text = f"{device.device.name}: {device.at_once} at a time"
+        text += f", {waiting} of {users} wait" if waiting else ", all of them"
+        if device.read_seconds is not None and device.per_hour is not None:
+            text += f"; reading one whole context takes {format_seconds(device.read_seconds)}"
+            text += f", about {device.per_hour:,.1f} an hour; what was read before is not read again"
+        page.print(text)
+    other = plan.handover
+    if other is None:
+        page.print("no number of GPUs of 80 GB that this program knows of serves them")
+        return
+    where = f"{counted(other.gpus, 'GPU')} of {format_bytes(other.gpu_bytes)}"
+    where += f" in {counted(other.nodes, 'machine')}, joined with Ray" if other.nodes > 1 else ""
+    page.print(f"{'more' if plan.served else 'all of them'} on {where}, with vLLM (docs/scaling.md):")
+    page.print(f"  {other.command}")
+
+
 def _per_token(nbytes: int) -> str:
     return f"{nbytes / 1024:.4g} KiB" if nbytes >= 1024 else f"{nbytes} B"
 
@@ -272,6 +302,6 @@ def _device(page: _Page, plan: MemoryPlan, fit: DeviceFit) -> None:
 
 
 def _longest(page: _Page, label: str, largest: Mapping[str, int]) -> None:
-    best = [f"{format_context(n)} in {name}" for name, n in largest.items() if n and name in ("f16", "q8_0")]
+    best = [f"{format_context(n)} in {name}" for name, n in largest.items() if n and name in ("f16", "q8_0", "q4_0")]
     if best:
         page.print(f"  {label}: {', '.join(best)}")

@@ -125,6 +125,11 @@ def load_gguf_on(
         kv_type=kv_type,
         source=file,
     )
+    if model.device.type == "cpu":
+        from jambacli.runtime.lora import Variants
+
+        adapt = Variants(lambda get: build(config(), get, source=file), file.qtensor)
+        model = dataclasses.replace(model, adapt=adapt)
     return with_mode(model, options)
 
 

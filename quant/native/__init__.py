@@ -14,7 +14,7 @@ from pathlib import Path
 
 from quant.native.shared_library import SharedLibrary, load
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 
 
 class NonFiniteRowError(ValueError):
@@ -35,6 +35,11 @@ def library() -> SharedLibrary | None:
             "quant_quantize_rows": [i32, i32, address, i64, i64, address, address, i32],
             "quant_quantize_int8_rows": [i32, address, i64, i64, address, address, i32],
             "quant_dequantize_rows": [i32, i32, address, i64, i64, address, i32],
+            "quant_search_rows": [i32, address, i64, i64, address, address, i32],
+            "quant_solve_block": [
+                *(i32, address, i64, i64, i64, address, address, address, i64),
+                *(i32, address, i64, address, i64, i32),
+            ],
         }.items():
             getattr(lib.functions, name).argtypes = arguments
             getattr(lib.functions, name).restype = i64
@@ -108,6 +113,41 @@ def quantize_rowwise_int8(
         lib,
         lib.functions.quant_quantize_int8_rows(src_type, src, rows, n, levels, scale, threads or default_threads()),
     )
+
+
+def can_refine(ggml_type: int) -> bool:
+    """Whether the library is built and refines blocks of this GGML type."""
+    lib = library()
+    return lib is not None and bool(lib.functions.quant_can_refine(ggml_type))
+
+
+def search_rows(
+    ggml_type: int, x: int, rows: int, n: int, weights: int, blocks: int, threads: int | None = None
+) -> None:
+    """Improve the blocks [rows, row bytes] at ``blocks``, in place, for the error weighted with float32 [n] at ``weights``.
+
+    ``x`` is the address of the values, float32 [rows, n]. The errors are those of ``quantize``.
+    """
+    lib = _library()
+    _check(lib, lib.functions.quant_search_rows(ggml_type, x, rows, n, weights, blocks, threads or default_threads()))
+
+
+def solve_block(
+    ggml_type: int,
+    x: tuple[int, int],
+    shape: tuple[int, int],
+    S: int,
+    R: int | None,
+    gradient: tuple[int | None, int],
+    rounds: int,
+    blocks: tuple[int, int],
+    values: tuple[int | None, int],
+    threads: int | None = None,
+) -> None:
+    """``quant_solve_block`` of refine_rows.cpp: arrays are (address, distance between rows), ``shape`` is (rows, columns)."""
+    lib = _library()
+    run = lib.functions.quant_solve_block
+    _check(lib, run(ggml_type, *x, *shape, S, R, *gradient, rounds, *blocks, *values, threads or default_threads()))
 
 
 def _library() -> SharedLibrary:

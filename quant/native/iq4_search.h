@@ -46,7 +46,7 @@ LANE_FN vi nearest_level(vf x) {
 }
 
 // x and w: [32] values and weights. The factor that explains most, 0 for negligible values.
-static __attribute__((noinline)) vf fit_grid(const vf *x, const vf *w) {
+static inline __attribute__((noinline)) vf fit_grid(const vf *x, const vf *w) {
     struct Choice {
         vf boundary, low_x, high_x, low_q, high_q;
     };

@@ -34,6 +34,24 @@ struct Codec {
     DequantizeRows dequantize;
 };
 
+// A descent of the rows of one column block: see refine_solve.h and quant_solve_block.
+struct SolveTask {
+    int columns, rounds;
+    const float *x, *S, *R, *gradient;  // R, gradient and values may be null
+    uint8_t *blocks;
+    float *values;
+    int64_t x_stride, gradient_stride, blocks_stride, values_stride;  // between rows: elements, or bytes of blocks
+};
+
+// The refinements of one format at one level. A table of them ends at ggml_type -1.
+struct Refiner {
+    int ggml_type, sub_block, columns;  // columns: of one block
+    // x: [rows, n]; w: [n]; blocks: [rows, row bytes], improved in place.
+    void (*search)(const float *x, int64_t rows, int64_t n, const float *w, uint8_t *blocks);
+    // sums: [sub-blocks, columns], the sums of S over the rows of each sub-block.
+    void (*solve)(const SolveTask &task, const float *sums, int64_t first_row, int64_t rows);
+};
+
 // What rows.cpp itself does with panels, at one level.
 struct PanelOps {
     void (*widen_f16)(const uint16_t *src, int64_t count, float *dst);
@@ -56,6 +74,7 @@ struct PanelOps {
     namespace level {                                            \
     extern const Codec legacy_codecs[], iq4_codecs[], kq_codecs[]; \
     extern const PanelOps panel_ops;                             \
+    extern const Refiner refiners[];                             \
     }
 QUANT_LEVELS(LEVEL)
 #undef LEVEL
@@ -64,5 +83,7 @@ QUANT_LEVELS(LEVEL)
 QuantizeRows find_quantizer(int ggml_type);
 DequantizeRows find_dequantizer(int ggml_type);
 const PanelOps &panel_ops();
+// Null for a type without one.
+const Refiner *find_refiner(int ggml_type);
 
 }  // namespace quant

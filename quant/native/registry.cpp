@@ -38,6 +38,21 @@ DequantizeRows find_dequantizer(int ggml_type) {
     return codec ? codec->dequantize : nullptr;
 }
 
+const Refiner *find_refiner(int ggml_type) {
+    struct Refiners {
+        const Refiner *first;
+    };
+#define LEVEL(level) static const Refiners level##_refiners{level::refiners};
+    QUANT_LEVELS(LEVEL)
+#undef LEVEL
+#define LEVEL(level) {Isa::level, &level##_refiners},
+    static const Variant<Refiners> variants[] = {QUANT_LEVELS(LEVEL)};
+#undef LEVEL
+    for (const Refiner *r = choose(variants).first; r->ggml_type >= 0; ++r)
+        if (r->ggml_type == ggml_type) return r;
+    return nullptr;
+}
+
 const PanelOps &panel_ops() {
 #define LEVEL(level) {Isa::level, &level::panel_ops},
     static const Variant<PanelOps> variants[] = {QUANT_LEVELS(LEVEL)};

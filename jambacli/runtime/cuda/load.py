@@ -17,7 +17,7 @@ import torch
 from jambacli.errors import JambaError
 from jambacli.kernels import Ops, choose_ops, reference_ops
 from jambacli.model.attention import Attention
-from jambacli.model.config import JambaConfig, check_kv_type
+from jambacli.model.config import JambaConfig, check_gpu_kv_type
 from jambacli.model.jamba import JambaModel, Layer
 from jambacli.model.moe import MoE
 from jambacli.runtime.cuda.memory import expert_layer, gpu_sizes, is_matrix
@@ -219,7 +219,7 @@ def load_on_gpu(
     the model does not fit, UsageError for an unknown KV type or an impossible number of layers. If memory runs out during
     the upload, the plan is made again for less.
     """
-    check_kv_type(kv_type)
+    check_gpu_kv_type(kv_type)
     limit = options.gpu_memory
     torch.cuda.set_device(device)
     while True:
