@@ -41,6 +41,9 @@ INSTRUCTIONS = {
     "q3_k": 7.9,
     "iq4_xs": 9.5,
 }
+#: The same with activations of int8, compiled for sm_90 by Triton 3.6 to 3.9, four rows per thread; Q6_K without a norm. Other
+#: formats are predicted as without int8.
+INT8_INSTRUCTIONS = {"q8_0": 2.3, "q4_0": 2.8, "q4_k": 3.2, "q6_k": 3.3, "q5_k": 4.4}
 # Formats of similar structure.
 _SIMILAR = {"q4_1": "q4_k", "iq4_nl": "iq4_xs"}
 
@@ -106,17 +109,18 @@ def instructions(fmt: str) -> float:
     return INSTRUCTIONS[fmt]
 
 
-def kernels(config: JambaConfig, quant: str, depth: int) -> list[Kernel]:
-    """The kernels of one decode step after ``depth`` tokens, with all weights on the GPU and KV in f16."""
+def kernels(config: JambaConfig, quant: str, depth: int, *, int8: bool = False) -> list[Kernel]:
+    """The kernels of one decode step after ``depth`` tokens, with all weights on the GPU and KV in f16. ``int8``: with
+    activations of int8."""
     merged: dict[Kernel, int] = {}
-    for step in _steps(config, quant, depth):
+    for step in _steps(config, quant, depth, int8):
         one = Kernel(step[0], 1, *step[1:])
         merged[one] = merged.get(one, 0) + 1
     return [replace(kernel, count=count) for kernel, count in merged.items()]
 
 
-def _steps(c: JambaConfig, quant: str, depth: int) -> Iterator[tuple[Any, ...]]:
-    from jambacli.kernels.triton.limits import SPLIT, tile_shape, turns
+def _steps(c: JambaConfig, quant: str, depth: int, int8: bool) -> Iterator[tuple[Any, ...]]:
+    from jambacli.kernels.triton.limits import INT8_ROWS, SPLIT, tile_shape, turns
     from jambacli.kernels.triton.repack import GROUP, LAYOUTS, packed_bytes
 
     found = choices(c, quant)
@@ -131,9 +135,10 @@ def _steps(c: JambaConfig, quant: str, depth: int) -> Iterator[tuple[Any, ...]]:
                 rows *= size
             stored = choice.format if choice.format in LAYOUTS else "f16"  # as ``upload`` does
             nbytes += packed_bytes(stored, rows, n) * share
-            ops += rows * n * share * instructions(stored)
+            rounded = int8 and stored in INT8_INSTRUCTIONS and choice.tensor.shape[-2] >= INT8_ROWS
+            ops += rows * n * share * (INT8_INSTRUCTIONS[stored] if rounded else instructions(stored))
             groups = -(-n // GROUP)
-            tile = tile_shape(choice.tensor.shape[-2], groups, gated=len(names) == 2)
+            tile = tile_shape(choice.tensor.shape[-2], groups, gated=len(names) == 2, int8=rounded)
             waits = max(waits, turns(groups, tile[1]))
             # A warp loads eight chunks of x, and as many of the norm's weights, for 1,024 weights per row of its threads.
             loads += rows * n * share / (1024 * tile[0] * len(names)) * (16 if norm else 8)
@@ -211,8 +216,13 @@ def table(shape: str, quant: str, depth: int) -> str:
     totals = " | ".join(f"{sum(k.count * k.seconds(gpu) for k in listed) * 1e6:.0f}" for gpu in GPUS)
     ops = sum(k.count * k.instructions for k in listed)
     lines.append(f"| all | {count} | {format_bytes(nbytes)} | {ops / 1e6:.0f} M | {totals} |")
-    for name, cycles in (("tokens/s", L1_CYCLES[0]), ("tokens/s if L1 is slow", L1_CYCLES[1])):
-        rates = (1 / (HOST + sum(k.count * k.seconds(gpu, cycles) for k in listed)) for gpu in GPUS)
+    rounded = kernels(shape_config(shape), quant, depth, int8=True)
+    for name, steps, cycles in (
+        ("tokens/s", listed, L1_CYCLES[0]),
+        ("tokens/s if L1 is slow", listed, L1_CYCLES[1]),
+        ("tokens/s with int8", rounded, L1_CYCLES[0]),
+    ):
+        rates = (1 / (HOST + sum(k.count * k.seconds(gpu, cycles) for k in steps)) for gpu in GPUS)
         lines.append(f"| {name} | | | | " + " | ".join(f"{rate:,.0f}" for rate in rates) + " |")
     return "\n".join(lines)
 

@@ -27,6 +27,8 @@ _BEGINNINGS = (
 )
 #: Cases of one kernel in one format that may be wrong before its other cases are skipped.
 ENOUGH = 3
+#: The kernel of a decode step with activations of int8, which is not needed.
+ROUNDED = ("int8",)
 #: Kernels of a decode step and of prefill; of mixtures also those after them.
 DECODE, PREFILL = ("embed", "gemv", "scan step", "attention"), ("embed", "dequantize", "norm", "convolution", "scan")
 DECODE_EXPERTS, PREFILL_EXPERTS = ("experts step",), ("experts",)
@@ -35,6 +37,8 @@ DECODE_EXPERTS, PREFILL_EXPERTS = ("experts step",), ("experts",)
 def kernel_of(case: str) -> str:
     """The kernel that a comparison of this name checks, with the format of its weights if it has one: "gemv q4_k", "scan"."""
     kernel = next((kernel for beginning, kernel in _BEGINNINGS if case.startswith(beginning)), "")
+    if " int8 " in case:  # activations of int8, not a weight's format
+        kernel = "int8"
     if not kernel:  # at real sizes: some rows times a matrix, or one
         kernel = "gemm" if " rows times " in case else "gemv"
     words = case.replace(" in bf16", "").replace(",", " ").split()  # that of the activations

@@ -17,7 +17,6 @@ import torch
 from jambacli.evaluation.synthetic import random_weight
 from jambacli.kernels import reference
 from jambacli.kernels.triton.repack import BYTES, LAYOUTS, NIBBLES, PAIRS, Packed
-from jambacli.runtime.cuda.self_check import rounded_to_int8
 from quant.formats import QTensor
 
 # Tolerances: float32 sums in another order; bf16 operands (which the interpreter truncates) summed in float32.
@@ -137,6 +136,7 @@ def tiled_product(
     from jambacli.kernels.triton.gemv import ConvStep, gemv
     from jambacli.kernels.triton.interleave import interleaved, natural, padded
     from jambacli.kernels.triton.launch import Tile
+    from jambacli.runtime.cuda.self_check import rounded_to_int8
 
     w, values = _large(fmt, n, k, device)
     x, norm, residual = (_randn(1, size, seed=seed).to(device) for size, seed in ((k, 1), (k, 2), (n, 3)))

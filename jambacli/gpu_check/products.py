@@ -11,7 +11,7 @@ import torch
 
 from jambacli.evaluation.synthetic import random_weight
 from jambacli.evaluation.timing import recorded, seconds
-from jambacli.gpu_check.needs import blocked_by
+from jambacli.gpu_check.needs import ROUNDED, blocked_by
 from jambacli.kernels.triton.interleave import interleaved, padded
 from jambacli.runtime.cuda.load import upload
 
@@ -31,8 +31,8 @@ SHAPES = (
     (8192, 2560, "gated"),
     (2560, 8192, "plain"),
 )
-#: Ways to read activations: in their usual order, and in that of decode.
-WAYS = ("natural", "interleaved")
+#: Ways to take activations: in their usual order, in that of decode, and in that of decode rounded to int8.
+WAYS = ("natural", "interleaved", "int8")
 
 
 def _weights(fmt: str, n: int, k: int, device: torch.device) -> list[Packed]:
@@ -61,7 +61,8 @@ def _launcher(
     def run() -> None:
         for i, w in enumerate(weights):
             up = weights[i - 1] if kind == "gated" else None
-            gemv(x, w, up=up, out=out, tile=tile, interleaved=not natural, placed=0 if natural else n, **options)
+            gemv(x, w, up=up, out=out, tile=tile, interleaved=not natural, placed=0 if natural else n,
+                 int8=way == "int8", **options)  # fmt: skip
 
     return run
 
@@ -74,7 +75,7 @@ def _rate(weights: list[Packed], kind: str, tile: Tile | None, way: str, device:
 
 
 def table(suite: Suite, device: torch.device, wrong: Sequence[str] = ()) -> None:
-    """Measure products with and without norm and gate, one, two and four rows per thread, and each way to read activations, for
+    """Measure products with and without norm and gate, one, two and four rows per thread, and each way to take activations, for
     two formats: which of the terms in ``estimate`` holds. Wrong kernels are not timed."""
     from jambacli.kernels.triton.launch import Tile
 
@@ -94,6 +95,9 @@ def table(suite: Suite, device: torch.device, wrong: Sequence[str] = ()) -> None
         weights = _weights(fmt, n, k, device)
         for kind in ("norm", "gated", "plain"):
             for way in WAYS:
+                if way == "int8" and (name := blocked_by(ROUNDED, (fmt,), wrong)):
+                    suite.skip_for_kernel(f"products {fmt} {kind} {way}", name)
+                    continue
                 suite.attempt(f"products {fmt} {kind} {way}", 4, partial(measure, fmt, kind, way, weights))
 
 

@@ -34,8 +34,8 @@ def _products(results: dict[str, Any]) -> list[str]:
     if not rows:
         return []
     lines = ["", "| product, GB/s | 1 row a thread | 2 | 4 |", "| --- | ---: | ---: | ---: |"]
-    for name in dict.fromkeys(f"{r['format']}, {r['kind']}, {r['way']} order" for r in rows):
-        found = {r["rows"]: r["rate"] for r in rows if name == f"{r['format']}, {r['kind']}, {r['way']} order"}
+    for name in dict.fromkeys(f"{r['format']}, {r['kind']}, {r['way']}" for r in rows):
+        found = {r["rows"]: r["rate"] for r in rows if name == f"{r['format']}, {r['kind']}, {r['way']}"}
         cells = [f"{found[n] / 1e9:,.1f}" if n in found else "" for n in (1, 2, 4)]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
@@ -48,6 +48,10 @@ def _growth(results: dict[str, Any]) -> list[str]:
             f"peak {format_bytes(r['peak_memory'] or 0)} of {format_bytes(r['planned'])} planned"
         )  # fmt: skip
         lines.append(f"- {r['test']}: {'holds' if r['ok'] else 'FAILED'} ({found})")
+    for r in results.get("modes", []):
+        lines.append(
+            f"- a step of {r['model']}: {r['float32_ms']:.3f} ms with float32 activations, {r['int8_ms']:.3f} with int8"
+        )
     for r in results.get("steps", []):
         count = sum(n for n, _ in r["kernels"].values())
         lines.append(

@@ -20,7 +20,7 @@ from jambacli.evaluation.bench_gpu import gpu_rates
 from jambacli.evaluation.synthetic import choices, shape_config
 from jambacli.evaluation.synthetic_gpu import GpuTensors
 from jambacli.evaluation.timing import seconds, wait_for
-from jambacli.gpu_check.needs import DECODE, DECODE_EXPERTS, PREFILL, PREFILL_EXPERTS, blocked_by
+from jambacli.gpu_check.needs import DECODE, DECODE_EXPERTS, PREFILL, PREFILL_EXPERTS, ROUNDED, blocked_by
 from jambacli.hardware.devices import devices
 from jambacli.model.config import JambaConfig
 from jambacli.model.jamba import JambaModel
@@ -36,16 +36,17 @@ if TYPE_CHECKING:
 PREFILLS = (512, 4096, 32768)
 DEPTHS = (0, 32768, 262144 - 64)
 _TINY = {
-    "hidden_size": 256,
-    "intermediate_size": 256,
+    "hidden_size": 64,
+    "intermediate_size": 64,
     "num_hidden_layers": 2,
     "attn_layer_period": 2,
     "attn_layer_offset": 1,
-    "num_attention_heads": 4,
+    "num_attention_heads": 2,
     "num_key_value_heads": 2,
+    "mamba_dt_rank": 32,
     "num_experts": 2,
     "mamba_d_state": 8,
-    "vocab_size": 320,
+    "vocab_size": 96,
 }
 
 
@@ -222,6 +223,9 @@ def _model(
     suite: Suite, rows: list[dict[str, Any]], device: torch.device, shape: str, config: JambaConfig, quant: str,
     what: Plan, wrong: Sequence[str] = (),
 ) -> None:  # fmt: skip
+    from jambacli.runtime.cuda.decode_mode import step_seconds
+    from jambacli.runtime.cuda.decoder import CudaDecoder
+
     ctx = 512 if suite.tiny else config.context_length
     limit, kv_type = what.limit, what.kv_type
     name = f"{shape} {quant}" + (f" in {format_bytes(limit)}" if limit is not None else "")
@@ -270,6 +274,16 @@ def _model(
                 continue
             rows.append(common | _decode(model, device, ctx, kv_type, depth, rate, 4 if suite.tiny else 48))
             suite.save()
+            rounds = isinstance(model.decoder, CudaDecoder) and model.decoder.int8_products() > 0
+            if depth == 0 and rounds and not blocked_by(ROUNDED, formats, wrong):
+                rows.append(
+                    common | _decode(model, device, ctx, kv_type, depth, rate, 4 if suite.tiny else 48, precise=False)
+                )
+                if what is MOST:
+                    exact, rounded = step_seconds(model)
+                    both = {"model": name, "float32_ms": exact * 1e3, "int8_ms": rounded * 1e3}
+                    suite.results.setdefault("modes", []).append(both)
+                suite.save()
             if depth == 0 and what is MOST:
                 suite.results.setdefault("steps", []).append({"model": name} | step_kernels(model, device, kv_type))
                 suite.save()
@@ -320,9 +334,10 @@ def kernel_times(events: list[tuple[str, float, float]]) -> dict[str, Any]:
 
 
 def _decode(
-    model: JambaModel, device: torch.device, ctx: int, kv_type: str, depth: int, rate: dict[str, float], n: int
-) -> dict[str, Any]:
-    state = model.new_state(min(ctx, depth + n + 8), kv_type)
+    model: JambaModel, device: torch.device, ctx: int, kv_type: str, depth: int, rate: dict[str, float], n: int,
+    *, precise: bool = True,
+) -> dict[str, Any]:  # fmt: skip
+    state = model.new_state(min(ctx, depth + n + 8), kv_type, precise=precise)
     if depth:
         fill_randomly(state, depth)
     token = torch.tensor([1])
@@ -347,7 +362,7 @@ def _decode(
         model.decoder.launches(state) if model.decoder is not None and hasattr(model.decoder, "launches") else None
     )
     return {
-        "test": f"decode @ {depth}",
+        "test": f"decode @ {depth}" + ("" if precise else ", int8"),
         "tokens_per_second": 1 / each,
         "milliseconds": each * 1000,
         "weight_bytes": weights,

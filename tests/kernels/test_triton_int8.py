@@ -124,7 +124,6 @@ def test_without_a_measurement_activations_stay_float32(model: JambaModel, home:
 
 
 def test_times_of_both_modes_are_of_whole_steps(model: JambaModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: None)
     monkeypatch.setattr(decode_mode, "_ROUNDS", 1)
     steps: list[bool] = []
     monkeypatch.setattr(type(model), "forward", lambda self, ids, state: steps.append(state.precise))

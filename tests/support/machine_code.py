@@ -1,7 +1,8 @@
 """What the machine code of compiled Triton kernels costs: registers, spills, and the instructions of the main loop.
 
-``python -m tests.support.machine_code CAPABILITY`` compiles the kernels of a 3B's decode step and its scan at their real
-sizes with the Triton that is first in the path, and prints a JSON line for each. A process compiles for one capability only:
+``python -m tests.support.machine_code CAPABILITY [WORD]`` compiles the kernels of a 3B's decode step and its scan (those with
+WORD in their names) at their real sizes, with the Triton that is first in the path, and prints a JSON line for each.
+A process compiles for one capability only:
 Triton keeps the first one's kernels.
 """
 
@@ -83,7 +84,7 @@ def largest_loop(code: str) -> list[str]:
     return body
 
 
-def compiled(capability: int) -> dict[str, tuple[Compiled, int]]:
+def compiled(capability: int, word: str = "") -> dict[str, tuple[Compiled, int]]:
     """Kernels by name, each with the weights (in the scan: steps) that a thread takes in one turn of its loop."""
     import torch
 
@@ -95,6 +96,8 @@ def compiled(capability: int) -> dict[str, tuple[Compiled, int]]:
 
     found: dict[str, tuple[Compiled, int]] = {}
     for name, fmt, n, k in PRODUCTS:
+        if word not in name:
+            continue
         # Nothing runs, so a few rows of planes are enough.
         w = dataclasses.replace(packed_on(random_weight(fmt, (8, k)), torch.device("cpu")), shape=(n, k))
         gated, int8 = "gate" in name, "int8" in name
@@ -114,6 +117,8 @@ def compiled(capability: int) -> dict[str, tuple[Compiled, int]]:
                 **options,
             )
         found[name] = done[0], 32 * gemv_tile(w, n, gated=gated, int8=int8).rows * (2 if gated else 1)
+    if word not in "scan":
+        return found
     x, bc = torch.zeros(300, 5120), torch.zeros(300, 16)
     with compile_for(capability) as done:
         selective_scan(x, x, x[0], torch.zeros(5120, 16), bc, bc, x[0], x, torch.zeros(5120, 16))
@@ -124,6 +129,6 @@ def compiled(capability: int) -> dict[str, tuple[Compiled, int]]:
 if __name__ == "__main__":
     import triton
 
-    for name, (kernel, weights) in compiled(int(sys.argv[1])).items():
+    for name, (kernel, weights) in compiled(int(sys.argv[1]), *sys.argv[2:3]).items():
         found = {"triton": triton.__version__, "capability": int(sys.argv[1]), "kernel": name, "weights": weights}
         print(json.dumps(found | dataclasses.asdict(cost(kernel))), flush=True)

@@ -89,7 +89,8 @@ def step_seconds(model: JambaModel) -> tuple[float, float]:
         began = time.perf_counter()
         for _ in range(steps):
             model.forward(token, states[index])
-        torch.cuda.synchronize(model.device)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize(model.device)
         return (time.perf_counter() - began) / steps
 
     for index in (0, 1):
