@@ -93,7 +93,7 @@ def quantize(
         bool,
         typer.Option(
             "--rotate-kv",
-            help="Rotate the heads of keys and values: the same model, with less loss for --kv-type q8_0 and smaller.",
+            help="Rotate the heads of keys and values: the same model, for KV caches of few bits in any program.",
         ),
     ] = False,
     keep_split: Annotated[bool, typer.Option("--keep-split", help="Write as many parts as the input has.")] = False,

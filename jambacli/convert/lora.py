@@ -16,6 +16,7 @@ from jambacli.gguf.writer import GGUFWriter
 from jambacli.progress import Progress, no_progress
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 TYPES = ("auto", "f32", "f16", "bf16")
@@ -110,7 +111,7 @@ def _f32(value: float) -> float:
     return float(struct.unpack("<f", struct.pack("<f", value))[0])
 
 
-def _bytes(values: torch.Tensor, kind: str, adapter: PeftAdapter, pair: Pair) -> memoryview:
+def _bytes(values: torch.Tensor, kind: str, adapter: PeftAdapter, pair: Pair) -> np.ndarray:
     import torch
 
     dtype = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[kind]
@@ -119,4 +120,5 @@ def _bytes(values: torch.Tensor, kind: str, adapter: PeftAdapter, pair: Pair) ->
         raise BadFileError(
             adapter.folder, f"the pair of {pair.name} has values too large for {kind}", remedy="use {type} f32"
         )
-    return memoryview(stored.view(-1).view(torch.uint8).numpy())
+    data: np.ndarray = stored.view(-1).view(torch.uint8).numpy()
+    return data

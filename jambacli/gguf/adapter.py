@@ -83,7 +83,7 @@ class AdapterFile:
         for name in sorted(self.pairs):
             for info in self.pairs[name]:
                 hasher.update(f"{info.name}|{info.shape}|{info.format.name}\n".encode())
-                hasher.update(self.file.data(info.name))
+                hasher.update(memoryview(self.file.data(info.name)))  # type: ignore[arg-type]
         return hasher.hexdigest()[:40]
 
     def close(self) -> None:
@@ -100,7 +100,7 @@ class AdapterFile:
 def check_pair(
     path: object, name: str, a: tuple[int, ...], b: tuple[int, ...], tensors: Mapping[str, keys.HasShape], model: object
 ) -> None:
-    """Raise BadFileError where a pair of these shapes, of the adapter at ``path``, does not fit ``tensors``, those of ``model``."""
+    """Raise BadFileError where a pair of these shapes, of the adapter at ``path``, does not fit ``tensors`` of ``model``."""
     weight = tensors.get(name)
     if weight is None and name == keys.OUTPUT:
         raise BadFileError(path, f"an adapter of the output, which is the token embedding in {model}, is not supported")

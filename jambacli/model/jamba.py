@@ -98,6 +98,8 @@ class JambaModel:
     #: The adapters that these weights have. A state of others is computed by the model that ``adapt`` returns for them.
     applied: AdapterSet = NO_ADAPTERS
     adapt: Callable[[AdapterSet], JambaModel] | None = None
+    #: Whether that mode is the one measured to be faster, not one that was asked for: then sessions of either mode go on.
+    mode_measured: bool = False
 
     @property
     def device(self) -> torch.device:

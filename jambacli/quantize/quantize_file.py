@@ -35,6 +35,8 @@ from quant.refine_rows import search_rows
 from quant.rows import Rows
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     import numpy as np
 
     from jambacli.quantize.allocate import Allocation
@@ -77,6 +79,9 @@ class Request:
 
     fold: Fold | None = None
     refinement: Refinement | None = None
+
+    added: Mapping[str, Callable[[int, int], np.ndarray]] = field(default_factory=dict)
+    """By tensor: what to add to its rows from number ``first`` on, float32 [count, n] for (first, count)."""
 
     @property
     def chooses(self) -> bool:
@@ -184,7 +189,7 @@ def plan(source: GGUFFile, request: Request) -> QuantizePlan:
     gqa = config.n_heads // config.n_kv_heads if config.layer_is_attention[0] else 0
     try:
         choices = recipes.plan(
-            _source_tensors(source, request.keep_split),
+            source_tensors(source, request.keep_split),
             Facts(config.n_layers, config.n_experts, gqa),
             request.recipe,
             request.options,
@@ -203,7 +208,7 @@ def plan(source: GGUFFile, request: Request) -> QuantizePlan:
         unweighted = tuple(
             c.name for c in choices if c.format not in FLOATS and c.name not in request.imatrix.entries and not c.kept
         )
-    metadata, tensors = _output_metadata(source, request), _output_tensors(source, choices, request.keep_split)
+    metadata, tensors = _output_metadata(source, request), output_tensors(source, choices, request.keep_split)
     size = file_size(metadata, tensors, split_max_size=request.split_max_size)
     return QuantizePlan(source, request, tuple(choices), metadata, tensors, size, unweighted, allocation)
 
@@ -218,7 +223,7 @@ def _allocated(
     metadata = _output_metadata(source, request)
 
     def size_of(some: list[Choice]) -> int:
-        tensors = _output_tensors(source, some, request.keep_split)
+        tensors = output_tensors(source, some, request.keep_split)
         return file_size(metadata, tensors, split_max_size=request.split_max_size)
 
     weights = sum(math.prod(c.tensor.shape) for c in choices)
@@ -240,8 +245,11 @@ def quantize(
     output: Path,
     progress: Progress = no_progress,
     refined: Mapping[str, np.ndarray] | None = None,
+    *,
+    title: str | None = None,
 ) -> Result:
-    """Write the quantized model to ``output`` (or its parts); with ``report``, measure the error of each tensor.
+    """Write the quantized model to ``output`` (or its parts); with ``report``, measure the error of each tensor. ``title``: of
+    the progress.
 
     ``refined``: blocks of tensors that are written as they are, uint8 [bytes] by name (``quantize.refine``).
 
@@ -260,7 +268,7 @@ def quantize(
         for path in writer.planned_paths():
             _refuse_input_as_output(source, path)
         writer.begin()
-        title = f"Quantizing to {request.recipe.label}"
+        title = title or f"Quantizing to {request.recipe.label}"
         total = sum(p.stop - p.start for p in panels)
         largest = max(p.buffer_bytes for p in panels)
         with progress(title, total) as advance, BackgroundWriter(writer, largest, advance) as out:
@@ -288,6 +296,12 @@ def _quantize_panel(
     rows = _source_rows(source, panel)
     if request.fold is not None and folded:
         panel, rows = _folded(source, panel, request.fold)
+    if (added := request.added.get(panel.name)) is not None:
+        import numpy as np
+
+        values = quant.dequantize(rows, threads=request.threads)
+        values += added(panel.first, panel.rows)
+        rows = Rows(values.reshape(-1).view(np.uint8), get_format("f32"), panel.n)
     scale = buffer[panel.scales_start : panel.buffer_bytes].view("<f4") if panel.target.name == "i8" else None
     out = Rows(buffer[: panel.out_bytes], panel.target, panel.n, scale)
     try:
@@ -304,10 +318,10 @@ def _quantize_panel(
         raise _bad_row(source, panel, error.row, "holds a NaN or an infinity") from None
     except ValueError as error:
         raise JambaError(f"{source.path}: tensor {panel.name}: {error}") from error
-    if panel.target != panel.source or panel.source.name not in FLOATS:
+    if panel.target != panel.source or panel.source.name not in FLOATS or added is not None:
         bad = overflowed_row(out.data.reshape(out.count, -1), panel.target.name)
         if bad is not None:
-            copied = panel.source == panel.target
+            copied = panel.source == panel.target and added is None
             problem = (
                 "a block with an infinite or NaN scale" if copied else f"weights too large for {panel.target.name}"
             )
@@ -352,7 +366,7 @@ def _source_scales(source: GGUFFile, panel: Panel) -> np.ndarray | None:
     return source.data(scale_name(panel.name)).view("<f4")[panel.first : panel.first + panel.rows]
 
 
-def _source_tensors(source: GGUFFile, keep_split: bool) -> list[recipes.Tensor]:
+def source_tensors(source: GGUFFile, keep_split: bool = False) -> list[recipes.Tensor]:
     """The source's tensors as the recipes see them, in the order that llama-quantize visits them."""
     infos = source.tensors
     if keep_split:
@@ -424,7 +438,7 @@ def _output_metadata(source: GGUFFile, request: Request) -> dict[str, bytes]:
     return values | {key: encode_value(key, value, kind) for key, value, kind in rows}
 
 
-def _output_tensors(source: GGUFFile, choices: list[Choice], keep_split: bool) -> tuple[TensorSpec, ...]:
+def output_tensors(source: GGUFFile, choices: list[Choice], keep_split: bool = False) -> tuple[TensorSpec, ...]:
     """The tensors to write; ExpertsInt8's scales follow their stacks."""
     specs: list[TensorSpec] = []
     for choice in choices:

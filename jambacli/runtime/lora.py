@@ -36,7 +36,7 @@ def parse_lora(name: LoraName) -> tuple[Path, float]:
     """The path and the scale (by default 1) of an adapter. Raises UsageError for a scale that is out of range."""
     if isinstance(name, tuple):
         path, scale = name
-        return path_of(path), check_scale(scale)
+        return path_of(str(path)), check_scale(scale)
     text = str(name)
     before, colon, after = text.rpartition(":")
     if colon and before and not path_of(text).exists():

@@ -123,7 +123,8 @@ def one_token(
 
     ``norm``: weight of an RMS norm of x. ``residual`` is added. gate and up must have the same format.
     ``hidden`` float32 [top_k, padded(ffn)] is scratch, whose padding is zero. ``interleaved``: x, ``norm``, ``residual`` and
-    the result are in the order of ``interleave``. ``int8`` as in ``gemv``.
+    the result are in the order of ``interleave``. ``int8`` as in ``gemv``, for the
+    matrices that ``launch.rounds`` names.
     """
     n_experts, ffn, width = gate.shape
     if hidden is None:

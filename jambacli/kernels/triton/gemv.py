@@ -15,7 +15,7 @@ import triton.language as tl
 
 from jambacli.kernels.triton.interleave import padded, place
 from jambacli.kernels.triton.interpret import WIDEN
-from jambacli.kernels.triton.launch import Tile, cdiv, constants, gemv_tile, power_of_two, rounds
+from jambacli.kernels.triton.launch import Tile, cdiv, constants, gemv_tile, power_of_two
 from jambacli.kernels.triton.repack import Packed
 from jambacli.kernels.triton.stream import mean_square, over_the_row, rows_of, threads
 from jambacli.kernels.triton.tiles import row_factor
@@ -140,15 +140,14 @@ def gemv(
     and of ``residual`` are in that order, and the others follow after their padding: float32
     [T, padded(placed) + out - placed]. The padding keeps its values.
 
-    ``int8``: activations, after the norm's weight, are rounded to int8 with a factor per 32 values if ``w`` is one of the
-    matrices of ``rounds``.
+    ``int8``: activations, after the norm's weight, are rounded to int8 with a factor per 32 values. For formats of integer
+    levels, see ``launch.rounds``.
     """
     n, k = w.shape
     t = x.shape[0]
     if out is None:
         new = torch.zeros if placed else torch.empty
         out = new(t, padded(placed) + n - placed, device=x.device)
-    int8 = int8 and rounds(w, n)
     tile = tile or gemv_tile(w, n, gated=up is not None, int8=int8)
     _gemv_kernel[cdiv(n, tile.height), t](
         x,

@@ -1,13 +1,13 @@
 """Device functions that multiply packed rows with activations rounded to int8, four products per instruction (dp4a).
 
-As ``stream``, with other arithmetic: each thread rounds its group of 32 activations to levels of -127 .. 127 times a factor, the
-group's largest value over 127. Sums of levels are exact; only the rounding of activations differs from ``stream``. It saves half
-of the instructions, which decides on GPUs whose memory outruns their integer units. A value that is no number makes its
-group's factor one, so it is not lost.
+As ``stream``, with other arithmetic: each thread rounds its group of 32 activations to levels of -127 .. 127 times a factor,
+the group's largest value over 127. Sums of levels are exact; only the rounding of activations differs from ``stream``. It
+saves a third to a half of the instructions, which decides on GPUs whose memory outruns their integer units. A value that is
+not finite makes its group's factor such a value, so it is not lost.
 """
 
 # Constants are compared one by one: Triton's language has no `in`.
-# ruff: noqa: PLR1714, SIM108
+# ruff: noqa: PLR1714, SIM108, SIM109
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ def load_rounded(
     x, norm, start, own, K: tl.constexpr, G: tl.constexpr, GL: tl.constexpr, KW: tl.constexpr, NORM: tl.constexpr,
     INTERLEAVED: tl.constexpr,
 ):  # fmt: skip
-    """As ``stream.load_groups``: eight words of four levels for each group, int32 [T]; the sums of the levels of the first and the
-    second sixteen, int32 [T]; the group's factor and the sum of squares, float32 [T]."""
+    """As ``stream.load_groups``: eight words of four levels for each group, int32 [T]; the sums of the levels of the first and
+    the second sixteen, int32 [T]; the group's factor and the sum of squares, float32 [T]."""
     END: tl.constexpr = (G + 7) // 8 * 256 if INTERLEAVED else K
     WHOLE: tl.constexpr = (G + GL * KW - 1) // (GL * KW) * GL * KW * 32 <= END
     STEP: tl.constexpr = 32 if INTERLEAVED else 4
@@ -103,8 +103,8 @@ def load_rounded(
     squares = ((squares0 + squares1) + (squares2 + squares3)) + ((squares4 + squares5) + (squares6 + squares7))
     first = _larger(_larger(_largest(x0), _largest(x1)), _larger(_largest(x2), _largest(x3)))
     top = _larger(first, _larger(_larger(_largest(x4), _largest(x5)), _larger(_largest(x6), _largest(x7))))
-    # Below that, 127 / top would overflow; such values are zero.
-    inverse = tl.where(top > 1e-34, 127.0 / top, 0.0)
+    # Of smaller values 127 / top would overflow.
+    inverse = 127.0 / tl.maximum(top, 1e-34)
     a0, a1, a2, a3 = _rounded(x0, inverse), _rounded(x1, inverse), _rounded(x2, inverse), _rounded(x3, inverse)
     a4, a5, a6, a7 = _rounded(x4, inverse), _rounded(x5, inverse), _rounded(x6, inverse), _rounded(x7, inverse)
     zero = tl.zeros(own.shape, tl.int32)

@@ -25,6 +25,7 @@ def add_turn(
         a0, a1, a2, a3, a4, a5, a6, a7, first, second, factor, more = load_rounded(
             x, norm, start, own, K, G, GL, KW, NORM, INTERLEAVED
         )
+        squares += more
         t0, t1, t2, t3 = add_rounded_products(
             t0, t1, t2, t3, a0, a1, a2, a3, a4, a5, a6, a7, first, second, factor, q, h, s, d, row, last, offset,
             start + own, R, G, LEVELS, HIGH, ZERO, SCALES, GL, RL, KW, BR,
@@ -38,6 +39,7 @@ def add_turn(
         x0, x1, x2, x3, x4, x5, x6, x7, first, second, more = load_groups(
             x, norm, start, own, K, G, GL, KW, NORM, INTERLEAVED
         )
+        squares += more
         t0, t1, t2, t3 = add_products(
             t0, t1, t2, t3, x0, x1, x2, x3, x4, x5, x6, x7, first, second, q, h, s, d, row, last, offset, start + own, R,
             G, LEVELS, HIGH, ZERO, SCALES, GL, RL, KW, BR,
@@ -47,4 +49,4 @@ def add_turn(
                 u0, u1, u2, u3, x0, x1, x2, x3, x4, x5, x6, x7, first, second, q2, h2, s2, d2, row, last, offset,
                 start + own, R, G, LEVELS, HIGH, ZERO, SCALES, GL, RL, KW, BR,
             )  # fmt: skip
-    return squares + more, t0, t1, t2, t3, u0, u1, u2, u3
+    return squares, t0, t1, t2, t3, u0, u1, u2, u3

@@ -127,7 +127,9 @@ def put_on_gpu(
         graphs=graphs,
     )
     spill.decoder = decoder
-    return surviving(dataclasses.replace(model, decoder=decoder), spill, kernels)
+    # Precise unless ``decode_mode.chosen`` finds int8 to be faster.
+    model = dataclasses.replace(model, decoder=decoder, precise=True, mode_measured=True)
+    return surviving(model, spill, kernels)
 
 
 class _Spill:
@@ -252,6 +254,8 @@ def _load_as_planned(
         else None
     )
     logger.info("%s", JambaError(plan.describe(free_ram), remedy=remedy))  # worded as an error: it names an option
+    from jambacli.runtime.cuda.decode_mode import chosen
     from jambacli.runtime.cuda.self_check import checked
 
-    return checked(put_on_gpu(config, tensor, device, plan, source=source), tensor)
+    model = checked(put_on_gpu(config, tensor, device, plan, source=source), tensor)
+    return model if options.precise else chosen(model)
