@@ -13,7 +13,7 @@ from jambacli import ui
 from jambacli.commands import options as o
 from jambacli.commands.inputs import read_text
 from jambacli.commands.open_documents import open_documents
-from jambacli.errors import UsageError
+from jambacli.errors import JambaError, UsageError
 from jambacli.startup import importing
 from jambacli.units import counted, format_seconds, parse_size
 
@@ -73,6 +73,8 @@ def imatrix(
     from jambacli.files import refuse_existing
 
     refuse_existing(output, force)
+    if not output.parent.is_dir():  # before hours of work, not after
+        raise JambaError(f"cannot write {output}: {output.parent} is not a directory")
     size = parse_size(ctx, "--ctx")
     if size < 2:
         raise UsageError("leaves nothing to read; give at least 2", field="ctx", value=ctx)
@@ -83,6 +85,8 @@ def imatrix(
     kind = c.check_format(format, output)
     earlier = [c.read_sums(path, size) for path in merge or ()]
     loaded = arguments.load_model(model, size)
+    for path, sums in zip(merge or (), earlier, strict=True):
+        c.shapes_match(sums, _shapes(loaded), path)
     began = time.monotonic()
     if texts or not earlier:
         found = _collected(
@@ -90,8 +94,6 @@ def imatrix(
         )
     else:
         found = c.merge(earlier)
-    for path, sums in zip(merge or (), earlier, strict=True):
-        c.shapes_match(sums, _shapes(loaded), path)
     (c.write_legacy if kind == "legacy" else c.write_gguf)(found, output, force=force)
     c.finish(output)
     took = time.monotonic() - began

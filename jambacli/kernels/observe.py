@@ -50,7 +50,8 @@ def observe(ops: Ops, names: Mapping[int, str], observer: Observer, *, all_exper
         return ops.linear(x, w)
 
     def mlp(x: torch.Tensor, gate: QTensor, up: QTensor, down: QTensor) -> torch.Tensor:
-        return linear(F.silu(linear(x, gate)) * linear(x, up), down)
+        # In place: a new tensor of this size costs more than the arithmetic, as the system clears its pages.
+        return linear(F.silu(linear(x, gate), inplace=True).mul_(linear(x, up)), down)
 
     def experts(
         x: torch.Tensor,
@@ -73,11 +74,12 @@ def observe(ops: Ops, names: Mapping[int, str], observer: Observer, *, all_exper
             rows, shares = (x, probabilities[:, index] * router.shape[0]) if all_experts else (x[token], None)
             tell(gate.data, rows, index, shares)
             tell(up.data, rows, index, shares)
-            hidden = F.silu(ops.linear(rows, expert(gate, index))) * ops.linear(rows, expert(up, index))
+            hidden = F.silu(ops.linear(rows, expert(gate, index)), inplace=True)
+            hidden.mul_(ops.linear(rows, expert(up, index)))
             tell(down.data, hidden, index, shares)
             if len(token):
                 y = ops.linear(hidden[token] if all_experts else hidden, expert(down, index))
-                out.index_add_(0, token, y * weights[token, rank, None])
+                out.index_add_(0, token, y.mul_(weights[token, rank, None]))
         return out
 
     wrapped = replace(ops, name=f"observed {ops.name}", linear=linear, mlp=mlp, experts=experts, precise=None)

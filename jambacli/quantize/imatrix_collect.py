@@ -42,6 +42,8 @@ CHUNK = 512
 # Seconds between two copies of what is collected so far.
 _SAVE_EVERY = 30.0
 _MAX_PARTIAL = 1 << 31
+# Rows of an input that are summed together.
+_ROWS = 64
 #: An expert that saw fewer tokens is mentioned: its columns' importance is hardly known.
 FEW_TOKENS = 64
 
@@ -153,8 +155,7 @@ def collect(
     ``output``: the file that they are for; beside it, what is collected so far is kept in ``….partial`` and continued from by a
     run with the same ``identity`` (of the model's file), chunks and options. ``start``: sums of earlier texts to add to.
     ``all_experts``: see ``kernels.observe``. ``output_matrix``: collect for the output matrix too. ``kv_type``: of keys and
-    values. Raises JambaError for
-    activations that are not finite, naming the weight.
+    values. Raises JambaError for activations that are not finite, naming the weight.
     """
     if not chunks:
         raise JambaError("the text is empty: there is nothing to collect from")
@@ -162,18 +163,14 @@ def collect(
     partial = None if output is None else _Partial(output.with_name(f".{output.name}.partial"), digest)
     found, done = partial.read() if partial is not None else (Sums(), 0)
     experts = model.config.n_experts
+    latest = _Latest()
 
     def observer(name: str, x: torch.Tensor, expert: int | None, shares: torch.Tensor | None) -> None:
         if name in (keys.OUTPUT, keys.TOKEN_EMBD) and not output_matrix:
             return
-        # float64 only for the sums over chunks: of a few hundred values float32's are exact to 1e-6.
-        weighted = x if shares is None else x * shares[:, None]
-        squares, sums = (weighted * x).sum(0), weighted.sum(0)
         count = float(len(x)) if shares is None else float(shares.sum())
-        if not bool(squares.isfinite().all()):
-            raise JambaError(f"the inputs of {name} are not finite; the file is probably damaged")
-        many = 1 if expert is None else experts
-        found.add(name, many, expert or 0, squares.double().cpu().numpy(), sums.double().cpu().numpy(), count)
+        with np.errstate(invalid="ignore", over="ignore"):  # _check_finite reports them
+            found.add(name, 1 if expert is None else experts, expert or 0, *latest.sums_of(x, shares), count)
 
     observed = replace(
         model, ops=observe(model.ops, weight_names(model), observer, all_experts=all_experts), decoder=None
@@ -187,11 +184,51 @@ def collect(
             for piece in ids.split(model.prefill_chunk):
                 observed.forward(piece, state, logits="all" if output_matrix else "none")
                 advance(len(piece))
+            latest.forget()
+            _check_finite(found)
             if partial is not None and time.monotonic() - saved > _SAVE_EVERY:
                 partial.write(found, number + 1)
                 saved = time.monotonic()
     found.datasets, found.chunks, found.chunk = list(datasets), len(chunks), max(map(len, chunks))
     return found if start is None else merge([start, found])
+
+
+class _Latest:
+    """The sums over the rows of the latest input: several products have the same."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Let go of the input."""
+        self._given: tuple[torch.Tensor | None, torch.Tensor | None, int] = (None, None, 0)
+        self._sums: tuple[np.ndarray, np.ndarray] = (np.empty(0), np.empty(0))
+
+    def sums_of(self, x: torch.Tensor, shares: torch.Tensor | None) -> tuple[np.ndarray, np.ndarray]:
+        """The sums of squares and of values, float64 [n], of x float32 [T, n]."""
+        seen, seen_shares, version = self._given
+        if x is not seen or shares is not seen_shares or x._version != version:
+            self._sums, self._given = _sums_over(x, shares), (x, shares, x._version)
+        return self._sums
+
+
+def _sums_over(x: torch.Tensor, shares: torch.Tensor | None) -> tuple[np.ndarray, np.ndarray]:
+    squares, sums = np.zeros(x.shape[1]), np.zeros(x.shape[1])
+    # Few rows at a time stay in the processor's cache; a float32 sum of so few is as exact as one needs.
+    step = _ROWS if x.device.type == "cpu" else len(x)
+    product = torch.empty(min(step, len(x)), x.shape[1], device=x.device)
+    for start in range(0, len(x), step):
+        part = x[start : start + step]
+        weighted = part if shares is None else part * shares[start : start + step, None]
+        squares += torch.mul(weighted, part, out=product[: len(part)]).sum(0).cpu().numpy()
+        sums += weighted.sum(0).cpu().numpy()
+    return squares, sums
+
+
+def _check_finite(found: Sums) -> None:
+    for name, squares in found.squares.items():  # in the order in which the model computes
+        if not np.isfinite(squares).all():
+            raise JambaError(f"the inputs of {name} are not finite; the file is probably damaged")
 
 
 def finish(output: Path) -> None:
@@ -291,7 +328,10 @@ def _from_legacy(legacy: Imatrix, chunk: int) -> Sums:
 
 
 def write_gguf(sums: Sums, path: Path, *, force: bool = False) -> None:
-    """Write the newer format: a GGUF file with ``NAME.in_sum2``, ``NAME.counts`` and ``NAME.in_sum``, in order of names."""
+    """Write the newer format: a GGUF file with ``NAME.in_sum2``, ``NAME.counts`` and ``NAME.in_sum``, in order of names.
+
+    Counts become whole numbers, to which llama.cpp would round them, and their sums change in proportion.
+    """
     with GGUFWriter(path, force=force) as writer:
         writer.add("general.type", "imatrix", "str")
         writer.add(_DATASETS, sums.datasets, "arr[str]")
@@ -299,9 +339,12 @@ def write_gguf(sums: Sums, path: Path, *, force: bool = False) -> None:
         writer.add(_CHUNK_SIZE, sums.chunk, "u32")
         tensors: dict[str, np.ndarray] = {}
         for name in sorted(sums.squares):
-            tensors[name + SUMS], tensors[name + COUNTS] = sums.squares[name], sums.counts[name][:, None]
+            counts = sums.counts[name][:, None]
+            whole = np.where(counts > 0, np.maximum(np.rint(counts), 1), 0)
+            factor = np.divide(whole, counts, out=np.ones_like(whole), where=counts > 0)
+            tensors[name + SUMS], tensors[name + COUNTS] = sums.squares[name] * factor, whole
             if name in sums.sums:
-                tensors[name + _MEANS] = sums.sums[name]
+                tensors[name + _MEANS] = sums.sums[name] * factor
         for name, values in tensors.items():
             writer.plan_tensor(name, values.shape, "f32")
         writer.begin()

@@ -60,10 +60,17 @@ def theirs(model: Path, text: Path, output: Path, *more: object) -> c.Sums:
     return c.read_sums(output)
 
 
-def ours(model: Path, text: Path, output_matrix: bool = False) -> c.Sums:
+def ours(model: Path, text: Path, output_matrix: bool = False, all_experts: bool = False) -> c.Sums:
     loaded = Jamba.load(model)
     chunks, _ = c.chunks_of(loaded.tokenizer, [text.read_text(encoding="utf-8")], CHUNK)
-    return c.collect(loaded.model, chunks[:CHUNKS], datasets=[str(text)], output_matrix=output_matrix, kv_type="f32")
+    return c.collect(
+        loaded.model,
+        chunks[:CHUNKS],
+        datasets=[str(text)],
+        all_experts=all_experts,
+        output_matrix=output_matrix,
+        kv_type="f32",
+    )
 
 
 def equal(mine: c.Sums, other: c.Sums) -> None:
@@ -102,7 +109,8 @@ def test_either_programs_file_quantizes_to_the_same_bytes_in_both(model: Path, t
     theirs(model, text, tmp_path / "theirs.dat", "--output-format", "dat")
     c.write_gguf(mine, tmp_path / "mine.gguf")
     c.write_legacy(mine, tmp_path / "mine.dat")
-    for name in ("mine.gguf", "mine.dat", "theirs.gguf", "theirs.dat"):
+    c.write_gguf(ours(model, text, all_experts=True), tmp_path / "every.gguf")
+    for name in ("mine.gguf", "mine.dat", "every.gguf", "theirs.gguf", "theirs.dat"):
         run(QUANTIZE, "--imatrix", tmp_path / name, model, tmp_path / "a.gguf", "q4_k_m")
         with GGUFFile.open(model) as file:
             request = Request(

@@ -98,6 +98,13 @@ def test_merged_halves_are_the_whole(demo: Jamba, runs: list[list[int]], found: 
     assert whole.chunks == 6
     assert whole.datasets == ["0", "1"]
     same(c.collect(demo.model, runs[2:], start=halves[0]), found, 1e-6)
+    # As many values, but other experts.
+    stacks = [c.Sums({"x": np.ones(shape)}, {}, {"x": np.ones(shape[0])}) for shape in ((4, 4), (2, 8), (1, 16))]
+    with pytest.raises(JambaError, match="x has 4 experts of 4 columns in one imatrix and 2 experts of 8 columns"):
+        c.merge(stacks[:2])
+    assert (
+        c.merge([stacks[2], stacks[0]]).counts["x"].tolist() == [2.0] * 4
+    )  # an older file has one count for all experts
     foreign = c.Sums({"blk.0.ssm_in.weight": np.ones((1, 3))}, {}, {"blk.0.ssm_in.weight": np.ones(1)})
     with pytest.raises(JambaError, match=r"blk\.0\.ssm_in\.weight has 256 columns"):
         c.merge([found, foreign])
@@ -114,6 +121,25 @@ def test_every_expert_counts_with_its_share_of_every_token(demo: Jamba, runs: li
             assert counts.min() > 0
         else:
             assert np.array_equal(counts, found.counts[name])
+
+
+def test_written_counts_are_whole_and_means_stay(tmp_path: Path) -> None:
+    sums = c.Sums(
+        {"x": np.array([[3.0, 6.0], [0.1, 0.2], [0.0, 0.0]])}, {}, {"x": np.array([1.5, 0.25, 0.0])}, ["d"], 1
+    )
+    c.write_gguf(sums, tmp_path / "a.gguf")
+    assert c.read_sums(tmp_path / "a.gguf").counts["x"].tolist() == [2.0, 1.0, 0.0]
+    means = read_imatrix(tmp_path / "a.gguf").entries["x"]
+    assert np.allclose(means, [2.0, 4.0, 0.4, 0.8, 1.0, 1.0])
+
+
+def test_an_entry_of_an_older_file_counts_for_its_own_chunks(tmp_path: Path) -> None:
+    squares = {"x": np.full((1, 2), 96.0), "y": np.full((2, 2), 8.0)}
+    sums = c.Sums(squares, {}, {"x": np.array([96.0]), "y": np.array([20.0, 8.0])}, ["d"], 3, 32)
+    c.write_legacy(sums, tmp_path / "a.dat")
+    found = c.read_sums(tmp_path / "a.dat", 32)
+    assert {name: counts.tolist() for name, counts in found.counts.items()} == {"x": [96.0], "y": [32.0]}
+    assert np.allclose(found.squares["y"], [[12.8, 12.8, 32.0, 32.0]])
 
 
 def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(
@@ -155,7 +181,9 @@ def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(
 
 def test_inputs_that_are_not_finite_are_refused(demo: Jamba, runs: list[list[int]]) -> None:
     layer = demo.model.layers[0]
-    broken = replace(demo.model, layers=(replace(layer, mixer_norm=layer.mixer_norm * float("nan")),))
+    broken = replace(
+        demo.model, layers=(replace(layer, mixer_norm=layer.mixer_norm * float("nan")), *demo.model.layers[1:])
+    )
     with pytest.raises(JambaError, match=r"inputs of blk\.0\.ssm_in\.weight are not finite"):
         c.collect(broken, runs[:1])
 
@@ -205,6 +233,11 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pyt
     assert jamba(monkeypatch, model, "--merge", "a.gguf", "--merge", "b.dat", "-o", "c.gguf", "-c", "64") == 0
     assert read_imatrix(tmp_path / "c.gguf").chunks == 6
     assert [p.name for p in sorted(tmp_path.iterdir()) if p.is_file()] == ["a.gguf", "b.dat", "c.gguf", "text.txt"]
+    for path, content in (("empty.txt", b""), ("image.png", b"\x89PNG\r\n\x1a\n" + bytes(40))):
+        (tmp_path / path).write_bytes(content)
+    (tmp_path / "damaged.gguf").write_bytes((tmp_path / "a.gguf").read_bytes()[:-40])
+    foreign = c.Sums({"blk.0.ssm_in.weight": np.ones((1, 3))}, {}, {"blk.0.ssm_in.weight": np.ones(1)}, ["d"], 1)
+    c.write_gguf(foreign, tmp_path / "foreign.gguf")
     for arguments, code, problem in (
         ([model, "nowhere.txt", "-o", "d.gguf"], 1, "nowhere.txt"),
         ([model, text, "-o", "d.gguf", "-c", "1"], 2, "--ctx"),
@@ -212,6 +245,12 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pyt
         ([model, "--merge", text, "-o", "d.gguf"], 1, "not an imatrix"),
         ([model, "--merge", model, "-o", "d.gguf"], 1, "not an imatrix"),
         (["no-such-model", text, "-o", "d.gguf"], 1, "no-such-model"),
+        ([model, "empty.txt", "-o", "d.gguf"], 1, "empty"),
+        ([model, "image.png", "-o", "d.gguf"], 1, "image.png"),
+        ([model, text, "-o", "nowhere/d.gguf"], 1, "nowhere"),
+        ([model, text, "--merge", "damaged.gguf", "-o", "d.gguf"], 1, "damaged.gguf"),
+        ([model, text, "--merge", "foreign.gguf", "-o", "d.gguf", "-c", "64", "--chunks", "1"], 1, "foreign.gguf"),
+        ([model, text, "--kv-type", "q9", "-o", "d.gguf"], 2, "q9"),
     ):
         capfd.readouterr()
         assert jamba(monkeypatch, *arguments) == code
