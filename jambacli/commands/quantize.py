@@ -150,7 +150,7 @@ def quantize(
     from jambacli.quantize import fold, quantize_file, recipes
     from jambacli.quantize.imatrix import read_imatrix
 
-    refinement.check(refine, None if sensitivity else calibration, refine_tokens, imatrix, device)
+    refinement.check(refine, calibration if refine or sensitivity is None else None, refine_tokens, imatrix, device)
     if refine and rotate_kv:
         raise UsageError(
             "rounds the file's own weights",

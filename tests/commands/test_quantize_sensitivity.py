@@ -62,6 +62,13 @@ def test_an_unfinished_file_is_gone_on_with_on_the_same_text_only(source: str, f
     assert fewer.returncode == 0 and "measuring 1 rounding of 1 tensor " in fewer.stderr.decode()
 
 
+def test_refinement_takes_the_same_calibration_text(source: str, figures: str) -> None:
+    text = str(Path(figures).with_name("text.txt"))
+    options = ("--calibration", text, "--refine", "--refine-tokens", "64", "--dry-run")
+    done = jamba("quantize", source, "--sensitivity", figures, *options)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_target_and_a_size_without_figures(source: str, tmp_path: Path) -> None:
     table = jamba("quantize", source, "--target", "4.5", "--dry-run").stdout.decode()
     assert "chosen by kinds of tensors" in table and "4.50bpw" in table
