@@ -24,6 +24,7 @@ from jambacli.startup import importing
 
 if TYPE_CHECKING:
     from jambacli.engine.batch_job import Job, Request
+    from jambacli.runtime.lora import LoraName
 
 
 logger = logging.getLogger(__name__)
@@ -77,6 +78,7 @@ class Jamba(LoadedModel):
         ctx: int | None = None,
         kv_type: str | None = None,
         chat_template: str | Path | None = None,
+        loras: Sequence[LoraName] = (),
         progress: Progress = no_progress,
         **keywords: Unpack[DeviceKeywords],
     ) -> Jamba:
@@ -90,6 +92,7 @@ class Jamba(LoadedModel):
         process. GPU memory is planned for ``ctx`` tokens (by default the model's limit) of ``kv_type`` (by default f16).
 
         ``chat_template``: a chat template in place of the file's own: the path of a file, or the template itself.
+        ``loras``: LoRA adapters, GGUF files that are applied beside the weights: paths, "PATH:SCALE", or (path, scale).
         ``progress``: shows the bytes of the weights that are placed.
 
         Raises JambaError for an unknown name, or a file that is not a valid Jamba GGUF or not a chat template.
@@ -125,9 +128,13 @@ class Jamba(LoadedModel):
                 from jambacli.runtime.device import load_gguf_on
 
                 importlib.import_module("jambacli.runtime.loader")  # this imports torch
+                from jambacli.runtime.lora import load_adapters, with_default
             if options.threads is not None:
                 set_threads(options.threads)
+            adapters = load_adapters(loras, file.tensors, path)
             model = load_gguf_on(file, options, ctx=ctx, kv_type=kv_type, advance=advance)
+            if loras:
+                model = with_default(model, adapters)
         loaded = cls(
             model,
             file.metadata,

@@ -27,7 +27,7 @@ from jambacli.startup import importing, signals_raise
 _CommandLineError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 # The module and function of every command, and what the list of commands says of it, in at most 42 characters: a narrow
-# terminal shows no more. Groups (eval, sessions, cache, config, preset) are apps with commands of their own.
+# terminal shows no more. Groups (lora, eval, sessions, cache, config, preset) are apps with commands of their own.
 COMMANDS = {
     "pull": ("pull:pull", "Download a model and verify it"),
     "list": ("list_models:list_models", "List the pulled models"),
@@ -37,6 +37,7 @@ COMMANDS = {
     "quantize": ("quantize:quantize", "Quantize a GGUF file"),
     "imatrix": ("imatrix:imatrix", "Collect an importance matrix from texts"),
     "export": ("export:export", "Write an HF checkpoint from a GGUF file"),
+    "lora": ("lora:app", "Convert and merge LoRA adapters"),
     "run": ("run:run", "Answer one prompt"),
     "chat": ("chat:chat", "Chat; every turn is saved"),
     "summarize": ("summarize:summarize", "Summarize documents"),

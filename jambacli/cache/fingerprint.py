@@ -136,6 +136,10 @@ class Weights:
         full = self.full_hash()
         return full is not None and (full == name or any(e.hash == full for e in known))
 
+    def known_names(self) -> list[str]:
+        """Every name that stands for these weights, as far as it is known without reading the files."""
+        return [self._name, self._entry.name, *self._entry.aliases, *([self._entry.hash] if self._entry.hash else [])]
+
     def were(self, name: str, path: str, when: float) -> bool:
         """Whether versions before 0.2, which read samples of a file, named these weights so at a time (seconds since 1970)
         since when the file at ``path`` has not changed."""

@@ -10,7 +10,7 @@ import itertools
 import json
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -67,7 +67,9 @@ def bench(
         str,
         typer.Option("--isa", help="Instruction sets of the CPU, comma-separated: avx2,vnni; default: the best."),
     ] = "",
-    kv_type: Annotated[str, typer.Option("--kv-type", help="KV types, comma-separated: f16, bf16, f32, q8_0.")] = "f16",
+    kv_type: Annotated[
+        str, typer.Option("--kv-type", help="KV types, comma-separated: f16, bf16, f32, q8_0, q5_1, q4_0.")
+    ] = "f16",
     repetitions: Annotated[int, typer.Option("--repetitions", "-r", min=1, help="Runs of each measurement.")] = 5,
     chunk: Annotated[
         int | None, typer.Option("--chunk", min=1, help="Tokens per piece of prefill; default: 512, on a GPU 4,096.")
@@ -77,6 +79,7 @@ def bench(
     cpu_experts: t.CpuExperts = None,
     cpu_kv: t.CpuKv = False,
     precise: t.Precise = False,
+    lora: t.Lora = None,
     compare: Annotated[
         str | None, typer.Option("--compare", help="Measure another program on the same file: llama.cpp.")
     ] = None,
@@ -99,6 +102,8 @@ def bench(
         if fill == "random":
             raise UsageError("--compare makes both programs read the context: leave out --fill random")
         fill = "read"
+    if lora and (name is None or compare is not None):
+        raise UsageError("goes with a MODEL that is measured alone", field="lora")
     if name is not None and (shape or quant):
         raise UsageError("give a MODEL, or --shape and --quant for a synthetic one, not both")
     from jambacli.runtime.options import DeviceOptions
@@ -124,7 +129,10 @@ def bench(
     )
     plan = {"ctx": max(longest, 64), "kv_type": _largest(kv_types)}
     try:
-        with _model(name, shape or "jamba-3b", quant or "q4_k_m", where, plan, compare is not None) as (model, path):
+        with _model(name, shape or "jamba-3b", quant or "q4_k_m", where, plan, compare is not None, lora or ()) as (
+            model,
+            path,
+        ):
             if model.model.device.type != "cpu":
                 thread_counts = thread_counts[:1]  # CPU threads do not matter on a GPU
             for level, count, kv in itertools.product(levels, thread_counts, kv_types):
@@ -210,7 +218,13 @@ def _largest(kv_types: list[str]) -> str:
 
 @contextlib.contextmanager
 def _model(
-    name: str | None, shape: str, quant: str, where: DeviceOptions, plan: dict[str, Any], needs_file: bool
+    name: str | None,
+    shape: str,
+    quant: str,
+    where: DeviceOptions,
+    plan: dict[str, Any],
+    needs_file: bool,
+    loras: Sequence[str],
 ) -> Iterator[tuple[Jamba, Path | None]]:
     """The model to measure, and its file if another program has to read it (temporary for a synthetic model).
 
@@ -224,7 +238,7 @@ def _model(
     if name is not None:
         from jambacli.hub.resolve import resolve_model
 
-        yield Jamba.load(name, **options, progress=ui.loading), resolve_model(name)
+        yield Jamba.load(name, **options, loras=loras, progress=ui.loading), resolve_model(name)
         return
     config, label = shape_config(shape), f"synthetic {Path(shape).stem if '/' in shape else shape} {quant.lower()}"
     size = synthetic_bytes(config, quant)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,6 +80,7 @@ def load_model(
     ctx: int | None = None,
     kv_type: str | None = None,
     chat_template: str | None = None,
+    loras: Sequence[str] = (),
 ) -> Jamba:
     """Load the model of that name; for None the user's default, the last used or the demo model, with a note that says
     which."""
@@ -96,7 +98,9 @@ def load_model(
     if path.is_dir():  # convert it here, with progress; Jamba.load then finds the result
         converted_gguf(path, ui.progress)
         began = time.perf_counter()
-    model = Jamba.load(name, options, ctx=ctx, kv_type=kv_type, chat_template=chat_template, progress=ui.loading)
+    model = Jamba.load(
+        name, options, ctx=ctx, kv_type=kv_type, chat_template=chat_template, loras=loras, progress=ui.loading
+    )
     with contextlib.suppress(JambaError):  # who needs it will say what is wrong with it
         model.tokenizer  # noqa: B018 - it takes longer than the weights, which are mapped
     model.load_seconds = time.perf_counter() - began

@@ -84,7 +84,9 @@ Ctx = Annotated[
 KvType = Annotated[
     str | None,
     _runtime_option(
-        "--kv-type", help="Keys and values as f16, bf16, f32 or q8_0.", callback=lambda text: text and text.lower()
+        "--kv-type",
+        help="Keys and values as f16, bf16, f32, q8_0, q5_1 or q4_0.",
+        callback=lambda text: text and text.lower(),
     ),
 ]
 Threads = Annotated[
@@ -109,6 +111,10 @@ Precise = Annotated[
     _runtime_option(
         "--precise/--no-precise", show_default=False, help="Round activations less: slower, closer to the exact model."
     ),
+]
+Lora = Annotated[
+    list[str] | None,
+    _runtime_option("--lora", metavar="FILE[:SCALE]", help="Apply a LoRA adapter, a .gguf file; repeatable."),
 ]
 Lookup = Annotated[
     str | None,

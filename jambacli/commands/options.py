@@ -71,6 +71,7 @@ class PlacementArguments:
     cpu_experts: t.CpuExperts = None
     cpu_kv: t.CpuKv = False
     precise: t.Precise = False
+    lora: t.Lora = None
 
     def device_options(self) -> DeviceOptions:
         """The device options that the arguments set."""
@@ -92,7 +93,7 @@ class DeviceArguments(PlacementArguments):
 
     def load_model(self, name: str | None, ctx: int) -> Jamba:
         """Load a model as ``load_model`` does, with memory planned for ``ctx`` tokens."""
-        return load_model(name, self.device_options(), ctx=ctx, kv_type=self.kv_type)
+        return load_model(name, self.device_options(), ctx=ctx, kv_type=self.kv_type, loras=self.lora or ())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +167,7 @@ class GenerationArguments(PlacementArguments, PresetArguments):
             ctx=context(self.ctx),
             kv_type=self.kv_type,
             chat_template=chat_template if self.chat_template is None else self.chat_template,
+            loras=self.lora or (),
         )
         if self.logit_bias:
             self.generation().sampling(model.sampling).check_vocabulary(model.config.vocab_size)

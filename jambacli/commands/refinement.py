@@ -19,7 +19,8 @@ def check(refine: bool, calibration: list[Path] | None, tokens: int | None, imat
     """Raise UsageError for options that do not go together."""
     for option, value in (("calibration", calibration), ("refine_tokens", tokens)):
         if value is not None and not refine:
-            raise UsageError("has no effect by itself", field=option, remedy="give {refine} too")
+            remedy = "give {refine} or {sensitivity} too" if option == "calibration" else "give {refine} too"
+            raise UsageError("has no effect alone", field=option, remedy=remedy)
     if refine and device != "cpu":
         raise UsageError("works on the CPU only", field="refine", remedy="leave out {device}")
     if refine and imatrix is not None and tokens is not None and calibration is None:

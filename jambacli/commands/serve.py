@@ -128,6 +128,8 @@ def serve(
     if arguments.chat_template is not None and (several or upstream is not None):
         raise UsageError("goes with one model, served alone", field="chat_template")
 
+    if arguments.lora and (several or upstream is not None):
+        raise UsageError("goes with one model, served alone", field="lora")
     if open_page and (no_page or unix is not None):
         raise UsageError("a browser cannot open that", field="no_page" if no_page else "unix")
 

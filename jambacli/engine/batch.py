@@ -32,6 +32,7 @@ from jambacli.errors import UsageError
 if TYPE_CHECKING:
     from jambacli.engine.loaded_model import LoadedModel
     from jambacli.engine.prefix_cache import PrefixCache
+    from jambacli.model.lora import AdapterSet
 
 logger = logging.getLogger(__name__)
 
@@ -124,6 +125,7 @@ class BatchEngine:
         sampler = Sampler(request.sampling, request.ids, request.constraint)
         job = Job(request, reply, sampler, on_text, on_read, on_end, on_logprobs)
         job.stop_ids = stop_ids
+        job.adapters = self.model.loras if request.adapters is None else request.adapters
         job.stops = reading_stops(0, n, job.boundaries, self.model.model.prefill_chunk)
         with self._arrived:
             self._waiting.append(job)
@@ -309,17 +311,24 @@ class BatchEngine:
             self._start(job, slot, source, now)
 
     def _open_slot(self) -> Slot:
+        sequence, cache = self._open_sequence(self.model.loras)
+        return Slot(sequence, cache)
+
+    def _open_sequence(self, adapters: AdapterSet) -> tuple[TokenSequence, PrefixCache | None]:
         from jambacli.model.config import CHECKPOINT_BYTES
 
-        sequence = TokenSequence(self.model.model, self.ctx, self._kv_type, precise=self._precise)
+        sequence = TokenSequence(self.model.model, self.ctx, self._kv_type, precise=self._precise, adapters=adapters)
         # One sequence's budget is divided among all.
         sequence.checkpoint_bytes = CHECKPOINT_BYTES // self.parallel
         cache = self._open_store(sequence) if self._open_store is not None else None
         sequence.prefixes = cache
-        return Slot(sequence, cache)
+        return sequence, cache
 
     def _start(self, job: Job, slot: Slot, source: Slot | None, position: int) -> None:
         """Put the job into the slot, with the first ``position`` tokens of ``source``."""
+        assert job.adapters is not None
+        if slot.sequence.state.adapters.key != job.adapters.key:
+            slot.replace(*self._open_sequence(job.adapters))
         sequence = slot.sequence
         slot.job, job.phase = job, "reading"
         slot.array, slot.stops, slot.boundaries = job.array, job.stops, job.boundaries

@@ -1,4 +1,4 @@
-"""A request to a BatchEngine, and the job that it becomes there. Knows nothing of models."""
+"""A request to a BatchEngine, and the job that it becomes there. Computes nothing."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from jambacli.engine.sampling import Constraint, Logits, Sampler, Sampling
 
 if TYPE_CHECKING:
     import torch
+
+    from jambacli.model.lora import AdapterSet
 
 Phase = Literal["waiting", "reading", "answering", "done"]
 
@@ -47,6 +49,7 @@ class Request:
     ``lookup``: whether to draft from earlier text, see GenerationOptions. ``markup``: tokens that are shown as these texts.
     ``logprobs``: report the log-probability of every token of the reply, with so many alternatives; None: do not.
     ``prompt_logprobs``: also those of the prompt, which is then read from its beginning in a state of its own that is not kept.
+    ``adapters``: the LoRA adapters to apply, None for the model's.
     """
 
     ids: Sequence[int]
@@ -65,6 +68,7 @@ class Request:
     markup: Mapping[int, str] = field(default_factory=dict)
     logprobs: int | None = None
     prompt_logprobs: bool = False
+    adapters: AdapterSet | None = None
 
     @property
     def constrained(self) -> bool:
@@ -103,6 +107,8 @@ class Job:
         self.cancelled = False
         self.wait_stored: Callable[[], None] | None = None
         self._space = request.drop_space
+        #: See ``Request.adapters``; the engine puts the model's in the place of None.
+        self.adapters: AdapterSet | None = request.adapters
         self.ids = list(request.ids)
         self.reply, self.sampler = reply, sampler
         self.on_text, self.on_read, self.on_end, self.on_logprobs = on_text, on_read, on_end, on_logprobs

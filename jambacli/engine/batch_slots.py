@@ -32,6 +32,17 @@ class Slot:
         self.array = np.empty(0, dtype=np.int64)
         self.stops: list[int] = []
 
+    def replace(self, sequence: TokenSequence, cache: PrefixCache | None) -> None:
+        """Drop the content for a new sequence, which belongs to other adapters."""
+        if self.cache is not None:
+            self.cache.close()
+        self.sequence, self.cache = sequence, cache
+        self.array, self.stops = np.empty(0, dtype=np.int64), []
+
+    def fits(self, job: Job) -> bool:
+        """Whether the content belongs to the adapters of the job."""
+        return job.adapters is None or self.sequence.state.adapters.key == job.adapters.key
+
     @property
     def reading(self) -> bool:
         """Whether its request's prompt is being read."""
@@ -67,6 +78,8 @@ class Slots:
 
     def shared(self, slot: Slot, job: Job) -> int:
         """The last position in the prompt that reading the slot's stops at; if exact, after the same stops before it."""
+        if not slot.fits(job):
+            return 0
         common, shared = common_prefix(slot.array, job.array), 0
         for i, stop in enumerate(slot.stops):
             if stop > common or (self._exact and job.stops[i : i + 1] != [stop]):
@@ -80,6 +93,8 @@ class Slots:
         """The sequence with the longest prefix of the prompt to go on from now, and its length."""
         best: tuple[Slot | None, int] = (None, 0)
         for slot in self:
+            if not slot.fits(job):
+                continue
             sequence, exact = slot.sequence, self.shared(slot, job)
             most = exact if self._exact else common_prefix(slot.array, job.array)
             state, here = sequence.state, len(sequence.tokens)

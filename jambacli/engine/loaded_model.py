@@ -17,9 +17,11 @@ from jambacli.text.tokenizer import Tokenizer
 if TYPE_CHECKING:
     import torch
 
+    from jambacli.cache.adapted_weights import AdaptedWeights
     from jambacli.cache.fingerprint import Weights
     from jambacli.model.config import JambaConfig
     from jambacli.model.jamba import JambaModel
+    from jambacli.model.lora import AdapterSet
 
 logger = logging.getLogger(__name__)
 
@@ -90,9 +92,25 @@ class LoadedModel:
         if template is not None:
             template.cancel()
 
+    @property
+    def loras(self) -> AdapterSet:
+        """The LoRA adapters that were loaded, with the scales they have by default."""
+        return self.model.adapters
+
     @functools.cached_property
-    def weights(self) -> Weights:
-        """The identity of the weights, to which stored states belong. Raises JambaError for a model without a file."""
+    def weights(self) -> Weights | AdaptedWeights:
+        """The identity of the weights, to which stored states belong, with the default adapters. Raises JambaError for a model
+        without a file."""
+        return self.weights_with(self.model.adapters)
+
+    def weights_with(self, adapters: AdapterSet) -> Weights | AdaptedWeights:
+        """The identity of the weights with these adapters. Raises JambaError for a model without a file."""
+        from jambacli.cache.adapted_weights import AdaptedWeights
+
+        return AdaptedWeights(self._base_weights, adapters.key) if adapters.key else self._base_weights
+
+    @functools.cached_property
+    def _base_weights(self) -> Weights:
         from jambacli.cache.fingerprint import Weights
         from jambacli.gguf.reader import GGUFFile
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from jambacli.cache.stored_prefix import StoredPrefix
     from jambacli.engine.sampling import Logits
     from jambacli.model.jamba import JambaModel
+    from jambacli.model.lora import AdapterSet
     from jambacli.model.state import Checkpoint, SequenceState
 
 # Tokens of a long prefill between two checkpoints, where no boundary falls.
@@ -51,11 +52,12 @@ class TokenSequence:
         chunk: int | None = None,
         *,
         precise: bool | None = None,
+        adapters: AdapterSet | None = None,
     ) -> None:
-        """``ctx``: maximum number of tokens. ``chunk``: tokens of one prefill pass. ``precise``: the mode of decode. By default
-        the model's."""
+        """``ctx``: maximum number of tokens. ``chunk``: tokens of one prefill pass. ``precise``: the mode of decode, and
+        ``adapters``, by default the model's."""
         self.model = model
-        self._state: SequenceState = model.new_state(ctx, kv_type, precise=precise)
+        self._state: SequenceState = model.new_state(ctx, kv_type, precise=precise, adapters=adapters)
         self.tokens: list[int] = []
         self.chunk = chunk or model.prefill_chunk
         self.counters = Counters()

@@ -16,6 +16,7 @@ from jambacli.model.config import MAX_LAYERS, JambaConfig, period_and_offset
 
 ARCHITECTURE = "general.architecture"
 ARCH = "jamba"
+TYPE = "general.type"
 NAME = "general.name"
 FILE_TYPE = "general.file_type"
 LICENSE = "general.license"
@@ -37,6 +38,8 @@ ATTENTION_PERIOD = "jamba.attention.layer_period"
 ATTENTION_OFFSET = "jamba.attention.layer_offset"
 EXPERT_PERIOD = "jamba.expert.layer_period"
 EXPERT_OFFSET = "jamba.expert.layer_offset"
+#: Whether the heads of keys and values are rotated (quantize.fold); only for information.
+ROTATED_HEADS = "jamba.attention.rotated_heads"
 
 TOKENIZER_MODEL = "tokenizer.ggml.model"
 TOKENIZER_PRE = "tokenizer.ggml.pre"
@@ -134,6 +137,10 @@ def jamba_config(
     BadFileError, naming the key or tensor, where one is missing or has an invalid value or shape.
     """
     keys = _Keys(metadata, path if path is not None else getattr(metadata, "path", "metadata"))
+    if metadata.get(TYPE) == "adapter":
+        raise UnsupportedError(
+            f"{keys.path} is a LoRA adapter, not a model", remedy="load its model, and it with {lora}"
+        )
     check_architecture(metadata, keys.path)
     n_layers = keys.count(BLOCK_COUNT, maximum=MAX_LAYERS)
     hidden = keys.count(EMBEDDING_LENGTH)

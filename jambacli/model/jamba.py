@@ -10,7 +10,7 @@ The mixer is Mamba or, in a few layers, attention; the feed-forward network is o
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,7 +19,8 @@ import torch
 from jambacli.errors import JambaError
 from jambacli.kernels import Ops
 from jambacli.model.attention import Attention
-from jambacli.model.config import CPU_PREFILL_CHUNK, JambaConfig
+from jambacli.model.config import CPU_PREFILL_CHUNK, JambaConfig, check_gpu_kv_type
+from jambacli.model.lora import NO_ADAPTERS, AdapterSet
 from jambacli.model.mamba import Mamba
 from jambacli.model.moe import MLP, MoE
 from jambacli.model.spans import Span, SpanDecoder, StepDecoder, check_spans, run_in_steps
@@ -92,19 +93,45 @@ class JambaModel:
     prefill_chunk: int = CPU_PREFILL_CHUNK
     #: The mode of new states: see DeviceOptions.
     precise: bool = False
+    #: The LoRA adapters of new states.
+    adapters: AdapterSet = NO_ADAPTERS
+    #: The adapters that these weights have. A state of others is computed by the model that ``adapt`` returns for them.
+    applied: AdapterSet = NO_ADAPTERS
+    adapt: Callable[[AdapterSet], JambaModel] | None = None
+    #: Whether that mode is the one measured to be faster, not one that was asked for: then sessions of either mode go on.
+    mode_measured: bool = False
 
     @property
     def device(self) -> torch.device:
         """The device of the weights."""
         return self.embedding.data.device
 
-    def new_state(self, ctx: int, kv_type: str = "f16", *, precise: bool | None = None) -> SequenceState:
-        """An empty sequence of at most ``ctx`` tokens with keys and values in ``kv_type``: f16, bf16, f32 or q8_0.
+    def new_state(
+        self,
+        ctx: int,
+        kv_type: str = "f16",
+        *,
+        precise: bool | None = None,
+        adapters: AdapterSet | None = None,
+    ) -> SequenceState:
+        """An empty sequence of at most ``ctx`` tokens with keys and values in ``kv_type``, one of KV_TYPES.
 
-        ``precise``: decode with 15-bit activations; None for the model's own ``precise``.
+        ``precise``: decode with 15-bit activations; None for the model's own ``precise``. ``adapters``: None for the model's
+        own.
         """
         precise = self.precise if precise is None else precise
-        return SequenceState(self.config, ctx, kv_type, self.device, self.kv_device, precise=precise)
+        if self.device.type == "cuda":
+            check_gpu_kv_type(kv_type)
+        adapters = self.adapters if adapters is None else adapters
+        return SequenceState(self.config, ctx, kv_type, self.device, self.kv_device, precise=precise, adapters=adapters)
+
+    def with_adapters(self, adapters: AdapterSet) -> JambaModel:
+        """The model whose weights have ``adapters``. Raises JambaError for a model that takes none."""
+        if adapters.key == self.applied.key:
+            return self
+        if self.adapt is None:
+            raise JambaError("LoRA adapters cannot be applied to this model")
+        return self.adapt(adapters)
 
     @torch.no_grad()
     def forward(
@@ -119,7 +146,7 @@ class JambaModel:
         leaves ``state.interrupted`` set.
         """
         with self._on_device():
-            return self._forward(ids, state, logits)
+            return self.with_adapters(state.adapters)._forward(ids, state, logits)
 
     @torch.no_grad()
     def forward_spans(self, spans: Sequence[Span]) -> list[torch.Tensor | None]:
@@ -135,6 +162,18 @@ class JambaModel:
         Raises as ``forward`` does, and JambaError for a state in two spans; all states are unchanged then.
         """
         check_spans(spans, self.config.vocab_size)
+        groups: dict[str, list[int]] = {}
+        for i, span in enumerate(spans):
+            groups.setdefault(span.state.adapters.key, []).append(i)
+        out: list[torch.Tensor | None] = [None] * len(spans)
+        for group in groups.values():  # sequences with different adapters share no step
+            model = self.with_adapters(spans[group[0]].state.adapters)
+            for i, logits in zip(group, model._forward_spans([spans[i] for i in group]), strict=True):
+                out[i] = logits
+        return out
+
+    def _forward_spans(self, spans: Sequence[Span]) -> list[torch.Tensor | None]:
+        """``forward_spans`` for checked spans with the adapters of this model's weights."""
         out: list[torch.Tensor | None] = [None] * len(spans)
         with self._on_device():
             rest = list(range(len(spans)))

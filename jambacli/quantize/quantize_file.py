@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,8 +23,9 @@ from jambacli.gguf.reader import SPLIT_NAME, GGUFFile
 from jambacli.gguf.values import encode_value
 from jambacli.gguf.writer import GGUFWriter
 from jambacli.progress import Progress, no_progress
-from jambacli.quantize import recipes
+from jambacli.quantize import allocate, recipes
 from jambacli.quantize.error_stats import ErrorStats
+from jambacli.quantize.fold import Fold, RotatedHeads
 from jambacli.quantize.panels import Panel, split_into_panels
 from jambacli.quantize.recipes import Choice, Facts, Recipe, RecipeOptions
 from quant.formats import FLOATS, get_format
@@ -34,9 +35,13 @@ from quant.refine_rows import search_rows
 from quant.rows import Rows
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     import numpy as np
 
+    from jambacli.quantize.allocate import Allocation
     from jambacli.quantize.imatrix import Imatrix
+    from jambacli.quantize.sensitivity import Sensitivity
 
 _READ_AHEAD = 16  # panels: enough to keep a disk busy, few enough to stay in the page cache
 QUANTIZATION_VERSION = 2
@@ -65,7 +70,23 @@ class Request:
     allow_requantize: bool = False
     report: bool = False
     force: bool = False
+    size: int | None = None
+    """Bytes of the output, metadata included: the formats are chosen for the least divergence at this size."""
+    target: float | None = None
+    """The same as bits per weight."""
+    sensitivity: Sensitivity | None = None
+    """What the choice is based on; None for figures by kind of tensor."""
+
+    fold: Fold | None = None
     refinement: Refinement | None = None
+
+    added: Mapping[str, Callable[[int, int], np.ndarray]] = field(default_factory=dict)
+    """By tensor: what to add to its rows from number ``first`` on, float32 [count, n] for (first, count)."""
+
+    @property
+    def chooses(self) -> bool:
+        """Whether formats are chosen by their divergence."""
+        return self.recipe.allocated or self.size is not None or self.target is not None
 
 
 @dataclass(frozen=True)
@@ -92,6 +113,8 @@ class QuantizePlan:
     """Bytes of the output, all parts and headers."""
     unweighted: tuple[str, ...]
     """Tensors to be quantized for which the imatrix has no entry."""
+    allocation: Allocation | None = None
+    """How formats were chosen by their divergence, None where the recipe's mixture decides."""
 
     @property
     def weights(self) -> int:
@@ -139,7 +162,7 @@ def default_output(source: Path, recipe: Recipe) -> Path:
     split = SPLIT_NAME.fullmatch(source.name)
     stem = split["stem"] if split else source.name.removesuffix(".gguf")
     kinds = "|".join(sorted({"f32", "f16", "bf16", "fp16", "fp32", *recipes.RECIPES}, key=len, reverse=True))
-    stem = re.sub(rf"[-._](?:{kinds})$", "", stem, flags=re.IGNORECASE)
+    stem = re.sub(rf"[-._](?:{kinds}|\d+\.\d\dbpw)$", "", stem, flags=re.IGNORECASE)
     return source.with_name(f"{stem}-{recipe.label}.gguf")
 
 
@@ -166,24 +189,55 @@ def plan(source: GGUFFile, request: Request) -> QuantizePlan:
     gqa = config.n_heads // config.n_kv_heads if config.layer_is_attention[0] else 0
     try:
         choices = recipes.plan(
-            _source_tensors(source, request.keep_split),
+            source_tensors(source, request.keep_split),
             Facts(config.n_layers, config.n_experts, gqa),
             request.recipe,
             request.options,
         )
     except ValueError as error:
         raise JambaError(f"{source.path}: {error}") from error
-    _check_requantizing(source, choices, request.allow_requantize)
+    _check_requantizing(source, choices, request.allow_requantize, request.fold)
     choices = _without_used_factors(source, choices)
+    allocation = None
+    if request.chooses:
+        choices, request, allocation = _allocated(source, choices, request)
+        _check_requantizing(source, choices, request.allow_requantize, request.fold)
     unweighted: tuple[str, ...] = ()
     if request.imatrix is not None:
         request.imatrix.check({name: info.shape for name, info in source.tensors.items()})
         unweighted = tuple(
             c.name for c in choices if c.format not in FLOATS and c.name not in request.imatrix.entries and not c.kept
         )
-    metadata, tensors = _output_metadata(source, request), _output_tensors(source, choices, request.keep_split)
+    metadata, tensors = _output_metadata(source, request), output_tensors(source, choices, request.keep_split)
     size = file_size(metadata, tensors, split_max_size=request.split_max_size)
-    return QuantizePlan(source, request, tuple(choices), metadata, tensors, size, unweighted)
+    return QuantizePlan(source, request, tuple(choices), metadata, tensors, size, unweighted, allocation)
+
+
+def _allocated(
+    source: GGUFFile, choices: list[Choice], request: Request
+) -> tuple[list[Choice], Request, Allocation | None]:
+    """The choices with the formats of the least divergence at the wanted size, and the request with a recipe of that name."""
+    allocate.check(request.recipe, request.options, request.size, request.target)
+    if request.sensitivity is not None:
+        request.sensitivity.check(source, request.imatrix)
+    metadata = _output_metadata(source, request)
+
+    def size_of(some: list[Choice]) -> int:
+        tensors = output_tensors(source, some, request.keep_split)
+        return file_size(metadata, tensors, split_max_size=request.split_max_size)
+
+    weights = sum(math.prod(c.tensor.shape) for c in choices)
+    size = request.size
+    if request.target is not None:
+        size = int(request.target * weights / 8)
+    pinned = {c.name for c in choices if allocate.is_pinned(c, request.options)}
+    chosen, allocation = allocate.allocated(
+        choices, size_of, size_of(choices) if size is None else size, request.sensitivity, pinned
+    )
+    if not request.recipe.allocated:
+        bits = size_of(chosen) * 8 / weights if request.target is None else request.target
+        request = replace(request, recipe=allocate.recipe_for(chosen, f"{bits:.2f}bpw"))
+    return chosen, request, allocation
 
 
 def quantize(
@@ -191,8 +245,11 @@ def quantize(
     output: Path,
     progress: Progress = no_progress,
     refined: Mapping[str, np.ndarray] | None = None,
+    *,
+    title: str | None = None,
 ) -> Result:
-    """Write the quantized model to ``output`` (or its parts); with ``report``, measure the error of each tensor.
+    """Write the quantized model to ``output`` (or its parts); with ``report``, measure the error of each tensor. ``title``: of
+    the progress.
 
     ``refined``: blocks of tensors that are written as they are, uint8 [bytes] by name (``quantize.refine``).
 
@@ -211,7 +268,7 @@ def quantize(
         for path in writer.planned_paths():
             _refuse_input_as_output(source, path)
         writer.begin()
-        title = f"Quantizing to {request.recipe.label}"
+        title = title or f"Quantizing to {request.recipe.label}"
         total = sum(p.stop - p.start for p in panels)
         largest = max(p.buffer_bytes for p in panels)
         with progress(title, total) as advance, BackgroundWriter(writer, largest, advance) as out:
@@ -235,8 +292,16 @@ def _quantize_panel(
     plan: QuantizePlan, panel: Panel, buffer: np.ndarray, refined: Mapping[str, np.ndarray]
 ) -> ErrorStats | None:
     source, request = plan.source, plan.request
-    data = source.data(panel.name)[panel.start : panel.stop]
-    rows = Rows(data, panel.source, panel.n, _source_scales(source, panel))
+    folded = request.fold is not None and request.fold.changes(panel.name)
+    rows = _source_rows(source, panel)
+    if request.fold is not None and folded:
+        panel, rows = _folded(source, panel, request.fold)
+    if (added := request.added.get(panel.name)) is not None:
+        import numpy as np
+
+        values = quant.dequantize(rows, threads=request.threads)
+        values += added(panel.first, panel.rows)
+        rows = Rows(values.reshape(-1).view(np.uint8), get_format("f32"), panel.n)
     scale = buffer[panel.scales_start : panel.buffer_bytes].view("<f4") if panel.target.name == "i8" else None
     out = Rows(buffer[: panel.out_bytes], panel.target, panel.n, scale)
     try:
@@ -253,10 +318,10 @@ def _quantize_panel(
         raise _bad_row(source, panel, error.row, "holds a NaN or an infinity") from None
     except ValueError as error:
         raise JambaError(f"{source.path}: tensor {panel.name}: {error}") from error
-    if panel.target != panel.source or panel.source.name not in FLOATS:
+    if panel.target != panel.source or panel.source.name not in FLOATS or added is not None:
         bad = overflowed_row(out.data.reshape(out.count, -1), panel.target.name)
         if bad is not None:
-            copied = panel.source == panel.target
+            copied = panel.source == panel.target and added is None
             problem = (
                 "a block with an infinite or NaN scale" if copied else f"weights too large for {panel.target.name}"
             )
@@ -266,6 +331,24 @@ def _quantize_panel(
     stats = ErrorStats()
     stats.add(quant.dequantize(rows, threads=request.threads), quant.dequantize(out, threads=request.threads))
     return stats
+
+
+def _source_rows(source: GGUFFile, panel: Panel) -> Rows:
+    data = source.data(panel.name)[panel.start : panel.stop]
+    return Rows(data, panel.source, panel.n, _source_scales(source, panel))
+
+
+def _folded(source: GGUFFile, panel: Panel, fold: Fold) -> tuple[Panel, Rows]:
+    """The panel with its changed values, as float32 rows, and the importance that its columns have then."""
+
+    def read(first: int, count: int) -> np.ndarray:
+        values: np.ndarray = quant.dequantize(_source_rows(source, replace(panel, first=first, rows=count)))
+        return values
+
+    values = fold.rows(panel.name, panel.first, panel.rows, read)
+    f32 = get_format("f32")
+    weights = None if panel.weights is None else fold.importance(panel.name, panel.weights)
+    return replace(panel, source=f32, weights=weights), Rows(values.view("u1").reshape(-1), f32, panel.n)
 
 
 def _bad_row(source: GGUFFile, panel: Panel, row: int, problem: str) -> BadFileError:
@@ -283,7 +366,7 @@ def _source_scales(source: GGUFFile, panel: Panel) -> np.ndarray | None:
     return source.data(scale_name(panel.name)).view("<f4")[panel.first : panel.first + panel.rows]
 
 
-def _source_tensors(source: GGUFFile, keep_split: bool) -> list[recipes.Tensor]:
+def source_tensors(source: GGUFFile, keep_split: bool = False) -> list[recipes.Tensor]:
     """The source's tensors as the recipes see them, in the order that llama-quantize visits them."""
     infos = source.tensors
     if keep_split:
@@ -296,12 +379,13 @@ def _source_tensors(source: GGUFFile, keep_split: bool) -> list[recipes.Tensor]:
     return [recipes.Tensor(name, infos[name].shape, infos[name].format.name) for name in names]
 
 
-def _check_requantizing(source: GGUFFile, choices: list[Choice], allowed: bool) -> None:
+def _check_requantizing(source: GGUFFile, choices: list[Choice], allowed: bool, fold: Fold | None) -> None:
     for choice in choices:
         fmt = choice.tensor.format
         if fmt == "i8" and not _has_scales(source, choice):
             raise BadFileError(source.path, f"tensor {choice.name} is i8 without separate F32 row scales")
-        if choice.format == fmt or fmt in FLOATS:
+        changed = fold is not None and fold.changes(choice.name)
+        if (choice.format == fmt and not changed) or fmt in FLOATS:
             continue
         if not allowed:
             raise JambaError(
@@ -348,11 +432,13 @@ def _output_metadata(source: GGUFFile, request: Request) -> dict[str, bytes]:
         rows.append(("quantize.refine.tokens", refinement.tokens, "u32"))
     if recipe.name == EXPERTS_INT8:
         rows.append((EXPERTS_TYPE, EXPERTS_INT8, "str"))
+    if isinstance(request.fold, RotatedHeads):
+        rows.append((keys.ROTATED_HEADS, True, "bool"))
     values = copied_metadata(source.metadata, skip={EXPERTS_TYPE, *(key for key, _, _ in rows)})
     return values | {key: encode_value(key, value, kind) for key, value, kind in rows}
 
 
-def _output_tensors(source: GGUFFile, choices: list[Choice], keep_split: bool) -> tuple[TensorSpec, ...]:
+def output_tensors(source: GGUFFile, choices: list[Choice], keep_split: bool = False) -> tuple[TensorSpec, ...]:
     """The tensors to write; ExpertsInt8's scales follow their stacks."""
     specs: list[TensorSpec] = []
     for choice in choices:

@@ -23,6 +23,7 @@ from jambacli.server.error_forms import refusal_for
 from jambacli.server.errors import ApiError, bad_request
 from jambacli.server.file_routes import file_routes
 from jambacli.server.http import Access, Guard, Streaming, handler, json_response
+from jambacli.server.lora import lora_entries
 from jambacli.server.models import Models
 from jambacli.server.ollama import ollama_routes
 from jambacli.server.openapi import openapi_routes
@@ -98,6 +99,11 @@ class OwnRoutes:
         name = request.query_params.get("model")
         async with self.models.using(name) as worker:
             return json_response(info.props(worker, await self.models.named(name), self.server.defaults))
+
+    async def lora_adapters(self, request: Request) -> Response:
+        """GET /lora-adapters, as llama-server has it."""
+        async with self.models.using(request.query_params.get("model")) as worker:
+            return json_response(lora_entries(worker.model.loras))
 
     async def metrics(self, request: Request) -> Response:
         """GET /metrics, in Prometheus' text format."""
@@ -190,6 +196,7 @@ def own_routes(context: Server, models: Models) -> list[Route]:
         "/health": server.health,
         "/v1/health": server.health,
         "/props": server.props,
+        "/lora-adapters": server.lora_adapters,
         "/metrics": server.metrics,
         "/tokenizer_info": server.tokenizer_info,
     }

@@ -22,6 +22,7 @@ from jambacli.server.logprobs import (
     read_chat_logprobs,
     read_text_logprobs,
 )
+from jambacli.server.lora import read_lora
 from jambacli.server.request import (
     MAX_CHOICES,
     Call,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from jambacli.text.tokenizer import Tokenizer
 
 # Fields that an option's reader would refuse, or that are read here.
-_READ_HERE = ("n", "stream", "best_of", "echo", "logprobs", "top_logprobs", "suffix", "tools", "tool_choice")
+_READ_HERE = ("n", "stream", "best_of", "echo", "logprobs", "top_logprobs", "suffix", "tools", "tool_choice", "lora")
 _NOT_DONE = ("functions", "function_call", "audio", "web_search_options", "suffix")
 _DONE_MARK = b"data: [DONE]\n\n"
 # Replies to one request, at most.
@@ -87,6 +88,7 @@ def read_chat(body: Mapping[str, Any], defaults: GenerationOptions) -> Call:
         tools=read_tools(body),
         logprobs=read_chat_logprobs(body),
         thinking=read_effort(body),
+        lora=read_lora(body),
     )
 
 
@@ -121,6 +123,7 @@ def read_completion(body: Mapping[str, Any], defaults: GenerationOptions) -> Cal
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
         echo=echo,
+        lora=read_lora(body),
     )
 
 

@@ -52,8 +52,16 @@ _SAMPLING: dict[str, Schema] = {
     "frequency_penalty": _nullable("number"),
     "seed": _nullable("integer", minimum=-1),
 }
+_LORA = _list(
+    _object(
+        id={"type": "integer", "minimum": 0},
+        name=_STRING,
+        scale={"type": "number", "minimum": -1000, "maximum": 1000},
+    )
+)
 _OPENAI_OPTIONS: dict[str, Schema] = {
     **_SAMPLING,
+    "lora": _one_of(_LORA, {"type": "null"}),
     "model": _NAME,
     "max_tokens": _COUNT,
     "max_completion_tokens": _COUNT,

@@ -9,6 +9,7 @@ from typing import Any
 from jambacli.engine.options import GenerationOptions
 from jambacli.server.errors import ApiError, bad_request
 from jambacli.server.file_parts import FilePart, openai_file
+from jambacli.server.lora import AskedLora
 from jambacli.server.tools import read_calls
 from jambacli.text.tool_calls import ToolCall
 from jambacli.text.tools import ToolUse
@@ -49,7 +50,8 @@ class Call:
     template. ``model``: the name that the client gave, None for none. ``tools``: those that the reply may call.
     ``ctx``: tokens that the client wants to fit. ``logprobs``: how many alternatives to give beside each token of the reply,
     None for no log-probabilities; ``prompt_logprobs``: also beside those of the prompt. ``echo``: the prompt comes before its
-    continuation. ``thinking``: with thoughts or without; None: as the options say (see ``think``).
+    continuation. ``thinking``: with thoughts or without; None: as the options say (see ``think``). ``lora``: the
+    adapters to apply; None: those of the server.
     """
 
     messages: Sequence[Message] = ()
@@ -65,6 +67,7 @@ class Call:
     prompt_logprobs: bool = False
     echo: bool = False
     thinking: bool | None = None
+    lora: Sequence[AskedLora] | None = None
 
     @property
     def think(self) -> bool | None:

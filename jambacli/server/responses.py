@@ -19,6 +19,7 @@ from jambacli.server.events import Answer, Piece, Running, Waiting
 from jambacli.server.found_calls import CallDelta
 from jambacli.server.http import Streaming, compact, handler, openai_error
 from jambacli.server.logprobs import MAX_TOP, content_logprobs
+from jambacli.server.lora import read_lora
 from jambacli.server.openai import chat_options
 from jambacli.server.request import (
     Call,
@@ -70,6 +71,7 @@ def read_call(body: Mapping[str, Any], server: Server) -> Call:
         model=model_name(body),
         logprobs=_asked_logprobs(body),
         thinking=read_effort(body),
+        lora=read_lora(body),
         tools=read_tools(_functions(body)),
     )
 

@@ -20,6 +20,7 @@ from jambacli.errors import JambaError, UsageError
 from jambacli.server.engine_call import Echo, EngineCall
 from jambacli.server.errors import SOONEST, ApiError, as_api_error, bad_request, context_full
 from jambacli.server.history import History
+from jambacli.server.lora import chosen_adapters
 from jambacli.server.prefix_breaks import PrefixBreaks
 from jambacli.server.prompt_thread import PromptThread
 from jambacli.session.conversation import Rendered
@@ -88,7 +89,7 @@ class Worker:
     def _open_store(self, sequence: TokenSequence) -> PrefixCache | None:
         state = sequence.state
         try:
-            weights = self.model.weights
+            weights = self.model.weights_with(state.adapters)
             return PrefixCache(PrefixStore(), state_spaces(weights.name, state), state.layout, weights.in_use)
         except JambaError as error:
             self.model.say_unstored(error)
@@ -150,6 +151,7 @@ class Worker:
         else:
             firsts = [self._plain(prompt, call) for prompt in call.prompts]
             more = []
+        adapters = chosen_adapters(model.loras, call.lora)
         requests = []
         for first in firsts:
             if len(first.ids) + (call.options.max_tokens != 0) > self.ctx:
@@ -165,7 +167,8 @@ class Worker:
                     chat = bool(call.messages)
                     tools = call.tools if chat else None
                     request = request_of(model, whole, options, chat=chat, documents=documents, tools=tools)
-                requests.append(replace(request, logprobs=call.logprobs, prompt_logprobs=call.prompt_logprobs))
+                request = replace(request, logprobs=call.logprobs, prompt_logprobs=call.prompt_logprobs)
+                requests.append(replace(request, adapters=adapters))
         return requests, chain
 
     def _plain(self, prompt: Any, call: Call) -> Request:

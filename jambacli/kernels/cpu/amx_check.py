@@ -124,7 +124,7 @@ def products_are_right(functions: ctypes.CDLL) -> bool:
     blocks = np.concatenate([one, w.astype(np.int8).view(np.uint8).reshape(rows, -1, 32)], axis=2)
     for name, data in (("bf16", (w.view(np.uint32) >> 16).astype(np.uint16)), ("q8_0", np.ascontiguousarray(blocks))):
         form, out = FORMATS[name], np.zeros((tokens, rows), np.float32)
-        weight = Matrix(data.ctypes.data, None, rows, cols, form.row_bytes(cols), form.ggml_type, 0)
+        weight = Matrix(data.ctypes.data, None, rows, cols, form.row_bytes(cols), form.ggml_type, 0, None)
         pointer, size = ctypes.c_void_p, ctypes.c_int64
         status = functions.prefill_linear(
             ctypes.byref(weight),

@@ -21,6 +21,16 @@ using namespace native;
 #define SIMD_LEVELS(LEVEL) LEVEL(scalar)
 #endif
 
+// What a LoRA adapter adds to the products of a weight w: w x + scale * b (a x). For a stack, one pair for each matrix.
+struct LowRank {
+    const float* a;    // [rank, cols]
+    const float* b;    // [rank, b_stride]: the transpose of b, zeros behind the last row of the weight
+    int64_t rank;
+    int64_t b_stride;  // a multiple of 32, at least the rows of the weight
+    float scale;
+    int32_t reserved;
+};
+
 // One weight matrix as it lies in its file, or a stack of them (experts), rows one after another. `type` is a GGML type id;
 // kI8 needs `scale`, one factor per row. structs.py mirrors it.
 struct Matrix {
@@ -30,7 +40,14 @@ struct Matrix {
     int64_t cols;
     int64_t row_bytes;
     int32_t type;
-    int32_t reserved;
+    int32_t n_low;
+    const LowRank* low;  // n_low of them, added in this order
 };
+
+inline int64_t low_rank_of(const Matrix& w) {
+    int64_t rank = 0;
+    for (int32_t i = 0; i < w.n_low; ++i) rank += w.low[i].rank;
+    return rank;
+}
 
 }  // namespace jamba

@@ -131,6 +131,22 @@ void add_scaled(float* y, const float* x, float w, int64_t n) {
     }
 }
 
+void add_outer(float* c, const float* p, int64_t p_stride, const float* q, int64_t q_stride, int64_t rank) {
+    constexpr int kRows = 8;  // with one accumulator each, as many as hide the latency of a fused multiplication
+    for (int j = 0; j < 16; j += kLanes)
+        for (int i = 0; i < 16; i += kRows) {
+            float* at = c + 16 * i + j;
+            vf acc[kRows];
+            for (int r = 0; r < kRows; ++r) acc[r] = load(at + 16 * r);
+            for (int64_t k = 0; k < rank; ++k) {
+                const vf v = load(q + k * q_stride + j);
+                const float* by = p + k * p_stride + i;
+                for (int r = 0; r < kRows; ++r) acc[r] = fma(set1(by[r]), v, acc[r]);
+            }
+            for (int r = 0; r < kRows; ++r) store(at + 16 * r, acc[r]);
+        }
+}
+
 void conv_step(const MambaShape& s, const float* x, const float* weight, const float* bias, float* state, int64_t c0,
                int64_t c1, float* out) {
     const int64_t past = s.d_conv - 1;
@@ -227,6 +243,7 @@ void fill_elementwise(InnerKernels& ops) {
     ops.silu_mul = silu_mul;
     ops.add = add;
     ops.add_scaled = add_scaled;
+    ops.add_outer = add_outer;
     ops.conv_step = conv_step;
     ops.ssm_step = ssm_step;
     ops.exp_sum = exp_sum;

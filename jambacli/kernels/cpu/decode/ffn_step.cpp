@@ -8,15 +8,17 @@
 namespace jamba {
 namespace {
 
-// gate and up of rows [r0, r1), silu(gate) * up into h, for m activations listed in `tokens` (null: all in order).
-void gated_rows(const Run& run, const Rows& gate, const Rows& up, const Matrix& gate_matrix, const Matrix& up_matrix,
-                const ActBuffer& input, const int32_t* tokens, int m, int64_t r0, int64_t r1, const ActBuffer& h,
-                int64_t first, float* up_products) {
+// gate and up of rows [r0, r1), silu(gate) * up into h, for m activations listed in `tokens` (null: all in order). `index`: of the
+// matrices in their stacks; gate and up have the low-rank products of these m.
+void gated_rows(const Run& run, const LowProduct& gate, const LowProduct& up, int64_t index, const ActBuffer& input,
+                const int32_t* tokens, int m, int64_t r0, int64_t r1, const ActBuffer& h, int64_t first, float* up_products) {
     const InnerKernels& k = *run.k;
     float* gated = h.f + first * h.f_stride;
     float* other = up_products + first * h.f_stride;
-    k.gemv[gate_matrix.type](gate, input.view(), tokens, m, r0, r1, gated, h.f_stride);
-    k.gemv[up_matrix.type](up, input.view(), tokens, m, r0, r1, other, h.f_stride);
+    k.gemv[gate.w->type](rows_of(*gate.w, index), input.view(), tokens, m, r0, r1, gated, h.f_stride);
+    k.gemv[up.w->type](rows_of(*up.w, index), input.view(), tokens, m, r0, r1, other, h.f_stride);
+    add_low(k, gate, index, m, 0, r0, r1, gated, h.f_stride);
+    add_low(k, up, index, m, 0, r0, r1, other, h.f_stride);
     for (int i = 0; i < m; ++i) {
         float* row = gated + i * h.f_stride;
         k.silu_mul(row + r0, other + i * h.f_stride + r0, r1 - r0, row + r0);
@@ -41,6 +43,31 @@ Routing take_routing(Scratch& scratch, int64_t n_experts, int64_t slots) {
     r.weight = scratch.take<float>(slots);
     r.rows = scratch.take<int32_t>(slots);
     return r;
+}
+
+// The low-rank products of one expert's tokens, whose first slot is `first`.
+LowProduct from_slot(const LowProduct& p, int64_t first) { return {p.w, p.ax ? p.ax + first * low_rank_of(*p.w) : nullptr}; }
+
+// Low-rank products of all active experts' slots with some stacks, shared out over the team, with a barrier at the end. `tokens`:
+// the activations of the slots. Nothing, and no barrier, where no stack has an adapter.
+void low_experts(Team& team, const InnerKernels& k, std::initializer_list<LowProduct> products, const Routing& routing,
+                 const ActBuffer& act, const int32_t* tokens) {
+    int64_t all = 0;
+    for (const LowProduct& p : products) all += low_rank_of(*p.w);
+    if (!all) return;
+    team.chunks(routing.n_active * all, 4, [&](int64_t begin, int64_t end) {
+        for (int64_t active = begin / all; active * all < end; ++active) {
+            const int32_t slot = routing.first[active], count = routing.first[active + 1] - slot;
+            int64_t first = active * all;
+            for (const LowProduct& p : products) {
+                const int64_t rank = low_rank_of(*p.w);
+                const int64_t r0 = std::max(begin - first, int64_t{0}), r1 = std::min(end - first, rank);
+                if (r0 < r1) low_rows(k, from_slot(p, slot), routing.expert[active], act, tokens + slot, count, r0, r1);
+                first += rank;
+            }
+        }
+    });
+    team.barrier();
 }
 
 // Softmax over all experts, the top_k of each token (ties to the lower index), not renormalised.
@@ -89,17 +116,19 @@ void mlp_step(Team* team, const Run& run, const MlpStep& s, Scratch& scratch) {
     const ActBuffer h = take_act(scratch, run.m, ffn, rounding_for({&s.down}));
     float* up = scratch.take<float>(run.m * h.f_stride);
     float* products = scratch.take<float>(run.m * s.down.rows);
+    const LowProduct low_gate = take_low(scratch, s.gate, run.m), low_up = take_low(scratch, s.up, run.m);
+    const LowProduct low_down = take_low(scratch, s.down, run.m);
     if (!team) return;
+    low_shared(*team, *run.k, {low_gate, low_up}, input, run.m);
     const int64_t chunk = chunk_rows(s.gate.row_bytes + s.up.row_bytes, ffn, team->size, 32);
     team->chunks(ffn, chunk, [&](int64_t r0, int64_t r1) {
-        gated_rows(run, rows_of(s.gate), rows_of(s.up), s.gate, s.up, input, nullptr, static_cast<int>(run.m), r0, r1, h, 0,
-                   up);
+        gated_rows(run, low_gate, low_up, 0, input, nullptr, static_cast<int>(run.m), r0, r1, h, 0, up);
     });
     if (down_int8)
         quantize_shared(*team, *run.k, h, run.m, ffn);
     else
         team->barrier();
-    step_output(*team, run, s.down, h, products);
+    step_output(*team, run, low_down, h, products);
 }
 
 void experts_step(Team* team, const Run& run, const ExpertsStep& s, Scratch& scratch) {
@@ -112,6 +141,8 @@ void experts_step(Team* team, const Run& run, const ExpertsStep& s, Scratch& scr
     const ActBuffer h = take_act(scratch, slots, ffn, rounding_for({&s.down}));
     float* up = scratch.take<float>(slots * h.f_stride);
     float* products = scratch.take<float>(slots * hidden);
+    const LowProduct low_gate = take_low(scratch, s.gate, slots), low_up = take_low(scratch, s.up, slots);
+    const LowProduct low_down = take_low(scratch, s.down, slots);
     Routing routing{};
     float* probability = nullptr;
     uint8_t* chosen = nullptr;
@@ -131,13 +162,14 @@ void experts_step(Team* team, const Run& run, const ExpertsStep& s, Scratch& scr
     team->barrier();
     route(scores, run.m, s.n_experts, s.top_k, probability, chosen, routing);
 
+    low_experts(*team, k, {low_gate, low_up}, routing, input, routing.token);
     const int64_t chunk = chunk_rows(s.gate.row_bytes + s.up.row_bytes, ffn * routing.n_active, team->size, 32);
     const int64_t per_expert = (ffn + chunk - 1) / chunk;
     team->chunks(routing.n_active * per_expert, 1, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
             const int64_t active = i / per_expert, r0 = i % per_expert * chunk, e = routing.expert[active];
             const int32_t first = routing.first[active], count = routing.first[active + 1] - first;
-            gated_rows(run, rows_of(s.gate, e), rows_of(s.up, e), s.gate, s.up, input, routing.token + first, count, r0,
+            gated_rows(run, from_slot(low_gate, first), from_slot(low_up, first), e, input, routing.token + first, count, r0,
                        std::min(r0 + chunk, ffn), h, first, up);
         }
     });
@@ -146,6 +178,7 @@ void experts_step(Team* team, const Run& run, const ExpertsStep& s, Scratch& scr
     else
         team->barrier();
 
+    low_experts(*team, k, {low_down}, routing, h, routing.rows);
     const int64_t out_chunk = chunk_rows(s.down.row_bytes * routing.n_active, hidden, team->size, 4);
     team->chunks(hidden, out_chunk, [&](int64_t r0, int64_t r1) {
         float* out = run.y ? run.y : run.x;
@@ -155,6 +188,7 @@ void experts_step(Team* team, const Run& run, const ExpertsStep& s, Scratch& scr
             const int32_t first = routing.first[a], count = routing.first[a + 1] - first;
             k.gemv[s.down.type](rows_of(s.down, routing.expert[a]), h.view(), routing.rows + first, count, r0, r1,
                                 products + first * hidden, hidden);
+            add_low(k, from_slot(low_down, first), routing.expert[a], count, 0, r0, r1, products + first * hidden, hidden);
             for (int32_t i = first; i < first + count; ++i)
                 k.add_scaled(out + routing.token[i] * hidden + r0, products + i * hidden + r0, routing.weight[i], r1 - r0);
         }
@@ -177,9 +211,12 @@ void logits_step(Team* team, const Run& run, const LogitsStep& s, Scratch& scrat
         }
     }
     const ActBuffer input = step_input(team, run, s.input, rows, m, s.out.cols, rounding_for({&s.out}), scratch);
+    const LowProduct low = take_low(scratch, s.out, m);
     if (!team || !m) return;
+    low_shared(*team, *run.k, {low}, input, m);
     team->chunks(s.out.rows, chunk_rows(s.out.row_bytes, s.out.rows, team->size, 4), [&](int64_t r0, int64_t r1) {
         run.k->gemv[s.out.type](rows_of(s.out), input.view(), nullptr, static_cast<int>(m), r0, r1, run.logits, s.out.rows);
+        add_low(*run.k, low, 0, m, 0, r0, r1, run.logits, s.out.rows);
     });
 }
 

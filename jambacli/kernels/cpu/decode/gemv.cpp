@@ -15,6 +15,7 @@ void linear(const Matrix& w, const float* x, int64_t m, int64_t ldx, float* y, i
     const bool quantized = wants_int8(w);
     parallel(threads, [&](Team& team) {
         Scratch scratch(base, precise);
+        const LowProduct low = take_low(scratch, w, m);
         ActBuffer a;
         if (quantized) {
             a = take_act(scratch, m, w.cols, rounding_for({&w}));
@@ -32,12 +33,13 @@ void linear(const Matrix& w, const float* x, int64_t m, int64_t ldx, float* y, i
                 k.quantize(row, whole, end, a.row(t));
             }
             team.barrier();
-        } else {
-            a.f = const_cast<float*>(x);
-            a.f_stride = ldx;
         }
+        a.f = const_cast<float*>(x);  // where it lies: the rest of the integer form needs it no more
+        a.f_stride = ldx;
+        low_shared(team, k, {low}, a, m);
         team.chunks(w.rows, chunk_rows(w.row_bytes, w.rows, team.size, 4), [&](int64_t r0, int64_t r1) {
             k.gemv[w.type](rows_of(w), a.view(), nullptr, static_cast<int>(m), r0, r1, y, ldy);
+            add_low(k, low, 0, m, 0, r0, r1, y, ldy);
         });
     });
 }
@@ -46,7 +48,7 @@ void linear(const Matrix& w, const float* x, int64_t m, int64_t ldx, float* y, i
 }  // namespace jamba
 
 // Python loads the library only where this is its own number.
-EXPORT int kernels_abi_version() { return 5; }
+EXPORT int kernels_abi_version() { return 6; }
 
 // y[t * y_stride + r] = row r of w . x[t * x_stride ...] for t < m; float32. Made for small m: the weights are read once for
 // every 32 tokens. `precise`: 15-bit activations instead of int8.
@@ -55,6 +57,7 @@ EXPORT int decode_linear(const jamba::Matrix* w, const float* x, int64_t x_strid
     using namespace jamba;
     if (const Status status = check_matrix(*w)) return status;
     Scratch measure(nullptr, precise);
+    take_low(measure, *w, std::min(m, kTokensAtOnce));
     take_act(measure, std::min(m, kTokensAtOnce), w->cols, Rounding::kMultiplesOfStep);
     uint8_t* base = scratch_block(measure.used());
     if (!base) return kNoMemory;

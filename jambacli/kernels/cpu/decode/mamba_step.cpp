@@ -68,6 +68,8 @@ void mamba_step(Team* team, const Run& run, const MambaStep& s, int64_t index, S
     float* projected = scratch.take<float>(m * s.x.rows);
     const ActBuffer y = take_act(scratch, m, d_inner, rounding_for({&s.out}));
     float* products = scratch.take<float>(m * s.out.rows);
+    const LowProduct low_in = take_low(scratch, s.in, m), low_x = take_low(scratch, s.x, m);
+    const LowProduct low_dt = take_low(scratch, s.dt, m), low_out = take_low(scratch, s.out, m);
     Selection selection{};
     for (int i = 0; i < (m == 1 ? run.threads : 1); ++i) {  // one token: every thread norms for itself
         const Selection one = take_selection(scratch, s, m);
@@ -75,11 +77,14 @@ void mamba_step(Team* team, const Run& run, const MambaStep& s, int64_t index, S
     }
     if (!team) return;
 
+    low_shared(*team, k, {low_in}, input, m);
     // in_proj by channels, so that the convolution finds its inputs in the cache.
     const int64_t in_chunk = chunk_rows(2 * s.in.row_bytes, d_inner, team->size, 32);
     team->chunks(d_inner, in_chunk, [&](int64_t c0, int64_t c1) {
         k.gemv[s.in.type](rows_of(s.in), input.view(), nullptr, tokens, c0, c1, u.f, u.f_stride);
         k.gemv[s.in.type](rows_of(s.in, 0, d_inner), input.view(), nullptr, tokens, c0, c1, z, d_inner);
+        add_low(k, low_in, 0, m, 0, c0, c1, u.f, u.f_stride);
+        add_low(k, low_in, 0, m, d_inner, c0, c1, z, d_inner);
         float* row = u.f;
         for (int64_t j = 0; j < run.n_spans; ++j) {
             const Span& span = run.spans[j];
@@ -96,8 +101,10 @@ void mamba_step(Team* team, const Run& run, const MambaStep& s, int64_t index, S
     else
         team->barrier();
 
+    low_shared(*team, k, {low_x}, u, m);
     team->chunks(s.x.rows, chunk_rows(s.x.row_bytes, s.x.rows, team->size, 2), [&](int64_t r0, int64_t r1) {
         k.gemv[s.x.type](rows_of(s.x), u.view(), nullptr, tokens, r0, r1, projected, s.x.rows);
+        add_low(k, low_x, 0, m, 0, r0, r1, projected, s.x.rows);
     });
     team->barrier();
 
@@ -108,11 +115,13 @@ void mamba_step(Team* team, const Run& run, const MambaStep& s, int64_t index, S
         team->barrier();
     }
 
+    low_shared(*team, k, {low_dt}, selection.dt, m);
     // dt_proj by channels, followed by the state update of each chunk. y holds dt, then the gated output.
     const int64_t state_bytes = 3 * s.d_state * static_cast<int64_t>(sizeof(float));
     const int64_t dt_chunk = chunk_rows(s.dt.row_bytes + state_bytes, d_inner, team->size, 32);
     team->chunks(d_inner, dt_chunk, [&](int64_t c0, int64_t c1) {
         k.gemv[s.dt.type](rows_of(s.dt), selection.dt.view(), nullptr, tokens, c0, c1, y.f, y.f_stride);
+        add_low(k, low_dt, 0, m, 0, c0, c1, y.f, y.f_stride);
         int64_t t = 0;
         for (int64_t j = 0; j < run.n_spans; ++j) {
             const Span& span = run.spans[j];
@@ -130,7 +139,7 @@ void mamba_step(Team* team, const Run& run, const MambaStep& s, int64_t index, S
         quantize_shared(*team, k, y, m, d_inner);
     else
         team->barrier();
-    step_output(*team, run, s.out, y, products);
+    step_output(*team, run, low_out, y, products);
 }
 
 }  // namespace jamba

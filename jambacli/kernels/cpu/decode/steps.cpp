@@ -29,11 +29,14 @@ ActBuffer step_input(Team* team, const Run& run, const Input& input, const int32
     return a;
 }
 
-void step_output(Team& team, const Run& run, const Matrix& out, const ActBuffer& a, float* products) {
+void step_output(Team& team, const Run& run, const LowProduct& low, const ActBuffer& a, float* products) {
+    const Matrix& out = *low.w;
     const int64_t n = out.rows;
+    low_shared(team, *run.k, {low}, a, run.m);
     team.chunks(n, chunk_rows(out.row_bytes, n, team.size, 4), [&](int64_t r0, int64_t r1) {
         float* to = run.y ? run.y : products;
         run.k->gemv[out.type](rows_of(out), a.view(), nullptr, static_cast<int>(run.m), r0, r1, to, n);
+        add_low(*run.k, low, 0, run.m, 0, r0, r1, to, n);
         if (!run.y)
             for (int64_t t = 0; t < run.m; ++t) run.k->add(run.x + t * n + r0, products + t * n + r0, r1 - r0);
     });
@@ -72,8 +75,7 @@ int check_step(const Step& step) {
     if (step.kind == kAttentionStep) {
         const auto& s = *static_cast<const AttentionStep*>(step.step);
         if (const int status = check_all({&s.q, &s.k, &s.v, &s.out})) return status;
-        const bool kv = s.kv_type == kF32 || s.kv_type == kF16 || s.kv_type == kBF16 ||
-                        (s.kv_type == kQ8_0 && s.head_dim % 32 == 0);
+        const bool kv = is_kv_type(s.kv_type) && (!is_block_kv(s.kv_type) || s.head_dim % 32 == 0);
         return fits(kv && s.n_kv_heads > 0 && s.head_dim > 0 && s.n_heads % s.n_kv_heads == 0 &&
                     s.q.rows == s.n_heads * s.head_dim && s.k.rows == s.n_kv_heads * s.head_dim && s.v.rows == s.k.rows &&
                     s.k.cols == s.q.cols && s.v.cols == s.q.cols && s.out.cols == s.q.rows && s.out.rows == s.q.cols);

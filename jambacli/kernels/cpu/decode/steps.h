@@ -28,7 +28,7 @@ struct AttentionStep {
     Input input;
     Matrix q, k, v, out;
     int64_t n_heads, n_kv_heads, head_dim;
-    int32_t kv_type;  // kF32, kF16, kBF16 or kQ8_0
+    int32_t kv_type;  // is_kv_type()
     int32_t reserved;
 };
 
@@ -102,6 +102,6 @@ ActBuffer step_input(Team* team, const Run& run, const Input& input, const int32
                      Rounding rounding, Scratch& scratch);
 
 // Rows of `out` times the activations, added to run.x (or written to run.y), shared out over the team.
-void step_output(Team& team, const Run& run, const Matrix& out, const ActBuffer& a, float* products);
+void step_output(Team& team, const Run& run, const LowProduct& out, const ActBuffer& a, float* products);
 
 }  // namespace jamba

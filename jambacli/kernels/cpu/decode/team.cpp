@@ -74,6 +74,62 @@ void quantize_shared(Team& team, const InnerKernels& ops, const ActBuffer& a, in
     team.barrier();
 }
 
+LowProduct take_low(Scratch& scratch, const Matrix& w, int64_t m) {
+    return {&w, w.n_low ? scratch.take<float>(m * low_rank_of(w)) : nullptr};
+}
+
+void low_rows(const InnerKernels& k, const LowProduct& p, int64_t index, const ActBuffer& act, const int32_t* tokens, int64_t m,
+              int64_t r0, int64_t r1) {
+    const Matrix& w = *p.w;
+    const int64_t all = low_rank_of(w), row_bytes = w.cols * static_cast<int64_t>(sizeof(float));
+    int64_t first = 0;
+    for (int32_t i = 0; i < w.n_low; first += w.low[i++].rank) {
+        const LowRank& low = w.low[i];
+        const int64_t from = std::max(r0 - first, int64_t{0}), to = std::min(r1 - first, low.rank);
+        if (from >= to) continue;
+        const float* a = low.a + index * low.rank * w.cols;
+        const Rows rows{reinterpret_cast<const uint8_t*>(a), reinterpret_cast<const uint8_t*>(a + low.rank * w.cols), row_bytes, w.cols,
+                        nullptr};
+        k.gemv[kF32](rows, act.view(), tokens, static_cast<int>(m), from, to, p.ax + first, all);
+        for (int64_t t = 0; t < m; ++t)
+            for (int64_t r = from; r < to; ++r) p.ax[t * all + first + r] *= low.scale;
+    }
+}
+
+void low_shared(Team& team, const InnerKernels& k, std::initializer_list<LowProduct> products, const ActBuffer& act, int64_t m) {
+    int64_t all = 0, cols = 0;
+    for (const LowProduct& p : products) {
+        all += low_rank_of(*p.w);
+        cols = p.w->cols;
+    }
+    if (!all) return;
+    team.chunks(all, chunk_rows(cols * static_cast<int64_t>(sizeof(float)), all, team.size, 1), [&](int64_t begin, int64_t end) {
+        int64_t first = 0;
+        for (const LowProduct& p : products) {
+            const int64_t rank = low_rank_of(*p.w);
+            const int64_t r0 = std::max(begin - first, int64_t{0}), r1 = std::min(end - first, rank);
+            if (r0 < r1) low_rows(k, p, 0, act, nullptr, m, r0, r1);
+            first += rank;
+        }
+    });
+    team.barrier();
+}
+
+void add_low(const InnerKernels& k, const LowProduct& p, int64_t index, int64_t m, int64_t first, int64_t r0, int64_t r1, float* y,
+             int64_t ldy) {
+    const Matrix& w = *p.w;
+    if (!w.n_low) return;
+    const int64_t all = low_rank_of(w);
+    for (int64_t t = 0; t < m; ++t) {
+        const float* ax = p.ax + t * all;
+        for (int32_t i = 0; i < w.n_low; ++i) {
+            const LowRank& low = w.low[i];
+            const float* b = low.b + index * low.rank * low.b_stride + first;
+            for (int64_t r = 0; r < low.rank; ++r) k.add_scaled(y + t * ldy + r0, b + r * low.b_stride + r0, *ax++, r1 - r0);
+        }
+    }
+}
+
 int64_t chunk_rows(int64_t row_bytes, int64_t rows, int team_size, int64_t unit) {
     constexpr int64_t kChunkBytes = 128 << 10;
     const int64_t by_bytes = kChunkBytes / std::max<int64_t>(1, row_bytes);

@@ -80,6 +80,28 @@ inline Rows rows_of(const Matrix& w, int64_t index = 0, int64_t first = 0) {
             w.scale ? w.scale + index * w.rows + first : nullptr};
 }
 
+// A weight, and what its adapters make of the activations: a x of all of them, [m, low_rank_of(w)] floats.
+struct LowProduct {
+    const Matrix* w;
+    float* ax;
+};
+
+// Room for the low-rank products of m tokens with w; nothing where it has no adapters.
+LowProduct take_low(Scratch& scratch, const Matrix& w, int64_t m);
+
+// Rows [r0, r1) of all a of matrix `index` of a stack, one after another, times the floats of m activations (those that
+// `tokens` lists, or all in order), scaled, into p.ax.
+void low_rows(const InnerKernels& k, const LowProduct& p, int64_t index, const ActBuffer& act, const int32_t* tokens, int64_t m,
+              int64_t r0, int64_t r1);
+
+// All of them for some weights that multiply the same activations, shared out over the team, with a barrier at the end. Nothing,
+// and no barrier, where none of them has an adapter.
+void low_shared(Team& team, const InnerKernels& k, std::initializer_list<LowProduct> products, const ActBuffer& act, int64_t m);
+
+// y[i * ldy + r] += row `first` + r of b times p.ax of token i, for r0 <= r < r1.
+void add_low(const InnerKernels& k, const LowProduct& p, int64_t index, int64_t m, int64_t first, int64_t r0, int64_t r1, float* y,
+             int64_t ldy);
+
 // Rows a thread takes at a time: about 128 KB of weights, a multiple of `unit`, but few enough that every thread gets some.
 // `row_bytes`: the bytes that are read for one row.
 int64_t chunk_rows(int64_t row_bytes, int64_t rows, int team_size, int64_t unit);
