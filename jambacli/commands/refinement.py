@@ -20,7 +20,7 @@ def check(refine: bool, calibration: list[Path] | None, tokens: int | None, imat
     for option, value in (("calibration", calibration), ("refine_tokens", tokens)):
         if value is not None and not refine:
             remedy = "give {refine} or {sensitivity} too" if option == "calibration" else "give {refine} too"
-            raise UsageError("has no effect by itself", field=option, remedy=remedy)
+            raise UsageError("has no effect alone", field=option, remedy=remedy)
     if refine and device != "cpu":
         raise UsageError("works on the CPU only", field="refine", remedy="leave out {device}")
     if refine and imatrix is not None and tokens is not None and calibration is None:

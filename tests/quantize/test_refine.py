@@ -241,8 +241,8 @@ def test_options_that_do_not_go_together(
     text = tmp_path / "t.txt"
     text.write_text("words")
     for arguments, said in (
-        (("--calibration", text), "--calibration has no effect by itself; give --refine too"),
-        (("--refine-tokens", 100), "--refine-tokens has no effect by itself; give --refine too"),
+        (("--calibration", text), "--calibration has no effect alone; give --refine or --sensitivity too"),
+        (("--refine-tokens", 100), "--refine-tokens has no effect alone; give --refine too"),
         (("--refine", "--calibration", tmp_path / "none.txt"), "cannot read"),
     ):
         assert run(source, tmp_path / "o.gguf", *arguments, monkeypatch=monkeypatch) != 0
