@@ -22,6 +22,8 @@ from jambacli.runtime.loader import build, load_gguf
 from quant.formats import QTensor
 from tests.support.checkpoints import random_model
 from tests.support.model_files import write
+from tests.support.rotated import rotated
+from tests.support.small_models import small_file
 from tests.support.transformers_model import f32_qtensor, position_errors
 
 pytestmark = [pytest.mark.peer, pytest.mark.slow]
@@ -106,3 +108,12 @@ def test_no_further_from_the_true_model_than_llama_cpp(shape: str, quant: str, t
                 # positions beyond the 99th percentile. Below 1e-5 (float32's own noise over eight layers) nothing is compared.
                 most = 1.3 if q == 0.99 and piece == 1 and not precise else 1.1
                 assert mine <= max(most * peer, 1e-5), (piece, precise, q)
+
+
+@pytest.mark.parametrize("experts", [1, 4])
+def test_llama_cpp_computes_the_same_with_rotated_heads(tmp_path: Path, experts: int) -> None:
+    source = small_file(tmp_path, "f32", experts)
+    target = rotated(source, tmp_path / "rotated.gguf")
+    ids = torch.randint(0, 300, (24,), generator=torch.Generator().manual_seed(1))
+    first, second = (run_peer(path, ids, len(ids)) for path in (source, target))
+    assert (first - second).norm() < 1e-4 * first.norm()

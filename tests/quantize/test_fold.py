@@ -13,26 +13,16 @@ from jambacli.api import Jamba
 from jambacli.errors import JambaError
 from jambacli.gguf import jamba_metadata as keys
 from jambacli.gguf.reader import GGUFFile
-from jambacli.quantize import quantize_file
 from jambacli.quantize.fold import RotatedHeads
 from jambacli.quantize.imatrix import Imatrix
-from jambacli.quantize.recipes import RecipeOptions, get_recipe, parse_tensor_type
 from tests.support import small_models
 from tests.support.rewritten import fused_qkv, rewritten
+from tests.support.rotated import rotated
 from tests.support.small_models import small_file
 
 TOKENS = [5, 17, 33, 2, 9, 101, 64, 8, 77]
 #: Heads and KV heads of hidden 256: grouped, one for all, one each, and heads whose size is no power of two.
 LAYOUTS = {"grouped": (4, 2), "one": (4, 1), "each": (4, 4), "odd": (2, 1)}
-
-
-def rotated(source: Path, target: Path, quant: str = "f32", **more: object) -> Path:
-    with GGUFFile.open(source) as file:
-        fold = RotatedHeads.of(keys.jamba_config(file.metadata, file.tensors))
-        options = RecipeOptions(tensor_types=[parse_tensor_type(".=f32")] if quant == "f32" else [])
-        recipe = get_recipe("f16" if quant == "f32" else quant)
-        request = quantize_file.Request(recipe, options, fold=fold, **more)  # type: ignore[arg-type]
-        return quantize_file.quantize(quantize_file.plan(file, request), target).paths[0]
 
 
 @pytest.mark.parametrize("experts", [1, 4])
