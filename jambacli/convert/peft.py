@@ -357,7 +357,8 @@ def check_config(path: Path, config: Mapping[str, Any]) -> None:
 def _number(path: Path, config: Mapping[str, Any], key: str, default: float) -> float:
     value = config.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not 0 < value < 1e6:
-        raise BadFileError(path, f"{key} is {shown(str(value))}; it must be a positive number")
+        found = shown(value) if isinstance(value, str) else str(value)[:40]
+        raise BadFileError(path, f"{shown(key)} is {found}; it must be a positive number")
     return float(value)
 
 

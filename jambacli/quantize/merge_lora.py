@@ -104,7 +104,7 @@ def _addition(parts: Iterable[LowRank], shape: tuple[int, ...]) -> Addition:
 
 def _same_types(source: GGUFFile, request: quantize_file.Request) -> quantize_file.QuantizePlan:
     """A plan in which every tensor keeps its type."""
-    choices = [Choice(tensor, tensor.format) for tensor in quantize_file.source_tensors(source)]
+    choices = [Choice(tensor, tensor.format) for tensor in quantize_file.source_tensors(source, keep_split=True)]
     for choice in choices:
         if choice.name in request.added and not get_format(choice.format).writable:
             raise UnsupportedError(

@@ -91,7 +91,9 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("GET", "/health"): Operation("Server", "Whether it works, and on how many requests.", answer="Health"),
     ("GET", "/v1/health"): Operation("Server", "Whether it works, and on how many requests.", answer="Health"),
     ("GET", "/props"): Operation("Server", "Properties, as llama-server has them.", query=("model",)),
-    ("GET", "/lora-adapters"): Operation("Server", "The loaded LoRA adapters, with their scales.", query=("model",)),
+    ("GET", "/lora-adapters"): Operation(
+        "Server", "The loaded LoRA adapters, with their scales.", answer="Adapters", query=("model",)
+    ),
     ("GET", "/metrics"): Operation("Server", "Counters for Prometheus.", types=(_TEXT,)),
     ("POST", "/tokenize"): Operation("Server", "Text or messages as tokens.", "Tokenize", "Tokens"),
     ("POST", "/detokenize"): Operation("Server", "Tokens as text.", "Detokenize", "Content"),

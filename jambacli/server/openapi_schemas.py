@@ -267,6 +267,9 @@ SCHEMAS: dict[str, Schema] = {
     "OllamaLine": _object({"model": _STRING, "created_at": _STRING, "done": {"type": "boolean"}}),
     "Conversed": _object({"output": _OBJECT, "stopReason": _STRING, "usage": _OBJECT, "metrics": _OBJECT}),
     "Health": _object({"status": {"const": "ok"}}, active={"type": "integer"}, waiting={"type": "integer"}),
+    "Adapters": _list(
+        _object({"id": {"type": "integer"}, "name": _STRING, "path": _STRING, "scale": {"type": "number"}})
+    ),
     "Tokens": _object({"tokens": _list(_ANY)}),
     "Content": _object({"content": _STRING}),
     "Success": _object({"success": {"const": True}}),
