@@ -48,7 +48,7 @@ void linear(const Matrix& w, const float* x, int64_t m, int64_t ldx, float* y, i
 }  // namespace jamba
 
 // Python loads the library only where this is its own number.
-EXPORT int kernels_abi_version() { return 6; }
+EXPORT int kernels_abi_version() { return 7; }
 
 // y[t * y_stride + r] = row r of w . x[t * x_stride ...] for t < m; float32. Made for small m: the weights are read once for
 // every 32 tokens. `precise`: 15-bit activations instead of int8.
