@@ -18,7 +18,7 @@ from typing import Any
 
 from quant.native.shared_library import SharedLibrary, load
 
-ABI_VERSION, TRAIN_ABI_VERSION = 6, 1
+ABI_VERSION, TRAIN_ABI_VERSION = 7, 1
 _OPENMP_NAMES = ("libgomp", "libiomp5", "libomp")
 
 _P, _N, _I = c_void_p, c_int64, c_int
