@@ -131,7 +131,7 @@ SAMPLING = (
 #: Where and how a model computes.
 RUNTIME = (
     Setting("ctx", "size", "Context length, such as 256k."),
-    Setting("kv-type", "choice", "Type of keys and values.", "f16", choices=("f16", "bf16", "f32", "q8_0")),
+    Setting("kv-type", "choice", "Type of keys and values.", "f16", choices=("f16", "bf16", "f32", "q8_0", "q5_1", "q4_0")),
     Setting("threads", "integer", "CPU threads.", "the cores", low=1, high=1024),
     Setting(
         "device", "text", "auto, cpu, cuda or cuda:N.", "auto",

@@ -86,7 +86,7 @@ def test_any_text_comes_back(file: Path, text: str) -> None:
         ("top-k", "1.5", "top-k '1.5' is not a whole number"),
         ("threads", "0", "threads '0' is outside 1 to 1024"),
         ("precise", "maybe", "precise 'maybe' is neither on nor off"),
-        ("kv-type", "q9", "kv-type 'q9' is not one of f16, bf16, f32, q8_0"),
+        ("kv-type", "q9", "kv-type 'q9' is not one of f16, bf16, f32, q8_0, q5_1, q4_0"),
         ("ctx", "many", "ctx 'many' is not a size; write it like 4096, 256k or 20G"),
         ("device", "tpu", "device 'tpu' is not auto, cpu, cuda or cuda:N"),
         ("tmep", "1", "unknown setting 'tmep'; did you mean temp"),

@@ -14,7 +14,7 @@ _OPTIONS = {
     "--preset": "preset",
     "--system": "text or file",
     "--chat-template": "file",
-    "--kv-type": "one of f16 bf16 f32 q8_0",
+    "--kv-type": "one of f16 bf16 f32 q8_0 q5_1 q4_0",
     "--device": "one of auto cpu cuda",
     "--lookup": "one of on off",
     "--ocr": "one of auto off",

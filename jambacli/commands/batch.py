@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,16 +15,17 @@ from jambacli import ui
 from jambacli.commands import documents_io
 from jambacli.commands import option_types as t
 from jambacli.commands import options as o
-from jambacli.commands.flags import flag
+from jambacli.commands.batch_items import Given, NodeTask, keys_of, make_items, worded
 from jambacli.commands.inputs import read_text
 from jambacli.commands.load import model_path
 from jambacli.commands.open_documents import open_documents
 from jambacli.commands.reply import write
-from jambacli.errors import JambaError, UsageError, first_line
+from jambacli.errors import JambaError, UsageError
 from jambacli.startup import importing
 from jambacli.units import counted, format_bytes
 
 if TYPE_CHECKING:
+    from jambacli.api import Jamba
     from jambacli.batch.items import Item
     from jambacli.batch.part_file import PartFile
     from jambacli.batch.run import BatchResult, Column
@@ -65,6 +66,14 @@ def batch(
         bool,
         typer.Option("--skip-unreadable", help="Leave out files that cannot be read; default: they count as failed."),
     ] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            metavar="ADDRESS",
+            help="Answer on every node of this Ray cluster; auto: the one this machine is in.",
+        ),
+    ] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start over: discard earlier answers and replace the output.")
     ] = False,
@@ -81,8 +90,9 @@ def batch(
         raise UsageError("prints the figures", field="json", remedy="name a file for the answers with {output}")
     table = _check_output(output, [] if question is not None else inputs, fresh)
     with importing():
-        from jambacli.batch.items import Keys, common_parts
+        from jambacli.batch import items as made
         from jambacli.batch.part_file import PartFile
+        from jambacli.batch.run import run_batch
         from jambacli.engine.parallel import MOST_IN_BULK, default_parallel
 
     generation, options = arguments.generation(), arguments.session(system)
@@ -122,24 +132,11 @@ def batch(
     with documents_io.reader(loaded, options, generation) as reader:
         documents_io.check_schema(reader, task)
         ctx = reader.ctx
-        keys = Keys(*common_parts(loaded, generation, ctx, options.kv_type or "f16"))
-        columns: list[Column] | None = None
-        from jambacli.batch import items as made
-        from jambacli.batch.run import csv_columns
-
-        if question is not None:
-            items = made.document_items(documents, reader, task, keys, _worded)
-            for before, name, error in reversed(unread):
-                items.insert(before, made.unread_item(name, error, keys, _worded))
-            columns = csv_columns(["file"], task.schema, citations=citations)
-        elif requests:
-            # What a request does not say for itself, the preset does.
-            chosen = replace(generation, schema=task.schema)
-            items = made.request_items(lines, loaded, chosen, keys, system=options.system)
-        else:
-            chosen = replace(generation, schema=task.schema)
-            items = made.prompt_items(lines, loaded, chosen, keys, _worded, system=options.system)
-            columns = csv_columns(["line", "prompt"], task.schema)
+        given = Given(requests, lines, documents, task, generation, options)
+        items, columns = make_items(loaded, reader, given)
+        keys = keys_of(loaded, reader, given)
+        for before, name, error in reversed(unread):
+            items.insert(before, made.unread_item(name, error, keys, worded))
         if not items:
             raise UsageError("there is nothing to answer")
         # About three characters make a token; what does not fit is refused with its numbers.
@@ -149,8 +146,13 @@ def batch(
         try:
             if part is not None and not fresh:
                 _check_earlier(part, items, output)
-            with reader.engine(parallel=min(parallel, len(items)), commit_ends=False) as engine:
-                result = _run(engine, items, part, output, columns if table else None, fresh)
+            table_columns = columns if table else None
+            if ray is not None:
+                task_of_node = NodeTask(_model_of_nodes(loaded, model), given, arguments, parallel)
+                result = _run(_on_cluster(ray, task_of_node), items, part, output, table_columns, fresh)
+            else:
+                with reader.engine(parallel=min(parallel, len(items)), commit_ends=False) as engine:
+                    result = _run(partial(run_batch, engine), items, part, output, table_columns, fresh)
         finally:
             if part is not None:
                 part.close()
@@ -196,7 +198,7 @@ def _check_earlier(part: PartFile, items: Sequence[Item], output: Path | None) -
 def _report_skipped(unread: Sequence[tuple[int, str, JambaError]]) -> None:
     """Warn of the files that are left out."""
     for _, _, error in unread[:_FAULTS]:
-        ui.warn(f"{_worded(error)}; skipped")
+        ui.warn(f"{worded(error)}; skipped")
     if len(unread) > _FAULTS:
         ui.warn(f"{counted(len(unread) - _FAULTS, 'more file')} could not be read; skipped")
 
@@ -211,21 +213,40 @@ def _lines(inputs: Sequence[str]) -> tuple[bool, list[str]]:
     return requests, text.split("\n")
 
 
-def _worded(error: Exception) -> str:
-    """An error as one line, with this command's names of options."""
-    return error.worded(flag) if isinstance(error, JambaError) else f"{type(error).__name__}: {first_line(error)}"
+def _model_of_nodes(loaded: Jamba, name: str | None) -> str:
+    """What the nodes are told to load: the name that was given, or the path of the file where none was."""
+    return name if name is not None else str(loaded.path)
+
+
+def _on_cluster(address: str, task: NodeTask) -> Callable[..., BatchResult]:
+    """What answers items on a cluster, with notes on its nodes."""
+    from jambacli.batch.cluster import run_on_cluster
+
+    def run(items: Sequence[Item], part: PartFile | None, **callbacks: Any) -> BatchResult:
+        return run_on_cluster(
+            address,
+            task,
+            items,
+            part,
+            group=task.parallel,
+            joined=lambda node: ui.note(f"node {node} works"),
+            lost=lambda node, why: ui.warn(f"node {node} is lost: {why}"),
+            **callbacks,
+        )
+
+    return run
 
 
 def _run(
-    engine: Any,
+    answer: Callable[..., BatchResult],
     items: list[Item],
     part: PartFile | None,
     output: Path | None,
     columns: list[Column] | None,
     fresh: bool,
 ) -> BatchResult:
-    """Answer the items and write the output."""
-    from jambacli.batch.run import csv_head, csv_row, json_line, run_batch, write_output
+    """Answer the items with ``answer`` and write the output."""
+    from jambacli.batch.run import csv_head, csv_row, json_line, write_output
 
     if part is not None and fresh:
         part.clear()
@@ -238,7 +259,7 @@ def _run(
         nonlocal faults
         faults += 1
         if faults <= _FAULTS:
-            said = _worded(error)
+            said = worded(error)
             ui.warn(said if said.startswith(item.name) else f"{item.name}: {said}")
         advance(1)
 
@@ -254,7 +275,7 @@ def _run(
         with documents_io.noted(
             "Answering", left, "requests", verb="answered", summary=left > 1, decimals=2
         ) as advance:
-            result = run_batch(engine, items, part, answered=answered, failed=failed)
+            result = answer(items, part, answered=answered, failed=failed)
     except KeyboardInterrupt:
         if part is not None:
             ui.note(f"{len(part):,} of {counted(len(items), 'request')} answered; the same command continues")

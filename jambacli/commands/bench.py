@@ -67,7 +67,9 @@ def bench(
         str,
         typer.Option("--isa", help="Instruction sets of the CPU, comma-separated: avx2,vnni; default: the best."),
     ] = "",
-    kv_type: Annotated[str, typer.Option("--kv-type", help="KV types, comma-separated: f16, bf16, f32, q8_0.")] = "f16",
+    kv_type: Annotated[
+        str, typer.Option("--kv-type", help="KV types, comma-separated: f16, bf16, f32, q8_0, q5_1, q4_0.")
+    ] = "f16",
     repetitions: Annotated[int, typer.Option("--repetitions", "-r", min=1, help="Runs of each measurement.")] = 5,
     chunk: Annotated[
         int | None, typer.Option("--chunk", min=1, help="Tokens per piece of prefill; default: 512, on a GPU 4,096.")

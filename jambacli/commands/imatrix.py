@@ -85,7 +85,9 @@ def imatrix(
     loaded = arguments.load_model(model, size)
     began = time.monotonic()
     if texts or not earlier:
-        found = _collected(loaded, given, output, size, chunks, earlier, all_experts, output_matrix, markup)
+        found = _collected(
+            loaded, given, output, size, chunks, earlier, all_experts, output_matrix, markup, arguments.kv_type or "f16"
+        )
     else:
         found = c.merge(earlier)
     for path, sums in zip(merge or (), earlier, strict=True):
@@ -112,6 +114,7 @@ def _collected(
     all_experts: bool,
     output_matrix: bool,
     markup: bool,
+    kv_type: str,
 ) -> Sums:
     from jambacli import data
     from jambacli.quantize import imatrix_collect as c
@@ -130,6 +133,7 @@ def _collected(
         start=c.merge(earlier) if earlier else None,
         all_experts=all_experts,
         output_matrix=output_matrix,
+        kv_type=kv_type,
         progress=ui.progress,
     )
 

@@ -84,7 +84,9 @@ Ctx = Annotated[
 KvType = Annotated[
     str | None,
     _runtime_option(
-        "--kv-type", help="Keys and values as f16, bf16, f32 or q8_0.", callback=lambda text: text and text.lower()
+        "--kv-type",
+        help="Keys and values as f16, bf16, f32, q8_0, q5_1 or q4_0.",
+        callback=lambda text: text and text.lower(),
     ),
 ]
 Threads = Annotated[

@@ -51,7 +51,9 @@ def pull(
             help="Check that it fits with this context length, e.g. 256k; default: the longest that fits.",
         ),
     ] = None,
-    kv_type: Annotated[str, typer.Option("--kv-type", help="Keys and values as f16, bf16, f32 or q8_0.")] = "f16",
+    kv_type: Annotated[
+        str, typer.Option("--kv-type", help="Keys and values as f16, bf16, f32, q8_0, q5_1 or q4_0.")
+    ] = "f16",
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask; download even what does not fit.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object with the name and the files.")] = False,
 ) -> None:
@@ -133,7 +135,8 @@ def _verdict(fit: DownloadFit) -> str:
     need = f"{format_bytes(plan.total)} of memory with {format_context(plan.ctx)} tokens of context"
     if fit.fits:
         best = min(
-            plan.fits, key=lambda f: ("fits", "tight", "experts in RAM", "from disk", "too big").index(f.verdict)
+            plan.fits,
+            key=lambda f: ("fits", "tight", "experts in RAM", "from disk", "too big", "unsupported").index(f.verdict),
         )
         how = {"tight": " once other programs free memory", "experts in RAM": " with some experts in RAM"}.get(
             best.verdict, ""

@@ -31,7 +31,9 @@ def show(
         typer.Option("--ctx", "-c", help="Context length to plan memory for, e.g. 256k; default: the model's."),
     ] = None,
     chat_template: t.ChatTemplateFile = None,
-    kv_type: Annotated[str, typer.Option("--kv-type", help="Keys and values as f16, bf16, f32 or q8_0.")] = "f16",
+    kv_type: Annotated[
+        str, typer.Option("--kv-type", help="Keys and values as f16, bf16, f32, q8_0, q5_1 or q4_0.")
+    ] = "f16",
     serve: Annotated[
         int | None,
         typer.Option(

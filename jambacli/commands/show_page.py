@@ -29,6 +29,7 @@ _VERDICTS = {
     "experts in RAM": ("yellow", "~", "with {offload} of the experts in RAM"),
     "from disk": ("red", "✗", "too small{what} would be read from disk repeatedly, which is slow"),
     "too big": ("red", "✗", "too small by {short}"),
+    "unsupported": ("red", "✗", "does not take this type of keys and values"),
 }
 _MARGIN = 10
 _NARROWEST = 20
@@ -301,6 +302,6 @@ def _device(page: _Page, plan: MemoryPlan, fit: DeviceFit) -> None:
 
 
 def _longest(page: _Page, label: str, largest: Mapping[str, int]) -> None:
-    best = [f"{format_context(n)} in {name}" for name, n in largest.items() if n and name in ("f16", "q8_0")]
+    best = [f"{format_context(n)} in {name}" for name, n in largest.items() if n and name in ("f16", "q8_0", "q4_0")]
     if best:
         page.print(f"  {label}: {', '.join(best)}")

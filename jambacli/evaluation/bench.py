@@ -80,7 +80,7 @@ def fill_randomly(state: SequenceState, depth: int, seed: int = 2) -> None:
     for cache in state.caches:
         for x in (cache.k, cache.v):
             tokens, heads, row = min(depth, _RANDOM_TOKENS), *x.shape[1:]
-            values = torch.randn(tokens, heads, row // 34 * 32 if x.dtype == torch.uint8 else row, generator=random)
+            values = torch.randn(tokens, heads, state.head_dim, generator=random)
             stored = torch.empty(tokens, heads, row, dtype=x.dtype)
             reference.kv_store(values, stored)
             stored = stored.to(x.device)

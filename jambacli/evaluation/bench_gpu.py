@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -59,7 +58,7 @@ def synthetic_on(
     ``advance`` is called with the bytes of each tensor that is made."""
     from jambacli.evaluation.synthetic import choices, synthetic_model
     from jambacli.evaluation.synthetic_gpu import GpuTensors
-    from jambacli.runtime.device import load_on
+    from jambacli.runtime.device import load_on, with_mode
 
     def on_cpu() -> JambaModel:
         return synthetic_model(config, quant, advance=advance)
@@ -78,4 +77,4 @@ def synthetic_on(
         return counted
 
     model = load_on(options, lambda: config, tensors, make, on_cpu, ctx=ctx, kv_type=kv_type)
-    return dataclasses.replace(model, precise=options.precise)
+    return with_mode(model, options)

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from jambacli.errors import JambaError, UsageError
+from jambacli.kernels.kv_blocks import BLOCK_BYTES
 
-_KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8, "bf16": 30}
+_KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q5_1": 7, "q8_0": 8, "bf16": 30}
 _UBATCH = 512
 
 
@@ -122,7 +123,7 @@ class _Peer:
         params.n_ubatch = _UBATCH
         params.n_threads = params.n_threads_batch = self._threads
         params.type_k = params.type_v = self._kv
-        if self._kv == _KV_TYPES["q8_0"]:
+        if self._kv in (_KV_TYPES[name] for name in BLOCK_BYTES):
             params.flash_attn_type = 1
         self._context = lib.llama_init_from_model(self._model, params)
         if not self._context:

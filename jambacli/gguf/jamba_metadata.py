@@ -38,6 +38,8 @@ ATTENTION_PERIOD = "jamba.attention.layer_period"
 ATTENTION_OFFSET = "jamba.attention.layer_offset"
 EXPERT_PERIOD = "jamba.expert.layer_period"
 EXPERT_OFFSET = "jamba.expert.layer_offset"
+#: Whether the heads of keys and values are rotated (quantize.fold); only for information.
+ROTATED_HEADS = "jamba.attention.rotated_heads"
 
 TOKENIZER_MODEL = "tokenizer.ggml.model"
 TOKENIZER_PRE = "tokenizer.ggml.pre"

@@ -16,11 +16,14 @@ import torch
 
 from jambacli.evaluation.synthetic import random_weight
 from jambacli.kernels import reference
-from jambacli.kernels.triton.repack import LAYOUTS, Packed
+from jambacli.kernels.triton.repack import BYTES, LAYOUTS, NIBBLES, PAIRS, Packed
+from jambacli.runtime.cuda.self_check import rounded_to_int8
 from quant.formats import QTensor
 
 # Tolerances: float32 sums in another order; bf16 operands (which the interpreter truncates) summed in float32.
 EXACT, HALF = 2e-5, 2.5e-2
+# A level of int8 activations rounded the other way, where a product of float32 lies between two.
+LEVEL = 1e-3
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,10 @@ def cases() -> Iterator[Case]:
         yield Case(f"embed {fmt}", EXACT, functools.partial(_embed, fmt))
         yield Case(f"gemv {fmt}", EXACT, functools.partial(_gemv, fmt, 21, 512))
         yield Case(f"gemv gated {fmt}", EXACT, functools.partial(_gated, fmt))
+        if LAYOUTS[fmt].levels in (BYTES, NIBBLES, PAIRS):
+            yield Case(
+                f"gemv int8 {fmt}", LEVEL, functools.partial(tiled_product, fmt, "norm", 1, 1, 21, 512, int8=True)
+            )
         yield Case(f"gemm {fmt} f32", EXACT, functools.partial(_gemm, fmt, 19, 33, 256, torch.float32))
         yield Case(f"gemm {fmt} half", HALF, functools.partial(_gemm, fmt, 3, 70, 256, None))
     # The tiles that large matrices get; under the interpreter other cases have one tile for a whole matrix.
@@ -70,6 +77,11 @@ def cases() -> Iterator[Case]:
     ):  # fmt: skip
         run = functools.partial(tiled_product, fmt, kind, rows, warps, 70, 512)
         yield Case(f"product {kind} {fmt} with {rows} rows a thread, {warps} warps", EXACT, run)
+    for (rows, warps), fmt, kind in (
+        ((4, 2), "q4_k", "norm"), ((2, 2), "q6_k", "gated"), ((4, 8), "q8_0", "conv"), ((4, 8), "q5_k", "plain")
+    ):  # fmt: skip
+        run = functools.partial(tiled_product, fmt, kind, rows, warps, 70, 480 if fmt == "q8_0" else 512, int8=True)
+        yield Case(f"product int8 {kind} {fmt} with {rows} rows a thread, {warps} warps", LEVEL, run)
     for fmt in ("f32", "i8", "q8_0"):  # rows that end inside a tile, or inside a group if the format allows
         yield Case(f"gemv {fmt} odd row", EXACT, functools.partial(_gemv, fmt, 5, 160 if fmt == "q8_0" else 45))
     for options in ({"temperature": 0.0}, {"temperature": 1.0}, {"top_k": 40, "min_p": 0.02}, {"typical_p": 0.5}):
@@ -90,6 +102,10 @@ def device_cases() -> Iterator[Case]:
             for fmt in ("q4_k", "q6_k", "q8_0", "i8", "q5_k"):
                 run = functools.partial(tiled_product, fmt, kind, rows, warps, n, k)
                 yield Case(f"real size: {kind} {fmt}, {rows} rows a thread, {warps} warps", 1e-4, run)
+    for fmt in ("q4_k", "q6_k", "q8_0", "q5_k", "q4_0"):
+        for rows, warps, kind in ((4, 2, "norm"), (2, 2, "gated"), (4, 8, "plain"), (4, 2, "conv")):
+            run = functools.partial(tiled_product, fmt, kind, rows, warps, n, k, int8=True)
+            yield Case(f"real size: int8 {kind} {fmt}, {rows} rows a thread, {warps} warps", LEVEL, run)
     for m in (17, 40, 64):
         for gated in (False, True):
             for fmt in ("q4_k", "q6_k", "q8_0", "bf16"):
@@ -112,9 +128,12 @@ def _large(fmt: str, n: int, k: int, device: torch.device, seed: int = 0) -> tup
     return packed, dequantize(packed, torch.float32).view(n, k).double()
 
 
-def tiled_product(fmt: str, kind: str, rows: int, warps: int, n: int, k: int, device: torch.device) -> float:
+def tiled_product(
+    fmt: str, kind: str, rows: int, warps: int, n: int, k: int, device: torch.device, *, int8: bool = False
+) -> float:
     """A product in an explicit tile against float64 on the device. ``kind``: plain; norm (and a residual); gated (and a norm);
-    conv (half of the rows go through a convolution step). All but the plain one read and write interleaved activations."""
+    conv (half of the rows go through a convolution step). All but the plain one read and write interleaved activations.
+    ``int8``: against the same activations rounded to int8."""
     from jambacli.kernels.triton.gemv import ConvStep, gemv
     from jambacli.kernels.triton.interleave import interleaved, natural, padded
     from jambacli.kernels.triton.launch import Tile
@@ -124,9 +143,9 @@ def tiled_product(fmt: str, kind: str, rows: int, warps: int, n: int, k: int, de
     tile = Tile(rows, warps)
     placed = {"plain": 0, "conv": n // 2}.get(kind, n)
     options: dict[str, Any] = {} if kind in ("plain", "conv") else {"norm": interleaved(norm[0]), "eps": 1e-5}
-    wide = x.double()
-    if options:
-        wide = wide / (wide.square().mean() + 1e-5).sqrt() * norm.double()
+    factor = 1 / (x.double().square().mean() + 1e-5).sqrt() if options else 1.0
+    wide = x * norm if options else x
+    wide = (rounded_to_int8(wide) if int8 else wide.double()) * factor
     expected = wide @ values.T
     if kind == "norm":
         options["residual"], expected = interleaved(residual), expected + residual.double()
@@ -144,7 +163,7 @@ def tiled_product(fmt: str, kind: str, rows: int, warps: int, n: int, k: int, de
         options["conv"] = ConvStep(weight, bias, state)
     if kind != "plain":
         x = interleaved(x)
-    got = gemv(x, w, tile=tile, interleaved=kind != "plain", placed=placed, **options)
+    got = gemv(x, w, tile=tile, interleaved=kind != "plain", placed=placed, int8=int8, **options)
     got = torch.cat([natural(got[:, : padded(placed)], placed), got[:, padded(placed) :]], 1)
     return error(got, expected.float().cpu())
 

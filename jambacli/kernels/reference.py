@@ -7,10 +7,13 @@ continues where the last call ended. T tokens at once or one at a time give the 
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 
 from jambacli.errors import JambaError
+from jambacli.kernels.kv_blocks import ROTATED, type_of_rows
 from jambacli.kernels.low_rank import adapted, low_of
 from quant.formats import QTensor
 
@@ -164,27 +167,50 @@ def selective_scan(
     return (y + D * x) * F.silu(z)
 
 
+def rotate(x: torch.Tensor) -> torch.Tensor:
+    """Heads times an orthogonal matrix that is its own inverse: float32 [..., head_dim] in and out.
+
+    The matrix is Hadamard's / sqrt(n), for each n values, n the largest power of two that divides head_dim. Products of keys
+    and queries that are both rotated stay what they are, up to rounding.
+    """
+    n = x.shape[-1] & -x.shape[-1]
+    y, half = x.reshape(-1, n), 1
+    while half < n:
+        a, b = y.view(-1, n // (2 * half), 2, half).unbind(2)
+        y, half = torch.stack((a + b, a - b), 2).view(-1, n), 2 * half
+    return (y * (1.0 / math.sqrt(n))).view(x.shape)
+
+
+def rotated_cache(cache: torch.Tensor, head_dim: int) -> bool:
+    """Whether a cache holds its keys or values rotated: its type is one of ``kv_blocks.ROTATED``."""
+    return cache.dtype == torch.uint8 and type_of_rows(cache.shape[-1], head_dim) in ROTATED
+
+
 def kv_values(cache: torch.Tensor, head_dim: int) -> torch.Tensor:
-    """Stored keys or values as float32 [..., head_dim]: the cache is f32, f16 or bf16 [..., head_dim], or uint8 of
-    q8_0 blocks [..., head_dim / 32 * 34]."""
+    """Stored keys or values as float32 [..., head_dim], as they are stored: those of a ``rotated_cache`` are rotated.
+
+    The cache is f32, f16 or bf16 [..., head_dim], or uint8 of blocks as ``kernels.kv_blocks`` describes them.
+    """
     if cache.dtype != torch.uint8:
         return cache.float()
     from quant.dequantize_blocks import dequantize as blocks
 
-    return blocks(cache.contiguous(), "q8_0", threads=torch.get_num_threads())
+    return blocks(cache.contiguous(), type_of_rows(cache.shape[-1], head_dim), threads=torch.get_num_threads())
 
 
 def kv_store(x: torch.Tensor, cache: torch.Tensor) -> None:
     """Write float32 [T, n_kv_heads, head_dim] into a slice of the cache of the same T, in the cache's type. Raises JambaError
-    for values that q8_0 cannot hold."""
+    for values that blocks cannot hold."""
     if cache.dtype != torch.uint8:
         cache.copy_(x)
         return
     from quant.native import NonFiniteRowError
     from quant.quantize_blocks import quantize
 
+    name = type_of_rows(cache.shape[-1], x.shape[-1])
     try:
-        cache.copy_(quantize(x.contiguous(), "q8_0", threads=torch.get_num_threads()))
+        rows = rotate(x) if name in ROTATED else x.contiguous()
+        cache.copy_(quantize(rows, name, threads=torch.get_num_threads()))
     except NonFiniteRowError as error:
         raise JambaError("the model computes NaN or infinity: its file is damaged or invalid") from error
 
@@ -194,11 +220,14 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, n_past: int) ->
 
     q float32 [T, n_heads, head_dim]; k, v: the caches [n_past + T or more, n_kv_heads, row] as ``kv_values`` reads
     them, the new tokens' own keys and values already stored at n_past..n_past+T-1. Query t sees keys 0..n_past+t; query
-    head h reads kv head h // (n_heads / n_kv_heads). Returns float32 [T, n_heads * head_dim]; holds no T x T matrix.
+    head h reads kv head h // (n_heads / n_kv_heads). Over a ``rotated_cache`` q is rotated too, and the result is rotated back.
+    Returns float32 [T, n_heads * head_dim]; holds no T x T matrix.
     """
     n_tokens, n_heads, head_dim = q.shape
     n_kv_heads, total = k.shape[1], n_past + n_tokens
     group = n_heads // n_kv_heads
+    rotated = rotated_cache(k, head_dim)
+    q = rotate(q) if rotated else q
     out = torch.empty_like(q)
     block = max(1, _SCORE_VALUES // (group * total))
     key_position = torch.arange(total, device=q.device)
@@ -213,4 +242,4 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, n_past: int) ->
             query_position = torch.arange(n_past + start, seen, device=q.device)
             scores.masked_fill_(key_position[None, None, :seen] > query_position[:, None, None], float("-inf"))
             out[part, heads] = torch.softmax(scores, dim=-1) @ values[:seen]
-    return out.reshape(n_tokens, n_heads * head_dim)
+    return (rotate(out) if rotated else out).reshape(n_tokens, n_heads * head_dim)

@@ -9,14 +9,17 @@ from fractions import Fraction
 from typing import Any
 
 from jambacli.errors import UnsupportedError, UsageError
+from jambacli.kernels.kv_blocks import BLOCK, BLOCK_BYTES
 
-# Bytes per value of the KV cache by type; q8_0 is 34 bytes for 32 values.
+# Bytes per value of the KV cache by type.
 KV_TYPES: dict[str, Fraction] = {
     "f32": Fraction(4),
     "f16": Fraction(2),
     "bf16": Fraction(2),
-    "q8_0": Fraction(34, 32),
+    **{name: Fraction(size, BLOCK) for name, size in BLOCK_BYTES.items()},
 }
+#: The types that models on a GPU take.
+GPU_KV_TYPES = ("f32", "f16", "bf16", "q8_0")
 #: Maximum bytes of checkpoints (copies of the Mamba part of the state) that one sequence keeps in memory.
 CHECKPOINT_BYTES = 256 << 20
 #: Prompt tokens that the CPU takes through the layers at a time.
@@ -30,6 +33,15 @@ def check_kv_type(kv_type: str) -> None:
     """Raises UsageError for a name that is not in KV_TYPES."""
     if kv_type not in KV_TYPES:
         raise UsageError(f"is not one of {', '.join(KV_TYPES)}", field="kv_type", value=kv_type)
+
+
+def check_gpu_kv_type(kv_type: str) -> None:
+    """Raises UsageError for a name that is not in KV_TYPES, UnsupportedError for one that has no kernels on GPUs."""
+    check_kv_type(kv_type)
+    if kv_type not in GPU_KV_TYPES:
+        raise UnsupportedError(
+            f"KV type {kv_type} is not supported on a GPU", remedy="use {kv_type} q8_0 there, or {device} cpu"
+        )
 
 
 @dataclass(frozen=True)
@@ -84,9 +96,9 @@ class JambaConfig:
 
     @property
     def kv_types(self) -> list[str]:
-        """The KV_TYPES that fit this model's heads: a q8_0 block is 32 values of one head."""
-        fits = self.head_dim % 32 == 0 or not self.n_attention_layers
-        return [name for name in KV_TYPES if fits or name != "q8_0"]
+        """The KV_TYPES that fit this model's heads: a block is 32 values of one head."""
+        fits = self.head_dim % BLOCK == 0 or not self.n_attention_layers
+        return [name for name in KV_TYPES if fits or name not in BLOCK_BYTES]
 
     def check_kv_type(self, kv_type: str) -> None:
         """Raises UnsupportedError if ``kv_type``, one of KV_TYPES, does not fit this model's heads."""

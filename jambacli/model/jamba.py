@@ -19,7 +19,7 @@ import torch
 from jambacli.errors import JambaError
 from jambacli.kernels import Ops
 from jambacli.model.attention import Attention
-from jambacli.model.config import CPU_PREFILL_CHUNK, JambaConfig
+from jambacli.model.config import CPU_PREFILL_CHUNK, JambaConfig, check_gpu_kv_type
 from jambacli.model.lora import NO_ADAPTERS, AdapterSet
 from jambacli.model.mamba import Mamba
 from jambacli.model.moe import MLP, MoE
@@ -98,6 +98,8 @@ class JambaModel:
     #: The adapters that these weights have. A state of others is computed by the model that ``adapt`` returns for them.
     applied: AdapterSet = NO_ADAPTERS
     adapt: Callable[[AdapterSet], JambaModel] | None = None
+    #: Whether that mode is the one measured to be faster, not one that was asked for: then sessions of either mode go on.
+    mode_measured: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -112,12 +114,14 @@ class JambaModel:
         precise: bool | None = None,
         adapters: AdapterSet | None = None,
     ) -> SequenceState:
-        """An empty sequence of at most ``ctx`` tokens with keys and values in ``kv_type``: f16, bf16, f32 or q8_0.
+        """An empty sequence of at most ``ctx`` tokens with keys and values in ``kv_type``, one of KV_TYPES.
 
         ``precise``: decode with 15-bit activations; None for the model's own ``precise``. ``adapters``: None for the model's
         own.
         """
         precise = self.precise if precise is None else precise
+        if self.device.type == "cuda":
+            check_gpu_kv_type(kv_type)
         adapters = self.adapters if adapters is None else adapters
         return SequenceState(self.config, ctx, kv_type, self.device, self.kv_device, precise=precise, adapters=adapters)
 

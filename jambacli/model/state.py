@@ -7,7 +7,7 @@ move between them:
 
     conv  float32 [n_mamba_layers, d_inner, d_conv - 1]     the last inputs of the convolution, oldest first
     ssm   float32 [n_mamba_layers, d_inner, d_state]        the recurrent state h
-    k, v  per attention layer [tokens, n_kv_heads, row]     row: head_dim values, or head_dim / 32 * 34 bytes of q8_0
+    k, v  per attention layer [tokens, n_kv_heads, row]     row: head_dim values, or bytes of kernels.kv_blocks
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 
 from jambacli.errors import JambaError, UsageError
 from jambacli.hardware.huge_pages import prefer_huge_pages
+from jambacli.kernels.kv_blocks import BLOCK_BYTES, row_length
 from jambacli.model.config import JambaConfig, check_kv_type
 from jambacli.model.lora import NO_ADAPTERS, AdapterSet
 
@@ -26,7 +27,7 @@ KV_DTYPES: dict[str, torch.dtype] = {
     "f32": torch.float32,
     "f16": torch.float16,
     "bf16": torch.bfloat16,
-    "q8_0": torch.uint8,
+    **dict.fromkeys(BLOCK_BYTES, torch.uint8),
 }
 
 # The first allocation of a cache, in tokens; it doubles from there.
@@ -109,7 +110,7 @@ class StateLayout:
     """The shapes and types of a model's state: a stored state must match them to be loaded.
 
     ``conv`` and ``ssm`` as in ``SequenceState``; ``kv_rows``: the shape of one token's keys or values in each attention
-    layer, [n_kv_heads, row]; ``kv_dtype``: their type (uint8 for q8_0).
+    layer, [n_kv_heads, row]; ``kv_dtype``: their type (uint8 for blocks).
     """
 
     conv: torch.Size
@@ -139,8 +140,7 @@ class SequenceState:
         adapters: AdapterSet = NO_ADAPTERS,
     ) -> None:
         """``kv_device``: device of keys and values if not ``device`` (host memory for a model on a GPU). ``precise``:
-        decode with 15-bit activations, see DeviceOptions; states of the two modes differ. ``adapters``: those that it is
-        computed with.
+        decode with 15-bit activations, see DeviceOptions; states of the two modes differ. ``adapters``: those in use.
 
         Raises UsageError for an unknown ``kv_type`` or a ``ctx`` below 1, UnsupportedError for a KV type that does not
         fit the model's heads.
@@ -149,8 +149,9 @@ class SequenceState:
         if ctx < 1:
             raise UsageError("is below 1", field="ctx", value=ctx)
         config.check_kv_type(kv_type)
-        row = config.head_dim // 32 * 34 if kv_type == "q8_0" else config.head_dim
+        row = row_length(kv_type, config.head_dim)
         self.ctx = ctx
+        self.head_dim = config.head_dim
         self.kv_type = kv_type
         self.precise = precise
         self.adapters = adapters

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,8 @@ class Imatrix:
     datasets: tuple[str, ...] = ()
     chunks: int = 0
     """Chunks of text it was computed on; 0 where the file does not say."""
+    calls: Mapping[str, int] = field(default_factory=dict)
+    """Of the legacy format: how many chunks an entry stands for."""
 
     def weights_for(self, name: str, shape: tuple[int, ...]) -> np.ndarray | None:
         """Column weights of a tensor: float32 [n], or [experts, n] for a 3-D ``shape``; None where there is no entry.
@@ -182,17 +184,18 @@ def read_legacy(path: Path) -> Imatrix:
     if not 1 <= count <= reader.left // 12:
         raise BadFileError(path, f"not an imatrix: it claims {count} entries in {size} bytes")
     entries: dict[str, np.ndarray] = {}
-    for name, values in reader.entries(count):
+    calls: dict[str, int] = {}
+    for name, values, n_calls in reader.entries(count):
         if name in entries:
             raise BadFileError(path, f"damaged imatrix: {name!a} appears twice")
-        entries[name] = values
+        entries[name], calls[name] = values, n_calls
     chunks, datasets = 0, tuple[str, ...]()
     if reader.left:
         chunks = max(reader.i32("the number of chunks"), 0)
         if reader.left:
             length = reader.i32("the length of the data set's name")
             datasets = (reader.text(length, "the data set's name"),) if length else ()
-    return Imatrix(str(path), entries, datasets, chunks)
+    return Imatrix(str(path), entries, datasets, chunks, calls)
 
 
 class _Reader:
@@ -221,7 +224,8 @@ class _Reader:
         # llama.cpp's reader stops at the first zero byte.
         return self.raw[self.pos - n : self.pos].split(b"\0")[0].decode("utf-8", "replace")
 
-    def entries(self, count: int) -> Iterator[tuple[str, np.ndarray]]:
+    def entries(self, count: int) -> Iterator[tuple[str, np.ndarray, int]]:
+        """Names, mean squares and calls."""
         import numpy as np
 
         for i in range(1, count + 1):
@@ -240,4 +244,4 @@ class _Reader:
             self.pos += 4 * n
             with np.errstate(all="ignore"):  # _valid_weights reports the error
                 means = sums / np.float32(calls) if calls > 0 else sums
-            yield name, _valid_weights(self.path, name, means)
+            yield name, _valid_weights(self.path, name, means), calls

@@ -145,18 +145,20 @@ def collect(
     start: Sums | None = None,
     all_experts: bool = False,
     output_matrix: bool = False,
+    kv_type: str = "f16",
     progress: Progress = no_progress,
 ) -> Sums:
     """Run every chunk (token ids) through ``model`` from an empty state; the sums over all of them.
 
     ``output``: the file that they are for; beside it, what is collected so far is kept in ``….partial`` and continued from by a
     run with the same ``identity`` (of the model's file), chunks and options. ``start``: sums of earlier texts to add to.
-    ``all_experts``: see ``kernels.observe``. ``output_matrix``: collect for the output matrix too. Raises JambaError for
+    ``all_experts``: see ``kernels.observe``. ``output_matrix``: collect for the output matrix too. ``kv_type``: of keys and
+    values. Raises JambaError for
     activations that are not finite, naming the weight.
     """
     if not chunks:
         raise JambaError("the text is empty: there is nothing to collect from")
-    digest = _digest(identity, chunks, all_experts, output_matrix)
+    digest = _digest(identity, chunks, all_experts, output_matrix, kv_type)
     partial = None if output is None else _Partial(output.with_name(f".{output.name}.partial"), digest)
     found, done = partial.read() if partial is not None else (Sums(), 0)
     experts = model.config.n_experts
@@ -181,7 +183,7 @@ def collect(
         saved = time.monotonic()
         for number in range(done, len(chunks)):
             ids = torch.tensor(list(chunks[number]))
-            state = observed.new_state(len(ids))
+            state = observed.new_state(len(ids), kv_type)
             for piece in ids.split(model.prefill_chunk):
                 observed.forward(piece, state, logits="all" if output_matrix else "none")
                 advance(len(piece))
@@ -209,11 +211,11 @@ def merge(parts: Sequence[Sums]) -> Sums:
                 if name not in without:
                     total.sums[name] = part.sums[name].copy()
                 continue
-            if total.squares[name].size != squares.size:
-                raise JambaError(
-                    f"{name} has {total.squares[name].size} columns in one imatrix and {squares.size} in another"
-                )
-            shape = max(total.squares[name].shape, squares.shape)
+            mine, theirs = total.squares[name].shape, squares.shape
+            # An older file has the experts of a stack in one row, with one count.
+            if mine[0] * mine[1] != theirs[0] * theirs[1] or (mine != theirs and 1 not in (mine[0], theirs[0])):
+                raise JambaError(f"{name} has {_columns(mine)} in one imatrix and {_columns(theirs)} in another")
+            shape = max(mine, theirs)
             total.squares[name] = total.squares[name].reshape(shape) + squares.reshape(shape)
             total.counts[name] = np.broadcast_to(total.counts[name], shape[:1]) + np.broadcast_to(counts, shape[:1])
             if name not in without:
@@ -221,6 +223,10 @@ def merge(parts: Sequence[Sums]) -> Sums:
         total.datasets += part.datasets
         total.chunks += part.chunks
     return total
+
+
+def _columns(shape: tuple[int, ...]) -> str:
+    return f"{shape[1]} columns" if shape[0] == 1 else f"{shape[0]} experts of {shape[1]} columns"
 
 
 def read_sums(path: Path, chunk: int = CHUNK) -> Sums:
@@ -273,11 +279,11 @@ def _floats(path: Path, file: GGUFFile, name: str) -> np.ndarray:
 
 
 def _from_legacy(legacy: Imatrix, chunk: int) -> Sums:
-    """As llama-imatrix takes them: each chunk counts as ``chunk`` inputs of every matrix."""
-    count = float(max(legacy.chunks, 1) * chunk)
+    """As llama-imatrix takes them: each call of an entry counts as ``chunk`` inputs, of every expert alike."""
+    counts = {name: float(max(calls, 1) * chunk) for name, calls in legacy.calls.items()}
     return Sums(
-        squares={name: means.astype(np.float64)[None] * count for name, means in legacy.entries.items()},
-        counts={name: np.array([count]) for name in legacy.entries},
+        squares={name: means.astype(np.float64)[None] * counts[name] for name, means in legacy.entries.items()},
+        counts={name: np.array([count]) for name, count in counts.items()},
         datasets=list(legacy.datasets),
         chunks=legacy.chunks,
         chunk=chunk,
@@ -321,7 +327,7 @@ def write_legacy(sums: Sums, path: Path, *, force: bool = False) -> None:
         out.write(struct.pack("<ii", sums.chunks, len(dataset)) + dataset)
 
 
-def _digest(identity: str, chunks: Sequence[Sequence[int]], *options: bool) -> str:
+def _digest(identity: str, chunks: Sequence[Sequence[int]], *options: bool | str) -> str:
     digest = hashlib.sha256(json.dumps([identity, *options, len(chunks)]).encode())
     for chunk in chunks:
         digest.update(np.asarray([len(chunk), *chunk], dtype="<i4").tobytes())

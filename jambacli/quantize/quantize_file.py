@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,13 +23,15 @@ from jambacli.gguf.reader import SPLIT_NAME, GGUFFile
 from jambacli.gguf.values import encode_value
 from jambacli.gguf.writer import GGUFWriter
 from jambacli.progress import Progress, no_progress
-from jambacli.quantize import recipes
+from jambacli.quantize import allocate, recipes
 from jambacli.quantize.error_stats import ErrorStats
+from jambacli.quantize.fold import Fold, RotatedHeads
 from jambacli.quantize.panels import Panel, split_into_panels
 from jambacli.quantize.recipes import Choice, Facts, Recipe, RecipeOptions
 from quant.formats import FLOATS, get_format
 from quant.native import NonFiniteRowError
 from quant.overflow import overflowed_row
+from quant.refine_rows import search_rows
 from quant.rows import Rows
 
 if TYPE_CHECKING:
@@ -36,11 +39,21 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from jambacli.quantize.allocate import Allocation
     from jambacli.quantize.imatrix import Imatrix
+    from jambacli.quantize.sensitivity import Sensitivity
 
 _READ_AHEAD = 16  # panels: enough to keep a disk busy, few enough to stay in the page cache
 QUANTIZATION_VERSION = 2
 _IMATRIX_KEY_BYTES = 127  # the longest string in llama.cpp's metadata overrides
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """That blocks are to be refined: the names of the calibration texts and their ``tokens``; 0: by the imatrix alone."""
+
+    datasets: tuple[str, ...] = ()
+    tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,8 +70,23 @@ class Request:
     allow_requantize: bool = False
     report: bool = False
     force: bool = False
+    size: int | None = None
+    """Bytes of the output, metadata included: the formats are chosen for the least divergence at this size."""
+    target: float | None = None
+    """The same as bits per weight."""
+    sensitivity: Sensitivity | None = None
+    """What the choice is based on; None for figures by kind of tensor."""
+
+    fold: Fold | None = None
+    refinement: Refinement | None = None
+
     added: Mapping[str, Callable[[int, int], np.ndarray]] = field(default_factory=dict)
     """By tensor: what to add to its rows from number ``first`` on, float32 [count, n] for (first, count)."""
+
+    @property
+    def chooses(self) -> bool:
+        """Whether formats are chosen by their divergence."""
+        return self.recipe.allocated or self.size is not None or self.target is not None
 
 
 @dataclass(frozen=True)
@@ -85,6 +113,8 @@ class QuantizePlan:
     """Bytes of the output, all parts and headers."""
     unweighted: tuple[str, ...]
     """Tensors to be quantized for which the imatrix has no entry."""
+    allocation: Allocation | None = None
+    """How formats were chosen by their divergence, None where the recipe's mixture decides."""
 
     @property
     def weights(self) -> int:
@@ -132,7 +162,7 @@ def default_output(source: Path, recipe: Recipe) -> Path:
     split = SPLIT_NAME.fullmatch(source.name)
     stem = split["stem"] if split else source.name.removesuffix(".gguf")
     kinds = "|".join(sorted({"f32", "f16", "bf16", "fp16", "fp32", *recipes.RECIPES}, key=len, reverse=True))
-    stem = re.sub(rf"[-._](?:{kinds})$", "", stem, flags=re.IGNORECASE)
+    stem = re.sub(rf"[-._](?:{kinds}|\d+\.\d\dbpw)$", "", stem, flags=re.IGNORECASE)
     return source.with_name(f"{stem}-{recipe.label}.gguf")
 
 
@@ -166,8 +196,12 @@ def plan(source: GGUFFile, request: Request) -> QuantizePlan:
         )
     except ValueError as error:
         raise JambaError(f"{source.path}: {error}") from error
-    _check_requantizing(source, choices, request.allow_requantize)
+    _check_requantizing(source, choices, request.allow_requantize, request.fold)
     choices = _without_used_factors(source, choices)
+    allocation = None
+    if request.chooses:
+        choices, request, allocation = _allocated(source, choices, request)
+        _check_requantizing(source, choices, request.allow_requantize, request.fold)
     unweighted: tuple[str, ...] = ()
     if request.imatrix is not None:
         request.imatrix.check({name: info.shape for name, info in source.tensors.items()})
@@ -176,12 +210,48 @@ def plan(source: GGUFFile, request: Request) -> QuantizePlan:
         )
     metadata, tensors = _output_metadata(source, request), output_tensors(source, choices, request.keep_split)
     size = file_size(metadata, tensors, split_max_size=request.split_max_size)
-    return QuantizePlan(source, request, tuple(choices), metadata, tensors, size, unweighted)
+    return QuantizePlan(source, request, tuple(choices), metadata, tensors, size, unweighted, allocation)
 
 
-def quantize(plan: QuantizePlan, output: Path, progress: Progress = no_progress, *, title: str | None = None) -> Result:
+def _allocated(
+    source: GGUFFile, choices: list[Choice], request: Request
+) -> tuple[list[Choice], Request, Allocation | None]:
+    """The choices with the formats of the least divergence at the wanted size, and the request with a recipe of that name."""
+    allocate.check(request.recipe, request.options, request.size, request.target)
+    if request.sensitivity is not None:
+        request.sensitivity.check(source, request.imatrix)
+    metadata = _output_metadata(source, request)
+
+    def size_of(some: list[Choice]) -> int:
+        tensors = output_tensors(source, some, request.keep_split)
+        return file_size(metadata, tensors, split_max_size=request.split_max_size)
+
+    weights = sum(math.prod(c.tensor.shape) for c in choices)
+    size = request.size
+    if request.target is not None:
+        size = int(request.target * weights / 8)
+    pinned = {c.name for c in choices if allocate.is_pinned(c, request.options)}
+    chosen, allocation = allocate.allocated(
+        choices, size_of, size_of(choices) if size is None else size, request.sensitivity, pinned
+    )
+    if not request.recipe.allocated:
+        bits = size_of(chosen) * 8 / weights if request.target is None else request.target
+        request = replace(request, recipe=allocate.recipe_for(chosen, f"{bits:.2f}bpw"))
+    return chosen, request, allocation
+
+
+def quantize(
+    plan: QuantizePlan,
+    output: Path,
+    progress: Progress = no_progress,
+    refined: Mapping[str, np.ndarray] | None = None,
+    *,
+    title: str | None = None,
+) -> Result:
     """Write the quantized model to ``output`` (or its parts); with ``report``, measure the error of each tensor. ``title``: of
     the progress.
+
+    ``refined``: blocks of tensors that are written as they are, uint8 [bytes] by name (``quantize.refine``).
 
     JambaError for an output that exists (without ``force``) or is the input, for a NaN or an infinity (naming tensor and
     row), for weights too large for their format, and for a full disk. After an error or an interrupt, no part of the output
@@ -209,7 +279,7 @@ def quantize(plan: QuantizePlan, output: Path, progress: Progress = no_progress,
                     ahead = panels[i + _READ_AHEAD]
                     source.advise(ahead.name, ahead.start, ahead.stop, needed=True)
                 buffer = out.take()
-                error = _quantize_panel(plan, panel, buffer)
+                error = _quantize_panel(plan, panel, buffer, refined or {})
                 out.write(buffer, panel.pieces(), panel.stop - panel.start)
                 source.advise(panel.name, panel.start, panel.stop, needed=False)
                 if error:
@@ -218,10 +288,14 @@ def quantize(plan: QuantizePlan, output: Path, progress: Progress = no_progress,
         return Result(tuple(writer.paths), errors)
 
 
-def _quantize_panel(plan: QuantizePlan, panel: Panel, buffer: np.ndarray) -> ErrorStats | None:
+def _quantize_panel(
+    plan: QuantizePlan, panel: Panel, buffer: np.ndarray, refined: Mapping[str, np.ndarray]
+) -> ErrorStats | None:
     source, request = plan.source, plan.request
-    data = source.data(panel.name)[panel.start : panel.stop]
-    rows = Rows(data, panel.source, panel.n, _source_scales(source, panel))
+    folded = request.fold is not None and request.fold.changes(panel.name)
+    rows = _source_rows(source, panel)
+    if request.fold is not None and folded:
+        panel, rows = _folded(source, panel, request.fold)
     if (added := request.added.get(panel.name)) is not None:
         import numpy as np
 
@@ -231,7 +305,15 @@ def _quantize_panel(plan: QuantizePlan, panel: Panel, buffer: np.ndarray) -> Err
     scale = buffer[panel.scales_start : panel.buffer_bytes].view("<f4") if panel.target.name == "i8" else None
     out = Rows(buffer[: panel.out_bytes], panel.target, panel.n, scale)
     try:
-        quant.quantize(rows, panel.target.name, panel.weights, out=out, threads=request.threads, device=request.device)
+        if panel.name in refined:
+            first = panel.first * panel.target.row_bytes(panel.n)
+            out.data[:] = refined[panel.name][first : first + panel.out_bytes]
+        else:
+            quant.quantize(
+                rows, panel.target.name, panel.weights, out=out, threads=request.threads, device=request.device
+            )
+            if request.refinement is not None and panel.weights is not None:
+                search_rows(rows, out, panel.weights, request.threads)
     except NonFiniteRowError as error:
         raise _bad_row(source, panel, error.row, "holds a NaN or an infinity") from None
     except ValueError as error:
@@ -249,6 +331,24 @@ def _quantize_panel(plan: QuantizePlan, panel: Panel, buffer: np.ndarray) -> Err
     stats = ErrorStats()
     stats.add(quant.dequantize(rows, threads=request.threads), quant.dequantize(out, threads=request.threads))
     return stats
+
+
+def _source_rows(source: GGUFFile, panel: Panel) -> Rows:
+    data = source.data(panel.name)[panel.start : panel.stop]
+    return Rows(data, panel.source, panel.n, _source_scales(source, panel))
+
+
+def _folded(source: GGUFFile, panel: Panel, fold: Fold) -> tuple[Panel, Rows]:
+    """The panel with its changed values, as float32 rows, and the importance that its columns have then."""
+
+    def read(first: int, count: int) -> np.ndarray:
+        values: np.ndarray = quant.dequantize(_source_rows(source, replace(panel, first=first, rows=count)))
+        return values
+
+    values = fold.rows(panel.name, panel.first, panel.rows, read)
+    f32 = get_format("f32")
+    weights = None if panel.weights is None else fold.importance(panel.name, panel.weights)
+    return replace(panel, source=f32, weights=weights), Rows(values.view("u1").reshape(-1), f32, panel.n)
 
 
 def _bad_row(source: GGUFFile, panel: Panel, row: int, problem: str) -> BadFileError:
@@ -279,12 +379,13 @@ def source_tensors(source: GGUFFile, keep_split: bool = False) -> list[recipes.T
     return [recipes.Tensor(name, infos[name].shape, infos[name].format.name) for name in names]
 
 
-def _check_requantizing(source: GGUFFile, choices: list[Choice], allowed: bool) -> None:
+def _check_requantizing(source: GGUFFile, choices: list[Choice], allowed: bool, fold: Fold | None) -> None:
     for choice in choices:
         fmt = choice.tensor.format
         if fmt == "i8" and not _has_scales(source, choice):
             raise BadFileError(source.path, f"tensor {choice.name} is i8 without separate F32 row scales")
-        if choice.format == fmt or fmt in FLOATS:
+        changed = fold is not None and fold.changes(choice.name)
+        if (choice.format == fmt and not changed) or fmt in FLOATS:
             continue
         if not allowed:
             raise JambaError(
@@ -326,8 +427,13 @@ def _output_metadata(source: GGUFFile, request: Request) -> dict[str, bytes]:
         rows.append(("quantize.imatrix.entries_count", len(imatrix.entries), "u32"))
         if imatrix.chunks:
             rows.append(("quantize.imatrix.chunks_count", imatrix.chunks, "u32"))
+    if (refinement := request.refinement) is not None and refinement.tokens:
+        rows.append(("quantize.refine.dataset", _cut(", ".join(refinement.datasets)), "str"))
+        rows.append(("quantize.refine.tokens", refinement.tokens, "u32"))
     if recipe.name == EXPERTS_INT8:
         rows.append((EXPERTS_TYPE, EXPERTS_INT8, "str"))
+    if isinstance(request.fold, RotatedHeads):
+        rows.append((keys.ROTATED_HEADS, True, "bool"))
     values = copied_metadata(source.metadata, skip={EXPERTS_TYPE, *(key for key, _, _ in rows)})
     return values | {key: encode_value(key, value, kind) for key, value, kind in rows}
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from quant.formats import FLOATS, FORMATS, get_format
 
@@ -125,11 +125,13 @@ class Recipe:
     experts: str | None = None
     """Format of the expert stacks; all other tensors take ``base``, without the mixture."""
     aliases: tuple[str, ...] = field(default=())
+    allocated: bool = False
+    """The formats are those of the least divergence at the size that the mixture would have: see ``allocate``."""
 
     @property
     def label(self) -> str:
-        """The name as used in file names: ``Q4_K_M``."""
-        return self.name if self.experts else self.name.upper()
+        """The name as used in file names: ``Q4_K_M``; lower case for names that llama.cpp does not know."""
+        return self.name if self.experts or self.allocated else self.name.upper()
 
 
 def _always(fmt: str) -> _Rule:
@@ -200,6 +202,11 @@ _RECIPES = [
     # llama.cpp has no number for these two. The first takes the number of Q8_0 (most of its bytes), the second BF16's.
     Recipe("experts_q8_0", 7, "bf16", experts="q8_0"),
     Recipe("experts_int8", 32, "bf16", experts="i8"),
+]
+_RECIPES += [
+    replace(recipe, name=recipe.name.replace("_k_m", "_k_x"), aliases=(), allocated=True)
+    for recipe in _RECIPES
+    if recipe.name in ("q3_k_m", "q4_k_m", "q5_k_m")
 ]
 
 RECIPES: dict[str, Recipe] = {r.name: r for r in _RECIPES}
@@ -297,7 +304,7 @@ class _Planner:
         if option and exact:
             return Choice(tensor, _fits_or_raise(tensor, option))
         preferred = option or (self._mixture(tensor) if self.mixes else self._base(tensor))
-        fmt = _fall_back(tensor, preferred)
+        fmt = fall_back(tensor, preferred)
         return Choice(tensor, fmt, fallback_from=preferred if fmt != preferred else None)
 
     def _user_choice(self, tensor: Tensor) -> tuple[str | None, bool]:
@@ -363,7 +370,7 @@ def _fits_or_raise(tensor: Tensor, fmt: str) -> str:
     return fmt
 
 
-def _fall_back(tensor: Tensor, preferred: str) -> str:
+def fall_back(tensor: Tensor, preferred: str) -> str:
     """``preferred`` where its block divides the row, else the format with smaller blocks, else f16."""
     for fmt in (preferred, _FALLBACK.get(preferred, "f16")):
         if tensor.row % FORMATS[fmt].block == 0:

@@ -18,7 +18,7 @@ from jambacli.kernels.cpu.structs import NATIVE_TYPES
 from jambacli.model.attention import Attention
 from jambacli.model.moe import MLP
 from jambacli.model.spans import SpanPiece
-from jambacli.model.state import KV_DTYPES, KVCache, SequenceState
+from jambacli.model.state import KVCache, SequenceState
 from quant.formats import QTensor
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Decoder:
         if program is None:
             listed: list[decode.Step] = []
             for layer in self._layers:
-                listed += [_mixer_step(layer, KV_DTYPES[kv_type]), _ffn_step(layer)]
+                listed += [_mixer_step(layer, kv_type), _ffn_step(layer)]
             program = self._programs[kv_type] = decode.Program([*listed, self._logits])
         return program
 
@@ -110,7 +110,7 @@ def _parts(state: SequenceState) -> list[tuple[torch.Tensor, ...] | None]:
     return [*parts, None]
 
 
-def _mixer_step(layer: Layer, kv_dtype: torch.dtype) -> decode.Step:
+def _mixer_step(layer: Layer, kv_type: str) -> decode.Step:
     m = layer.mixer
     if isinstance(m, Attention):
         return decode.AttentionStep(
@@ -122,7 +122,7 @@ def _mixer_step(layer: Layer, kv_dtype: torch.dtype) -> decode.Step:
             out=m.out_proj,
             n_heads=m.n_heads,
             n_kv_heads=m.n_kv_heads,
-            kv_dtype=kv_dtype,
+            kv_type=kv_type,
         )
     return decode.MambaStep(
         layer.mixer_norm,

@@ -130,7 +130,12 @@ def load_gguf_on(
 
         adapt = Variants(lambda get: build(config(), get, source=file), file.qtensor)
         model = dataclasses.replace(model, adapt=adapt)
-    return dataclasses.replace(model, precise=options.precise)
+    return with_mode(model, options)
+
+
+def with_mode(model: JambaModel, options: DeviceOptions) -> JambaModel:
+    """The model with the mode of new states that ``options`` asks for, else the mode that it was loaded with."""
+    return dataclasses.replace(model, precise=True, mode_measured=False) if options.precise else model
 
 
 def load_on(

@@ -46,7 +46,7 @@ def build(config: JambaConfig, tensor: GetTensor, *, ops: Ops | None = None, sou
     """
     ops = ops or choose_ops()
     embedding = tensor("token_embd.weight")
-    layers = tuple(_layer(config, i, tensor) for i in range(config.n_layers))
+    layers = tuple(build_layer(config, i, tensor) for i in range(config.n_layers))
     output_norm = _values(tensor("output_norm.weight"))
     output = embedding if config.tied_embeddings else tensor("output.weight")
     decoder = None
@@ -63,7 +63,9 @@ def _values(w: QTensor) -> torch.Tensor:
     return reference.dequantize(w)
 
 
-def _layer(config: JambaConfig, index: int, tensor: GetTensor) -> Layer:
+def build_layer(config: JambaConfig, index: int, tensor: GetTensor) -> Layer:
+    """Layer ``index`` of named tensors, as ``build`` assembles it."""
+
     def weight(name: str) -> QTensor:
         return tensor(f"blk.{index}.{name}.weight")
 

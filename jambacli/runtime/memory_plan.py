@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from jambacli.errors import JambaError
 from jambacli.hardware.devices import Device
-from jambacli.model.config import CPU_PREFILL_CHUNK, JambaConfig
+from jambacli.model.config import CPU_PREFILL_CHUNK, GPU_KV_TYPES, JambaConfig
 from jambacli.runtime.cuda.memory import CONTEXT_BYTES, GpuSizes, estimated_sizes, gpu_sizes, working_memory
 from jambacli.runtime.cuda.placement import CHUNKS, Placement, place, usable
 
@@ -25,13 +25,14 @@ _DEQUANTIZED_PANEL_BYTES = 64 << 20
 class DeviceFit:
     """Whether and how a model fits on one device.
 
-    ``verdict``: "fits" in the free memory; "tight": in the total memory but not in what is free now; "experts in RAM": on a
-    GPU with the experts of some layers (``offload`` bytes) in host memory; "from disk": host memory is too small, so weights
-    (on a GPU: ``offload`` bytes of experts) are read from the file repeatedly; "too big". ``spare``: free memory minus
-    needed memory in bytes, negative if it does not fit. ``prefill_seconds``: time at the device's full rate, which only
-    "fits" and "tight" reach; None if the rate is unknown. ``cpu_kv``: too big for this GPU, but not with keys and values
-    (and experts, if needed) in host memory. ``largest_ctx``: the longest context that fits in the free memory, by KV type,
-    at most the model's own. ``largest_ctx_offload``: the same for a GPU with experts in host memory as far as needed.
+    ``verdict``: "fits" in the free memory; "tight": in the total memory but not in what is free now; "experts in RAM": on a GPU
+    with the experts of some layers (``offload`` bytes) in host memory; "from disk": host memory is too small, so weights
+    (on a GPU: ``offload`` bytes of experts) are read from the file repeatedly; "too big"; "unsupported": a GPU does not
+    take this KV type. ``spare``: free memory minus needed memory in bytes, negative if it does not fit.
+    ``prefill_seconds``: time at the device's full rate, which only "fits" and "tight" reach; None if the rate is unknown.
+    ``cpu_kv``: too big for this GPU, but not with keys and values (and experts, if needed) in host memory. ``largest_ctx``:
+    the longest context that fits in the free memory, by KV type, at most the model's own. ``largest_ctx_offload``: the same
+    for a GPU with experts in host memory as far as needed.
     """
 
     device: Device
@@ -130,6 +131,8 @@ def _on_cpu(config: JambaConfig, weights: int, ctx: int, kv_type: str, device: D
 
 def _on_gpu(config: JambaConfig, sizes: GpuSizes, ctx: int, kv_type: str, device: Device, ram: int) -> DeviceFit:
     """The fit on a GPU, as ``place`` will decide once the process's CUDA context has taken its share of free memory."""
+    if kv_type not in GPU_KV_TYPES:
+        return DeviceFit(device, "unsupported", 0, 0, None, {}, {})
     free = device.available - CONTEXT_BYTES
     plan = _plan(config, sizes, ctx, kv_type, free)
     plan_if_empty = _plan(config, sizes, ctx, kv_type, device.total - CONTEXT_BYTES)
@@ -152,10 +155,8 @@ def _on_gpu(config: JambaConfig, sizes: GpuSizes, ctx: int, kv_type: str, device
         other = _plan(config, sizes, tokens, kv_type, free)
         return other is not None and other.host_bytes <= ram
 
-    largest = {name: _longest(config, name, whole) for name in config.kv_types}
-    largest_offload = (
-        {name: _longest(config, name, offloaded) for name in config.kv_types} if sizes.experts else largest
-    )
+    largest = {name: _longest(config, name, whole) for name in config.kv_types if name in GPU_KV_TYPES}
+    largest_offload = {name: _longest(config, name, offloaded) for name in largest} if sizes.experts else largest
     return DeviceFit(device, verdict, spare, offload, _seconds(config, ctx, device), largest, largest_offload, cpu_kv)
 
 

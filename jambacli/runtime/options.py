@@ -26,7 +26,8 @@ class DeviceOptions:
     ``cpu_experts``: how many layers keep their experts in host memory, None for as many as do not fit on the GPU.
     ``cpu_kv``: keep keys and values in host memory. ``precise``: multiply quantized weights with
     activations of 15 bits (decode) and float32 (prefill) instead of int8: slower, and closer to the exact model. The mode
-    is part of a state's identity. On a GPU, and in prefill with bf16 or AMX, it changes nothing.
+    is part of a state's identity. On a GPU precise decode takes float32 activations, and without the option the mode is the
+    one that was measured to be faster. In prefill on a GPU, and with bf16 or AMX, it changes nothing.
     """
 
     device: str = "auto"

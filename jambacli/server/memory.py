@@ -90,7 +90,7 @@ def _on_cpu(name: str, plan: MemoryPlan, available: int, mapped: int) -> Shortag
 def _on_gpu(name: str, plan: MemoryPlan, index: int, others: bool) -> Shortage | None:
     """Alone on the GPU, loading itself decides what goes to host memory, and whether that fits."""
     fit = plan.fits[index]
-    if fit.verdict == "fits" or not others:
+    if fit.verdict in ("fits", "unsupported") or not others:  # what is not supported, loading says
         return None
     free = fit.device.available
     reason = f"{name} needs {format_bytes(free - fit.spare)} of GPU memory, and {format_bytes(free)} are free"

@@ -27,12 +27,12 @@ class SessionKeywords(TypedDict, total=False):
 class SessionOptions:
     """The options of a session.
 
-    ``ctx``: maximum number of tokens, by default the model's context length; memory grows with use. ``kv_type``: f16
-    (the default), bf16, f32 or q8_0 for keys and values. ``system``: a system message. ``sampling``: how tokens are chosen,
-    by default as the model's file says. ``store``: keep prefixes on disk, so that no process computes them twice. ``name``:
-    start a session that is saved under that name after every turn. ``resume``: continue the session of that name, and
-    save it unless ``read_only``; with ``system`` its system message is replaced. ``reread``: go on with a session that was
-    made with another model: its text is read again, and from the next reply on it is this model's.
+    ``ctx``: maximum number of tokens, by default the model's context length; memory grows with use. ``kv_type``: f16 (the
+    default), bf16, f32, q8_0, q5_1 or q4_0 for keys and values. ``system``: a system message. ``sampling``: how tokens are
+    chosen, by default as the model's file says. ``store``: keep prefixes on disk, so that no process computes them twice.
+    ``name``: start a session that is saved under that name after every turn. ``resume``: continue the session of that name,
+    and save it unless ``read_only``; with ``system`` its system message is replaced. ``reread``: go on with a session that
+    was made with another model: its text is read again, and from the next reply on it is this model's.
     """
 
     ctx: int | None = None

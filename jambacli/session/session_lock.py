@@ -63,12 +63,12 @@ class SessionLock:
             )
         return self.found.kv_type
 
-    def precise(self, chosen: bool) -> bool:
+    def precise(self, chosen: bool, *, asked: bool = True) -> bool:
         """The mode of the saved session, else ``chosen``. Raises JambaError for a session that is not precise if
-        ``chosen``."""
+        ``chosen`` and ``asked`` for."""
         if self.found is None or self.reread:
             return chosen
-        if chosen and not self.found.precise:
+        if chosen and asked and not self.found.precise:
             raise JambaError(
                 f"session {self.found.name!r} was made with int8 activations, not with precise ones",
                 remedy="leave out {precise}, or start another session",

@@ -63,7 +63,7 @@ class StoredSession:
         try:
             found = self._lock.found
             kv_type = self._lock.kv_type(options.kv_type)
-            precise = self._lock.precise(model.model.precise)
+            precise = self._lock.precise(model.model.precise, asked=not model.model.mode_measured)
             ctx = options.ctx or (min(found.ctx, limit) if found and limit > 0 else found.ctx if found else limit)
             self.sequence = TokenSequence(model.model, ctx, kv_type, precise=precise)
             if options.store:

@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jambacli.api import Jamba
 from jambacli.cache.prefix_store import Prefix, PrefixStore, blob_name, chain_hashes
 from jambacli.engine.prefix_cache import SEGMENT, PrefixCache
 from jambacli.engine.sequence import TokenSequence
 from jambacli.model.state import SequenceState
 from tests.support.sequences import close, ids, straight
-from tests.support.small_models import small_model
+from tests.support.small_models import small_file, small_model
 
 
 def stored_sequence(root: Path, kv_type: str = "f32", ctx: int = 4096, space: str = "m") -> TokenSequence:
@@ -49,6 +50,32 @@ def test_another_sequence_starts_from_a_stored_prefix_to_the_bit(tmp_path: Path,
     assert second.counters.reused == len(document)
     assert second.counters.prefilled == len(question)
     assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("kv_type", ["q8_0", "q5_1", "q4_0"])
+def test_keys_and_values_in_blocks_are_stored_to_the_bit_and_never_taken_for_another_type(
+    tmp_path: Path, kv_type: str
+) -> None:
+    model = Jamba.load(small_file(tmp_path, "f32")).model
+    document, question = ids(SEGMENT + 20), ids(5, 1)
+    sequences = []
+    for _ in range(2):
+        sequence = TokenSequence(model, 1024, kv_type, chunk=64)
+        # Types in one space, as a damaged index could have them: the shapes tell them apart.
+        sequence.prefixes = PrefixCache(PrefixStore(tmp_path), ["all"], sequence.state.layout)
+        sequences.append(sequence)
+        if len(sequences) == 1:
+            sequence.advance(document, boundaries=[len(document)])
+            commit(sequence)
+    first, second = sequences
+    expected = first.advance(document + question).copy()
+    assert np.array_equal(second.advance(document + question), expected)
+    assert second.counters.reused == len(document)
+    for token in (50, 51, 52):
+        assert np.array_equal(second.step(token), first.step(token))
+    for other in {"q8_0", "q5_1", "q4_0", "f16"} - {kv_type}:
+        layout = SequenceState(model.config, 1024, other).layout
+        assert layout != first.state.layout
 
 
 def test_the_same_prompt_again_computes_nothing(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_no_step_of_a_layer_hides_weights_that_are_no_numbers(
         )
         for name in names[: None if quant == "f32" else -1]:
             model = Jamba.load(changed(file, tmp_path / f"{name}.gguf", name, "f32", b"\xff"))
-            for kv_type in ("f16", "q8_0"):
+            for kv_type in ("f16", "q8_0", "q5_1", "q4_0"):
                 with (
                     pytest.raises(JambaError, match="NaN or infinity"),
                     model.session(store=False, kv_type=kv_type) as session,

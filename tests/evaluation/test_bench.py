@@ -127,7 +127,7 @@ def test_deep_contexts_are_filled_with_random_values_by_default() -> None:
     assert [fill_at(depth, "random") for depth in (0, 5)] == [None, "random"]
 
 
-@pytest.mark.parametrize("kv_type", ["f16", "bf16", "f32", "q8_0"])
+@pytest.mark.parametrize("kv_type", ["f16", "bf16", "f32", "q8_0", "q5_1", "q4_0"])
 def test_a_random_fill_is_a_state_from_which_decode_goes_on(kv_type: str) -> None:
     config = JambaConfig.from_hf(
         {

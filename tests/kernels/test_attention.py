@@ -7,6 +7,8 @@ import torch
 
 from jambacli.kernels import reference
 from jambacli.kernels.cpu import prefill
+from jambacli.kernels.kv_blocks import BLOCK_BYTES, ROTATED, row_length
+from jambacli.model.state import KV_DTYPES
 
 # tokens, n_past, n_heads, n_kv_heads, head_dim: multi-query, grouped, one head each; across blocks of 128 keys and
 # stretches of 2048.
@@ -28,9 +30,7 @@ def _seed() -> None:
 
 
 def cache(x: torch.Tensor, kv: str) -> torch.Tensor:
-    dtype = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "q8_0": torch.uint8}[kv]
-    width = x.shape[-1] // 32 * 34 if kv == "q8_0" else x.shape[-1]
-    stored = torch.zeros(*x.shape[:-1], width, dtype=dtype)
+    stored = torch.zeros(*x.shape[:-1], row_length(kv, x.shape[-1]), dtype=KV_DTYPES[kv])
     reference.kv_store(x, stored)
     return stored
 
@@ -39,7 +39,10 @@ def expected(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, n_past: int) -> 
     """The definition, one whole matrix of scores in float64."""
     n_tokens, n_heads, head_dim = q.shape
     total = n_past + n_tokens
-    keys, rows = (reference.kv_values(c[:total], head_dim).double() for c in (k, v))
+    keys, rows = (reference.kv_values(c[:total], head_dim) for c in (k, v))
+    if reference.rotated_cache(k, head_dim):
+        keys, rows = reference.rotate(keys), reference.rotate(rows)  # as they were before
+    keys, rows = keys.double(), rows.double()
     group = n_heads // k.shape[1]
     keys, rows = keys.repeat_interleave(group, 1), rows.repeat_interleave(group, 1)
     scores = torch.einsum("thd,khd->htk", q.double(), keys) * head_dim**-0.5
@@ -53,11 +56,36 @@ def distance(got: torch.Tensor, exact: torch.Tensor) -> float:
     return float((got.double() - exact).norm() / exact.norm())
 
 
-@pytest.mark.parametrize("kv", ["f32", "f16", "bf16", "q8_0"])
+def test_rotation_is_orthogonal_its_own_inverse_and_the_same_to_the_bit(isa: str) -> None:
+    for dim in (32, 64, 96, 128, 160, 256):
+        matrix = reference.rotate(torch.eye(dim))
+        assert torch.allclose(matrix @ matrix.T, torch.eye(dim), atol=1e-6)
+        assert torch.equal(matrix, matrix.T)
+        piece = dim & -dim
+        assert (matrix.abs() > 0).sum() == dim * piece  # each value goes to all of its piece
+        x = torch.randn(7, 3, dim) * 5
+        assert torch.equal(prefill.rotate(x), reference.rotate(x))
+
+
+@pytest.mark.parametrize("kv", sorted(ROTATED))
+def test_rotation_makes_room_for_a_few_large_values(kv: str) -> None:
+    """A head with outliers, stored with and without rotation: the products of keys and queries are nearer with it."""
+    from quant.dequantize_blocks import dequantize
+    from quant.quantize_blocks import quantize
+
+    k, q = torch.randn(200, 1, 128), torch.randn(200, 1, 128)
+    k[..., 5] *= 30
+    plain = dequantize(quantize(k, kv), kv)
+    rotated = reference.rotate(reference.kv_values(cache(k, kv), 128))
+    errors = [((q * (x - k)).sum(-1)).norm() for x in (rotated, plain)]
+    assert errors[0] < 0.6 * errors[1]
+
+
+@pytest.mark.parametrize("kv", ["f32", "f16", "bf16", "q8_0", "q5_1", "q4_0"])
 def test_attention(isa: str, kv: str) -> None:
     # Over an f32 cache all is f32. Else, where bf16 is fast, scores (a few units large) are off by some 2^-8.
     limit = 1e-2 if isa in ("amx", "bf16") and kv != "f32" else 5e-6
-    for tokens, n_past, n_heads, n_kv_heads, head_dim in SHAPES + (ODD_HEADS if kv != "q8_0" else []):
+    for tokens, n_past, n_heads, n_kv_heads, head_dim in SHAPES + (ODD_HEADS if kv not in BLOCK_BYTES else []):
         q = torch.randn(tokens, n_heads, head_dim) * 2
         room = n_past + tokens + 7  # a cache is longer than what it holds, and the rest is anything
         k, v = (cache(torch.randn(room, n_kv_heads, head_dim), kv) for _ in range(2))

@@ -9,6 +9,9 @@ import pytest
 import torch
 
 from jambacli.kernels import cpu, reference
+from jambacli.kernels.kv_blocks import BLOCK_BYTES, ROTATED, row_length
+from jambacli.model.config import KV_TYPES
+from jambacli.model.state import KV_DTYPES
 from quant.formats import QTensor
 from tests.support.weights import random_weight
 
@@ -178,34 +181,34 @@ def attention_weights(fmt: str, n_heads: int, n_kv: int, dim: int) -> dict[str, 
     return {**made, "out": random_weight(fmt, (HIDDEN, n_heads * dim), seed=3)}
 
 
-def cache(kv: torch.dtype, capacity: int, n_kv: int, dim: int, n_past: int) -> tuple[torch.Tensor, torch.Tensor]:
+def cache(kv: str, capacity: int, n_kv: int, dim: int, n_past: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Random past keys and values in a cache whose unused end is poison."""
     from tests.support.ggml_reference import quantize_chunk
 
     made = []
     for seed in (5, 6):
         past = values(n_past, n_kv, dim, seed=seed)
-        if kv == torch.uint8:
-            c = torch.full((capacity, n_kv, dim // 32 * 34), 0xFF, dtype=kv)
+        if kv in BLOCK_BYTES:
+            c = torch.full((capacity, n_kv, row_length(kv, dim)), 0xFF, dtype=torch.uint8)
             if n_past:
-                blocks = quantize_chunk(past.reshape(-1, dim).numpy(), "q8_0")
+                blocks = quantize_chunk(past.reshape(-1, dim).numpy(), kv)
                 c[:n_past] = torch.from_numpy(blocks).view(n_past, n_kv, -1)
         else:
-            c = torch.full((capacity, n_kv, dim), float("nan"), dtype=kv)
+            c = torch.full((capacity, n_kv, dim), float("nan"), dtype=KV_DTYPES[kv])
             c[:n_past] = past
         made.append(c)
     return made[0], made[1]
 
 
-@pytest.mark.parametrize("kv", (torch.float32, torch.float16, torch.bfloat16, torch.uint8), ids=str)
+@pytest.mark.parametrize("kv", KV_TYPES)
 @pytest.mark.parametrize(("n_heads", "n_kv", "dim"), [(8, 2, 32), (5, 1, 128), (4, 4, 96)])
-def test_attention(isa: str, kv: torch.dtype, n_heads: int, n_kv: int, dim: int) -> None:
+def test_attention(isa: str, kv: str, n_heads: int, n_kv: int, dim: int) -> None:
     """Around the boundaries of the fixed chunks of keys; the cache's room beyond the sequence is never looked at."""
     from jambacli.kernels.cpu.decode import AttentionStep
 
     w = attention_weights("f32", n_heads, n_kv, dim)
     norm, x = values(HIDDEN, low=0.5), values(M, HIDDEN)
-    step = AttentionStep(norm, EPS, n_heads=n_heads, n_kv_heads=n_kv, kv_dtype=kv, **w)
+    step = AttentionStep(norm, EPS, n_heads=n_heads, n_kv_heads=n_kv, kv_type=kv, **w)
     for n_past in (0, 1, 253, 256, 700):
         h = reference.rms_norm(x, norm, EPS)
         k, v = cache(kv, n_past + M, n_kv, dim, n_past)
@@ -216,7 +219,7 @@ def test_attention(isa: str, kv: torch.dtype, n_heads: int, n_kv: int, dim: int)
         parts = [cache(kv, n_past + M + extra, n_kv, dim, n_past) for extra in (0, 0, 0)]
         # New keys are rounded to the cache's type from values that differ in their last bits: f32 compares to the bit's
         # neighbourhood, the others to one rounding of a few of them.
-        fmt = "f32" if kv == torch.float32 else "q8_0"
+        fmt = "f32" if kv == "f32" else "q8_0"
         check_step(step, expected, fmt, x, parts, n_past)
 
 
@@ -224,7 +227,7 @@ def test_attention(isa: str, kv: torch.dtype, n_heads: int, n_kv: int, dim: int)
 POSITIONS = [(0, 1), (0, 9), (30, 4), (254, 3), (700, 1), (4095, 2), (5119, 2)]
 
 
-@pytest.mark.parametrize("kv", (torch.float32, torch.float16, torch.bfloat16, torch.uint8), ids=str)
+@pytest.mark.parametrize("kv", KV_TYPES)
 @pytest.mark.parametrize(
     ("n_heads", "n_kv", "dim"),
     [
@@ -233,16 +236,16 @@ POSITIONS = [(0, 1), (0, 9), (30, 4), (254, 3), (700, 1), (4095, 2), (5119, 2)]
     ],
 )
 def test_attention_is_near_float64_and_the_same_for_any_threads_and_tokens(
-    isa: str, kv: torch.dtype, n_heads: int, n_kv: int, dim: int
+    isa: str, kv: str, n_heads: int, n_kv: int, dim: int
 ) -> None:
     from jambacli.kernels.cpu.decode import AttentionStep, run_single
 
-    if kv == torch.uint8 and dim % 32:
-        pytest.skip("q8_0 holds rows of whole blocks")
+    if kv in BLOCK_BYTES and dim % 32:
+        pytest.skip("blocks hold rows of whole blocks")
     w = attention_weights("f32", n_heads, n_kv, dim)
-    step = AttentionStep(None, EPS, n_heads=n_heads, n_kv_heads=n_kv, kv_dtype=kv, **w)
-    # With VNNI, queries meet q8_0 keys as integers of 15 bits: some 5e-5 off, where those of 8 bits are 5e-3 off.
-    bound = 1e-4 if kv == torch.uint8 and isa not in ("scalar", "avx2", "avx512", "neon") else 3e-6
+    step = AttentionStep(None, EPS, n_heads=n_heads, n_kv_heads=n_kv, kv_type=kv, **w)
+    # With VNNI, queries meet keys in blocks as integers of 15 bits: some 5e-5 off, where those of 8 bits are 5e-3 off.
+    bound = 1e-4 if kv in BLOCK_BYTES and isa not in ("scalar", "avx2", "avx512", "neon") else 3e-6
     q_weight, out_weight = (reference.dequantize(w[name]).double() for name in ("q", "out"))
     group = n_heads // n_kv
     for i, (n_past, m) in enumerate(POSITIONS):
@@ -254,6 +257,8 @@ def test_attention_is_near_float64_and_the_same_for_any_threads_and_tokens(
             assert torch.equal(one[0], out[t]), (n_past, m, t)
         keys, rows = (reference.kv_values(c, dim).double().repeat_interleave(group, 1) for c in first)
         q = (x.double() @ q_weight.T).view(m, n_heads, dim)
+        if kv in ROTATED:
+            keys, rows = (reference.rotate(x.float()).double() for x in (keys, rows))
         scores = torch.einsum("thd,khd->htk", q, keys) * dim**-0.5
         hidden = torch.arange(n_past + m)[None] > torch.arange(n_past, n_past + m)[:, None]
         weights = torch.softmax(scores.masked_fill(hidden, float("-inf")), dim=-1)
@@ -261,14 +266,14 @@ def test_attention_is_near_float64_and_the_same_for_any_threads_and_tokens(
         assert error(out.double(), exact) < bound, (n_past, m)
 
 
-@pytest.mark.parametrize("kv", (torch.float32, torch.float16, torch.bfloat16, torch.uint8), ids=str)
+@pytest.mark.parametrize("kv", KV_TYPES)
 @pytest.mark.parametrize(("n_heads", "n_kv", "dim"), [(5, 1, 64), (8, 2, 128), (7, 7, 32)])
-def test_attention_over_several_sequences(isa: str, kv: torch.dtype, n_heads: int, n_kv: int, dim: int) -> None:
+def test_attention_over_several_sequences(isa: str, kv: str, n_heads: int, n_kv: int, dim: int) -> None:
     """Each token as alone, beside sequences of other lengths; nothing else is written."""
     from jambacli.kernels.cpu.decode import AttentionStep, Program, Span, run_single
 
     w = attention_weights("q8_0", n_heads, n_kv, dim)
-    step = AttentionStep(None, EPS, n_heads=n_heads, n_kv_heads=n_kv, kv_dtype=kv, **w)
+    step = AttentionStep(None, EPS, n_heads=n_heads, n_kv_heads=n_kv, kv_type=kv, **w)
     program = Program([step])
     caches, alone = ([cache(kv, n + m, n_kv, dim, n) for n, m in POSITIONS] for _ in range(2))
     xs = [values(m, HIDDEN, seed=i) * 2 for i, (_, m) in enumerate(POSITIONS)]
@@ -322,11 +327,9 @@ def test_mamba_keeps_the_states_before_each_token(isa: str, d_state: int, d_conv
 def test_attention_does_not_depend_on_the_size_of_the_context(isa: str) -> None:
     from jambacli.kernels.cpu.decode import AttentionStep, run_single
 
-    step = AttentionStep(
-        None, EPS, n_heads=4, n_kv_heads=2, kv_dtype=torch.float16, **attention_weights("q8_0", 4, 2, 64)
-    )
+    step = AttentionStep(None, EPS, n_heads=4, n_kv_heads=2, kv_type="f16", **attention_weights("q8_0", 4, 2, 64))
     x = values(1, HIDDEN)
-    outs = [run_single(step, x, 600, part=cache(torch.float16, room, 2, 64, 600)) for room in (601, 1024, 5000)]
+    outs = [run_single(step, x, 600, part=cache("f16", room, 2, 64, 600)) for room in (601, 1024, 5000)]
     assert torch.equal(outs[0], outs[1])
     assert torch.equal(outs[0], outs[2])
 
@@ -356,12 +359,12 @@ def test_misfits_are_refused() -> None:
         ExpertsStep(None, EPS, router=values(4, HIDDEN), gate=gate, up=up, down=down, top_k=2)
     w = attention_weights("f32", 4, 2, 32)
     with pytest.raises(ValueError, match="fit"):
-        AttentionStep(None, EPS, n_heads=4, n_kv_heads=3, kv_dtype=torch.float16, **w)
-    step = AttentionStep(None, EPS, n_heads=4, n_kv_heads=2, kv_dtype=torch.float16, **w)
+        AttentionStep(None, EPS, n_heads=4, n_kv_heads=3, kv_type="f16", **w)
+    step = AttentionStep(None, EPS, n_heads=4, n_kv_heads=2, kv_type="f16", **w)
     program = Program([step])
     with pytest.raises(ValueError, match="KV type"):
-        program.bind([cache(torch.float32, 8, 2, 32, 0)])
-    binding = program.bind([cache(torch.float16, 8, 2, 32, 0)])
+        program.bind([cache("f32", 8, 2, 32, 0)])
+    binding = program.bind([cache("f16", 8, 2, 32, 0)])
     with pytest.raises(ValueError, match="room"):
         program.run(values(2, HIDDEN), 7, binding)
     with pytest.raises(ValueError, match="size"):

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from jambacli.kernels import reference
+from jambacli.kernels.kv_blocks import row_length
+from jambacli.model.state import KV_DTYPES
 from quant.formats import FORMATS, QTensor
 
 
@@ -164,13 +166,14 @@ def test_attention_is_causal_grouped_and_without_positions(
     close(reference.attention(q, k, v, past), expected.reshape(tokens, -1))
 
 
-@pytest.mark.parametrize(("kv_type", "tolerance"), [("f16", 1e-3), ("bf16", 8e-3), ("q8_0", 1e-2)])
+@pytest.mark.parametrize(
+    ("kv_type", "tolerance"), [("f16", 1e-3), ("bf16", 8e-3), ("q8_0", 1e-2), ("q5_1", 4e-2), ("q4_0", 9e-2)]
+)
 def test_keys_and_values_survive_storage(kv_type: str, tolerance: float) -> None:
     x = random(6, 2, 64)
-    dtypes = {"f16": torch.float16, "bf16": torch.bfloat16, "q8_0": torch.uint8}
-    row = 68 if kv_type == "q8_0" else 64
-    cache = torch.zeros(8, 2, row, dtype=dtypes[kv_type])
+    cache = torch.zeros(8, 2, row_length(kv_type, 64), dtype=KV_DTYPES[kv_type])
     reference.kv_store(x, cache[1:7])
-    close(reference.kv_values(cache[1:7], 64), x.numpy(), tolerance)
+    stored = reference.kv_values(cache[1:7], 64)
+    close(reference.rotate(stored) if reference.rotated_cache(cache, 64) else stored, x.numpy(), tolerance)
     assert not cache[0].any()
     assert not cache[7].any()

@@ -17,12 +17,12 @@ from jambacli.model.state import ContextFullError, SequenceState
 from tests.support.small_models import SHAPE
 
 VOCAB = 300
-KV_TYPES = ("f16", "q8_0", "f32", "bf16")
+KV_TYPES = ("f16", "q8_0", "f32", "bf16", "q5_1", "q4_0")
 needs_cpu = pytest.mark.skipif(not cpu.available(), reason="the C++ kernels were not built here")
 
 
 def small(quant: str, ops: Ops | None = None, **changes: int) -> JambaModel:
-    """A random model whose rows hold whole blocks of every type; heads of 64 values, so that q8_0 caches fit."""
+    """A random model whose rows hold whole blocks of every type; heads of 64 values, so that caches of blocks fit."""
     shape = {
         **SHAPE,
         "hidden_size": 256,

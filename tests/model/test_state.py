@@ -9,7 +9,7 @@ import torch
 
 from jambacli.errors import JambaError, UnsupportedError, UsageError
 from jambacli.kernels import Ops
-from jambacli.model.config import MAX_DRAFT, JambaConfig
+from jambacli.model.config import GPU_KV_TYPES, MAX_DRAFT, JambaConfig, check_gpu_kv_type
 from jambacli.model.jamba import JambaModel
 from jambacli.model.state import ContextFullError, SequenceState
 from tests.support.checkpoints import BASE, random_model
@@ -173,14 +173,27 @@ def test_memory_is_what_the_config_computes(model: JambaModel) -> None:
     assert small.nbytes == c.state_bytes() + 310 * c.kv_bytes_per_token("f16")  # never beyond the context
 
 
-def test_q8_0_needs_heads_of_whole_blocks() -> None:
+def test_blocks_need_heads_of_whole_blocks() -> None:
     with pytest.raises(UnsupportedError, match="multiple of 32; this model's have 16"):
         SequenceState(config(), 16, "q8_0")
-    assert SequenceState(config(hidden_size=128), 16, "q8_0").caches[0].k.shape == (0, 2, 34)
+    for kv_type, row in (("q8_0", 34), ("q5_1", 24), ("q4_0", 18)):
+        state = SequenceState(config(hidden_size=128), 16, kv_type)
+        assert state.caches[0].k.shape == (0, 2, row)
+        assert state.caches[0].k.dtype == torch.uint8
+
+
+def test_a_gpu_refuses_types_without_kernels_there() -> None:
+    for name in GPU_KV_TYPES:
+        check_gpu_kv_type(name)
+    for name in ("q5_1", "q4_0"):
+        with pytest.raises(UnsupportedError, match=f"KV type {name} is not supported on a GPU; use kv_type q8_0"):
+            check_gpu_kv_type(name)
+    with pytest.raises(UsageError, match="int3"):
+        check_gpu_kv_type("int3")
 
 
 def test_bad_arguments() -> None:
-    with pytest.raises(UsageError, match="kv_type 'int3' is not one of f32, f16, bf16, q8_0"):
+    with pytest.raises(UsageError, match="kv_type 'int3' is not one of f32, f16, bf16, q8_0, q5_1, q4_0"):
         SequenceState(config(), 16, "int3")
     with pytest.raises(UsageError, match="ctx 0 is below 1"):
         SequenceState(config(), 0)

@@ -7,7 +7,7 @@ import pytest
 from jambacli.errors import JambaError
 from jambacli.evaluation.synthetic import choices
 from jambacli.hardware.devices import Device
-from jambacli.model.config import JambaConfig
+from jambacli.model.config import GPU_KV_TYPES, KV_TYPES, JambaConfig
 from jambacli.runtime.cuda.memory import CONTEXT_BYTES, gpu_sizes
 from jambacli.runtime.cuda.placement import place
 from jambacli.runtime.memory_plan import MemoryPlan, memory_plan, prefill_flops, scratch_bytes
@@ -31,13 +31,15 @@ def test_mini_at_256k_fits_an_a6000_as_published() -> None:
     assert found.kv["f16"] == pytest.approx(4.3e9, rel=0.01)
     assert found.kv["f32"] == 2 * found.kv["bf16"] == 2 * found.kv["f16"]
     assert found.kv["q8_0"] == found.kv["f16"] * 34 // 64
+    assert found.kv["q5_1"] == found.kv["f16"] * 24 // 64
+    assert found.kv["q4_0"] == found.kv["f16"] * 18 // 64
     assert found.state == pytest.approx(17.4e6, rel=0.01)
     assert found.total == pytest.approx(36e9, rel=0.02)
     assert [fit.verdict for fit in found.fits] == ["fits", "fits"]
 
 
 def test_the_total_is_the_sum_and_follows_the_kv_type() -> None:
-    for kv_type in ("f32", "f16", "bf16", "q8_0"):
+    for kv_type in KV_TYPES:
         found = plan(kv_type=kv_type)
         assert found.total == MINI_Q4_K_M + found.kv[kv_type] + found.state + found.drafts + found.scratch
 
@@ -61,6 +63,12 @@ def test_verdicts(kind: str, total: float, available: float, verdict: str) -> No
     assert (fit.spare >= 0) == (verdict == "fits")
     assert (fit.offload > 0) == (verdict == "experts in RAM")
     assert fit.offload <= 1.03 * MINI_EXPERTS
+
+
+def test_a_gpu_is_not_offered_for_types_that_only_the_cpu_takes() -> None:
+    found = plan(device("cpu", 64), device("cuda", 48), kv_type="q4_0")
+    assert [fit.verdict for fit in found.fits] == ["fits", "unsupported"]
+    assert set(plan(device("cuda", 48)).fits[0].largest_ctx) == set(GPU_KV_TYPES)
 
 
 @pytest.mark.parametrize("kv_type", ["f16", "q8_0"])

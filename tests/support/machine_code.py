@@ -22,6 +22,22 @@ from tests.support.gpu_compile import Compiled, compile_for
 _EXCHANGES = r"SHFL|LDS|STS|BAR"
 
 
+#: Products of a 3B's decode step, and of Mini's: name, format, rows, values of a row. The name says what is fused with it.
+PRODUCTS = (
+    ("norm + in_proj", "q4_k", 10240, 2560),
+    ("x_proj", "q4_k", 192, 5120),
+    ("out_proj", "q4_k", 2560, 5120),
+    ("norm + gate and up", "q4_k", 8192, 2560),
+    ("down in Q6_K", "q6_k", 2560, 8192),
+    ("norm + in_proj, int8", "q4_k", 10240, 2560),
+    ("out_proj, int8", "q4_k", 2560, 5120),
+    ("norm + gate and up, int8", "q4_k", 8192, 2560),
+    ("down in Q6_K, int8", "q6_k", 2560, 8192),
+    ("norm + in_proj in Q5_K, int8", "q5_k", 10240, 2560),
+    ("norm + in_proj in Q8_0, int8", "q8_0", 16384, 4096),
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Cost:
     """Of a kernel: registers per thread, bytes of stack (spills), and in its largest loop the instructions, those that
@@ -78,24 +94,26 @@ def compiled(capability: int) -> dict[str, tuple[Compiled, int]]:
     from jambacli.kernels.triton.scan import selective_scan
 
     found: dict[str, tuple[Compiled, int]] = {}
-    for name, fmt, n, k in (
-        ("norm + in_proj", "q4_k", 10240, 2560),
-        ("x_proj", "q4_k", 192, 5120),
-        ("out_proj", "q4_k", 2560, 5120),
-        ("norm + gate and up", "q4_k", 8192, 2560),
-        ("down in Q6_K", "q6_k", 2560, 8192),
-    ):
+    for name, fmt, n, k in PRODUCTS:
         # Nothing runs, so a few rows of planes are enough.
         w = dataclasses.replace(packed_on(random_weight(fmt, (8, k)), torch.device("cpu")), shape=(n, k))
-        gated = "gate" in name
+        gated, int8 = "gate" in name, "int8" in name
         options: dict[str, Any] = {"norm": torch.zeros(k), "eps": 1e-6} if "norm" in name else {}
         if gated:
             options["up"] = w
         if name.startswith(("out", "down")):
             options["residual"] = torch.zeros(1, n)
         with compile_for(capability) as done:  # as decode launches it; all sizes are multiples of 256 but x_proj's
-            gemv(torch.zeros(1, k), w, out=torch.zeros(1, n), interleaved=True, placed=0 if n % 256 else n, **options)
-        found[name] = done[0], 32 * gemv_tile(w, n, gated=gated).rows * (2 if gated else 1)
+            gemv(
+                torch.zeros(1, k),
+                w,
+                out=torch.zeros(1, n),
+                interleaved=True,
+                placed=0 if n % 256 else n,
+                int8=int8,
+                **options,
+            )
+        found[name] = done[0], 32 * gemv_tile(w, n, gated=gated, int8=int8).rows * (2 if gated else 1)
     x, bc = torch.zeros(300, 5120), torch.zeros(300, 16)
     with compile_for(capability) as done:
         selective_scan(x, x, x[0], torch.zeros(5120, 16), bc, bc, x[0], x, torch.zeros(5120, 16))

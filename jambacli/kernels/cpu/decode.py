@@ -18,7 +18,7 @@ from ctypes import c_float, c_int32, c_int64, c_void_p
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from jambacli.kernels.cpu.library import built_library
-from jambacli.kernels.cpu.structs import Matrix, address, kv_type, matrix
+from jambacli.kernels.cpu.structs import KV_TYPES, Matrix, address, kv_type, matrix
 
 if TYPE_CHECKING:
     import torch
@@ -108,13 +108,6 @@ def _input(norm: torch.Tensor | None, eps: float) -> _Input:
     return _Input(None if norm is None else address(norm), eps, 0)
 
 
-def _known_kv_type(dtype: torch.dtype) -> int:
-    known = kv_type(dtype)
-    if known is None:
-        raise ValueError(f"there are no kernels for a cache of {dtype}")
-    return known
-
-
 def _sized(x: torch.Tensor, *shape: int) -> int:
     if tuple(x.shape) != shape:
         raise ValueError(f"a tensor of shape {tuple(x.shape)} where a step needs {shape}")
@@ -187,7 +180,7 @@ class MambaStep(Step):
 class AttentionStep(Step):
     """x += out(attention(q, k, v of rms_norm(x))), new keys and values stored in the cache first.
 
-    ``kv_dtype`` is the caches' torch dtype: float32, float16, bfloat16, or uint8 for q8_0 blocks.
+    ``kv_type`` is the caches' type: one of ``structs.KV_TYPES``. ``head_dim`` of blocks is a multiple of 32.
     """
 
     kind = 1
@@ -203,7 +196,7 @@ class AttentionStep(Step):
         out: QTensor,
         n_heads: int,
         n_kv_heads: int,
-        kv_dtype: torch.dtype,
+        kv_type: str,
     ) -> None:
         struct = _Attention(
             _input(norm, eps),
@@ -214,7 +207,7 @@ class AttentionStep(Step):
             n_heads,
             n_kv_heads,
             q.shape[0] // n_heads,
-            _known_kv_type(kv_dtype),
+            KV_TYPES[kv_type],
             0,
         )
         super().__init__(struct, norm, q, k, v, out)
@@ -306,7 +299,7 @@ class Program:
                 k, v = part
                 if k.shape != v.shape or k.stride() != v.stride() or k.stride(-1) != 1:
                     raise ValueError("keys and values must be laid out alike, the values of a head side by side")
-                if kv_type(k.dtype) != step.struct.kv_type:
+                if KV_TYPES[kv_type(k, step.struct.head_dim)] != step.struct.kv_type:
                     raise ValueError(f"a cache of {k.dtype} for a step of another KV type")
                 state.k, state.v = k.data_ptr(), v.data_ptr()
                 state.token_stride = k.stride(0) * k.element_size()

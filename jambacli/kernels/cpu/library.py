@@ -38,6 +38,7 @@ FUNCTIONS: dict[str, list[Any]] = {
     "prefill_scan": [_P, _P, _P, *_ROWS * 5, _P, *_ROWS, _N, _N, _N, _I],
     "prefill_rms_norm": [_P, *_ROWS, _P, _N, _N, c_float, _I],
     "prefill_attention": [*_ROWS, _P, _P, _N, _N, _P, _I, *[_N] * 5, _I],
+    "rotate_heads": [_P, _P, _N, _N, _I],
 }
 TRAIN_FUNCTIONS: dict[str, list[Any]] = {
     "train_scan": [_P, _N, _I, _I, _I],

@@ -18,7 +18,8 @@ import torch
 
 from jambacli.kernels import reference
 from jambacli.kernels.cpu.library import built_library
-from jambacli.kernels.cpu.structs import kv_type, matrix
+from jambacli.kernels.cpu.structs import KV_TYPES, kv_type, matrix
+from jambacli.kernels.kv_blocks import ROTATED
 from quant.formats import QTensor
 
 _CHUNK = 32  # values of a row that are dequantized together
@@ -233,10 +234,12 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, n_past: int) ->
     q = q.float()
     if q.stride(2) != 1 or q.stride(1) != head_dim:
         q = q.contiguous()
-    if k.stride(2) != 1 or k.stride() != v.stride() or k.dtype != v.dtype or kv_type(k.dtype) is None:
+    if k.stride(2) != 1 or k.stride() != v.stride() or k.dtype != v.dtype:
         raise ValueError(f"no attention over a cache of {k.dtype} with strides {k.stride()} and {v.stride()}")
     out = torch.empty(n_tokens, n_heads * head_dim)
-    lib = built_library()
+    lib, name = built_library(), kv_type(k, head_dim)
+    if name in ROTATED:
+        q = rotate(q)
     status = lib.functions.prefill_attention(
         *(q.data_ptr(), q.stride(0)),
         k.data_ptr(),
@@ -244,7 +247,7 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, n_past: int) ->
         k.stride(0) * k.element_size(),
         k.stride(1) * k.element_size(),
         out.data_ptr(),
-        kv_type(k.dtype),
+        KV_TYPES[name],
         n_tokens,
         n_past,
         n_heads,
@@ -253,4 +256,13 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, n_past: int) ->
         torch.get_num_threads(),
     )
     lib.check(status, f"attention with a head_dim of {head_dim}")
+    return rotate(out.view(-1, head_dim)).view(out.shape) if name in ROTATED else out
+
+
+def rotate(x: torch.Tensor) -> torch.Tensor:
+    """Heads [..., head_dim] rotated, with the bits of ``reference.rotate``."""
+    x = x.float().contiguous()
+    out, lib = torch.empty_like(x), built_library()
+    n = x.shape[-1]
+    lib.check(lib.functions.rotate_heads(x.data_ptr(), out.data_ptr(), x.numel() // n, n, torch.get_num_threads()))
     return out

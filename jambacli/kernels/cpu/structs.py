@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 from typing import TYPE_CHECKING
 
+from jambacli.kernels.kv_blocks import type_of_rows
 from jambacli.kernels.low_rank import AdaptedTensor, LowRankStruct
 from quant.formats import FORMATS
 
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
 # GGML type ids that have kernels (block_formats.h); quant's table says the same.
 NATIVE_TYPES = frozenset(f.ggml_type for f in FORMATS.values() if f.native)
 
-#: GGML type ids of caches by the name of their torch dtype; bytes are q8_0 blocks.
-KV_TYPES = {"float32": 0, "float16": 1, "uint8": 8, "bfloat16": 30}
+#: GGML type ids of the KV types.
+KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q5_1": 7, "q8_0": 8, "bf16": 30}
+_KV_DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 
 class Matrix(ctypes.Structure):
@@ -62,6 +64,10 @@ def address(x: torch.Tensor) -> int:
     return x.data_ptr()
 
 
-def kv_type(dtype: torch.dtype) -> int | None:
-    """The GGML type id of a cache of this dtype, None where there are no kernels for it."""
-    return KV_TYPES.get(str(dtype).removeprefix("torch."))
+def kv_type(cache: torch.Tensor, head_dim: int) -> str:
+    """The KV type of a cache [..., row]. ValueError where there are no kernels for it."""
+    dtype = str(cache.dtype).removeprefix("torch.")
+    name = type_of_rows(cache.shape[-1], head_dim) if dtype == "uint8" else _KV_DTYPES.get(dtype)
+    if name is None:
+        raise ValueError(f"there are no kernels for a cache of {cache.dtype}")
+    return name

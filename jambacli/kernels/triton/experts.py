@@ -14,10 +14,11 @@ import triton.language as tl
 from jambacli.kernels.triton.gemm import gemm, group_rows
 from jambacli.kernels.triton.gemv import silu
 from jambacli.kernels.triton.interleave import padded, place
-from jambacli.kernels.triton.launch import cdiv, constants, gemv_tile, power_of_two
+from jambacli.kernels.triton.launch import cdiv, constants, gemv_tile, power_of_two, rounds
 from jambacli.kernels.triton.repack import Packed
-from jambacli.kernels.triton.stream import add_products, load_groups, mean_square, over_the_row, rows_of, threads
+from jambacli.kernels.triton.stream import mean_square, over_the_row, rows_of, threads
 from jambacli.kernels.triton.tiles import row_factor
+from jambacli.kernels.triton.turn import add_turn
 
 
 @triton.jit
@@ -39,7 +40,7 @@ def _up_kernel(
     x, norm, eps, logits, out, q, h, s, d, q2, h2, s2, d2, N, R, K: tl.constexpr,
     G: tl.constexpr, LEVELS: tl.constexpr, HIGH: tl.constexpr, ZERO: tl.constexpr, SCALES: tl.constexpr,
     E: tl.constexpr, EP: tl.constexpr, NORM: tl.constexpr, INTERLEAVED: tl.constexpr,
-    GL: tl.constexpr, RL: tl.constexpr, KW: tl.constexpr, BR: tl.constexpr,
+    INT8: tl.constexpr, GL: tl.constexpr, RL: tl.constexpr, KW: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
     """out[rank] = silu(gate x) * (up x), interleaved, for the expert of each rank, with normed x."""
     rank = tl.program_id(1)
@@ -51,17 +52,9 @@ def _up_kernel(
     t0, t1, t2, t3 = squares, squares, squares, squares
     u0, u1, u2, u3 = squares, squares, squares, squares
     for start in range(0, G, GL * KW):
-        x0, x1, x2, x3, x4, x5, x6, x7, first, second, more = load_groups(
-            x, norm, start, own, K, G, GL, KW, NORM, INTERLEAVED
-        )
-        squares += more
-        t0, t1, t2, t3 = add_products(
-            t0, t1, t2, t3, x0, x1, x2, x3, x4, x5, x6, x7, first, second, q, h, s, d, row, last, offset, start + own, R,
-            G, LEVELS, HIGH, ZERO, SCALES, GL, RL, KW, BR,
-        )  # fmt: skip
-        u0, u1, u2, u3 = add_products(
-            u0, u1, u2, u3, x0, x1, x2, x3, x4, x5, x6, x7, first, second, q2, h2, s2, d2, row, last, offset, start + own, R,
-            G, LEVELS, HIGH, ZERO, SCALES, GL, RL, KW, BR,
+        squares, t0, t1, t2, t3, u0, u1, u2, u3 = add_turn(
+            squares, t0, t1, t2, t3, u0, u1, u2, u3, x, norm, start, own, q, h, s, d, q2, h2, s2, d2, row, last, offset,
+            R, K, G, LEVELS, HIGH, ZERO, SCALES, NORM, INTERLEAVED, True, INT8, GL, RL, KW, BR,
         )  # fmt: skip
     row = rows_of(tl.program_id(0), RL, BR)
     row_in, rows = row < N, tl.minimum(row, last).to(tl.int64) + offset
@@ -79,7 +72,7 @@ def _down_kernel(
     x, logits, residual, out, q, h, s, d, N, R, K: tl.constexpr,
     G: tl.constexpr, LEVELS: tl.constexpr, HIGH: tl.constexpr, ZERO: tl.constexpr, SCALES: tl.constexpr,
     E: tl.constexpr, EP: tl.constexpr, TOP: tl.constexpr, RESIDUAL: tl.constexpr, PLACED: tl.constexpr,
-    GL: tl.constexpr, RL: tl.constexpr, KW: tl.constexpr, BR: tl.constexpr,
+    INT8: tl.constexpr, GL: tl.constexpr, RL: tl.constexpr, KW: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
     """out = (residual +) sum over ranks of probability * down x[rank]. x is interleaved; out and residual if PLACED."""
     own, lane = threads(GL, RL, KW)
@@ -93,12 +86,10 @@ def _down_kernel(
         t0 = tl.zeros((GL * RL * KW,), tl.float32)
         t1, t2, t3 = t0, t0, t0
         for start in range(0, G, GL * KW):
-            x0, x1, x2, x3, x4, x5, x6, x7, first, second, _ = load_groups(
-                x + rank * ((K + 255) // 256 * 256), x, start, own, K, G, GL, KW, False, True
-            )
-            t0, t1, t2, t3 = add_products(
-                t0, t1, t2, t3, x0, x1, x2, x3, x4, x5, x6, x7, first, second, q, h, s, d, row, last, offset, start + own, R,
-                G, LEVELS, HIGH, ZERO, SCALES, GL, RL, KW, BR,
+            _, t0, t1, t2, t3, _, _, _, _ = add_turn(
+                t0, t0, t1, t2, t3, t0, t0, t0, t0, x + rank * ((K + 255) // 256 * 256), x, start, own, q, h, s, d,
+                q, h, s, d, row, last, offset, R,
+                K, G, LEVELS, HIGH, ZERO, SCALES, False, True, False, INT8, GL, RL, KW, BR,
             )  # fmt: skip
         total = over_the_row(t0, t1, t2, t3, GL, RL, KW, BR)
         rows = tl.minimum(out_row, last).to(tl.int64) + offset
@@ -126,12 +117,14 @@ def one_token(
     hidden: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
     interleaved: bool = False,
+    int8: bool = False,
 ) -> torch.Tensor:
     """One token's experts after the router: x float32 [hidden], logits float32 [experts], to float32 [hidden].
 
     ``norm``: weight of an RMS norm of x. ``residual`` is added. gate and up must have the same format.
     ``hidden`` float32 [top_k, padded(ffn)] is scratch, whose padding is zero. ``interleaved``: x, ``norm``, ``residual`` and
-    the result are in the order of ``interleave``.
+    the result are in the order of ``interleave``. ``int8`` as in ``gemv``, for the
+    matrices that ``launch.rounds`` names.
     """
     n_experts, ffn, width = gate.shape
     if hidden is None:
@@ -139,15 +132,18 @@ def one_token(
     if out is None:
         out = torch.empty_like(x)
     choice = {"E": n_experts, "EP": power_of_two(n_experts)}
-    tile = gemv_tile(gate, ffn, gated=True)
+    rounded = int8 and rounds(gate, ffn)
+    tile = gemv_tile(gate, ffn, gated=True, int8=rounded)
     _up_kernel[cdiv(ffn, tile.height), top_k](
         x, x if norm is None else norm, eps, logits, hidden, *gate.planes(), *up.planes(), ffn, gate.rows, width,
-        **constants(gate), **choice, NORM=norm is not None, INTERLEAVED=interleaved, **tile.constants(),
+        **constants(gate), **choice, NORM=norm is not None, INTERLEAVED=interleaved, INT8=rounded, **tile.constants(),
     )  # fmt: skip
-    tile = gemv_tile(down, width)
+    rounded = int8 and rounds(down, width)
+    tile = gemv_tile(down, width, int8=rounded)
     _down_kernel[(cdiv(width, tile.height),)](
         hidden, logits, out if residual is None else residual, out, *down.planes(), width, down.rows, ffn,
-        **constants(down), **choice, TOP=top_k, RESIDUAL=residual is not None, PLACED=interleaved, **tile.constants(),
+        **constants(down), **choice, TOP=top_k, RESIDUAL=residual is not None, PLACED=interleaved, INT8=rounded,
+        **tile.constants(),
     )  # fmt: skip
     return out
 

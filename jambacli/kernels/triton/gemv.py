@@ -17,8 +17,9 @@ from jambacli.kernels.triton.interleave import padded, place
 from jambacli.kernels.triton.interpret import WIDEN
 from jambacli.kernels.triton.launch import Tile, cdiv, constants, gemv_tile, power_of_two
 from jambacli.kernels.triton.repack import Packed
-from jambacli.kernels.triton.stream import add_products, load_groups, mean_square, over_the_row, rows_of, threads
+from jambacli.kernels.triton.stream import mean_square, over_the_row, rows_of, threads
 from jambacli.kernels.triton.tiles import row_factor
+from jambacli.kernels.triton.turn import add_turn
 
 
 @triton.jit
@@ -59,13 +60,14 @@ def _gemv_kernel(
     K: tl.constexpr, x_stride,
     G: tl.constexpr, LEVELS: tl.constexpr, HIGH: tl.constexpr, ZERO: tl.constexpr, SCALES: tl.constexpr,
     NORM: tl.constexpr, RESIDUAL: tl.constexpr, GATED: tl.constexpr, CHANNELS: tl.constexpr, TAPS: tl.constexpr,
-    TP: tl.constexpr, INTERLEAVED: tl.constexpr, PLACED: tl.constexpr,
+    TP: tl.constexpr, INTERLEAVED: tl.constexpr, PLACED: tl.constexpr, INT8: tl.constexpr,
     GL: tl.constexpr, RL: tl.constexpr, KW: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
     """out[t, n] = (residual[t, n] +) w[n] . norm(x[t]); gated: silu(w[n] . x) * (w2[n] . x).
 
     The first CHANNELS rows go through a convolution step with TAPS taps (0: none). INTERLEAVED: x and the norm's weight are.
-    The first PLACED values of out, and of the residual, are interleaved; the others follow after the padding.
+    The first PLACED values of out, and of the residual, are interleaved; the others follow after the padding. INT8: normed
+    activations are rounded to int8.
     """
     own, lane = threads(GL, RL, KW)
     row, last = tl.program_id(0) * (RL * BR) + lane, N - 1
@@ -75,19 +77,10 @@ def _gemv_kernel(
     t0, t1, t2, t3 = squares, squares, squares, squares
     u0, u1, u2, u3 = squares, squares, squares, squares
     for start in range(0, G, GL * KW):
-        x0, x1, x2, x3, x4, x5, x6, x7, first, second, more = load_groups(
-            x, norm, start, own, K, G, GL, KW, NORM, INTERLEAVED
-        )
-        squares += more
-        t0, t1, t2, t3 = add_products(
-            t0, t1, t2, t3, x0, x1, x2, x3, x4, x5, x6, x7, first, second, q, h, s, d, row, last, 0, start + own, R,
-            G, LEVELS, HIGH, ZERO, SCALES, GL, RL, KW, BR,
+        squares, t0, t1, t2, t3, u0, u1, u2, u3 = add_turn(
+            squares, t0, t1, t2, t3, u0, u1, u2, u3, x, norm, start, own, q, h, s, d, q2, h2, s2, d2, row, last, 0, R,
+            K, G, LEVELS, HIGH, ZERO, SCALES, NORM, INTERLEAVED, GATED, INT8, GL, RL, KW, BR,
         )  # fmt: skip
-        if GATED:
-            u0, u1, u2, u3 = add_products(
-                u0, u1, u2, u3, x0, x1, x2, x3, x4, x5, x6, x7, first, second, q2, h2, s2, d2, row, last, 0, start + own, R,
-                G, LEVELS, HIGH, ZERO, SCALES, GL, RL, KW, BR,
-            )  # fmt: skip
     row = rows_of(tl.program_id(0), RL, BR)
     row_in, rows = row < N, tl.minimum(row, last).to(tl.int64)
     y = over_the_row(t0, t1, t2, t3, GL, RL, KW, BR) * row_factor(d, rows, row_in, SCALES)
@@ -135,6 +128,7 @@ def gemv(
     tile: Tile | None = None,
     interleaved: bool = False,
     placed: int = 0,
+    int8: bool = False,
 ) -> torch.Tensor:
     """x [T, in] times w [out, in], with one pass over the weights per row: float32 [T, out]. Built for T = 1.
 
@@ -145,13 +139,16 @@ def gemv(
     ``interleaved``: x [T, padded(in)] and ``norm`` are in the order of ``interleave``. ``placed``: so many values of the result
     and of ``residual`` are in that order, and the others follow after their padding: float32
     [T, padded(placed) + out - placed]. The padding keeps its values.
+
+    ``int8``: activations, after the norm's weight, are rounded to int8 with a factor per 32 values. For formats of integer
+    levels, see ``launch.rounds``.
     """
     n, k = w.shape
     t = x.shape[0]
     if out is None:
         new = torch.zeros if placed else torch.empty
         out = new(t, padded(placed) + n - placed, device=x.device)
-    tile = tile or gemv_tile(w, n, gated=up is not None)
+    tile = tile or gemv_tile(w, n, gated=up is not None, int8=int8)
     _gemv_kernel[cdiv(n, tile.height), t](
         x,
         x if norm is None else norm,
@@ -174,6 +171,7 @@ def gemv(
         TP=1 if conv is None else power_of_two(conv.weight.shape[1] - 1),
         INTERLEAVED=interleaved,
         PLACED=placed,
+        INT8=int8,
         **tile.constants(),
     )
     return out

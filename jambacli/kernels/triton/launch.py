@@ -12,9 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from jambacli.kernels.triton import limits
 from jambacli.kernels.triton.interpret import interpreted
-from jambacli.kernels.triton.limits import tile_shape
-from jambacli.kernels.triton.repack import Packed
+from jambacli.kernels.triton.repack import BYTES, NIBBLES, PAIRS, Packed
 
 if TYPE_CHECKING:
     import torch
@@ -66,14 +66,20 @@ def cdiv(a: int, b: int) -> int:
 TUNED: dict[tuple[int, int, bool], Tile] = {}
 
 
-def gemv_tile(w: Packed, n_rows: int, *, gated: bool = False) -> Tile:
+def rounds(w: Packed, n_rows: int) -> bool:
+    """Whether products with ``n_rows`` rows like those of ``w`` can take activations of int8: levels are integers, and the rows
+    are many enough for rounding x to cost less than it saves."""
+    return w.layout.levels in (BYTES, NIBBLES, PAIRS) and n_rows >= limits.INT8_ROWS
+
+
+def gemv_tile(w: Packed, n_rows: int, *, gated: bool = False, int8: bool = False) -> Tile:
     """The tile of a matrix-vector product with ``n_rows`` rows like those of ``w``: measured, else ``limits.tile_shape``."""
     groups = w.groups
     if interpreted():
         return Tile(1, 1, min(64, power_of_two(groups)), min(64, power_of_two(n_rows)))
-    if (n_rows, groups, gated) in TUNED:
+    if (n_rows, groups, gated) in TUNED and not int8:
         return TUNED[n_rows, groups, gated]
-    return Tile(*tile_shape(n_rows, groups, gated=gated))
+    return Tile(*limits.tile_shape(n_rows, groups, gated=gated, int8=int8))
 
 
 def constants(w: Packed) -> dict[str, int]:

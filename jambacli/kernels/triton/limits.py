@@ -21,16 +21,20 @@ SPLIT = 256
 SCAN_CHUNK = 128
 
 
+#: The fewest rows of a matrix whose products can take activations of int8. A thread of a smaller one has a row or two, and
+#: rounding x would cost it more than it saves.
+INT8_ROWS = 2048
 #: Groups of 32 values of a row that a warp loads at once in a matrix-vector product.
 GROUPS = 8
 
 
-def tile_shape(n_rows: int, groups: int, *, gated: bool = False) -> tuple[int, int]:
+def tile_shape(n_rows: int, groups: int, *, gated: bool = False, int8: bool = False) -> tuple[int, int]:
     """(rows per thread, warps that share a row) of a matrix-vector product with ``n_rows`` rows of ``groups`` groups.
 
     ``gated``: the product of two matrices, of each of which a thread has that many rows. More rows per thread load and
     normalize x less often, but leave fewer programs to hide the memory's latency, and take more registers: four rows of two
-    matrices take up to all 255, and in some formats more, so they are two.
+    matrices take up to all 255, and in some formats more, so they are two. ``int8``: x is rounded, which costs three times as
+    much as normalizing it, while rows take fewer registers: four already from 2,048 rows on.
 
     The bytes that a multiprocessor has requested at any time must be its share of the bandwidth times the latency: 6 KB at
     768 GB/s with 84 multiprocessors, 18 KB at 3.35 TB/s with 132, with a turn of 0.7 us. In one turn a warp requests 0.6 KB
@@ -40,7 +44,7 @@ def tile_shape(n_rows: int, groups: int, *, gated: bool = False) -> tuple[int, i
     reading takes 1.1; four warps, a fifth of which idle, take 2.1. A few hundred rows (x_proj, k, v) do not fill a GPU, so
     they take eight warps however many idle.
     """
-    rows = 4 if n_rows >= 8192 and not gated else 2 if n_rows >= 2048 else 1
+    rows = 4 if n_rows >= (2048 if int8 else 8192) and not gated else 2 if n_rows >= 2048 else 1
     idle = 1.1 if n_rows >= 8192 else 1.25 if n_rows >= 1024 else 2.0
     return rows, next((n for n in (8, 4, 2) if turns(groups, n) * GROUPS * n <= groups * idle), 1)
 

@@ -72,8 +72,9 @@ def _multiply(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return (x @ weight.T).float()
 
 
-#: Kernels that can be replaced: the product of one row, of some rows, of some rows by expert, and three operations.
-KERNELS = ("gemv", "gemm", "experts", "norm", "convolution", "scan")
+#: Kernels that can be replaced: the product of one row, of some rows, of some rows by expert, three operations, and the product
+#: of one row rounded to int8.
+KERNELS = ("gemv", "gemm", "experts", "norm", "convolution", "scan", "int8")
 
 
 class TritonOps:

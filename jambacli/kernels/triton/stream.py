@@ -51,7 +51,7 @@ def threads(GL: tl.constexpr, RL: tl.constexpr, KW: tl.constexpr):
 
 
 @triton.jit
-def _chunk(
+def load_chunk(
     x, norm, at, c: tl.constexpr, STEP: tl.constexpr, END: tl.constexpr, WHOLE: tl.constexpr, NORM: tl.constexpr
 ):
     """Chunk c of each group, float32 [T, 4]; the sum of its values, and of their squares before the norm's weight, [T].
@@ -89,21 +89,21 @@ def load_groups(
         at = start * 32 + (own // 8 * 256 + own % 8 * 4)
     else:
         at = (start + own) * 32
-    x0, sum0, squares0 = _chunk(x, norm, at, 0, STEP, END, WHOLE, NORM)
-    x1, sum1, squares1 = _chunk(x, norm, at, 1, STEP, END, WHOLE, NORM)
-    x2, sum2, squares2 = _chunk(x, norm, at, 2, STEP, END, WHOLE, NORM)
-    x3, sum3, squares3 = _chunk(x, norm, at, 3, STEP, END, WHOLE, NORM)
-    x4, sum4, squares4 = _chunk(x, norm, at, 4, STEP, END, WHOLE, NORM)
-    x5, sum5, squares5 = _chunk(x, norm, at, 5, STEP, END, WHOLE, NORM)
-    x6, sum6, squares6 = _chunk(x, norm, at, 6, STEP, END, WHOLE, NORM)
-    x7, sum7, squares7 = _chunk(x, norm, at, 7, STEP, END, WHOLE, NORM)
+    x0, sum0, squares0 = load_chunk(x, norm, at, 0, STEP, END, WHOLE, NORM)
+    x1, sum1, squares1 = load_chunk(x, norm, at, 1, STEP, END, WHOLE, NORM)
+    x2, sum2, squares2 = load_chunk(x, norm, at, 2, STEP, END, WHOLE, NORM)
+    x3, sum3, squares3 = load_chunk(x, norm, at, 3, STEP, END, WHOLE, NORM)
+    x4, sum4, squares4 = load_chunk(x, norm, at, 4, STEP, END, WHOLE, NORM)
+    x5, sum5, squares5 = load_chunk(x, norm, at, 5, STEP, END, WHOLE, NORM)
+    x6, sum6, squares6 = load_chunk(x, norm, at, 6, STEP, END, WHOLE, NORM)
+    x7, sum7, squares7 = load_chunk(x, norm, at, 7, STEP, END, WHOLE, NORM)
     squares = ((squares0 + squares1) + (squares2 + squares3)) + ((squares4 + squares5) + (squares6 + squares7))
     first = (sum0 + sum1) + (sum2 + sum3)
     return x0, x1, x2, x3, x4, x5, x6, x7, first, (sum4 + sum5) + (sum6 + sum7), squares
 
 
 @triton.jit
-def _words(where):
+def load_words(where):
     """Four consecutive words from each address: four int32 [T] of one load."""
     even, odd = tl.split(tl.reshape(tl.load(where[:, None] + tl.arange(0, 4)[None, :]), (where.shape[0], 2, 2)))
     w0, w2 = tl.split(even)
@@ -112,7 +112,7 @@ def _words(where):
 
 
 @triton.jit
-def _and_or(word, mask: tl.constexpr, other):
+def and_or(word, mask: tl.constexpr, other):
     """word & mask | other as one instruction; Triton's compiler makes two of it if mask and other are constants."""
     if WIDEN:
         bits = (word & mask) | other
@@ -124,11 +124,11 @@ def _and_or(word, mask: tl.constexpr, other):
 
 
 @triton.jit
-def _six_bits(nibbles, high, i):
+def six_bits(nibbles, high, i):
     """The low nibbles of four bytes with their two high bits above them; see ``repack`` for their places in ``high``."""
     high = high.to(tl.uint32, bitcast=True)
     turned = ((high >> (2 * i)) | (high << ((32 - 2 * i) & 31))).to(tl.int32, bitcast=True)
-    return _and_or(turned, 0x30303030, nibbles & 0x0F0F0F0F)
+    return and_or(turned, 0x30303030, nibbles & 0x0F0F0F0F)
 
 
 @triton.jit
@@ -150,9 +150,9 @@ def _units(word, high, first: tl.constexpr, low: tl.constexpr, HIGH: tl.constexp
     """1 + level / 2^B, float32 [T, 4], of the levels at bit ``first`` of a word's four bytes, ``low`` bits wide and ``under``
     places below the mantissa's top. HIGH more bits per byte, from the lowest bits of ``high`` on, go above them."""
     place: tl.constexpr = 23 - HIGH - low - under
-    bits = _and_or(_placed(word, place - first, 8), ((1 << low) - 1) << place, ONE)
+    bits = and_or(_placed(word, place - first, 8), ((1 << low) - 1) << place, ONE)
     if HIGH > 0:
-        bits = _and_or(_placed(high, 23 - HIGH, HIGH), ((1 << HIGH) - 1) << (23 - HIGH), bits)
+        bits = and_or(_placed(high, 23 - HIGH, HIGH), ((1 << HIGH) - 1) << (23 - HIGH), bits)
     return bits.to(tl.float32, bitcast=True)
 
 
@@ -212,11 +212,11 @@ def _row(
     elif LEVELS == BYTES:
         where = words + base * 8 + g * 8
         # A signed byte plus 128 is the byte with its highest bit flipped.
-        w0, w1, w2, w3 = _words(where)
+        w0, w1, w2, w3 = load_words(where)
         lo = _dot16(
             nothing, x0, x1, x2, x3, w0 ^ -0x7F7F7F80, w1 ^ -0x7F7F7F80, w2 ^ -0x7F7F7F80, w3 ^ -0x7F7F7F80, w0, 0, 8, 0, 0
         )  # fmt: skip
-        w0, w1, w2, w3 = _words(where + 4)
+        w0, w1, w2, w3 = load_words(where + 4)
         lo = _dot16(
             lo, x4, x5, x6, x7, w0 ^ -0x7F7F7F80, w1 ^ -0x7F7F7F80, w2 ^ -0x7F7F7F80, w3 ^ -0x7F7F7F80, w0, 0, 8, 0, 0
         )
@@ -224,11 +224,11 @@ def _row(
     else:
         if LEVELS == PAIRS:  # two groups share four words, which two neighbouring threads read
             group = base + g
-            w0, w1, w2, w3 = _words(words + (group // 2) * 4)
+            w0, w1, w2, w3 = load_words(words + (group // 2) * 4)
             turn = ((group & 1) * 4).to(tl.int32)
             w0, w1, w2, w3 = w0 >> turn, w1 >> turn, w2 >> turn, w3 >> turn
         else:
-            w0, w1, w2, w3 = _words(words + base * 4 + g * 4)
+            w0, w1, w2, w3 = load_words(words + base * 4 + g * 4)
         if LEVELS == GRID:
             lo = _grid16(nothing, x0, x1, x2, x3, w0, w1, w2, w3, 0)
             lo = _grid16(lo, x4, x5, x6, x7, w0, w1, w2, w3, 4)
@@ -238,14 +238,14 @@ def _row(
             bits = tl.load(high)
             lo = _dot16(
                 nothing, x0, x1, x2, x3,
-                _six_bits(w0, bits, 0), _six_bits(w1, bits, 1), _six_bits(w2, bits, 2),
-                _six_bits(w3, bits, 3), bits, 0, 6, 0, 0,
+                six_bits(w0, bits, 0), six_bits(w1, bits, 1), six_bits(w2, bits, 2),
+                six_bits(w3, bits, 3), bits, 0, 6, 0, 0,
             )  # fmt: skip
             bits = tl.load(high + R * G)
             hi = _dot16(
                 nothing, x4, x5, x6, x7,
-                _six_bits(w0 >> 4, bits, 0), _six_bits(w1 >> 4, bits, 1), _six_bits(w2 >> 4, bits, 2),
-                _six_bits(w3 >> 4, bits, 3), bits, 0, 6, 0, 0,
+                six_bits(w0 >> 4, bits, 0), six_bits(w1 >> 4, bits, 1), six_bits(w2 >> 4, bits, 2),
+                six_bits(w3 >> 4, bits, 3), bits, 0, 6, 0, 0,
             )  # fmt: skip
         else:
             bits = w0

@@ -20,7 +20,7 @@ from jambacli.errors import first_line
 from jambacli.kernels.triton import attention, dequant, experts, norm, scan
 from jambacli.kernels.triton.gemv import ConvStep, gemv
 from jambacli.kernels.triton.interleave import interleaved, natural, padded
-from jambacli.kernels.triton.launch import as_packed
+from jambacli.kernels.triton.launch import as_packed, rounds
 from jambacli.kernels.triton.ops import attention_dtype
 from jambacli.kernels.triton.repack import Packed, repack
 from jambacli.model.attention import Attention
@@ -117,6 +117,16 @@ class CudaDecoder:
         self._routers = {i: _router(layer) for i, layer in enumerate(layers) if isinstance(layer.ffn, MoE)}
         self._norms: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._bound: weakref.WeakKeyDictionary[SequenceState, _Bound] = weakref.WeakKeyDictionary()
+        #: Whether states that are not precise take products with activations of int8, where ``launch.rounds`` allows them.
+        self.rounds = True
+
+    def int8_products(self) -> int:
+        """How many matrices of a step take activations of int8 for states that are not precise."""
+        found = [self._output]
+        for layer in self._layers:
+            for part in (layer.mixer, layer.ffn):
+                found += [w for name, w in vars(part).items() if isinstance(w, Packed) and name != "dt_proj"]
+        return sum(rounds(w, w.shape[-2]) for w in found) if self.rounds else 0
 
     def run(self, ids: torch.Tensor, state: SequenceState, n_logits: int) -> torch.Tensor:
         """Append the token ids int64 [1], on either device. Returns logits float32 [n_logits, vocab] on the GPU."""
@@ -220,25 +230,26 @@ class CudaDecoder:
             assert isinstance(last, list)
             last.extend(steps)
 
-        b = self._buffers
+        b, int8 = self._buffers, self.rounds and not state.precise
         add(lambda: _discard(dequant.embed(b.token, self._embedding, out=b.x, interleaved=True)))
         for i, (layer, part) in enumerate(zip(self._layers, state.layers, strict=True)):
             if isinstance(layer.mixer, Mamba):
                 assert isinstance(part, MambaState)
-                add(*self._mamba(layer, layer.mixer, part))
+                add(*self._mamba(layer, layer.mixer, part, int8))
             else:
                 assert isinstance(part, KVCache)
                 if i in self._host_attention:
                     stretches.append(partial(self._on_host, self._attention_on_host(self._host_attention[i], part)))
                 else:
-                    add(*self._attention(layer, layer.mixer, part, bound))
+                    add(*self._attention(layer, layer.mixer, part, bound, int8))
             if i in self._host_ffn:
                 stretches.append(partial(self._on_host, self._host_ffn[i]))
             elif isinstance(layer.ffn, MLP):
-                add(*self._mlp(layer, layer.ffn))
+                add(*self._mlp(layer, layer.ffn, int8))
             else:
-                add(*self._experts(layer, layer.ffn, self._routers[i]))
+                add(*self._experts(layer, layer.ffn, self._routers[i], int8))
         last = self._normed(self._output_norm, self._config.rms_eps)
+        last |= _rounding(self._output, int8)
         add(lambda: _discard(gemv(b.x, self._output, out=b.logits, **last)))
         return bound
 
@@ -248,60 +259,62 @@ class CudaDecoder:
             self._norms[id(weight)] = weight, interleaved(weight)
         return {"norm": self._norms[id(weight)][1], "eps": eps, "interleaved": True}
 
-    def _mamba(self, layer: Layer, m: Mamba, part: MambaState) -> list[Step]:
+    def _mamba(self, layer: Layer, m: Mamba, part: MambaState, int8: bool) -> list[Step]:
         b, d_inner, hidden = self._buffers, m.A.shape[0], self._config.hidden
         w_in, w_x, w_dt, w_out = (as_packed(w) for w in (m.in_proj, m.x_proj, m.dt_proj, m.out_proj))
         x, z = b.xz.split([padded(d_inner), d_inner], 1)
         norms = interleaved(m.dt_norm), m.b_norm, m.c_norm
-        normed = self._normed(layer.mixer_norm, layer.eps)
-        rank = m.dt_norm.shape[0]
+        normed = self._normed(layer.mixer_norm, layer.eps) | _rounding(w_in, int8)
+        of_x, of_out, rank = _rounding(w_x, int8), _rounding(w_out, int8), m.dt_norm.shape[0]
         conv = ConvStep(m.conv_weight, m.conv_bias, part.conv)
         return [
             lambda: _discard(gemv(b.x, w_in, conv=conv, out=b.xz, placed=d_inner, **normed)),
-            lambda: _discard(gemv(x, w_x, out=b.dtbc, interleaved=True, placed=rank)),
+            lambda: _discard(gemv(x, w_x, out=b.dtbc, interleaved=True, placed=rank, **of_x)),
             lambda: scan.scan_step(x[0], b.dtbc[0], norms, m.eps, w_dt, m.dt_bias, m.A, m.D, z[0], part.ssm, b.y[0]),
-            lambda: _discard(gemv(b.y, w_out, residual=b.x, out=b.x, interleaved=True, placed=hidden)),
+            lambda: _discard(gemv(b.y, w_out, residual=b.x, out=b.x, interleaved=True, placed=hidden, **of_out)),
         ]
 
     def _attention_on_host(self, attention: HostAttention, part: KVCache) -> HostFfn:
         return lambda x: attention(x, part, self._position)
 
-    def _attention(self, layer: Layer, m: Attention, part: KVCache, bound: _Bound) -> list[Step]:
+    def _attention(self, layer: Layer, m: Attention, part: KVCache, bound: _Bound, int8: bool) -> list[Step]:
         b, dim, hidden = self._buffers, self._config.head_dim, self._config.hidden
         w_q, w_k, w_v, w_out = (as_packed(w) for w in (m.q_proj, m.k_proj, m.v_proj, m.out_proj))
         normed = self._normed(layer.mixer_norm, layer.eps)
         scratch = attention.DecodeScratch(m.n_heads, dim, part.k.shape[0], self._device)
         bound.scratch.append(scratch)
         dtype = attention_dtype(part.k, self._dtype)
+        of_q, of_k, of_v, of_out = (_rounding(w, int8) for w in (w_q, w_k, w_v, w_out))
         return [
-            lambda: _discard(gemv(b.x, w_q, out=b.q, **normed)),
-            lambda: _discard(gemv(b.x, w_k, out=b.k, **normed)),
-            lambda: _discard(gemv(b.x, w_v, out=b.v, **normed)),
+            lambda: _discard(gemv(b.x, w_q, out=b.q, **normed, **of_q)),
+            lambda: _discard(gemv(b.x, w_k, out=b.k, **normed, **of_k)),
+            lambda: _discard(gemv(b.x, w_v, out=b.v, **normed, **of_v)),
             # The cache's tensors are read when a step runs: kept here, they would stay in memory after the cache has grown.
             lambda: attention.append(b.k, b.v, part.k, part.v, b.position, dim),
             lambda: attention.decode(
                 b.q.view(-1, dim), part.k, part.v, b.position, scratch, b.heads, dtype, interleaved=True
             ),
-            lambda: _discard(gemv(b.heads, w_out, residual=b.x, out=b.x, interleaved=True, placed=hidden)),
+            lambda: _discard(gemv(b.heads, w_out, residual=b.x, out=b.x, interleaved=True, placed=hidden, **of_out)),
         ]
 
-    def _mlp(self, layer: Layer, f: MLP) -> list[Step]:
+    def _mlp(self, layer: Layer, f: MLP, int8: bool) -> list[Step]:
         b, hidden = self._buffers, self._config.hidden
         gate, up, down = (as_packed(w) for w in (f.gate, f.up, f.down))
         normed = self._normed(layer.ffn_norm, layer.eps) | {"placed": gate.shape[0]}
+        of_gate, of_up, of_down = (_rounding(w, int8) for w in (gate, up, down))
         last: Step = lambda: _discard(  # noqa: E731
-            gemv(b.wide, down, residual=b.x, out=b.x, interleaved=True, placed=hidden)
+            gemv(b.wide, down, residual=b.x, out=b.x, interleaved=True, placed=hidden, **of_down)
         )
         if gate.format == up.format:
-            return [lambda: _discard(gemv(b.x, gate, up=up, out=b.wide, **normed)), last]
+            return [lambda: _discard(gemv(b.x, gate, up=up, out=b.wide, **normed, **of_gate)), last]
         return [
-            lambda: _discard(gemv(b.x, gate, out=b.wide, **normed)),
-            lambda: _discard(gemv(b.x, up, out=b.wide2, **normed)),
+            lambda: _discard(gemv(b.x, gate, out=b.wide, **normed, **of_gate)),
+            lambda: _discard(gemv(b.x, up, out=b.wide2, **normed, **of_up)),
             lambda: _discard(norm.gate_up(b.wide, b.wide2, out=b.wide)),
             last,
         ]
 
-    def _experts(self, layer: Layer, f: MoE, router: Packed) -> list[Step]:
+    def _experts(self, layer: Layer, f: MoE, router: Packed, int8: bool) -> list[Step]:
         b = self._buffers
         gate, up, down = (as_packed(w) for w in (f.gate, f.up, f.down))
         if gate.format != up.format:
@@ -312,7 +325,7 @@ class CudaDecoder:
             lambda: _discard(
                 experts.one_token(
                     b.x[0], b.scores[0], gate, up, down, f.top_k,
-                    residual=b.x[0], hidden=b.wide_experts, out=b.x[0], **normed,
+                    residual=b.x[0], hidden=b.wide_experts, out=b.x[0], int8=int8, **normed,
                 )
             ),
         ]  # fmt: skip
@@ -327,6 +340,11 @@ def _router(layer: Layer) -> Packed:
     assert isinstance(layer.ffn, MoE)
     x = layer.ffn.router
     return repack(QTensor(x.contiguous().view(-1).view(torch.uint8), FORMATS["f32"], tuple(x.shape)))
+
+
+def _rounding(w: Packed, int8: bool) -> dict[str, Any]:
+    """The argument of a product in a step of that mode."""
+    return {"int8": int8 and rounds(w, w.shape[0])}
 
 
 def _discard(_: Any) -> None:

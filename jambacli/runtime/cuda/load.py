@@ -17,7 +17,7 @@ import torch
 from jambacli.errors import JambaError
 from jambacli.kernels import Ops, choose_ops, reference_ops
 from jambacli.model.attention import Attention
-from jambacli.model.config import JambaConfig, check_kv_type
+from jambacli.model.config import JambaConfig, check_gpu_kv_type
 from jambacli.model.jamba import JambaModel, Layer
 from jambacli.model.moe import MoE
 from jambacli.runtime.cuda.memory import expert_layer, gpu_sizes, is_matrix
@@ -127,7 +127,9 @@ def put_on_gpu(
         graphs=graphs,
     )
     spill.decoder = decoder
-    return surviving(dataclasses.replace(model, decoder=decoder), spill, kernels)
+    # Precise unless ``decode_mode.chosen`` finds int8 to be faster.
+    model = dataclasses.replace(model, decoder=decoder, precise=True, mode_measured=True)
+    return surviving(model, spill, kernels)
 
 
 class _Spill:
@@ -217,7 +219,7 @@ def load_on_gpu(
     the model does not fit, UsageError for an unknown KV type or an impossible number of layers. If memory runs out during
     the upload, the plan is made again for less.
     """
-    check_kv_type(kv_type)
+    check_gpu_kv_type(kv_type)
     limit = options.gpu_memory
     torch.cuda.set_device(device)
     while True:
@@ -252,6 +254,8 @@ def _load_as_planned(
         else None
     )
     logger.info("%s", JambaError(plan.describe(free_ram), remedy=remedy))  # worded as an error: it names an option
+    from jambacli.runtime.cuda.decode_mode import chosen
     from jambacli.runtime.cuda.self_check import checked
 
-    return checked(put_on_gpu(config, tensor, device, plan, source=source), tensor)
+    model = checked(put_on_gpu(config, tensor, device, plan, source=source), tensor)
+    return model if options.precise else chosen(model)

@@ -195,12 +195,13 @@ HostAttention = Callable[[torch.Tensor, KVCache, int], None]
 def host_attention(m: Attention, norm: torch.Tensor, eps: float, cpu: Ops) -> HostAttention:
     """A ``HostAttention`` with the weights of ``m``, which are in host memory, through the C++ kernels if possible."""
     norm = norm.cpu().contiguous()
-    programs: dict[torch.dtype, Any] = {}
+    programs: dict[str, Any] = {}
 
     def native(x: torch.Tensor, part: KVCache, position: int) -> None:
         from jambacli.kernels.cpu import decode
+        from jambacli.kernels.cpu.structs import kv_type
 
-        kind = part.k.dtype
+        kind = kv_type(part.k, m.q_proj.shape[0] // m.n_heads)
         if kind not in programs:
             step = decode.AttentionStep(
                 norm,
@@ -211,7 +212,7 @@ def host_attention(m: Attention, norm: torch.Tensor, eps: float, cpu: Ops) -> Ho
                 out=m.out_proj,
                 n_heads=m.n_heads,
                 n_kv_heads=m.n_kv_heads,
-                kv_dtype=kind,
+                kv_type=kind,
             )
             programs[kind] = decode.Program([step])
         programs[kind].run(x, position, programs[kind].bind([(part.k, part.v)]), precise=True)

@@ -133,7 +133,7 @@ def _too_big(plan: Placement, config: JambaConfig, ctx: int, kv_type: str, chose
     advice = ["{device} cpu"]
     if config.n_attention_layers > 1 and not plan.host_kv:
         advice.insert(0, "{cpu_kv}")
-    if config.n_attention_layers and kv_type != "q8_0" and "q8_0" in config.kv_types:
+    if config.n_attention_layers and kv_type in ("f32", "f16", "bf16") and "q8_0" in config.kv_types:
         advice.insert(0, "{kv_type} q8_0")
     if ctx > 8192:
         advice.insert(0, "a smaller {ctx}")

@@ -17,19 +17,22 @@ import torch
 from jambacli.errors import JambaError, first_line
 from jambacli.kernels import reference
 from jambacli.kernels.triton import dequant, gemm, gemv
+from jambacli.kernels.triton.launch import rounds
 from jambacli.kernels.triton.ops import TritonOps
 from jambacli.kernels.triton.repack import Packed
 from jambacli.model.jamba import JambaModel
 from jambacli.model.mamba import Mamba
 from jambacli.model.moe import MLP, MoE
+from jambacli.runtime.cuda.decoder import CudaDecoder
 from jambacli.runtime.cuda.model import GpuModel
 from jambacli.runtime.loader import GetTensor
 from quant.formats import QTensor
 
 logger = logging.getLogger(__name__)
 
-# Relative to the largest value expected: other orders of float32 sums; operands in 16 bits; whole steps.
-_EXACT, _HALF, _STEP = 1e-4, 2e-2, 5e-2
+# Relative to the largest value expected: other orders of float32 sums; a level of x rounded the other way; operands in 16 bits;
+# whole steps; whole steps with activations of int8 against float32.
+_EXACT, _LEVEL, _HALF, _STEP, _INT8_STEP = 1e-4, 1e-3, 2e-2, 5e-2, 0.2
 # Rows of a matrix that are compared, from its beginning and from its end.
 _ROWS = 128
 _TOKENS = 40
@@ -49,6 +52,8 @@ def checked(model: JambaModel, tensor: GetTensor) -> JambaModel:
                 kernels.without.add(name)
                 logger.warning("the GPU kernel '%s' is wrong on this GPU (%s): a slower way replaces it", name, found)
         problem = _guarded(lambda: _step_error(model), _STEP) if model.decoder is not None else None
+        if problem is None:
+            _check_rounding(model, kernels)
     if problem is not None:
         logger.warning(
             "the kernels of a decode step are wrong on this GPU (%s): decode is slower without them", problem
@@ -122,6 +127,8 @@ def _errors(model: JambaModel, kernels: TritonOps) -> Iterator[tuple[str, str | 
     device, half = model.device, kernels.dtype
     for _, w in _matrices(model):
         parts = {0, max(0, w.rows - _ROWS)}
+        if rounds(w, w.shape[0]):
+            yield "int8", _guarded(lambda w=w, parts=parts: max(_rounded_error(w, first) for first in parts), _LEVEL)
         yield "gemv", _guarded(lambda w=w, parts=parts: max(_product_error(w, first) for first in parts), _EXACT)
         if half != torch.float16:
             yield "gemm", _guarded(lambda w=w, parts=parts: max(_rows_error(w, first, half) for first in parts), _HALF)
@@ -143,6 +150,20 @@ def _product_error(w: Packed, first: int) -> float:
     x = _randn(1, w.shape[-1], device=w.data.device)
     n = min(_ROWS, w.rows - first)
     return difference(gemv.gemv(x, w)[:, first : first + n], x.double() @ _values(w, first, n).double().T)
+
+
+def _rounded_error(w: Packed, first: int) -> float:
+    x = _randn(1, w.shape[-1], device=w.data.device)
+    n = min(_ROWS, w.rows - first)
+    expected = rounded_to_int8(x) @ _values(w, first, n).double().T
+    return difference(gemv.gemv(x, w, int8=True)[:, first : first + n], expected)
+
+
+def rounded_to_int8(x: torch.Tensor) -> torch.Tensor:
+    """x float32 [T, n], n a multiple of 32, as products with activations of int8 take it: float64."""
+    groups = x.float().unflatten(-1, (-1, 32))
+    top = groups.abs().amax(-1, keepdim=True)
+    return ((groups * (127.0 / top.clamp(min=1e-34))).round().double() * (top * (1.0 / 127.0)).double()).flatten(-2)
 
 
 def _rows_error(w: Packed, first: int, dtype: torch.dtype) -> float:
@@ -181,11 +202,26 @@ def _experts_error(f: MoE, kernels: TritonOps, x: torch.Tensor) -> float:
     return difference(got, one_by_one.experts(x, f.router, f.gate, f.up, f.down, f.top_k))
 
 
-def _step_error(model: JambaModel) -> float:
+def _check_rounding(model: JambaModel, kernels: TritonOps) -> None:
+    """Switch off decode with activations of int8 if a product or a step of it is wrong."""
+    decoder = model.decoder
+    if not isinstance(decoder, CudaDecoder) or not decoder.int8_products():
+        return
+    if "int8" in kernels.without:
+        decoder.rounds = False
+        return
+    problem = _guarded(lambda: _step_error(model, precise=False), _INT8_STEP)
+    if problem is not None:
+        decoder.rounds = False
+        kernels.without.add("int8")
+        logger.warning("decode with activations of int8 is wrong on this GPU (%s): it uses float32", problem)
+
+
+def _step_error(model: JambaModel, *, precise: bool = True) -> float:
     """The median difference between the logits of decode steps and of the same tokens through single operations, over the
     logits' deviation."""
     single = dataclasses.replace(model, decoder=None)
-    states = model.new_state(8), single.new_state(8)
+    states = model.new_state(8, precise=precise), single.new_state(8)
     worst = 0.0
     for token in (1, 2, 3):  # launched, recorded, replayed
         ids = torch.tensor([token % model.config.vocab_size])

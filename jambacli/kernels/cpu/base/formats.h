@@ -17,6 +17,23 @@ inline constexpr float kMiddleLevel<block_q4_1> = 8.0f;
 template <>
 inline constexpr float kMiddleLevel<block_q5_1> = 16.0f;
 
+// Whether keys and values of this type are blocks of 32 values of a head.
+static inline bool is_block_kv(int32_t type) { return type == kQ8_0 || type == kQ5_1 || type == kQ4_0; }
+// Whether they are stored rotated: see base/rotate.h.
+static inline bool is_rotated_kv(int32_t type) { return type == kQ5_1 || type == kQ4_0; }
+static inline bool is_kv_type(int32_t type) { return is_float_type(type) || is_block_kv(type); }
+
+// Bytes of a row of n stored values.
+static inline int64_t kv_bytes(int32_t type, int64_t n) {
+    const auto blocks = [n](size_t bytes) { return n / 32 * static_cast<int64_t>(bytes); };
+    switch (type) {
+        case kQ8_0: return blocks(sizeof(block_q8_0));
+        case kQ5_1: return blocks(sizeof(block_q5_1));
+        case kQ4_0: return blocks(sizeof(block_q4_0));
+        default: return type == kF32 ? 4 * n : 2 * n;
+    }
+}
+
 // What kernels handle at a time: 256 values, one super-block or eight blocks of 32. A base of the formats' descriptions.
 template <class B>
 struct Of256 {

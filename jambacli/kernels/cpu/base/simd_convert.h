@@ -108,6 +108,36 @@ SIMD_FN vf load_i8(const int8_t* p) {
 #endif
 }
 
+// Levels of a block of 32 from level i on, kLanes of them: four bits each, level j low and level j + 16 high in byte j.
+SIMD_FN vf load_nibbles(const uint8_t* qs, int64_t i) {
+    const uint8_t* p = qs + i % 16;
+    const int shift = i < 16 ? 0 : 4;
+#if defined(__AVX512F__)
+    const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    return (vf)_mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srl_epi32(bytes, _mm_cvtsi32_si128(shift)), _mm512_set1_epi32(15)));
+#elif defined(__AVX2__)
+    const __m256i bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+    return (vf)_mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srl_epi32(bytes, _mm_cvtsi32_si128(shift)), _mm256_set1_epi32(15)));
+#else
+    return __builtin_convertvector((vi{p[0], p[1], p[2], p[3]} >> shift) & 15, vf);
+#endif
+}
+
+// 16 where bit i + lane of `high` is set, else 0.
+SIMD_FN vf load_fifth_bits(uint32_t high, int64_t i) {
+    high >>= i;
+#if defined(__AVX512F__)
+    return (vf)_mm512_maskz_mov_ps(static_cast<__mmask16>(high), _mm512_set1_ps(16.0f));
+#elif defined(__AVX2__)
+    const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    const __m256i set = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(static_cast<int>(high)), bit), bit);
+    return (vf)_mm256_and_ps(_mm256_castsi256_ps(set), _mm256_set1_ps(16.0f));
+#else
+    const vi bit{1, 2, 4, 8};
+    return (vf)(((static_cast<int32_t>(high) & bit) == bit) & (vi)set1(16.0f));
+#endif
+}
+
 // Rounds to nearest even and stores bytes; values must lie within [-127, 127]. Returns the rounded values.
 SIMD_FN vf store_i8(int8_t* p, vf x) {
 #if defined(__AVX512F__)

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "base/rotate.h"
 #include "decode/steps.h"
 
 namespace jamba {
@@ -23,6 +24,59 @@ int64_t piece_begin(int64_t piece) {
 
 constexpr float kLog2e = 1.44269504f, kLn2 = 0.693147182f;
 
+// A value that is no number makes its block's factor NaN, and so all scores with it.
+float poison_of(const float* x) {
+    float poison = 0.0f;
+    for (int i = 0; i < 32; ++i) poison += x[i] * 0.0f;
+    return poison;
+}
+
+float inverse_of(float d) {
+    const float inverse = 1.0f / d;
+    return std::isfinite(inverse) ? inverse : 0.0f;
+}
+
+// Levels of four bits from 0 to 15, as ggml rounds.
+void store_four_bits(const float* from, int64_t n, uint8_t* to) {
+    auto* block = reinterpret_cast<block_q4_0*>(to);
+    for (int64_t b = 0; b < n / 32; ++b, ++block, from += 32) {
+        float top = 0.0f;  // the value of the largest magnitude, which becomes level 0
+        for (int i = 0; i < 32; ++i) top = std::fabs(from[i]) > std::fabs(top) ? from[i] : top;
+        const float poison = poison_of(from), d = top / -8.0f + poison;
+        const float inverse = inverse_of(d);
+        const uint16_t half = float_to_half(d);
+        std::memcpy(&block->d, &half, 2);
+        const auto level = [&](int i) {
+            return poison == 0.0f ? std::min(15, static_cast<int>(from[i] * inverse + 8.5f)) : 8;
+        };
+        for (int i = 0; i < 16; ++i) block->qs[i] = static_cast<uint8_t>(level(i) | level(i + 16) << 4);
+    }
+}
+
+// Levels of five bits from 0 to 31 above the block's minimum, as ggml rounds.
+void store_five_bits(const float* from, int64_t n, uint8_t* to) {
+    auto* block = reinterpret_cast<block_q5_1*>(to);
+    for (int64_t b = 0; b < n / 32; ++b, ++block, from += 32) {
+        float least = from[0], most = from[0];
+        for (int i = 1; i < 32; ++i) least = std::min(least, from[i]), most = std::max(most, from[i]);
+        const float poison = poison_of(from), d = (most - least) / 31.0f + poison;
+        const float inverse = inverse_of(d);
+        const uint16_t factor = float_to_half(d), minimum = float_to_half(least);
+        std::memcpy(&block->d, &factor, 2);
+        std::memcpy(&block->m, &minimum, 2);
+        uint32_t high = 0;
+        const auto level = [&](int i) {
+            return poison == 0.0f ? static_cast<uint32_t>((from[i] - least) * inverse + 0.5f) : 0u;
+        };
+        for (int i = 0; i < 16; ++i) {
+            const uint32_t a = level(i), c = level(i + 16);
+            block->qs[i] = static_cast<uint8_t>((a & 15) | (c & 15) << 4);
+            high |= (a >> 4 & 1) << i | (c >> 4 & 1) << (i + 16);
+        }
+        std::memcpy(block->qh, &high, 4);
+    }
+}
+
 void store_row(const float* from, int32_t type, int64_t n, uint8_t* to) {
     if (type == kF32) {
         std::memcpy(to, from, static_cast<size_t>(n) * sizeof(float));
@@ -36,6 +90,10 @@ void store_row(const float* from, int32_t type, int64_t n, uint8_t* to) {
             std::memcpy(&block->d, &half, 2);
             for (int i = 0; i < 32; ++i) block->qs[i] = static_cast<int8_t>(std::round(from[i] * inverse));
         }
+    } else if (type == kQ4_0) {
+        store_four_bits(from, n, to);
+    } else if (type == kQ5_1) {
+        store_five_bits(from, n, to);
     } else {
         for (int64_t i = 0; i < n; ++i) {
             const uint16_t half = type == kF16 ? float_to_half(from[i]) : float_to_bf16(from[i]);
@@ -116,7 +174,7 @@ void attention_step(Team* team, const Run& run, const AttentionStep& s, int64_t 
     float* new_k = scratch.take<float>(m * kv_rows);
     float* new_v = scratch.take<float>(m * kv_rows);
     float* queries = scratch.take<float>(m * s.n_heads * depth);
-    uint8_t* packed = k.pack_query && s.kv_type == kQ8_0 ? scratch.take<uint8_t>(m * s.n_heads * query_bytes) : nullptr;
+    uint8_t* packed = k.pack_query && is_block_kv(s.kv_type) ? scratch.take<uint8_t>(m * s.n_heads * query_bytes) : nullptr;
     int64_t partial_rows = 0, most_rows = 0, most_pieces = 0, all_pieces = 0;
     for (int64_t j = 0; j < run.n_spans; ++j) {
         const Span& span = run.spans[j];
@@ -174,6 +232,8 @@ void attention_step(Team* team, const Run& run, const AttentionStep& s, int64_t 
         const Attending& part = span_of(parts, t);
         const StepState& state = *part.state;
         const int64_t own = t - part.first, at = (part.span->past + own) * state.token_stride + head * state.head_stride;
+        const bool rotated = is_rotated_kv(s.kv_type);
+        if (rotated) rotate_head(new_k + t * kv_rows + head * dim, dim), rotate_head(new_v + t * kv_rows + head * dim, dim);
         store_row(new_k + t * kv_rows + head * dim, s.kv_type, dim, state.k + at);
         store_row(new_v + t * kv_rows + head * dim, s.kv_type, dim, state.v + at);
         const float* from = q + t * q_rows + head * group * dim;
@@ -181,6 +241,7 @@ void attention_step(Team* team, const Run& run, const AttentionStep& s, int64_t 
         float* to = part.queries + row * depth;
         for (int64_t h = 0; h < group; ++h, from += dim, to += depth) {
             for (int64_t j = 0; j < dim; ++j) to[j] = from[j] * scale;
+            if (rotated) rotate_head(to, dim);
             std::fill(to + dim, to + depth, 0.0f);
             if (packed) k.pack_query(to, dim, part.packed + (row + h) * query_bytes);
         }
@@ -205,6 +266,7 @@ void attention_step(Team* team, const Run& run, const AttentionStep& s, int64_t 
             const Attending& part = span_of(parts, t);
             combine(k, part, head / group, (t - part.first) * group + head % group, dim, work,
                     attended.f + t * attended.f_stride + head * dim);
+            if (is_rotated_kv(s.kv_type)) rotate_head(attended.f + t * attended.f_stride + head * dim, dim);
         }
     });
     team->barrier();

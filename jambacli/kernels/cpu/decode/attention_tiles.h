@@ -26,10 +26,6 @@ SIMD_FN vf broadcast_f16(const void* p) {
 #endif
 }
 
-int64_t kv_bytes(int32_t type, int64_t n) {
-    return type == kQ8_0 ? n / 32 * static_cast<int64_t>(sizeof(block_q8_0)) : type == kF32 ? 4 * n : 2 * n;
-}
-
 // Vectors of stored values as floats: kLanes values from value i on, a multiple of kLanes.
 struct FloatValues {
     SIMD_FN vf at(const uint8_t* row, int64_t i) { return load(reinterpret_cast<const float*>(row) + i); }
@@ -47,6 +43,22 @@ struct ByteValues {
     }
 };
 
+struct FourBitValues {
+    SIMD_FN vf at(const uint8_t* row, int64_t i) {
+        const auto* block = reinterpret_cast<const block_q4_0*>(row) + i / 32;
+        return broadcast_f16(&block->d) * (load_nibbles(block->qs, i % 32) - 8.0f);
+    }
+};
+struct FiveBitValues {
+    SIMD_FN vf at(const uint8_t* row, int64_t i) {
+        const auto* block = reinterpret_cast<const block_q5_1*>(row) + i / 32;
+        uint32_t high;
+        memcpy(&high, block->qh, 4);
+        const vf level = load_nibbles(block->qs, i % 32) + load_fifth_bits(high, i % 32);
+        return broadcast_f16(&block->d) * level + broadcast_f16(&block->m);
+    }
+};
+
 // One row of n stored values to floats.
 template <class S>
 void convert_row(const uint8_t* from, int64_t n, float* out) {
@@ -55,6 +67,8 @@ void convert_row(const uint8_t* from, int64_t n, float* out) {
 
 void kv_row(const uint8_t* from, int32_t type, int64_t n, float* out) {
     if (type == kQ8_0) return convert_row<ByteValues>(from, n, out);
+    if (type == kQ4_0) return convert_row<FourBitValues>(from, n, out);
+    if (type == kQ5_1) return convert_row<FiveBitValues>(from, n, out);
     if (type == kF32) {
         memcpy(out, from, static_cast<size_t>(n) * sizeof(float));
         return;
@@ -287,6 +301,8 @@ void attend(const KeyBlock& b, const QueryRows& r, float* work) {
     if (b.type == kF16) return attend_through<HalfValues>(b, keys, values, r, tile, s);
     if (b.type == kBF16) return attend_through<BrainValues>(b, keys, values, r, tile, s);
     if (b.type == kQ8_0) return attend_through<ByteValues>(b, keys, values, r, tile, s);
+    if (b.type == kQ4_0) return attend_through<FourBitValues>(b, keys, values, r, tile, s);
+    if (b.type == kQ5_1) return attend_through<FiveBitValues>(b, keys, values, r, tile, s);
     attend_through<FloatValues>(b, keys, values, r, tile, s);
 }
 

@@ -133,12 +133,12 @@ struct InnerKernels {
                      int64_t c1, float* y);
     // exp(x - shift) in place; returns the sum.
     float (*exp_sum)(float* x, float shift, int64_t n);
-    // `count` rows of n stored values of a KV type (kF32, kF16, kBF16, kQ8_0), `stride` bytes apart, to floats [count, n].
+    // `count` rows of n stored values of a KV type (is_kv_type()), `stride` bytes apart, to floats [count, n].
     void (*kv_load)(const uint8_t* from, int32_t type, int64_t stride, int64_t count, int64_t n, float* out);
     // One block of keys and values for all query rows of a KV head: moves on the rows' softmax. `work` has
     // attend_work() floats, aligned to 64 bytes.
     void (*attend)(const KeyBlock& block, const QueryRows& rows, float* work);
-    // A query row of n values, a multiple of 32, in the form in which it meets q8_0 keys. Null: attend() takes floats only.
+    // A query row of n values, a multiple of 32, in the form in which it meets keys in blocks. Null: attend() takes floats only.
     void (*pack_query)(const float* q, int64_t n, uint8_t* out);
 };
 

@@ -75,8 +75,7 @@ int check_step(const Step& step) {
     if (step.kind == kAttentionStep) {
         const auto& s = *static_cast<const AttentionStep*>(step.step);
         if (const int status = check_all({&s.q, &s.k, &s.v, &s.out})) return status;
-        const bool kv = s.kv_type == kF32 || s.kv_type == kF16 || s.kv_type == kBF16 ||
-                        (s.kv_type == kQ8_0 && s.head_dim % 32 == 0);
+        const bool kv = is_kv_type(s.kv_type) && (!is_block_kv(s.kv_type) || s.head_dim % 32 == 0);
         return fits(kv && s.n_kv_heads > 0 && s.head_dim > 0 && s.n_heads % s.n_kv_heads == 0 &&
                     s.q.rows == s.n_heads * s.head_dim && s.k.rows == s.n_kv_heads * s.head_dim && s.v.rows == s.k.rows &&
                     s.k.cols == s.q.cols && s.v.cols == s.q.cols && s.out.cols == s.q.rows && s.out.rows == s.q.cols);

@@ -28,7 +28,7 @@ struct AttentionStep {
     Input input;
     Matrix q, k, v, out;
     int64_t n_heads, n_kv_heads, head_dim;
-    int32_t kv_type;  // kF32, kF16, kBF16 or kQ8_0
+    int32_t kv_type;  // is_kv_type()
     int32_t reserved;
 };
 

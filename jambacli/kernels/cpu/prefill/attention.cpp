@@ -8,6 +8,7 @@
 #include <atomic>
 
 #include "decode/inner_kernels.h"
+#include "base/rotate.h"
 #include "base/scratch.h"
 #include "base/threads.h"
 
@@ -171,17 +172,32 @@ void attention(const Queries& q, const Cache& cache, float* out, int threads) {
 }  // namespace jamba
 
 // Causal grouped-query attention of `tokens` queries f32 [tokens, n_heads, head_dim] (tokens `q_stride` floats apart) over
-// caches of GGML type f32, f16, bf16 or q8_0, whose rows of head_dim values lie token_bytes and head_bytes apart; query t
+// caches of GGML type f32, f16, bf16, q8_0, q5_1 or q4_0, whose rows of head_dim values lie token_bytes and head_bytes apart; query t
 // sees keys 0..n_past + t. out f32 [tokens, n_heads, head_dim].
 EXPORT int prefill_attention(const float* q, int64_t q_stride, const uint8_t* k, const uint8_t* v, int64_t token_bytes,
                              int64_t head_bytes, float* out, int type, int64_t tokens, int64_t n_past, int64_t n_heads,
                              int64_t n_kv_heads, int64_t head_dim, int threads) {
     using namespace jamba;
-    if (type != kF32 && type != kF16 && type != kBF16 && type != kQ8_0) return kBadType;
-    if (type == kQ8_0 && head_dim % block_q8_0::kValues) return kPartialBlock;
+    if (!is_kv_type(type)) return kBadType;
+    if (is_block_kv(type) && head_dim % block_q8_0::kValues) return kPartialBlock;
     return guarded([&] {
         const Queries queries{q, q_stride, tokens, n_heads, n_kv_heads, head_dim, n_past};
         if (tokens > 0) attention(queries, {k, v, type, token_bytes, head_bytes}, out, threads);
+        return kOk;
+    });
+}
+
+// Heads of n values, `rows` of them, from x to out, rotated.
+EXPORT int rotate_heads(const float* x, float* out, int64_t rows, int64_t n, int threads) {
+    using namespace jamba;
+    return guarded([&] {
+        parallel(threads, [&](Team& team) {
+            const Range mine = team.share(rows);
+            for (int64_t i = mine.begin; i < mine.end; ++i) {
+                memcpy(out + i * n, x + i * n, static_cast<size_t>(n) * sizeof(float));
+                rotate_head(out + i * n, n);
+            }
+        });
         return kOk;
     });
 }
