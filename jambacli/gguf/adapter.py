@@ -100,7 +100,7 @@ class AdapterFile:
 def check_pair(
     path: object, name: str, a: tuple[int, ...], b: tuple[int, ...], tensors: Mapping[str, keys.HasShape], model: object
 ) -> None:
-    """Raise BadFileError where a pair of these shapes, of the adapter at ``path``, does not fit the tensors of ``model``."""
+    """Raise BadFileError where a pair of these shapes, of the adapter at ``path``, does not fit ``tensors`` of ``model``."""
     weight = tensors.get(name)
     if weight is None and name == keys.OUTPUT:
         raise BadFileError(path, f"an adapter of the output, which is the token embedding in {model}, is not supported")

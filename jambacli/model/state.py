@@ -140,8 +140,7 @@ class SequenceState:
         adapters: AdapterSet = NO_ADAPTERS,
     ) -> None:
         """``kv_device``: device of keys and values if not ``device`` (host memory for a model on a GPU). ``precise``:
-        decode with 15-bit activations, see DeviceOptions; states of the two modes differ. ``adapters``: those that it is
-        computed with.
+        decode with 15-bit activations, see DeviceOptions; states of the two modes differ. ``adapters``: those in use.
 
         Raises UsageError for an unknown ``kv_type`` or a ``ctx`` below 1, UnsupportedError for a KV type that does not
         fit the model's heads.
