@@ -36,7 +36,7 @@ def test_commands_options_and_names_come_next(own_home: Path) -> None:
     assert "jamba:3b" in _texts("pull", "jamba:")
     assert sorted(_texts("chat --session", "")) == [HOSTILE, "holiday", "plans"]
     assert _texts("run", "--preset=con") == ["--preset=contracts"]
-    assert _texts("quantize a.gguf --type", "q4_k") == ["q4_k_s", "q4_k_m"]
+    assert _texts("quantize a.gguf --type", "q4_k") == ["q4_k_s", "q4_k_m", "q4_k_x"]
     assert _texts("config set theme", "d") == ["dark"]
     assert _texts("config set precise", "") == ["on", "off"]
     assert complete(["ask"], "rep") == Words(files=True)

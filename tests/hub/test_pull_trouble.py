@@ -118,7 +118,7 @@ def kill_and_resume(server: Server, large: bytes, kills: int, seed: int) -> None
     client = start("pull", BIG, "--yes")
     _, said = client.communicate(timeout=120)
     assert client.returncode == 0, said
-    assert server.asked[asked][1] == have > 0
+    assert server.asked[asked][1] == have  # 0 where every kill came before the first bytes were on the disk
     entry = Store().get(f"hf.co/{BIG}")
     assert entry is not None and file_of(entry) == large
     check_resumption(server, len(large))
