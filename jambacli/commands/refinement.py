@@ -11,7 +11,7 @@ from jambacli.errors import UsageError
 if TYPE_CHECKING:
     from jambacli.gguf.reader import GGUFFile
 
-#: Calibration tokens by default: three quarters of an hour for a model of 3 billion weights on two cores.
+#: Calibration tokens by default: by computation three quarters of an hour for 3 billion weights on two cores.
 TOKENS = 16384
 
 
