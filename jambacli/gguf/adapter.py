@@ -83,7 +83,7 @@ class AdapterFile:
         for name in sorted(self.pairs):
             for info in self.pairs[name]:
                 hasher.update(f"{info.name}|{info.shape}|{info.format.name}\n".encode())
-                hasher.update(memoryview(self.file.data(info.name)))  # type: ignore[arg-type]
+                hasher.update(self.file.data(info.name).data)
         return hasher.hexdigest()[:40]
 
     def close(self) -> None:

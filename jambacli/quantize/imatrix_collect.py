@@ -6,7 +6,6 @@ intervals, so that an interrupted run goes on where it was; its result has the s
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import struct
@@ -385,21 +384,24 @@ class _Partial:
 
     def read(self) -> tuple[Sums, int]:
         """The sums and the number of chunks in them; none where there is no such file, or another run's."""
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
-        found, done = Sums(), 0
-        with contextlib.suppress(Exception):  # damaged, or of another kind: it is started anew
+        found = Sums()
+        kinds = {"squares": found.squares, "sums": found.sums, "counts": found.counts}
+        try:
             if not self.path.is_file() or self.path.stat().st_size > _MAX_PARTIAL:
-                return found, done
+                return Sums(), 0
             with safe_open(self.path, "np") as file:
                 about = file.metadata() or {}
                 if about.get("digest") != self.digest:
-                    return found, done
-                for key in file.keys():  # noqa: SIM118 - it is no mapping
+                    return Sums(), 0
+                keys_in_file: list[str] = list(file.keys())
+                for key in keys_in_file:
                     kind, name = key.split(":", 1)
-                    getattr(found, kind)[name] = file.get_tensor(key)
-                done = int(about["chunks"])
-        return found, done
+                    kinds[kind][name] = file.get_tensor(key)
+                return found, int(about["chunks"])
+        except (OSError, ValueError, KeyError, SafetensorError):  # damaged: it is started anew
+            return Sums(), 0
 
     def write(self, sums: Sums, chunks: int) -> None:
         """Replace the file. Raises JambaError where it cannot be written."""

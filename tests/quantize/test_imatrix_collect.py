@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save
 
 from jambacli import Jamba, data
 from jambacli.cli import main
@@ -174,6 +175,10 @@ def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(
     # Another model's, or a damaged one, is not continued.
     same(c.collect(demo.model, runs, output, identity="another"), found)
     kept.write_bytes(b"\x10" * 100)
+    same(go_on(), found)
+    # One without the number of its chunks is not counted twice.
+    digest = c._digest("demo", runs, False, False, "f16")
+    kept.write_bytes(save({"squares:blk.0.ssm_in.weight": np.ones((1, 256))}, {"digest": digest}))
     same(go_on(), found)
     c.finish(output)
     assert not kept.exists()
